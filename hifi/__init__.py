@@ -1,0 +1,61 @@
+"""HiFi: fine-tune only the attention heads that matter for a task.
+
+The names below are loaded when they are first used (PEP 562), so that ``import hifi`` costs no
+torch import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hifi.backbone import HeadId
+    from hifi.delta import HeadDelta
+    from hifi.errors import HifiError
+    from hifi.events import Control, TrainingEvent
+    from hifi.finetuning import FinetuneResult, finetune
+    from hifi.selection import HeadSelection, select_heads
+    from hifi.tuning import HeadTuner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Control",
+    "FinetuneResult",
+    "HeadDelta",
+    "HeadId",
+    "HeadSelection",
+    "HeadTuner",
+    "HifiError",
+    "TrainingEvent",
+    "__version__",
+    "finetune",
+    "select_heads",
+]
+
+# No module may bear the name of an export: importing it would put the module in the export's place.
+_HOME_OF = {
+    "Control": "hifi.events",
+    "FinetuneResult": "hifi.finetuning",
+    "HeadDelta": "hifi.delta",
+    "HeadId": "hifi.backbone",
+    "HeadSelection": "hifi.selection",
+    "HeadTuner": "hifi.tuning",
+    "HifiError": "hifi.errors",
+    "TrainingEvent": "hifi.events",
+    "finetune": "hifi.finetuning",
+    "select_heads": "hifi.selection",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load an exported name from the module it lives in."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the exported names, loaded or not."""
+    return sorted({*globals(), *__all__})

