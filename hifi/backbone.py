@@ -1,0 +1,383 @@
+"""Which rows of which weights belong to a head: the only file that knows architectures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hifi.errors import InvalidArgumentError, TunerError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from transformers import PreTrainedModel
+
+ProjectionName = Literal["query", "key", "value"]
+PROJECTION_NAMES: tuple[ProjectionName, ...] = ("query", "key", "value")
+
+
+@dataclass(frozen=True, order=True)
+class HeadId:
+    """One attention head.
+
+    Attributes:
+        layer: index of the layer, from 0 at the bottom.
+        head: index of the head in its layer; of the key-value group where keys are grouped.
+    """
+
+    layer: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where the query, key or value rows of one layer are stored.
+
+    Attributes:
+        name: ``query``, ``key`` or ``value``.
+        module_name: dotted path of the module in the model; fused projections share one module.
+        offset: first output row of this projection in the module.
+        rows_per_head: output rows of one head, D' (G·D' for the query of a key-value group).
+        transposed: True where the weight is stored as ``[D, rows]`` (GPT-2's Conv1D).
+    """
+
+    name: ProjectionName
+    module_name: str
+    offset: int
+    rows_per_head: int
+    transposed: bool
+
+    def rows(self, head: int) -> slice:
+        """Give the output rows of ``head`` in the module, as ``nn.Linear`` counts them."""
+        start = self.offset + head * self.rows_per_head
+        return slice(start, start + self.rows_per_head)
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's projections.
+
+    Attributes:
+        index: the layer's position, from 0.
+        projections: query, key and value, in this order.
+        output_name: dotted path of W^O, whose input is the concatenated head outputs O_h.
+    """
+
+    index: int
+    projections: tuple[Projection, ...]
+    output_name: str
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """Name the modules that hold the projections, each once."""
+        return tuple(dict.fromkeys(projection.module_name for projection in self.projections))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The attention of a model, described without its weights.
+
+    Attributes:
+        architecture: the configuration's ``model_type``.
+        num_heads: H, the heads that can be selected; key-value groups where keys are grouped.
+        group_size: G, query heads per selectable head; 1 without grouped keys.
+        head_dim: D'.
+        hidden_size: D.
+        layers: one entry per layer, bottom first.
+        has_key_value_groups: True where one key serves several query heads.
+    """
+
+    architecture: str
+    num_heads: int
+    group_size: int
+    head_dim: int
+    hidden_size: int
+    layers: tuple[AttentionLayer, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """Count the layers, L."""
+        return len(self.layers)
+
+    @property
+    def num_query_heads(self) -> int:
+        """Count the query heads of a layer, H·G."""
+        return self.num_heads * self.group_size
+
+    def check_heads(self, heads: Iterable[HeadId]) -> None:
+        """Refuse heads that this backbone does not have.
+
+        Raises:
+            InvalidArgumentError: a layer or head index outside the backbone.
+        """
+        for head in heads:
+            if not 0 <= head.layer < self.num_layers or not 0 <= head.head < self.num_heads:
+                raise InvalidArgumentError(
+                    "heads",
+                    value=head,
+                    limit=f"layers 0..{self.num_layers - 1}, heads 0..{self.num_heads - 1}",
+                )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Module names of one architecture family, relative to its base model."""
+
+    layers: str
+    query: str
+    key: str
+    value: str
+    output: str
+
+    @property
+    def fused(self) -> bool:
+        return self.query == self.key
+
+
+def _separate(layers: str, attention: str, names: str, output: str) -> _Layout:
+    query, key, value = (f"{attention}.{name}" for name in names.split())
+    return _Layout(layers, query, key, value, output)
+
+
+_BERT = _separate("encoder.layer", "attention.self", "query key value", "attention.output.dense")
+_VIT = _separate("layers", "attention", "q_proj k_proj v_proj", "attention.o_proj")
+_LLAMA = _separate("layers", "self_attn", "q_proj k_proj v_proj", "self_attn.o_proj")
+_LAYOUTS: dict[str, _Layout] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": _separate(
+        "transformer.layer", "attention", "q_lin k_lin v_lin", "attention.out_lin"
+    ),
+    "vit": _VIT,
+    "deit": _VIT,
+    "modernbert": _Layout("layers", "attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo"),
+    "gpt2": _Layout("h", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"),
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+}
+SUPPORTED_ARCHITECTURES: tuple[str, ...] = tuple(sorted(_LAYOUTS))
+
+
+def describe(model: PreTrainedModel) -> Backbone:
+    """Locate every head of a model.
+
+    Args:
+        model: a transformers model, bare or with a task head, tuned or not.
+
+    Returns:
+        The description; it holds names and numbers only, no weights.
+
+    Raises:
+        UnsupportedArchitectureError: an architecture, or a variant of one (cross attention),
+            whose heads are not known here.
+    """
+    config = model.config
+    architecture = str(config.model_type)
+    layout = _LAYOUTS.get(architecture)
+    if layout is None:
+        raise UnsupportedArchitectureError(
+            f"architecture {architecture!r} is not supported; supported are: "
+            + ", ".join(SUPPORTED_ARCHITECTURES)
+        )
+    if getattr(config, "add_cross_attention", False):
+        raise UnsupportedArchitectureError(f"{architecture!r} with cross attention is unsupported")
+    query_heads = int(config.num_attention_heads)
+    num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
+    base = model.base_model
+    prefix = _name_of(base, model=model)
+    count = len(_module_list(base, layout.layers))
+    return Backbone(
+        architecture=architecture,
+        num_heads=num_heads,
+        group_size=query_heads // num_heads,
+        head_dim=head_dim,
+        hidden_size=int(config.hidden_size),
+        layers=tuple(
+            _describe_layer(
+                model,
+                index,
+                f"{prefix}{layout.layers}.{index}.",
+                layout,
+                rows=(query_heads // num_heads * head_dim, head_dim, head_dim),
+                num_heads=num_heads,
+            )
+            for index in range(count)
+        ),
+    )
+
+
+def _describe_layer(
+    model: nn.Module,
+    index: int,
+    prefix: str,
+    layout: _Layout,
+    *,
+    rows: tuple[int, int, int],
+    num_heads: int,
+) -> AttentionLayer:
+    transposed = isinstance(model.get_submodule(prefix + layout.output), Conv1D)
+    projections = []
+    offset = 0
+    for name, rows_per_head in zip(PROJECTION_NAMES, rows, strict=True):
+        module_name = prefix + str(getattr(layout, name))
+        projections.append(Projection(name, module_name, offset, rows_per_head, transposed))
+        if layout.fused:
+            offset += num_heads * rows_per_head
+    return AttentionLayer(index, tuple(projections), prefix + layout.output)
+
+
+def _name_of(base: nn.Module, *, model: nn.Module) -> str:
+    """Give the base model's dotted prefix in the model, empty for a bare model."""
+    for name, module in model.named_modules():
+        if module is base:
+            return f"{name}." if name else ""
+    raise UnsupportedArchitectureError(f"{type(model).__name__} does not contain its base model")
+
+
+def _module_list(base: nn.Module, path: str) -> nn.ModuleList:
+    layers = base.get_submodule(path)
+    if not isinstance(layers, nn.ModuleList):
+        raise UnsupportedArchitectureError(f"{type(base).__name__}.{path} is not a list of layers")
+    return layers
+
+
+def heads_of(backbone: Backbone) -> Iterator[HeadId]:
+    """Walk over every head, layer by layer."""
+    for layer in backbone.layers:
+        for head in range(backbone.num_heads):
+            yield HeadId(layer.index, head)
+
+
+def read_rows(model: nn.Module, projection: Projection, head: int) -> tuple[Tensor, Tensor | None]:
+    """Copy the rows of one head out of a projection.
+
+    Args:
+        model: the model that ``projection`` describes.
+        projection: query, key or value of one layer.
+        head: the head (or key-value group).
+
+    Returns:
+        Weight ``[rows, D]`` as in ``nn.Linear`` whatever the architecture stores, and bias
+        ``[rows]`` or None; copies, in the model's dtype.
+    """
+    module = model.get_submodule(projection.module_name)
+    rows = projection.rows(head)
+    stored, bias = cast("tuple[Tensor, Tensor | None]", (module.weight, module.bias))
+    weight = stored.detach()[:, rows].T if projection.transposed else stored.detach()[rows]
+    return weight.clone(memory_format=torch.contiguous_format), (
+        None if bias is None else bias.detach()[rows].clone()
+    )
+
+
+def write_rows(
+    model: nn.Module, projection: Projection, head: int, *, weight: Tensor, bias: Tensor | None
+) -> None:
+    """Copy rows of one head into a projection, in place and without a trace in autograd.
+
+    Args:
+        model: the model that ``projection`` describes.
+        projection: query, key or value of one layer.
+        head: the head (or key-value group).
+        weight: ``[rows, D]`` as in ``nn.Linear``; cast to the model's dtype.
+        bias: ``[rows]``, or None where the projection has none.
+
+    Raises:
+        TunerError: the projection is wrapped (a tuner, an adapter or a quantiser holds it).
+    """
+    module = plain_projection(model, projection)
+    rows = projection.rows(head)
+    target = module.weight.data
+    target = target[:, rows].T if projection.transposed else target[rows]
+    target.copy_(weight)
+    if bias is not None and module.bias is not None:
+        module.bias.data[rows] = bias.to(module.bias.dtype)
+
+
+def plain_projection(model: nn.Module, projection: Projection) -> nn.Linear | Conv1D:
+    """Give the module of a projection, which must be as transformers built it.
+
+    Raises:
+        TunerError: something else stands in its place (a tuner, an adapter or a quantiser).
+    """
+    module = cast("nn.Linear | Conv1D", model.get_submodule(projection.module_name))
+    if type(module) not in (nn.Linear, Conv1D):
+        raise TunerError(
+            f"{projection.module_name} is a {type(module).__name__}, not a plain projection: "
+            "detach the tuner or adapter that holds it first"
+        )
+    return module
+
+
+def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tuple[str, ...]:
+    """Name the parameters of the task head.
+
+    The task head is every parameter outside the base model, except the output embedding of a
+    language model, plus ``extra`` (a pooler that the checkpoint lacked).
+
+    Args:
+        model: a transformers model; a bare one has no task head.
+        extra: dotted names of further modules.
+
+    Returns:
+        Parameter names in the model's own order.
+
+    Raises:
+        InvalidArgumentError: ``extra`` names a module that the model does not have.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in extra:
+        if name not in modules:
+            raise InvalidArgumentError("task_head", value=name, limit="a module of the model")
+    frozen = {id(parameter) for parameter in model.base_model.parameters()}
+    output_embeddings = model.get_output_embeddings()
+    if output_embeddings is not None:
+        frozen.update(id(parameter) for parameter in output_embeddings.parameters())
+    wanted = {id(parameter) for name in extra for parameter in modules[name].parameters()}
+    return tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in wanted or id(parameter) not in frozen
+    )
+
+
+def first_token_block(model: PreTrainedModel) -> str | None:
+    """Name the last layer's block that adds W^O·O to the residual, if its first token suffices.
+
+    Returns:
+        The dotted path of a module that takes ``(head outputs, residual)``, both ``[B, S, D]``,
+        and after which the model works token by token and reads the first token only; None
+        where the model has no such block (pooling over tokens, another residual layout).
+    """
+    if _LAYOUTS.get(str(model.config.model_type)) is not _BERT:
+        return None
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    return describe(model).layers[-1].output_name.removesuffix(".dense")
+
+
+def optional_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Name the parameters of the base model that not every class of the architecture has.
+
+    They are the pooler (sequence classifiers have one, question answering has none) and the mask
+    token of masked image modelling, so they cannot tell one checkpoint from another.
+
+    Args:
+        model: a transformers model, bare or with a task head.
+
+    Returns:
+        Dotted names in ``model``, in its own order.
+    """
+    base = model.base_model
+    prefix = _name_of(base, model=model)
+    return tuple(
+        prefix + name
+        for name, _ in base.named_parameters()
+        if name.startswith("pooler.") or name == "embeddings.mask_token"
+    )

@@ -1,0 +1,114 @@
+"""Every error that hifi raises on purpose; all share the root :class:`HifiError`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class HifiError(Exception):
+    """Root of all errors of this library: catch it to catch them all."""
+
+
+class InvalidArgumentError(HifiError, ValueError):
+    """An argument is outside its range.
+
+    Args:
+        param: the argument's name as the caller wrote it.
+        value: what was given.
+        limit: what is allowed, in words.
+    """
+
+    def __init__(self, param: str, *, value: object, limit: str) -> None:
+        super().__init__(f"{param}={value!r} is out of range: {limit}")
+        self.param = param
+        self.value = value
+        self.limit = limit
+
+
+class UnsupportedArchitectureError(HifiError):
+    """The model's attention heads cannot be located; the message lists what is supported."""
+
+
+class ConvergenceError(HifiError):
+    """PageRank did not reach its tolerance within the allowed number of steps."""
+
+
+class CaptureError(HifiError):
+    """A forward pass did not show one output per attention layer in the expected shape."""
+
+
+class TunerError(HifiError):
+    """A tuner was used in a way that would lose or corrupt tuned rows."""
+
+
+class ModelError(HifiError):
+    """A model cannot be found or must not be loaded (pickled or missing weights)."""
+
+
+class TaskNotSupportedError(HifiError):
+    """The task type is unknown or not built yet."""
+
+
+class DataError(HifiError, ValueError):
+    """A data set cannot be used as it is.
+
+    Args:
+        reason: what is wrong and what is allowed.
+        split: ``train``, ``validation`` or ``test``.
+        row: 1-based number of the offending row, header not counted; None where it is the whole file.
+        column: the offending column.
+    """
+
+    def __init__(
+        self, reason: str, *, split: str, row: int | None = None, column: str | None = None
+    ) -> None:
+        place = [split]
+        if row is not None:
+            place.append(f"row {row}")
+        if column is not None:
+            place.append(f"column {column!r}")
+        super().__init__(f"{', '.join(place)}: {reason}")
+        self.reason = reason
+        self.split = split
+        self.row = row
+        self.column = column
+
+
+class DeltaFileError(HifiError):
+    """A file is not a readable head delta: truncated, malformed or foreign."""
+
+
+class BackboneMismatchError(HifiError):
+    """A head delta belongs to another backbone, or to another revision of it."""
+
+
+class TaskHeadMismatchError(HifiError):
+    """The model has no task head that matches the delta's."""
+
+
+class CheckpointError(HifiError):
+    """A checkpoint cannot be resumed: damaged, or of another job."""
+
+
+class StorageError(HifiError, OSError):
+    """A file could not be written; nothing carries its final name."""
+
+
+class JobStopped(HifiError):  # noqa: N818 - a stop that was asked for is an outcome, not a fault
+    """A fine-tune ended early because its caller asked for it.
+
+    Args:
+        checkpoint: the checkpoint from which the run can go on; None where there is none.
+    """
+
+    def __init__(self, message: str, *, checkpoint: Path | None = None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
+class JobCancelled(JobStopped):
+    """``on_event`` answered CANCEL."""
+
+
+class JobPaused(JobStopped):
+    """``on_event`` answered PAUSE; ``checkpoint`` says where to go on."""
