@@ -1,0 +1,267 @@
+"""The head delta: tuned rows and task head of one task, and how they go into a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hifi import lora
+from hifi.delta_file import DeltaContent, read_delta_file, write_delta_file
+from hifi.delta_metadata import ENCODINGS, DeltaMetadata, Encoding
+from hifi.errors import BackboneMismatchError, InvalidArgumentError
+from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.placement import (
+    read_matching_rows,
+    read_matching_task_head,
+    write_matching_rows,
+    write_matching_task_head,
+)
+from hifi.row_encoding import add_differences, differences
+from hifi.row_names import check_shapes, heads_of_rows, name_rows, row_key, shapes_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hifi.backbone import HeadId
+
+__all__ = ["DeltaMetadata", "HeadDelta", "name_rows", "row_key"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeadDelta:
+    """What fine-tuning made of one backbone: the tuned rows, and the task head.
+
+    Attributes:
+        rows: W', the tuned rows, by ``row_key`` name ``layers.{l}.heads.{h}.{projection}.{part}``:
+            weight ``[rows, D]`` as in ``nn.Linear``, bias ``[rows]`` where the backbone has one.
+            Where ``values`` is ``differences`` the weights are W'−W; biases are never differences.
+        task_head: parameter name in the model to tensor; empty where there is none.
+        metadata: what the delta says about itself; ``rows_fingerprint`` is that of ``base``.
+        base: W, the rows that W' replaces, under the same names; None where they are not known.
+            Only saving in bfloat16 or int8 needs them.
+
+    Tensors are kept on the CPU, in the dtype given.
+
+    Raises:
+        InvalidArgumentError: row names or shapes that cannot be those of one backbone.
+    """
+
+    rows: Mapping[str, Tensor]
+    task_head: Mapping[str, Tensor]
+    metadata: DeltaMetadata
+    base: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the rows; bring every tensor to the CPU."""
+        check_shapes(shapes_of(self.rows))
+        if self.base is not None and shapes_of(self.base) != shapes_of(self.rows):
+            limit = "the names and shapes of rows"
+            raise InvalidArgumentError("base", value=sorted(self.base), limit=limit)
+        for name in ("rows", "task_head", "base"):
+            tensors = getattr(self, name)
+            if tensors is not None:
+                held = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+                object.__setattr__(self, name, held)
+
+    @property
+    def values(self) -> Literal["rows", "differences"]:
+        """Tell whether ``rows`` holds W', or W'−W as a bfloat16 or int8 file does."""
+        return "rows" if self.metadata.encoding == "float32" else "differences"
+
+    @property
+    def heads(self) -> tuple[HeadId, ...]:
+        """List the tuned heads, in order."""
+        return heads_of_rows(self.rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadDelta:
+        """Read a delta file; nothing in it is executed.
+
+        Args:
+            path: the file, trusted or not.
+
+        Raises:
+            DeltaFileError: no such file, or a malformed, truncated or foreign one.
+        """
+        content = read_delta_file(path)
+        return cls(rows=content.rows, task_head=content.task_head, metadata=content.metadata)
+
+    def save(self, path: str | Path, *, encoding: Encoding = "float32") -> None:
+        """Write a delta file, atomically; equal deltas give equal bytes.
+
+        Args:
+            path: the file; one that exists is replaced.
+            encoding: ``float32`` holds the rows themselves and is exact; ``bfloat16`` and ``int8``
+                hold differences to the backbone, in a half and a quarter of the size.
+
+        Raises:
+            InvalidArgumentError: an unknown encoding; one that calls for the backbone's rows where
+                they are not known (see ``with_base``); no heads; numbers that are not finite;
+                float64 values that the file's float32 would round.
+            StorageError: the file cannot be written; nothing is left under its name.
+        """
+        if encoding not in ENCODINGS:
+            raise InvalidArgumentError("encoding", value=encoding, limit=f"one of {ENCODINGS}")
+        write_delta_file(
+            path,
+            content=DeltaContent(
+                rows=self._values_for(encoding),
+                task_head=self.task_head,
+                metadata=replace(self.metadata, encoding=encoding),
+            ),
+        )
+
+    def check_backbone(self, model: PreTrainedModel) -> None:
+        """Refuse a freshly loaded model that is not exactly the delta's backbone.
+
+        ``merge`` looks at the rows that it replaces; this looks at every weight of the backbone.
+
+        Args:
+            model: as stored: nothing merged into it, in the dtype of the delta's tuning.
+
+        Raises:
+            BackboneMismatchError: another backbone, another revision or another dtype.
+            UnsupportedArchitectureError: the model's heads are not known.
+        """
+        found = backbone_fingerprint(model)
+        if found != self.metadata.fingerprint:
+            raise BackboneMismatchError(
+                f"the head delta was tuned on {self._backbone_name()}, whose fingerprint is "
+                f"{self.metadata.fingerprint}; the model's is {found}: load that backbone, that "
+                "revision, in the dtype in which it was stored"
+            )
+
+    def with_base(self, model: PreTrainedModel) -> HeadDelta:
+        """Learn the backbone's rows, so that every encoding can be saved.
+
+        Args:
+            model: the delta's backbone, with any task head, the delta not merged into it.
+
+        Returns:
+            The same delta with ``base``; differences have become rows.
+
+        Raises:
+            BackboneMismatchError: another backbone or revision, or one that is merged already.
+            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
+            UnsupportedArchitectureError: the model's heads are not known.
+        """
+        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
+        self._check_rows_fingerprint(present)
+        metadata = replace(self.metadata, encoding="float32")
+        return replace(self, rows=self._rows_on(present), base=present, metadata=metadata)
+
+    def merge(self, model: PreTrainedModel, *, task_head: bool = True) -> HeadDelta:
+        """Put the tuned rows and the task head into a model, in place.
+
+        The rows are copied, so at equal dtype the merged model is the tuned one bit for bit.
+        Everything is checked before the first write: a merge that is refused changes nothing.
+
+        Args:
+            model: the delta's backbone, in any floating dtype, with a matching task head.
+            task_head: False leaves the model's task head alone.
+
+        Returns:
+            The displaced rows and task head, itself a head delta: merging it back restores the
+            model bit for bit.
+
+        Raises:
+            BackboneMismatchError: another backbone or revision, or one that is merged already.
+            TaskHeadMismatchError: the model's task head differs in names or shapes.
+            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
+            UnsupportedArchitectureError: the model's heads are not known.
+        """
+        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
+        self._check_rows_fingerprint(present)
+        head = self.task_head if task_head else {}
+        displaced_head = read_matching_task_head(model, head)
+        rows = self._rows_on(present)
+        merged = {name: rows[name].to(tensor.dtype) for name, tensor in present.items()}
+        displaced = HeadDelta(
+            rows=present,
+            task_head=displaced_head,
+            metadata=self._displaced_metadata(present, merged),
+            base=merged,
+        )
+        write_matching_rows(model, merged)
+        write_matching_task_head(model, head)
+        return displaced
+
+    def to_lora(self, directory: str | Path, model: PreTrainedModel) -> None:
+        """Write the delta as an adapter that stock PEFT loads, atomically.
+
+        Args:
+            directory: a folder that does not exist yet, or is empty.
+            model: the delta's backbone with a matching task head, the delta not merged into it.
+
+        Raises:
+            BackboneMismatchError: another backbone or revision, or one that is merged already.
+            TaskHeadMismatchError: the model's task head differs in names or shapes.
+            StorageError: the folder cannot be written; nothing is left under its name.
+            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
+            UnsupportedArchitectureError: the model's heads are not known.
+        """
+        known = self.with_base(model)
+        lora.export_lora(
+            directory,
+            model=model,
+            rows=known.rows,
+            base=known.base or {},
+            task_head=self.task_head,
+            metadata=self.metadata,
+        )
+
+    def _values_for(self, encoding: Encoding) -> Mapping[str, Tensor]:
+        """Give rows or differences, whichever ``encoding`` stores."""
+        if encoding == self.metadata.encoding:
+            return self.rows
+        if self.values == "differences" or self.base is None:
+            raise InvalidArgumentError(
+                "encoding",
+                value=encoding,
+                limit=f"{self.metadata.encoding}, until the delta knows the backbone's rows: "
+                "load the backbone and save delta.with_base(model)",
+            )
+        return differences(self.rows, base=self.base, compute_dtype=self.metadata.compute_dtype)
+
+    def _rows_on(self, present: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Give W' for a model whose rows are ``present``."""
+        if self.values == "rows":
+            return self.rows
+        return add_differences(self.rows, base=present, compute_dtype=self.metadata.compute_dtype)
+
+    def _check_rows_fingerprint(self, present: Mapping[str, Tensor]) -> None:
+        wanted, found = self.metadata.rows_fingerprint, rows_fingerprint(present)
+        if found == wanted:
+            return
+        merged = self.values == "rows" and found == rows_fingerprint(self.rows)
+        hint = (
+            "it is already merged into this model"
+            if merged
+            else "load that backbone in float32 or bfloat16; if something is merged into it, merge "
+            "back what it displaced"
+        )
+        raise BackboneMismatchError(
+            f"the head delta replaces rows of {self._backbone_name()} whose fingerprint is "
+            f"{wanted}; the model's rows have {found}: {hint}"
+        )
+
+    def _backbone_name(self) -> str:
+        revision = self.metadata.revision
+        return f"{self.metadata.model!r} (revision {revision or 'not recorded'})"
+
+    def _displaced_metadata(
+        self, present: Mapping[str, Tensor], merged: Mapping[str, Tensor]
+    ) -> DeltaMetadata:
+        dtypes = [tensor.dtype for tensor in present.values()]
+        return replace(
+            self.metadata,
+            rows_fingerprint=rows_fingerprint(merged),
+            compute_dtype=str(dtypes[0]).removeprefix("torch."),
+            task=None,
+            labels=None,
+            training={},
+            encoding="float32",
+        )

@@ -1,0 +1,234 @@
+"""The row-sliced projection: a frozen weight some of whose rows are trained apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from hifi.errors import TunerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _RowSlicedLinear(torch.autograd.Function):
+    """``x Wᵀ + b`` whose weight gradient exists for the tuned rows only.
+
+    Legend: N tokens, D inputs, R outputs of the projection, m tuned rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        inputs: Tensor,  # [..., D]
+        weight: Tensor,  # [R, D], tuned rows already in place
+        bias: Tensor | None,  # [R]
+        tuned_weight: Tensor,  # [m, D]; only its gradient is made here
+        tuned_bias: Tensor | None,  # [m]
+        rows: Tensor,  # [m]
+    ) -> Tensor:
+        """Multiply by the whole weight; keep what the backward pass needs."""
+        ctx.save_for_backward(inputs, weight, rows)
+        ctx.tuned_dtype = tuned_weight.dtype  # type: ignore[attr-defined]
+        return nn.functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Give the gradients of the inputs and of the tuned rows."""
+        inputs, weight, rows = ctx.saved_tensors
+        grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+            tuned_grad = grad.flatten(0, -2).index_select(1, rows)  # [N, m]
+            if ctx.needs_input_grad[3]:
+                grad_weight = (tuned_grad.T @ inputs.flatten(0, -2)).to(ctx.tuned_dtype)
+            if ctx.needs_input_grad[4]:
+                grad_bias = tuned_grad.sum(0, dtype=ctx.tuned_dtype)
+        return grad_inputs, None, None, grad_weight, grad_bias, None
+
+
+class TunedProjection(nn.Module):
+    """A projection whose weight is frozen but for some rows, held apart in float32.
+
+    The rows are copied into the frozen weight before every use and not on a change of version:
+    fused optimizers write parameters without one. They are no views of the weight either: a
+    view would break under ``.to()``, ``deepcopy`` and saving.
+
+    Its state dict is that of the plain projection with the current rows in place, in float32 so
+    that a resumed run goes on exactly.
+
+    Args:
+        plain: the projection to stand in for; its parameters are taken over, not copied.
+        rows: int64 ``[m]``, the tuned output rows.
+    """
+
+    frozen_weight: nn.Parameter
+    frozen_bias: nn.Parameter | None
+    tuned_bias: nn.Parameter | None
+    rows: Tensor
+
+    def __init__(self, plain: nn.Linear | Conv1D, *, rows: Tensor) -> None:
+        super().__init__()
+        self.transposed = isinstance(plain, Conv1D)
+        self.register_parameter("frozen_weight", cast("nn.Parameter", plain.weight))
+        self.register_parameter("frozen_bias", plain.bias)
+        weight = plain.weight.detach().T if self.transposed else plain.weight.detach()
+        self.tuned_weight = nn.Parameter(weight[rows].float().clone())
+        frozen_bias: Tensor | None = plain.bias
+        bias = None if frozen_bias is None else nn.Parameter(frozen_bias.detach()[rows].float())
+        self.register_parameter("tuned_bias", bias)
+        self.register_buffer("rows", rows.to(plain.weight.device), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight as the plain projection stores it, tuned rows in place."""
+        self._place_rows()
+        return self.frozen_weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The whole bias, tuned rows in place."""
+        self._place_rows()
+        return self.frozen_bias
+
+    @torch.no_grad()
+    def _place_rows(self) -> None:
+        dimension = 1 if self.transposed else 0
+        rows = self.tuned_weight.detach().to(self.frozen_weight.dtype)
+        rows = rows.T if self.transposed else rows
+        self.frozen_weight.data.index_copy_(dimension, self.rows, rows)
+        if self.frozen_bias is not None and self.tuned_bias is not None:
+            bias = self.tuned_bias.detach().to(self.frozen_bias.dtype)
+            self.frozen_bias.data.index_copy_(0, self.rows, bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Project ``[..., D]`` to ``[..., R]``, in autocast's dtype where it is on."""
+        self._place_rows()
+        weight: Tensor = self.frozen_weight
+        bias: Tensor | None = self.frozen_bias
+        device = inputs.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            inputs, weight = inputs.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            projected: Tensor = _RowSlicedLinear.apply(  # type: ignore[no-untyped-call]
+                inputs,
+                weight.T if self.transposed else weight,
+                bias,
+                self.tuned_weight,
+                self.tuned_bias,
+                self.rows,
+            )
+        return projected
+
+    @torch.no_grad()
+    def plain(self) -> nn.Linear | Conv1D:
+        """Give the plain projection back, with the tuned rows in place and the same storage."""
+        self._place_rows()
+        outputs, width = self.frozen_weight.shape[:: -1 if self.transposed else 1]
+        with torch.device("meta"):
+            plain = Conv1D(outputs, width) if self.transposed else nn.Linear(width, outputs)
+        plain.register_parameter("weight", self.frozen_weight)
+        plain.register_parameter("bias", self.frozen_bias)
+        plain.train(self.training)
+        return plain
+
+    def tuned_slice(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Copy contiguous tuned rows: weight ``[rows, D]`` and bias ``[rows]``, float32."""
+        start = int((self.rows == rows.start).nonzero())
+        place = slice(start, start + rows.stop - rows.start)
+        bias = self.tuned_bias
+        return self.tuned_weight.detach()[place].clone(), (
+            None if bias is None else bias.detach()[place].clone()
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        refuse_dtype_change(fn, dtypes=(self.frozen_weight.dtype, self.tuned_weight.dtype))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        self._place_rows()
+        named = (
+            ("weight", self.frozen_weight, self.tuned_weight),
+            ("bias", self.frozen_bias, self.tuned_bias),
+        )
+        for name, frozen, tuned in named:
+            if frozen is None or tuned is None:
+                continue
+            value = frozen if keep_vars else frozen.detach()
+            if value.dtype != tuned.dtype:
+                value = frozen.detach().to(tuned.dtype)
+                transpose = self.transposed and name == "weight"
+                value.index_copy_(
+                    int(transpose), self.rows, tuned.detach().T if transpose else tuned.detach()
+                )
+            destination[prefix + name] = value
+
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name, frozen, tuned in (
+            ("weight", self.frozen_weight, self.tuned_weight),
+            ("bias", self.frozen_bias, self.tuned_bias),
+        ):
+            if frozen is None or tuned is None:
+                continue
+            value = state_dict.get(prefix + name)
+            if value is None:
+                missing_keys.append(prefix + name)
+            elif value.shape != frozen.shape:
+                error_msgs.append(
+                    f"size mismatch for {prefix}{name}: {tuple(value.shape)} in the state dict, "
+                    f"{tuple(frozen.shape)} in the model"
+                )
+            else:
+                frozen.data.copy_(value)
+                stored = value.T if self.transposed and name == "weight" else value
+                tuned.data.copy_(stored[self.rows.to(stored.device)])
+
+
+class DtypeGuard(nn.Module):
+    """First child of a tuned model: refuses a change of dtype before any parameter changes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        refuse_dtype_change(fn, dtypes=(self.dtype, torch.float32))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def refuse_dtype_change(fn: Callable[[Tensor], Tensor], *, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse a conversion of a tuned model that changes one of ``dtypes``.
+
+    Args:
+        fn: what ``nn.Module._apply`` would do to every parameter.
+        dtypes: those that must stay.
+
+    Raises:
+        TunerError: ``fn`` changes one of them.
+    """
+    if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
+        raise TunerError(
+            "the dtype of a tuned model cannot be changed: its tuned rows are float32 and its "
+            "backbone keeps the dtype it was loaded with; detach the tuner first"
+        )
