@@ -1,0 +1,281 @@
+"""Tune only the selected heads' rows, inside any training loop (Alg. 3, lines 2-4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbone import (
+    AttentionLayer,
+    HeadId,
+    Projection,
+    describe,
+    plain_projection,
+    read_rows,
+    task_head_names,
+)
+from hifi.delta import HeadDelta
+from hifi.delta_metadata import DeltaMetadata
+from hifi.errors import InvalidArgumentError, TunerError
+from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.row_names import row_key
+from hifi.row_sliced import DtypeGuard, TunedProjection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+    from hifi.selection import HeadSelection
+
+_GUARD = "head_tuner_guard"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _cast_input(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast floating inputs of a float32 task head module to its dtype (a forward pre-hook)."""
+    dtype = next(module.parameters(recurse=False)).dtype
+    return tuple(
+        argument.to(dtype)
+        if isinstance(argument, Tensor) and argument.is_floating_point()
+        else argument
+        for argument in arguments
+    )
+
+
+class HeadTuner:
+    """Make a model train its selected heads and its task head, and nothing else.
+
+    The model is changed in place and works under any training loop, ``transformers.Trainer``
+    included. Every other parameter keeps its bits.
+
+    Args:
+        model: a transformers model in float32 or bfloat16; its heads' rows and its task head are
+            trained in float32 either way.
+        selection: the heads to tune.
+        task_head: dotted names of further modules to train and to store, such as a pooler that
+            the checkpoint lacked.
+        fingerprint: of the backbone as stored, where the caller knows it; otherwise it is taken
+            from the model as it is in memory.
+
+    Raises:
+        TunerError: the model has a tuner already, or wrapped or quantised projections.
+        InvalidArgumentError: the selection has heads that the model lacks, or none at all.
+        UnsupportedArchitectureError: an architecture whose heads are not known.
+
+    Example:
+        >>> tuner = HeadTuner(model, select_heads(model, batches))
+        >>> optimizer = torch.optim.AdamW(tuner.parameters(), lr=3e-4)
+        >>> ...  # train
+        >>> tuner.delta().save("task.safetensors")
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        selection: HeadSelection,
+        *,
+        task_head: Iterable[str] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        backbone = describe(model)
+        _check_model(model)
+        if not selection.heads:
+            raise InvalidArgumentError("selection", value=(), limit="at least one head")
+        if selection.num_layers != backbone.num_layers:
+            raise InvalidArgumentError(
+                "selection",
+                value=f"{selection.num_layers} layers",
+                limit=f"made for the {backbone.num_layers} layers of this model",
+            )
+        backbone.check_heads(selection.heads)
+        self.model = model
+        self.selection = selection
+        self.task_head = tuple(task_head or ())
+        self._attached = True
+        heads = {
+            layer: [head.head for head in selection.heads if head.layer == layer.index]
+            for layer in backbone.layers
+        }
+        self._tuned = {layer: chosen for layer, chosen in heads.items() if chosen}
+        for layer in self._tuned:
+            for projection in layer.projections:
+                plain_projection(model, projection)  # refuse before anything is changed
+        self.fingerprint = fingerprint or backbone_fingerprint(model)
+        self._compute_dtype = model.dtype
+        self.base_rows = self.rows()
+        self._names = task_head_names(model, extra=self.task_head)
+        self._requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
+        model.requires_grad_(requires_grad=False)
+        self._prepare_task_head()
+        for layer, chosen in self._tuned.items():
+            self._wrap(layer, chosen)
+        guard = DtypeGuard(self._compute_dtype)
+        children = dict(model.named_children())
+        for name in children:
+            delattr(model, name)
+        for name, child in {_GUARD: guard, **children}.items():
+            model.add_module(name, child)
+
+    def _prepare_task_head(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name in self._names:
+            parameters[name].data = parameters[name].data.float()
+            parameters[name].requires_grad = True
+        self._hooks = [
+            self.model.get_submodule(name).register_forward_pre_hook(_cast_input)
+            for name in dict.fromkeys(name.rpartition(".")[0] for name in self._names)
+            if self._compute_dtype != torch.float32
+        ]
+
+    def _wrap(self, layer: AttentionLayer, heads: list[int]) -> None:
+        for module_name in layer.module_names:
+            rows = torch.cat(
+                [
+                    torch.arange(projection.rows(head).start, projection.rows(head).stop)
+                    for projection in layer.projections
+                    if projection.module_name == module_name
+                    for head in heads
+                ]
+            )
+            plain = cast("nn.Linear | Conv1D", self.model.get_submodule(module_name))
+            tuned = TunedProjection(plain, rows=rows)
+            tuned.train(plain.training)
+            self.model.set_submodule(module_name, tuned)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Walk over the tuned rows and the task head, with their names in the model.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        self._check_attached()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List what is trained: tuned rows and task head, nothing else.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def rows(self) -> dict[str, Tensor]:
+        """Copy the selected heads' rows as they are now.
+
+        Returns:
+            ``layers.{l}.heads.{h}.{query|key|value}.{weight|bias}`` to a tensor, weight
+            ``[rows, D]`` as in ``nn.Linear``; float32 while the tuner is attached.
+        """
+        copies: dict[str, Tensor] = {}
+        for layer, heads in self._tuned.items():
+            for head in (HeadId(layer.index, head) for head in heads):
+                for projection in layer.projections:
+                    weight, bias = _current_rows(self.model, projection, head.head)
+                    copies[row_key(head, projection.name, "weight")] = weight
+                    if bias is not None:
+                        copies[row_key(head, projection.name, "bias")] = bias
+        return copies
+
+    def task_head_state(self) -> dict[str, Tensor]:
+        """Copy the task head as it is now: parameter name to tensor."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name].detach().clone() for name in self._names}
+
+    def delta(
+        self,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        task: Mapping[str, Any] | None = None,
+        labels: Sequence[str | int] | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> HeadDelta:
+        """Copy the tuned rows and the task head, as they are now, into a head delta.
+
+        Args:
+            model: the backbone's name; the model's own by default.
+            revision: the hub commit of the backbone; the model's own by default.
+            task: what a prediction needs, as plain JSON.
+            labels: the classes in the order of the logits; the model's own by default, where it
+                was given any.
+            training: the hyperparameters, as plain JSON.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        self._check_attached()
+        config = self.model.config
+        metadata = DeltaMetadata(
+            model=model or str(config.name_or_path) or config.model_type,
+            revision=revision or getattr(config, "_commit_hash", None),
+            fingerprint=self.fingerprint,
+            rows_fingerprint=rows_fingerprint(self.base_rows),
+            architecture=str(config.model_type),
+            compute_dtype=str(self._compute_dtype).removeprefix("torch."),
+            task=task,
+            labels=labels,
+            selection=self.selection.to_dict(),
+            training=training or {},
+        )
+        return HeadDelta(
+            rows=self.rows(),
+            task_head=self.task_head_state(),
+            metadata=metadata,
+            base=self.base_rows,
+        )
+
+    def detach(self) -> PreTrainedModel:
+        """Turn the model back into a plain transformers model, tuned rows in place.
+
+        The task head goes back to the backbone's dtype; every parameter requires a gradient as it
+        did before.
+
+        Returns:
+            The model that the tuner was given.
+
+        Raises:
+            TunerError: the tuner was detached before.
+        """
+        self._check_attached()
+        self._attached = False
+        for layer in self._tuned:
+            for module_name in layer.module_names:
+                tuned = cast("TunedProjection", self.model.get_submodule(module_name))
+                self.model.set_submodule(module_name, tuned.plain())
+        delattr(self.model, _GUARD)
+        for hook in self._hooks:
+            hook.remove()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = self._requires_grad[name]
+            if name in self._names:
+                parameter.data = parameter.data.to(self._compute_dtype)
+        return self.model
+
+    def _check_attached(self) -> None:
+        if not self._attached:
+            raise TunerError("this tuner was detached: attach a new one to go on tuning")
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if hasattr(model, _GUARD):
+        raise TunerError("the model has a tuner already: detach that one first")
+    if model.dtype not in _DTYPES:
+        raise TunerError(
+            f"the model is {model.dtype}; rows are tuned in float32, so the backbone must be one "
+            "of " + ", ".join(str(dtype) for dtype in _DTYPES)
+        )
+
+
+def _current_rows(
+    model: PreTrainedModel, projection: Projection, head: int
+) -> tuple[Tensor, Tensor | None]:
+    module = model.get_submodule(projection.module_name)
+    if isinstance(module, TunedProjection):
+        return module.tuned_slice(projection.rows(head))
+    return read_rows(model, projection, head)
