@@ -1,0 +1,133 @@
+"""Importance of a layer's heads: personalised PageRank on their correlation (Eq. 8-10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hifi.errors import ConvergenceError, InvalidArgumentError
+
+Teleport = Literal["information", "uniform"]
+TELEPORTS: tuple[Teleport, ...] = get_args(Teleport)
+
+TOLERANCE = 1e-10
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class PageRankResult:
+    """Where the walk settled.
+
+    Attributes:
+        importance: p*, float64 ``[H]``, sums to 1.
+        iterations: steps taken.
+    """
+
+    importance: Tensor
+    iterations: int
+
+
+def pagerank(
+    correlation: Tensor,
+    *,
+    information: Tensor,
+    damping: float = 0.85,
+    teleport: Teleport = "information",
+) -> PageRankResult:
+    r"""Rank the heads of one layer.
+
+    Eq. (8)-(10):  P ← d·Mᵀ·P + (1 − d)·v,  m_hh' = r_hh' / Σ r_h·,  p⁽⁰⁾ = I / ΣI,
+    until ‖ΔP‖₁ ≤ 1e-10. The teleport vector v is p⁽⁰⁾, or 1/H for ``uniform``; the latter, as
+    Eq. (10) is printed, lets neither I nor ξ count in the limit. The transpose is not printed:
+    M is row-stochastic, so the limit of M·P is uniform whatever M is. A head that correlates
+    with none walks on to v, networkx's rule for dangling nodes.
+
+    Args:
+        correlation: r, ``[H, H]``, finite, not negative.
+        information: I, ``[H]``, finite, positive.
+        damping: d, with 0 ≤ d < 1.
+        teleport: ``information`` or ``uniform``.
+
+    Returns:
+        p* and the number of steps.
+
+    Raises:
+        InvalidArgumentError: an argument outside its range.
+        ConvergenceError: no convergence within 1,000 steps, as can be with d close to 1.
+
+    Source: Gui & Xiao 2023, Eq. (8)-(10); networkx ``link_analysis/pagerank_alg.py``.
+    """
+    check_damping(damping)
+    check_teleport(teleport)
+    transition, start = _checked_graph(correlation, information)
+    vector = start if teleport == "information" else torch.full_like(start, 1 / len(start))
+    largest = transition.amax(1, keepdim=True)
+    dangling = largest == 0
+    transition = transition / torch.where(dangling, 1, largest)  # sums neither over- nor underflow
+    transition = torch.where(dangling, vector, transition)
+    transition = transition / transition.sum(1, keepdim=True)
+    position, change = start, 0.0
+    for step in range(1, MAX_STEPS + 1):
+        moved = damping * (transition.T @ position) + (1 - damping) * vector
+        change = float((moved - position).abs().sum())
+        position = moved
+        if change <= TOLERANCE:
+            return PageRankResult(importance=position, iterations=step)
+    raise ConvergenceError(
+        f"PageRank with damping={damping!r} still moves by {change:.3g} after {MAX_STEPS} steps; "
+        f"the tolerance is {TOLERANCE:g}: take a smaller damping"
+    )
+
+
+def check_damping(damping: object) -> None:
+    """Refuse a damping d outside [0, 1).
+
+    Raises:
+        InvalidArgumentError: no number, or outside.
+    """
+    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 <= damping < 1:
+        raise InvalidArgumentError("damping", value=damping, limit="a number in [0, 1)")
+
+
+def check_teleport(teleport: object) -> None:
+    """Refuse an unknown teleport.
+
+    Raises:
+        InvalidArgumentError: neither ``information`` nor ``uniform``.
+    """
+    if teleport not in TELEPORTS:
+        raise InvalidArgumentError(
+            "teleport", value=teleport, limit=f"one of {', '.join(TELEPORTS)}"
+        )
+
+
+def _checked_graph(correlation: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
+    """Give r and p⁽⁰⁾ in float64 on the CPU.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, or entries outside their range.
+    """
+    heads = information.shape[0] if information.ndim == 1 else 0
+    if heads == 0:
+        raise InvalidArgumentError(
+            "information", value=tuple(information.shape), limit="shape [H], one entry per head"
+        )
+    if tuple(correlation.shape) != (heads, heads):
+        raise InvalidArgumentError(
+            "correlation", value=tuple(correlation.shape), limit=f"shape [H, H] with H={heads}"
+        )
+    weights = correlation.detach().to("cpu", torch.float64)
+    values = information.detach().to("cpu", torch.float64)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise InvalidArgumentError(
+            "correlation", value=float(weights.min()), limit="finite entries, none negative"
+        )
+    if not bool((values.isfinite() & (values > 0)).all()):
+        raise InvalidArgumentError(
+            "information", value=float(values.min()), limit="finite positive entries"
+        )
+    values = values / values.amax()
+    return weights, values / values.sum()
