@@ -55,7 +55,7 @@ class DataError(HifiError, ValueError):
     Args:
         reason: what is wrong and what is allowed.
         split: ``train``, ``validation`` or ``test``.
-        row: 1-based number of the offending row, header not counted; None where it is the whole file.
+        row: number of the offending row from 1, header not counted; None for the whole file.
         column: the offending column.
     """
 

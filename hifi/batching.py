@@ -1,0 +1,75 @@
+"""Batches of similar length, in an order that the seed and the epoch fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Lengths = NDArray[np.int64]
+Indices = NDArray[np.int64]
+# Padded over real tokens at batch size 32 with MiniLM's tokenizer, in windows of 1, 10, 50 and 100
+# batches: MRPC 1.50, 1.07, 1.02, 1.01; RTE 1.92, 1.08, 1.02, 1.01; SST-2 3.02, 1.23, 1.05, 1.03.
+_WINDOW_BATCHES = 50
+_WINDOWS = 4  # at least, so that partners change from epoch to epoch in small splits too
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingBatches:
+    """Every sample once per epoch, next to samples of about its length.
+
+    The epoch's random order is cut into windows, each window is sorted by length and cut into
+    batches, and the batches are shuffled. ``(epoch, index)`` alone determines a batch, so a run
+    that goes on in the middle of an epoch needs no iterator's state.
+
+    Attributes:
+        lengths: tokens of each sample, ``[n]``.
+        batch_size: samples of a batch; the last batch of an epoch's order may have fewer.
+        seed: of the order.
+    """
+
+    lengths: Lengths
+    batch_size: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Count the batches of one epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[Indices]:
+        """List the batches of one epoch.
+
+        Args:
+            epoch: from 0.
+
+        Returns:
+            :attr:`per_epoch` arrays of sample indices.
+        """
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self.lengths))
+        batches: list[Indices] = []
+        size = self.batch_size * max(1, min(_WINDOW_BATCHES, self.per_epoch // _WINDOWS))
+        for start in range(0, len(order), size):
+            window = order[start : start + size]
+            window = window[np.argsort(-self.lengths[window], kind="stable")]
+            batches += _cut(window, self.batch_size)
+        return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def evaluation_batches(lengths: Lengths, *, batch_size: int) -> list[Indices]:
+    """Cut all samples into batches of equal length, the longest first.
+
+    Args:
+        lengths: tokens of each sample, ``[n]``.
+        batch_size: samples of a batch; the last may have fewer.
+
+    Returns:
+        Arrays of sample indices, together 0..n-1 once each; use them to put results in order.
+    """
+    return _cut(np.argsort(-lengths, kind="stable"), batch_size)
+
+
+def _cut(order: Indices, size: int) -> list[Indices]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,349 @@
+"""Fine-tune a backbone's selected heads and task head on one task (Alg. 3), in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hifi.checkpoint import Checkpoint, load_checkpoint
+from hifi.errors import JobPaused
+from hifi.events import Control, Emitter, OnEvent, TrainingEvent
+from hifi.hyperparameters import Hyperparameters
+from hifi.models import Precision, resolve_device, resolve_model
+from hifi.preparation import (
+    Prepared,
+    calibration_batches,
+    count_calibration_samples,
+    prepare,
+)
+from hifi.reproducibility import reproducible_kernels
+from hifi.selection import HeadSelection, Strategy, select_heads
+from hifi.tasks import TaskSpec
+from hifi.training import CheckpointPlan, Trainer, TrainingDivergedError
+from hifi.tuning import HeadTuner
+
+if TYPE_CHECKING:
+    import torch
+
+    from hifi.data import Source
+    from hifi.delta import HeadDelta
+    from hifi.pagerank import Teleport
+
+__all__ = [
+    "Control",
+    "FinetuneResult",
+    "TrainingDivergedError",
+    "TrainingEvent",
+    "finetune",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinetuneResult:
+    """What a fine-tune came to.
+
+    Attributes:
+        delta: tuned rows and task head of the best step, with what a prediction needs to know.
+        selection: the heads that were tuned, and the scores by which they were selected.
+        metrics: of ``delta`` on the validation split, all that the task has, and ``loss``; empty
+            without a validation split.
+        best_step: the step that ``delta`` is of: the best on validation, else the last.
+        train_seconds: spent in training steps; evaluations and loading not counted.
+        selection_seconds: spent in selection.
+        samples_per_second: training samples over ``train_seconds``.
+    """
+
+    delta: HeadDelta
+    selection: HeadSelection
+    metrics: Mapping[str, float]
+    best_step: int
+    train_seconds: float
+    selection_seconds: float
+    samples_per_second: float
+
+
+def finetune(
+    *,
+    model: str | Path,
+    train: Source,
+    validation: Source | None = None,
+    task: str | Mapping[str, Any] | TaskSpec | None = None,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    image: str | None = None,
+    metric: str | None = None,
+    k: int = 3,
+    xi: float | None = None,
+    damping: float = 0.85,
+    n_samples: int | None = None,
+    strategy: Strategy = "layer-wise",
+    teleport: Teleport = "information",
+    selection: HeadSelection | None = None,
+    epochs: int = 3,
+    learning_rate: float = 3e-4,
+    batch_size: int = 32,
+    max_length: int = 128,
+    warmup_ratio: float = 0.06,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    precision: Precision = "auto",
+    early_stopping_patience: int | None = None,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_event: OnEvent | None = None,
+) -> FinetuneResult:
+    """Select the heads that matter for a task, tune them and a task head, and give a head delta.
+
+    Equal calls on one machine (device, thread count, library versions) give equal deltas, byte for
+    byte, whether they ran through or were stopped and resumed.
+
+    Args:
+        model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
+        train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
+            a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
+        validation: likewise; measured after every epoch to keep the best step. Without one the
+            last step is kept.
+        task: the type (``classification``, ``regression``, ``image-classification``), or a
+            mapping with ``type, text, label, image, metric``; inferred from the columns, as all
+            five are, where they leave no doubt.
+        text: one or two text columns.
+        label: the column of classes or numbers.
+        image: the image column.
+        metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
+            else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
+            or ``spearman``.
+        k: heads per layer to select (key-value groups where keys are grouped).
+        xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 where not given.
+        damping: d of Eq. (10), 0 ≤ d < 1.
+        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
+        strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
+        teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
+        selection: the heads to tune; nothing is scored then, and the six arguments before this
+            one have no effect.
+        epochs: passes over the training split.
+        learning_rate: the highest; after warm-up it falls linearly.
+        batch_size: samples of a step.
+        max_length: tokens of a text, or of a pair, at most.
+        warmup_ratio: share of the steps in which the learning rate rises.
+        weight_decay: of AdamW; not for biases and norms.
+        seed: of the task head, the calibration samples, the order of the data and dropout. The
+            caller's random state is left alone.
+        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device has it.
+            Tuned rows and task head are float32 anyway.
+        early_stopping_patience: stop after so many evaluations without gain.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        revision: branch, tag or commit of a hub id.
+        checkpoint_dir: a folder of this run's own; made where it is missing. A checkpoint in it
+            is resumed. It is left there at the end: remove it once the result is safe.
+        checkpoint_seconds: between two checkpoints. There is one after selection, and at a pause.
+        on_event: called with every TrainingEvent, at least once per step and calibration batch;
+            answers with a Control, or None to go on.
+
+    Returns:
+        The head delta with selection, metrics and timings.
+
+    Raises:
+        InvalidArgumentError: an argument outside its range.
+        DataError: a split that cannot be used; it names row and column.
+        TaskNotSupportedError: a task type that is unknown or not built yet.
+        ModelError: a model that cannot be found or must not be loaded.
+        UnsupportedArchitectureError: a model whose heads are not known.
+        ConvergenceError: PageRank does not converge.
+        CheckpointError: a checkpoint that is damaged or of another run.
+        TrainingDivergedError: a loss that is not finite.
+        StorageError: a checkpoint cannot be written.
+        JobPaused: ``on_event`` answered PAUSE; call again with the same arguments to go on.
+        JobCancelled: ``on_event`` answered CANCEL.
+
+    Example:
+        >>> result = finetune(
+        ...     model="all-MiniLM-L6-v2", train="train.jsonl", validation="validation.jsonl"
+        ... )
+        >>> result.delta.save("task.safetensors")
+
+    Source: Gui & Xiao, "HiFi", Findings of ACL 2023, Algorithm 3.
+    """
+    settings = Hyperparameters(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        seed=seed,
+        precision=precision,
+        early_stopping_patience=early_stopping_patience,
+    )
+    scoring = _Scoring(
+        k=k,
+        xi=xi,
+        damping=damping,
+        n_samples=n_samples,
+        strategy=strategy,
+        teleport=teleport,
+        given=selection,
+    )
+    plan = CheckpointPlan(
+        directory=None if checkpoint_dir is None else Path(checkpoint_dir),
+        seconds=checkpoint_seconds,
+    )
+    spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
+    emitter = Emitter(on_event)
+    where = resolve_device(device)
+    _tell_loading(emitter, f"loading the data and {model}")
+    source = resolve_model(model, revision=revision)
+    with reproducible_kernels(where):
+        ready = prepare(
+            source,
+            spec=spec,
+            train=train,
+            validation=validation,
+            settings=settings,
+            selection=scoring.describe(),
+            device=where,
+        )
+        _tell_loading(emitter, f"loaded {source.name}")
+        return _execute(ready, settings=settings, scoring=scoring, plan=plan, emitter=emitter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """How heads are selected; ``given`` heads are taken as they are."""
+
+    k: int
+    xi: float | None
+    damping: float
+    n_samples: int | None
+    strategy: Strategy
+    teleport: Teleport
+    given: HeadSelection | None
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the selection depends on, as plain JSON."""
+        if self.given is not None:
+            return self.given.to_dict()
+        return {
+            "k": self.k,
+            "xi": self.xi,
+            "d": self.damping,
+            "n_samples": self.n_samples,
+            "strategy": self.strategy,
+            "teleport": self.teleport,
+        }
+
+
+def _execute(
+    ready: Prepared,
+    *,
+    settings: Hyperparameters,
+    scoring: _Scoring,
+    plan: CheckpointPlan,
+    emitter: Emitter,
+) -> FinetuneResult:
+    """Select or resume, train, and make the head delta."""
+    start, is_paused = _start(ready, settings, scoring=scoring, plan=plan, emitter=emitter)
+    selection = HeadSelection.from_dict(start.selection)
+    data = ready.data
+    tuner = HeadTuner(
+        ready.loaded.model,
+        selection,
+        task_head=ready.loaded.task_head_modules,
+        fingerprint=ready.fingerprint,
+    )
+    trainer = Trainer(
+        tuner,
+        task=data.task,
+        train=data.train,
+        validation=data.validation,
+        settings=settings,
+        start=start,
+        plan=plan,
+        emitter=emitter,
+    )
+    outcome = trainer.run(is_paused=is_paused)
+    delta = tuner.delta(
+        model=ready.source.name,
+        revision=ready.source.revision,
+        task=data.describe(),
+        labels=data.task.classes,
+        training=settings.describe(),
+    )
+    emitter.emit(
+        "finished",
+        message=f"finished; the best step is {outcome.best_step}",
+        step=outcome.last_step,
+        total_steps=outcome.last_step,
+        epoch=outcome.epochs,
+        metrics=outcome.metrics,
+        samples_per_second=outcome.samples_per_second,
+    )
+    return FinetuneResult(
+        delta=delta,
+        selection=selection,
+        metrics=outcome.metrics,
+        best_step=outcome.best_step,
+        train_seconds=outcome.train_seconds,
+        selection_seconds=start.selection_seconds,
+        samples_per_second=outcome.samples_per_second,
+    )
+
+
+def _start(
+    ready: Prepared,
+    settings: Hyperparameters,
+    *,
+    scoring: _Scoring,
+    plan: CheckpointPlan,
+    emitter: Emitter,
+) -> tuple[Checkpoint, bool]:
+    """Find the checkpoint to go on from, or select heads; tell whether a pause is wanted."""
+    found = None if plan.directory is None else load_checkpoint(plan.directory, job=ready.job)
+    if found is not None:
+        emitter.checkpoint, checkpoint = found
+        emitter.number = checkpoint.event_number
+        return checkpoint, False
+    started = time.perf_counter()
+    selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
+    seconds = time.perf_counter() - started
+    is_paused = emitter.emit(
+        "selected", message=f"selected {len(selection.heads)} heads", selection=selection
+    )
+    return Checkpoint(
+        job=ready.job,
+        selection=selection.to_dict(),
+        step=0,
+        parameters={},
+        selection_seconds=seconds,
+    ), is_paused
+
+
+def _select(
+    ready: Prepared, settings: Hyperparameters, *, scoring: _Scoring, emitter: Emitter
+) -> HeadSelection:
+    n = count_calibration_samples(scoring.n_samples, rows=len(ready.data.train))
+
+    def tell(seen: int) -> None:
+        message = f"scored {seen} of {n} samples"
+        if emitter.emit("selecting", message=message, step=seen, total_steps=n):
+            raise JobPaused("paused during selection: the next call selects anew")
+
+    return select_heads(
+        ready.loaded.model,
+        calibration_batches(ready, n=n, settings=settings),
+        k=scoring.k,
+        xi=scoring.xi,
+        damping=scoring.damping,
+        strategy=scoring.strategy,
+        teleport=scoring.teleport,
+        on_batch=tell,
+    )
+
+
+def _tell_loading(emitter: Emitter, message: str) -> None:
+    if emitter.emit("loading", message=message):
+        raise JobPaused("paused while loading: the next call starts anew")

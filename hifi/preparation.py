@@ -1,0 +1,187 @@
+"""Before the first step: the data encoded, the model loaded with a fresh task head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hifi.batching import evaluation_batches
+from hifi.data import Source, load_split
+from hifi.delta_metadata import canonical_json
+from hifi.errors import InvalidArgumentError
+from hifi.fingerprint import backbone_fingerprint
+from hifi.models import (
+    LoadedModel,
+    ModelSource,
+    load_config,
+    load_for_task,
+    max_positions,
+    resolve_attention,
+    resolve_dtype,
+)
+from hifi.selection import sample_indices
+from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from hifi.hyperparameters import Hyperparameters
+
+_CALIBRATION_SAMPLES = 300
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskData:
+    """The splits as the model takes them."""
+
+    task: Task
+    encoder: Encoder
+    train: Examples
+    validation: Examples | None
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a prediction needs to know about the task, as plain JSON."""
+        return {**self.task.describe(), **self.encoder.metadata}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A model on its device, and data for it.
+
+    Attributes:
+        fingerprint: of the backbone as stored.
+        job: what is computed, as one hash per part: a checkpoint of anything else is refused.
+    """
+
+    source: ModelSource
+    loaded: LoadedModel
+    data: TaskData
+    fingerprint: str
+    job: Mapping[str, str]
+
+
+def prepare(
+    source: ModelSource,
+    *,
+    spec: TaskSpec,
+    train: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+    selection: Mapping[str, Any],
+    device: torch.device,
+) -> Prepared:
+    """Read the data, load the model, and put it on its device at its dtype.
+
+    Args:
+        source: the model.
+        spec: what is known about the task.
+        train: the training split.
+        validation: the validation split, where there is one.
+        settings: the hyperparameters.
+        selection: what the selection will depend on, as plain JSON.
+        device: where the model is to run.
+
+    Raises:
+        InvalidArgumentError: ``max_length`` is more than the model reads.
+        DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: as their names
+            say.
+    """
+    dtype = resolve_dtype(settings.precision, device=device)
+    config = load_config(source)
+    data = _load_data(
+        source, config, spec=spec, train=train, validation=validation, settings=settings
+    )
+    loaded = load_for_task(
+        source,
+        config=config,
+        auto_class=data.task.auto_class,
+        attention=resolve_attention(device=device, max_length=data.encoder.sequence_length),
+        seed=settings.seed,
+    )
+    limit = max_positions(loaded.model)
+    if limit is not None and settings.max_length > limit:
+        raise InvalidArgumentError(
+            "max_length", value=settings.max_length, limit=f"{source.name} reads {limit} tokens"
+        )
+    fingerprint = backbone_fingerprint(loaded.model)
+    loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    job = {
+        "model": [source.name, source.revision, fingerprint, str(dtype)],
+        "task": [data.describe(), data.task.classes],
+        "train": data.train.digest(),
+        "validation": None if data.validation is None else data.validation.digest(),
+        "selection": selection,
+        "training": settings.describe(),
+    }
+    hashes = {part: hashlib.sha256(canonical_json(job[part])).hexdigest() for part in job}
+    return Prepared(source=source, loaded=loaded, data=data, fingerprint=fingerprint, job=hashes)
+
+
+def _load_data(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    *,
+    spec: TaskSpec,
+    train: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+) -> TaskData:
+    """Read and encode the splits; the configuration learns about the task."""
+    columns = spec.columns if spec.names_all_columns else None
+    dataset = load_split(train, split="train", columns=columns)
+    task = make_task(spec, dataset)
+    for name, value in task.settings().items():
+        setattr(config, name, value)
+    encoder = task.load_encoder(source, config, max_length=settings.max_length)
+
+    def encode(dataset: Dataset, split: str) -> Examples:
+        targets = task.targets(dataset, split=split)
+        return encoder.encode(dataset, split=split, targets=targets)
+
+    examples = encode(dataset, "train")
+    if validation is None:
+        return TaskData(task=task, encoder=encoder, train=examples, validation=None)
+    dataset = load_split(validation, split="validation", columns=task.columns)
+    return TaskData(
+        task=task, encoder=encoder, train=examples, validation=encode(dataset, "validation")
+    )
+
+
+def count_calibration_samples(n_samples: int | None, *, rows: int) -> int:
+    """Give n, the calibration samples of a training split.
+
+    Args:
+        n_samples: what the user asks for; None is 300, or all rows where there are fewer.
+        rows: of the training split.
+
+    Raises:
+        InvalidArgumentError: more samples than rows, or none.
+    """
+    if n_samples is None:
+        return min(_CALIBRATION_SAMPLES, rows)
+    if type(n_samples) is not int or not 1 <= n_samples <= rows:
+        raise InvalidArgumentError(
+            "n_samples", value=n_samples, limit=f"1 to the {rows} rows of train"
+        )
+    return n_samples
+
+
+def calibration_batches(
+    ready: Prepared, *, n: int, settings: Hyperparameters
+) -> Iterator[Mapping[str, Tensor]]:
+    """Walk over ``n`` calibration samples of the training split, drawn by the seed (Alg. 1).
+
+    Yields:
+        Batches as ``select_heads`` takes them, on the model's device, the longest first.
+    """
+    train, model = ready.data.train, ready.loaded.model
+    drawn = np.array(sample_indices(len(train), n=n, seed=settings.seed))
+    for chosen in evaluation_batches(train.lengths[drawn], batch_size=settings.batch_size):
+        yield train.batch(drawn[chosen]).to(model.device, dtype=model.dtype).inputs

@@ -1,0 +1,70 @@
+"""Random states and reproducible kernels, without a trace in the caller's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def reproducible_kernels(device: torch.device) -> Iterator[None]:
+    """Choose kernels that give equal bits for equal inputs; afterwards what was chosen before.
+
+    Args:
+        device: where the model runs. CPU kernels are reproducible at a fixed number of threads; on
+            CUDA torch warns where it has no such kernel.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    settings = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        settings.fill_uninitialized_memory,  # type: ignore[attr-defined]
+    )
+    # cuBLAS is reproducible with a workspace of fixed size, which it reads when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Give the caller's random generators, of the CPU and the device, back as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def seed_random(seed: int, *, device: torch.device) -> None:
+    """Seed the generators of the CPU and of the device, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Copy the states of the generators, uint8, under the names ``cpu`` and ``cuda``."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor], *, device: torch.device) -> None:
+    """Put the generators into the states that :func:`random_states` gave, where it gave any."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

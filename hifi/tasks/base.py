@@ -1,0 +1,304 @@
+"""What every task type offers to a fine-tune: columns, encoding, loss, metrics, description."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from hifi.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from hifi.columns import Label
+    from hifi.models import AutoClass, ModelSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples in one padded batch.
+
+    Attributes:
+        inputs: what ``model.forward`` takes, and possibly more (``token_type_ids``).
+        targets: int64 class indices or float32 values, ``[B]``.
+    """
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor
+
+    def to(self, device: torch.device, *, dtype: torch.dtype) -> Batch:
+        """Move the batch to a device, and floating inputs (pixels) to the model's dtype."""
+        moved = {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in self.inputs.items()
+        }
+        return Batch(moved, self.targets.to(device))
+
+
+class Examples(ABC):
+    """One encoded split.
+
+    Attributes:
+        lengths: tokens of each sample, int64 ``[n]``.
+        targets: int64 class indices or float32 values, ``[n]``.
+    """
+
+    lengths: NDArray[np.int64]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Collate some samples, padded on the right to the longest of them."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Hash what the model will see and what it should answer: ``sha256:…``."""
+
+
+class Encoder(ABC):
+    """What turns rows into a model's inputs: a tokenizer or an image processor, set up.
+
+    Attributes:
+        metadata: what a prediction must repeat (pad token, max_length, …); plain JSON.
+        sequence_length: tokens that the model sees of a sample, at most.
+    """
+
+    metadata: Mapping[str, Any]
+    sequence_length: int
+
+    @abstractmethod
+    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> Examples:
+        """Check the inputs of a split and encode them, once and for all epochs.
+
+        Args:
+            dataset: holds the input columns.
+            split: for messages.
+            targets: ``[n]``, they travel along.
+
+        Raises:
+            DataError: a row that cannot be used.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What the user says about the task; what is left out is inferred from the columns.
+
+    Attributes:
+        type: ``classification``, ``regression`` or ``image-classification``.
+        text: one or two text columns.
+        label: the column of classes or numbers.
+        image: the image column.
+        metric: the metric by which the best step is chosen.
+    """
+
+    type: str | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    image: str | None = None
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.text) > 2 or len(set(self.text)) < len(self.text):
+            raise InvalidArgumentError("text", value=self.text, limit="one or two columns")
+        if self.text and self.image is not None:
+            raise InvalidArgumentError(
+                "image", value=self.image, limit="a task has text columns or an image column"
+            )
+        if self.label is not None and self.label in (*self.text, self.image):
+            raise InvalidArgumentError(
+                "label", value=self.label, limit="another column than the inputs"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        task: str | Mapping[str, Any] | TaskSpec | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        image: str | None = None,
+        metric: str | None = None,
+    ) -> TaskSpec:
+        """Collect what was said about a task in one place.
+
+        Args:
+            task: a type; or a mapping with the entries ``type, text, label, image, metric`` (all
+                optional), as in a job spec; or a TaskSpec.
+            text: one or two text columns.
+            label: the column of classes or numbers.
+            image: the image column.
+            metric: the metric by which the best step is chosen.
+
+        Raises:
+            InvalidArgumentError: an unknown entry, or one that is given twice and differs.
+        """
+        known = [field.name for field in fields(cls)]
+        if isinstance(task, TaskSpec):
+            task = {name: getattr(task, name) for name in known}
+        spec: dict[str, Any] = {"type": task} if isinstance(task, str | None) else dict(task)
+        for name in spec:
+            if name not in known:
+                raise InvalidArgumentError("task", value=name, limit=f"entries {', '.join(known)}")
+        spec["text"] = _names(spec.get("text"))
+        given = {"text": _names(text), "label": label, "image": image, "metric": metric}
+        for name, value in given.items():
+            said = spec.get(name) or value
+            if value and said != value:
+                raise InvalidArgumentError(
+                    name, value=value, limit=f"task says {said!r}; give one of the two"
+                )
+            spec[name] = said
+        return cls(**spec)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """List the columns that are named."""
+        return (*self.text, *(name for name in (self.image, self.label) if name is not None))
+
+    @property
+    def names_all_columns(self) -> bool:
+        """Whether no column is left to infer, so that others do not matter."""
+        return self.label is not None and bool(self.text or self.image)
+
+
+def _names(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One task: its type, its columns, and what the training split fixed about it.
+
+    Attributes:
+        inputs: the input columns.
+        label: the column of classes or numbers.
+        metric: one of :attr:`metrics`; by it the best step is chosen, higher is better.
+        classes: in the order of the logits; None for numbers.
+    """
+
+    type: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]  # the default first
+    problem_type: ClassVar[str]
+    auto_class: ClassVar[AutoClass]  # gives a backbone this task's head
+
+    inputs: tuple[str, ...]
+    label: str
+    metric: str
+    classes: tuple[Label, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in self.metrics:
+            limit = f"a {self.type} task has {', '.join(self.metrics)}"
+            raise InvalidArgumentError("metric", value=self.metric, limit=limit)
+
+    @classmethod
+    @abstractmethod
+    def from_data(
+        cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
+    ) -> Self:
+        """Make the task of its columns and the training split.
+
+        Args:
+            dataset: the training split.
+            inputs: the input columns.
+            label: the column of classes or numbers.
+            metric: None is the first of :attr:`metrics`.
+
+        Raises:
+            DataError: labels that cannot be used.
+            InvalidArgumentError: a metric that the task does not have.
+        """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that the task reads."""
+        return (*self.inputs, self.label)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of logits of a sample."""
+        return 1 if self.classes is None else len(self.classes)
+
+    @abstractmethod
+    def load_encoder(
+        self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
+    ) -> Encoder:
+        """Load the model's tokenizer or image processor, and tell the configuration about it.
+
+        Raises:
+            ModelError: there is none, or it does not suit the model.
+        """
+
+    @abstractmethod
+    def targets(self, dataset: Dataset, *, split: str) -> Tensor:
+        """Read what should be predicted: int64 class indices or float32 values, ``[n]``.
+
+        Raises:
+            DataError: a row that has none, or one that the training split did not have.
+        """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Give the mean loss of a batch, in float32."""
+
+    @abstractmethod
+    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Give every metric of the task.
+
+        Args:
+            logits: float32 ``[n, num_labels]``, on the CPU.
+            targets: ``[n]``, as in :class:`Batch`.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """List the configuration entries that give a transformers model this task's head."""
+        settings: dict[str, Any] = {"problem_type": self.problem_type}
+        if self.classes is None:
+            return {**settings, "num_labels": 1}
+        names = [str(name) for name in self.classes]
+        return {
+            **settings,
+            "id2label": dict(enumerate(names)),  # num_labels is its length
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the task for a head delta: plain JSON, without the classes."""
+        return {
+            "type": self.type,
+            "label": self.label,
+            "metric": self.metric,
+            "num_labels": self.num_labels,
+            "problem_type": self.problem_type,
+        }
+
+
+class Digest:
+    """SHA-256 over a sequence of byte strings, each with its length."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes | NDArray[Any]) -> None:
+        """Add one byte string or array."""
+        content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+        self._hash.update(len(content).to_bytes(8, "little"))
+        self._hash.update(content)
+
+    def __str__(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"

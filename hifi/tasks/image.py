@@ -1,0 +1,122 @@
+"""Images: decoded and scaled once where there is room, else for every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hifi.columns import decode_image, read_images
+from hifi.errors import ModelError
+from hifi.tasks.base import Batch, Digest, Encoder, Examples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig
+    from transformers.image_processing_utils import BaseImageProcessor
+
+_CHANNELS = 3  # decode_image gives RGB
+_KEPT_BYTES = 1 << 30  # pixels of one split; more than this are made anew in every epoch
+_CHUNK = 256
+
+
+class ImageEncoder(Encoder):
+    """An image processor with its settings.
+
+    Args:
+        processor: the model's.
+        config: the model's; says how large its images are.
+        column: the image column.
+
+    Raises:
+        ModelError: the model takes other images than the processor makes.
+    """
+
+    def __init__(
+        self, processor: BaseImageProcessor, *, config: PreTrainedConfig, column: str
+    ) -> None:
+        height, width = _pair(config.image_size)
+        patch_height, patch_width = _pair(config.patch_size)
+        self.sequence_length = (height // patch_height) * (width // patch_width) + 1
+        self.metadata = {"image": column}
+        self._processor = processor
+        self._column = column
+        made = tuple(self._scale([Image.new("RGB", (width, height))]).shape[1:])
+        wanted = (int(config.num_channels), height, width)
+        if made != wanted:
+            raise ModelError(
+                f"the image processor makes images of shape {made} (channels, height, width) "
+                f"where the model reads {wanted}"
+            )
+
+    def pixels(self, images: Sequence[bytes]) -> Tensor:
+        """Decode and scale encoded images: float32 ``[B, channels, height, width]``."""
+        return self._scale([decode_image(image) for image in images])
+
+    def _scale(self, images: Sequence[Image.Image]) -> Tensor:
+        # An image three pixels high must not be taken for one with its channels first.
+        encoded = self._processor(
+            list(images), return_tensors="pt", input_data_format="channels_last"
+        )
+        pixels: Tensor = encoded["pixel_values"]
+        return pixels
+
+    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedImages:
+        """Check the images of a split, and decode them where there is room.
+
+        Raises:
+            DataError: an image that is missing or broken.
+        """
+        images = read_images(dataset, self._column, split=split)
+        return EncodedImages(images, encoder=self, targets=targets)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+class EncodedImages(Examples):
+    """Images as stored, and their pixels where these are few enough to keep.
+
+    Args:
+        images: encoded, all of them sound.
+        encoder: decodes and scales them.
+        targets: ``[n]``.
+    """
+
+    def __init__(self, images: Sequence[bytes], *, encoder: ImageEncoder, targets: Tensor) -> None:
+        self.lengths = np.full(len(images), encoder.sequence_length, dtype=np.int64)
+        self.targets = targets
+        self._images = images
+        self._encoder = encoder
+        self._kept = self._keep_pixels()
+
+    def _keep_pixels(self) -> Tensor | None:
+        one = self._encoder.pixels(self._images[:1])
+        if one.nbytes * len(self._images) > _KEPT_BYTES:
+            return None
+        starts = range(0, len(self._images), _CHUNK)
+        return torch.cat([self._encoder.pixels(self._images[at : at + _CHUNK]) for at in starts])
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Collate some samples."""
+        chosen = torch.as_tensor(np.asarray(indices))
+        if self._kept is None:
+            pixels = self._encoder.pixels([self._images[index] for index in chosen.tolist()])
+        else:
+            pixels = self._kept[chosen]
+        return Batch({"pixel_values": pixels}, self.targets[chosen])
+
+    def digest(self) -> str:
+        """Hash the encoded images and the targets."""
+        total = Digest()
+        for image in self._images:
+            total.add(image)
+        total.add(self.targets.numpy())
+        return str(total)

@@ -1,0 +1,66 @@
+"""Regression: one number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hifi import metrics
+from hifi.columns import read_targets
+from hifi.tasks.base import Encoder, Task
+from hifi.tasks.text import TextEncoder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hifi.models import AutoClass, ModelSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """Regression on texts; ``inputs`` are one or two text columns."""
+
+    type: ClassVar[str] = "regression"
+    metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    problem_type: ClassVar[str] = "regression"
+    auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
+
+    @classmethod
+    def from_data(
+        cls,
+        dataset: Dataset,  # noqa: ARG003 - numbers need no look at the data
+        *,
+        inputs: tuple[str, ...],
+        label: str,
+        metric: str | None,
+    ) -> Self:
+        """Make the task of its columns."""
+        return cls(inputs=inputs, label=label, metric=metric or cls.metrics[0])
+
+    def load_encoder(
+        self, source: ModelSource, config: transformers.PreTrainedConfig, *, max_length: int
+    ) -> Encoder:
+        """Load the model's tokenizer, and set the pad token in its configuration."""
+        return TextEncoder.load(source, config, columns=self.inputs, max_length=max_length)
+
+    def targets(self, dataset: Dataset, *, split: str) -> Tensor:
+        """Read the numbers, float32 ``[n]``."""
+        return torch.tensor(read_targets(dataset, self.label, split=split), dtype=torch.float32)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Give the mean squared error of a batch, in float32."""
+        return nn.functional.mse_loss(logits.float().squeeze(-1), targets)
+
+    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Give Pearson and Spearman correlation of logits ``[n, 1]``."""
+        truth = targets.numpy().astype(np.float64)
+        predicted = logits.squeeze(-1).numpy().astype(np.float64)
+        return {
+            "pearson": metrics.pearson(truth, predicted),
+            "spearman": metrics.spearman(truth, predicted),
+        }

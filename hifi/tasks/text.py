@@ -1,0 +1,162 @@
+"""Texts and pairs of texts: tokenised once, up front, and padded per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hifi.columns import read_texts
+from hifi.errors import DataError, ModelError
+from hifi.models import load_tokenizer
+from hifi.tasks.base import Batch, Digest, Encoder, Examples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from hifi.models import ModelSource
+
+_IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
+
+
+class TextEncoder(Encoder):
+    """A tokenizer with its settings.
+
+    Args:
+        tokenizer: the model's.
+        columns: one or two text columns.
+        pad_token_id: what fills a batch on the right.
+        max_length: tokens of a sample at most, special tokens among them; longer ones are cut, of
+            a pair the longer text first.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        columns: Sequence[str],
+        pad_token_id: int,
+        max_length: int,
+    ) -> None:
+        self.sequence_length = max_length
+        self.metadata = {
+            "text": list(columns),
+            "max_length": max_length,
+            "pad_token": tokenizer.convert_ids_to_tokens(pad_token_id),
+            "pad_token_id": pad_token_id,
+            "padding_side": "right",
+        }
+        self._tokenizer = tokenizer
+        self._columns = tuple(columns)
+        self._pad_token_id = pad_token_id
+
+    @classmethod
+    def load(
+        cls,
+        source: ModelSource,
+        config: PreTrainedConfig,
+        *,
+        columns: Sequence[str],
+        max_length: int,
+    ) -> TextEncoder:
+        """Load a model's tokenizer, and set the pad token in the model's configuration.
+
+        Args:
+            source: the model.
+            config: its configuration. Where that has no pad token, it gets the tokenizer's, or
+                the tokenizer's end-of-text token: decoders read the last token before the padding.
+            columns: one or two text columns.
+            max_length: tokens of a sample at most.
+
+        Raises:
+            ModelError: there is no tokenizer, or it has no token to pad with.
+        """
+        tokenizer = load_tokenizer(source)
+        candidates = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        usable = [
+            token for token in candidates if token is not None and 0 <= token < config.vocab_size
+        ]
+        if not usable:
+            raise ModelError(f"{source.name} has neither a pad token nor an end-of-text token")
+        config.pad_token_id = usable[0]
+        return cls(tokenizer, columns=columns, pad_token_id=usable[0], max_length=max_length)
+
+    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
+        """Check the texts of a split and tokenise them.
+
+        Raises:
+            DataError: a text that is missing, empty or without any token.
+        """
+        texts = [read_texts(dataset, column, split=split) for column in self._columns]
+        encoded = self._tokenizer(
+            *texts,
+            truncation=True,
+            max_length=self.sequence_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        lengths = np.array([len(tokens) for tokens in encoded[_IDS]], dtype=np.int64)
+        if not lengths.all():
+            row = int(lengths.argmin()) + 1
+            raise DataError("the tokenizer makes no token of this text", split=split, row=row)
+        pads = {_IDS: self._pad_token_id, _TYPES: 0}
+        tokens = {name: _flatten(encoded[name]) for name in pads if name in encoded}
+        return EncodedTexts(lengths=lengths, tokens=tokens, pads=pads, targets=targets)
+
+
+def _flatten(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    return np.array([token for row in rows for token in row], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedTexts(Examples):
+    """Token sequences, one after the other in flat arrays.
+
+    Attributes:
+        lengths: tokens of each sample, ``[n]``.
+        tokens: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them, each
+            ``[Σ lengths]``.
+        pads: the padding value of each.
+        targets: ``[n]``.
+    """
+
+    lengths: NDArray[np.int64]
+    tokens: Mapping[str, NDArray[np.int64]]
+    pads: Mapping[str, int]
+    targets: Tensor
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Collate some samples, padded on the right to the longest of them."""
+        chosen = np.asarray(indices)
+        lengths = self.lengths[chosen]
+        starts = self._starts[chosen]
+        columns = np.arange(lengths.max())
+        real = columns < lengths[:, None]  # [B, S]
+        places = np.where(real, starts[:, None] + columns, 0)
+        inputs = {
+            name: torch.from_numpy(np.where(real, values[places], self.pads[name]))
+            for name, values in self.tokens.items()
+        }
+        inputs[_MASK] = torch.from_numpy(real.astype(np.int64))
+        return Batch(inputs, self.targets[torch.from_numpy(chosen)])
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum(self.lengths) - self.lengths
+
+    def digest(self) -> str:
+        """Hash token sequences and targets."""
+        total = Digest()
+        total.add(self.lengths)
+        for name in sorted(self.tokens):
+            total.add(self.tokens[name])
+        total.add(self.targets.numpy())
+        return str(total)

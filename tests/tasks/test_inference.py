@@ -1,0 +1,148 @@
+"""hifi.tasks: the task that the columns tell, or the question that they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hifi.data import load_split
+from hifi.errors import DataError, InvalidArgumentError, TaskNotSupportedError
+from hifi.tasks import TaskSpec, get_task, infer, make_task
+from tests.tiny_tasks import image_rows, png
+
+IMAGE = {"bytes": png(1), "path": None}
+PAIR = {"sentence1": "a", "sentence2": "b", "label": 0, "idx": 7}
+
+
+def split(*rows: dict[str, Any]):
+    return load_split(list(rows), split="train")
+
+
+class TestInfer:
+    @pytest.mark.parametrize(
+        ("row", "expected"),
+        [
+            (PAIR, ("classification", ("sentence1", "sentence2"), "label", None)),
+            ({**PAIR, "label": 2.0}, ("regression", ("sentence1", "sentence2"), "label", None)),
+            ({"text": "a", "label": "b"}, ("classification", ("text",), "label", None)),
+            ({"labels": "b", "text": "a"}, ("classification", ("text",), "labels", None)),
+            ({"review": "a", "stars": 3}, ("classification", ("review",), "stars", None)),
+            ({"review": "a", "spam": True}, ("classification", ("review",), "spam", None)),
+            ({"review": "a", "stars": 3.5}, ("regression", ("review",), "stars", None)),
+            ({"image": IMAGE, "label": 0}, ("image-classification", (), "label", "image")),
+            ({"pic": IMAGE, "animal": "cat"}, ("image-classification", (), "animal", "pic")),
+            ({"pic": IMAGE, "n": 1}, ("image-classification", (), "n", "pic")),
+            (
+                {"pic": IMAGE, "caption": "a cat", "label": 1},
+                ("image-classification", (), "label", "pic"),
+            ),
+        ],
+    )
+    def test_what_leaves_no_doubt(self, row: dict[str, Any], expected: tuple):
+        spec = infer(TaskSpec(), split(row))
+        assert (spec.type, spec.text, spec.label, spec.image) == expected
+
+    @pytest.mark.parametrize(
+        ("row", "argument"),
+        [
+            ({"a": "x", "b": "y"}, "label"),
+            ({"a": "x", "b": 1, "c": 2}, "label"),
+            ({"a": "x", "b": "y", "c": "z", "label": 1}, "text"),
+            ({"a": 1, "label": 2}, "text"),
+            ({"text": "x", "label": [1, 2]}, "task"),
+            ({"text": "x", "label": {"answer_start": 1}}, "task"),
+            ({"a": IMAGE, "b": IMAGE, "label": 1}, "image"),
+            ({"a": IMAGE, "b": "cat", "c": "dog"}, "label"),
+        ],
+    )
+    def test_what_leaves_a_doubt_says_which_argument_settles_it(
+        self, row: dict[str, Any], argument: str
+    ):
+        with pytest.raises(DataError) as caught:
+            infer(TaskSpec(), split(row))
+        assert f"'{argument}'" in caught.value.reason
+        assert all(name in caught.value.reason for name in row)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"label": "idx"},
+            {"text": "sentence2"},
+            {"type": "regression"},
+            {"metric": "f1"},
+            {"type": "classification", "text": ["sentence1"], "label": "sentence2"},
+        ],
+    )
+    def test_what_is_said_is_taken(self, said: dict[str, Any]):
+        spec = infer(TaskSpec.of(said), split(PAIR))
+        for name, value in TaskSpec.of(said).__dict__.items():
+            if value:
+                assert getattr(spec, name) == value
+
+    def test_texts_are_read_where_images_lie_about_too(self):
+        row = {"pic": IMAGE, "caption": "a", "label": 1}
+        assert infer(TaskSpec(text=("caption",)), split(row)).type == "classification"
+        assert infer(TaskSpec(type="classification"), split(row)).text == ("caption",)
+
+
+class TestMakeTask:
+    @pytest.mark.parametrize(
+        ("name", "kind", "metric", "classes"),
+        [
+            ("mrpc", "classification", "accuracy", (0, 1)),
+            ("rte", "classification", "accuracy", (0, 1)),
+            ("cola", "classification", "accuracy", (0, 1)),
+            ("sst2", "classification", "accuracy", (0, 1)),
+            ("mnli", "classification", "accuracy", (0, 1, 2)),
+            ("stsb", "regression", "pearson", None),
+        ],
+    )
+    def test_real_texts(self, name: str, kind: str, metric: str, classes, test_data: Path):
+        path = test_data / "data" / "glue" / name / "validation.jsonl"
+        task = make_task(TaskSpec(), load_split(path, split="train"))
+        assert (task.type, task.metric, task.classes) == (kind, metric, classes)
+        assert task.num_labels == len(classes or [0])
+        assert task.inputs in (("sentence",), ("sentence1", "sentence2"))
+        assert task.label == "label"
+
+    def test_real_images(self, test_data: Path):
+        path = test_data / "data" / "mnist" / "validation.parquet"
+        task = make_task(TaskSpec(), load_split(path, split="train"))
+        assert task.type == "image-classification"
+        assert task.classes == tuple("0123456789")
+
+    @pytest.mark.parametrize(
+        "name", ["question-answering", "multiple-choice", "token-classification", "causal-lm"]
+    )
+    def test_a_type_that_is_not_built_yet(self, name: str):
+        with pytest.raises(TaskNotSupportedError, match=f"'{name}' is not built yet.*regression"):
+            make_task(TaskSpec(type=name), split(PAIR))
+
+    def test_a_type_that_is_unknown(self):
+        with pytest.raises(TaskNotSupportedError, match=r"'clasification' is unknown.*regression"):
+            get_task("clasification")
+
+    @pytest.mark.parametrize(
+        ("spec", "param"),
+        [
+            (TaskSpec(type="regression", image="image", label="label"), "image"),
+            (TaskSpec(type="classification", image="image"), "image"),
+            (TaskSpec(type="image-classification", text=("image",), label="label"), "image"),
+        ],
+    )
+    def test_inputs_of_another_type_are_refused(self, spec: TaskSpec, param: str):
+        with pytest.raises(InvalidArgumentError) as caught:
+            make_task(spec, split(*image_rows(2)))
+        assert caught.value.param == param
+
+    @pytest.mark.parametrize("metric", ["pearson", "loss", "Accuracy"])
+    def test_a_metric_of_another_task_is_refused_with_those_there_are(self, metric: str):
+        rows = split(PAIR, {**PAIR, "label": 1})
+        with pytest.raises(InvalidArgumentError, match=r"accuracy, f1, matthews"):
+            make_task(TaskSpec(metric=metric), rows)
+
+    def test_one_class_is_not_enough(self):
+        with pytest.raises(DataError, match="at least two classes"):
+            make_task(TaskSpec(), split(PAIR, PAIR))

@@ -1,0 +1,301 @@
+"""hifi.data: one split out of any source, and errors that name the row."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+from hifi.data import load_split
+from hifi.errors import DataError
+from tests.tiny_tasks import image_rows, write_jsonl
+
+ROWS = [
+    {"text": 'plain, with a comma and a "quote"', "label": 1, "score": 0.5},
+    {"text": "two\nlines\tand a tab", "label": 0, "score": -1.0},
+    {"text": "NA", "label": 1, "score": 2.0},
+    {"text": "null", "label": 0, "score": 3.0},
+    {"text": " ünïcode 🙂 ", "label": 1, "score": 1e-3},
+    {"text": "2024-05-01", "label": 0, "score": 4.0},
+]
+
+
+def jsonl(folder: Path) -> Path:
+    return write_jsonl(folder / "rows.jsonl", ROWS)
+
+
+def delimited(folder: Path, *, suffix: str, delimiter: str) -> Path:
+    path = folder / f"rows{suffix}"
+    options = csv.WriteOptions(delimiter=delimiter)
+    csv.write_csv(pa.Table.from_pylist(ROWS), path, write_options=options)
+    return path
+
+
+def parquet_file(folder: Path) -> Path:
+    parquet.write_table(pa.Table.from_pylist(ROWS), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+SOURCES = {
+    "jsonl": jsonl,
+    "csv": lambda folder: delimited(folder, suffix=".csv", delimiter=","),
+    "tsv": lambda folder: delimited(folder, suffix=".tsv", delimiter="\t"),
+    "parquet": parquet_file,
+    "text path": lambda folder: str(jsonl(folder)),
+    "rows": lambda _: ROWS,
+    "columns": lambda _: {name: [row[name] for row in ROWS] for name in ROWS[0]},
+    "arrays": lambda _: {name: np.array([row[name] for row in ROWS]) for name in ROWS[0]},
+    "DataFrame": lambda _: pd.DataFrame(ROWS, index=range(9, 3, -1)),
+    "Dataset": lambda _: datasets.Dataset.from_list(ROWS),
+}
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def error_of(source: object, **arguments) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load_split(source, split="train", **arguments)
+    assert caught.value.split == "train"
+    return caught.value
+
+
+class TestSources:
+    @pytest.mark.parametrize("kind", SOURCES)
+    def test_every_source_gives_the_same_rows(self, kind: str, tmp_path: Path):
+        assert load_split(SOURCES[kind](tmp_path), split="train").to_list() == ROWS
+
+    @pytest.mark.parametrize("kind", SOURCES)
+    def test_only_the_wanted_columns_are_kept(self, kind: str, tmp_path: Path):
+        source = SOURCES[kind](tmp_path)
+        dataset = load_split(source, split="train", columns=["label", "text"])
+        assert dataset.to_list() == [{"label": r["label"], "text": r["text"]} for r in ROWS]
+
+    @pytest.mark.parametrize("kind", SOURCES)
+    def test_a_missing_column_is_named_with_those_there_are(self, kind: str, tmp_path: Path):
+        error = error_of(SOURCES[kind](tmp_path), columns=["text", "labl"])
+        assert (error.column, error.row) == ("labl", None)
+        assert all(name in error.reason for name in ROWS[0])
+
+    def test_columns_that_nobody_wants_may_be_anything(self, tmp_path: Path):
+        rows = [{"text": "a", "meta": {"x": 1}}, {"text": "b", "meta": "none"}]
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        assert load_split(path, split="train", columns=["text"])["text"][:] == ["a", "b"]
+        error = error_of(path)
+        assert (error.row, error.column) == (2, "meta")
+
+    @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+    def test_new_content_under_an_old_name_is_read(self, kind: str, tmp_path: Path):
+        path = SOURCES[kind](tmp_path)
+        stamp = path.stat()
+        assert len(load_split(path, split="train")) == len(ROWS)
+        half = tmp_path / f"half{path.suffix}"
+        table = pa.Table.from_pylist(ROWS[:2])
+        {
+            "jsonl": lambda: write_jsonl(half, ROWS[:2]),
+            "csv": lambda: csv.write_csv(table, half),
+            "tsv": lambda: csv.write_csv(table, half, csv.WriteOptions(delimiter="\t")),
+            "parquet": lambda: parquet.write_table(table, half),
+        }[kind]()
+        half.replace(path)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert load_split(path, split="train").to_list() == ROWS[:2]
+
+    @pytest.mark.parametrize(
+        "name", ["a[1].jsonl", "b*.jsonl", "c::d.jsonl", "~e.jsonl", "F.JSONL"]
+    )
+    def test_odd_file_names_are_names(self, name: str, tmp_path: Path):
+        assert len(load_split(write_jsonl(tmp_path / name, ROWS), split="train")) == len(ROWS)
+
+    def test_the_folder_of_a_parquet_file_is_no_column(self, tmp_path: Path):
+        folder = tmp_path / "label=7"
+        folder.mkdir()
+        assert load_split(parquet_file(folder), split="train").to_list() == ROWS
+
+    def test_nothing_is_cached_on_disk(self, tmp_path: Path):
+        dataset = load_split(jsonl(tmp_path), split="train")
+        assert dataset.cache_files == []
+
+    def test_a_byte_order_mark_is_no_part_of_the_data(self, tmp_path: Path):
+        lines = b"\xef\xbb\xbf" + jsonl(tmp_path).read_bytes()
+        assert load_split(write(tmp_path / "a.jsonl", lines), split="train").to_list() == ROWS
+        table = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\nx,1\n")
+        assert load_split(table, split="train").to_list() == [{"text": "x", "label": 1}]
+
+    def test_blank_lines_are_skipped(self, tmp_path: Path):
+        path = write(tmp_path / "a.jsonl", '\n{"a": 1}\n\n  \n{"a": 2}\n\n')
+        assert load_split(path, split="train")["a"][:] == [1, 2]
+
+    def test_a_key_that_some_rows_lack_is_null_there(self):
+        rows = [{"a": 1}, {"a": 2, "b": "x"}]
+        assert load_split(rows, split="train")["b"][:] == [None, "x"]
+
+    def test_missing_cells_of_a_data_frame_are_null(self):
+        frame = pd.DataFrame({"text": ["a", None], "score": [1.0, float("nan")]})
+        assert load_split(frame, split="train").to_list()[1] == {"text": None, "score": None}
+
+    def test_parquet_keeps_the_names_of_labels(self, tmp_path: Path):
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        rows = {"text": ["a", "b"], "label": [1, 0]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+        dataset = load_split(tmp_path / "a.parquet", split="train")
+        assert dataset.features["label"].names == ["no", "yes"]
+
+    def test_real_images(self, test_data: Path):
+        path = test_data / "data" / "mnist" / "validation.parquet"
+        dataset = load_split(path, split="validation", columns=["image", "label"])
+        assert len(dataset) == 2000
+        assert isinstance(dataset.features["image"], datasets.Image)
+
+    def test_images_in_memory(self):
+        dataset = load_split(image_rows(3), split="train")
+        assert dataset[0]["image"]["bytes"].startswith(b"\x89PNG")
+
+
+class TestBadFiles:
+    def test_a_file_that_is_not_there(self, tmp_path: Path):
+        assert "there is no file" in error_of(tmp_path / "none.csv").reason
+
+    def test_a_folder(self, tmp_path: Path):
+        (tmp_path / "folder.csv").mkdir()
+        (tmp_path / "folder.jsonl").mkdir()
+        for name in ("folder.csv", "folder.jsonl"):
+            assert "cannot be read" in error_of(tmp_path / name).reason
+
+    @pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows", "owner/name"])
+    def test_an_unknown_ending_is_refused_with_those_that_are_known(self, name: str):
+        reason = error_of(name).reason
+        assert all(ending in reason for ending in (".jsonl", ".csv", ".tsv", ".parquet", "hub"))
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+    def test_an_empty_file(self, suffix: str, tmp_path: Path):
+        error_of(write(tmp_path / f"a{suffix}", b""))
+
+    def test_a_header_without_rows(self, tmp_path: Path):
+        assert error_of(write(tmp_path / "a.csv", "text,label\n")).reason == "there are no rows"
+
+    @pytest.mark.parametrize("content", ["text,label\nx,1\ny\nz,0\n", "text,label\nx,1\ny,0,0\n"])
+    def test_a_ragged_csv_names_the_row_and_both_counts(self, content: str, tmp_path: Path):
+        error = error_of(write(tmp_path / "a.csv", content))
+        assert error.row == 2
+        assert "the header has 2" in error.reason
+        assert error_of(write(tmp_path / "a.tsv", content.replace(",", "\t"))).row == 2
+
+    def test_a_quoted_line_break_is_no_row(self, tmp_path: Path):
+        error = error_of(write(tmp_path / "a.csv", 'text,label\n"x\ny\nz",1\nb\n'))
+        assert error.row == 2
+
+    def test_a_quote_that_is_never_closed(self, tmp_path: Path):
+        error = error_of(write(tmp_path / "a.csv", 'text,label\nx,1\n"y,2\nz,3\n'))
+        assert error.row == 2
+
+    def test_bytes_that_are_not_utf8(self, tmp_path: Path):
+        error = error_of(write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff\xfe"}\n'))
+        assert error.row == 2
+        assert "UTF-8" in error.reason
+        error = error_of(write(tmp_path / "a.csv", b"text,label\na,1\n\xff\xfe,2\n"))
+        assert "UTF8" in error.reason
+        assert "2" in error.reason or "3" in error.reason
+
+    @pytest.mark.parametrize(
+        "line", ['{"text": "a"', "[1, 2]", '"a"', "nothing", "{'text': 'a'}", "[" * 100_000]
+    )
+    def test_a_line_that_is_not_an_object(self, line: str, tmp_path: Path):
+        path = write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n\n{line}\n{{"text": "b"}}\n')
+        assert error_of(path).row == 2
+
+    @pytest.mark.parametrize(
+        ("values", "row"),
+        [
+            (["a", "b", 3], 3),
+            ([1, 2, "c", 4], 3),
+            ([True, False, 2], 3),
+            ([1, 10**30], 2),
+            ([[1], 2], 2),
+            (["a", "\ud800"], 2),
+            ([{"x": 1}, {"x": "y"}], 2),
+        ],
+    )
+    def test_a_value_that_fits_no_column_names_its_row(self, values, row: int, tmp_path: Path):
+        rows = [{"a": value, "b": 0} for value in values]
+        for source in (rows, write_jsonl(tmp_path / "a.jsonl", rows)):
+            error = error_of(source)
+            assert (error.row, error.column) == (row, "a")
+
+    def test_a_column_that_occurs_twice(self, tmp_path: Path):
+        error = error_of(write(tmp_path / "a.csv", "text,label,text\na,1,b\n"), columns=["text"])
+        assert error.column == "text"
+        table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        assert error_of(tmp_path / "a.parquet").column == "x"
+        assert error_of(pd.DataFrame([[1, 2]], columns=["x", "x"])).column == "x"
+
+    @pytest.mark.parametrize("keep", [0.2, 0.9])
+    def test_a_truncated_parquet_file(self, keep: float, tmp_path: Path):
+        whole = parquet_file(tmp_path).read_bytes()
+        path = write(tmp_path / "cut.parquet", whole[: int(len(whole) * keep)])
+        assert "Parquet" in error_of(path).reason
+
+    def test_a_parquet_file_whose_features_are_nonsense(self, tmp_path: Path):
+        table = pa.table({"text": ["a"]}).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": {"text": {"_type": "Nonsense"}}}})}
+        )
+        parquet.write_table(table, tmp_path / "a.parquet")
+        error_of(tmp_path / "a.parquet")
+
+
+class TestBadMemory:
+    @pytest.mark.parametrize("source", [[], {}, {"text": []}, pd.DataFrame({"text": []})])
+    def test_no_rows(self, source):
+        assert error_of(source).reason == "there are no rows"
+
+    def test_columns_of_different_lengths(self):
+        assert "different lengths" in error_of({"a": [1, 2], "b": [1]}).reason
+
+    @pytest.mark.parametrize("source", [7, None, [1, 2], {"a": 1}, {"a": "text"}, b"rows.csv"])
+    def test_what_is_no_data_set(self, source):
+        error_of(source)
+
+    def test_several_splits(self):
+        splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+        assert "give one" in error_of(splits).reason
+
+
+class TestHub:
+    def test_is_asked_for_the_split(self, monkeypatch: pytest.MonkeyPatch):
+        asked = []
+
+        def load_dataset(*arguments, **named):
+            asked.append((arguments, named))
+            return datasets.Dataset.from_list(ROWS)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        source = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": None}
+        assert load_split(source, split="validation").to_list() == ROWS
+        load_split({"hub": "glue", "split": "validation_matched"}, split="validation")
+        assert asked == [
+            (("nyu-mll/glue", "mrpc"), {"split": "validation", "revision": None}),
+            (("glue", None), {"split": "validation_matched", "revision": None}),
+        ]
+
+    def test_one_that_cannot_be_reached_is_named(self):
+        reason = error_of({"hub": "nyu-mll/glue", "config": "mrpc"}).reason
+        assert "nyu-mll/glue" in reason
+        assert "mrpc" in reason
+
+    def test_an_unknown_entry_is_refused(self):
+        assert "name" in error_of({"hub": "nyu-mll/glue", "name": "mrpc"}).reason
+
+    def test_a_column_may_be_called_hub(self):
+        assert load_split({"hub": ["a", "b"]}, split="train")["hub"][:] == ["a", "b"]

@@ -1,0 +1,630 @@
+"""hifi.finetuning: from data to a head delta, and the same bytes however it was interrupted."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+import hifi
+from hifi import finetune, finetuning
+from hifi.backbone import HeadId, describe, task_head_names
+from hifi.delta import HeadDelta
+from hifi.errors import (
+    CheckpointError,
+    DataError,
+    InvalidArgumentError,
+    JobCancelled,
+    JobPaused,
+    ModelError,
+    TaskNotSupportedError,
+)
+from hifi.events import Control, TrainingEvent
+from hifi.finetuning import FinetuneResult
+from hifi.selection import HeadSelection
+from tests.architectures import ARCHITECTURES, NAMES, heads_per_layer
+from tests.tiny_tasks import (
+    SPECIAL,
+    image_rows,
+    save_image_model,
+    save_text_model,
+    text_rows,
+    tiny_tokenizer,
+    write_jsonl,
+)
+
+ROOT = Path(__file__).parent.parent
+# 3 steps an epoch, 6 in all; dropout in the task head makes the random state count.
+SMALL = {"k": 1, "epochs": 2, "batch_size": 8, "max_length": 16, "n_samples": 10}
+TRAIN, VALIDATION = text_rows(24, seed=1), text_rows(12, seed=2)
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    return save_text_model(folder, classifier_dropout=0.3)
+
+
+def run(backbone: Path, /, **arguments: Any) -> FinetuneResult:
+    defaults = {"model": backbone, "train": TRAIN, "validation": VALIDATION, "precision": "float32"}
+    return finetune(**{**defaults, **SMALL, **arguments})
+
+
+def file_of(result: FinetuneResult, folder: Path) -> bytes:
+    path = folder / f"{time.monotonic_ns()}.safetensors"
+    result.delta.save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return file_of(run(bert), tmp_path_factory.mktemp("undisturbed"))
+
+
+def record(heard: list[TrainingEvent]) -> Callable[[TrainingEvent], None]:
+    return heard.append
+
+
+class TestResult:
+    def test_holds_what_was_tuned(self, bert: Path):
+        result = run(bert, metric="f1")
+        assert result.delta.heads == result.selection.heads
+        assert len(result.selection.heads) == 3
+        assert set(result.delta.task_head) == {"classifier.weight", "classifier.bias"}
+        assert set(result.metrics) == {"accuracy", "f1", "matthews", "loss"}
+        assert result.best_step in (3, 6)
+        assert min(result.train_seconds, result.selection_seconds, result.samples_per_second) > 0
+
+    def test_learns(self, bert: Path):
+        rows = [{"text": "w1 w2", "label": 0}, {"text": "w31 w32", "label": 1}] * 8
+        losses = []
+
+        def on_event(event: TrainingEvent) -> None:
+            if event.kind == "evaluated":
+                losses.append(event.metrics["loss"])
+
+        settings = {"epochs": 20, "learning_rate": 3e-2, "on_event": on_event}
+        result = run(bert, train=rows, validation=rows, **settings)
+        assert result.metrics["accuracy"] == 1.0
+        assert losses[-1] < losses[0] / 3
+
+    def test_the_metrics_are_those_of_the_delta(self, bert: Path, tmp_path: Path):
+        result = run(bert, epochs=4, learning_rate=3e-2)
+        result.delta.save(tmp_path / "delta.safetensors")
+        model = tf.AutoModelForSequenceClassification.from_pretrained(bert)
+        HeadDelta.load(tmp_path / "delta.safetensors").merge(model)
+        tokenizer = tiny_tokenizer(pad_token=SPECIAL[0])
+        texts = [row["text"] for row in VALIDATION]
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            logits = model.eval()(**batch).logits
+        targets = torch.tensor([row["label"] for row in VALIDATION])
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        accuracy = (logits.argmax(-1) == targets).double().mean()
+        assert result.metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert result.metrics["accuracy"] == pytest.approx(accuracy.item())
+
+    def test_the_delta_says_what_a_prediction_needs(self, bert: Path):
+        rows = text_rows(12, labels=("no", "yes"), pair=True)
+        metadata = run(bert, train=rows, validation=rows, metric="matthews").delta.metadata
+        assert metadata.model == "tiny-bert"
+        assert (metadata.revision, metadata.architecture) == (None, "bert")
+        assert metadata.compute_dtype == "float32"
+        assert tuple(metadata.labels or ()) == ("no", "yes")
+        assert dict(metadata.task or {}) == {
+            "type": "classification",
+            "text": ["first", "second"],
+            "label": "label",
+            "metric": "matthews",
+            "num_labels": 2,
+            "problem_type": "single_label_classification",
+            "max_length": 16,
+            "pad_token": "[PAD]",
+            "pad_token_id": 0,
+            "padding_side": "right",
+        }
+        assert metadata.training["learning_rate"] == 3e-4
+        assert set(metadata.training) == {
+            *("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio"),
+            *("weight_decay", "seed", "precision", "early_stopping_patience"),
+        }
+
+    def test_no_path_and_no_time_is_in_the_file(self, bert: Path, undisturbed: bytes):
+        assert str(bert.parent).encode() not in undisturbed
+        assert b"seconds" not in undisturbed
+
+    def test_the_callers_random_state_is_left_alone(self, bert: Path):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002 - the legacy state is what a caller may rely on
+        torch.manual_seed(1)
+        states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+        run(bert)
+        assert random.getstate() == states[0]
+        assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+        assert torch.get_rng_state().equal(states[2])
+
+    def test_is_exported(self):
+        assert hifi.finetune is finetuning.finetune
+        assert hifi.FinetuneResult is FinetuneResult
+        assert hifi.Control is Control
+
+
+class TestArchitectures:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_is_tuned(self, name: str, tmp_path: Path):
+        image = ARCHITECTURES[name].image
+        folder = tmp_path / name
+        rows = image_rows(8) if image else text_rows(8)
+        save_image_model(folder, name) if image else save_text_model(folder, name)
+        settings = {"epochs": 1, "batch_size": 4, "k": heads_per_layer(name), "n_samples": None}
+        result = run(folder, train=rows, validation=rows, **settings)
+        assert len(result.delta.heads) == 3 * heads_per_layer(name)
+        kind = (
+            tf.AutoModelForImageClassification if image else tf.AutoModelForSequenceClassification
+        )
+        model = kind.from_pretrained(folder)
+        assert set(result.delta.task_head) == set(task_head_names(model))
+        rows_before = result.delta.base or {}
+        moved = [key for key, row in result.delta.rows.items() if not row.equal(rows_before[key])]
+        assert any(".value." in key for key in moved)
+        assert result.delta.metadata.architecture == describe(model).architecture
+
+    def test_a_missing_pooler_is_trained_and_stored(self, tmp_path: Path):
+        folder = save_text_model(tmp_path / "model")
+        model = tf.BertModel.from_pretrained(folder, add_pooling_layer=False)
+        model.save_pretrained(folder)
+        head = run(folder).delta.task_head
+        assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} < set(head)
+
+
+class TestTasks:
+    def test_regression(self, bert: Path):
+        words = {"w1 w2": 0.0, "w31 w32": 1.0, "w51 w52": 0.2}
+        rows = [{"text": text, "label": value} for text, value in words.items()] * 8
+        settings = {"epochs": 20, "learning_rate": 3e-2, "metric": "spearman"}
+        result = run(bert, train=rows, validation=rows, **settings)
+        assert set(result.metrics) == {"pearson", "spearman", "loss"}
+        assert result.metrics["spearman"] > 0.9
+        assert result.delta.metadata.labels is None
+        assert result.delta.task_head["classifier.weight"].shape[0] == 1
+
+    def test_three_classes(self, bert: Path):
+        result = run(bert, train=text_rows(12, labels="abc"), validation=text_rows(6, labels="abc"))
+        assert result.delta.task_head["classifier.weight"].shape[0] == 3
+
+    def test_images(self, tmp_path: Path):
+        folder = save_image_model(tmp_path / "vit")
+        rows = image_rows(16)
+        result = run(folder, train=rows, validation=rows, epochs=5, learning_rate=3e-2)
+        assert result.metrics["accuracy"] == 1.0
+        assert result.delta.metadata.task is not None
+        assert result.delta.metadata.task["image"] == "image"
+
+    def test_a_file_and_rows_in_memory_are_the_same(
+        self, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        train = write_jsonl(tmp_path / "train.jsonl", TRAIN)
+        validation = write_jsonl(tmp_path / "validation.jsonl", VALIDATION)
+        task = {"type": "classification", "text": ["text"], "label": "label", "metric": "accuracy"}
+        result = run(bert, train=str(train), validation=validation, task=task)
+        assert file_of(result, tmp_path) == undisturbed
+
+    def test_without_validation_the_last_step_is_kept(self, bert: Path):
+        result = run(bert, validation=None)
+        assert (result.metrics, result.best_step) == ({}, STEPS)
+
+
+class TestSelection:
+    def test_given_heads_are_tuned_and_nothing_is_scored(self, bert: Path):
+        heard: list[TrainingEvent] = []
+        chosen = HeadSelection.from_heads([HeadId(0, 3), HeadId(2, 1)], num_layers=3)
+        result = run(bert, selection=chosen, on_event=record(heard))
+        assert result.delta.heads == (HeadId(0, 3), HeadId(2, 1))
+        assert "selecting" not in {event.kind for event in heard}
+
+    def test_settings_reach_the_scores(self, bert: Path):
+        settings = {"k": 2, "xi": 0.5, "damping": 0.7, "strategy": "mid-top"}
+        selection = run(bert, **settings).selection
+        assert (selection.k, selection.xi, selection.damping) == (2, 0.5, 0.7)
+        assert (selection.strategy, selection.teleport) == ("mid-top", "information")
+        assert {head.layer for head in selection.heads} == {2}
+        assert selection.n_samples == 10
+
+    def test_the_calibration_samples_depend_on_the_seed(self, bert: Path):
+        scores = [run(bert, seed=seed, epochs=1).selection.layers[0] for seed in (0, 0, 1)]
+        richness = [layer.correlation for layer in scores]
+        assert richness[0].equal(richness[1])
+        assert not richness[0].equal(richness[2])
+
+    def test_by_default_all_rows_of_a_small_split_are_scored(self, bert: Path):
+        assert run(bert, n_samples=None, epochs=1).selection.n_samples == len(TRAIN)
+
+    @pytest.mark.parametrize("n_samples", [25, 0, -1, 2.5, True])
+    def test_a_number_of_samples_beyond_the_data_is_refused(self, bert: Path, n_samples):
+        with pytest.raises(InvalidArgumentError, match="24 rows of train") as caught:
+            run(bert, n_samples=n_samples)
+        assert caught.value.param == "n_samples"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("k", 5), ("k", 0), ("xi", 1.0), ("damping", 1.0), ("strategy", "top"), ("teleport", "x")],
+    )
+    def test_a_setting_out_of_range_is_refused(self, bert: Path, name: str, value):
+        with pytest.raises(InvalidArgumentError) as caught:
+            run(bert, **{name: value})
+        assert caught.value.param == name
+
+
+class TestReproducible:
+    def test_equal_calls_give_equal_bytes(self, bert: Path, undisturbed: bytes, tmp_path: Path):
+        torch.manual_seed(99)
+        assert file_of(run(bert), tmp_path) == undisturbed
+
+    @pytest.mark.parametrize(
+        "change", [{"seed": 1}, {"learning_rate": 1e-3}, {"weight_decay": 0.5}, {"warmup_ratio": 1}]
+    )
+    def test_every_setting_counts(
+        self, bert: Path, undisturbed: bytes, change: dict, tmp_path: Path
+    ):
+        assert file_of(run(bert, **change), tmp_path) != undisturbed
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_in_each_precision(self, bert: Path, precision: str, tmp_path: Path):
+        first, second = (run(bert, precision=precision) for _ in range(2))
+        assert first.delta.metadata.compute_dtype == precision
+        assert file_of(first, tmp_path) == file_of(second, tmp_path)
+        assert all(row.dtype == torch.float32 for row in first.delta.rows.values())
+        fingerprint = first.delta.metadata.fingerprint
+        assert fingerprint == run(bert, precision="float32").delta.metadata.fingerprint
+
+
+def stop_at(kind: str, step: int, answer: Control) -> Callable[[TrainingEvent], Control]:
+    def on_event(event: TrainingEvent) -> Control:
+        return answer if (event.kind, event.step) == (kind, step) else Control.CONTINUE
+
+    return on_event
+
+
+class TestPause:
+    @pytest.mark.parametrize(
+        ("kind", "step"),
+        [
+            ("selected", 0),
+            ("checkpoint", 0),
+            *(("step", step) for step in range(1, STEPS + 1)),
+            ("evaluating", 3),
+            ("evaluated", 3),
+            ("evaluated", 6),
+        ],
+    )
+    def test_at_any_boundary_and_resumed_gives_the_same_bytes(
+        self, kind: str, step: int, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        folder = tmp_path / "checkpoints"
+        with pytest.raises(JobPaused) as caught:
+            run(bert, checkpoint_dir=folder, on_event=stop_at(kind, step, Control.PAUSE))
+        assert caught.value.checkpoint == folder / f"step-{step:08d}"
+        heard: list[TrainingEvent] = []
+        result = run(bert, checkpoint_dir=folder, on_event=record(heard))
+        assert file_of(result, tmp_path) == undisturbed
+        assert {event.step for event in heard if event.kind == "step"} == set(range(step + 1, 7))
+        assert not {event.kind for event in heard} & {"selecting", "selected"}
+
+    def test_at_every_step_of_one_run(self, bert: Path, undisturbed: bytes, tmp_path: Path):
+        pauses = 0
+        while True:
+            try:
+                result = run(
+                    bert,
+                    checkpoint_dir=tmp_path / "checkpoints",
+                    on_event=lambda event: Control.PAUSE if event.kind == "step" else None,
+                )
+                break
+            except JobPaused:
+                pauses += 1
+        assert pauses == STEPS
+        assert file_of(result, tmp_path) == undisturbed
+
+    def test_events_go_on_counting(self, bert: Path, tmp_path: Path):
+        first: list[TrainingEvent] = []
+
+        def pause(event: TrainingEvent) -> Control:
+            first.append(event)
+            return Control.PAUSE if event.step == 2 and event.kind == "step" else Control.CONTINUE
+
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=tmp_path, on_event=pause)
+        second: list[TrainingEvent] = []
+        run(bert, checkpoint_dir=tmp_path, on_event=record(second))
+        resumed = [event for event in second if event.kind == "step"]
+        paused_at = next(
+            event.number for event in first if event.kind == "step" and event.step == 2
+        )
+        assert resumed[0].number == paused_at + 1
+
+    def test_seconds_and_samples_are_counted_over_all_attempts(self, bert: Path, tmp_path: Path):
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 5, Control.PAUSE))
+        result = run(bert, checkpoint_dir=tmp_path)
+        assert result.samples_per_second * result.train_seconds == pytest.approx(48)
+        assert result.selection_seconds > 0
+
+    @pytest.mark.parametrize("kind", ["loading", "selecting"])
+    def test_before_training_there_is_nothing_to_keep(self, kind: str, bert: Path, tmp_path: Path):
+        def pause(event: TrainingEvent) -> Control:
+            return Control.PAUSE if event.kind == kind else Control.CONTINUE
+
+        with pytest.raises(JobPaused) as caught:
+            run(bert, checkpoint_dir=tmp_path, on_event=pause)
+        assert caught.value.checkpoint is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_a_folder_nothing_is_kept(self, bert: Path):
+        with pytest.raises(JobPaused, match="nothing was kept") as caught:
+            run(bert, on_event=stop_at("step", 1, Control.PAUSE))
+        assert caught.value.checkpoint is None
+
+    def test_a_finished_run_finishes_again(self, bert: Path, undisturbed: bytes, tmp_path: Path):
+        for _ in range(2):
+            result = run(bert, checkpoint_dir=tmp_path / "c", checkpoint_seconds=0)
+            assert file_of(result, tmp_path) == undisturbed
+
+    def test_early_stopping_is_remembered(self, bert: Path, tmp_path: Path):
+        settings = {"early_stopping_patience": 2, "epochs": 9, "learning_rate": 1e-9}
+        whole = run(bert, **settings)
+        for step in (3, 6, 9):
+            folder = tmp_path / str(step)
+            with pytest.raises(JobPaused):
+                run(
+                    bert,
+                    **settings,
+                    checkpoint_dir=folder,
+                    on_event=stop_at("step", step, Control.PAUSE),
+                )
+            heard: list[TrainingEvent] = []
+            resumed = run(bert, **settings, checkpoint_dir=folder, on_event=record(heard))
+            assert heard[-1].step == 9
+            assert file_of(resumed, tmp_path) == file_of(whole, tmp_path)
+
+
+class TestCancel:
+    @pytest.mark.parametrize("kind", ["loading", "selecting", "step", "evaluating", "checkpoint"])
+    def test_ends_the_run_at_once(self, kind: str, bert: Path, tmp_path: Path):
+        heard: list[TrainingEvent] = []
+
+        def cancel(event: TrainingEvent) -> Control:
+            heard.append(event)
+            return Control.CANCEL if event.kind == kind else Control.CONTINUE
+
+        with pytest.raises(JobCancelled):
+            run(bert, checkpoint_dir=tmp_path, on_event=cancel)
+        assert [event.kind for event in heard].count(kind) == 1
+        assert heard[-1].kind == kind
+
+    def test_ctrl_c_passes_through_and_can_be_resumed(
+        self, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        def interrupt(event: TrainingEvent) -> None:
+            if event.kind == "step" and event.step == 4:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / "checkpoints"
+        with pytest.raises(KeyboardInterrupt):
+            run(bert, checkpoint_dir=folder, checkpoint_seconds=0, on_event=interrupt)
+        assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+        assert file_of(run(bert, checkpoint_dir=folder), tmp_path) == undisturbed
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tests import test_finetuning as tests
+from hifi import checkpoint, files
+
+model, folder, where, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def on_event(event):
+    print(event.kind, event.step, flush=True)
+    if where == "step" and (event.kind, event.step) == ("step", count):
+        die()
+
+writes = 0
+def dying(function):
+    def wrapped(*arguments, **named):
+        global writes
+        writes += 1
+        if writes == count:
+            die()
+        return function(*arguments, **named)
+    return wrapped
+
+if where == "write":  # the tensors are on disk, the state is not
+    checkpoint.canonical_json = dying(checkpoint.canonical_json)
+if where == "remove":  # the new checkpoint is there, the old one too
+    checkpoint.shutil.rmtree = dying(checkpoint.shutil.rmtree)
+tests.run(model, checkpoint_dir=folder, checkpoint_seconds=0, on_event=on_event)
+"""
+
+
+class TestKill:
+    @pytest.mark.parametrize(
+        ("where", "count"),
+        [
+            ("step", None),
+            ("write", 7),
+            ("remove", 8),
+        ],
+    )
+    def test_a_killed_run_resumes_to_the_same_bytes(
+        self, where: str, count: int | None, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        folder = tmp_path / "checkpoints"
+        count = count or random.Random(time.time_ns()).randint(1, STEPS)  # noqa: S311
+        command = [sys.executable, "-c", CHILD, str(bert), str(folder), where, str(count)]
+        child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert child.returncode == -signal.SIGKILL, child.stderr
+        assert any(path.name.startswith("step-") for path in folder.iterdir())
+        heard: list[TrainingEvent] = []
+        result = run(bert, checkpoint_dir=folder, on_event=record(heard))
+        assert "selecting" not in {event.kind for event in heard}
+        assert file_of(result, tmp_path) == undisturbed, f"killed at {where} {count}"
+
+
+class TestCheckpoints:
+    def test_come_as_often_as_asked(self, bert: Path, tmp_path: Path):
+        for seconds, steps in ((0, list(range(7))), (3600, [0])):
+            heard: list[TrainingEvent] = []
+            folder = tmp_path / str(seconds)
+            run(bert, checkpoint_dir=folder, checkpoint_seconds=seconds, on_event=record(heard))
+            assert [event.step for event in heard if event.kind == "checkpoint"] == steps
+            assert len(list(folder.iterdir())) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"learning_rate": 1e-3}, "another training"),
+            ({"seed": 1}, "another training"),
+            ({"k": 2}, "another selection"),
+            ({"train": text_rows(24, seed=7)}, "another train"),
+            ({"validation": None}, "another validation"),
+            ({"metric": "f1"}, "another task"),
+            ({"precision": "bfloat16"}, "another model"),
+        ],
+    )
+    def test_of_another_run_are_refused(self, change: dict, named: str, bert: Path, tmp_path: Path):
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 1, Control.PAUSE))
+        with pytest.raises(CheckpointError, match=named):
+            run(bert, checkpoint_dir=tmp_path, **change)
+
+    def test_of_another_model_are_refused(self, bert: Path, tmp_path: Path):
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=tmp_path / "c", on_event=stop_at("step", 1, Control.PAUSE))
+        other = save_text_model(tmp_path / "tiny-bert", seed=5)
+        with pytest.raises(CheckpointError, match="another model"):
+            run(other, checkpoint_dir=tmp_path / "c")
+
+    def test_a_damaged_one_is_refused(self, bert: Path, tmp_path: Path):
+        with pytest.raises(JobPaused) as caught:
+            run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 1, Control.PAUSE))
+        assert caught.value.checkpoint is not None
+        (caught.value.checkpoint / "tensors.safetensors").write_bytes(b"nonsense")
+        with pytest.raises(CheckpointError, match=r"tensors\.safetensors is damaged"):
+            run(bert, checkpoint_dir=tmp_path)
+
+
+class TestEvents:
+    def test_come_in_order(self, bert: Path):
+        heard: list[TrainingEvent] = []
+        result = run(bert, on_event=record(heard))
+        assert [event.number for event in heard] == list(range(1, len(heard) + 1))
+        kinds = [event.kind for event in heard]
+        assert kinds == [
+            *["loading"] * 2,
+            *["selecting"] * 2,
+            "selected",
+            *(["step"] * 3 + ["evaluating"] * 2 + ["evaluated"]) * 2,
+            "finished",
+        ]
+        steps = [event for event in heard if event.kind == "step"]
+        assert [event.step for event in steps] == list(range(1, 7))
+        assert {event.total_steps for event in steps} == {6}
+        assert [event.epoch for event in steps] == pytest.approx([step / 3 for step in range(1, 7)])
+        assert all(event.loss and event.learning_rate and event.message for event in steps)
+        assert steps[-1].eta_seconds == 0
+        assert [event.step for event in heard if event.kind == "selecting"] == [8, 10]
+        chosen = next(event.selection for event in heard if event.kind == "selected")
+        assert chosen is not None
+        assert chosen.heads == result.selection.heads
+        assert heard[-1].metrics == result.metrics
+
+    def test_an_answer_that_is_none_of_them_is_refused(self, bert: Path):
+        with pytest.raises(InvalidArgumentError, match="Control"):
+            run(bert, on_event=lambda _: "pause")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "error", "named"),
+        [
+            ({"label": "lable"}, DataError, "there is no such column; there are: text, label"),
+            ({"train": [*TRAIN, {"text": "", "label": 0}]}, DataError, "row 25, column 'text'"),
+            ({"train": [*TRAIN, {"text": "a", "label": None}]}, DataError, "row 25.*missing"),
+            ({"train": [r for r in TRAIN if r["label"]]}, DataError, "at least two classes"),
+            ({"train": [{"text": 5, "label": 1}]}, DataError, "text"),
+            ({"train": "nowhere.csv"}, DataError, "there is no file"),
+            (
+                {"validation": [{"text": "a", "label": 2}]},
+                DataError,
+                "validation, row 1, column 'label': the label 2 does not occur",
+            ),
+            ({"validation": [{"words": "a", "label": 1}]}, DataError, "validation, column 'text'"),
+            ({"validation": []}, DataError, "validation: there are no rows"),
+            (
+                {"train": [{"text": "a", "label": 0.5}, {"text": "b", "label": float("nan")}]},
+                DataError,
+                "row 2, column 'label'",
+            ),
+            ({"task": "question-answering"}, TaskNotSupportedError, "not built yet"),
+            ({"metric": "bleu"}, InvalidArgumentError, "accuracy, f1, matthews"),
+            ({"max_length": 65}, InvalidArgumentError, "tiny-bert reads 64 tokens"),
+            ({"epochs": 0}, InvalidArgumentError, "epochs=0"),
+            ({"checkpoint_seconds": -1}, InvalidArgumentError, "checkpoint_seconds=-1"),
+            ({"device": "tpu"}, InvalidArgumentError, "device='tpu'"),
+            ({"precision": "int8"}, InvalidArgumentError, "precision='int8'"),
+            ({"model": "no/such-model"}, ModelError, "no/such-model"),
+        ],
+    )
+    def test_is_refused_by_name(self, change: dict, error: type, named: str, bert: Path):
+        with pytest.raises(error, match=named):
+            run(bert, **change)
+
+    def test_nothing_is_written_for_it(self, bert: Path, tmp_path: Path):
+        with pytest.raises(DataError):
+            run(bert, validation=[], checkpoint_dir=tmp_path / "checkpoints")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_ragged_csv_names_its_row(self, bert: Path, tmp_path: Path):
+        path = tmp_path / "train.csv"
+        path.write_text("text,label\nw1,1\nw2\n", encoding="utf-8")
+        with pytest.raises(DataError, match="train, row 2: 1 fields, the header has 2"):
+            run(bert, train=path)
+
+
+@pytest.mark.gpu
+class TestCuda:
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_equal_calls_and_resumed_ones_give_equal_bytes(
+        self, precision: str, bert: Path, tmp_path: Path
+    ):
+        settings = {"device": "cuda", "precision": precision}
+        whole = file_of(run(bert, **settings), tmp_path)
+        assert file_of(run(bert, **settings), tmp_path) == whole
+        with pytest.raises(JobPaused):
+            run(
+                bert,
+                **settings,
+                checkpoint_dir=tmp_path / "c",
+                on_event=stop_at("step", 4, Control.PAUSE),
+            )
+        assert file_of(run(bert, **settings, checkpoint_dir=tmp_path / "c"), tmp_path) == whole
+
+    def test_the_callers_random_state_is_left_alone(self, bert: Path):
+        before = torch.cuda.get_rng_state()
+        run(bert, device="cuda")
+        assert torch.cuda.get_rng_state().equal(before)
+        assert not torch.are_deterministic_algorithms_enabled()
