@@ -1,0 +1,174 @@
+"""The command ``hifi``: its own commands, and those that other packages add by entry point.
+
+A command's module is imported only when that command is used, so that help, the version and a
+mistyped argument cost no torch import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import NoReturn
+
+from hifi import __version__
+from hifi.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, fail
+from hifi.errors import HifiError, InvalidArgumentError
+
+ENTRY_POINT_GROUP = "hifi.commands"
+
+# Name to module and the line that --help shows.
+LOCAL_COMMANDS = {
+    "select": ("hifi.cli.select", "score the attention heads for a task and select the best"),
+    "tune": ("hifi.cli.tune", "select heads, tune only them, write a head delta"),
+    "merge": ("hifi.cli.merge", "put a head delta into its backbone and write the whole model"),
+    "inspect": ("hifi.cli.inspect", "show what is in a head delta file"),
+    "export-lora": ("hifi.cli.export_lora", "write a head delta as an adapter that PEFT loads"),
+    "demo": ("hifi.cli.demo", "run one real job here, from data to merged model, without network"),
+}
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leave the names of options and commands a little more room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0; 1 after an error, told in one line on stderr; 2 for arguments that make
+        no sense; 130 after Ctrl-C. ``HIFI_DEBUG=1`` lets unexpected exceptions pass, traceback and
+        all.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _plain_warnings():
+            code = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return fail("interrupted; nothing was left half-written", code=EXIT_INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has gone; nor can what is buffered go out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        args = _build_parser(arguments).parse_args(arguments)
+    except SystemExit as stop:  # help, version, usage
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    try:
+        return int(args.run(args))
+    except InvalidArgumentError as error:
+        return fail(f"{error}{_option_hint(error.param, args)}")
+    except HifiError as error:
+        return fail(str(error))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("HIFI_DEBUG") == "1":
+            raise
+        return fail(_describe_unexpected(error))
+
+
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser; only the command that is used brings its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="hifi",
+        description="Fine-tune only the attention heads that matter for a task.",
+        epilog="Set HIFI_DEBUG=1 to see the traceback of an unexpected error.",
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hifi {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    used = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, summary) in LOCAL_COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=_HelpFormatter,
+        )
+        if name == used:
+            _add_arguments(command, import_module(module))
+    for entry in _added_commands():
+        command = commands.add_parser(
+            entry.name, help=_origin(entry), formatter_class=_HelpFormatter
+        )
+        if entry.name == used:
+            _add_arguments(command, _load(entry))
+    return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser, module: ModuleType) -> None:
+    module.add_arguments(command)
+    command.set_defaults(run=module.run)
+
+
+def _added_commands() -> list[EntryPoint]:
+    """List the command groups that installed packages add, by name; ours cannot be replaced."""
+    added = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return [added[name] for name in sorted(added) if name not in LOCAL_COMMANDS]
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"from the package {entry.dist.name}" if entry.dist else f"from {entry.module}"
+
+
+def _load(entry: EntryPoint) -> ModuleType:
+    try:
+        module: ModuleType = entry.load()
+    except ImportError as error:
+        _stop(
+            f"the command {entry.name!r} needs a package that is not installed ({error}); "
+            f"install it, or the extra that brings it, and try again"
+        )
+    return module
+
+
+def _stop(message: str) -> NoReturn:
+    raise SystemExit(fail(message))
+
+
+def _option_hint(param: str, args: argparse.Namespace) -> str:
+    """Name the option by which a refused argument was given, if there is one."""
+    name = param.rpartition(".")[2]
+    known = vars(args).keys() - {"run", "command"}
+    return f" (change --{name.replace('_', '-')})" if name in known else ""
+
+
+def _describe_unexpected(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+        return f"out of memory: {text.splitlines()[0]}; try a smaller --batch-size or --max-length"
+    return (
+        f"unexpected {type(error).__name__}: {text.splitlines()[0]}; "
+        "this is a bug or a broken installation: HIFI_DEBUG=1 shows the traceback"
+    )
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as one line on stderr, without the source line that raised them."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"hifi: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

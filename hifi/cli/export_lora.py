@@ -1,0 +1,54 @@
+"""``hifi export-lora``: a head delta as an adapter that stock PEFT loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hifi.cli import options, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi export-lora``."""
+    parser.add_argument(
+        "--delta", type=Path, required=True, metavar="FILE", help="the head delta to export"
+    )
+    options.add_model(parser, required=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new folder for the adapter"
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the adapter, atomically."""
+    output.check_new_directory(args.out)
+    from hifi.cli.loading import load_backbone
+    from hifi.delta import HeadDelta
+
+    delta = HeadDelta.load(args.delta)
+    backbone = load_backbone(delta, model=args.model, revision=args.revision)
+    delta.to_lora(args.out, backbone.model)
+    size = output.size_of_folder(args.out)
+    if args.json:
+        output.print_json(
+            {
+                "object": "lora_adapter",
+                "path": str(args.out),
+                "bytes": size,
+                "model": backbone.source.name,
+                "fingerprint": delta.metadata.fingerprint,
+                "heads": len(delta.heads),
+            }
+        )
+        return 0
+    from rich.console import Console
+
+    from hifi.cli import render
+
+    entries = {
+        "exported": f"{len(delta.heads)} heads of {backbone.source.name}",
+        "adapter": f"{args.out}  {render.format_bytes(size)}",
+    }
+    render.print_facts(Console(), entries)
+    return 0

@@ -1,0 +1,150 @@
+"""``hifi select``: score the heads for a task, without tuning anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hifi.cli import options, output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hifi.preparation import Prepared
+    from hifi.selection import HeadSelection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi select``."""
+    options.add_model(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write scores and selection as JSON, for `hifi tune --selection FILE`",
+    )
+    options.add_json(parser)
+    options.add_data(parser, validation=False)
+    options.add_task(parser, metric=False)
+    options.add_selection(parser, given=False)
+    options.add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the heads and show the best."""
+    if args.out is not None:
+        output.check_new_file(args.out)
+    from rich.console import Console
+
+    from hifi.cli import render
+    from hifi.cli.progress import progress_display
+    from hifi.events import TrainingEvent
+
+    with progress_display(Console(stderr=True)) as display:
+        display.show(
+            TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
+        )
+        ready = _prepare(args)
+
+        def show(seen: int, total: int) -> None:
+            display.show(TrainingEvent(kind="selecting", number=2, step=seen, total_steps=total))
+
+        selection = _select(args, ready=ready, on_batch=show)
+    document = _describe(ready, selection=selection)
+    if args.out is not None:
+        _write(args.out, document)
+    if args.json:
+        output.print_json(document)
+        return output.EXIT_OK
+    console = Console()
+    render.print_heads(console, document)
+    parameters = f"{document['trainable_parameters']:,}"
+    entries = {
+        "selected": f"{len(selection.heads)} of {document['num_layers'] * document['num_heads']} "
+        f"heads; with the task head {parameters} parameters, {document['fraction']:.2%}",
+        **({"written": str(args.out)} if args.out else {}),
+    }
+    console.print()
+    render.print_facts(console, entries)
+    return output.EXIT_OK
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    from hifi.hyperparameters import Hyperparameters
+    from hifi.models import resolve_device, resolve_model
+    from hifi.preparation import prepare
+    from hifi.tasks import TaskSpec
+
+    settings = Hyperparameters(
+        **options.named_arguments(args, "batch_size", "max_length", "seed", "precision")
+    )
+    return prepare(
+        resolve_model(args.model, revision=args.revision),
+        spec=TaskSpec.of(args.task, **options.named_arguments(args, "text", "label", "image")),
+        validation=None,
+        settings=settings,
+        selection={},
+        device=resolve_device(args.device),
+        **options.split_arguments(args),
+    )
+
+
+def _select(
+    args: argparse.Namespace, *, ready: Prepared, on_batch: Callable[[int, int], None]
+) -> HeadSelection:
+    """Select as a fine-tune with the same arguments does."""
+    import numpy as np
+
+    from hifi.batching import evaluation_batches
+    from hifi.selection import sample_indices, select_heads
+
+    train, model = ready.data.train, ready.loaded.model
+    n = min(300, len(train)) if args.n_samples is None else args.n_samples
+    drawn = np.array(sample_indices(len(train), n=n, seed=args.seed))
+
+    def batches() -> Iterator[Mapping[str, Tensor]]:
+        for chosen in evaluation_batches(train.lengths[drawn], batch_size=args.batch_size):
+            yield train.batch(drawn[chosen]).to(model.device, dtype=model.dtype).inputs
+
+    return select_heads(
+        model,
+        batches(),
+        on_batch=lambda seen: on_batch(seen, n),
+        **options.named_arguments(args, "k", "xi", "damping", "strategy", "teleport"),
+    )
+
+
+def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
+    """Give the API's heads document, without what only a server knows."""
+    from hifi.backbone import describe, read_rows, task_head_names
+
+    model = ready.loaded.model
+    backbone = describe(model)
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    names = task_head_names(model, extra=ready.loaded.task_head_modules)
+    trained = sum(parameters[name] for name in names)
+    for head in selection.heads:
+        for projection in backbone.layers[head.layer].projections:
+            rows = read_rows(model, projection, head.head)
+            trained += sum(part.numel() for part in rows if part is not None)
+    return {
+        "object": "heads",
+        "model": ready.source.name,
+        "revision": ready.source.revision,
+        "fingerprint": ready.fingerprint,
+        **selection.to_dict(),
+        "num_heads": backbone.num_heads,
+        "head_dim": backbone.head_dim,
+        "trainable_parameters": trained,
+        "fraction": trained / sum(parameters.values()),
+    }
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    from hifi.files import write_atomically
+
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,194 @@
+"""``hifi tune``: from data to a head delta file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hifi.cli import options, output
+from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hifi.cli.progress import Display
+    from hifi.events import Control, TrainingEvent
+    from hifi.finetuning import FinetuneResult
+    from hifi.selection import HeadSelection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi tune``."""
+    options.add_model(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the head delta to write"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=options.ENCODINGS,
+        default="float32",
+        help="float32 is exact; bfloat16 and int8 are a half and a quarter of its size and need "
+        "the backbone to be read (default: %(default)s)",
+    )
+    options.add_json(parser)
+    options.add_data(parser, validation=True)
+    options.add_task(parser, metric=True)
+    options.add_selection(parser, given=True)
+    options.add_training(parser)
+    options.add_machine(parser)
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep a checkpoint there and go on from it, if there is one already",
+    )
+    checkpoints.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="between two checkpoints (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fine-tune and write the head delta."""
+    output.check_new_file(args.out)
+    from rich.console import Console
+
+    from hifi.cli.interrupt import stop_on_interrupt
+    from hifi.cli.progress import progress_display
+
+    report = Console(stderr=args.json)
+    try:
+        with (
+            progress_display(Console(stderr=True)) as display,
+            stop_on_interrupt(pause=args.checkpoint_dir is not None) as answer,
+        ):
+            watcher = _Watcher(display, report=report, answer=answer)
+            result = _finetune(args, watcher=watcher)
+    except JobPaused as stopped:
+        return _interrupted(stopped)
+    except JobCancelled:
+        return output.fail(
+            f"interrupted; {args.out} was not written (with --checkpoint-dir an interrupted run "
+            "can go on)",
+            code=output.EXIT_INTERRUPTED,
+        )
+    result.delta.save(args.out, encoding=args.encoding)
+    if not watcher.has_shown_heads:  # a resumed run does not select again
+        _show_heads(report, result.selection)
+    _report(args, result=result, console=report)
+    return output.EXIT_OK
+
+
+def _interrupted(stopped: JobPaused) -> int:
+    kept = f"the checkpoint {stopped.checkpoint} is kept" if stopped.checkpoint else "nothing kept"
+    return output.fail(
+        f"interrupted; {kept}: run the same command again to go on",
+        code=output.EXIT_INTERRUPTED,
+    )
+
+
+class _Watcher:
+    """Shows what a fine-tune tells, and passes on whether it should stop.
+
+    Args:
+        display: of the progress.
+        report: where the heat map goes.
+        answer: gives the answer to the next event.
+
+    Attributes:
+        has_shown_heads: whether there was a heat map yet.
+    """
+
+    def __init__(self, display: Display, *, report: Console, answer: Callable[[], Control]) -> None:
+        self._display = display
+        self._report = report
+        self._answer = answer
+        self.has_shown_heads = False
+
+    def __call__(self, event: TrainingEvent) -> Control:
+        """Take one event."""
+        self._display.show(event)
+        if event.selection is not None:
+            self.has_shown_heads = True
+            with self._display.make_room():
+                _show_heads(self._report, event.selection)
+        return self._answer()
+
+
+def _show_heads(console: Console, selection: HeadSelection) -> None:
+    from hifi.cli import render
+
+    render.print_heads(console, selection.to_dict())
+
+
+def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
+    from hifi.finetuning import finetune
+
+    return finetune(
+        task=args.task,
+        selection=None if args.selection is None else _read_selection(args.selection),
+        on_event=watcher,
+        **options.split_arguments(args),
+        **options.named_arguments(args, *options.STEP_1, *options.STEP_2),
+    )
+
+
+def _read_selection(path: Path) -> HeadSelection:
+    from hifi.selection import HeadSelection
+
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            "selection", value=str(path), limit=f"a file that `hifi select --out` wrote ({error})"
+        ) from error
+    return HeadSelection.from_dict(entry)
+
+
+def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Console) -> None:
+    delta = result.delta
+    tensors = (*delta.rows.values(), *delta.task_head.values())
+    document: dict[str, Any] = {
+        "object": "finetune",
+        "model": delta.metadata.model,
+        "fingerprint": delta.metadata.fingerprint,
+        "selection": {
+            "heads": [{"layer": head.layer, "head": head.head} for head in delta.heads],
+            "trainable_parameters": sum(tensor.numel() for tensor in tensors),
+        },
+        "result": {
+            "metrics": dict(result.metrics),
+            "best_step": result.best_step,
+            "train_seconds": result.train_seconds,
+            "selection_seconds": result.selection_seconds,
+            "samples_per_second": result.samples_per_second,
+        },
+        "artifact": {
+            "path": str(args.out),
+            "encoding": args.encoding,
+            **output.describe_file(args.out),
+        },
+    }
+    if args.json:
+        output.print_json(document)
+        return
+    from hifi.cli import render
+
+    trained = document["selection"]["trainable_parameters"]
+    metrics = render.format_metrics(result.metrics) if result.metrics else "no validation split"
+    entries = {
+        "metrics": f"{metrics}  (step {result.best_step})",
+        "trained": f"{len(delta.heads)} heads and the task head, {trained:,} parameters, in "
+        f"{render.format_seconds(result.train_seconds)}, {result.samples_per_second:.0f} samples/s",
+        "written": f"{args.out}  {render.format_bytes(document['artifact']['bytes'])}  "
+        f"{args.encoding}",
+    }
+    console.print()
+    render.print_facts(console, entries)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+import hifi
+from hifi import cli
+from hifi.cli import main
+from hifi.errors import InvalidArgumentError, StorageError
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = ("select", "tune", "merge", "inspect", "export-lora", "demo")
+
+
+def fake_command(monkeypatch, run, *, name="fake"):
+    """Let an installed package seem to add a command."""
+    module = types.ModuleType("fake_commands")
+    module.add_arguments = lambda parser: parser.add_argument("--n-samples", type=int, default=1)
+    module.run = run
+    monkeypatch.setitem(sys.modules, "fake_commands", module)
+    entry = importlib.metadata.EntryPoint(name, "fake_commands", cli.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(cli, "entry_points", lambda *, group: [entry] * (group == entry.group))
+
+
+def succeed(_):
+    return 0
+
+
+class TestLazyImport:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["--version"],
+            ["no-such-command"],
+            ["tune", "--help"],
+            ["tune", "--k", "three"],
+            ["select", "--strategy", "best", "--model", "m", "--train", "t"],
+            ["merge"],
+            ["inspect", "--help"],
+            ["export-lora", "--delta"],
+            ["demo", "--help"],
+        ],
+    )
+    def test_help_version_and_usage_errors_cost_no_torch(self, arguments):
+        code = (
+            "import sys; from hifi.cli import main; main(sys.argv[1:]); "
+            "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_refuses_an_output_that_cannot_be_written_before_importing_torch(self, tmp_path):
+        out = tmp_path / "missing" / "delta.safetensors"
+        code = (
+            "import sys; from hifi.cli import main; assert main(sys.argv[1:]) == 1; "
+            "sys.exit('torch' in sys.modules)"
+        )
+        command = ["tune", "--model", "m", "--train", "t.jsonl", "--out", str(out)]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"there is no folder" in done.stderr
+
+
+class TestMain:
+    def test_help_lists_every_command(self, capsys):
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n    {command}" in out for command in COMMANDS)
+
+    def test_version(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"hifi {hifi.__version__}\n"
+
+    @pytest.mark.parametrize("arguments", [[], ["no-such"], ["tune"], ["inspect", "a", "b"]])
+    def test_usage_errors_exit_with_2(self, arguments, capsys):
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("usage: hifi")
+
+    def test_arguments_come_from_the_process_by_default(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["hifi", "--version"])
+        assert main() == 0
+        assert capsys.readouterr().out.startswith("hifi ")
+
+    def test_runs_as_a_module(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "hifi.cli", "--version"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, f"hifi {hifi.__version__}\n")
+
+
+class TestErrors:
+    def run_raising(self, monkeypatch, error):
+        def run(_):
+            raise error
+
+        fake_command(monkeypatch, run)
+        return main(["fake"])
+
+    def test_a_hifi_error_is_one_line_on_stderr(self, monkeypatch, capsys):
+        assert self.run_raising(monkeypatch, StorageError("cannot write x:\n  no space")) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == "hifi: error: cannot write x: no space\n"
+
+    def test_a_refused_argument_names_its_option(self, monkeypatch, capsys):
+        error = InvalidArgumentError("n_samples", value=9, limit="at most the 4 samples")
+        assert self.run_raising(monkeypatch, error) == 1
+        expected = "n_samples=9 is out of range: at most the 4 samples (change --n-samples)"
+        assert capsys.readouterr().err == f"hifi: error: {expected}\n"
+
+    def test_a_refused_value_that_is_no_option_names_none(self, monkeypatch, capsys):
+        error = InvalidArgumentError("batches", value="none", limit="at least one")
+        assert self.run_raising(monkeypatch, error) == 1
+        assert "change" not in capsys.readouterr().err
+
+    def test_an_unexpected_error_is_one_line_with_a_hint(self, monkeypatch, capsys):
+        monkeypatch.delenv("HIFI_DEBUG", raising=False)
+        assert self.run_raising(monkeypatch, KeyError("thing")) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "unexpected KeyError: 'thing'" in err
+        assert "HIFI_DEBUG=1" in err
+
+    def test_running_out_of_memory_says_what_to_do(self, monkeypatch, capsys):
+        assert self.run_raising(monkeypatch, RuntimeError("CUDA out of memory. Tried …")) == 1
+        assert "smaller --batch-size" in capsys.readouterr().err
+
+    def test_debugging_keeps_the_traceback(self, monkeypatch):
+        monkeypatch.setenv("HIFI_DEBUG", "1")
+        with pytest.raises(KeyError):
+            self.run_raising(monkeypatch, KeyError("thing"))
+
+    def test_ctrl_c_exits_with_130(self, monkeypatch, capsys):
+        assert self.run_raising(monkeypatch, KeyboardInterrupt()) == 130
+        assert "interrupted" in capsys.readouterr().err
+
+    def test_warnings_are_plain_lines(self, monkeypatch, capsys):
+        def run(_):
+            warnings.warn("mind the gap", UserWarning, stacklevel=1)
+            return 0
+
+        fake_command(monkeypatch, run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert main(["fake"]) == 0
+        assert capsys.readouterr().err == "hifi: warning: mind the gap\n"
+
+    def test_a_reader_that_has_gone_is_no_traceback(self):
+        code = (
+            "import importlib.metadata, sys, types; from hifi import cli; "
+            "module = sys.modules['printing'] = types.ModuleType('printing'); "
+            "module.add_arguments = lambda parser: None; "
+            "module.run = lambda args: print('much') or 0; "
+            "entry = importlib.metadata.EntryPoint('fake', 'printing', cli.ENTRY_POINT_GROUP); "
+            "cli.entry_points = lambda group: [entry]; "
+            "sys.exit(cli.main(['fake']))"
+        )
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb") as closed:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                stdout=closed,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
+class TestEntryPoints:
+    def test_an_added_command_is_listed_and_not_loaded(self, monkeypatch, capsys):
+        fake_command(monkeypatch, succeed)
+        monkeypatch.delitem(sys.modules, "fake_commands")  # loading it would fail
+        assert main(["--help"]) == 0
+        assert "fake" in capsys.readouterr().out
+
+    def test_an_added_command_runs_with_its_arguments(self, monkeypatch):
+        seen = []
+        fake_command(monkeypatch, lambda args: seen.append(args.n_samples) or 0)
+        assert main(["fake", "--n-samples", "7"]) == 0
+        assert seen == [7]
+
+    def test_its_exit_code_counts(self, monkeypatch):
+        fake_command(monkeypatch, lambda _: 3)
+        assert main(["fake"]) == 3
+
+    def test_it_cannot_replace_our_own(self, monkeypatch, capsys):
+        fake_command(monkeypatch, lambda _: pytest.fail("replaced"), name="inspect")
+        assert main(["inspect", "--help"]) == 0
+        assert "head delta" in capsys.readouterr().out
+
+    def test_a_missing_package_is_named(self, monkeypatch, capsys):
+        fake_command(monkeypatch, succeed)
+        monkeypatch.setitem(sys.modules, "fake_commands", None)
+        assert main(["fake"]) == 1
+        err = capsys.readouterr().err
+        assert "'fake' needs a package that is not installed" in err

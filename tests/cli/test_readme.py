@@ -1,0 +1,63 @@
+"""The README's commands exist with these options, and its Python runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from hifi import cli
+from hifi.backbone import SUPPORTED_ARCHITECTURES
+from hifi.delta import HeadDelta
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"(?:^\$ |`)hifi ([a-z].*?)(?:`|$)", README, re.MULTILINE)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(mark):
+    """Return the one Python block that contains a mark."""
+    (found,) = (code for code in BLOCKS if mark in code)
+    return found
+
+
+class TestCommands:
+    @pytest.mark.parametrize("command", [c for c in COMMANDS if "--" in c])
+    def test_parse(self, command):
+        name, *arguments = shlex.split(command)
+        parser = argparse.ArgumentParser()
+        import_module(f"hifi.cli.{name.replace('-', '_')}").add_arguments(parser)
+        parser.parse_args(arguments)
+
+    def test_every_command_is_told(self):
+        told = {command.split()[0] for command in COMMANDS} | {"demo"}
+        assert told >= set(cli.LOCAL_COMMANDS)
+
+
+class TestPython:
+    @pytest.mark.parametrize("code", BLOCKS)
+    def test_is_python(self, code):
+        compile(code, "README.md", "exec")
+
+    def test_own_loop_and_undo_run(self, minilm_path, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        code = block("optimizer.step()") + block("HeadDelta.load(")
+        hub_id = '"sentence-transformers/all-MiniLM-L6-v2"'
+        assert hub_id in code
+        exec(code.replace(hub_id, repr(str(minilm_path))), {})  # noqa: S102 - our own README
+        assert HeadDelta.load("films.safetensors").metadata.labels == ["bad", "good"]
+
+
+class TestFacts:
+    def test_every_architecture_is_named(self):
+        plain = README.lower().replace("xlm-r,", "xlm-roberta,")
+        assert all(name in plain.replace("gpt-2", "gpt2") for name in SUPPORTED_ARCHITECTURES)
+
+    @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+    def test_links_lead_somewhere(self, path):
+        assert (ROOT / path).exists()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hifi.cli import render
+
+IMPORTANCE = [[0.5, 0.125, 0.375], [0.25, 0.25, 0.5]]
+SELECTED = [[0], [1, 2]]
+
+
+def drawn(width):
+    return render.heat_map(IMPORTANCE, selected=SELECTED, width=width).plain.splitlines()
+
+
+class TestHeatMap:
+    def test_shows_percent_with_the_top_layer_first_and_brackets_at_selected_heads(self):
+        assert drawn(80) == [
+            "layer 1  25.0 [25.0][50.0]",
+            "layer 0 [50.0] 12.5  37.5 ",
+            "head      0     1     2",
+        ]
+
+    def test_leaves_out_decimals_where_they_do_not_fit(self):
+        assert drawn(20) == ["layer 1  25 [25][50]", "layer 0 [50] 12  38 ", "head     0   1   2"]
+
+    def test_shows_rank_classes_where_numbers_do_not_fit(self):
+        assert drawn(10)[:2] == ["layer 1  0 [0][9]", "layer 0 [9] 0  6 "]
+
+    @pytest.mark.parametrize(("width", "cell"), [(80, 6), (79, 4)])
+    def test_twelve_heads_fill_a_terminal_of_80_columns(self, width, cell):
+        text = render.heat_map([[1 / 12] * 12], selected=[[0]], width=width).plain
+        assert len(text.splitlines()[0]) == 8 + 12 * cell
+
+    def test_equal_heads_are_drawn_alike(self):
+        text = render.heat_map([[0.5, 0.5]], selected=[[]], width=80)
+        assert len({span.style for span in text.spans}) == 1
+
+    def test_more_important_heads_have_brighter_colours(self):
+        text = render.heat_map([[0.1, 0.3, 0.6]], selected=[[]], width=80)
+        colours = [span.style.bgcolor.get_truecolor() for span in text.spans]
+        assert colours[0].green < colours[1].green < colours[2].green
+
+
+class TestPrintHeads:
+    def test_a_selection_made_by_hand_is_a_list(self):
+        stream = io.StringIO()
+        layers = [{"selected": [1]}, {"selected": []}, {"selected": [0, 2]}]
+        render.print_heads(Console(file=stream), {"layers": layers})
+        assert stream.getvalue() == "layer  2  heads 0, 2\nlayer  0  heads 1\n"
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("size", "text"),
+        [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1000, "1.00 kB"),
+            (2_695_464, "2.70 MB"),
+            (91_580_000, "91.58 MB"),
+            (3 * 10**9, "3.00 GB"),
+        ],
+    )
+    def test_bytes(self, size, text):
+        assert render.format_bytes(size) == text
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
+    )
+    def test_seconds(self, seconds, text):
+        assert render.format_seconds(seconds) == text
+
+    def test_metrics(self):
+        assert render.format_metrics({"f1": 0.81222, "loss": 0.5}) == "f1 0.8122  loss 0.5000"
+
+    def test_what_steers_a_terminal_is_replaced(self):
+        assert render.printable("a\x1b[31mb\nc ξ") == "a?[31mb?c ξ"
