@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from hifi.errors import HifiError
     from hifi.events import Control, TrainingEvent
     from hifi.finetuning import FinetuneResult, finetune
-    from hifi.selection import HeadSelection, select_heads
+    from hifi.head_selection import HeadSelection
+    from hifi.selection import select_heads
     from hifi.tuning import HeadTuner
 
 __version__ = "0.1.0"
@@ -40,7 +41,7 @@ _HOME_OF = {
     "FinetuneResult": "hifi.finetuning",
     "HeadDelta": "hifi.delta",
     "HeadId": "hifi.backbone",
-    "HeadSelection": "hifi.selection",
+    "HeadSelection": "hifi.head_selection",
     "HeadTuner": "hifi.tuning",
     "HifiError": "hifi.errors",
     "TrainingEvent": "hifi.events",

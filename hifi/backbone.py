@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hifi.errors import InvalidArgumentError, TunerError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from transformers import PreTrainedModel
+    from collections.abc import Iterable
 
 ProjectionName = Literal["query", "key", "value"]
 PROJECTION_NAMES: tuple[ProjectionName, ...] = ("query", "key", "value")
@@ -88,7 +87,6 @@ class Backbone:
         head_dim: D'.
         hidden_size: D.
         layers: one entry per layer, bottom first.
-        has_key_value_groups: True where one key serves several query heads.
     """
 
     architecture: str
@@ -177,16 +175,15 @@ def describe(model: PreTrainedModel) -> Backbone:
         UnsupportedArchitectureError: an architecture, or a variant of one (cross attention),
             whose heads are not known here.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise _unsupported(f"a {type(model).__name__} is no transformers model; unwrap it first")
     config = model.config
     architecture = str(config.model_type)
     layout = _LAYOUTS.get(architecture)
     if layout is None:
-        raise UnsupportedArchitectureError(
-            f"architecture {architecture!r} is not supported; supported are: "
-            + ", ".join(SUPPORTED_ARCHITECTURES)
-        )
+        raise _unsupported(f"architecture {architecture!r} is not supported")
     if getattr(config, "add_cross_attention", False):
-        raise UnsupportedArchitectureError(f"{architecture!r} with cross attention is unsupported")
+        raise _unsupported(f"{architecture!r} with cross attention is not supported")
     query_heads = int(config.num_attention_heads)
     num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
@@ -238,21 +235,19 @@ def _name_of(base: nn.Module, *, model: nn.Module) -> str:
     for name, module in model.named_modules():
         if module is base:
             return f"{name}." if name else ""
-    raise UnsupportedArchitectureError(f"{type(model).__name__} does not contain its base model")
+    raise _unsupported(f"{type(model).__name__} does not contain its base model")
 
 
 def _module_list(base: nn.Module, path: str) -> nn.ModuleList:
-    layers = base.get_submodule(path)
+    layers = dict(base.named_modules()).get(path)
     if not isinstance(layers, nn.ModuleList):
-        raise UnsupportedArchitectureError(f"{type(base).__name__}.{path} is not a list of layers")
+        raise _unsupported(f"{type(base).__name__}.{path} is not a list of layers")
     return layers
 
 
-def heads_of(backbone: Backbone) -> Iterator[HeadId]:
-    """Walk over every head, layer by layer."""
-    for layer in backbone.layers:
-        for head in range(backbone.num_heads):
-            yield HeadId(layer.index, head)
+def _unsupported(reason: str) -> UnsupportedArchitectureError:
+    supported = ", ".join(SUPPORTED_ARCHITECTURES)
+    return UnsupportedArchitectureError(f"{reason}; supported are: {supported}")
 
 
 def read_rows(model: nn.Module, projection: Projection, head: int) -> tuple[Tensor, Tensor | None]:
@@ -329,13 +324,17 @@ def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tup
         Parameter names in the model's own order.
 
     Raises:
-        InvalidArgumentError: ``extra`` names a module that the model does not have.
+        InvalidArgumentError: ``extra`` names a module that the model does not have, or one that
+            belongs to the backbone.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name in extra:
-        if name not in modules:
-            raise InvalidArgumentError("task_head", value=name, limit="a module of the model")
+    optional = set(optional_parameter_names(model))
     frozen = {id(parameter) for parameter in model.base_model.parameters()}
+    backbone = {id(p) for name, p in model.named_parameters() if name not in optional} & frozen
+    for name in extra:
+        if name not in modules or any(id(p) in backbone for p in modules[name].parameters()):
+            limit = "a module of the model that is not part of its backbone"
+            raise InvalidArgumentError("task_head", value=name, limit=limit)
     output_embeddings = model.get_output_embeddings()
     if output_embeddings is not None:
         frozen.update(id(parameter) for parameter in output_embeddings.parameters())
@@ -357,7 +356,10 @@ def first_token_block(model: PreTrainedModel) -> str | None:
     """
     if _LAYOUTS.get(str(model.config.model_type)) is not _BERT:
         return None
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    kind = type(model)  # a subclass may pool otherwise
+    if not kind.__name__.endswith("ForSequenceClassification"):
+        return None
+    if not kind.__module__.startswith("transformers.models."):
         return None
     return describe(model).layers[-1].output_name.removesuffix(".dense")
 

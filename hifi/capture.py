@@ -23,6 +23,7 @@ RunBatch = Callable[[Mapping[str, Any]], int]
 
 # What no score needs. Arguments win over the configuration, so that one stays untouched.
 _RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
+_RECORDING = {*_RECORD_NOTHING, "return_dict", "use_cache"}  # a batch has no say in these
 
 
 @contextmanager
@@ -45,8 +46,9 @@ def capture_head_outputs(
     Yields:
         A function that runs one batch and returns B, the number of its samples. A batch is a
         mapping as ``model.forward`` takes it; what the backbone has no use for, such as labels,
-        is left out. ``attention_mask`` marks real tokens; without one all tokens are real, as are
-        all patches of an image. Batches ``[B, choices, S]`` count each choice as a sample.
+        is left out, as are requests to record or to cache. ``attention_mask`` marks real tokens;
+        without one all tokens are real, as are all patches of an image. Batches
+        ``[B, choices, S]`` count each choice as a sample.
 
         The function raises InvalidArgumentError for a batch that cannot be scored and
         CaptureError for a forward pass that does not show every layer once, in order.
@@ -73,7 +75,10 @@ def capture_head_outputs(
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch as the backbone takes it; ``real`` is bool ``[B, S]``, None for images."""
+    """The tensors of one batch, as the backbone takes them.
+
+    ``real`` is bool ``[B, S]``, None for images.
+    """
 
     inputs: dict[str, Tensor]
     samples: int
@@ -103,6 +108,11 @@ class _Capture:
     def run(self, batch: Mapping[str, Any]) -> int:
         """Run one batch; return its number of samples."""
         inputs = _backbone_inputs(batch, model=self._model, names=self._names)
+        flags = {
+            name: batch[name]
+            for name in self._names & batch.keys() - _RECORDING
+            if isinstance(batch[name], bool)
+        }
         self._batch = _real_tokens_first(inputs, samples_before=self._samples)
         quiet = {**_RECORD_NOTHING, **({"use_cache": False} if "use_cache" in self._names else {})}
         self._next_layer = 0
@@ -111,7 +121,7 @@ class _Capture:
             # Not inference_mode: what a model caches on the way (rotary tables) must still be
             # fit for training afterwards.
             with torch.no_grad():
-                self._model.base_model(**self._batch.inputs, **quiet)
+                self._model.base_model(**self._batch.inputs, **flags, **quiet)
         except _LastLayerSeenError:
             pass
         finally:
@@ -175,7 +185,7 @@ def _backbone_inputs(
         )
     inputs = {}
     for name, value in batch.items():
-        if name not in names or value is None or isinstance(value, bool):
+        if name not in names or name in _RECORDING or value is None or isinstance(value, bool):
             continue
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(name, value=type(value).__name__, limit="a tensor")

@@ -94,6 +94,10 @@ class StorageError(HifiError, OSError):
     """A file could not be written; nothing carries its final name."""
 
 
+class TrainingDivergedError(HifiError):
+    """A loss became infinite or not a number."""
+
+
 class JobStopped(HifiError):  # noqa: N818 - a stop that was asked for is an outcome, not a fault
     """A fine-tune ended early because its caller asked for it.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from hifi.errors import InvalidArgumentError, JobCancelled
 
 if TYPE_CHECKING:
-    from hifi.selection import HeadSelection
+    from hifi.head_selection import HeadSelection
 
 EventKind = Literal[
     "loading",

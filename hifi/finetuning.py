@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hifi.checkpoint import Checkpoint, load_checkpoint
 from hifi.errors import JobPaused
 from hifi.events import Control, Emitter, OnEvent, TrainingEvent
+from hifi.head_selection import HeadSelection, Strategy
 from hifi.hyperparameters import Hyperparameters
 from hifi.models import Precision, resolve_device, resolve_model
 from hifi.preparation import (
@@ -20,9 +21,9 @@ from hifi.preparation import (
     prepare,
 )
 from hifi.reproducibility import reproducible_kernels
-from hifi.selection import HeadSelection, Strategy, select_heads
+from hifi.selection import select_heads
 from hifi.tasks import TaskSpec
-from hifi.training import CheckpointPlan, Trainer, TrainingDivergedError
+from hifi.training import CheckpointPlan, Trainer
 from hifi.tuning import HeadTuner
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Control",
     "FinetuneResult",
-    "TrainingDivergedError",
     "TrainingEvent",
     "finetune",
+    "select_prepared",
 ]
 
 
@@ -54,6 +55,8 @@ class FinetuneResult:
         train_seconds: spent in training steps; evaluations and loading not counted.
         selection_seconds: spent in selection.
         samples_per_second: training samples over ``train_seconds``.
+        trainable_parameters: trained weights: the rows of the tuned heads, and the task head.
+        fraction: these over all weights of the model, the task head included.
     """
 
     delta: HeadDelta
@@ -63,6 +66,8 @@ class FinetuneResult:
     train_seconds: float
     selection_seconds: float
     samples_per_second: float
+    trainable_parameters: int
+    fraction: float
 
 
 def finetune(
@@ -249,6 +254,7 @@ def _execute(
     start, is_paused = _start(ready, settings, scoring=scoring, plan=plan, emitter=emitter)
     selection = HeadSelection.from_dict(start.selection)
     data = ready.data
+    weights = sum(parameter.numel() for parameter in ready.loaded.model.parameters())
     tuner = HeadTuner(
         ready.loaded.model,
         selection,
@@ -265,6 +271,7 @@ def _execute(
         plan=plan,
         emitter=emitter,
     )
+    trained = sum(parameter.numel() for parameter in tuner.parameters())
     outcome = trainer.run(is_paused=is_paused)
     delta = tuner.delta(
         model=ready.source.name,
@@ -290,6 +297,8 @@ def _execute(
         train_seconds=outcome.train_seconds,
         selection_seconds=start.selection_seconds,
         samples_per_second=outcome.samples_per_second,
+        trainable_parameters=trained,
+        fraction=trained / weights,
     )
 
 
@@ -325,22 +334,62 @@ def _start(
 def _select(
     ready: Prepared, settings: Hyperparameters, *, scoring: _Scoring, emitter: Emitter
 ) -> HeadSelection:
-    n = count_calibration_samples(scoring.n_samples, rows=len(ready.data.train))
-
-    def tell(seen: int) -> None:
-        message = f"scored {seen} of {n} samples"
-        if emitter.emit("selecting", message=message, step=seen, total_steps=n):
+    def tell(seen: int, total: int) -> None:
+        message = f"scored {seen} of {total} samples"
+        if emitter.emit("selecting", message=message, step=seen, total_steps=total):
             raise JobPaused("paused during selection: the next call selects anew")
 
-    return select_heads(
-        ready.loaded.model,
-        calibration_batches(ready, n=n, settings=settings),
+    return select_prepared(
+        ready,
+        settings=settings,
         k=scoring.k,
         xi=scoring.xi,
         damping=scoring.damping,
+        n_samples=scoring.n_samples,
         strategy=scoring.strategy,
         teleport=scoring.teleport,
         on_batch=tell,
+    )
+
+
+def select_prepared(
+    ready: Prepared,
+    *,
+    settings: Hyperparameters,
+    k: int = 3,
+    xi: float | None = None,
+    damping: float = 0.85,
+    n_samples: int | None = None,
+    strategy: Strategy = "layer-wise",
+    teleport: Teleport = "information",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> HeadSelection:
+    """Select heads for a prepared task, as :func:`finetune` with the same arguments does.
+
+    Args:
+        ready: the encoded data and the model.
+        settings: the seed draws the calibration samples; ``batch_size`` of them run at once.
+        k: heads per layer.
+        xi: the share ξ of Eq. (2); 0.9 where not given.
+        damping: d of Eq. (10).
+        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
+        strategy: ``layer-wise`` or ``mid-top``.
+        teleport: ``information`` or ``uniform``.
+        on_batch: called after each batch with the samples seen so far and with n.
+
+    Raises:
+        InvalidArgumentError, CaptureError, ConvergenceError: as ``select_heads`` does.
+    """
+    n = count_calibration_samples(n_samples, rows=len(ready.data.train))
+    return select_heads(
+        ready.loaded.model,
+        calibration_batches(ready, n=n, settings=settings),
+        k=k,
+        xi=xi,
+        damping=damping,
+        strategy=strategy,
+        teleport=teleport,
+        on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
     )
 
 

@@ -22,7 +22,8 @@ def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
     A BERT-family classifier reads the last layer at the first token and nowhere else, so that
     layer's W^O and feed-forward block need that token only: their other rows reach neither the
     logits nor any gradient. Logits and gradients stay what they were, up to rounding; the last
-    hidden state has one token. In eval mode nothing is skipped.
+    hidden state has one token. In eval mode nothing is skipped. Keep backward passes inside the
+    block: gradient checkpointing runs the layer once more there.
 
     Args:
         model: a transformers model, tuned or not.

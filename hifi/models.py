@@ -355,13 +355,14 @@ def _has_native_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def resolve_attention(*, device: torch.device, max_length: int) -> str:
-    """Name the faster attention function for sequences of up to ``max_length`` tokens.
+def resolve_attention(*, device: torch.device, dtype: torch.dtype, max_length: int) -> str:
+    """Name the faster attention function for training on sequences of up to ``max_length`` tokens.
 
-    On a CPU the backward pass of the fused function took 40 % of a bfloat16 training step; plain
-    matmul-softmax-matmul was faster up to 128 tokens.
+    On a CPU in bfloat16 the backward pass of the fused function took 40 % of a training step; plain
+    matmul-softmax-matmul was faster up to 128 tokens. In float32 the fused one is.
     """
-    return "eager" if device.type == "cpu" and max_length <= _EAGER_LENGTH else "sdpa"
+    is_plain = device.type == "cpu" and dtype == torch.bfloat16 and max_length <= _EAGER_LENGTH
+    return "eager" if is_plain else "sdpa"
 
 
 @contextmanager

@@ -102,7 +102,9 @@ def prepare(
         source,
         config=config,
         auto_class=data.task.auto_class,
-        attention=resolve_attention(device=device, max_length=data.encoder.sequence_length),
+        attention=resolve_attention(
+            device=device, dtype=dtype, max_length=data.encoder.sequence_length
+        ),
         seed=settings.seed,
     )
     limit = max_positions(loaded.model)

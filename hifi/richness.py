@@ -85,7 +85,7 @@ class RichnessSums:
         self._waiting: dict[int, Tensor] = {}
 
     def add(self, layer: int, head_outputs: Tensor, *, tokens: Tensor) -> None:
-        """Add one layer of a batch.
+        """Add one layer of a batch; a layer that still waits begins the next batch.
 
         Args:
             layer: its index.
@@ -93,6 +93,8 @@ class RichnessSums:
                 it is counted.
             tokens: int64 ``[B]``, real tokens of each sample; the same in every layer of a batch.
         """
+        if layer in self._waiting:
+            self.settle()
         self._tokens = tokens.repeat_interleave(head_outputs.shape[1])
         self._waiting[layer] = head_outputs.flatten(0, 1)
         if len(self._waiting) * head_outputs.nbytes >= _AT_ONCE:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hifi.backbone import first_token_block
 from hifi.batching import Indices, TrainingBatches, evaluation_batches
 from hifi.checkpoint import Best, Checkpoint, save_checkpoint
-from hifi.errors import HifiError, InvalidArgumentError, JobPaused
+from hifi.errors import InvalidArgumentError, JobPaused, TrainingDivergedError
 from hifi.first_token import first_token_only
 from hifi.reproducibility import own_random_state, random_states, seed_random, set_random_states
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from hifi.tuning import HeadTuner
 
 _MAX_GRADIENT_NORM = 1.0
-
-
-class TrainingDivergedError(HifiError):
-    """A loss became infinite or not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +134,7 @@ class Trainer:
         """
         with own_random_state(self._device), first_token_only(self._model):
             self._restore()
+            self._model.eval()
             pause = is_paused
             if self._state.step == 0:
                 pause |= self._save()
@@ -165,7 +162,8 @@ class Trainer:
         rate = self._settings.learning_rate_at(step, total_steps=self._total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        _set_training_mode(self._model)
+        if not self._model.training:
+            _set_training_mode(self._model)
         batch = self._next_batch()
         loss = self._task.loss(self._logits(batch), batch.targets)
         value = _finite(loss, where=f"the training loss at step {step + 1}")
@@ -234,7 +232,7 @@ class Trainer:
         loss = self._task.loss(logits, examples.targets)
         value = _finite(loss, where=f"the validation loss at step {self._state.step}")
         metrics = {**self._task.evaluate(logits, examples.targets), "loss": value}
-        return self._keep_best(metrics) or pause
+        return self._keep_best(dict(sorted(metrics.items()))) or pause
 
     def _keep_best(self, metrics: Mapping[str, float]) -> bool:
         state, metric = self._state, self._task.metric

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,74 @@ from hifi.delta_metadata import DeltaMetadata
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
 from hifi.row_names import row_key
-from hifi.row_sliced import DtypeGuard, TunedProjection
+from hifi.row_sliced import TunedProjection, refuse_dtype_change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from transformers import PreTrainedModel
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-    from hifi.selection import HeadSelection
+    from hifi.head_selection import HeadSelection
 
 _GUARD = "head_tuner_guard"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Guard(nn.Module):
+    """First child of a tuned model: what detaching needs, and a refusal of other dtypes.
+
+    As the first child it refuses before any parameter has changed.
+
+    Attributes:
+        dtype: of the backbone.
+        task_head: names of the task head's parameters.
+        projections: dotted paths of the tuned projections.
+        requires_grad: what every parameter required before.
+        hooks: on the task head.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, extra: tuple[str, ...]) -> None:
+        super().__init__()
+        self.dtype = model.dtype
+        self.task_head = task_head_names(model, extra=extra)
+        self.projections: list[str] = []
+        self.requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+        self.hooks: list[RemovableHandle] = []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        refuse_dtype_change(fn, dtypes=(self.dtype, torch.float32))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn a tuned model, or a copy of one, back into a plain one, tuned rows in place.
+
+    The task head goes back to the backbone's dtype; every parameter requires a gradient as it did
+    before.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TunerError: the model has no tuner.
+    """
+    guard = getattr(model, _GUARD, None)
+    if not isinstance(guard, _Guard):
+        raise TunerError("the model has no tuner that could be detached")
+    for name in guard.projections:
+        tuned = cast("TunedProjection", model.get_submodule(name))
+        model.set_submodule(name, tuned.plain())
+    for hook in guard.hooks:
+        hook.remove()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = guard.requires_grad.get(name, parameter.requires_grad)
+        if name in guard.task_head:
+            parameter.data = parameter.data.to(guard.dtype)
+    delattr(model, _GUARD)
+    return model
 
 
 def _cast_input(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -56,8 +112,8 @@ class HeadTuner:
         model: a transformers model in float32 or bfloat16; its heads' rows and its task head are
             trained in float32 either way.
         selection: the heads to tune.
-        task_head: dotted names of further modules to train and to store, such as a pooler that
-            the checkpoint lacked.
+        task_head: dotted names of further modules to train and to store: outside the base model,
+            or the pooler that the checkpoint lacked.
         fingerprint: of the backbone as stored, where the caller knows it; otherwise it is taken
             from the model as it is in memory.
 
@@ -92,46 +148,44 @@ class HeadTuner:
                 limit=f"made for the {backbone.num_layers} layers of this model",
             )
         backbone.check_heads(selection.heads)
-        self.model = model
-        self.selection = selection
-        self.task_head = tuple(task_head or ())
-        self._attached = True
         heads = {
             layer: [head.head for head in selection.heads if head.layer == layer.index]
             for layer in backbone.layers
         }
+        self.model = model
+        self.selection = selection
+        self._attached = True
         self._tuned = {layer: chosen for layer, chosen in heads.items() if chosen}
         for layer in self._tuned:
             for projection in layer.projections:
                 plain_projection(model, projection)  # refuse before anything is changed
+        guard = _Guard(model, extra=tuple(task_head or ()))
         self.fingerprint = fingerprint or backbone_fingerprint(model)
-        self._compute_dtype = model.dtype
         self.base_rows = self.rows()
-        self._names = task_head_names(model, extra=self.task_head)
-        self._requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
+        self._task_head = guard.task_head
+        self._compute_dtype = guard.dtype
         model.requires_grad_(requires_grad=False)
-        self._prepare_task_head()
+        self._prepare_task_head(guard)
         for layer, chosen in self._tuned.items():
-            self._wrap(layer, chosen)
-        guard = DtypeGuard(self._compute_dtype)
+            self._wrap(layer, chosen, guard=guard)
         children = dict(model.named_children())
         for name in children:
             delattr(model, name)
         for name, child in {_GUARD: guard, **children}.items():
             model.add_module(name, child)
 
-    def _prepare_task_head(self) -> None:
+    def _prepare_task_head(self, guard: _Guard) -> None:
         parameters = dict(self.model.named_parameters())
-        for name in self._names:
+        for name in guard.task_head:
             parameters[name].data = parameters[name].data.float()
             parameters[name].requires_grad = True
-        self._hooks = [
+        guard.hooks = [
             self.model.get_submodule(name).register_forward_pre_hook(_cast_input)
-            for name in dict.fromkeys(name.rpartition(".")[0] for name in self._names)
-            if self._compute_dtype != torch.float32
+            for name in dict.fromkeys(name.rpartition(".")[0] for name in guard.task_head)
+            if guard.dtype != torch.float32
         ]
 
-    def _wrap(self, layer: AttentionLayer, heads: list[int]) -> None:
+    def _wrap(self, layer: AttentionLayer, heads: list[int], *, guard: _Guard) -> None:
         for module_name in layer.module_names:
             rows = torch.cat(
                 [
@@ -145,6 +199,7 @@ class HeadTuner:
             tuned = TunedProjection(plain, rows=rows)
             tuned.train(plain.training)
             self.model.set_submodule(module_name, tuned)
+            guard.projections.append(module_name)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Walk over the tuned rows and the task head, with their names in the model.
@@ -153,8 +208,14 @@ class HeadTuner:
             TunerError: after :meth:`detach`.
         """
         self._check_attached()
+        tuned = {
+            id(parameter)
+            for module in self.model.modules()
+            if isinstance(module, TunedProjection)
+            for parameter in (module.tuned_weight, module.tuned_bias)
+        }
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
+            if name in self._task_head or id(parameter) in tuned:
                 yield name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
@@ -185,7 +246,7 @@ class HeadTuner:
     def task_head_state(self) -> dict[str, Tensor]:
         """Copy the task head as it is now: parameter name to tensor."""
         parameters = dict(self.model.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self._names}
+        return {name: parameters[name].detach().clone() for name in self._task_head}
 
     def delta(
         self,
@@ -219,7 +280,7 @@ class HeadTuner:
             architecture=str(config.model_type),
             compute_dtype=str(self._compute_dtype).removeprefix("torch."),
             task=task,
-            labels=labels,
+            labels=_own_labels(config) if labels is None else labels,
             selection=self.selection.to_dict(),
             training=training or {},
         )
@@ -243,23 +304,20 @@ class HeadTuner:
             TunerError: the tuner was detached before.
         """
         self._check_attached()
+        detach(self.model)
         self._attached = False
-        for layer in self._tuned:
-            for module_name in layer.module_names:
-                tuned = cast("TunedProjection", self.model.get_submodule(module_name))
-                self.model.set_submodule(module_name, tuned.plain())
-        delattr(self.model, _GUARD)
-        for hook in self._hooks:
-            hook.remove()
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad = self._requires_grad[name]
-            if name in self._names:
-                parameter.data = parameter.data.to(self._compute_dtype)
         return self.model
 
     def _check_attached(self) -> None:
         if not self._attached:
             raise TunerError("this tuner was detached: attach a new one to go on tuning")
+
+
+def _own_labels(config: PreTrainedConfig) -> list[str] | None:
+    """Give the labels that a configuration was given; None where it only numbers them."""
+    labels = cast("dict[int, str]", config.id2label or {})
+    numbered = {index: f"LABEL_{index}" for index in labels}
+    return None if labels == numbered else [labels[index] for index in sorted(labels)]
 
 
 def _check_model(model: PreTrainedModel) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
+from peft import LoraConfig, get_peft_model
 
 from hifi.backbone import (
     SUPPORTED_ARCHITECTURES,
     HeadId,
     describe,
     first_token_block,
-    heads_of,
     plain_projection,
     read_rows,
     task_head_names,
@@ -42,7 +42,6 @@ class TestEveryArchitecture:
         assert backbone.num_query_heads == 4
         assert backbone.head_dim == 8
         assert backbone.hidden_size == HIDDEN
-        assert len(list(heads_of(backbone))) == LAYERS * heads_per_layer(name)
 
     @pytest.mark.parametrize("projection", [0, 1, 2])
     def test_rows_move_their_own_head_output_and_no_other(self, name, projection):
@@ -91,6 +90,16 @@ class TestRefusals:
         with pytest.raises(UnsupportedArchitectureError) as caught:
             describe(model())
         assert all(name in str(caught.value) for name in SUPPORTED_ARCHITECTURES)
+
+    @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Sequential])
+    def test_what_is_no_transformers_model(self, wrap):
+        with pytest.raises(UnsupportedArchitectureError, match="supported are: bert"):
+            describe(wrap(tiny_model("bert")))
+
+    def test_a_model_that_peft_has_wrapped(self):
+        config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+        with pytest.raises(UnsupportedArchitectureError, match="supported are: bert"):
+            describe(get_peft_model(tiny_model("bert"), config))
 
     def test_cross_attention(self):
         with pytest.raises(UnsupportedArchitectureError, match="cross attention"):
@@ -145,6 +154,11 @@ class TestTaskHead:
         names = task_head_names(tiny_model("bert"), extra=["bert.pooler"])
         assert "bert.pooler.dense.weight" in names
 
+    @pytest.mark.parametrize("name", ["bert.encoder", "bert.embeddings", "bert"])
+    def test_refuses_parts_of_the_backbone(self, name):
+        with pytest.raises(InvalidArgumentError, match="not part of its backbone"):
+            task_head_names(tiny_model("bert"), extra=[name])
+
     def test_refuses_unknown_modules(self):
         with pytest.raises(InvalidArgumentError, match="pooler2"):
             task_head_names(tiny_model("bert"), extra=["bert.pooler2"])
@@ -158,6 +172,13 @@ class TestFirstTokenBlock:
     @pytest.mark.parametrize("name", ["distilbert", "modernbert", "vit", "gpt2", "llama"])
     def test_is_none_elsewhere(self, name):
         assert first_token_block(tiny_model(name)) is None
+
+    def test_is_none_in_a_class_that_may_pool_otherwise(self):
+        class MeanPoolForSequenceClassification(tf.BertForSequenceClassification):
+            pass
+
+        model = MeanPoolForSequenceClassification(tiny_model("bert").config)
+        assert first_token_block(model) is None
 
     def test_is_none_where_every_token_is_read(self):
         config = tiny_model("bert").config

@@ -131,6 +131,21 @@ class TestHeadOutputs:
         outputs = capture(tiny_model(name), tiny_batch(name))
         assert outputs[0][0].shape[1] == 4 + special
 
+    def test_of_images_of_another_size_follow_their_flag(self):
+        model = tiny_model("vit", dtype=torch.float64)
+        larger = {"pixel_values": torch.randn(2, 3, 12, 16, dtype=torch.float64)}
+        with pytest.raises(ValueError, match="image size"):
+            capture(model, larger | {"interpolate_pos_encoding": False})
+        outputs = capture(model, larger | {"interpolate_pos_encoding": True})
+        assert outputs[0][0].shape[1] == 3 * 4 + 1
+
+        def interpolate(_, args, kwargs):
+            return args, kwargs | {"interpolate_pos_encoding": True}
+
+        embeddings = model.base_model.embeddings
+        embeddings.register_forward_pre_hook(interpolate, with_kwargs=True)
+        assert_same(outputs, oracles.head_outputs(model, larger))
+
     def test_of_each_choice_are_those_of_a_sample(self):
         model = tiny_model("bert", dtype=torch.float64)
         batch = tiny_batch("bert", lengths=(4, 6, 2, 5, 3, 6))
@@ -244,6 +259,17 @@ class TestTheModelAfterwards:
         capture(model, tiny_batch("bert"))
         assert outputs[0].attentions is None
         assert outputs[0].hidden_states is None
+
+    @pytest.mark.parametrize(
+        "name", ["output_attentions", "output_hidden_states", "return_dict", "use_cache"]
+    )
+    @pytest.mark.parametrize("flag", [True, False])
+    def test_records_nothing_that_a_batch_asks_for(self, name, flag):
+        model = tiny_model("llama", attn_implementation="eager")
+        outputs = []
+        model.model.register_forward_hook(lambda *call: outputs.append(call[2]))
+        capture(model, tiny_batch("llama") | {name: flag})
+        assert set(outputs[0]) == {"last_hidden_state"}
 
     def test_builds_no_key_value_cache(self, monkeypatch):
         def refuse(*_, **__):

@@ -19,6 +19,7 @@ import transformers as tf
 import hifi
 from hifi import finetune, finetuning
 from hifi.backbone import HeadId, describe, task_head_names
+from hifi.data import load_split
 from hifi.delta import HeadDelta
 from hifi.errors import (
     CheckpointError,
@@ -31,7 +32,7 @@ from hifi.errors import (
 )
 from hifi.events import Control, TrainingEvent
 from hifi.finetuning import FinetuneResult
-from hifi.selection import HeadSelection
+from hifi.head_selection import HeadSelection
 from tests.architectures import ARCHITECTURES, NAMES, heads_per_layer
 from tests.tiny_tasks import (
     SPECIAL,
@@ -85,6 +86,14 @@ class TestResult:
         assert set(result.metrics) == {"accuracy", "f1", "matthews", "loss"}
         assert result.best_step in (3, 6)
         assert min(result.train_seconds, result.selection_seconds, result.samples_per_second) > 0
+
+    @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+    def test_counts_the_trained_weights_and_their_share(self, name: str, tmp_path: Path):
+        result = run(save_text_model(tmp_path, name))
+        tensors = (*result.delta.rows.values(), *result.delta.task_head.values())
+        assert result.trainable_parameters == sum(tensor.numel() for tensor in tensors)
+        model = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert result.fraction == result.trainable_parameters / model.num_parameters()
 
     def test_learns(self, bert: Path):
         rows = [{"text": "w1 w2", "label": 0}, {"text": "w31 w32", "label": 1}] * 8
@@ -603,6 +612,26 @@ class TestBadInput:
         path.write_text("text,label\nw1,1\nw2\n", encoding="utf-8")
         with pytest.raises(DataError, match="train, row 2: 1 fields, the header has 2"):
             run(bert, train=path)
+
+
+class TestRealData:
+    def test_digits_are_learnt_by_a_model_of_other_pictures(self, test_data: Path):
+        splits = {
+            name: load_split(test_data / "data" / "mnist" / f"{name}.parquet", split=name)
+            for name in ("train", "validation")
+        }
+        result = finetune(
+            model=test_data / "models" / "vit-cifar10-4L4H64",
+            train=splits["train"].select(range(800)),
+            validation=splits["validation"].select(range(300)),
+            k=2,
+            epochs=2,
+            learning_rate=5e-3,
+            n_samples=64,
+        )
+        assert result.metrics["accuracy"] > 0.6
+        assert result.delta.metadata.labels is not None
+        assert "".join(map(str, result.delta.metadata.labels)) == "0123456789"
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 
 from hifi.backbone import HeadId
 from hifi.first_token import first_token_only
-from hifi.selection import HeadSelection
+from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import LAYERS, tiny_batch, tiny_model
 
@@ -59,3 +59,14 @@ def test_hooks_are_removed_after_an_exception():
     with pytest.raises(KeyError), first_token_only(model):
         raise KeyError
     assert model.bert(**tiny_batch("bert")).last_hidden_state.shape[1] == 12
+
+
+def test_gradient_checkpointing_recomputes_inside_the_block():
+    model = without_dropout(tiny_model("bert", attention_probs_dropout_prob=0.0))
+    batch = tiny_batch("bert", labels=True)
+    expected = torch.autograd.grad(model(**batch).loss, model.bert.embeddings.parameters())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with first_token_only(model):
+        model(**batch).loss.backward()
+    for parameter, gradient in zip(model.bert.embeddings.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)

@@ -374,9 +374,11 @@ class TestDtype:
 
 class TestAttention:
     def test_short_sequences_on_a_cpu_are_computed_plainly(self):
-        assert resolve_attention(device=CPU, max_length=128) == "eager"
-        assert resolve_attention(device=CPU, max_length=129) == "sdpa"
-        assert resolve_attention(device=CUDA, max_length=16) == "sdpa"
+        half = torch.bfloat16
+        assert resolve_attention(device=CPU, dtype=half, max_length=128) == "eager"
+        assert resolve_attention(device=CPU, dtype=half, max_length=129) == "sdpa"
+        assert resolve_attention(device=CPU, dtype=torch.float32, max_length=16) == "sdpa"
+        assert resolve_attention(device=CUDA, dtype=half, max_length=16) == "sdpa"
 
 
 class TestImages:

@@ -38,6 +38,11 @@ class TestInformationRichness:
         matrix = with_singular_values([1.0] * 10, shape=shape)
         assert information_richness(matrix, xi=xi) == expected
 
+    def test_counts_equal_singular_values_in_spite_of_their_rounding(self):
+        # Decomposed, the first three of these ten sum up to less than 0.3 of them all.
+        matrix = with_singular_values([1.0] * 10, shape=(13, 10))
+        assert information_richness(matrix, xi=0.3) == 3
+
     def test_of_a_zero_output_is_one(self):
         assert information_richness(torch.zeros(2, 5, 4), xi=0.9).tolist() == [1, 1]
 
@@ -143,3 +148,16 @@ class TestRichnessSums:
                     sums.add(layer, output, tokens=torch.full((3,), 6))
                 sums.settle()
             assert torch.equal(sums.counts, expected)
+
+    def test_a_layer_that_still_waits_is_not_lost_to_the_next_batch(self):
+        random = torch.Generator().manual_seed(0)
+        first, second = (
+            torch.randn(samples, 2, length, 4, generator=random, dtype=torch.float64)
+            for samples, length in ((3, 6), (2, 5))
+        )
+        sums = RichnessSums((1, 2), xi=0.9)
+        for batch in (first, second):
+            sums.add(0, batch, tokens=torch.full((len(batch),), batch.shape[2]))
+        sums.settle()
+        expected = sum(information_richness(batch, xi=0.9).sum(0) for batch in (first, second))
+        assert torch.equal(sums.counts, expected[None])

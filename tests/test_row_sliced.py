@@ -83,20 +83,33 @@ class TestGradients:
         inputs = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(tuned, (inputs,))
 
-    def test_are_float32_under_bfloat16_autocast(self):
-        tuned = TunedProjection(linear(), rows=ROWS)
+    def test_equal_those_of_plain_autograd_under_bfloat16_autocast(self, plain):
+        reference = copy.deepcopy(plain)
+        tuned = TunedProjection(plain, rows=ROWS)
+        inputs = torch.randn(5, 4)
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = tuned(torch.randn(2, 4))
+            outputs = tuned(inputs)
         assert outputs.dtype == torch.bfloat16
-        outputs.float().sum().backward()
+        outputs.float().square().sum().backward()
+        reference(inputs).square().sum().backward()
         assert tuned.tuned_weight.grad.dtype == torch.float32
-        assert tuned.tuned_bias.grad.dtype == torch.float32
+        expected = rows_of(reference, reference.weight.grad)
+        torch.testing.assert_close(tuned.tuned_weight.grad, expected, atol=0.1, rtol=0.05)
+        if reference.bias is not None:
+            expected = reference.bias.grad[ROWS]
+            torch.testing.assert_close(tuned.tuned_bias.grad, expected, atol=0.1, rtol=0.05)
 
-    def test_reach_float32_rows_of_a_bfloat16_weight(self):
-        tuned = TunedProjection(linear(dtype=torch.bfloat16), rows=ROWS)
-        tuned(torch.randn(2, 4, dtype=torch.bfloat16)).float().sum().backward()
+    def test_reach_float32_rows_of_a_bfloat16_weight(self, plain):
+        plain = plain.to(torch.bfloat16)
+        reference = copy.deepcopy(plain).float()
+        tuned = TunedProjection(plain, rows=ROWS)
+        inputs = torch.randn(5, 4).bfloat16()
+        tuned(inputs).float().square().sum().backward()
+        reference(inputs.float()).square().sum().backward()
         assert tuned.tuned_weight.grad.dtype == torch.float32
         assert tuned.frozen_weight.grad is None
+        expected = rows_of(reference, reference.weight.grad)
+        torch.testing.assert_close(tuned.tuned_weight.grad, expected, atol=0.1, rtol=0.05)
 
     def test_survive_two_forwards_before_one_backward(self):
         tuned, reference = TunedProjection(linear(), rows=ROWS), linear()
@@ -115,10 +128,11 @@ class TestStateDict:
         assert list(state) == keys
         assert torch.equal(rows_of(plain, state["weight"]), tuned.tuned_weight)
 
-    def test_keeps_float32_rows_of_a_bfloat16_weight(self):
-        tuned = TunedProjection(linear(dtype=torch.bfloat16), rows=ROWS)
+    def test_keeps_float32_rows_of_a_bfloat16_weight(self, plain):
+        plain = plain.to(torch.bfloat16)
+        other = TunedProjection(copy.deepcopy(plain), rows=ROWS)
+        tuned = TunedProjection(plain, rows=ROWS)
         tuned.tuned_weight.data += 2.0**-12  # below bfloat16's resolution
-        other = TunedProjection(linear(dtype=torch.bfloat16), rows=ROWS)
         other.load_state_dict(tuned.state_dict())
         assert torch.equal(other.tuned_weight, tuned.tuned_weight)
         assert torch.equal(other.frozen_weight, tuned.frozen_weight)
@@ -134,6 +148,8 @@ class TestStateDict:
         tuned = TunedProjection(linear(), rows=ROWS)
         with pytest.raises(RuntimeError, match="weight"):
             tuned.load_state_dict({"bias": torch.zeros(6)})
+        with pytest.raises(RuntimeError, match=r"Unexpected key.*junk"):
+            tuned.load_state_dict({**tuned.state_dict(), "junk": torch.zeros(1)})
         with pytest.raises(RuntimeError, match=r"size mismatch for weight: \(2, 2\)"):
             tuned.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(6)})
 
@@ -145,7 +161,7 @@ class TestPlain:
         tuned.tuned_weight.data += 1
         expected = tuned(inputs)
         back = tuned.plain()
-        assert type(back) is type(plain)
+        assert back is plain
         assert back.weight.data_ptr() == storage
         assert torch.equal(back(inputs), expected)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import warnings
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from hifi.backbone import HeadId, describe
 from hifi.capture import capture_head_outputs
 from hifi.errors import (
     CaptureError,
@@ -19,7 +17,7 @@ from hifi.errors import (
     UnsupportedArchitectureError,
 )
 from hifi.richness import information_richness
-from hifi.selection import HeadSelection, sample_indices, select_heads
+from hifi.selection import sample_indices, select_heads
 from hifi.tuning import HeadTuner
 from tests import oracles
 from tests.architectures import (
@@ -267,6 +265,11 @@ class TestSelectHeads:
             worst = set(range(QUERY_HEADS)) - set(scores.selected)
             assert int(scores.importance.argmin()) in worst
 
+    def test_takes_integers_of_numpy(self):
+        selection = select_heads(tiny_model("bert"), some_batches("bert"), k=np.int64(2))
+        assert type(selection.k) is int
+        assert_same_scores(selection, select_heads(tiny_model("bert"), some_batches("bert"), k=2))
+
     def test_can_select_every_head(self):
         selection = select_heads(tiny_model("bert"), some_batches("bert"), k=QUERY_HEADS)
         assert len(selection.heads) == LAYERS * QUERY_HEADS
@@ -380,8 +383,6 @@ class TestRefusals:
     def test_the_upper_half_of_a_single_layer(self):
         with pytest.raises(InvalidArgumentError, match=r"strategy='mid-top'.*two layers"):
             select_heads(tiny_model("bert", num_hidden_layers=1), [], strategy="mid-top")
-        with pytest.raises(InvalidArgumentError, match=r"strategy='mid-top'.*two layers"):
-            HeadSelection.from_scores(torch.ones(1, 3), k=1, strategy="mid-top")
 
     def test_more_heads_than_there_are_groups(self):
         with pytest.raises(InvalidArgumentError, match=r"k=3.*2 heads"):
@@ -418,136 +419,6 @@ class TestRefusals:
             select_heads(model, [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], k=1)
 
 
-class TestFromHeads:
-    def test_keeps_each_head_once_in_order(self):
-        heads = [HeadId(2, 1), HeadId(0, 3), HeadId(2, 1), HeadId(2, 0)]
-        selection = HeadSelection.from_heads(heads, num_layers=3)
-        assert selection.heads == (HeadId(0, 3), HeadId(2, 0), HeadId(2, 1))
-        assert [selection.selected_in(layer) for layer in range(3)] == [(3,), (), (0, 1)]
-        assert selection.layers == ()
-        assert selection.k is None
-
-    @pytest.mark.parametrize("head", [HeadId(3, 0), HeadId(-1, 0), HeadId(0, -1)])
-    def test_refuses_a_head_that_cannot_be(self, head):
-        with pytest.raises(InvalidArgumentError, match=r"layers 0\.\.2"):
-            HeadSelection.from_heads([head], num_layers=3)
-
-    def test_serves_a_tuner(self):
-        model = tiny_model("bert")
-        selection = HeadSelection.from_heads([HeadId(1, 2)], num_layers=LAYERS)
-        describe(model).check_heads(selection.heads)
-        assert len(list(HeadTuner(model, selection).parameters())) > 0
-
-
-class TestFromScores:
-    def test_takes_the_highest_of_each_layer(self):
-        scores = torch.tensor([[0.1, 0.4, 0.2, 0.3], [4.0, -1, 2, 9]])
-        selection = HeadSelection.from_scores(scores, k=2)
-        assert [selection.selected_in(layer) for layer in range(2)] == [(1, 3), (0, 3)]
-        assert (selection.k, selection.strategy) == (2, "layer-wise")
-
-    def test_leaves_the_lower_half_out_with_mid_top(self):
-        selection = HeadSelection.from_scores(torch.eye(5), k=1, strategy="mid-top")
-        assert selection.heads == (HeadId(3, 3), HeadId(4, 4))
-
-    def test_gives_ties_to_the_lower_index(self):
-        selection = HeadSelection.from_scores(torch.tensor([[1, 2, 2, 2, 1]]), k=2)
-        assert selection.selected_in(0) == (1, 2)
-        assert HeadSelection.from_scores(torch.zeros(1, 4), k=1).selected_in(0) == (0,)
-
-    def test_takes_scores_that_agree_to_twelve_decimals_for_equal(self):
-        scores = torch.tensor([[0.25, 0.25 + 4e-13, 0.25, 0.25]], dtype=torch.float64)
-        assert HeadSelection.from_scores(scores, k=1).selected_in(0) == (0,)
-        scores[0, 1] += 1e-11
-        assert HeadSelection.from_scores(scores, k=1).selected_in(0) == (1,)
-
-    @pytest.mark.parametrize("scale", [1e-300, 1e-14, 1e300])
-    def test_does_not_depend_on_scale(self, scale):
-        scores = torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64) * scale
-        assert HeadSelection.from_scores(scores, k=2).selected_in(0) == (2, 3)
-
-    def test_makes_the_ablations(self):
-        selection = select_heads(tiny_model("modernbert"), some_batches("modernbert"), k=2)
-        importance = stacked(selection, "importance")
-        assert HeadSelection.from_scores(importance, k=2).heads == selection.heads
-        inverse = HeadSelection.from_scores(-importance, k=2)
-        assert set(inverse.heads).isdisjoint(selection.heads)
-        correlation = HeadSelection.from_scores(stacked(selection, "correlation").sum(2), k=1)
-        assert len(correlation.heads) == LAYERS
-
-    @pytest.mark.parametrize(
-        "scores",
-        [torch.ones(3), torch.ones(0, 3), torch.ones(3, 0), torch.tensor([[1, torch.nan]])],
-    )
-    def test_refuses_scores_of_another_shape_or_not_finite(self, scores):
-        with pytest.raises(InvalidArgumentError, match=r"scores=.*\[L, H\]"):
-            HeadSelection.from_scores(scores, k=1)
-
-    @pytest.mark.parametrize("k", [0, 4, True, 1.0])
-    def test_refuses_k_outside_its_range(self, k):
-        with pytest.raises(InvalidArgumentError, match=r"k=.*1 to the 3 heads"):
-            HeadSelection.from_scores(torch.ones(2, 3), k=k)
-
-    def test_refuses_an_unknown_strategy(self):
-        with pytest.raises(InvalidArgumentError, match="strategy='all'"):
-            HeadSelection.from_scores(torch.ones(2, 3), k=1, strategy="all")
-
-
-class TestDict:
-    @pytest.mark.parametrize("strategy", ["layer-wise", "mid-top"])
-    def test_comes_back_from_json_bit_for_bit(self, strategy):
-        selection = select_heads(
-            tiny_model("bert"), some_batches("bert"), k=2, xi=0.7, strategy=strategy
-        )
-        entry = selection.to_dict()
-        back = HeadSelection.from_dict(json.loads(json.dumps(entry, allow_nan=False)))
-        assert back.to_dict() == entry
-        assert back.heads == selection.heads
-        assert (back.damping, back.n_samples) == (0.85, 11)
-        for scores, expected in zip(back.layers, selection.layers, strict=True):
-            assert torch.equal(scores.correlation, expected.correlation)
-            assert scores.iterations == expected.iterations
-            assert scores.selected == expected.selected
-
-    def test_of_a_selection_by_hand_has_no_scores(self):
-        selection = HeadSelection.from_heads([HeadId(1, 2)], num_layers=2)
-        entry = selection.to_dict()
-        assert entry["layers"] == [{"layer": 0, "selected": []}, {"layer": 1, "selected": [2]}]
-        back = HeadSelection.from_dict(entry)
-        assert (back.heads, back.num_layers, back.layers) == ((HeadId(1, 2),), 2, ())
-
-    def test_has_the_names_of_the_contract(self):
-        entry = select_heads(tiny_model("bert"), some_batches("bert"), k=1).to_dict()
-        names = "k xi d strategy teleport n_samples num_layers layers"
-        assert list(entry) == names.split()
-        layer = "layer selected information_richness correlation importance iterations"
-        assert list(entry["layers"][0]) == layer.split()
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda entry: entry.pop("xi"),
-            lambda entry: entry.pop("layers"),
-            lambda entry: entry.update(layers=3),
-            lambda entry: entry["layers"][1].pop("selected"),
-            lambda entry: entry["layers"][1].pop("importance"),
-            lambda entry: entry["layers"][1].update(selected=[-1]),
-            lambda entry: entry["layers"][1].update(selected=[1.5]),
-            lambda entry: entry["layers"][1].update(selected="12"),
-            lambda entry: entry["layers"][1].update(importance=[0.5, "x"]),
-            lambda entry: entry["layers"][1].update(importance=[[1.0], [1.0, 2.0]]),
-            lambda entry: entry["layers"][1].update(importance=[1.0]),
-            lambda entry: entry["layers"][1].update(iterations=float("inf")),
-            lambda entry: entry["layers"].append(None),
-        ],
-    )
-    def test_refuses_what_is_malformed(self, change):
-        entry = select_heads(tiny_model("bert"), some_batches("bert"), k=1).to_dict()
-        change(entry)
-        with pytest.raises(InvalidArgumentError, match="selection="):
-            HeadSelection.from_dict(entry)
-
-
 class TestSampleIndices:
     def test_draws_without_replacement(self):
         drawn = sample_indices(50, n=50, seed=3)
@@ -562,3 +433,6 @@ class TestSampleIndices:
     def test_refuses_more_than_there_are(self, n):
         with pytest.raises(InvalidArgumentError, match=r"n=.*from 1 to the 10 samples"):
             sample_indices(10, n=n, seed=0)
+
+    def test_takes_integers_of_numpy(self):
+        assert sample_indices(10, n=np.int32(4), seed=0) == sample_indices(10, n=4, seed=0)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from hifi.backbone import HeadId
 from hifi.batching import TrainingBatches
 from hifi.checkpoint import Checkpoint
-from hifi.errors import HifiError
+from hifi.errors import HifiError, TrainingDivergedError
 from hifi.events import Emitter, OnEvent
+from hifi.head_selection import HeadSelection
 from hifi.hyperparameters import Hyperparameters
 from hifi.models import resolve_model
 from hifi.preparation import Prepared, prepare
-from hifi.selection import HeadSelection
 from hifi.tasks import TaskSpec
-from hifi.training import CheckpointPlan, Outcome, Trainer, TrainingDivergedError
+from hifi.training import CheckpointPlan, Outcome, Trainer
 from hifi.tuning import HeadTuner
 from tests.tiny_tasks import save_text_model, text_rows
 

@@ -6,12 +6,19 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from hifi.backbone import HeadId, describe, read_rows, task_head_names
 from hifi.errors import InvalidArgumentError, TunerError
-from hifi.selection import HeadSelection
-from hifi.tuning import HeadTuner
+from hifi.fingerprint import backbone_fingerprint
+from hifi.head_selection import HeadSelection
+from hifi.tuning import HeadTuner, detach
 from tests.architectures import LAYERS, NAMES, tiny_batch, tiny_model
 
 HEADS = (HeadId(0, 1), HeadId(2, 0), HeadId(2, 1))
@@ -141,6 +148,29 @@ class TestParameters:
         tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=6))
         assert sum(p.numel() for p in tuner.parameters()) == 666_050
 
+    def test_are_the_share_of_bert_large_that_the_paper_states(self):
+        """14,169,600 weights for k=3, 4.23 % of the model, and half of it with mid-top."""
+        config = BertConfig(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+        )
+        for first, expected in ((0, 14_169_600), (12, 7_084_800)):
+            with torch.device("meta"):
+                model = BertForSequenceClassification(config)
+            total = sum(p.numel() for p in model.parameters())
+            heads = [HeadId(layer, head) for layer in range(first, 24) for head in (2, 7, 11)]
+            chosen = HeadSelection.from_heads(heads, num_layers=24)
+            tuner = HeadTuner(model, chosen, fingerprint="sha256:" + "0" * 64)
+            rows = [p for n, p in tuner.named_parameters() if "tuned_" in n]
+            assert sum(p.numel() for p in rows) == expected
+            assert expected / total == pytest.approx(0.0423 if first == 0 else 0.0211, abs=5e-5)
+
+    def test_stay_these_when_others_are_thawed(self):
+        model = tiny_model("bert")
+        tuner = HeadTuner(model, selection())
+        names = [name for name, _ in tuner.named_parameters()]
+        model.requires_grad_(requires_grad=True)
+        assert [name for name, _ in tuner.named_parameters()] == names
+
     def test_names_of_private_biases_contain_bias(self):
         """Trainer gives no weight decay to parameters with such names."""
         tuner = HeadTuner(tiny_model("bert"), selection())
@@ -148,7 +178,58 @@ class TestParameters:
         assert all("bias" in name for name in vectors)
 
 
+class TestDelta:
+    def test_says_what_it_was_told(self):
+        tuner = HeadTuner(tiny_model("bert"), selection(), fingerprint="sha256:" + "a" * 64)
+        metadata = tuner.delta(
+            model="acme/backbone",
+            revision="0123abc",
+            task={"type": "classification"},
+            labels=["no", "yes"],
+            training={"epochs": 2},
+        ).metadata
+        assert metadata.model == "acme/backbone"
+        assert metadata.revision == "0123abc"
+        assert metadata.fingerprint == "sha256:" + "a" * 64
+        assert metadata.task == {"type": "classification"}
+        assert metadata.labels == ["no", "yes"]
+        assert metadata.training == {"epochs": 2}
+        assert metadata.compute_dtype == "float32"
+        assert metadata.selection["layers"][2]["selected"] == [0, 1]
+
+    def test_takes_from_the_model_what_it_was_not_told(self):
+        model = tiny_model("bert", id2label={0: "no", 1: "yes"})
+        model.config.name_or_path = "/somewhere/else/backbone"
+        model.config._commit_hash = "0123abc"
+        fingerprint = backbone_fingerprint(model)
+        metadata = HeadTuner(model, selection()).delta().metadata
+        assert (metadata.model, metadata.revision) == ("backbone", "0123abc")
+        assert metadata.labels == ["no", "yes"]
+        assert metadata.fingerprint == fingerprint
+
+    def test_has_no_labels_where_the_model_only_numbers_them(self):
+        assert HeadTuner(tiny_model("bert"), selection()).delta().metadata.labels is None
+
+    def test_does_not_change_when_training_goes_on(self):
+        model = tiny_model("bert")
+        tuner = HeadTuner(model, selection())
+        delta = tuner.delta()
+        before = {key: value.clone() for key, value in {**delta.rows, **delta.task_head}.items()}
+        train(model, tuner.parameters(), name="bert")
+        after = {**delta.rows, **delta.task_head}
+        assert all(torch.equal(after[key], before[key]) for key in before)
+
+
 class TestLoops:
+    def test_an_optimizer_over_all_parameters_decays_no_frozen_one(self):
+        model = tiny_model("bert")
+        frozen = frozen_copy(model)
+        tuner = HeadTuner(model, selection())
+        train(model, model.parameters(), name="bert")
+        tuner.detach()
+        after = frozen_copy(model)
+        assert all(torch.equal(after[key], frozen[key]) for key in frozen)
+
     def test_gradient_accumulation_adds_up(self):
         model, reference = tiny_model("bert"), tiny_model("bert")
         HeadTuner(model, selection())
@@ -185,6 +266,8 @@ class TestLoops:
         loss.backward()
         assert {p.grad.dtype for p in tuner.parameters()} == {torch.float32}
         optimizer.step()
+        rows, base = tuner.rows(), tuner.base_rows
+        assert all(not torch.equal(rows[key], base[key]) for key in rows if "weight" in key)
         tuner.detach()
         after = frozen_copy(model)
         assert all(torch.equal(after[key], frozen[key]) for key in frozen)
@@ -196,12 +279,15 @@ class TestLoops:
         frozen = frozen_copy(model)
         tuner = HeadTuner(model, selection())
         assert {p.dtype for p in tuner.parameters()} == {torch.float32}
+        rows = tuner.rows()
         train(model, tuner.parameters(), name=name, dtype=torch.bfloat16)
         batch = tiny_batch(name, seed=7, dtype=torch.bfloat16)
         assert model(**batch).logits.dtype == torch.float32
         delta = tuner.delta()
         assert delta.metadata.compute_dtype == "bfloat16"
+        assert all(not torch.equal(delta.rows[key], rows[key]) for key in rows if "weight" in key)
         tuner.detach()
+        assert not any(module._forward_pre_hooks for module in model.modules())
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         after = frozen_copy(model)
         assert all(torch.equal(after[key], frozen[key]) for key in frozen)
@@ -281,8 +367,28 @@ class TestTrainer:
         after = frozen_copy(model)
         assert all(torch.equal(after[key], frozen[key]) for key in frozen)
 
-    def test_runs_in_bfloat16_autocast(self, tmp_path):
-        model, tuner, frozen = self.run(tmp_path, bf16=True)
+    def test_fused_adamw_takes_the_steps_of_the_plain_one(self, tmp_path):
+        """Fused AdamW bumps no version: rows keyed on versions would not reach the forward pass."""
+        _, fused, _ = self.run(tmp_path / "fused", optim="adamw_torch_fused")
+        _, plain, _ = self.run(tmp_path / "plain", optim="adamw_torch")
+        expected = plain.rows()
+        for key, value in fused.rows().items():
+            if not key.endswith("key.bias"):  # it has no true gradient, and AdamW scales up noise
+                torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=1e-3, msg=key)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"bf16": True},
+            {"gradient_accumulation_steps": 2},
+            {"gradient_checkpointing": True},
+        ],
+        ids=lambda settings: next(iter(settings)),
+    )
+    def test_trains_the_rows_and_nothing_else_with(self, tmp_path, settings):
+        model, tuner, frozen = self.run(tmp_path, **settings)
+        rows, base = tuner.rows(), tuner.base_rows
+        assert all(not torch.equal(rows[key], base[key]) for key in rows if "weight" in key)
         tuner.detach()
         after = frozen_copy(model)
         assert all(torch.equal(after[key], frozen[key]) for key in frozen)
@@ -297,6 +403,34 @@ class TestDetach:
         HeadTuner(model, selection()).detach()
         assert {name: type(module) for name, module in model.named_modules()} == types
         assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+    def test_gives_the_very_modules_back_with_their_hooks(self):
+        model = tiny_model("bert")
+        before, calls = dict(model.named_modules()), []
+        query = model.bert.encoder.layer[2].attention.self.query
+        query.register_forward_hook(lambda *_: calls.append(1))
+        HeadTuner(model, selection()).detach()
+        model(**tiny_batch("bert"))
+        assert calls == [1]
+        assert all(module is before[name] for name, module in model.named_modules())
+
+    def test_leaves_modules_alone_that_came_later(self):
+        model = tiny_model("bert")
+        tuner = HeadTuner(model, selection())
+        model.add_module("probe", torch.nn.Linear(2, 2))
+        tuner.detach()
+        assert model.probe.weight.requires_grad
+
+    def test_works_on_a_copy_of_the_model_alone(self):
+        model = tiny_model("bert", dtype=torch.bfloat16)
+        tuner = HeadTuner(model, selection())
+        twin = detach(copy.deepcopy(model))
+        assert not any(module._forward_pre_hooks for module in twin.modules())
+        assert {p.dtype for p in twin.parameters()} == {torch.bfloat16}
+        HeadTuner(twin, selection())
+        with pytest.raises(TunerError, match="no tuner"):
+            detach(tiny_model("bert"))
+        assert tuner.parameters()
 
     def test_ends_the_tuner(self):
         tuner = HeadTuner(tiny_model("bert"), selection())
@@ -329,9 +463,10 @@ class TestRefusals:
             model.to(torch.bfloat16)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
-    def test_a_float64_backbone(self):
-        with pytest.raises(TunerError, match="float64"):
-            HeadTuner(tiny_model("bert", dtype=torch.float64), selection())
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    def test_a_backbone_of_another_dtype(self, dtype):
+        with pytest.raises(TunerError, match=str(dtype)):
+            HeadTuner(tiny_model("bert", dtype=dtype), selection())
 
     @pytest.mark.parametrize("head", [HeadId(0, 4), HeadId(2, 9)])
     def test_heads_that_the_model_lacks(self, head):
@@ -352,6 +487,11 @@ class TestRefusals:
         with pytest.raises(InvalidArgumentError, match=r"bert\.poolr"):
             HeadTuner(model, selection(), task_head=["bert.poolr"])
         HeadTuner(model, selection())  # nothing was changed
+
+    @pytest.mark.parametrize("name", ["bert.encoder", "bert.encoder.layer.1", "bert.embeddings"])
+    def test_parts_of_the_backbone_as_task_head(self, name):
+        with pytest.raises(InvalidArgumentError, match="not part of its backbone"):
+            HeadTuner(tiny_model("bert"), selection(), task_head=[name])
 
     def test_wrapped_projections(self):
         model = tiny_model("bert")

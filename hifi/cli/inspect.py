@@ -91,7 +91,7 @@ def _plain(value: object) -> str:
 def selection_of(delta: HeadDelta) -> dict[str, Any]:
     """Give the selection that a delta records; only its heads where the record is unsound."""
     from hifi.errors import InvalidArgumentError
-    from hifi.selection import HeadSelection
+    from hifi.head_selection import HeadSelection
 
     try:
         selection = HeadSelection.from_dict(delta.metadata.selection)

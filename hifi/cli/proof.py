@@ -29,12 +29,11 @@ def measure_accuracy(model: Path, data: Path, *, delta: HeadDelta) -> float:
         The share of right predictions.
     """
     length = int((delta.metadata.training)["max_length"])
-    attention = resolve_attention(device=torch.device("cpu"), max_length=length)
+    dtype = getattr(torch, delta.metadata.compute_dtype)
+    attention = resolve_attention(device=torch.device("cpu"), dtype=dtype, max_length=length)
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(
-        model,
-        dtype=getattr(torch, delta.metadata.compute_dtype),
-        attn_implementation=attention,
+        model, dtype=dtype, attn_implementation=attention
     ).eval()
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     # Sums are the same to the last bit only in the same batches: the longest texts first.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from hifi.head_selection import HeadSelection
+    from hifi.hyperparameters import Hyperparameters
     from hifi.preparation import Prepared
-    from hifi.selection import HeadSelection
+
+_SCORING = ("k", "xi", "damping", "n_samples", "strategy", "teleport")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,17 +43,24 @@ def run(args: argparse.Namespace) -> int:
     from hifi.cli import render
     from hifi.cli.progress import progress_display
     from hifi.events import TrainingEvent
+    from hifi.finetuning import select_prepared
+    from hifi.hyperparameters import Hyperparameters
 
+    settings = Hyperparameters(
+        **options.named_arguments(args, "batch_size", "max_length", "seed", "precision")
+    )
     with progress_display(Console(stderr=True)) as display:
         display.show(
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
         )
-        ready = _prepare(args)
+        ready = _prepare(args, settings=settings)
 
         def show(seen: int, total: int) -> None:
             display.show(TrainingEvent(kind="selecting", number=2, step=seen, total_steps=total))
 
-        selection = _select(args, ready=ready, on_batch=show)
+        selection = select_prepared(
+            ready, settings=settings, on_batch=show, **options.named_arguments(args, *_SCORING)
+        )
     document = _describe(ready, selection=selection)
     if args.out is not None:
         _write(args.out, document)
@@ -72,15 +80,11 @@ def run(args: argparse.Namespace) -> int:
     return output.EXIT_OK
 
 
-def _prepare(args: argparse.Namespace) -> Prepared:
-    from hifi.hyperparameters import Hyperparameters
+def _prepare(args: argparse.Namespace, *, settings: Hyperparameters) -> Prepared:
     from hifi.models import resolve_device, resolve_model
     from hifi.preparation import prepare
     from hifi.tasks import TaskSpec
 
-    settings = Hyperparameters(
-        **options.named_arguments(args, "batch_size", "max_length", "seed", "precision")
-    )
     return prepare(
         resolve_model(args.model, revision=args.revision),
         spec=TaskSpec.of(args.task, **options.named_arguments(args, "text", "label", "image")),
@@ -89,31 +93,6 @@ def _prepare(args: argparse.Namespace) -> Prepared:
         selection={},
         device=resolve_device(args.device),
         **options.split_arguments(args),
-    )
-
-
-def _select(
-    args: argparse.Namespace, *, ready: Prepared, on_batch: Callable[[int, int], None]
-) -> HeadSelection:
-    """Select as a fine-tune with the same arguments does."""
-    import numpy as np
-
-    from hifi.batching import evaluation_batches
-    from hifi.selection import sample_indices, select_heads
-
-    train, model = ready.data.train, ready.loaded.model
-    n = min(300, len(train)) if args.n_samples is None else args.n_samples
-    drawn = np.array(sample_indices(len(train), n=n, seed=args.seed))
-
-    def batches() -> Iterator[Mapping[str, Tensor]]:
-        for chosen in evaluation_batches(train.lengths[drawn], batch_size=args.batch_size):
-            yield train.batch(drawn[chosen]).to(model.device, dtype=model.dtype).inputs
-
-    return select_heads(
-        model,
-        batches(),
-        on_batch=lambda seen: on_batch(seen, n),
-        **options.named_arguments(args, "k", "xi", "damping", "strategy", "teleport"),
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hifi.cli.progress import Display
     from hifi.events import Control, TrainingEvent
     from hifi.finetuning import FinetuneResult
-    from hifi.selection import HeadSelection
+    from hifi.head_selection import HeadSelection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +141,7 @@ def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
 
 
 def _read_selection(path: Path) -> HeadSelection:
-    from hifi.selection import HeadSelection
+    from hifi.head_selection import HeadSelection
 
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -154,14 +154,14 @@ def _read_selection(path: Path) -> HeadSelection:
 
 def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Console) -> None:
     delta = result.delta
-    tensors = (*delta.rows.values(), *delta.task_head.values())
     document: dict[str, Any] = {
         "object": "finetune",
         "model": delta.metadata.model,
         "fingerprint": delta.metadata.fingerprint,
         "selection": {
             "heads": [{"layer": head.layer, "head": head.head} for head in delta.heads],
-            "trainable_parameters": sum(tensor.numel() for tensor in tensors),
+            "trainable_parameters": result.trainable_parameters,
+            "fraction": result.fraction,
         },
         "result": {
             "metrics": dict(result.metrics),
@@ -181,12 +181,12 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         return
     from hifi.cli import render
 
-    trained = document["selection"]["trainable_parameters"]
     metrics = render.format_metrics(result.metrics) if result.metrics else "no validation split"
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
-        "trained": f"{len(delta.heads)} heads and the task head, {trained:,} parameters, in "
-        f"{render.format_seconds(result.train_seconds)}, {result.samples_per_second:.0f} samples/s",
+        "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
+        f"parameters, in {render.format_seconds(result.train_seconds)}, "
+        f"{result.samples_per_second:.0f} samples/s",
         "written": f"{args.out}  {render.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",
     }

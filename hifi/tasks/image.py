@@ -59,11 +59,7 @@ class ImageEncoder(Encoder):
         return self._scale([decode_image(image) for image in images])
 
     def _scale(self, images: Sequence[Image.Image]) -> Tensor:
-        # An image three pixels high must not be taken for one with its channels first.
-        encoded = self._processor(
-            list(images), return_tensors="pt", input_data_format="channels_last"
-        )
-        pixels: Tensor = encoded["pixel_values"]
+        pixels: Tensor = self._processor(list(images), return_tensors="pt")["pixel_values"]
         return pixels
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedImages:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from hifi.backbone import HeadId
-from hifi.selection import HeadSelection
+from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import LAYERS, tiny_model
 

@@ -18,7 +18,7 @@ from hifi.backbone import HeadId
 from hifi.cli import main
 from hifi.cli.loading import LoadedBackbone
 from hifi.delta import HeadDelta
-from hifi.selection import HeadSelection
+from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import tiny_model
 

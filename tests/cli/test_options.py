@@ -9,9 +9,9 @@ import pytest
 from hifi.cli import options, select, tune
 from hifi.delta_metadata import COMPUTE_DTYPES, ENCODINGS
 from hifi.finetuning import finetune
+from hifi.head_selection import STRATEGIES
 from hifi.models import Precision
 from hifi.pagerank import Teleport
-from hifi.selection import STRATEGIES
 from hifi.tasks import get_task
 
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from hifi.cli import main
-from hifi.selection import HeadSelection
+from hifi.head_selection import HeadSelection
 from tests.architectures import LAYERS, QUERY_HEADS
 
 

@@ -1,0 +1,123 @@
+"""hifi.preparation: what stands ready before the first step, and by what it is known again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from hifi.errors import InvalidArgumentError
+from hifi.fingerprint import backbone_fingerprint
+from hifi.hyperparameters import Hyperparameters
+from hifi.models import resolve_model
+from hifi.preparation import Prepared, calibration_batches, count_calibration_samples, prepare
+from hifi.tasks import TaskSpec
+from tests.tiny_tasks import image_rows, save_image_model, save_text_model, text_rows
+
+SETTINGS = Hyperparameters(max_length=16, batch_size=4, precision="float32")
+TRAIN, VALIDATION = text_rows(20, seed=1), text_rows(6, seed=2)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_model(tmp_path_factory.mktemp("models") / "bert", dtype=torch.bfloat16)
+
+
+def make(folder: Path, *, settings: Hyperparameters = SETTINGS, **changes: Any) -> Prepared:
+    arguments = {"spec": TaskSpec(), "train": TRAIN, "validation": VALIDATION, "selection": {}}
+    return prepare(
+        resolve_model(folder),
+        settings=settings,
+        device=torch.device("cpu"),
+        **{**arguments, **changes},
+    )
+
+
+class TestPrepare:
+    def test_the_fingerprint_is_of_the_backbone_as_stored(self, bert: Path):
+        ready = make(bert)
+        stored = tf.AutoModel.from_pretrained(bert, dtype="auto")
+        assert ready.fingerprint == backbone_fingerprint(stored)
+        assert ready.loaded.model.dtype == torch.float32
+        assert ready.fingerprint != backbone_fingerprint(ready.loaded.model)
+
+    def test_the_whole_model_has_the_dtype_of_the_precision(self, bert: Path):
+        settings = Hyperparameters(max_length=16, precision="bfloat16")
+        parameters = make(bert, settings=settings).loaded.model.parameters()
+        assert {parameter.dtype for parameter in parameters} == {torch.bfloat16}
+
+    def test_the_configuration_knows_the_task(self, bert: Path):
+        rows = text_rows(6, labels=("no", "yes", "maybe"))
+        config = make(bert, train=rows, validation=rows).loaded.model.config
+        assert config.id2label == {0: "maybe", 1: "no", 2: "yes"}
+        assert config.num_labels == 3
+
+    @pytest.mark.parametrize(("max_length", "name"), [(16, "eager"), (129, "sdpa")])
+    def test_attention_suits_the_length(self, max_length: int, name: str, tmp_path: Path):
+        folder = save_text_model(tmp_path, max_position_embeddings=200)
+        ready = make(folder, settings=Hyperparameters(max_length=max_length))
+        assert ready.loaded.model.config._attn_implementation == name
+
+    def test_of_an_image_patches_count(self, tmp_path: Path):
+        folder = save_image_model(tmp_path)
+        rows = image_rows(4)
+        ready = make(folder, train=rows, validation=rows, settings=Hyperparameters(max_length=999))
+        assert ready.loaded.model.config._attn_implementation == "eager"
+
+    def test_a_length_beyond_the_model_is_refused_with_its_limit(self, bert: Path):
+        with pytest.raises(InvalidArgumentError, match="bert reads 64 tokens") as caught:
+            make(bert, settings=Hyperparameters(max_length=65))
+        assert caught.value.param == "max_length"
+
+
+class TestJob:
+    @pytest.mark.parametrize(
+        ("part", "change"),
+        [
+            ("train", {"train": TRAIN[::-1]}),
+            ("validation", {"validation": None}),
+            ("validation", {"validation": VALIDATION[1:]}),
+            ("task", {"spec": TaskSpec(metric="f1")}),
+            ("selection", {"selection": {"k": 2}}),
+            ("training", {"settings": Hyperparameters(max_length=16, precision="float32")}),
+        ],
+    )
+    def test_each_part_is_known_apart(self, part: str, change: dict[str, Any], bert: Path):
+        job, other = make(bert).job, make(bert, **change).job
+        assert {name for name in job if job[name] != other[name]} == {part}
+
+    def test_equal_calls_are_the_same_job(self, bert: Path):
+        assert make(bert).job == make(bert).job
+
+
+class TestCalibration:
+    def test_samples_are_drawn_once_each_and_the_longest_come_first(self, bert: Path):
+        ready = make(bert)
+        batches = list(calibration_batches(ready, n=10, settings=SETTINGS))
+        assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 2]
+        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+        assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+        rows = {tuple(row[row > 0].tolist()) for batch in batches for row in batch["input_ids"]}
+        assert len(rows) == 10
+
+    def test_the_seed_draws_them(self, bert: Path):
+        ready = make(bert)
+        drawn = [
+            [batch["input_ids"].tolist() for batch in calibration_batches(ready, n=5, settings=s)]
+            for s in (SETTINGS, SETTINGS, Hyperparameters(seed=1, batch_size=4))
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    @pytest.mark.parametrize(
+        ("asked", "rows", "n"), [(None, 5000, 300), (None, 7, 7), (7, 7, 7), (1, 9, 1)]
+    )
+    def test_by_default_there_are_300_or_all(self, asked: int | None, rows: int, n: int):
+        assert count_calibration_samples(asked, rows=rows) == n
+
+    @pytest.mark.parametrize("asked", [0, 8, -1, 2.0, True])
+    def test_more_than_there_are_is_refused(self, asked):
+        with pytest.raises(InvalidArgumentError, match=r"n_samples=.*1 to the 7 rows of train"):
+            count_calibration_samples(asked, rows=7)
