@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from hifi import lora
 from hifi.delta_file import DeltaContent, read_delta_file, write_delta_file
 from hifi.delta_metadata import ENCODINGS, DeltaMetadata, Encoding
@@ -19,7 +21,7 @@ from hifi.placement import (
     write_matching_task_head,
 )
 from hifi.row_encoding import add_differences, differences
-from hifi.row_names import check_shapes, heads_of_rows, name_rows, row_key, shapes_of
+from hifi.row_names import check_shapes, heads_of_rows, row_key, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from hifi.backbone import HeadId
 
-__all__ = ["DeltaMetadata", "HeadDelta", "name_rows", "row_key"]
+__all__ = ["DeltaMetadata", "HeadDelta", "row_key"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,7 +45,7 @@ class HeadDelta:
         base: W, the rows that W' replaces, under the same names; None where they are not known.
             Only saving in bfloat16 or int8 needs them.
 
-    Tensors are kept on the CPU, in the dtype given.
+    Tensors are copied to the CPU, in the dtype given: a model that trains on does not change them.
 
     Raises:
         InvalidArgumentError: row names or shapes that cannot be those of one backbone.
@@ -55,7 +57,7 @@ class HeadDelta:
     base: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check the rows; bring every tensor to the CPU."""
+        """Check the rows; copy every tensor to the CPU."""
         check_shapes(shapes_of(self.rows))
         if self.base is not None and shapes_of(self.base) != shapes_of(self.rows):
             limit = "the names and shapes of rows"
@@ -63,7 +65,7 @@ class HeadDelta:
         for name in ("rows", "task_head", "base"):
             tensors = getattr(self, name)
             if tensors is not None:
-                held = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+                held = {key: t.detach().to("cpu", copy=True) for key, t in tensors.items()}
                 object.__setattr__(self, name, held)
 
     @property
@@ -101,7 +103,7 @@ class HeadDelta:
             InvalidArgumentError: an unknown encoding; one that calls for the backbone's rows where
                 they are not known (see ``with_base``); no heads; numbers that are not finite;
                 float64 values that the file's float32 would round.
-            StorageError: the file cannot be written; nothing is left under its name.
+            StorageError: the file cannot be written, as ``write_atomically`` says it.
         """
         if encoding not in ENCODINGS:
             raise InvalidArgumentError("encoding", value=encoding, limit=f"one of {ENCODINGS}")
@@ -117,7 +119,8 @@ class HeadDelta:
     def check_backbone(self, model: PreTrainedModel) -> None:
         """Refuse a freshly loaded model that is not exactly the delta's backbone.
 
-        ``merge`` looks at the rows that it replaces; this looks at every weight of the backbone.
+        ``merge``, ``with_base`` and ``to_lora`` look at the rows that the delta replaces; this
+        looks at every weight of the backbone, and at what its configuration computes with them.
 
         Args:
             model: as stored: nothing merged into it, in the dtype of the delta's tuning.
@@ -137,19 +140,26 @@ class HeadDelta:
     def with_base(self, model: PreTrainedModel) -> HeadDelta:
         """Learn the backbone's rows, so that every encoding can be saved.
 
+        Of the model, only the rows that the delta replaces are checked: see ``check_backbone``.
+
         Args:
-            model: the delta's backbone, with any task head, the delta not merged into it.
+            model: the delta's backbone, with any task head, the delta not merged into it; in the
+                dtype of the tuning (``metadata.compute_dtype``) or a wider one.
 
         Returns:
             The same delta with ``base``; differences have become rows.
 
         Raises:
-            BackboneMismatchError: another backbone or revision, or one that is merged already.
+            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
+                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
+                revision and where the delta is merged already; a float16 model; one in a
+                dtype narrower than the tuning's, which would give differences to a rounded W.
             TunerError: a tuner, an adapter or a quantiser holds the model's projections.
             UnsupportedArchitectureError: the model's heads are not known.
         """
         present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
         self._check_rows_fingerprint(present)
+        self._check_width(present)
         metadata = replace(self.metadata, encoding="float32")
         return replace(self, rows=self._rows_on(present), base=present, metadata=metadata)
 
@@ -157,10 +167,13 @@ class HeadDelta:
         """Put the tuned rows and the task head into a model, in place.
 
         The rows are copied, so at equal dtype the merged model is the tuned one bit for bit.
-        Everything is checked before the first write: a merge that is refused changes nothing.
+        All checks come before the first write: a merge that is refused changes nothing. Checked
+        are the architecture, the rows about to be replaced, to bfloat16's precision, and the task
+        head's names and shapes. A backbone that differs elsewhere is not noticed: see
+        ``check_backbone``.
 
         Args:
-            model: the delta's backbone, in any floating dtype, with a matching task head.
+            model: the delta's backbone in float32, bfloat16 or float64, with a matching task head.
             task_head: False leaves the model's task head alone.
 
         Returns:
@@ -168,8 +181,11 @@ class HeadDelta:
             model bit for bit.
 
         Raises:
-            BackboneMismatchError: another backbone or revision, or one that is merged already.
-            TaskHeadMismatchError: the model's task head differs in names or shapes.
+            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
+                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
+                revision and where the delta is merged already; a float16 model.
+            TaskHeadMismatchError: the model's task head differs in names or shapes; the delta's
+                holds a parameter of the backbone other than a pooler's.
             TunerError: a tuner, an adapter or a quantiser holds the model's projections.
             UnsupportedArchitectureError: the model's heads are not known.
         """
@@ -192,14 +208,21 @@ class HeadDelta:
     def to_lora(self, directory: str | Path, model: PreTrainedModel) -> None:
         """Write the delta as an adapter that stock PEFT loads, atomically.
 
+        Of the backbone, only the rows that the delta replaces are checked: see ``check_backbone``.
+
         Args:
             directory: a folder that does not exist yet, or is empty.
-            model: the delta's backbone with a matching task head, the delta not merged into it.
+            model: the delta's backbone with a matching task head, the delta not merged into it; in
+                the dtype of the tuning (``metadata.compute_dtype``) or a wider one.
 
         Raises:
-            BackboneMismatchError: another backbone or revision, or one that is merged already.
-            TaskHeadMismatchError: the model's task head differs in names or shapes.
-            StorageError: the folder cannot be written; nothing is left under its name.
+            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
+                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
+                revision and where the delta is merged already; a float16 model; one in a
+                dtype narrower than the tuning's, which would give differences to a rounded W.
+            TaskHeadMismatchError: the model's task head differs in names or shapes; the delta's
+                holds a parameter of the backbone other than a pooler's, or a part of a module.
+            StorageError: the folder exists and is not empty, or cannot be written.
             TunerError: a tuner, an adapter or a quantiser holds the model's projections.
             UnsupportedArchitectureError: the model's heads are not known.
         """
@@ -247,6 +270,19 @@ class HeadDelta:
             f"the head delta replaces rows of {self._backbone_name()} whose fingerprint is "
             f"{wanted}; the model's rows have {found}: {hint}"
         )
+
+    def _check_width(self, present: Mapping[str, Tensor]) -> None:
+        """Refuse a W that has lost digits which the tuning saw: W'−W would hold the loss."""
+        tuned_at: torch.dtype = getattr(torch, self.metadata.compute_dtype)
+        for name, tensor in present.items():
+            if torch.promote_types(tensor.dtype, tuned_at) != tensor.dtype:
+                found = str(tensor.dtype).removeprefix("torch.")
+                wanted = self.metadata.compute_dtype
+                raise BackboneMismatchError(
+                    f"the rows were tuned on {self._backbone_name()} in {wanted}, and the model is "
+                    f"{found} ({name}), too narrow to tell what the tuning changed: load the "
+                    f"backbone with dtype=torch.{wanted}"
+                )
 
     def _backbone_name(self) -> str:
         revision = self.metadata.revision

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hifi.backbone import HeadId
 from hifi.delta_metadata import DeltaMetadata, parse_json_object
-from hifi.errors import DeltaFileError, InvalidArgumentError
+from hifi.errors import DeltaFileError, DeltaFileNotFoundError, InvalidArgumentError
 from hifi.files import write_atomically
 from hifi.row_encoding import INT8_LIMIT, SCALE_SUFFIX, STORED_DTYPES, decode, encode, is_weight
 from hifi.row_names import check_shapes, heads_of_rows
@@ -27,10 +27,6 @@ TASK_HEAD_PREFIX = "task_head."
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 _MESSAGE_CHARACTERS = 400
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
-
-
-class DeltaFileNotFoundError(DeltaFileError, FileNotFoundError):
-    """There is no file of that name."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +54,7 @@ def write_delta_file(path: str | Path, *, content: DeltaContent) -> None:
     Raises:
         InvalidArgumentError: no rows; heads other than the selection's; numbers that are not
             finite, or that float32, the file's widest type, would round.
-        StorageError: the file cannot be written; nothing is left under its name.
+        StorageError: the file cannot be written, as ``write_atomically`` says it.
     """
     check_shapes({name: tuple(tensor.shape) for name, tensor in content.rows.items()})
     _check_heads(content.rows, content.metadata)
@@ -195,7 +191,7 @@ def _check_heads(rows: Mapping[str, object], metadata: DeltaMetadata) -> None:
     except (TypeError, KeyError, IndexError):
         _refuse("selection.layers", "malformed", "objects with 'layer' and 'selected'")
     if selected != list(heads):
-        _refuse("heads", _show(heads), f"the selection's, {_show(selected)}")
+        _refuse("heads", _listed(heads), f"the selection's, {_listed(selected)}")
 
 
 def _check_numbers(name: str, tensor: Tensor) -> None:
@@ -219,7 +215,7 @@ def _as_float32(name: str, tensor: Tensor) -> Tensor:
     return copy.contiguous()
 
 
-def _show(heads: Iterable[HeadId]) -> str:
+def _listed(heads: Iterable[HeadId]) -> str:
     return ", ".join(f"{head.layer}.{head.head}" for head in heads)
 
 

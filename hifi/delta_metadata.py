@@ -14,7 +14,7 @@ from hifi.errors import InvalidArgumentError
 
 Encoding = Literal["float32", "bfloat16", "int8"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
-COMPUTE_DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16", "float64")
+COMPUTE_DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float64")
 FORMAT_VERSION = 1
 CREATED_BY = f"hifi/{__version__}"
 JsonObject = Mapping[str, Any]
@@ -39,7 +39,7 @@ class DeltaMetadata:
         rows_fingerprint: ``rows_fingerprint`` of the rows that the delta replaces.
         architecture: the configuration's ``model_type``.
         compute_dtype: dtype of the frozen backbone while the rows were tuned: ``float32``,
-            ``bfloat16``, ``float16`` or ``float64``. Differences are taken against W in it.
+            ``bfloat16`` or ``float64``. Differences are taken against W in it.
         task: what a prediction needs (type, num_labels, problem_type, pad token, padding side,
             max_length, text columns, …); None where the rows were tuned by the user's own loop.
         labels: the classes in the order of the logits; None for regression and free use.

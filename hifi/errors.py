@@ -78,6 +78,10 @@ class DeltaFileError(HifiError):
     """A file is not a readable head delta: truncated, malformed or foreign."""
 
 
+class DeltaFileNotFoundError(DeltaFileError, FileNotFoundError):
+    """There is no head delta file of that name."""
+
+
 class BackboneMismatchError(HifiError):
     """A head delta belongs to another backbone, or to another revision of it."""
 
@@ -91,7 +95,11 @@ class CheckpointError(HifiError):
 
 
 class StorageError(HifiError, OSError):
-    """A file could not be written; nothing carries its final name."""
+    """A file or folder could not be written.
+
+    Its name carries nothing new, unless the message says that it is complete: then everything was
+    written, but the system would not vouch for the name's surviving a power failure.
+    """
 
 
 class TrainingDivergedError(HifiError):

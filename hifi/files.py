@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +17,11 @@ from safetensors import SafetensorError
 from hifi.errors import HifiError, StorageError
 
 TEMPORARY_PREFIX = ".hifi-"
+
+# What writing to an open file fails with, and reading one never does.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors hides the system's error in a text.
+_SAFETENSORS_WRITE = re.compile(r"Error while serializing: .*\(os error (?P<number>\d+)\)")
 
 
 @contextmanager
@@ -35,7 +41,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: the folder is missing or closed to us, the disk is full, ``path`` is
-            something other than a file.
+            something other than a file. What the caller's own block raises about other files
+            passes unchanged.
 
     Example:
         >>> with write_atomically("scores.json") as temporary:
@@ -47,10 +54,12 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         with _naming(path):
             _refuse_special_target(path)
             temporary.touch(exist_ok=False)
+        with _naming(path, within=temporary):
             yield temporary
+        with _naming(path):
             _sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+        _sync_name(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -71,7 +80,8 @@ def write_directory_atomically(path: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: ``path`` exists and is not an empty folder, its parent is missing or closed
-            to us, or the disk is full.
+            to us, or the disk is full. What the caller's own block raises about other files passes
+            unchanged.
     """
     path = Path(path)
     temporary = _temporary_name(path)
@@ -79,13 +89,15 @@ def write_directory_atomically(path: str | Path) -> Iterator[Path]:
         with _naming(path):
             _refuse_filled_target(path)
             temporary.mkdir()
+        with _naming(path, within=temporary):
             yield temporary
+        with _naming(path):
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     _sync(Path(folder, name))
                 _sync(Path(folder))
             temporary.replace(path)
-            _sync(path.parent)
+        _sync_name(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -121,20 +133,53 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_name(path: Path) -> None:
+    """Put the name on disk; when that fails, the file is there all the same."""
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise _storage_error(
+            f"{path} is complete, but a power failure may undo it: its folder cannot be put on "
+            f"disk: {error.strerror or error}",
+            number=error.errno,
+        ) from error
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the system says about a failed write into an error that names ``path``."""
+def _naming(path: Path, *, within: Path | None = None) -> Iterator[None]:
+    """Turn what the system says about a failed write into an error that names ``path``.
+
+    Args:
+        path: the final name.
+        within: only failures of writing this file, or in this folder, are ours to name.
+    """
     try:
         yield
     except HifiError:
         raise
     except OSError as error:
-        raise _storage_error(path, error.strerror or str(error), number=error.errno) from error
-    except SafetensorError as error:  # safetensors hides the system's error in a text
-        raise _storage_error(path, str(error), number=None) from error
+        if within is not None and not _is_about(within, error):
+            raise
+        reason = error.strerror or str(error)
+        raise _storage_error(f"cannot write {path}: {reason}", number=error.errno) from error
+    except SafetensorError as error:
+        match = _SAFETENSORS_WRITE.match(str(error))
+        if within is not None and match is None:
+            raise
+        number = int(match["number"]) if match else None
+        raise _storage_error(f"cannot write {path}: {error}", number=number) from error
 
 
-def _storage_error(path: Path, reason: str, *, number: int | None) -> StorageError:
-    error = StorageError(f"cannot write {path}: {reason}")
+def _is_about(within: Path, error: OSError) -> bool:
+    """Tell whether an error is about a file of ours; a full disk names no file at all."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names:
+        return error.errno in _WRITE_ERRORS
+    ours = within.absolute()
+    return all(Path(os.fsdecode(name)).absolute().is_relative_to(ours) for name in names)
+
+
+def _storage_error(message: str, *, number: int | None) -> StorageError:
+    error = StorageError(message)
     error.errno = number
     return error

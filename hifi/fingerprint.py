@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,38 @@ from torch import Tensor, nn
 from hifi.backbone import Backbone, describe, optional_parameter_names, read_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PREFIX = "sha256:"
+
+# One fact goes by several names in the configurations; only its value takes part.
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation", "activation_function")
+_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps")
+# What the formulas of rotary positions read.
+_ROPE = (
+    "rope_type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "original_max_position_embeddings",
+)
 
 
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """Hash every weight of a model's backbone, at the dtype in which they are loaded.
 
-    The hash is SHA-256 over, in this order: the architecture and its sizes; the query, key and
-    value rows of every head in (layer, head, projection) order, as ``nn.Linear`` counts rows; for
-    each layer the sorted hashes of its other parameters; the sorted hashes of the parameters
-    outside the layers. No parameter name takes part, since they differ between memory and disk and
-    between versions of transformers.
+    The hash is SHA-256 over, in this order: the architecture, its sizes and what else of its
+    configuration shapes the forward pass (activation, the norms' ε, rotary positions, windows);
+    the query, key and value rows of every head in (layer, head, projection) order, as
+    ``nn.Linear`` counts rows; for each layer the sorted hashes of its other parameters; the sorted
+    hashes of the parameters outside the layers. No parameter name takes part, since they differ
+    between memory and disk and between versions of transformers.
 
     Left out are the task head, whatever it is, and those parameters of the base model that some
     classes lack (a pooler): so a checkpoint has one fingerprint, be it loaded bare or with any
@@ -43,7 +62,7 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
     """
     backbone = describe(model)
     total = hashlib.sha256()
-    total.update(_facts(backbone))
+    total.update(_facts(backbone, model.config))
     for digest in _head_digests(model, backbone):
         total.update(digest)
     for group in _other_parameters(model, backbone):
@@ -72,7 +91,7 @@ def rows_fingerprint(rows: Mapping[str, Tensor]) -> str:
     return PREFIX + total.hexdigest()
 
 
-def _facts(backbone: Backbone) -> bytes:
+def _facts(backbone: Backbone, config: PreTrainedConfig) -> bytes:
     facts = {
         "architecture": backbone.architecture,
         "num_layers": backbone.num_layers,
@@ -80,8 +99,45 @@ def _facts(backbone: Backbone) -> bytes:
         "group_size": backbone.group_size,
         "head_dim": backbone.head_dim,
         "hidden_size": backbone.hidden_size,
+        "activation": _first(config, _ACTIVATIONS),
+        "norm_eps": _first(config, _NORM_EPS),
+        "rope": _rope(getattr(config, "rope_parameters", None)),
+        "windows": _windows(config),
     }
     return json.dumps(facts, sort_keys=True).encode("utf-8")
+
+
+def _first(config: PreTrainedConfig, names: Iterable[str]) -> str | None:
+    """Read the field that goes by one of these names, numbers in one spelling."""
+    value = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    return None if value is None else _spelled(value)
+
+
+def _spelled(value: object) -> str:
+    """Write a value as a text: 10000 and 10000.0 are one number."""
+    if isinstance(value, (int, float)):
+        return repr(float(value))
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=repr)
+
+
+def _rope(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read the rotary positions' base and scaling, one level deeper where layers differ in them.
+
+    What is at its default is left out, whether the configuration spells it out or not.
+    """
+    return {
+        name: _rope(value) if isinstance(value, Mapping) else _spelled(value)
+        for name, value in (parameters or {}).items()
+        if isinstance(value, Mapping) or (name in _ROPE and value not in (None, "default"))
+    }
+
+
+def _windows(config: PreTrainedConfig) -> list[str]:
+    """Give each layer's attention span where some layer's is a window; otherwise nothing."""
+    types = getattr(config, "layer_types", None) or ()
+    if all(kind == "full_attention" for kind in types):
+        return []
+    return [str(getattr(config, "sliding_window", None)), *types]
 
 
 def _head_digests(model: nn.Module, backbone: Backbone) -> Iterable[bytes]:

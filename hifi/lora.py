@@ -85,7 +85,8 @@ def export_lora(
         metadata: gives the backbone's name and revision.
 
     Raises:
-        TaskHeadMismatchError: a task head that the model lacks, or one that is not whole modules.
+        TaskHeadMismatchError: a task head that the model lacks or that reaches into its backbone,
+            or one that is not whole modules.
         StorageError: the folder exists and is not empty, or cannot be written.
 
     Source: PEFT's checkpoint format, huggingface.co/docs/peft/developer_guides/checkpoint.

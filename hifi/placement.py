@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,16 +13,20 @@ from hifi.backbone import (
     HeadId,
     Projection,
     describe,
+    optional_parameter_names,
     plain_projection,
     read_rows,
     task_head_names,
     write_rows,
 )
 from hifi.errors import BackboneMismatchError, InvalidArgumentError, TaskHeadMismatchError
-from hifi.row_names import Shape, heads_of_rows, row_key, shapes_of
+from hifi.row_names import Shape, describe_shape, heads_of_rows, row_key, shapes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Rows of a float16 model may overflow, and never hash as those of a float32 or bfloat16 one.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def read_matching_rows(
@@ -40,7 +44,7 @@ def read_matching_rows(
 
     Raises:
         BackboneMismatchError: another architecture, heads that the model lacks, other shapes,
-            biases on one side only.
+            biases on one side only, rows in a dtype (float16) that no delta goes into.
         TunerError: a tuner, an adapter or a quantiser holds the projections.
         UnsupportedArchitectureError: the model's heads are not known.
     """
@@ -62,6 +66,7 @@ def read_matching_rows(
         if bias is not None:
             present[row_key(head, projection.name, "bias")] = bias.cpu()
     _check_equal_shapes(present, rows)
+    _check_dtypes(present)
     return present
 
 
@@ -92,14 +97,13 @@ def read_matching_task_head(
         The present parameters under the same names, on the CPU, in their dtype.
 
     Raises:
-        TaskHeadMismatchError: a parameter that the model lacks or has in another shape, or a task
-            head of the model that the delta would replace only in part.
+        TaskHeadMismatchError: a parameter of the backbone, one that the model lacks or has in
+            another shape, or a task head of the model that the delta would replace only in part.
     """
     if not task_head:
         return {}
     parameters = dict(model.named_parameters())
-    for name in _attention_names(model):
-        parameters.pop(name, None)
+    _check_outside_backbone(model, task_head)
     wanted = shapes_of(task_head)
     present = {name: parameters[name].detach() for name in wanted if name in parameters}
     found = shapes_of(present)
@@ -126,12 +130,32 @@ def _places(backbone: Backbone, heads: tuple[HeadId, ...]) -> Iterator[tuple[Hea
             yield head, projection
 
 
-def _attention_names(model: PreTrainedModel) -> Iterator[str]:
-    """Name the parameters that hold heads' rows: a task head must not reach them."""
-    for layer in describe(model).layers:
-        for module_name in layer.module_names:
-            for name, _ in model.get_submodule(module_name).named_parameters():
-                yield f"{module_name}.{name}"
+def _check_outside_backbone(model: PreTrainedModel, task_head: Iterable[str]) -> None:
+    """Refuse a task head that would change the backbone, past every check of its rows.
+
+    A task head may hold what lies outside the base model, and what not every class has of it (a
+    pooler): what a ``HeadTuner`` can train.
+    """
+    optional = set(optional_parameter_names(model))
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    # Under every name of a tied parameter: an output embedding may be the backbone's own.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in task_head and id(parameter) in base and name not in optional:
+            raise TaskHeadMismatchError(
+                f"task head: {name} is part of the model's backbone, of which a head delta "
+                "replaces its heads' rows alone; leave the task head out with task_head=False"
+            )
+
+
+def _check_dtypes(present: Mapping[str, Tensor]) -> None:
+    for name, tensor in present.items():
+        if tensor.dtype not in _DTYPES:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise BackboneMismatchError(
+                f"the model is {dtype} ({name}), and a head delta goes into float32 and bfloat16 "
+                "only: load the backbone with dtype=torch.float32 or torch.bfloat16, and convert "
+                f"to {dtype} after merging, if at all"
+            )
 
 
 def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
@@ -139,8 +163,8 @@ def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise BackboneMismatchError(
-                f"{name} is {_show(wanted.get(name))} in the head delta and "
-                f"{_show(found.get(name))} in the model"
+                f"{name} is {describe_shape(wanted.get(name))} in the head delta and "
+                f"{describe_shape(found.get(name))} in the model"
             )
 
 
@@ -148,11 +172,8 @@ def _check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise TaskHeadMismatchError(
-                f"task head: {name} is {_show(wanted.get(name))} in the head delta and "
-                f"{_show(found.get(name))} in the model; load the model with the task head that "
-                "the delta was tuned with, or leave the task head out with task_head=False"
+                f"task head: {name} is {describe_shape(wanted.get(name))} in the head delta and "
+                f"{describe_shape(found.get(name))} in the model; load the model with the task "
+                "head that the delta was tuned with, or leave the task head out with "
+                "task_head=False"
             )
-
-
-def _show(shape: Shape | None) -> str:
-    return "missing" if shape is None else f"of shape {list(shape)}"

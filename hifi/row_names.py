@@ -6,15 +6,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from hifi.backbone import PROJECTION_NAMES, HeadId, ProjectionName
 from hifi.errors import InvalidArgumentError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Part = Literal["weight", "bias"]
-HeadRows = Mapping[HeadId, Mapping[ProjectionName, tuple[Tensor, Tensor | None]]]
 Shape = tuple[int, ...]
 
 _INDEX = r"(0|[1-9][0-9]{0,4})"  # no leading zeros: one name per head; no model has 100,000 layers
@@ -57,24 +57,6 @@ def row_key(head: HeadId, projection: ProjectionName, part: Part) -> str:
     return f"layers.{head.layer}.heads.{head.head}.{projection}.{part}"
 
 
-def name_rows(rows: HeadRows) -> dict[str, Tensor]:
-    """Give every head's rows their names.
-
-    Args:
-        rows: per head and projection, weight ``[rows, D]`` and bias ``[rows]`` or None.
-
-    Returns:
-        ``row_key`` name to tensor; the tensors themselves, not copies.
-    """
-    named: dict[str, Tensor] = {}
-    for head, projections in rows.items():
-        for projection, (weight, bias) in projections.items():
-            named[row_key(head, projection, "weight")] = weight
-            if bias is not None:
-                named[row_key(head, projection, "bias")] = bias
-    return named
-
-
 def heads_of_rows(names: Iterable[str]) -> tuple[HeadId, ...]:
     """List the heads that these row names speak of, in order.
 
@@ -87,6 +69,11 @@ def heads_of_rows(names: Iterable[str]) -> tuple[HeadId, ...]:
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
     """Give the shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def describe_shape(shape: Shape | None) -> str:
+    """Say in an error what shape a tensor is of, or that there is none."""
+    return "missing" if shape is None else f"of shape {list(shape)}"
 
 
 def check_shapes(shapes: Mapping[str, Shape]) -> None:
@@ -114,7 +101,7 @@ def check_shapes(shapes: Mapping[str, Shape]) -> None:
         for projection, part in sorted(first.keys() | parts.keys()):
             wanted = first.get((projection, part))
             if parts.get((projection, part)) != wanted:
-                limit = f"{_show(wanted)}, as in head {min(by_head)}"
+                limit = f"{describe_shape(wanted)}, as in head {min(by_head)}"
                 _refuse(head, projection, part, parts.get((projection, part)), limit)
 
 
@@ -126,17 +113,13 @@ def _check_head(head: HeadId, parts: Mapping[tuple[ProjectionName, Part], Shape]
             _refuse(head, projection, "weight", weight, "a matrix [rows, D]")
         bias = parts.get((projection, "bias"))
         if bias not in (None, weight[:1]):
-            _refuse(head, projection, "bias", bias, _show(weight[:1]))
+            _refuse(head, projection, "bias", bias, describe_shape(weight[:1]))
     query, value = parts["query", "weight"], parts["value", "weight"]
     if key != value:
-        _refuse(head, "key", "weight", key, f"{_show(value)}, as the value's")
+        _refuse(head, "key", "weight", key, f"{describe_shape(value)}, as the value's")
     if query[1] != value[1] or query[0] % value[0]:
-        limit = f"[a multiple of {value[0]}, {value[1]}], as the value's is {_show(value)}"
+        limit = f"[a multiple of {value[0]}, {value[1]}], as the value's is {describe_shape(value)}"
         _refuse(head, "query", "weight", query, limit)
-
-
-def _show(shape: Shape | None) -> str:
-    return "no such tensor" if shape is None else f"shape {list(shape)}"
 
 
 def _refuse(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hifi.backbone import HeadId, describe, read_rows, task_head_names
-from hifi.delta import DeltaMetadata, HeadDelta, name_rows
+from hifi.delta import DeltaMetadata, HeadDelta, row_key
 from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
 
 if TYPE_CHECKING:
@@ -33,15 +33,14 @@ SELECTION = {
 def rows_of(model: tf.PreTrainedModel, *, heads: Sequence[HeadId] = HEADS) -> dict[str, Tensor]:
     """Copy the rows of some heads, by name."""
     layers = describe(model).layers
-    return name_rows(
-        {
-            head: {
-                projection.name: read_rows(model, projection, head.head)
-                for projection in layers[head.layer].projections
-            }
-            for head in heads
-        }
-    )
+    rows = {}
+    for head in heads:
+        for projection in layers[head.layer].projections:
+            weight, bias = read_rows(model, projection, head.head)
+            rows[row_key(head, projection.name, "weight")] = weight
+            if bias is not None:
+                rows[row_key(head, projection.name, "bias")] = bias
+    return rows
 
 
 def hand_made_delta(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from hifi.backbone import HeadId, describe
+from hifi.backbone import HeadId, describe, optional_parameter_names, task_head_names
 from hifi.delta import HeadDelta
 from hifi.errors import (
     BackboneMismatchError,
@@ -21,10 +22,10 @@ from hifi.errors import (
     UnsupportedArchitectureError,
 )
 from hifi.fingerprint import rows_fingerprint
-from tests.architectures import NAMES, tiny_batch, tiny_model
+from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model
 from tests.deltas import HEADS, bits_of, equal_bits, hand_made_delta, rows_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 D = 32  # hidden size of the tiny models
 
 
@@ -156,6 +157,16 @@ class TestMerge:
         displaced.merge(model)
         assert equal_bits(bits_of(model), before)
 
+    def test_carries_an_output_layer_that_is_not_the_backbones(self):
+        settings = ARCHITECTURES["llama"].config(**ARCHITECTURES["llama"].arguments)
+        model = tf.LlamaForCausalLM(settings)
+        before = bits_of(model)
+        delta = hand_made_delta(model, extra=["lm_head"])
+        displaced = delta.merge(model)
+        assert torch.equal(model.lm_head.weight, delta.task_head["lm_head.weight"])
+        displaced.merge(model)
+        assert equal_bits(bits_of(model), before)
+
     @pytest.mark.parametrize("name", NAMES)
     def test_gives_the_logits_of_the_tuned_model(self, name: str, tmp_path: Path):
         model, batch = tiny_model(name), tiny_batch(name)
@@ -278,6 +289,39 @@ class TestRefusedMerge:
         hostile = replace(delta, task_head={**delta.task_head, name: torch.zeros(D, D)})
         self.refused(hostile, model, TaskHeadMismatchError, "query.weight")
 
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_task_head_that_reaches_for_anything_in_the_backbone(self, name: str):
+        model = tiny_model(name)
+        delta = hand_made_delta(model)
+        allowed = {*task_head_names(model), *optional_parameter_names(model)}
+        reached = {n: p for n, p in model.named_parameters() if n not in allowed}
+        assert len(reached) >= 20
+        before = bits_of(model)
+        for each, parameter in reached.items():
+            task_head = {**delta.task_head, each: torch.zeros_like(parameter)}
+            with pytest.raises(TaskHeadMismatchError, match=f"{re.escape(each)} is part of the"):
+                replace(delta, task_head=task_head).merge(model)
+        assert equal_bits(bits_of(model), before)
+
+    def test_a_task_head_that_reaches_for_the_embeddings_by_a_tied_name(self):
+        settings = ARCHITECTURES["gpt2"].config(**ARCHITECTURES["gpt2"].arguments)
+        model = tf.GPT2LMHeadModel(settings)
+        delta = hand_made_delta(model)
+        hostile = replace(delta, task_head={"lm_head.weight": torch.zeros(99, D)})
+        self.refused(hostile, model, TaskHeadMismatchError, "lm_head.weight is part of the model's")
+
+    def test_a_float16_model_says_what_to_load(self):
+        delta = hand_made_delta(tiny_model("bert"))
+        model = tiny_model("bert", dtype=torch.float16)
+        match = r"the model is float16 .*dtype=torch\.float32 or torch\.bfloat16"
+        self.refused(delta, model, BackboneMismatchError, match)
+
+    def test_a_float16_model_whose_rows_have_the_same_hash(self):
+        half = tiny_model("bert", dtype=torch.float16)
+        delta = hand_made_delta(copy.deepcopy(half).float())
+        assert rows_fingerprint(rows_of(half)) == delta.metadata.rows_fingerprint
+        self.refused(delta, half, BackboneMismatchError, "the model is float16")
+
     def test_a_projection_that_something_else_holds(self):
         class Wrapped(torch.nn.Linear):
             pass
@@ -300,6 +344,17 @@ class TestCheckBackbone:
             model.bert.embeddings.word_embeddings.weight[3, 0] += 1
         with pytest.raises(BackboneMismatchError, match=r"owner/tiny.*0123abcd.*sha256.*sha256"):
             delta.check_backbone(model)
+
+    def test_sees_what_merge_does_not_look_at(self, tmp_path: Path):
+        model = tiny_model("bert")
+        delta = hand_made_delta(model)
+        with torch.no_grad():
+            model.bert.encoder.layer[1].output.dense.weight[0, 0] += 1
+        with pytest.raises(BackboneMismatchError):
+            delta.check_backbone(model)
+        delta.with_base(model)
+        delta.to_lora(tmp_path / "adapter", model)
+        delta.merge(model)
 
 
 class TestWithBase:
@@ -355,6 +410,24 @@ class TestComputeDtype:
         loaded = HeadDelta.load(tmp_path / "d")
         on_float32, on_bfloat16 = loaded.with_base(checkpoint), loaded.with_base(trained_on)
         assert equal_bits(on_float32.rows, on_bfloat16.rows)
+
+    @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32])
+    def test_a_narrower_model_cannot_tell_what_the_tuning_changed(
+        self, tmp_path: Path, narrow: torch.dtype, encoding: str
+    ):
+        wide = torch.float32 if narrow == torch.bfloat16 else torch.float64
+        hand_made_delta(tiny_model("bert", dtype=wide)).save(tmp_path / "d", encoding=encoding)
+        delta = HeadDelta.load(tmp_path / "d")
+        model = tiny_model("bert", dtype=narrow)
+        wanted, found = (str(dtype).removeprefix("torch.") for dtype in (wide, narrow))
+        match = f"in {wanted}, and the model is {found} .*dtype=torch.{wanted}"
+        with pytest.raises(BackboneMismatchError, match=match):
+            delta.with_base(model)
+        with pytest.raises(BackboneMismatchError, match=match):
+            delta.to_lora(tmp_path / "adapter", model)
+        assert not (tmp_path / "adapter").exists()
+        delta.merge(model)  # a copy, which rounds once
 
     def test_the_difference_is_to_the_rounded_rows(self, tmp_path: Path):
         trained_on = tiny_model("bert", dtype=torch.bfloat16)

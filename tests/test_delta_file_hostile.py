@@ -17,8 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hifi.delta import HeadDelta
-from hifi.delta_file import DeltaFileNotFoundError
-from hifi.errors import DeltaFileError
+from hifi.errors import DeltaFileError, DeltaFileNotFoundError
 from tests.architectures import tiny_model
 from tests.deltas import (
     ENCODINGS,

@@ -45,6 +45,11 @@ class TestDeltaMetadata:
             }
         )
 
+    @pytest.mark.parametrize("dtype", ["float16", "int8", "torch.float32"])
+    def test_refuses_a_dtype_in_which_nothing_is_tuned(self, dtype: str):
+        with pytest.raises(InvalidArgumentError, match=f"compute_dtype='{dtype}'"):
+            self.metadata(compute_dtype=dtype)
+
     def test_tells_which_version_wrote_it(self):
         assert self.metadata().created_by == f"hifi/{__version__}"
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from hifi.errors import DataError, StorageError
 from hifi.files import TEMPORARY_PREFIX, write_atomically, write_directory_atomically
+
+Writer = Callable[[Path], AbstractContextManager[Path]]
 
 
 @contextmanager
@@ -44,6 +48,18 @@ def fill(folder: Path) -> None:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def refuse_to_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one folder's names not reach the disk."""
+    inode, sync = folder.stat().st_ino, os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
 
 
 class TestWriteAtomically:
@@ -197,6 +213,72 @@ class TestWriteAtomically:
         assert len(left) == 1
         assert left[0].startswith(TEMPORARY_PREFIX)
 
+    def test_a_folder_that_cannot_be_synced_does_not_deny_the_complete_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        refuse_to_sync(tmp_path, monkeypatch)
+        with (
+            pytest.raises(StorageError, match=r"a\.txt is complete, but .*Input/output") as caught,
+            write_atomically(tmp_path / "a.txt") as temporary,
+        ):
+            temporary.write_text("new")
+        assert caught.value.errno == errno.EIO
+        assert "cannot write" not in str(caught.value)
+        assert (tmp_path / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_directory_atomically])
+class TestErrorsOfTheCallersBlock:
+    def test_another_file_keeps_its_own_error(self, tmp_path: Path, write: Writer):
+        with pytest.raises(FileNotFoundError) as caught, write(tmp_path / "out"):
+            (tmp_path / "input").read_text()
+        assert not isinstance(caught.value, StorageError)
+        assert caught.value.filename == str(tmp_path / "input")
+        assert names_in(tmp_path) == []
+
+    def test_a_copy_of_a_missing_file_keeps_its_own_error(self, tmp_path: Path, write: Writer):
+        with pytest.raises(FileNotFoundError) as caught, write(tmp_path / "out") as temporary:
+            shutil.copy(tmp_path / "input", temporary)
+        assert not isinstance(caught.value, StorageError)
+
+    def test_a_broken_connection_keeps_its_own_error(self, tmp_path: Path, write: Writer):
+        with pytest.raises(ConnectionResetError), write(tmp_path / "out"):
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    def test_a_safetensors_file_that_is_read_keeps_its_own_error(
+        self, tmp_path: Path, write: Writer
+    ):
+        (tmp_path / "input").write_bytes(bytes(16))
+        with pytest.raises(SafetensorError), write(tmp_path / "out"):
+            load_file(tmp_path / "input")
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_full_disk_is_ours(self, tmp_path: Path, write: Writer, number: int):
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*out") as caught,
+            write(tmp_path / "out"),
+        ):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.errno == number
+
+    def test_a_path_of_ours_is_ours(self, tmp_path: Path, write: Writer):
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*out"),
+            write(tmp_path / "out") as new,
+        ):
+            (new / "no" / "such").write_text("")
+
+    def test_a_full_disk_that_safetensors_meets_keeps_its_number(
+        self, tmp_path: Path, write: Writer
+    ):
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*out") as caught,
+            file_size_limit(4096),
+            write(tmp_path / "out") as new,
+        ):
+            save_file({"a": torch.zeros(10_000)}, new / "a" if new.is_dir() else new)
+        assert caught.value.errno == errno.EFBIG
+
 
 class TestWriteDirectoryAtomically:
     def test_puts_the_folder_under_the_final_name_and_leaves_nothing_else(self, tmp_path: Path):
@@ -263,6 +345,17 @@ class TestWriteDirectoryAtomically:
         assert len(below) == 3
         assert set(synced[:-1]) == below
         assert synced[-1] == (tmp_path.stat().st_ino, True)
+
+    def test_a_parent_that_cannot_be_synced_does_not_deny_the_complete_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        refuse_to_sync(tmp_path, monkeypatch)
+        with (
+            pytest.raises(StorageError, match="out is complete, but"),
+            write_directory_atomically(tmp_path / "out") as temporary,
+        ):
+            (temporary / "a.txt").touch()
+        assert names_in(tmp_path / "out") == ["a.txt"]
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
     def test_a_failure_leaves_nothing(self, tmp_path: Path, error: type[BaseException]):

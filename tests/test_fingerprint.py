@@ -14,7 +14,7 @@ from torch import nn
 from hifi.backbone import optional_parameter_names, task_head_names
 from hifi.errors import UnsupportedArchitectureError
 from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
-from tests.architectures import ARCHITECTURES, NAMES, tiny_model
+from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model
 from tests.deltas import rows_of
 
 OTHER_CLASSES = {
@@ -30,6 +30,9 @@ OTHER_CLASSES = {
     "llama": (tf.LlamaModel, tf.LlamaForCausalLM),
     "qwen3": (tf.Qwen3Model, tf.Qwen3ForCausalLM),
 }
+ROPE_LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+ROPE_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
+QWEN3_WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 
 
 def blocks_of(model: tf.PreTrainedModel) -> nn.ModuleList:
@@ -131,6 +134,65 @@ class TestBackboneFingerprint:
         attention.query, attention.key = attention.key, attention.query
         assert backbone_fingerprint(model) != before
 
+    @pytest.mark.parametrize(
+        ("name", "config"),
+        [
+            ("bert", {"hidden_act": "relu"}),
+            ("bert", {"layer_norm_eps": 1e-5}),
+            ("distilbert", {"activation": "relu"}),
+            ("gpt2", {"activation_function": "relu"}),
+            ("gpt2", {"layer_norm_epsilon": 1e-6}),
+            ("vit", {"hidden_act": "relu"}),
+            ("vit", {"layer_norm_eps": 1e-5}),
+            ("llama", {"rms_norm_eps": 1e-5}),
+            ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+            ("llama", {"rope_parameters": ROPE_LINEAR}),
+            ("llama", {"rope_parameters": {**ROPE_LINEAR, "factor": 4.0}}),
+            ("llama", {"rope_parameters": ROPE_YARN}),
+            ("qwen3", {"hidden_act": "relu"}),
+            ("qwen3", QWEN3_WINDOW),
+            ("modernbert", {"hidden_activation": "relu"}),
+            ("modernbert", {"norm_eps": 1e-6}),
+            ("modernbert", {"local_attention": 64}),
+            ("modernbert", {"layer_types": ["full_attention"] * 3}),
+        ],
+    )
+    def test_changes_with_a_configuration_that_computes_otherwise(
+        self, name: str, config: dict[str, object], tmp_path: Path
+    ):
+        plain, other = tiny_model(name), tiny_model(name, **config)
+        assert all(
+            torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True)
+        )
+        expected = backbone_fingerprint(other)
+        assert expected != backbone_fingerprint(plain)
+        other.save_pretrained(tmp_path)
+        for loader in (ARCHITECTURES[name].classifier, *OTHER_CLASSES[name]):
+            assert backbone_fingerprint(loader.from_pretrained(tmp_path)) == expected, loader
+
+    @pytest.mark.parametrize(
+        ("name", "config"),
+        [
+            ("llama", {"rope_parameters": {"rope_theta": 10000}}),
+            ("llama", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}),
+            ("llama", {"use_cache": False, "attention_dropout": 0.5}),
+            ("qwen3", {"sliding_window": 4, "use_sliding_window": False}),
+            ("bert", {"hidden_dropout_prob": 0.5, "problem_type": "regression"}),
+        ],
+    )
+    def test_does_not_depend_on_how_a_configuration_says_the_same(
+        self, name: str, config: dict[str, object]
+    ):
+        expected = backbone_fingerprint(tiny_model(name))
+        assert backbone_fingerprint(tiny_model(name, **config)) == expected
+
+    def test_does_not_see_switches_of_single_architectures(self):
+        expected = backbone_fingerprint(tiny_model("gpt2"))
+        other = tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+        batch = tiny_batch("gpt2")
+        assert not torch.equal(other(**batch).logits, tiny_model("gpt2")(**batch).logits)
+        assert backbone_fingerprint(other) == expected
+
     def test_changes_with_the_number_of_heads_at_equal_weights(self):
         four, two = tiny_model("bert"), tiny_model("bert", num_attention_heads=2)
         two.load_state_dict(four.state_dict())
@@ -165,9 +227,9 @@ class TestBackboneFingerprint:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
-            ("bert", "sha256:4b265302be2473ddf921279d3d3f1c9d2da9bf518ef31c928cf71afb23919e15"),
-            ("gpt2", "sha256:1b63ad045914a08542752b46e90e3ff486d11f08616591cfd90cd7cf15c93778"),
-            ("llama", "sha256:028ec8958a75277f129564de0610196e71a0a63420da5fe566f9c6c04df7976e"),
+            ("bert", "sha256:a546eb8b413b6af0316cce45a4c4f68999fae058c4db829db364815533734515"),
+            ("gpt2", "sha256:e9ea4ddffd96e81d0b8214f899886ab19984491cb51556a636f150e484682602"),
+            ("llama", "sha256:64561580dc4d349f84bd260d5040e7f14f5db5d92149d76752439a405bfe2444"),
         ],
     )
     def test_stays_what_stored_deltas_say(self, name: str, expected: str):

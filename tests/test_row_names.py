@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hifi.backbone import HeadId
-from hifi.delta import HeadDelta, name_rows, row_key
+from hifi.delta import HeadDelta, row_key
 from hifi.errors import (
     InvalidArgumentError,
 )
@@ -80,6 +80,24 @@ class TestConstruction:
         rows = {name: tensor.requires_grad_() for name, tensor in delta.rows.items()}
         assert not any(tensor.requires_grad for tensor in replace(delta, rows=rows).rows.values())
 
+    def test_does_not_change_when_the_model_trains_on(self):
+        model = tiny_model("bert")
+        delta = hand_made_delta(model)
+        query = model.bert.encoder.layer[0].attention.self.query
+        name = "layers.0.heads.1.query.weight"
+        live = replace(
+            delta,
+            rows={**delta.rows, name: query.weight[8:16]},
+            base={**delta.base, name: query.weight.detach()[8:16]},
+            task_head={"classifier.weight": model.classifier.weight},
+        )
+        held = [live.rows[name], live.base[name], live.task_head["classifier.weight"]]
+        before = [tensor.clone() for tensor in held]
+        with torch.no_grad():
+            query.weight.add_(1)
+            model.classifier.weight.add_(1)
+        assert all(torch.equal(*pair) for pair in zip(held, before, strict=True))
+
     def test_cannot_be_changed(self):
         delta = hand_made_delta(tiny_model("bert"))
         with pytest.raises(AttributeError):
@@ -96,12 +114,3 @@ class TestConstruction:
 class TestNames:
     def test_row_key(self):
         assert row_key(HeadId(3, 11), "key", "bias") == "layers.3.heads.11.key.bias"
-
-    def test_name_rows_leaves_missing_biases_out(self):
-        weight, bias = torch.zeros(2, 2), torch.ones(2)
-        named = name_rows({HeadId(0, 1): {"query": (weight, bias), "key": (weight, None)}})
-        assert named == {
-            "layers.0.heads.1.query.weight": weight,
-            "layers.0.heads.1.query.bias": bias,
-            "layers.0.heads.1.key.weight": weight,
-        }

@@ -23,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the adapter, atomically."""
     output.check_new_directory(args.out)
-    from hifi.cli.loading import load_backbone
+    import torch
+
+    from hifi.cli.loading import cast_to, load_backbone
     from hifi.delta import HeadDelta
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)
+    tuned_at = getattr(torch, delta.metadata.compute_dtype)
+    cast_to(backbone.model, torch.promote_types(backbone.model.dtype, tuned_at))
     delta.to_lora(args.out, backbone.model)
     size = output.size_of_folder(args.out)
     if args.json:

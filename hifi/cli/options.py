@@ -14,7 +14,7 @@ METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 STRATEGIES = ("layer-wise", "mid-top")
 TELEPORTS = ("information", "uniform")
 PRECISIONS = ("auto", "float32", "bfloat16")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 ENCODINGS = ("float32", "bfloat16", "int8")
 
 # Options that finetune has under the same names: of everything up to the selection, and after it.

@@ -1,0 +1,15 @@
+"""Measure everything but the table of metrics, which takes hours, and print it."""
+
+from __future__ import annotations
+
+from benchmarks import end_to_end, memory, quality, selection, training
+from benchmarks.machine import describe
+from benchmarks.rows import print_rows
+
+print(describe(), end="\n\n", flush=True)
+for benchmark in (selection, training, end_to_end, memory):
+    print(f"## {(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)
+    print_rows(benchmark.main())
+    print(flush=True)
+print(f"## {(quality.__doc__ or '').splitlines()[0]}\n")
+quality.print_table()
