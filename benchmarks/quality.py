@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import MODEL, data_folder
+from benchmarks.data import MODEL, data_folder, minilm
 from benchmarks.methods import Method, precision, prepare, random_heads
 from hifi.batching import TrainingBatches, evaluation_batches
 from hifi.finetuning import finetune
 from hifi.hyperparameters import Hyperparameters
-from hifi.models import ModelSource, resolve_model
+from hifi.models import resolve_model
 from hifi.preparation import Prepared
 from hifi.preparation import prepare as prepare_data
 from hifi.tasks import TaskSpec
@@ -46,42 +46,30 @@ LEARNING_RATES = {"head-only": 1e-3, "random": 1e-3, "hifi": 1e-3, "lora-qv": 1e
 
 def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str, float]:
     """Fine-tune once, 3 epochs at batch size 32; the metrics of the best epoch on validation."""
-    settings = Hyperparameters(learning_rate=learning_rate, seed=seed)
     folder = data_folder() / "glue" / task
     splits = {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
-    source = resolve_model(MODEL)
     spec = TaskSpec.of(TASKS[task])
     if method in ("hifi", "random"):
-        ready = None
-        selection = None
-        if method == "random":
-            ready = _prepare(source, spec, splits, settings, dtype="float32")
-            selection = random_heads(ready.loaded.model, k=3, seed=seed)
         result = finetune(
             model=MODEL,
             task=spec,
             seed=seed,
             learning_rate=learning_rate,
-            selection=selection,
+            selection=random_heads(minilm(), k=3, seed=seed) if method == "random" else None,
             **splits,
         )
         return dict(result.metrics)
-    ready = _prepare(source, spec, splits, settings, dtype="float32")
-    return _train_rival(ready, method, settings)
-
-
-def _prepare(
-    source: ModelSource,
-    spec: TaskSpec,
-    splits: Mapping[str, Path],
-    settings: Hyperparameters,
-    *,
-    dtype: str,
-) -> Prepared:
-    plain = Hyperparameters(**{**settings.describe(), "precision": dtype})
-    return prepare_data(
-        source, spec=spec, settings=plain, selection={}, device=torch.device("cpu"), **splits
+    # Rivals train in autocast, so their weights are float32.
+    settings = Hyperparameters(learning_rate=learning_rate, seed=seed, precision="float32")
+    ready = prepare_data(
+        resolve_model(MODEL),
+        spec=spec,
+        settings=settings,
+        selection={},
+        device=torch.device("cpu"),
+        **splits,
     )
+    return _train_rival(ready, method, settings)
 
 
 def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[str, float]:
