@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hifi.arguments import check_count
 from hifi.checkpoint import Checkpoint, load_checkpoint
 from hifi.errors import JobPaused
 from hifi.events import Control, Emitter, OnEvent, TrainingEvent
-from hifi.head_selection import HeadSelection, Strategy
+from hifi.head_selection import HeadSelection, Strategy, check_open_share
 from hifi.hyperparameters import Hyperparameters
 from hifi.models import Precision, resolve_device, resolve_model
+from hifi.pagerank import check_damping
 from hifi.preparation import (
     Prepared,
     calibration_batches,
@@ -185,10 +187,12 @@ def finetune(
         early_stopping_patience=early_stopping_patience,
     )
     scoring = _Scoring(
-        k=k,
-        xi=xi,
-        damping=damping,
-        n_samples=n_samples,
+        k=check_count("k", k, most=None, of="heads of a layer"),
+        xi=None if xi is None else check_open_share(xi),
+        damping=check_damping(damping),
+        n_samples=None
+        if n_samples is None
+        else check_count("n_samples", n_samples, most=None, of="samples"),
         strategy=strategy,
         teleport=teleport,
         given=selection,

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from hifi.arguments import as_integer, check_count, check_number
 from hifi.backbone import HeadId
 from hifi.errors import InvalidArgumentError
 from hifi.pagerank import Teleport, check_damping, check_teleport
@@ -79,7 +80,7 @@ class HeadSelection:
         """
         named = set()
         for each in heads:
-            layer, head = _integer(each.layer), _integer(each.head)
+            layer, head = as_integer(each.layer), as_integer(each.head)
             if layer is None or head is None or not 0 <= layer < num_layers or head < 0:
                 raise InvalidArgumentError(
                     "heads", value=each, limit=f"layers 0..{num_layers - 1}, heads from 0"
@@ -174,35 +175,6 @@ class HeadSelection:
             ) from error
 
 
-def check_count(param: str, value: object, *, most: int | None, of: str) -> int:
-    """Give a count as an int; numpy's integers count as integers, bools do not.
-
-    Args:
-        param: the argument's name, for the error.
-        value: what was given.
-        most: the largest that is allowed; None for no limit.
-        of: what there are so many of, in words.
-
-    Raises:
-        InvalidArgumentError: no integer, below 1 or above ``most``.
-    """
-    count = _integer(value)
-    if count is None or count < 1 or (most is not None and count > most):
-        limit = "an integer from 1" if most is None else f"an integer from 1 to the {most} {of}"
-        raise InvalidArgumentError(param, value=value, limit=limit)
-    return count
-
-
-def _integer(value: Any) -> int | None:  # noqa: ANN401 - whatever a caller gave
-    """Give an integer of any type as an int; None for everything else, bools included."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return index(value)
-    except TypeError:
-        return None
-
-
 def check_strategy(strategy: object, *, num_layers: int) -> None:
     """Refuse a strategy that is unknown, or that a model of so few layers cannot follow.
 
@@ -218,14 +190,15 @@ def check_strategy(strategy: object, *, num_layers: int) -> None:
         )
 
 
-def check_open_share(xi: object) -> None:
-    """Refuse ξ outside (0, 1): a whole share is left to ``information_richness`` alone.
+def check_open_share(xi: object) -> float:
+    """Give ξ as a float: a whole share is left to ``information_richness`` alone.
 
     Raises:
-        InvalidArgumentError: no number, or outside.
+        InvalidArgumentError: no number, or outside (0, 1).
     """
-    if isinstance(xi, bool) or not isinstance(xi, int | float) or not 0 < xi < 1:
-        raise InvalidArgumentError("xi", value=xi, limit="a number in (0, 1)")
+    return check_number(
+        "xi", xi, is_allowed=lambda share: 0 < share < 1, limit="a number in (0, 1)"
+    )
 
 
 def _open_layers(num_layers: int, *, strategy: Strategy) -> range:
@@ -246,12 +219,12 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
         InvalidArgumentError, LookupError, TypeError, ValueError: something is missing or malformed.
     """
     layers = entry["layers"]
-    if _integer(entry["num_layers"]) != len(layers):
+    if as_integer(entry["num_layers"]) != len(layers):
         raise InvalidArgumentError(
             "num_layers", value=entry["num_layers"], limit=f"{len(layers)}, the number of layers"
         )
     for position, scores in enumerate(layers):
-        if _integer(scores["layer"]) != position:
+        if as_integer(scores["layer"]) != position:
             raise InvalidArgumentError(
                 f"layers[{position}].layer", value=scores["layer"], limit=f"its place, {position}"
             )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hifi.errors import InvalidArgumentError
+from hifi.arguments import check_integer, check_number
 
 if TYPE_CHECKING:
     from hifi.models import Precision
 
-_MOST = 2**63 - 1
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda rate: rate > 0, "a number above 0"),
+    "warmup_ratio": (lambda share: 0 <= share <= 1, "a number from 0 to 1"),
+    "weight_decay": (lambda decay: decay >= 0, "a number of at least 0"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +49,19 @@ class Hyperparameters:
     early_stopping_patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length"):
-            _check_integer(name, getattr(self, name), least=1)
-        _check_integer("seed", self.seed, least=0)
+        plain: dict[str, int | float] = {
+            name: check_integer(name, getattr(self, name), least=least)
+            for name, least in {"epochs": 1, "batch_size": 1, "max_length": 1, "seed": 0}.items()
+        }
         if self.early_stopping_patience is not None:
-            _check_integer("early_stopping_patience", self.early_stopping_patience, least=1)
-        _check_number("learning_rate", self.learning_rate)
-        _check_number("weight_decay", self.weight_decay)
-        _check_number("warmup_ratio", self.warmup_ratio, most=1.0)
-        if self.learning_rate == 0:
-            raise InvalidArgumentError("learning_rate", value=0, limit="above 0")
+            plain["early_stopping_patience"] = check_integer(
+                "early_stopping_patience", self.early_stopping_patience, least=1
+            )
+        for name, (is_allowed, limit) in _RANGES.items():
+            value = getattr(self, name)
+            plain[name] = check_number(name, value, is_allowed=is_allowed, limit=limit)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def describe(self) -> dict[str, Any]:
         """Give the hyperparameters as plain JSON."""
@@ -70,15 +78,3 @@ class Hyperparameters:
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         return self.learning_rate * (total_steps - step) / (total_steps - warmup)
-
-
-def _check_integer(name: str, value: object, *, least: int) -> None:
-    if type(value) is not int or not least <= value <= _MOST:
-        raise InvalidArgumentError(name, value=value, limit=f"an integer of at least {least}")
-
-
-def _check_number(name: str, value: object, *, most: float = math.inf) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= most or value == math.inf:  # type: ignore[operator]
-        limit = f"a number from 0 to {most}" if math.isfinite(most) else "a number of at least 0"
-        raise InvalidArgumentError(name, value=value, limit=limit)

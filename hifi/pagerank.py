@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from hifi.arguments import check_number
 from hifi.errors import ConvergenceError, InvalidArgumentError
 
 Teleport = Literal["information", "uniform"]
@@ -60,7 +61,7 @@ def pagerank(
 
     Source: Gui & Xiao 2023, Eq. (8)-(10); networkx ``link_analysis/pagerank_alg.py``.
     """
-    check_damping(damping)
+    damping = check_damping(damping)
     check_teleport(teleport)
     transition, start = _checked_graph(correlation, information)
     vector = start if teleport == "information" else torch.full_like(start, 1 / len(start))
@@ -82,14 +83,15 @@ def pagerank(
     )
 
 
-def check_damping(damping: object) -> None:
-    """Refuse a damping d outside [0, 1).
+def check_damping(damping: object) -> float:
+    """Give the damping d as a float.
 
     Raises:
-        InvalidArgumentError: no number, or outside.
+        InvalidArgumentError: no number, or outside [0, 1).
     """
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 <= damping < 1:
-        raise InvalidArgumentError("damping", value=damping, limit="a number in [0, 1)")
+    return check_number(
+        "damping", damping, is_allowed=lambda d: 0 <= d < 1, limit="a number in [0, 1)"
+    )
 
 
 def check_teleport(teleport: object) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hifi.arguments import check_count
 from hifi.batching import evaluation_batches
 from hifi.data import Source, load_split
 from hifi.delta_metadata import canonical_json
@@ -168,11 +169,7 @@ def count_calibration_samples(n_samples: int | None, *, rows: int) -> int:
     """
     if n_samples is None:
         return min(_CALIBRATION_SAMPLES, rows)
-    if type(n_samples) is not int or not 1 <= n_samples <= rows:
-        raise InvalidArgumentError(
-            "n_samples", value=n_samples, limit=f"1 to the {rows} rows of train"
-        )
-    return n_samples
+    return check_count("n_samples", n_samples, most=rows, of="rows of train")
 
 
 def calibration_batches(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from hifi.arguments import check_number
 from hifi.errors import InvalidArgumentError
 
 # Two shares that are equal on paper, such as 9 of 10 equal singular values against ξ = 0.9, differ
@@ -35,7 +36,7 @@ def information_richness(head_output: Tensor, *, xi: float) -> Tensor:
         >>> information_richness(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])), xi=0.7)
         tensor(2)
     """
-    check_share(xi)
+    xi = check_share(xi)
     shape = tuple(head_output.shape)
     if len(shape) < 2 or 0 in shape:
         raise InvalidArgumentError("head_output", value=shape, limit="a shape [..., S, D'], not 0")
@@ -52,14 +53,15 @@ def scaled(matrices: Tensor) -> Tensor:
     return matrices / torch.where(largest > 0, largest, 1)
 
 
-def check_share(xi: object) -> None:
-    """Refuse a share ξ outside (0, 1].
+def check_share(xi: object) -> float:
+    """Give the share ξ as a float.
 
     Raises:
-        InvalidArgumentError: no number, or outside.
+        InvalidArgumentError: no number, or outside (0, 1].
     """
-    if isinstance(xi, bool) or not isinstance(xi, int | float) or not 0 < xi <= 1:
-        raise InvalidArgumentError("xi", value=xi, limit="a number in (0, 1]")
+    return check_number(
+        "xi", xi, is_allowed=lambda share: 0 < share <= 1, limit="a number in (0, 1]"
+    )
 
 
 class RichnessSums:

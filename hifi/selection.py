@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hifi.arguments import check_count
 from hifi.backbone import Backbone, describe
 from hifi.capture import capture_head_outputs
 from hifi.correlation import head_correlation
@@ -19,7 +20,6 @@ from hifi.head_selection import (
     HeadSelection,
     LayerScores,
     Strategy,
-    check_count,
     check_open_share,
     check_strategy,
 )
@@ -78,10 +78,9 @@ def select_heads(
     backbone = describe(model)
     k = check_count("k", k, most=backbone.num_heads, of="heads of a layer")
     check_strategy(strategy, num_layers=backbone.num_layers)
-    check_damping(damping)
+    damping = check_damping(damping)
     check_teleport(teleport)
-    share = DEFAULT_XI if xi is None else xi
-    check_open_share(share)
+    share = check_open_share(DEFAULT_XI if xi is None else xi)
     if xi is not None and teleport == "uniform":
         warnings.warn(
             f"xi={xi} has no influence with teleport='uniform': its PageRank forgets I_h",

@@ -54,3 +54,20 @@ def test_data() -> Path:
         if not (folder / part).is_dir():
             pytest.fail(f"HIFI_TEST_DATA={named} has no folder {part}/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny BERT; dropout in its task head makes random states count."""
+    from tests.tiny_tasks import save_text_model  # noqa: PLC0415 - after the environment is set
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    return save_text_model(folder, classifier_dropout=0.3)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the file of one run that nothing interrupted."""
+    from tests.tiny_runs import file_of, run  # noqa: PLC0415 - after the environment is set
+
+    return file_of(run(bert), tmp_path_factory.mktemp("undisturbed"))

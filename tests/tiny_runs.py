@@ -1,0 +1,48 @@
+"""Fine-tunes of a tiny model that take a second, and what tests read off them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from hifi import finetune
+from hifi.events import Control, TrainingEvent
+from tests.tiny_tasks import text_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hifi.finetuning import FinetuneResult
+
+# 3 steps an epoch, 6 in all.
+SMALL = {"k": 1, "epochs": 2, "batch_size": 8, "max_length": 16, "n_samples": 10}
+TRAIN, VALIDATION = text_rows(24, seed=1), text_rows(12, seed=2)
+STEPS = 6
+
+
+def run(backbone: Path, /, **arguments: Any) -> FinetuneResult:
+    """Fine-tune on the rows above in float32, with these arguments changed."""
+    defaults = {"model": backbone, "train": TRAIN, "validation": VALIDATION, "precision": "float32"}
+    return finetune(**{**defaults, **SMALL, **arguments})
+
+
+def file_of(result: FinetuneResult, folder: Path) -> bytes:
+    """Give the bytes of a run's head delta on disk."""
+    path = folder / f"{time.monotonic_ns()}.safetensors"
+    result.delta.save(path)
+    return path.read_bytes()
+
+
+def record(heard: list[TrainingEvent]) -> Callable[[TrainingEvent], None]:
+    """Make an ``on_event`` that keeps what it is told."""
+    return heard.append
+
+
+def stop_at(kind: str, step: int, answer: Control) -> Callable[[TrainingEvent], Control]:
+    """Make an ``on_event`` that answers so at one event."""
+
+    def on_event(event: TrainingEvent) -> Control:
+        return answer if (event.kind, event.step) == (kind, step) else Control.CONTINUE
+
+    return on_event
