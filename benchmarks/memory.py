@@ -31,7 +31,8 @@ def peak(name: str, dtype: str) -> float:
     """Train a few steps, the longest batch among them; MB above the loaded model."""
     batches = sorted(mrpc_batches(12), key=lambda batch: -batch["input_ids"].shape[1])[:4]
     backbone = torch.bfloat16 if dtype == "bfloat16" and name == "hifi" else torch.float32
-    model = minilm(attn_implementation="eager", dtype=backbone, **NO_DROPOUT)
+    attention = "eager" if dtype == "bfloat16" else "sdpa"  # what hifi.finetune takes
+    model = minilm(attn_implementation=attention, dtype=backbone, **NO_DROPOUT)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the peak anew
     loaded = _resident("VmRSS")

@@ -35,9 +35,12 @@ class Row:
 
 
 def print_rows(rows: Iterable[Row]) -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table, each row as soon as it is there."""
     print("| what | measured | reach | reached |")
     print("|---|---|---|---|")
     for row in rows:
         verdict = {True: "yes", False: "no", None: ""}[row.reached]
-        print(f"| {row.what} | {row.value:.3g} {row.unit} | {row.reach or ''} | {verdict} |")
+        print(
+            f"| {row.what} | {row.value:.3g} {row.unit} | {row.reach or ''} | {verdict} |",
+            flush=True,
+        )

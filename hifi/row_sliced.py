@@ -42,10 +42,12 @@ class _RowSlicedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Give the gradients of the inputs and of the tuned rows."""
         inputs, weight = ctx.saved_tensors
-        grad_inputs = grad @ weight if ctx.needs_input_grad[0] else None
+        # Flat before any product: attention gives keys' gradients transposed, and a product of
+        # three dimensions with two would multiply those one sample at a time.
+        grad = grad.flatten(0, -2)  # [N, R]
+        grad_inputs = (grad @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-            grad = grad.flatten(0, -2)  # [N, R]
             tuned_grad = torch.cat([grad[:, block] for block in ctx.blocks], dim=1)  # [N, m]
             if ctx.needs_input_grad[3]:
                 grad_weight = (tuned_grad.T @ inputs.flatten(0, -2)).to(ctx.tuned_dtype)
