@@ -73,7 +73,6 @@ def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str,
         resolve_model(MODEL),
         spec=spec,
         settings=settings,
-        selection={},
         device=torch.device("cpu"),
         **splits,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Real
 from operator import index
 from typing import Any
@@ -36,7 +37,8 @@ def check_integer(param: str, value: object, *, least: int) -> int:
     """
     integer = as_integer(value)
     if integer is None or not least <= integer <= _MOST:
-        raise InvalidArgumentError(param, value=value, limit=f"an integer of at least {least}")
+        limit = f"an integer of at least {least} and below 2**63"
+        raise InvalidArgumentError(param, value=value, limit=limit)
     return integer
 
 
@@ -73,7 +75,10 @@ def check_number(
     Raises:
         InvalidArgumentError: no number, a bool, not finite, or outside its range.
     """
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with suppress(OverflowError):  # more than a float holds
+            number = float(value)
     if not math.isfinite(number) or not is_allowed(number):
         raise InvalidArgumentError(param, value=value, limit=limit)
     return number

@@ -60,7 +60,7 @@ class Checkpoint:
         random: the state of each random generator, uint8.
         best: the best step so far; None before the first evaluation.
         evaluations_without_gain: since the best step.
-        event_number: of the last event.
+        event_number: of the event that tells of this checkpoint.
         train_seconds: spent in steps, evaluations not counted.
         selection_seconds: spent in selection.
         samples: seen in steps.
@@ -121,31 +121,44 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith(TEMPORARY_PREFIX)
 
 
-def load_checkpoint(directory: Path, *, job: Mapping[str, str]) -> tuple[Path, Checkpoint] | None:
-    """Read the newest checkpoint.
+def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
+    """Read the newest checkpoint, of whatever job it is.
 
     Args:
         directory: holds the checkpoints of one run, or none, or does not exist.
-        job: what is to be computed.
 
     Returns:
         Its folder and its content, tensors on the CPU; None where there is no checkpoint.
 
     Raises:
-        CheckpointError: the newest is damaged (renaming a folder is atomic, so this is a fault of
-            the disk or of somebody's hands, and nothing is guessed), or it is of another job.
+        CheckpointError: the newest is of another format, or damaged (renaming a folder is atomic,
+            so this is a fault of the disk or of somebody's hands, and nothing is guessed).
     """
     path = _newest(directory)
     if path is None:
         return None
     state = _read_state(path / _STATE)
-    difference = _difference(state, job=job)
-    if difference is not None:
-        raise CheckpointError(
-            f"the checkpoint {path} is of another run ({difference}); give an empty folder to "
-            "start anew, or the arguments with which that run was started"
-        )
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        raise _foreign(path, f"format version {version}, this library has {FORMAT_VERSION}")
     return path, _assemble(state, _read_tensors(path / _TENSORS, digest=state["tensors_sha256"]))
+
+
+def check_job(path: Path, checkpoint: Checkpoint, *, job: Mapping[str, str]) -> None:
+    """Refuse to go on from a checkpoint of another job.
+
+    Args:
+        path: its folder, for the error.
+        checkpoint: its content.
+        job: what is to be computed.
+
+    Raises:
+        CheckpointError: the jobs differ; it names the parts in which they do.
+    """
+    theirs = checkpoint.job
+    different = [part for part in {**job, **theirs} if theirs.get(part) != job.get(part)]
+    if different:
+        raise _foreign(path, f"another {', another '.join(different)}")
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -187,14 +200,11 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _difference(state: Mapping[str, Any], *, job: Mapping[str, str]) -> str | None:
-    """Say in what a checkpoint differs from a job; None where it is of that job."""
-    version = state["format_version"]
-    if version != FORMAT_VERSION:
-        return f"format version {version}, this library has {FORMAT_VERSION}"
-    theirs = state["job"]
-    different = [part for part in {**job, **theirs} if theirs.get(part) != job.get(part)]
-    return f"another {', another '.join(different)}" if different else None
+def _foreign(path: Path, difference: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is of another run ({difference}); give an empty folder to "
+        "start anew, or the arguments with which that run was started"
+    )
 
 
 def _flatten(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

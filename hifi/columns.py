@@ -1,15 +1,24 @@
-"""Read what a task needs out of a data set's columns, and refuse rows that it cannot use."""
+"""Read what a task needs out of a data set's columns, and refuse rows that it cannot use.
+
+Columns from a CSV file hold *cells*: texts of which the file does not say what they are. A mark on
+the column says what all of them look like, which is what a task is inferred from. What they are is
+said by their use: texts are the cells as they are, targets any notation of a number; classes are
+integers or booleans only where no two spellings could become one class, and a validation split is
+read by the classes of the training split and not by its own looks.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from PIL import Image
 
@@ -20,10 +29,71 @@ T = TypeVar("T")
 
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+# The mark is a datasets.Value's `id`, which is free for use and survives selecting and shuffling.
+_CELLS = {
+    f"hifi.cells:{kind}": kind
+    for kind in (pa.null(), pa.int64(), pa.bool_(), pa.float64(), pa.string())
+}
+_PADDING = " \t"  # what may stand around a number
+# A cell without a number in a column of numbers, as pandas and pyarrow have it.
+_MISSING = (
+    *("", "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NULL", "null"),
+    *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
+_WHOLE = r"[+-]?[0-9]+"
+_INTEGER = r"0|-?[1-9][0-9]{0,17}"  # the one notation of a number, of those that fit an int64
+_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))"
+_BOOLEANS = (r"true|false", r"True|False", r"TRUE|FALSE")
+
+
+def cells_feature(cells: pa.ChunkedArray) -> datasets.Value:
+    """Describe a column of cells: texts, with a mark of what all of them look like.
+
+    Args:
+        cells: a column of a CSV file, of Arrow type ``string``.
+    """
+    return datasets.Value("string", id=f"hifi.cells:{_looks(cells)}")
+
+
+def _looks(cells: pa.ChunkedArray) -> pa.DataType:
+    """Give the type that all cells could have; of notations that integers cannot keep, texts."""
+    words = pc.ascii_trim(cells, _PADDING)
+    words = words.filter(pc.invert(pc.is_in(words, value_set=pa.array(_MISSING))))
+
+    def are(pattern: str) -> bool:
+        return bool(pc.all(pc.match_substring_regex(words, f"^(?:{pattern})$")).as_py())
+
+    if len(words) == 0:
+        return pa.null()
+    if are(_WHOLE):  # 007 and 7 must not become one class
+        return pa.int64() if are(_INTEGER) else pa.string()
+    if are(_NUMBER):
+        return pa.float64()
+    return pa.bool_() if any(are(spelling) for spelling in _BOOLEANS) else pa.string()
+
+
+def _are_cells(dataset: Dataset, column: str) -> bool:
+    feature = dataset.features[column]
+    return (
+        isinstance(feature, datasets.Value) and feature.dtype == "string" and feature.id in _CELLS
+    )
+
+
+def _type(dataset: Dataset, column: str) -> pa.DataType:
+    """Give a column's type; of cells the one that all of them look like."""
+    if _are_cells(dataset, column):
+        return _CELLS[dataset.features[column].id]
+    return dataset.features.arrow_schema.field(column).type
+
+
+def kind_of(dataset: Dataset, column: str) -> str:
+    """Name what a column holds, for messages."""
+    return str(_type(dataset, column))
+
 
 def is_text(dataset: Dataset, column: str) -> bool:
     """Say whether a column holds texts."""
-    kind = dataset.features.arrow_schema.field(column).type
+    kind = _type(dataset, column)
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
@@ -33,7 +103,7 @@ def is_image(dataset: Dataset, column: str) -> bool:
     """Say whether a column holds images: encoded bytes, or a struct with an entry ``bytes``."""
     if isinstance(dataset.features[column], datasets.Image):
         return True
-    kind = dataset.features.arrow_schema.field(column).type
+    kind = _type(dataset, column)
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -41,18 +111,18 @@ def is_image(dataset: Dataset, column: str) -> bool:
 
 def is_float(dataset: Dataset, column: str) -> bool:
     """Say whether a column holds floating-point numbers."""
-    return bool(pa.types.is_floating(dataset.features.arrow_schema.field(column).type))
+    return bool(pa.types.is_floating(_type(dataset, column)))
 
 
 def is_label(dataset: Dataset, column: str) -> bool:
     """Say whether a column holds what can be classes: integers, booleans or texts."""
-    kind = dataset.features.arrow_schema.field(column).type
+    kind = _type(dataset, column)
     return is_text(dataset, column) or bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 def _is_empty(dataset: Dataset, column: str) -> bool:
     """Say whether a column is empty in every row, so that it has no type."""
-    return bool(pa.types.is_null(dataset.features.arrow_schema.field(column).type))
+    return bool(pa.types.is_null(_type(dataset, column)))
 
 
 def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
@@ -61,8 +131,9 @@ def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
     Raises:
         DataError: a text that is missing, empty or blank; a column of another type.
     """
-    if not is_text(dataset, column) and not _is_empty(dataset, column):
-        kind = _kind(dataset, column)
+    is_usable = is_text(dataset, column) or _are_cells(dataset, column)
+    if not is_usable and not _is_empty(dataset, column):
+        kind = kind_of(dataset, column)
         raise DataError(
             f"a text column is needed, this one holds {kind}", split=split, column=column
         )
@@ -77,8 +148,16 @@ def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
     return _read(dataset, column, check, split=split)
 
 
-def read_labels(dataset: Dataset, column: str, *, split: str) -> list[Label]:
+def read_labels(
+    dataset: Dataset, column: str, *, split: str, known: Sequence[Label] = ()
+) -> list[Label]:
     """Read a column of class labels.
+
+    Args:
+        dataset: holds the column.
+        column: its name.
+        split: for messages.
+        known: the classes, where the training split has told them: what cells are read by.
 
     Returns:
         Integers; or texts, where the column holds texts, booleans (``false`` and ``true``) or
@@ -89,10 +168,13 @@ def read_labels(dataset: Dataset, column: str, *, split: str) -> list[Label]:
     """
     feature = dataset.features[column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    is_usable = is_label(dataset, column)
-    kind = _kind(dataset, column)
+    read_cell = _cell_reader(dataset, column, known=known)
+    is_usable = is_label(dataset, column) or bool(known and read_cell)
+    kind = kind_of(dataset, column)
 
     def check(value: object) -> Label:
+        if read_cell is not None and isinstance(value, str):
+            value = read_cell(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise ValueError("the label is missing")
         if not is_usable:
@@ -113,6 +195,36 @@ def read_labels(dataset: Dataset, column: str, *, split: str) -> list[Label]:
         return text
 
     return _read(dataset, column, check, split=split)
+
+
+def _cell_reader(
+    dataset: Dataset, column: str, *, known: Sequence[Label]
+) -> Callable[[str], object] | None:
+    """Give what reads a label out of a cell; None for a column that holds no cells."""
+    if not _are_cells(dataset, column):
+        return None
+    looks = _type(dataset, column)
+    class_of = {str(label): label for label in known}
+
+    def by_classes(cell: str) -> Label | None:
+        word = cell.strip(_PADDING)
+        if cell in class_of:
+            return class_of[cell]
+        if isinstance(class_of.get(word), int):
+            return class_of[word]
+        if word.lower() in class_of and any(re.fullmatch(words, word) for words in _BOOLEANS):
+            return word.lower()
+        return None if word in _MISSING else cell
+
+    def by_looks(cell: str) -> object:
+        word = cell.strip(_PADDING)
+        if pa.types.is_string(looks):
+            return cell
+        if word in _MISSING:
+            return None
+        return int(word) if pa.types.is_integer(looks) else word.lower()
+
+    return by_classes if known else by_looks
 
 
 def label_order(
@@ -165,20 +277,30 @@ def read_targets(dataset: Dataset, column: str, *, split: str) -> list[float]:
     Raises:
         DataError: a number that is missing, NaN or infinite in float32; a column of another type.
     """
-    kind = dataset.features.arrow_schema.field(column).type
-    is_usable = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-    named = _kind(dataset, column)
+    kind = _type(dataset, column)
+    are_cells = _are_cells(dataset, column)
+    is_usable = are_cells or pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
     def check(value: object) -> float:
+        if are_cells and isinstance(value, str):
+            value = _number(value)
         if value is None:
             raise ValueError("the target is missing")
         if not is_usable or not isinstance(value, int | float):
-            raise ValueError(f"a number is needed, here is {value!r} in a column of {named}")
+            raise ValueError(f"a number is needed, here is {value!r} in a column of {kind}")
         if not abs(value) <= float(np.finfo(np.float32).max):
             raise ValueError(f"the target {value} is not a finite number")
         return float(value)
 
     return _read(dataset, column, check, split=split)
+
+
+def _number(cell: str) -> float | str | None:
+    """Read a cell in any notation of a number; one that holds none stays as it is."""
+    word = cell.strip(_PADDING)
+    if word in _MISSING:
+        return None
+    return float(word) if re.fullmatch(_NUMBER, word) else cell
 
 
 def read_images(dataset: Dataset, column: str, *, split: str) -> list[bytes]:
@@ -192,7 +314,7 @@ def read_images(dataset: Dataset, column: str, *, split: str) -> list[bytes]:
     if not is_image(dataset, column):
         raise DataError(
             f"an image column is needed (a struct of bytes and path), this one holds "
-            f"{_kind(dataset, column)}",
+            f"{kind_of(dataset, column)}",
             split=split,
             column=column,
         )
@@ -231,7 +353,3 @@ def _read(dataset: Dataset, column: str, check: Callable[..., T], *, split: str)
         except ValueError as error:
             raise DataError(str(error), split=split, row=row, column=column) from error
     return checked
-
-
-def _kind(dataset: Dataset, column: str) -> str:
-    return str(dataset.features.arrow_schema.field(column).type)

@@ -3,7 +3,8 @@
 Files are parsed by pyarrow and the standard json module into an in-memory ``datasets.Dataset``,
 and not by ``datasets.load_dataset``: that one caches by path, expands ``[`` and ``*`` in file
 names, fills short CSV rows silently, reads the text ``NA`` as nothing, and cannot say which row
-of a file is wrong.
+of a file is wrong. CSV does not say what its cells are: they stay the texts that they are, with a
+mark of what they look like, and ``columns`` reads them as what the task needs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 from datasets import Dataset
 from pyarrow import csv, parquet
 
+from hifi.columns import cells_feature
 from hifi.errors import DataError
 
 Source: TypeAlias = (
@@ -28,7 +31,8 @@ Source: TypeAlias = (
 
 _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
 _BLOCK_BYTES = 1 << 30  # one block where the file fits: blocks end a row in mid-quote
-_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # no column can hold these
+# No column can hold these: what pyarrow raises, and datasets and Pillow for images among them.
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
 
 
 def load_split(source: Source, *, split: str, columns: Sequence[str] | None = None) -> Dataset:
@@ -78,7 +82,8 @@ def check_columns(dataset: Dataset, columns: Sequence[str], *, split: str) -> No
 
 
 def _read_file(path: Path, *, split: str, columns: Sequence[str] | None) -> Dataset:
-    path = path.expanduser()
+    with suppress(RuntimeError, ValueError):  # "~stranger/x" may be a file as it is written
+        path = path.expanduser()
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
@@ -87,9 +92,9 @@ def _read_file(path: Path, *, split: str, columns: Sequence[str] | None) -> Data
             split=split,
         )
     try:
+        if not path.exists():
+            raise DataError(f"there is no file {str(path)!r}", split=split)
         return reader(path, split, columns)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {str(path)!r}", split=split) from error
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error}", split=split) from error
 
@@ -139,30 +144,26 @@ def _read_delimited(
         bad.append(row)
         return "error"
 
-    def parse(types: Mapping[str, pa.DataType]) -> pa.Table:
+    def parse(*, texts: Sequence[str]) -> pa.Table:
         return csv.read_csv(
             path,
             read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=remember
             ),
-            convert_options=csv.ConvertOptions(column_types=dict(types)),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
         )
 
     try:
-        table = parse({})
-        odd = [field.name for field in table.schema if _is_odd(field.type)]
-        if odd:  # dates stay the texts that they are; bytes that are not UTF-8 are refused
-            table = parse(dict.fromkeys(odd, pa.string()))
+        # Twice, as only a type that is asked for by the column's name is not guessed.
+        table = parse(texts=parse(texts=()).column_names)
     except pa.ArrowInvalid as error:
         if bad:
             raise _ragged_row(bad[0], split=split) from error
         raise DataError(f"{path.name} cannot be parsed: {error}", split=split) from error
-    return _from_table(table, split=split, columns=columns)
-
-
-def _is_odd(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_temporal(kind) or pa.types.is_binary(kind))
+    table = _select(table, split=split, columns=columns)
+    features = {name: cells_feature(table[name]) for name in table.column_names}
+    return _to_dataset(table, split=split, features=datasets.Features(features))
 
 
 def _ragged_row(row: csv.InvalidRow, *, split: str) -> DataError:
@@ -180,7 +181,7 @@ def _read_parquet(path: Path, split: str, columns: Sequence[str] | None) -> Data
         if isinstance(error, OSError):
             raise
         raise DataError(f"{path.name} is not a sound Parquet file: {error}", split=split) from error
-    return _from_table(table, split=split, columns=columns)
+    return _to_dataset(_select(table, split=split, columns=columns), split=split)
 
 
 _READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Dataset]] = {
@@ -191,13 +192,22 @@ _READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Dataset]] = {
 }
 
 
-def _from_table(table: pa.Table, *, split: str, columns: Sequence[str] | None) -> Dataset:
+def _select(table: pa.Table, *, split: str, columns: Sequence[str] | None) -> pa.Table:
+    """Keep the wanted columns; where one is missing all, so that it is reported with them."""
     _refuse_twice(table.column_names, split=split)
     names = [name for name in table.column_names if columns is None or name in columns]
-    if columns is not None and len(names) == len(set(columns)):
-        table = table.select(names)  # a missing one is reported later, with those that are there
+    return table if columns is not None and len(names) < len(set(columns)) else table.select(names)
+
+
+def _to_dataset(
+    table: pa.Table, *, split: str, features: datasets.Features | None = None
+) -> Dataset:
     try:
-        return Dataset(datasets.table.InMemoryTable(table), fingerprint="in-memory")
+        return Dataset(
+            datasets.table.InMemoryTable(table),
+            info=datasets.DatasetInfo(features=features),
+            fingerprint="in-memory",
+        )
     except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         raise DataError(f"the columns cannot be understood: {error}", split=split) from error
 
@@ -212,7 +222,8 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
     unknown = set(source) - _HUB_KEYS
     if unknown:
         raise DataError(
-            f"unknown entries {sorted(unknown)} of a hub data set; known are {sorted(_HUB_KEYS)}",
+            f"unknown entries {sorted(map(str, unknown))} of a hub data set; known are "
+            f"{sorted(_HUB_KEYS)}",
             split=split,
         )
     wanted = source.get("split") or split
@@ -220,7 +231,7 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
         dataset = datasets.load_dataset(
             source["hub"], source.get("config"), split=wanted, revision=source.get("revision")
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # datasets runs much, and the hub's HTTP client has its own errors
         raise DataError(
             f"{source['hub']!r} (config {source.get('config')!r}, split {wanted!r}) cannot be had "
             f"from the Hugging Face hub: {error}",
@@ -242,7 +253,7 @@ def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -
         for name, values in source.items():
             if isinstance(values, str | bytes) or not isinstance(values, Iterable):
                 raise DataError("a list of values is needed", split=split, column=str(name))
-        table = {str(name): list(values) for name, values in source.items()}
+        table = {name: list(values) for name, values in source.items()}
         return _from_columns(table, split=split, columns=columns)
     if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
         return _from_rows(source, split=split, columns=columns)
@@ -262,8 +273,10 @@ def _from_rows(
 
 
 def _from_columns(
-    table: Mapping[str, list[Any]], *, split: str, columns: Sequence[str] | None
+    table: Mapping[Any, list[Any]], *, split: str, columns: Sequence[str] | None
 ) -> Dataset:
+    _refuse_twice([str(name) for name in table], split=split)
+    table = {str(name): values for name, values in table.items()}
     lengths = {name: len(values) for name, values in table.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of different lengths: {lengths}", split=split)
@@ -272,10 +285,10 @@ def _from_columns(
         kept = {name: table[name] for name in columns}
     try:
         return Dataset.from_dict(dict(kept))
-    except _UNFIT:
+    except _UNFIT as error:
         for name, values in kept.items():
             _check_column(values, split=split, column=name)
-        raise
+        raise DataError(f"the columns cannot be understood: {error}", split=split) from error
 
 
 def _check_column(values: list[Any], *, split: str, column: str) -> None:
@@ -287,8 +300,9 @@ def _check_column(values: list[Any], *, split: str, column: str) -> None:
         middle = (low + high) // 2
         low, high = (middle, high) if _fits(values[:middle]) else (low, middle)
     value = values[high - 1]
+    reason = "does not fit the rows above it" if high > 1 else "cannot be stored in a column"
     raise DataError(
-        f"{_shorten(value)} ({type(value).__name__}) does not fit the rows above it",
+        f"{_shorten(value)} ({type(value).__name__}) {reason}",
         split=split,
         row=high,
         column=column,

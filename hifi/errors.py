@@ -103,7 +103,7 @@ class StorageError(HifiError, OSError):
 
 
 class TrainingDivergedError(HifiError):
-    """A loss became infinite or not a number."""
+    """A loss or a trained weight became infinite or not a number."""
 
 
 class JobStopped(HifiError):  # noqa: N818 - a stop that was asked for is an outcome, not a fault

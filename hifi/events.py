@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hifi.errors import InvalidArgumentError, JobCancelled
+from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 
 if TYPE_CHECKING:
     from hifi.head_selection import HeadSelection
@@ -35,14 +35,18 @@ class Control(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEvent:
-    """One sign of life of a fine-tune. ``(kind, step)`` names it, also after a resume.
+    """One sign of life of a fine-tune.
+
+    ``(kind, step)`` names an event, also where a resumed run repeats it; but ``loading`` comes
+    twice, and ``evaluating`` as often as there are validation batches.
 
     Attributes:
         kind: ``loading`` the model and the data; ``selecting``, once per calibration batch;
             ``selected``, with the selection; ``step``, after every optimizer step;
             ``evaluating``, once per validation batch; ``evaluated``, with the metrics;
             ``checkpoint``, after one was written; ``finished``.
-        number: counts the events of a run from 1; a resumed run goes on counting.
+        number: counts the events of a run from 1; a resumed run counts on from the event of its
+            checkpoint, so numbers come again if the run before it went further than that.
         step: optimizer steps done; in ``selecting`` calibration samples seen.
         total_steps: what ``step`` counts up to; 0 while it is unknown.
         epoch: epochs done, a fraction.
@@ -56,7 +60,7 @@ class TrainingEvent:
     """
 
     kind: EventKind
-    number: int
+    number: int = 0
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0
@@ -73,7 +77,7 @@ OnEvent = Callable[[TrainingEvent], Control | None]
 
 
 class Emitter:
-    """Number the events, hand them to the caller and turn CANCEL into an exception.
+    """Number the events, hand them to the caller and remember or act on the answer.
 
     Args:
         on_event: the caller's function; without one every answer is CONTINUE.
@@ -81,32 +85,17 @@ class Emitter:
     Attributes:
         number: of the last event.
         checkpoint: the newest checkpoint of this run, None before the first.
+        is_pause_wanted: whether there was a PAUSE among the answers.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
         self._on_event = on_event
         self.number = 0
         self.checkpoint: Path | None = None
+        self.is_pause_wanted = False
 
-    def emit(  # a field of TrainingEvent per argument
-        self,
-        kind: EventKind,
-        *,
-        message: str,
-        step: int = 0,
-        total_steps: int = 0,
-        epoch: float = 0.0,
-        loss: float | None = None,
-        learning_rate: float | None = None,
-        metrics: Mapping[str, float] | None = None,
-        samples_per_second: float | None = None,
-        eta_seconds: float | None = None,
-        selection: HeadSelection | None = None,
-    ) -> bool:
-        """Send one event.
-
-        Returns:
-            True where the caller asks for a pause.
+    def emit(self, event: TrainingEvent) -> None:
+        """Send one event under the next number.
 
         Raises:
             JobCancelled: the caller answers CANCEL.
@@ -114,28 +103,23 @@ class Emitter:
         """
         self.number += 1
         if self._on_event is None:
-            return False
-        event = TrainingEvent(
-            kind=kind,
-            number=self.number,
-            step=step,
-            total_steps=total_steps,
-            epoch=epoch,
-            loss=loss,
-            learning_rate=learning_rate,
-            metrics=metrics or {},
-            samples_per_second=samples_per_second,
-            eta_seconds=eta_seconds,
-            message=message,
-            selection=selection,
-        )
-        answer = self._on_event(event)
-        if answer is Control.CANCEL:
-            raise JobCancelled(
-                f"cancelled at the caller's request ({message})", checkpoint=self.checkpoint
-            )
-        if answer not in (None, Control.CONTINUE, Control.PAUSE):
+            return
+        answer = self._on_event(replace(event, number=self.number))
+        if answer is not None and not isinstance(answer, Control):
             raise InvalidArgumentError(
                 "on_event", value=answer, limit="it must return a Control, or None to go on"
             )
-        return answer is Control.PAUSE
+        if answer is Control.CANCEL:
+            raise JobCancelled(
+                f"cancelled at the caller's request ({event.message})", checkpoint=self.checkpoint
+            )
+        self.is_pause_wanted |= answer is Control.PAUSE
+
+    def stop_if_paused(self, message: str) -> None:
+        """Stop here if the caller has asked for a pause.
+
+        Raises:
+            JobPaused: it has; the error has the message and the newest checkpoint.
+        """
+        if self.is_pause_wanted:
+            raise JobPaused(message, checkpoint=self.checkpoint)

@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.arguments import check_count
-from hifi.checkpoint import Checkpoint, load_checkpoint
-from hifi.errors import JobPaused
-from hifi.events import Control, Emitter, OnEvent, TrainingEvent
-from hifi.head_selection import HeadSelection, Strategy, check_open_share
+from hifi.checkpoint import Checkpoint, check_job, load_checkpoint
+from hifi.devices import Precision, resolve_device
+from hifi.errors import InvalidArgumentError
+from hifi.events import Emitter, OnEvent, TrainingEvent
+from hifi.head_selection import HeadSelection, Strategy, check_open_share, check_strategy
 from hifi.hyperparameters import Hyperparameters
-from hifi.models import Precision, resolve_device, resolve_model
-from hifi.pagerank import check_damping
+from hifi.models import resolve_model
+from hifi.pagerank import check_damping, check_teleport
 from hifi.preparation import (
     Prepared,
     calibration_batches,
     count_calibration_samples,
+    describe_job,
     prepare,
 )
 from hifi.reproducibility import reproducible_kernels
-from hifi.selection import select_heads
+from hifi.selection import DEFAULT_XI, select_heads
 from hifi.tasks import TaskSpec
-from hifi.training import CheckpointPlan, Trainer
+from hifi.training import CheckpointPlan, Outcome, Trainer
 from hifi.tuning import HeadTuner
 
 if TYPE_CHECKING:
@@ -34,14 +36,6 @@ if TYPE_CHECKING:
     from hifi.data import Source
     from hifi.delta import HeadDelta
     from hifi.pagerank import Teleport
-
-__all__ = [
-    "Control",
-    "FinetuneResult",
-    "TrainingEvent",
-    "finetune",
-    "select_prepared",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,9 +154,10 @@ def finetune(
         TaskNotSupportedError: a task type that is unknown or not built yet.
         ModelError: a model that cannot be found or must not be loaded.
         UnsupportedArchitectureError: a model whose heads are not known.
+        CaptureError: a model whose head outputs cannot be observed, or are not finite.
         ConvergenceError: PageRank does not converge.
         CheckpointError: a checkpoint that is damaged or of another run.
-        TrainingDivergedError: a loss that is not finite.
+        TrainingDivergedError: a loss or a trained weight that is not finite.
         StorageError: a checkpoint cannot be written.
         JobPaused: ``on_event`` answered PAUSE; call again with the same arguments to go on.
         JobCancelled: ``on_event`` answered CANCEL.
@@ -187,42 +182,39 @@ def finetune(
         early_stopping_patience=early_stopping_patience,
     )
     scoring = _Scoring(
-        k=check_count("k", k, most=None, of="heads of a layer"),
-        xi=None if xi is None else check_open_share(xi),
-        damping=check_damping(damping),
-        n_samples=None
-        if n_samples is None
-        else check_count("n_samples", n_samples, most=None, of="samples"),
+        k=k,
+        xi=xi,
+        damping=damping,
+        n_samples=n_samples,
         strategy=strategy,
         teleport=teleport,
         given=selection,
     )
-    plan = CheckpointPlan(
-        directory=None if checkpoint_dir is None else Path(checkpoint_dir),
-        seconds=checkpoint_seconds,
-    )
+    plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
     spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
-    emitter = Emitter(on_event)
     where = resolve_device(device)
+    found = None if plan.directory is None else load_checkpoint(plan.directory)
+    emitter = Emitter(on_event)
+    if found is not None:
+        emitter.checkpoint, emitter.number = found[0], found[1].event_number
     _tell_loading(emitter, f"loading the data and {model}")
     source = resolve_model(model, revision=revision)
     with reproducible_kernels(where):
         ready = prepare(
-            source,
-            spec=spec,
-            train=train,
-            validation=validation,
-            settings=settings,
-            selection=scoring.describe(),
-            device=where,
+            source, spec=spec, train=train, validation=validation, settings=settings, device=where
         )
         _tell_loading(emitter, f"loaded {source.name}")
-        return _execute(ready, settings=settings, scoring=scoring, plan=plan, emitter=emitter)
+        start = _start(ready, settings, scoring=scoring, found=found, emitter=emitter)
+        return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scoring:
-    """How heads are selected; ``given`` heads are taken as they are."""
+    """How heads are selected; ``given`` heads are taken as they are.
+
+    Raises:
+        InvalidArgumentError: a value that is out of range for every model and data set.
+    """
 
     k: int
     xi: float | None
@@ -232,69 +224,110 @@ class _Scoring:
     teleport: Teleport
     given: HeadSelection | None
 
-    def describe(self) -> dict[str, Any]:
-        """Give what the selection depends on, as plain JSON."""
+    def __post_init__(self) -> None:
+        plain: dict[str, int | float] = {
+            "k": check_count("k", self.k, most=None, of="heads of a layer"),
+            "damping": check_damping(self.damping),
+        }
+        if self.xi is not None:
+            plain["xi"] = check_open_share(self.xi)
+        if self.n_samples is not None:
+            plain["n_samples"] = check_count("n_samples", self.n_samples, most=None, of="samples")
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        check_strategy(self.strategy, num_layers=2)  # mid-top may be refused for a model of one
+        check_teleport(self.teleport)
+        _check_given(self.given)
+
+    def describe(self, *, rows: int) -> dict[str, Any]:
+        """Give what the selection depends on, as plain JSON; a default is the value it stands for.
+
+        Args:
+            rows: of the training split.
+
+        Raises:
+            InvalidArgumentError: more samples than rows.
+        """
         if self.given is not None:
             return self.given.to_dict()
         return {
             "k": self.k,
-            "xi": self.xi,
+            "xi": DEFAULT_XI if self.xi is None else self.xi,
             "d": self.damping,
-            "n_samples": self.n_samples,
+            "n_samples": count_calibration_samples(self.n_samples, rows=rows),
             "strategy": self.strategy,
             "teleport": self.teleport,
         }
 
 
-def _execute(
+def _check_given(selection: object) -> None:
+    if selection is not None and not isinstance(selection, HeadSelection):
+        limit = "a HeadSelection, or None to score the heads"
+        raise InvalidArgumentError("selection", value=selection, limit=limit)
+
+
+def _tell_loading(emitter: Emitter, message: str) -> None:
+    emitter.emit(TrainingEvent(kind="loading", message=message))
+    emitter.stop_if_paused("paused while loading, before there was anything new to keep")
+
+
+def _start(
     ready: Prepared,
-    *,
     settings: Hyperparameters,
+    *,
     scoring: _Scoring,
+    found: tuple[Path, Checkpoint] | None,
+    emitter: Emitter,
+) -> Checkpoint:
+    """Give the checkpoint to go on from; without one select heads and make step 0."""
+    wanted = scoring.describe(rows=len(ready.data.train))
+    job = describe_job(ready, settings=settings, selection=wanted)
+    if found is not None:
+        path, checkpoint = found
+        check_job(path, checkpoint, job=job)
+        return checkpoint
+    started = time.perf_counter()
+    selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
+    seconds = time.perf_counter() - started
+    message = f"selected {len(selection.heads)} heads"
+    emitter.emit(TrainingEvent(kind="selected", message=message, selection=selection))
+    return Checkpoint(
+        job=job,
+        selection=selection.to_dict(),
+        step=0,
+        parameters={},
+        selection_seconds=seconds,
+    )
+
+
+def _tune(
+    ready: Prepared,
+    settings: Hyperparameters,
+    *,
+    start: Checkpoint,
     plan: CheckpointPlan,
     emitter: Emitter,
 ) -> FinetuneResult:
-    """Select or resume, train, and make the head delta."""
-    start, is_paused = _start(ready, settings, scoring=scoring, plan=plan, emitter=emitter)
+    """Train from the checkpoint on, and make the head delta."""
+    model = ready.loaded.model
+    weights = sum(parameter.numel() for parameter in model.parameters())
     selection = HeadSelection.from_dict(start.selection)
-    data = ready.data
-    weights = sum(parameter.numel() for parameter in ready.loaded.model.parameters())
     tuner = HeadTuner(
-        ready.loaded.model,
+        model,
         selection,
         task_head=ready.loaded.task_head_modules,
         fingerprint=ready.fingerprint,
     )
-    trainer = Trainer(
-        tuner,
-        task=data.task,
-        train=data.train,
-        validation=data.validation,
-        settings=settings,
-        start=start,
-        plan=plan,
-        emitter=emitter,
-    )
+    outcome = _train(ready, settings, tuner=tuner, start=start, plan=plan, emitter=emitter)
     trained = sum(parameter.numel() for parameter in tuner.parameters())
-    outcome = trainer.run(is_paused=is_paused)
-    delta = tuner.delta(
-        model=ready.source.name,
-        revision=ready.source.revision,
-        task=data.describe(),
-        labels=data.task.classes,
-        training=settings.describe(),
-    )
-    emitter.emit(
-        "finished",
-        message=f"finished; the best step is {outcome.best_step}",
-        step=outcome.last_step,
-        total_steps=outcome.last_step,
-        epoch=outcome.epochs,
-        metrics=outcome.metrics,
-        samples_per_second=outcome.samples_per_second,
-    )
     return FinetuneResult(
-        delta=delta,
+        delta=tuner.delta(
+            model=ready.source.name,
+            revision=ready.source.revision,
+            task=ready.data.describe(),
+            labels=ready.data.task.classes,
+            training=settings.describe(),
+        ),
         selection=selection,
         metrics=outcome.metrics,
         best_step=outcome.best_step,
@@ -306,33 +339,39 @@ def _execute(
     )
 
 
-def _start(
+def _train(
     ready: Prepared,
     settings: Hyperparameters,
     *,
-    scoring: _Scoring,
+    tuner: HeadTuner,
+    start: Checkpoint,
     plan: CheckpointPlan,
     emitter: Emitter,
-) -> tuple[Checkpoint, bool]:
-    """Find the checkpoint to go on from, or select heads; tell whether a pause is wanted."""
-    found = None if plan.directory is None else load_checkpoint(plan.directory, job=ready.job)
-    if found is not None:
-        emitter.checkpoint, checkpoint = found
-        emitter.number = checkpoint.event_number
-        return checkpoint, False
-    started = time.perf_counter()
-    selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
-    seconds = time.perf_counter() - started
-    is_paused = emitter.emit(
-        "selected", message=f"selected {len(selection.heads)} heads", selection=selection
+) -> Outcome:
+    """Train from the checkpoint on, and tell that it is finished."""
+    trainer = Trainer(
+        tuner,
+        task=ready.data.task,
+        train=ready.data.train,
+        validation=ready.data.validation,
+        settings=settings,
+        start=start,
+        plan=plan,
+        emitter=emitter,
     )
-    return Checkpoint(
-        job=ready.job,
-        selection=selection.to_dict(),
-        step=0,
-        parameters={},
-        selection_seconds=seconds,
-    ), is_paused
+    outcome = trainer.run()
+    emitter.emit(
+        TrainingEvent(
+            kind="finished",
+            message=f"finished; the best step is {outcome.best_step}",
+            step=outcome.last_step,
+            total_steps=outcome.last_step,
+            epoch=outcome.epochs,
+            metrics=outcome.metrics,
+            samples_per_second=outcome.samples_per_second,
+        )
+    )
+    return outcome
 
 
 def _select(
@@ -340,8 +379,8 @@ def _select(
 ) -> HeadSelection:
     def tell(seen: int, total: int) -> None:
         message = f"scored {seen} of {total} samples"
-        if emitter.emit("selecting", message=message, step=seen, total_steps=total):
-            raise JobPaused("paused during selection: the next call selects anew")
+        emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
+        emitter.stop_if_paused("paused during selection: the next call selects anew")
 
     return select_prepared(
         ready,
@@ -395,8 +434,3 @@ def select_prepared(
         teleport=teleport,
         on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
     )
-
-
-def _tell_loading(emitter: Emitter, message: str) -> None:
-    if emitter.emit("loading", message=message):
-        raise JobPaused("paused while loading: the next call starts anew")

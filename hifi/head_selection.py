@@ -288,6 +288,12 @@ def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> Layer
     heads = len(importance)
     if information.shape != (heads,) or correlation.shape != (heads, heads):
         raise ValueError("scores of different numbers of heads")
+    if not bool(((importance >= 0) & (importance <= 1)).all()):
+        raise InvalidArgumentError(
+            f"layers[{entry['layer']}].importance",
+            value=importance.tolist(),
+            limit="shares in [0, 1], one per head",
+        )
     if selected and selected[-1] >= heads:
         raise InvalidArgumentError(
             f"layers[{entry['layer']}].selected",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hifi.arguments import check_integer, check_number
 
 if TYPE_CHECKING:
-    from hifi.models import Precision
+    from hifi.devices import Precision
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda rate: rate > 0, "a number above 0"),

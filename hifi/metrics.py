@@ -30,7 +30,9 @@ def f1(targets: Integers, predictions: Integers, *, num_classes: int) -> float:
         targets: class indices ``[n]``.
         predictions: class indices ``[n]``.
         num_classes: of two classes the **last** is the positive one (label 1 of 0 and 1; of texts
-            the last in alphabetical order); of more, the classes' own F1 are averaged (macro).
+            the last in alphabetical order); of more, the classes' own F1 are averaged (macro),
+            over those that occur in targets or predictions: a class that validation lacks takes
+            nothing away.
     """
     if num_classes == 2:
         positive = num_classes - 1

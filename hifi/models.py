@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-Precision = Literal["auto", "float32", "bfloat16"]
 AutoClass = type[
     transformers.AutoModelForSequenceClassification | transformers.AutoModelForImageClassification
 ]
@@ -37,7 +35,6 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What a model of ours is made of; neither pickles nor other frameworks' copies of the weights.
 _SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_EAGER_LENGTH = 128
 _INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
 
 
@@ -68,10 +65,15 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
         revision: branch, tag or commit of a hub id; the default branch without one.
 
     Raises:
+        InvalidArgumentError: a name that is neither a text nor a path.
         ModelError: there is no such model, or it cannot be reached.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = _folder(Path(name))
+    except TypeError as error:
+        limit = f"a folder, {_PACKAGED!r} or a hub id"
+        raise InvalidArgumentError("model", value=name, limit=limit) from error
+    if folder is not None:
         if revision is not None:
             raise ModelError(f"{name} is a folder and has no revision {revision!r}")
         return ModelSource(folder.resolve().name, folder)
@@ -81,6 +83,16 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
             return ModelSource(_PACKAGED, packaged)
         return _from_hub(_PACKAGED_HUB_ID, revision=revision)
     return _from_hub(str(name), revision=revision)
+
+
+def _folder(folder: Path) -> Path | None:
+    """Give a folder with its ``~`` expanded; None where there is no such folder."""
+    with suppress(RuntimeError, ValueError):  # "~stranger/x" may be a folder as it is written
+        folder = folder.expanduser()
+    try:
+        return folder if folder.is_dir() else None
+    except OSError:  # too long for a name, or in a folder that may not be looked into
+        return None
 
 
 def _packaged_model() -> Path | None:
@@ -109,7 +121,7 @@ def _from_hub(hub_id: str, *, revision: str | None) -> ModelSource:
         ) from error
     except HfHubHTTPError as error:  # the hub answered
         raise ModelError(f"{hub_id!r} cannot be had from the Hugging Face hub: {error}") from error
-    except (OSError, ValueError) as error:  # nothing answered, or there is no room
+    except Exception as error:  # no room, or no answer: httpx's or httpx2's error, by hub version
         raise ModelError(
             f"{hub_id!r} is not a folder here, and it is neither in the local cache nor could it "
             f"be downloaded from the Hugging Face hub: {error}; check the name and the network, or "
@@ -131,7 +143,7 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
                 source.path, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a wrong value fails anywhere in transformers, with any error
         raise ModelError(
             f"{source.name} has no readable config.json: {_first_line(error)}"
         ) from error
@@ -188,10 +200,12 @@ def load_for_task(
             left alone.
 
     Raises:
-        ModelError: weights that are missing, or of another shape.
+        ModelError: weights that are missing or of another shape, or a configuration of which no
+            model can be built.
     """
     try:
-        with _quiet():
+        # Heads that the file lacks, or has in another size, are drawn here for nothing.
+        with _quiet(), torch.random.fork_rng(devices=[]):
             model, report = auto_class.from_pretrained(
                 source.path,
                 config=config,
@@ -202,7 +216,7 @@ def load_for_task(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # as in load_config: some values are used only now
         raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
     extra = _check_report(source, model, report)
     _initialise(model, task_head_names(model, extra=extra), seed=seed)
@@ -250,7 +264,7 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
     for name in names:
         parameters[name].data = torch.full_like(parameters[name], torch.nan, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
         model.initialize_weights()
     untouched = [name for name in names if not parameters[name].isfinite().all()]
     if untouched:
@@ -278,6 +292,21 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     if not any((source.path / name).is_file() for name in files):  # transformers makes an empty one
         raise ModelError(f"{source.name} has no tokenizer: none of {', '.join(sorted(files))}")
     return tokenizer
+
+
+def usable_pad_token(
+    config: transformers.PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> int | None:
+    """Give the token to pad with: the configuration's, the tokenizer's, or the end of text.
+
+    Model and tokenizer must pad with the same one: decoders read the last token before the
+    padding, and would read the padding itself.
+
+    Returns:
+        Its id; None where none of the three is one of the backbone's tokens.
+    """
+    known = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((t for t in known if t is not None and 0 <= t < config.vocab_size), None)
 
 
 def load_image_processor(source: ModelSource) -> BaseImageProcessor:
@@ -310,61 +339,6 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return int(limit)
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Give the device that ``auto`` or a torch name means.
-
-    Raises:
-        InvalidArgumentError: torch knows no such device, or this machine has none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    allowed = "auto, cpu" + (", cuda, cuda:N" if has_cuda else " (torch sees no CUDA device)")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidArgumentError("device", value=device, limit=allowed) from error
-    count = torch.cuda.device_count() if has_cuda else 0
-    if resolved.type == "cpu" or (resolved.type == "cuda" and (resolved.index or 0) < count):
-        return resolved
-    raise InvalidArgumentError("device", value=device, limit=allowed)
-
-
-def resolve_dtype(precision: Precision, *, device: torch.device) -> torch.dtype:
-    """Give the dtype of the frozen backbone.
-
-    Args:
-        precision: ``auto`` is bfloat16 where the device multiplies it natively, else float32.
-        device: where the model runs.
-
-    Raises:
-        InvalidArgumentError: another precision.
-    """
-    if precision == "auto":
-        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-    if precision not in ("float32", "bfloat16"):
-        raise InvalidArgumentError("precision", value=precision, limit="auto, float32 or bfloat16")
-    return torch.float32 if precision == "float32" else torch.bfloat16
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without these instructions oneDNN computes bfloat16 in float32, more slowly than float32.
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def resolve_attention(*, device: torch.device, dtype: torch.dtype, max_length: int) -> str:
-    """Name the faster attention function for training on sequences of up to ``max_length`` tokens.
-
-    On a CPU in bfloat16 the backward pass of the fused function took 40 % of a training step; plain
-    matmul-softmax-matmul was faster up to 128 tokens. In float32 the fused one is.
-    """
-    is_plain = device.type == "cpu" and dtype == torch.bfloat16 and max_length <= _EAGER_LENGTH
-    return "eager" if is_plain else "sdpa"
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' load reports and progress bars: what matters is checked here."""
@@ -389,4 +363,6 @@ def _some(names: set[str] | list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Give an error's first line, and where that announces another, that one too."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -13,6 +13,7 @@ from hifi.arguments import check_count
 from hifi.batching import evaluation_batches
 from hifi.data import Source, load_split
 from hifi.delta_metadata import canonical_json
+from hifi.devices import resolve_attention, resolve_dtype
 from hifi.errors import InvalidArgumentError
 from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
@@ -21,8 +22,6 @@ from hifi.models import (
     load_config,
     load_for_task,
     max_positions,
-    resolve_attention,
-    resolve_dtype,
 )
 from hifi.selection import sample_indices
 from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
@@ -58,14 +57,12 @@ class Prepared:
 
     Attributes:
         fingerprint: of the backbone as stored.
-        job: what is computed, as one hash per part: a checkpoint of anything else is refused.
     """
 
     source: ModelSource
     loaded: LoadedModel
     data: TaskData
     fingerprint: str
-    job: Mapping[str, str]
 
 
 def prepare(
@@ -75,7 +72,6 @@ def prepare(
     train: Source,
     validation: Source | None,
     settings: Hyperparameters,
-    selection: Mapping[str, Any],
     device: torch.device,
 ) -> Prepared:
     """Read the data, load the model, and put it on its device at its dtype.
@@ -86,7 +82,6 @@ def prepare(
         train: the training split.
         validation: the validation split, where there is one.
         settings: the hyperparameters.
-        selection: what the selection will depend on, as plain JSON.
         device: where the model is to run.
 
     Raises:
@@ -115,16 +110,30 @@ def prepare(
         )
     fingerprint = backbone_fingerprint(loaded.model)
     loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    return Prepared(source=source, loaded=loaded, data=data, fingerprint=fingerprint)
+
+
+def describe_job(
+    ready: Prepared, *, settings: Hyperparameters, selection: Mapping[str, Any]
+) -> dict[str, str]:
+    """Give one hash per part of what is computed: a checkpoint of anything else is refused.
+
+    Args:
+        ready: the encoded data and the model, not tuned yet.
+        settings: the hyperparameters.
+        selection: what the selection depends on, as plain JSON.
+    """
+    source, data, model = ready.source, ready.data, ready.loaded.model
     job = {
-        "model": [source.name, source.revision, fingerprint, str(dtype)],
+        "model": [source.name, source.revision, ready.fingerprint, str(model.dtype)],
+        "device": model.device.type,  # each computes other bits, and has a random state of its own
         "task": [data.describe(), data.task.classes],
         "train": data.train.digest(),
         "validation": None if data.validation is None else data.validation.digest(),
         "selection": selection,
         "training": settings.describe(),
     }
-    hashes = {part: hashlib.sha256(canonical_json(job[part])).hexdigest() for part in job}
-    return Prepared(source=source, loaded=loaded, data=data, fingerprint=fingerprint, job=hashes)
+    return {part: hashlib.sha256(canonical_json(job[part])).hexdigest() for part in job}
 
 
 def _load_data(

@@ -1,4 +1,4 @@
-"""Random states and reproducible kernels, without a trace in the caller's own."""
+"""A run's own random states, and kernels that repeat themselves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import Tensor
 def reproducible_kernels(device: torch.device) -> Iterator[None]:
     """Choose kernels that give equal bits for equal inputs; afterwards what was chosen before.
 
+    ``CUBLAS_WORKSPACE_CONFIG`` stays in the environment, where it was not set: cuBLAS reads it but
+    once.
+
     Args:
         device: where the model runs. CPU kernels are reproducible at a fixed number of threads; on
             CUDA torch warns where it has no such kernel.
@@ -27,7 +30,7 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         settings.fill_uninitialized_memory,  # type: ignore[attr-defined]
     )
-    # cuBLAS is reproducible with a workspace of fixed size, which it reads when it is first used.
+    # cuBLAS is reproducible with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]

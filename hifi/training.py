@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hifi.arguments import check_number
 from hifi.backbone import first_token_block
 from hifi.batching import Indices, TrainingBatches, evaluation_batches
 from hifi.checkpoint import Best, Checkpoint, save_checkpoint
-from hifi.errors import InvalidArgumentError, JobPaused, TrainingDivergedError
+from hifi.errors import InvalidArgumentError, TrainingDivergedError
+from hifi.events import TrainingEvent
 from hifi.first_token import first_token_only
 from hifi.reproducibility import own_random_state, random_states, seed_random, set_random_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hifi.events import Emitter
+    from hifi.events import Emitter, EventKind
     from hifi.hyperparameters import Hyperparameters
     from hifi.tasks import Batch, Examples, Task
     from hifi.tuning import HeadTuner
 
 _MAX_GRADIENT_NORM = 1.0
+_REMEDY = "lower the learning rate, or look for extreme values in the data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,35 @@ class CheckpointPlan:
         seconds: between two checkpoints, at least.
 
     Raises:
-        InvalidArgumentError: a negative number of seconds, or none.
+        InvalidArgumentError: seconds that are no number, negative or infinite.
     """
 
     directory: Path | None = None
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if not self.seconds >= 0:
-            limit = "a number of at least 0"
-            raise InvalidArgumentError("checkpoint_seconds", value=self.seconds, limit=limit)
+        seconds = check_number(
+            "checkpoint_seconds",
+            self.seconds,
+            is_allowed=lambda seconds: seconds >= 0,
+            limit="a finite number of at least 0",
+        )
+        object.__setattr__(self, "seconds", seconds)
+
+    @classmethod
+    def of(cls, directory: str | Path | None, *, seconds: float) -> CheckpointPlan:
+        """Make a plan of what a caller gave.
+
+        Raises:
+            InvalidArgumentError: ``checkpoint_dir`` or ``checkpoint_seconds`` cannot be used.
+        """
+        try:
+            path = None if directory is None else Path(directory)
+        except TypeError as error:
+            raise InvalidArgumentError(
+                "checkpoint_dir", value=directory, limit="a folder's path, or None to keep none"
+            ) from error
+        return cls(directory=path, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,34 +142,33 @@ class Trainer:
         self._emitter = emitter
         self._state = start
 
-    def run(self, *, is_paused: bool = False) -> Outcome:
+    def run(self) -> Outcome:
         """Train to the end and leave the best step's parameters in the tuner.
 
-        Args:
-            is_paused: a pause was asked for already: save step 0, and stop.
+        Where the emitter was asked for a pause already, step 0 is saved, and that is all.
 
         Raises:
             JobPaused: the caller asked for it; the error has the checkpoint.
             JobCancelled: the caller asked for it.
-            TrainingDivergedError: a loss that is not finite.
+            TrainingDivergedError: a loss or a trained weight that is not finite.
             StorageError: a checkpoint cannot be written.
         """
         with own_random_state(self._device), first_token_only(self._model):
             self._restore()
             self._model.eval()
-            pause = is_paused
             if self._state.step == 0:
-                pause |= self._save()
+                self._save()
             saved = time.monotonic()
-            while not pause and not self._is_done():
-                pause = self._step()
+            while not self._emitter.is_pause_wanted and not self._is_done():
+                self._step()
                 if self._state.step % self._batches.per_epoch == 0 and self._validation is not None:
-                    pause |= self._evaluate(self._validation)
-                if pause or time.monotonic() - saved >= self._plan.seconds:
-                    pause |= self._save()
+                    self._evaluate(self._validation)
+                is_due = time.monotonic() - saved >= self._plan.seconds
+                if is_due or self._emitter.is_pause_wanted:
+                    self._save()
                     saved = time.monotonic()
-        if pause:
-            self._raise_paused()
+        kept = "" if self._emitter.checkpoint else "; without checkpoint_dir nothing was kept"
+        self._emitter.stop_if_paused(f"paused after step {self._state.step}{kept}")
         return self._finish()
 
     def _is_done(self) -> bool:
@@ -155,8 +176,8 @@ class Trainer:
         is_stale = patience is not None and self._state.evaluations_without_gain >= patience
         return self._state.step >= self._total_steps or is_stale
 
-    def _step(self) -> bool:
-        """Take one optimizer step; tell whether the caller asks for a pause."""
+    def _step(self) -> None:
+        """Take one optimizer step."""
         step = self._state.step
         started = time.perf_counter()
         rate = self._settings.learning_rate_at(step, total_steps=self._total_steps)
@@ -177,21 +198,27 @@ class Trainer:
             samples=self._state.samples + len(batch.targets),
             train_seconds=self._state.train_seconds + time.perf_counter() - started,
         )
-        return self._tell_step(loss=value, rate=rate)
+        self._tell_step(loss=value, rate=rate)
 
-    def _tell_step(self, *, loss: float, rate: float) -> bool:
+    def _tell_step(self, *, loss: float, rate: float) -> None:
         state = self._state
         left = self._total_steps - state.step
-        return self._emitter.emit(
-            "step",
-            message=f"step {state.step} of {self._total_steps}: loss {loss:.4f}",
-            step=state.step,
-            total_steps=self._total_steps,
-            epoch=self._epoch,
+        event = replace(
+            self._event("step", f"step {state.step} of {self._total_steps}: loss {loss:.4f}"),
             loss=loss,
             learning_rate=rate,
             samples_per_second=state.samples / max(state.train_seconds, 1e-9),
             eta_seconds=left * state.train_seconds / state.step,
+        )
+        self._emitter.emit(event)
+
+    def _event(self, kind: EventKind, message: str) -> TrainingEvent:
+        return TrainingEvent(
+            kind=kind,
+            message=message,
+            step=self._state.step,
+            total_steps=self._total_steps,
+            epoch=self._epoch,
         )
 
     @property
@@ -212,29 +239,23 @@ class Trainer:
             logits = self._model(**inputs).logits
         return logits
 
-    def _evaluate(self, examples: Examples) -> bool:
-        """Measure the validation split and keep the best step; tell whether to pause."""
+    def _evaluate(self, examples: Examples) -> None:
+        """Measure the validation split and keep the best step."""
         self._model.eval()
         logits = torch.empty(len(examples), self._task.num_labels)
-        pause = False
         batches = evaluation_batches(examples.lengths, batch_size=self._settings.batch_size)
         for number, indices in enumerate(batches, start=1):
             batch = examples.batch(indices).to(self._device, dtype=self._model.dtype)
             with torch.no_grad():
                 logits[torch.from_numpy(indices)] = self._logits(batch).float().cpu()
-            pause |= self._emitter.emit(
-                "evaluating",
-                message=f"validation batch {number} of {len(batches)}",
-                step=self._state.step,
-                total_steps=self._total_steps,
-                epoch=self._epoch,
-            )
+            message = f"validation batch {number} of {len(batches)}"
+            self._emitter.emit(self._event("evaluating", message))
         loss = self._task.loss(logits, examples.targets)
         value = _finite(loss, where=f"the validation loss at step {self._state.step}")
         metrics = {**self._task.evaluate(logits, examples.targets), "loss": value}
-        return self._keep_best(dict(sorted(metrics.items()))) or pause
+        self._keep_best(dict(sorted(metrics.items())))
 
-    def _keep_best(self, metrics: Mapping[str, float]) -> bool:
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
         state, metric = self._state, self._task.metric
         if state.best is None or metrics[metric] > state.best.metrics[metric]:
             best = Best(step=state.step, metrics=metrics, parameters=self._copy_parameters())
@@ -242,40 +263,22 @@ class Trainer:
         else:
             stale = state.evaluations_without_gain + 1
             self._state = replace(state, evaluations_without_gain=stale)
-        return self._emitter.emit(
-            "evaluated",
-            message=f"step {state.step}: {metric} {metrics[metric]:.4f}",
-            step=state.step,
-            total_steps=self._total_steps,
-            epoch=self._epoch,
-            metrics=metrics,
-        )
+        event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
+        self._emitter.emit(replace(event, metrics=metrics))
 
-    def _save(self) -> bool:
-        """Write a checkpoint, where one is wanted; tell whether to pause."""
+    def _save(self) -> None:
+        """Write a checkpoint, where one is wanted."""
         if self._plan.directory is None:
-            return False
+            return
         whole = replace(
             self._state,
             parameters=self._parameters,
             optimizer=_optimizer_tensors(self._optimizer, names=self._names_in_order()),
             random=random_states(self._device),
-            event_number=self._emitter.number,
+            event_number=self._emitter.number + 1,  # of the event that tells of this checkpoint
         )
         self._emitter.checkpoint = save_checkpoint(self._plan.directory, whole)
-        return self._emitter.emit(
-            "checkpoint",
-            message=f"checkpoint at step {self._state.step}",
-            step=self._state.step,
-            total_steps=self._total_steps,
-            epoch=self._epoch,
-        )
-
-    def _raise_paused(self) -> None:
-        kept = "" if self._emitter.checkpoint else "; without checkpoint_dir nothing was kept"
-        raise JobPaused(
-            f"paused after step {self._state.step}{kept}", checkpoint=self._emitter.checkpoint
-        )
+        self._emitter.emit(self._event("checkpoint", f"checkpoint at step {self._state.step}"))
 
     def _restore(self) -> None:
         """Put parameters, optimizer and random states where the checkpoint has them."""
@@ -306,6 +309,7 @@ class Trainer:
         state = self._state
         if state.best is not None:
             self._load_parameters(state.best.parameters)
+        self._check_parameters()
         self._model.eval()
         return Outcome(
             best_step=state.step if state.best is None else state.best.step,
@@ -315,6 +319,14 @@ class Trainer:
             train_seconds=state.train_seconds,
             samples_per_second=state.samples / max(state.train_seconds, 1e-9),
         )
+
+    def _check_parameters(self) -> None:
+        """Refuse what a last step has ruined that no loss was measured after."""
+        for name, value in self._parameters.items():
+            if not bool(value.isfinite().all()):
+                raise TrainingDivergedError(
+                    f"after step {self._state.step} {name} is not finite: {_REMEDY}"
+                )
 
 
 def _make_optimizer(
@@ -359,7 +371,5 @@ def _set_training_mode(model: PreTrainedModel) -> None:
 def _finite(loss: Tensor, *, where: str) -> float:
     value = loss.item()
     if not math.isfinite(value):
-        raise TrainingDivergedError(
-            f"{where} is {value}: lower the learning rate, or look for extreme values in the data"
-        )
+        raise TrainingDivergedError(f"{where} is {value}: {_REMEDY}")
     return value

@@ -13,6 +13,8 @@ from hifi.arguments import as_integer, check_count, check_integer, check_number
 from hifi.errors import InvalidArgumentError
 
 NO_INTEGERS = (True, np.True_, 1.0, np.float64(1.0), "1", None, [1])
+# More than a float holds; named, because their digits make no test id.
+HUGE = tuple(pytest.param(kind(10**400), id=f"huge {kind.__name__}") for kind in (int, Fraction))
 NO_NUMBERS = (True, np.True_, "0.5", None, [0.5], math.nan, math.inf, -math.inf, np.float32("nan"))
 
 
@@ -37,8 +39,10 @@ class TestIntegers:
 
     @pytest.mark.parametrize("value", [-1, 2**63])
     def test_the_range_of_an_integer(self, value: int):
-        with pytest.raises(InvalidArgumentError, match=f"seed={value} is out of range"):
+        limit = r"an integer of at least 0 and below 2\*\*63"
+        with pytest.raises(InvalidArgumentError, match=f"seed={value} is out of range: {limit}"):
             check_integer("seed", value, least=0)
+        assert check_integer("seed", 2**63 - 1, least=0) == 2**63 - 1
 
     @pytest.mark.parametrize("value", [0, 13])
     def test_the_range_of_a_count(self, value: int):
@@ -53,7 +57,7 @@ class TestNumbers:
         assert number == value
         assert type(number) is float
 
-    @pytest.mark.parametrize("value", [*NO_NUMBERS, -1, np.float32(0)])
+    @pytest.mark.parametrize("value", [*NO_NUMBERS, -1, np.float32(0), *HUGE])
     def test_all_else_is_refused(self, value: object):
         with pytest.raises(InvalidArgumentError, match=r"xi=.* is out of range: above 0") as caught:
             check_number("xi", value, is_allowed=lambda x: x > 0, limit="above 0")

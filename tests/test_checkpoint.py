@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hifi import checkpoint as module
-from hifi.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
+from hifi.checkpoint import Best, Checkpoint, check_job, load_checkpoint, save_checkpoint
 from hifi.errors import CheckpointError, StorageError
 
 JOB = {"model": "sha-1", "train": "sha-2"}
@@ -48,7 +48,7 @@ def make(step: int = 12, **changes) -> Checkpoint:
 
 
 def load(folder: Path) -> Checkpoint:
-    found = load_checkpoint(folder, job=JOB)
+    found = load_checkpoint(folder)
     assert found is not None
     return found[1]
 
@@ -77,7 +77,7 @@ class TestRoundTrip:
     )
     def test_everything_comes_back_bit_for_bit(self, checkpoint: Checkpoint, tmp_path: Path):
         path = save_checkpoint(tmp_path / "runs" / "one", checkpoint)
-        assert load_checkpoint(tmp_path / "runs" / "one", job=JOB)[0] == path  # type: ignore[index]
+        assert load_checkpoint(tmp_path / "runs" / "one")[0] == path  # type: ignore[index]
         assert_equal(load(tmp_path / "runs" / "one"), checkpoint)
 
     def test_tensors_that_share_memory_are_written_apart(self, tmp_path: Path):
@@ -92,8 +92,8 @@ class TestRoundTrip:
         assert json.loads((path / "state.json").read_text())["state"]["step"] == 12
 
     def test_there_is_none_to_begin_with(self, tmp_path: Path):
-        assert load_checkpoint(tmp_path, job=JOB) is None
-        assert load_checkpoint(tmp_path / "missing", job=JOB) is None
+        assert load_checkpoint(tmp_path) is None
+        assert load_checkpoint(tmp_path / "missing") is None
 
 
 class TestSeries:
@@ -127,7 +127,7 @@ class TestSeries:
 
     def test_half_a_checkpoint_is_none(self, tmp_path: Path):
         (tmp_path / ".hifi-0123456789abcdef.tmp").mkdir()
-        assert load_checkpoint(tmp_path, job=JOB) is None
+        assert load_checkpoint(tmp_path) is None
 
 
 class TestRefusals:
@@ -140,17 +140,19 @@ class TestRefusals:
             ({**JOB, "validation": "sha-3"}, "another validation"),
         ],
     )
-    def test_another_job_is_refused_by_what_differs(self, job: dict, named: str, tmp_path: Path):
-        save_checkpoint(tmp_path, make())
+    def test_another_job_is_refused_by_what_differs(self, job: dict, named: str):
         with pytest.raises(CheckpointError, match=rf"step-00000012.*\({named}\)"):
-            load_checkpoint(tmp_path, job=job)
+            check_job(Path("step-00000012"), make(), job=job)
+
+    def test_the_same_job_is_none_to_refuse(self):
+        check_job(Path("step-00000012"), make(), job=dict(reversed(JOB.items())))
 
     def test_another_format_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "FORMAT_VERSION", 2)
         save_checkpoint(tmp_path, make())
         monkeypatch.undo()
         with pytest.raises(CheckpointError, match="format version 2, this library has 1"):
-            load_checkpoint(tmp_path, job=JOB)
+            load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
     @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "changed", "nonsense"])
@@ -167,7 +169,7 @@ class TestRefusals:
         }
         path.unlink() if damage == "gone" else path.write_bytes(changes[damage])
         with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
-            load_checkpoint(tmp_path, job=JOB)
+            load_checkpoint(tmp_path)
 
 
 class TestDisk:

@@ -10,11 +10,13 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 from hifi.columns import (
+    cells_feature,
     decode_image,
     is_float,
     is_image,
     is_label,
     is_text,
+    kind_of,
     label_indices,
     label_order,
     read_images,
@@ -28,6 +30,11 @@ from tests.tiny_tasks import png
 
 def column(*values, kind: pa.DataType | None = None) -> Dataset:
     return Dataset(pa.table({"c": pa.array(values, type=kind)}))
+
+
+def cells(*values: str) -> Dataset:
+    table = pa.table({"c": pa.array(values, pa.string())})
+    return Dataset(table, info=datasets.DatasetInfo(features=Features(c=cells_feature(table["c"]))))
 
 
 def error_of(read, dataset: Dataset) -> DataError:
@@ -146,6 +153,156 @@ class TestTargets:
         error = error_of(read_targets, column(value))
         assert error.row == 1
         assert repr(value) in error.reason
+
+
+class TestCells:
+    @pytest.mark.parametrize(
+        ("values", "kind"),
+        [
+            (("0", "1", "-12"), "int64"),
+            ((" 0", "1\t"), "int64"),
+            (("0", "", "NA", "null"), "int64"),
+            (("9" * 18,), "int64"),
+            (("0.50", "1"), "double"),
+            (("1e-3", ".5", "5.", "+1.5", "-2.5E+4", "inf", "nan"), "double"),
+            (("007", "0.5"), "double"),
+            (("true", "false", ""), "bool"),
+            (("True",), "bool"),
+            (("FALSE", "TRUE"), "bool"),
+            (("", "NA"), "null"),
+            # what an integer, a number or a boolean would not give back
+            (("01", "1"), "string"),
+            (("+1", "-1"), "string"),
+            (("-0", "0"), "string"),
+            (("9" * 25,), "string"),
+            (("1", "?"), "string"),
+            (("0,5",), "string"),
+            (("1_000",), "string"),
+            (("\u0661",), "string"),
+            (("0x1F",), "string"),
+            (("1\n",), "string"),
+            (("True", "true"), "string"),
+            (("2024-05-01",), "string"),
+            (("12:30",), "string"),
+            (("yes", "NA"), "string"),
+        ],
+    )
+    def test_look_like_what_all_of_them_could_be(self, values: tuple[str, ...], kind: str):
+        dataset = cells(*values)
+        assert kind_of(dataset, "c") == kind
+        assert is_text(dataset, "c") == (kind == "string")
+        assert is_float(dataset, "c") == (kind == "double")
+        assert is_label(dataset, "c") == (kind in ("string", "int64", "bool"))
+        assert not is_image(dataset, "c")
+
+    @pytest.mark.parametrize(
+        "values", [("0012", "7"), ("12", "7"), ("0.50", ".5"), ("True", "False"), ("NA", "null")]
+    )
+    def test_are_texts_as_they_are(self, values: tuple[str, ...]):
+        assert read_texts(cells(*values), "c", split="train") == list(values)
+
+    def test_that_are_empty_are_no_texts(self):
+        assert error_of(read_texts, cells("12", "")).row == 2
+        assert error_of(read_texts, cells("", "")).row == 1
+
+    @pytest.mark.parametrize(
+        ("values", "labels"),
+        [
+            (("0", " 1", "-3"), [0, 1, -3]),
+            (("01", "1"), ["01", "1"]),
+            (("+1", "-1"), ["+1", "-1"]),
+            (("True", "False"), ["true", "false"]),
+            (("True", "true"), ["True", "true"]),
+            (("1", "2", "?"), ["1", "2", "?"]),
+            ((" a", "NA"), [" a", "NA"]),
+        ],
+    )
+    def test_are_classes_that_no_two_spellings_share(self, values, labels: list):
+        assert read_labels(cells(*values), "c", split="train") == labels
+
+    @pytest.mark.parametrize("missing", ["", " ", "NA", "nan"])
+    @pytest.mark.parametrize("present", ["0", "True"])
+    def test_a_missing_label_among_numbers_names_its_row(self, present: str, missing: str):
+        error = error_of(read_labels, cells(present, missing))
+        assert (error.row, error.reason) == (2, "the label is missing")
+
+    def test_a_missing_label_among_texts_names_its_row(self):
+        error = error_of(read_labels, cells("a", ""))
+        assert (error.row, error.reason) == (2, "the label is empty")
+
+    def test_numbers_with_fractions_are_no_classes(self):
+        error = error_of(read_labels, cells("0.5", "1"))
+        assert (error.row, "double" in error.reason) == (1, True)
+
+    @pytest.mark.parametrize(
+        ("known", "values", "labels"),
+        [
+            ((0, 1), ("1", " 0"), [1, 0]),
+            (("1", "2", "?"), ("1", "2"), ["1", "2"]),  # these would look like integers
+            (("0.5", "?"), ("0.5",), ["0.5"]),  # and this one like a number
+            (("01", "1"), ("1",), ["1"]),
+            (("NA", "a"), ("NA", "NA"), ["NA", "NA"]),
+            (("false", "true"), ("True", "FALSE", "true"), ["true", "false", "true"]),
+            (("False", "maybe"), ("False", "False"), ["False", "False"]),
+            ((" a", "b"), (" a",), [" a"]),
+            ((0, 1), ("1", "01", "?"), [1, "01", "?"]),  # two that are refused as unknown
+            (("a", "b"), ("a", " a", "A"), ["a", " a", "A"]),
+            (("no", "yes"), ("True", "Yes"), ["True", "Yes"]),
+        ],
+    )
+    def test_of_validation_are_read_by_the_classes_of_train(self, known, values, labels: list):
+        read = read_labels(cells(*values), "c", split="validation", known=known)
+        assert repr(read) == repr(labels)
+
+    def test_of_validation_may_be_missing(self):
+        with pytest.raises(DataError, match=r"row 2, .*the label is missing"):
+            read_labels(cells("1", "NA"), "c", split="validation", known=(0, 1))
+
+    @pytest.mark.parametrize(
+        ("cell", "target"),
+        [("0.50", 0.5), ("007", 7.0), ("+1e-3", 1e-3), (" .5", 0.5), ("5.", 5.0), ("12", 12.0)],
+    )
+    @pytest.mark.parametrize("other", ["1", "0.5", "007"])
+    def test_are_targets_in_any_notation(self, cell: str, target: float, other: str):
+        assert read_targets(cells(other, cell), "c", split="train")[1] == target
+
+    @pytest.mark.parametrize(
+        ("cell", "reason"),
+        [
+            ("", "missing"),
+            ("NA", "missing"),
+            ("nan", "missing"),
+            ("inf", "not a finite number"),
+            ("-Infinity", "not a finite number"),
+            ("1e39", "not a finite number"),
+            ("1e999", "not a finite number"),
+            ("0,5", "'0,5'"),
+            ("1_000", "'1_000'"),
+            ("true", "'true'"),
+        ],
+    )
+    def test_that_are_no_targets_name_their_row(self, cell: str, reason: str):
+        error = error_of(read_targets, cells("0.5", cell))
+        assert error.row == 2
+        assert reason in error.reason
+
+    def test_keep_their_mark_through_what_data_sets_offer(self):
+        dataset = cells("1", "2", "3")
+        for view in (
+            dataset.select([1, 0]),
+            dataset.select_columns(["c"]),
+            dataset.shuffle(seed=0),
+            dataset.with_format("numpy"),
+            datasets.concatenate_datasets([dataset, dataset]),
+        ):
+            assert kind_of(view, "c") == "int64"
+            assert all(isinstance(label, int) for label in read_labels(view, "c", split="train"))
+
+    def test_a_mark_on_another_type_means_nothing(self):
+        features = Features(c=Value("int64", id=cells_feature(cells("a").data["c"]).id))
+        dataset = Dataset.from_dict({"c": [1, 2]}, features=features)
+        assert kind_of(dataset, "c") == "int64"
+        assert read_labels(dataset, "c", split="train") == [1, 2]
 
 
 class TestImages:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -11,11 +13,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from datasets import Dataset
+from huggingface_hub.errors import HfHubHTTPError
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import csv, parquet
 
+from hifi.columns import read_labels, read_targets, read_texts
 from hifi.data import load_split
 from hifi.errors import DataError
-from tests.tiny_tasks import image_rows, write_jsonl
+from tests.tiny_tasks import image_rows, png, write_jsonl
 
 ROWS = [
     {"text": 'plain, with a comma and a "quote"', "label": 1, "score": 0.5},
@@ -57,6 +65,15 @@ SOURCES = {
 }
 
 
+READERS = {"text": read_texts, "label": read_labels, "score": read_targets}
+
+
+def rows_of(dataset: Dataset) -> list[dict]:
+    """Give the rows as a task reads them: a CSV file does not say what its cells are."""
+    columns = [READERS[name](dataset, name, split="train") for name in dataset.column_names]
+    return [dict(zip(dataset.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -72,13 +89,16 @@ def error_of(source: object, **arguments) -> DataError:
 class TestSources:
     @pytest.mark.parametrize("kind", SOURCES)
     def test_every_source_gives_the_same_rows(self, kind: str, tmp_path: Path):
-        assert load_split(SOURCES[kind](tmp_path), split="train").to_list() == ROWS
+        dataset = load_split(SOURCES[kind](tmp_path), split="train")
+        assert repr(rows_of(dataset)) == repr(ROWS)  # 1, and not True or 1.0
+        if kind not in ("csv", "tsv"):
+            assert dataset.to_list() == ROWS
 
     @pytest.mark.parametrize("kind", SOURCES)
     def test_only_the_wanted_columns_are_kept(self, kind: str, tmp_path: Path):
         source = SOURCES[kind](tmp_path)
         dataset = load_split(source, split="train", columns=["label", "text"])
-        assert dataset.to_list() == [{"label": r["label"], "text": r["text"]} for r in ROWS]
+        assert rows_of(dataset) == [{"label": r["label"], "text": r["text"]} for r in ROWS]
 
     @pytest.mark.parametrize("kind", SOURCES)
     def test_a_missing_column_is_named_with_those_there_are(self, kind: str, tmp_path: Path):
@@ -108,7 +128,7 @@ class TestSources:
         }[kind]()
         half.replace(path)
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-        assert load_split(path, split="train").to_list() == ROWS[:2]
+        assert rows_of(load_split(path, split="train")) == ROWS[:2]
 
     @pytest.mark.parametrize(
         "name", ["a[1].jsonl", "b*.jsonl", "c::d.jsonl", "~e.jsonl", "F.JSONL"]
@@ -129,7 +149,7 @@ class TestSources:
         lines = b"\xef\xbb\xbf" + jsonl(tmp_path).read_bytes()
         assert load_split(write(tmp_path / "a.jsonl", lines), split="train").to_list() == ROWS
         table = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\nx,1\n")
-        assert load_split(table, split="train").to_list() == [{"text": "x", "label": 1}]
+        assert rows_of(load_split(table, split="train")) == [{"text": "x", "label": 1}]
 
     def test_blank_lines_are_skipped(self, tmp_path: Path):
         path = write(tmp_path / "a.jsonl", '\n{"a": 1}\n\n  \n{"a": 2}\n\n')
@@ -163,9 +183,62 @@ class TestSources:
         assert dataset[0]["image"]["bytes"].startswith(b"\x89PNG")
 
 
+class TestCells:
+    """Columns of a CSV file, which does not say what they are; test_columns has the details."""
+
+    def test_that_look_like_numbers_stay_texts(self, tmp_path: Path):
+        path = write(tmp_path / "a.csv", "text,label\n0012,01\n7,1\n")
+        assert rows_of(load_split(path, split="train")) == [
+            {"text": "0012", "label": "01"},
+            {"text": "7", "label": "1"},
+        ]
+        path = write(tmp_path / "a.csv", "text,label\n12,1\n7,0\n")
+        dataset = load_split(path, split="train")
+        assert rows_of(dataset) == [{"text": "12", "label": 1}, {"text": "7", "label": 0}]
+
+    @given(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "text": st.text(st.characters(codec="utf-8")).filter(str.strip),
+                    "label": st.integers(-(10**18) + 1, 10**18 - 1) | st.none(),
+                    "score": st.floats(-1e38, 1e38),
+                }
+            ),
+            min_size=1,
+        )
+    )
+    def test_say_what_json_says(self, rows: list[dict]):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "rows.csv")
+            csv.write_csv(pa.Table.from_pylist(rows), path)
+            from_csv = load_split(path, split="train")
+            from_json = load_split(write_jsonl(Path(folder, "rows.jsonl"), rows), split="train")
+        for name, read in READERS.items():
+            outcomes = []
+            for dataset in (from_csv, from_json):
+                try:
+                    outcomes.append(read(dataset, name, split="train"))
+                except DataError as error:
+                    outcomes.append(str(error))
+            assert repr(outcomes[0]) == repr(outcomes[1])
+
+
 class TestBadFiles:
     def test_a_file_that_is_not_there(self, tmp_path: Path):
         assert "there is no file" in error_of(tmp_path / "none.csv").reason
+
+    @pytest.mark.parametrize("name", ["~stranger/x.csv", "a\0b.jsonl", "~a\0b.csv", "\ud800.tsv"])
+    def test_a_name_that_no_file_can_have(self, name: str):
+        assert "there is no file" in error_of(name).reason
+
+    def test_a_tilde_that_is_nobody_s_home_is_part_of_the_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "~stranger").mkdir()
+        write_jsonl(tmp_path / "~stranger" / "rows.jsonl", ROWS)
+        assert len(load_split("~stranger/rows.jsonl", split="train")) == len(ROWS)
 
     def test_a_folder(self, tmp_path: Path):
         (tmp_path / "folder.csv").mkdir()
@@ -267,6 +340,36 @@ class TestBadMemory:
     def test_what_is_no_data_set(self, source):
         error_of(source)
 
+    def test_names_that_are_no_texts_become_texts(self):
+        rows = [{1: "a", "label": 0}, {1: "b", "label": 1}]
+        for source in (rows, {1: ["a", "b"], "label": [0, 1]}, pd.DataFrame(rows)):
+            assert load_split(source, split="train").column_names == ["1", "label"]
+
+    @pytest.mark.parametrize(
+        "source", [[{1: "a", "1": "b"}], [{1: "a"}, {"1": "b"}], {1: [], "1": []}]
+    )
+    def test_names_that_become_the_same_text(self, source):
+        error = error_of(source)
+        assert (error.column, error.reason) == ("1", "the column occurs more than once")
+
+    def test_an_image_that_does_not_fit_names_its_row(self):
+        image = Image.new("L", (8, 8))
+        broken = Image.open(io.BytesIO(png(1, size=(99, 99))[:-30]))
+        for value, others in ((3, [image]), (broken, [image, image]), (broken, [])):
+            error = error_of([{"image": each} for each in (*others, value, image)])
+            assert (error.row, error.column) == (len(others) + 1, "image")
+
+    def test_what_cannot_be_blamed_on_a_row(self):
+        class Moody(Image.Image):
+            refusals = iter([OSError("not now")])
+
+            def save(self, *arguments, **settings) -> None:
+                for refusal in self.refusals:
+                    raise refusal
+                Image.new("L", (8, 8)).save(*arguments, **settings)
+
+        assert "not now" in error_of([{"image": Moody()}]).reason
+
     def test_several_splits(self):
         splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
         assert "give one" in error_of(splits).reason
@@ -294,8 +397,19 @@ class TestHub:
         assert "nyu-mll/glue" in reason
         assert "mrpc" in reason
 
+    def test_a_network_that_fails_half_way_is_no_traceback(self, monkeypatch: pytest.MonkeyPatch):
+        (root,) = (base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")
+        assert not issubclass(root, OSError | ValueError | RuntimeError)
+
+        def load_dataset(*_, **__) -> None:
+            raise root("connection reset by peer")
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        assert "connection reset by peer" in error_of({"hub": "nyu-mll/glue"}).reason
+
     def test_an_unknown_entry_is_refused(self):
         assert "name" in error_of({"hub": "nyu-mll/glue", "name": "mrpc"}).reason
+        assert "['5', 'name']" in error_of({"hub": "nyu-mll/glue", "name": "mrpc", 5: 5}).reason
 
     def test_a_column_may_be_called_hub(self):
         assert load_split({"hub": ["a", "b"]}, split="train")["hub"][:] == ["a", "b"]

@@ -4,52 +4,74 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hifi.errors import InvalidArgumentError, JobCancelled
+from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 from hifi.events import Control, Emitter, TrainingEvent
 
+STEP = TrainingEvent(kind="step", message="step 4 of 9", step=4)
 
-def emit(answer: object) -> bool:
-    return Emitter(lambda _: answer).emit("step", message="step 1", step=1)  # type: ignore[arg-type]
+
+def emit(answer: object) -> Emitter:
+    emitter = Emitter(lambda _: answer)  # type: ignore[arg-type,return-value]
+    emitter.checkpoint = Path("step-00000003")
+    emitter.emit(STEP)
+    return emitter
 
 
 class TestAnswers:
     @pytest.mark.parametrize("answer", [None, Control.CONTINUE])
     def test_to_go_on(self, answer: Control | None):
-        assert emit(answer) is False
+        emitter = emit(answer)
+        assert not emitter.is_pause_wanted
+        emitter.stop_if_paused("not now")
 
     def test_to_pause(self):
-        assert emit(Control.PAUSE) is True
-
-    def test_to_cancel(self):
-        emitter = Emitter(lambda _: Control.CANCEL)
-        emitter.checkpoint = Path("step-00000003")
-        with pytest.raises(JobCancelled, match="step 4 of 9") as caught:
-            emitter.emit("step", message="step 4 of 9")
+        emitter = emit(Control.PAUSE)
+        assert emitter.is_pause_wanted
+        with pytest.raises(JobPaused, match="after step 4") as caught:
+            emitter.stop_if_paused("paused after step 4")
         assert caught.value.checkpoint == Path("step-00000003")
 
-    @pytest.mark.parametrize("answer", [True, False, "pause", 0, object()])
+    def test_a_pause_is_remembered(self):
+        answers = iter([Control.PAUSE, Control.CONTINUE, None])
+        emitter = Emitter(lambda _: next(answers))
+        for _ in range(3):
+            emitter.emit(STEP)
+        assert emitter.is_pause_wanted
+
+    def test_to_cancel(self):
+        with pytest.raises(JobCancelled, match="step 4 of 9") as caught:
+            emit(Control.CANCEL)
+        assert caught.value.checkpoint == Path("step-00000003")
+
+    @pytest.mark.parametrize("answer", [True, False, "pause", 0, object(), np.zeros(2)])
     def test_any_other_is_refused(self, answer: object):
         with pytest.raises(InvalidArgumentError, match="Control"):
             emit(answer)
 
     def test_without_a_listener_all_goes_on(self):
-        assert Emitter(None).emit("step", message="") is False
+        emitter = Emitter(None)
+        emitter.emit(STEP)
+        assert (emitter.number, emitter.is_pause_wanted) == (1, False)
 
 
 class TestEvents:
     def test_are_numbered(self):
         heard: list[TrainingEvent] = []
         emitter = Emitter(heard.append)
-        emitter.emit("loading", message="a")
+        emitter.emit(TrainingEvent(kind="loading"))
         emitter.number = 40
-        emitter.emit("step", message="b", step=7, total_steps=9, loss=0.5, metrics={"f1": 1.0})
+        emitter.emit(STEP)
         assert [event.number for event in heard] == [1, 41]
-        assert heard[0].metrics == {}
-        assert (heard[1].kind, heard[1].step, heard[1].loss) == ("step", 7, 0.5)
+        assert [replace(event, number=0) for event in heard] == [
+            TrainingEvent(kind="loading"),
+            STEP,
+        ]
 
     def test_are_known_without_torch(self):
         code = "import sys, hifi.events; print('torch' in sys.modules)"

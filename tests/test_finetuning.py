@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,6 @@ from tests.tiny_tasks import (
     tiny_tokenizer,
     write_jsonl,
 )
-
-ROOT = Path(__file__).parent.parent
 
 
 class TestResult:
@@ -227,21 +226,39 @@ class TestSelection:
         with pytest.raises(InvalidArgumentError, match=r"n_samples=25.*24 rows of train"):
             run(bert, n_samples=25)
 
+    def test_more_heads_than_a_layer_has_are_refused(self, bert: Path):
+        with pytest.raises(InvalidArgumentError, match=r"k=5.*4 heads of a layer"):
+            run(bert, k=5)
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            *(("k", value) for value in (5, 0, 1.5)),
+            *(("k", value) for value in (0, 1.5)),
             *(("n_samples", value) for value in (0, -1, 2.5, True)),
-            *(("xi", value) for value in (1.0, math.nan)),
-            *(("damping", value) for value in (1.0, math.nan)),
-            ("strategy", "top"),
-            ("teleport", "x"),
+            *(("xi", value) for value in (1.0, math.nan, "0.9")),
+            *(("damping", value) for value in (1.0, math.nan, None)),
+            *(("strategy", value) for value in ("top", {"mid-top"})),
+            *(("teleport", value) for value in ("x", {"uniform"})),
+            ("selection", {}),
+            ("checkpoint_seconds", "60"),
+            ("checkpoint_dir", 5),
         ],
     )
-    def test_a_setting_out_of_range_is_refused(self, bert: Path, name: str, value):
+    def test_what_suits_no_model_is_refused_before_one_is_loaded(
+        self, bert: Path, name: str, value
+    ):
+        heard: list[TrainingEvent] = []
         with pytest.raises(InvalidArgumentError) as caught:
-            run(bert, **{name: value})
+            run(bert, **{name: value, "on_event": record(heard)})
         assert caught.value.param == name
+        assert heard == []
+
+    def test_the_share_without_influence_is_warned_of_only_where_it_is_given(self, bert: Path):
+        with pytest.warns(UserWarning, match=r"xi=0.9 has no influence"):
+            run(bert, teleport="uniform", xi=0.9, epochs=1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="xi=")
+            run(bert, teleport="uniform", epochs=1)
 
 
 class TestReproducible:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from hifi import checkpoint
 from hifi.errors import (
     CheckpointError,
     JobCancelled,
     JobPaused,
+    JobStopped,
+    StorageError,
 )
 from hifi.events import Control, TrainingEvent
-from tests.tiny_runs import STEPS, file_of, record, run, stop_at
+from tests.tiny_runs import STEPS, TRAIN, file_of, record, run, stop_at
 from tests.tiny_tasks import (
     save_text_model,
     text_rows,
@@ -67,21 +75,29 @@ class TestPause:
         assert file_of(result, tmp_path) == undisturbed
 
     def test_events_go_on_counting(self, bert: Path, tmp_path: Path):
-        first: list[TrainingEvent] = []
+        heard: list[TrainingEvent] = []
 
         def pause(event: TrainingEvent) -> Control:
-            first.append(event)
-            return Control.PAUSE if event.step == 2 and event.kind == "step" else Control.CONTINUE
+            heard.append(event)
+            return Control.PAUSE if event.kind == "step" else Control.CONTINUE
 
+        for _ in range(2):
+            with pytest.raises(JobPaused):
+                run(bert, checkpoint_dir=tmp_path, on_event=pause)
+        run(bert, checkpoint_dir=tmp_path, on_event=record(heard))
+        assert [event.kind for event in heard].count("loading") == 6
+        assert [event.number for event in heard] == list(range(1, len(heard) + 1))
+
+    def test_kind_and_step_name_an_event(self, bert: Path, tmp_path: Path):
+        heard: list[TrainingEvent] = []
         with pytest.raises(JobPaused):
-            run(bert, checkpoint_dir=tmp_path, on_event=pause)
-        second: list[TrainingEvent] = []
-        run(bert, checkpoint_dir=tmp_path, on_event=record(second))
-        resumed = [event for event in second if event.kind == "step"]
-        paused_at = next(
-            event.number for event in first if event.kind == "step" and event.step == 2
-        )
-        assert resumed[0].number == paused_at + 1
+            run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 2, Control.PAUSE))
+        run(bert, checkpoint_dir=tmp_path, checkpoint_seconds=0, on_event=record(heard))
+        names = Counter((event.kind, event.step) for event in heard)
+        assert {kind for (kind, _), count in names.items() if count > 1} == {
+            "loading",
+            "evaluating",
+        }
 
     def test_seconds_and_samples_are_counted_over_all_attempts(self, bert: Path, tmp_path: Path):
         with pytest.raises(JobPaused):
@@ -99,6 +115,18 @@ class TestPause:
             run(bert, checkpoint_dir=tmp_path, on_event=pause)
         assert caught.value.checkpoint is None
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("answer", [Control.PAUSE, Control.CANCEL])
+    def test_while_loading_again_the_checkpoint_is_not_forgotten(
+        self, answer: Control, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        folder = tmp_path / "checkpoints"
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=folder, on_event=stop_at("step", 1, Control.PAUSE))
+        with pytest.raises(JobStopped) as caught:
+            run(bert, checkpoint_dir=folder, on_event=stop_at("loading", 0, answer))
+        assert caught.value.checkpoint == folder / "step-00000001"
+        assert file_of(run(bert, checkpoint_dir=folder), tmp_path) == undisturbed
 
     def test_without_a_folder_nothing_is_kept(self, bert: Path):
         with pytest.raises(JobPaused, match="nothing was kept") as caught:
@@ -241,6 +269,24 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError, match=named):
             run(bert, checkpoint_dir=tmp_path, **change)
 
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ({"xi": None}, {"xi": 0.9}),
+            ({"n_samples": None}, {"n_samples": len(TRAIN)}),
+            ({"damping": 0.5, "seed": 0}, {"damping": np.float32(0.5), "seed": np.int64(0)}),
+            ({"checkpoint_seconds": 60}, {"checkpoint_seconds": 0}),
+        ],
+    )
+    def test_of_the_same_work_said_otherwise_are_resumed(
+        self, first: dict, second: dict, bert: Path, tmp_path: Path
+    ):
+        with pytest.raises(JobPaused):
+            run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 2, Control.PAUSE), **first)
+        heard: list[TrainingEvent] = []
+        run(bert, checkpoint_dir=tmp_path, on_event=record(heard), **second)
+        assert min(event.step for event in heard if event.kind == "step") == 3
+
     def test_of_another_model_are_refused(self, bert: Path, tmp_path: Path):
         with pytest.raises(JobPaused):
             run(bert, checkpoint_dir=tmp_path / "c", on_event=stop_at("step", 1, Control.PAUSE))
@@ -253,5 +299,27 @@ class TestCheckpoints:
             run(bert, checkpoint_dir=tmp_path, on_event=stop_at("step", 1, Control.PAUSE))
         assert caught.value.checkpoint is not None
         (caught.value.checkpoint / "tensors.safetensors").write_bytes(b"nonsense")
+        heard: list[TrainingEvent] = []
         with pytest.raises(CheckpointError, match=r"tensors\.safetensors is damaged"):
-            run(bert, checkpoint_dir=tmp_path)
+            run(bert, checkpoint_dir=tmp_path, on_event=record(heard))
+        assert heard == []  # before the data and the model are read
+
+    def test_a_full_disk_ends_the_run_at_the_last_checkpoint(
+        self, bert: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        folder = tmp_path / "checkpoints"
+        writes = 0
+
+        def save_until_full(tensors: dict, path: Path) -> None:
+            nonlocal writes
+            writes += 1
+            if writes > 3:  # of the steps 0, 1 and 2
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            save_file(tensors, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_file", save_until_full)
+            with pytest.raises(StorageError, match="No space left"):
+                run(bert, checkpoint_dir=folder, checkpoint_seconds=0)
+        assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+        assert file_of(run(bert, checkpoint_dir=folder), tmp_path) == undisturbed

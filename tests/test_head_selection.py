@@ -1,6 +1,9 @@
+"""hifi.head_selection: heads by name, by score and from a file, which may be anyone's."""
+
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -232,6 +235,13 @@ class TestDict:
         entry = scored_entry()
         entry["layers"][1]["selected"] = [QUERY_HEADS]
         with pytest.raises(InvalidArgumentError, match=r"layers\[1\].selected=\[4\].*0\.\.3"):
+            HeadSelection.from_dict(entry)
+
+    @pytest.mark.parametrize("share", [-1e308, -1e-9, 1 + 1e-9, 1e308, math.inf, math.nan])
+    def test_refuses_an_importance_that_is_no_share(self, share):
+        entry = scored_entry()
+        entry["layers"][1]["importance"][2] = share
+        with pytest.raises(InvalidArgumentError, match=r"layers\[1\].importance=.*\[0, 1\]"):
             HeadSelection.from_dict(entry)
 
     def test_of_scores_from_elsewhere_comes_back(self):

@@ -41,6 +41,12 @@ class TestClassification:
         value = f1(ints(0, 1, 2, 2), ints(0, 1, 1, 2), num_classes=3)
         assert value == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
+    def test_f1_of_a_class_that_does_not_occur_takes_nothing_away(self):
+        assert f1(ints(0, 1), ints(0, 1), num_classes=3) == 1.0
+        # predicted once, it counts: F1 of 0 is 1, of 1 precision 1 and recall 1/2, of 2 it is 0
+        value = f1(ints(0, 1, 1), ints(0, 1, 2), num_classes=3)
+        assert value == pytest.approx((1 + 2 / 3 + 0) / 3)
+
     @pytest.mark.parametrize("targets", [ints(0, 1), ints(0, 0), ints(1, 1)])
     @pytest.mark.parametrize("constant", [0, 1])
     def test_constant_predictions_give_numbers(self, targets, constant: int):

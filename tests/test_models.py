@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers as tf
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
@@ -24,15 +25,11 @@ from hifi.models import (
     load_image_processor,
     load_tokenizer,
     max_positions,
-    resolve_attention,
-    resolve_device,
-    resolve_dtype,
     resolve_model,
 )
 from tests.architectures import ARCHITECTURES, NAMES, tiny_model
 from tests.tiny_tasks import save_image_model, save_text_model
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WEIGHTS = "model.safetensors"
 
 
@@ -112,6 +109,40 @@ class TestResolveModel:
         with pytest.raises(ModelError, match="folder"):
             resolve_model(name or "--")
 
+    def test_a_network_that_fails_half_way_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch):
+        (root,) = (base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")
+        assert not issubclass(root, OSError | ValueError)  # or this test shows nothing
+
+        def snapshot_download(*_, **__) -> str:
+            raise root("connection reset by peer")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        with pytest.raises(ModelError, match="connection reset by peer; check the name and the"):
+            resolve_model("owner/model")
+
+    @pytest.mark.parametrize(
+        "name", ["~stranger/model", "~\0", "a\0b", "x" * 5000], ids=["~stranger", "~0", "0", "long"]
+    )
+    def test_what_no_file_system_can_hold_is_no_folder(self, name: str):
+        with pytest.raises(ModelError, match="neither a folder nor a name"):
+            resolve_model(name)
+
+    def test_a_tilde_that_is_nobody_s_home_is_part_of_the_name(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "~stranger").mkdir()
+        assert resolve_model("~stranger").name == "~stranger"
+
+    @pytest.mark.parametrize("name", [None, 5, b"model", ["model"]])
+    def test_what_is_no_name_at_all_is_refused(self, name):
+        with pytest.raises(InvalidArgumentError, match="a folder, 'all-MiniLM-L6-v2' or a hub id"):
+            resolve_model(name)
+
+    def test_what_is_no_revision_is_refused(self):
+        with pytest.raises(ModelError, match="'owner/model'"):
+            resolve_model("owner/model", revision=5)  # type: ignore[arg-type]
+
     @pytest.fixture
     def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         asked: list[dict] = []
@@ -158,13 +189,24 @@ class TestTaskHead:
         dtypes = {key in head: value.dtype for key, value in parameters(model).items()}
         assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
-    def test_leaves_the_random_state_of_the_caller_alone(self, tmp_path: Path):
-        save("bert", tmp_path)
+    @pytest.mark.parametrize("bare", [False, True])
+    @pytest.mark.parametrize("num_labels", [3, 5])
+    def test_leaves_the_random_state_of_the_caller_alone(
+        self, bare: bool, num_labels: int, tmp_path: Path
+    ):
+        save("bert", tmp_path, bare=bare)
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        load(tmp_path, seed=1)
+        load(tmp_path, seed=1, num_labels=num_labels)
         assert torch.rand(3).equal(expected)
+
+    def test_seeds_no_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        save("bert", tmp_path)
+        seeds: list[int] = []  # without a GPU torch keeps a seed for one that may come
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+        load(tmp_path, seed=1)
+        assert not seeds
 
     def test_does_not_depend_on_the_random_state_of_the_caller(self, tmp_path: Path):
         save("bert", tmp_path, bare=True)
@@ -216,6 +258,28 @@ class TestRefusals:
         save("bert", tmp_path)
         (tmp_path / "config.json").write_text(content)
         with pytest.raises((ModelError, UnsupportedArchitectureError)):
+            load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("entry", "shown"),
+        [
+            ({"num_hidden_layers": "many"}, "num_hidden_layers.*expected int, got str"),
+            ({"hidden_size": None}, "hidden_size.*expected int, got NoneType"),
+            ({"num_attention_heads": 0}, "zero"),
+            ({"dtype": "floaty"}, "floaty"),
+            ({"pad_token_id": 1_000_000}, "[Pp]adding"),
+            ({"id2label": 5}, "int"),
+            ({"vocab_size": -1}, "-1"),
+            ({"hidden_act": "nope"}, "nope"),
+        ],
+    )
+    def test_a_configuration_of_which_no_model_can_be_built(
+        self, entry: dict, shown: str, tmp_path: Path
+    ):
+        save("bert", tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | entry))
+        with pytest.raises(ModelError, match=f"{tmp_path.name} .*{shown}"):
             load(tmp_path)
 
     def test_an_unsupported_architecture_before_any_weight_is_read(self, tmp_path: Path):
@@ -329,56 +393,6 @@ class TestMaxPositions:
 
     def test_images_have_no_limit(self):
         assert max_positions(tiny_model("vit")) is None
-
-
-class TestDevice:
-    def test_auto_is_what_there_is(self):
-        assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-        assert resolve_device("cpu") == CPU
-        assert resolve_device(CPU) == CPU
-
-    @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "mps", "meta"])
-    def test_one_that_is_not_there_is_refused(self, device: str):
-        with pytest.raises(InvalidArgumentError, match=f"device='{device}'.*auto, cpu"):
-            resolve_device(device)
-
-
-class TestDtype:
-    @pytest.mark.parametrize(
-        ("capabilities", "dtype"),
-        [
-            ({"avx512_bf16": True}, torch.bfloat16),
-            ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
-            ({"avx512_f": True, "avx2": True}, torch.float32),
-            ({}, torch.float32),
-        ],
-    )
-    def test_auto_asks_the_processor(self, capabilities, dtype, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-        assert resolve_dtype("auto", device=CPU) == dtype
-
-    @pytest.mark.parametrize("has_it", [True, False])
-    def test_auto_asks_the_gpu(self, has_it: bool, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_it)
-        expected = torch.bfloat16 if has_it else torch.float32
-        assert resolve_dtype("auto", device=CUDA) == expected
-
-    def test_a_named_one_is_taken(self):
-        assert resolve_dtype("float32", device=CPU) == torch.float32
-        assert resolve_dtype("bfloat16", device=CPU) == torch.bfloat16
-
-    def test_another_is_refused(self):
-        with pytest.raises(InvalidArgumentError, match=r"precision='float16'.*bfloat16"):
-            resolve_dtype("float16", device=CPU)  # type: ignore[arg-type]
-
-
-class TestAttention:
-    def test_short_sequences_on_a_cpu_are_computed_plainly(self):
-        half = torch.bfloat16
-        assert resolve_attention(device=CPU, dtype=half, max_length=128) == "eager"
-        assert resolve_attention(device=CPU, dtype=half, max_length=129) == "sdpa"
-        assert resolve_attention(device=CPU, dtype=torch.float32, max_length=16) == "sdpa"
-        assert resolve_attention(device=CUDA, dtype=half, max_length=16) == "sdpa"
 
 
 class TestImages:

@@ -13,7 +13,13 @@ from hifi.errors import InvalidArgumentError
 from hifi.fingerprint import backbone_fingerprint
 from hifi.hyperparameters import Hyperparameters
 from hifi.models import resolve_model
-from hifi.preparation import Prepared, calibration_batches, count_calibration_samples, prepare
+from hifi.preparation import (
+    Prepared,
+    calibration_batches,
+    count_calibration_samples,
+    describe_job,
+    prepare,
+)
 from hifi.tasks import TaskSpec
 from tests.tiny_tasks import image_rows, save_image_model, save_text_model, text_rows
 
@@ -27,13 +33,24 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(folder: Path, *, settings: Hyperparameters = SETTINGS, **changes: Any) -> Prepared:
-    arguments = {"spec": TaskSpec(), "train": TRAIN, "validation": VALIDATION, "selection": {}}
+    arguments = {"spec": TaskSpec(), "train": TRAIN, "validation": VALIDATION}
     return prepare(
         resolve_model(folder),
         settings=settings,
         device=torch.device("cpu"),
         **{**arguments, **changes},
     )
+
+
+def job(
+    folder: Path,
+    *,
+    settings: Hyperparameters = SETTINGS,
+    selection: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, str]:
+    ready = make(folder, settings=settings, **changes)
+    return describe_job(ready, settings=settings, selection=selection or {})
 
 
 class TestPrepare:
@@ -86,11 +103,18 @@ class TestJob:
         ],
     )
     def test_each_part_is_known_apart(self, part: str, change: dict[str, Any], bert: Path):
-        job, other = make(bert).job, make(bert, **change).job
-        assert {name for name in job if job[name] != other[name]} == {part}
+        before, after = job(bert), job(bert, **change)
+        assert {name for name in before if before[name] != after[name]} == {part}
 
     def test_equal_calls_are_the_same_job(self, bert: Path):
-        assert make(bert).job == make(bert).job
+        assert job(bert) == job(bert)
+
+    def test_another_kind_of_device_is_another_job(self, bert: Path):
+        ready = make(bert)
+        before = describe_job(ready, settings=SETTINGS, selection={})
+        ready.loaded.model.to("meta")
+        after = describe_job(ready, settings=SETTINGS, selection={})
+        assert {name for name in before if before[name] != after[name]} == {"device"}
 
 
 class TestCalibration:

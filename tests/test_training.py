@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from hifi.backbone import HeadId
 from hifi.batching import TrainingBatches
 from hifi.checkpoint import Checkpoint
-from hifi.errors import HifiError, TrainingDivergedError
+from hifi.errors import HifiError, InvalidArgumentError, JobPaused, TrainingDivergedError
 from hifi.events import Emitter, OnEvent
 from hifi.head_selection import HeadSelection
 from hifi.hyperparameters import Hyperparameters
@@ -38,7 +40,6 @@ def ready(folder: Path, *, rows=None, settings: Hyperparameters = SETTINGS, **co
         train=rows or text_rows(24, seed=1),
         validation=rows or text_rows(12, seed=2),
         settings=settings,
-        selection={},
         device=torch.device("cpu"),
     )
 
@@ -50,6 +51,7 @@ def trainer(
     settings: Hyperparameters = SETTINGS,
     validate: bool = True,
     on_event: OnEvent | None = None,
+    plan: CheckpointPlan | None = None,
 ) -> Trainer:
     return Trainer(
         tuner,
@@ -58,7 +60,7 @@ def trainer(
         validation=prepared.data.validation if validate else None,
         settings=settings,
         start=START,
-        plan=CheckpointPlan(),
+        plan=plan or CheckpointPlan(),
         emitter=Emitter(on_event),
     )
 
@@ -113,6 +115,16 @@ class TestSteps:
         with pytest.raises(TrainingDivergedError, match=r"loss at step \d is (nan|inf).*lower"):
             train(ready(tmp_path, settings=settings), settings=settings)
         assert issubclass(TrainingDivergedError, HifiError)
+
+    def test_a_validation_loss_that_is_not_finite_is_named_too(self, tmp_path: Path):
+        settings = replace(SETTINGS, learning_rate=1e39, epochs=1, batch_size=24)  # one step
+        with pytest.raises(TrainingDivergedError, match=r"the validation loss at step 1 is nan"):
+            train(ready(tmp_path, settings=settings), settings=settings)
+
+    def test_a_last_step_that_ruins_the_weights_is_seen_without_validation(self, tmp_path: Path):
+        settings = replace(SETTINGS, learning_rate=1e39, epochs=1, batch_size=24)
+        with pytest.raises(TrainingDivergedError, match=r"after step 1 .*query\S* is not finite"):
+            train(ready(tmp_path, settings=settings), settings=settings, validate=False)
 
 
 def plain_loop(prepared: Prepared) -> dict[str, Tensor]:
@@ -185,6 +197,41 @@ class TestTrainingMode:
         evaluated = [count for count in tokens if count > 1]
         assert tokens.count(1) == 6
         assert len(evaluated) == 4
+
+
+class TestPause:
+    def test_that_was_asked_for_already_saves_the_start_and_stops(self, tmp_path: Path):
+        prepared = ready(tmp_path / "model")
+        tuner = HeadTuner(prepared.loaded.model, CHOSEN)
+        before = values(tuner.named_parameters())
+        asked = trainer(prepared, tuner, plan=CheckpointPlan(directory=tmp_path / "checkpoints"))
+        asked._emitter.is_pause_wanted = True
+        with pytest.raises(JobPaused, match="after step 0") as caught:
+            asked.run()
+        assert caught.value.checkpoint == tmp_path / "checkpoints" / "step-00000000"
+        assert all(value.equal(before[n]) for n, value in values(tuner.named_parameters()).items())
+
+
+class TestCheckpointPlan:
+    @pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "60", None, True])
+    def test_seconds_that_are_no_such_number_are_refused(self, seconds):
+        with pytest.raises(InvalidArgumentError, match="a finite number of at least 0") as caught:
+            CheckpointPlan.of("checkpoints", seconds=seconds)
+        assert caught.value.param == "checkpoint_seconds"
+
+    @pytest.mark.parametrize("seconds", [0, np.int64(0), np.float32(0)])
+    def test_any_number_is_a_float(self, seconds):
+        plan = CheckpointPlan.of("checkpoints", seconds=seconds)
+        assert plan == CheckpointPlan(directory=Path("checkpoints"), seconds=0.0)
+        assert type(plan.seconds) is float
+
+    def test_what_is_no_path_is_refused(self):
+        with pytest.raises(InvalidArgumentError, match="None to keep none") as caught:
+            CheckpointPlan.of(5, seconds=60.0)  # type: ignore[arg-type]
+        assert caught.value.param == "checkpoint_dir"
+
+    def test_without_a_folder_nothing_is_kept(self):
+        assert CheckpointPlan.of(None, seconds=60.0).directory is None
 
 
 class TestBest:

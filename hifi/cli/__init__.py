@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import NoReturn
 
 from hifi import __version__
 from hifi.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, fail
@@ -66,12 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    args = argparse.Namespace()
     try:
-        args = _build_parser(arguments).parse_args(arguments)
-    except SystemExit as stop:  # help, version, usage
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
-    try:
-        return int(args.run(args))
+        code = _parse(arguments, into=args)
+        return int(args.run(args)) if code is None else code
     except InvalidArgumentError as error:
         return fail(f"{error}{_option_hint(error.param, args)}")
     except HifiError as error:
@@ -79,9 +76,22 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if os.environ.get("HIFI_DEBUG") == "1":
+        if _is_debugging():
             raise
         return fail(_describe_unexpected(error))
+
+
+def _parse(arguments: Sequence[str], *, into: argparse.Namespace) -> int | None:
+    """Parse the arguments; give the exit code where there is nothing to run."""
+    try:
+        _build_parser(arguments).parse_args(arguments, into)
+    except SystemExit as stop:  # help, version, usage
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    return None
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("HIFI_DEBUG") == "1"
 
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -111,7 +121,7 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             entry.name, help=_origin(entry), formatter_class=_HelpFormatter
         )
         if entry.name == used:
-            _add_arguments(command, _load(entry))
+            _add_foreign_arguments(command, entry)
     return parser
 
 
@@ -130,24 +140,34 @@ def _origin(entry: EntryPoint) -> str:
     return f"from the package {entry.dist.name}" if entry.dist else f"from {entry.module}"
 
 
-def _load(entry: EntryPoint) -> ModuleType:
+def _add_foreign_arguments(command: argparse.ArgumentParser, entry: EntryPoint) -> None:
+    """Load a command of another package.
+
+    Raises:
+        HifiError: it cannot be loaded, or is no command.
+    """
     try:
-        module: ModuleType = entry.load()
+        _add_arguments(command, entry.load())
     except ImportError as error:
-        _stop(
+        raise HifiError(
             f"the command {entry.name!r} needs a package that is not installed ({error}); "
             f"install it, or the extra that brings it, and try again"
-        )
-    return module
-
-
-def _stop(message: str) -> NoReturn:
-    raise SystemExit(fail(message))
+        ) from error
+    except Exception as error:  # whatever goes wrong in code that is not ours
+        if _is_debugging():
+            raise
+        raise HifiError(
+            f"the command {entry.name!r} {_origin(entry)} is broken ({type(error).__name__}: "
+            f"{error}); update that package, or remove it: HIFI_DEBUG=1 shows the traceback"
+        ) from error
 
 
 def _option_hint(param: str, args: argparse.Namespace) -> str:
-    """Name the option by which a refused argument was given, if there is one."""
-    name = param.rpartition(".")[2]
+    """Name the option by which a refused argument was given, if there is one.
+
+    What is wrong in a file is told as ``selection.k``: the option is the file's.
+    """
+    name = param.partition(".")[0]
     known = vars(args).keys() - {"run", "command"}
     return f" (change --{name.replace('_', '-')})" if name in known else ""
 

@@ -10,10 +10,7 @@ from hifi.cli import options, output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi export-lora``."""
-    parser.add_argument(
-        "--delta", type=Path, required=True, metavar="FILE", help="the head delta to export"
-    )
-    options.add_model(parser, required=False)
+    options.add_delta(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for the adapter"
     )
@@ -45,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 "heads": len(delta.heads),
             }
         )
-        return 0
+        return output.EXIT_OK
     from rich.console import Console
 
     from hifi.cli import render
@@ -55,4 +52,4 @@ def run(args: argparse.Namespace) -> int:
         "adapter": f"{args.out}  {render.format_bytes(size)}",
     }
     render.print_facts(Console(), entries)
-    return 0
+    return output.EXIT_OK

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         output.print_json(document)
     else:
         _show(delta, document)
-    return 0
+    return output.EXIT_OK
 
 
 def describe_delta(delta: HeadDelta, *, path: Path) -> dict[str, Any]:

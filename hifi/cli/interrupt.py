@@ -16,16 +16,16 @@ _NOTE = b"\nhifi: stopping at the next step; Ctrl-C again stops at once\n"
 
 
 @contextmanager
-def stop_on_interrupt(*, pause: bool) -> Iterator[Callable[[], Control]]:
+def stop_on_interrupt(stop: Control) -> Iterator[Callable[[], Control]]:
     """Turn the first Ctrl-C of a block into an answer to the next event.
 
     Where Ctrl-C is ignored (``nohup``), or outside the main thread, nothing is changed.
 
     Args:
-        pause: the answer is PAUSE, so that a checkpoint is kept; without it CANCEL.
+        stop: that answer: PAUSE, so that a checkpoint is kept, or CANCEL.
 
     Yields:
-        A function that gives the answer as of now.
+        A function that gives the answer as of now: CONTINUE before the first Ctrl-C.
 
     Raises:
         KeyboardInterrupt: at the second Ctrl-C.
@@ -35,7 +35,7 @@ def stop_on_interrupt(*, pause: bool) -> Iterator[Callable[[], Control]]:
     def remember(_number: int, _frame: FrameType | None) -> None:
         nonlocal answer
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        answer = Control.PAUSE if pause else Control.CANCEL
+        answer = stop
         os.write(_STDERR, _NOTE)  # a handler may interrupt a print, so it must not print
 
     is_main = threading.current_thread() is threading.main_thread()

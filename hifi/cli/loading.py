@@ -1,18 +1,21 @@
-"""Load the backbone that a head delta belongs to, with a task head of the right shape."""
+"""Load backbones: the one that a head delta belongs to, with a task head of the right shape."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from hifi.errors import BackboneMismatchError, TaskNotSupportedError
+from hifi.errors import BackboneMismatchError, DeltaFileError, TaskNotSupportedError
+from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
     ModelSource,
     load_config,
@@ -20,15 +23,18 @@ from hifi.models import (
     load_image_processor,
     load_tokenizer,
     resolve_model,
+    usable_pad_token,
 )
 from hifi.tasks import Task, get_task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from hifi.delta import HeadDelta
+
+_MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -45,17 +51,21 @@ class LoadedBackbone:
     source: ModelSource
     task: dict[str, Any]
 
-    def save_processor(self, folder: Path) -> None:
-        """Write the tokenizer or image processor, set to what the fine-tune used."""
-        if "image" in self.task:
-            load_image_processor(self.source).save_pretrained(folder)
-            return
+    def load_processor(self) -> PreTrainedTokenizerBase | BaseImageProcessor:
+        """Load the tokenizer or image processor, set to what the fine-tune used.
+
+        Tokenizer and model agree on the pad token afterwards.
+
+        Raises:
+            ModelError: there is none that can be loaded.
+        """
+        if _task_type(self.task).input_kind == "image":
+            return load_image_processor(self.source)
         tokenizer = load_tokenizer(self.source)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = self.task.get("pad_token") or tokenizer.eos_token
+        _agree_on_pad_token(tokenizer, self.model.config)
         tokenizer.padding_side = self.task.get("padding_side", tokenizer.padding_side)
         tokenizer.model_max_length = self.task.get("max_length", tokenizer.model_max_length)
-        tokenizer.save_pretrained(folder)
+        return tokenizer
 
 
 def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) -> LoadedBackbone:
@@ -68,6 +78,7 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
     Raises:
         TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
         ModelError: there is no such model, or it cannot be loaded.
         BackboneMismatchError: it is not the delta's backbone.
     """
@@ -87,6 +98,7 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     )
     for name, value in described.settings().items():
         setattr(config, name, value)
+    _check_record(task, config=config)
     if "pad_token_id" in task:
         config.pad_token_id = task["pad_token_id"]
     loaded = load_for_task(
@@ -106,6 +118,30 @@ def _task_type(task: dict[str, Any]) -> type[Task]:
     return get_task(name)
 
 
+def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
+    """Refuse what no tokenizer or model could take: the file may be anyone's.
+
+    Raises:
+        DeltaFileError: it names the entry, its value and the limit.
+    """
+    vocabulary = getattr(config, "vocab_size", 0)
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "pad_token_id": (
+            lambda token: type(token) is int and 0 <= token < vocabulary,
+            f"one of the backbone's {vocabulary} tokens, which count from 0",
+        ),
+        "padding_side": (lambda side: side in ("left", "right"), "left or right"),
+        "max_length": (
+            lambda length: type(length) is int and 1 <= length <= _MOST_TOKENS,
+            f"an integer from 1 to {_MOST_TOKENS}",
+        ),
+    }
+    for name, (is_allowed, limit) in checks.items():
+        if name in task and not is_allowed(task[name]):
+            value = reprlib.repr(task[name])
+            raise DeltaFileError(f"the head delta's task records {name}={value}: {limit} is needed")
+
+
 def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
     """Compare fingerprints at the stored dtype, and at the dtype of the tuning.
 
@@ -118,6 +154,38 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
         if tuned_at == model.dtype:
             raise
         delta.check_backbone(cast_to(copy.deepcopy(model), tuned_at))
+
+
+def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Let both pad with the same token, where there is one."""
+    pad = usable_pad_token(config, tokenizer)
+    if pad is None:
+        return
+    config.pad_token_id = pad
+    if pad != tokenizer.pad_token_id and pad < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+
+
+def stored_fingerprint(model: str, *, revision: str | None) -> str:
+    """Give the fingerprint of a backbone as it is stored, whatever task it is for.
+
+    Args:
+        model: a folder or name.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+        UnsupportedArchitectureError: its heads are not known.
+    """
+    source = resolve_model(model, revision=revision)
+    loaded = load_for_task(
+        source,
+        config=load_config(source),
+        auto_class=transformers.AutoModel,  # type: ignore[arg-type]  # a task head is not hashed
+        attention="sdpa",
+        seed=0,
+    )
+    return backbone_fingerprint(loaded.model)
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi merge``."""
-    parser.add_argument(
-        "--delta", type=Path, required=True, metavar="FILE", help="the head delta to merge"
-    )
-    options.add_model(parser, required=False)
+    options.add_delta(parser)
     parser.add_argument(
         "--dtype",
         choices=options.DTYPES,
@@ -40,15 +37,15 @@ def run(args: argparse.Namespace) -> int:
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)
-    model = backbone.model
+    processor, model = backbone.load_processor(), backbone.model
     dtype: torch.dtype = getattr(torch, args.dtype) if args.dtype else model.dtype
     delta.merge(cast_to(model, dtype))
     with quiet_transformers(), write_directory_atomically(args.out) as folder:
         model.save_pretrained(folder)
-        backbone.save_processor(folder)
+        processor.save_pretrained(folder)
         output.open_to_others(folder)
     _report(args, model=backbone.source.name, dtype=str(dtype).removeprefix("torch."), delta=delta)
-    return 0
+    return output.EXIT_OK
 
 
 def _report(args: argparse.Namespace, *, model: str, dtype: str, delta: HeadDelta) -> None:

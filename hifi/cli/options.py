@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hifi.errors import InvalidArgumentError
+
 TASK_TYPES = ("classification", "regression", "image-classification")
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 STRATEGIES = ("layer-wise", "mid-top")
@@ -16,6 +18,7 @@ TELEPORTS = ("information", "uniform")
 PRECISIONS = ("auto", "float32", "bfloat16")
 DTYPES = ("float32", "bfloat16")
 ENCODINGS = ("float32", "bfloat16", "int8")
+NO_VALIDATION = "none"  # no file's name: those have an ending
 
 # Options that finetune has under the same names: of everything up to the selection, and after it.
 STEP_1 = (
@@ -28,6 +31,9 @@ STEP_2 = (
     *("checkpoint_dir", "checkpoint_seconds"),
 )
 
+_MODEL = "the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"
+_REVISION = "branch, tag or commit of a hub id"
+
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
@@ -38,52 +44,66 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the backbone."""
+    parser.add_argument("--model", required=True, metavar="NAME", help=_MODEL)
+    parser.add_argument("--revision", metavar="REV", help=f"{_REVISION} (default: main)")
+
+
+def add_delta(parser: argparse.ArgumentParser) -> None:
+    """Add a head delta, and the backbone where it is not the one that the delta names."""
+    parser.add_argument("--delta", type=Path, required=True, metavar="FILE", help="the head delta")
     parser.add_argument(
-        "--model",
-        required=required,
-        metavar="NAME",
-        help="the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"
-        + ("" if required else " (default: the one that the delta names)"),
+        "--model", metavar="NAME", help=f"{_MODEL} (default: the one that the delta names)"
     )
     parser.add_argument(
-        "--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)"
+        "--revision",
+        metavar="REV",
+        help=f"{_REVISION} (default: the one that the delta names; with --model, main)",
     )
 
 
-def add_data(parser: argparse.ArgumentParser, *, validation: bool) -> None:
-    """Add where the data comes from."""
+def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add where the training split comes from."""
     group = parser.add_argument_group("data", "files are .jsonl, .csv, .tsv or .parquet")
     train = group.add_mutually_exclusive_group(required=True)
     train.add_argument("--train", metavar="FILE", help="the training split")
     train.add_argument("--hub", metavar="ID", help="take the splits of this hub data set instead")
     group.add_argument("--hub-config", metavar="NAME", help="which configuration of it, as mrpc")
     group.add_argument("--hub-revision", metavar="REV", help="which revision of it")
-    if validation:
-        group.add_argument(
-            "--validation",
-            metavar="FILE",
-            help="the split on which the best step is chosen (default: keep the last step)",
-        )
+    return group
 
 
-def add_task(parser: argparse.ArgumentParser, *, metric: bool) -> None:
+def add_validation(group: argparse._ArgumentGroup) -> None:
+    """Add where the validation split comes from."""
+    group.add_argument(
+        "--validation",
+        metavar="FILE",
+        help=f"the split on which the best step is chosen, or {NO_VALIDATION!r} to keep the last "
+        "step (default: with --hub its split 'validation', with --train none)",
+    )
+
+
+def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add what to read from the data."""
     group = parser.add_argument_group("task", "what is left out is inferred from the columns")
     group.add_argument("--task", choices=TASK_TYPES, help="the task's type")
     group.add_argument("--text", nargs="+", metavar="COLUMN", help="one or two text columns")
     group.add_argument("--image", metavar="COLUMN", help="the column of images")
     group.add_argument("--label", metavar="COLUMN", help="the column of classes or numbers")
-    if metric:
-        group.add_argument(
-            "--metric",
-            choices=METRICS,
-            help="by which the best step is chosen (default: accuracy, or pearson for numbers)",
-        )
+    return group
 
 
-def add_selection(parser: argparse.ArgumentParser, *, given: bool) -> None:
+def add_metric(group: argparse._ArgumentGroup) -> None:
+    """Add the metric."""
+    group.add_argument(
+        "--metric",
+        choices=METRICS,
+        help="by which the best step is chosen (default: accuracy, or pearson for numbers)",
+    )
+
+
+def add_selection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the arguments of step 1."""
     group = parser.add_argument_group("selection")
     group.add_argument("--k", type=int, default=3, metavar="K", help=_default("heads per layer"))
@@ -116,14 +136,18 @@ def add_selection(parser: argparse.ArgumentParser, *, given: bool) -> None:
         default="information",
         help=_default("where PageRank restarts"),
     )
-    if given:
-        group.add_argument(
-            "--selection",
-            type=Path,
-            metavar="FILE",
-            help="tune the heads in a file of `hifi select --out`, and score nothing: the other "
-            "options of this group have no effect then",
-        )
+    return group
+
+
+def add_given_selection(group: argparse._ArgumentGroup) -> None:
+    """Add the result of an earlier step 1."""
+    group.add_argument(
+        "--selection",
+        type=Path,
+        metavar="FILE",
+        help="tune the heads in a file of `hifi select --out`, and score nothing: the other "
+        "options of this group have no effect then",
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -179,12 +203,22 @@ def _default(text: str) -> str:
 
 
 def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Give the splits as ``finetune`` takes them."""
+    """Give the splits as ``finetune`` takes them.
+
+    Raises:
+        InvalidArgumentError: a configuration or revision of a hub data set, but no such data set.
+    """
+    for name in ("hub_config", "hub_revision"):
+        value = getattr(args, name)
+        if args.train and value is not None:
+            raise InvalidArgumentError(name, value=value, limit="only with --hub, not with --train")
     hub = {"hub": args.hub, "config": args.hub_config, "revision": args.hub_revision}
-    arguments: dict[str, Any] = {"train": args.train or hub}
+    splits: dict[str, Any] = {"train": args.train or hub}
     if "validation" in args:
-        arguments["validation"] = args.validation or (None if args.train else hub)
-    return arguments
+        default = NO_VALIDATION if args.train else hub
+        validation = default if args.validation is None else args.validation
+        splits["validation"] = None if validation == NO_VALIDATION else validation
+    return splits
 
 
 def named_arguments(args: argparse.Namespace, *names: str) -> dict[str, Any]:

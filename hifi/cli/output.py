@@ -54,10 +54,13 @@ def check_new_file(path: Path) -> None:
     """Refuse a file name that could not be written, before any work is done for it.
 
     Raises:
-        StorageError: the folder is missing or closed to us, or the name is a folder's.
+        StorageError: the folder is missing or closed to us, or the name is that of a folder, a
+            device or a pipe.
     """
     if path.is_dir():
         raise StorageError(f"cannot write {path}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot write {path}: it is not a regular file; name another one")
     _check_folder(path)
 
 
@@ -83,5 +86,5 @@ def _check_folder(path: Path) -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(
             f"cannot write {path}: the folder {parent} is not writable for this user; "
-            "choose another --out"
+            "choose another one"
         )

@@ -66,7 +66,7 @@ def progress_display(console: Console) -> Iterator[Display]:
 
 
 class BarDisplay:
-    """One bar per phase, the finished ones replaced by one line.
+    """One bar per phase, gone when the phase is over; what stays is a line per evaluation.
 
     Args:
         progress: a started rich progress with a field ``rest``.

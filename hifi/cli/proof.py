@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hifi.models import resolve_attention, resolve_model
+from hifi.devices import resolve_attention
+from hifi.models import resolve_model
 
 if TYPE_CHECKING:
     from hifi.delta import HeadDelta

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hifi.cli import options, output
 
 if TYPE_CHECKING:
+    import torch
+
     from hifi.head_selection import HeadSelection
     from hifi.hyperparameters import Hyperparameters
     from hifi.preparation import Prepared
@@ -28,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write scores and selection as JSON, for `hifi tune --selection FILE`",
     )
     options.add_json(parser)
-    options.add_data(parser, validation=False)
-    options.add_task(parser, metric=False)
-    options.add_selection(parser, given=False)
+    options.add_data(parser)
+    options.add_task(parser)
+    options.add_selection(parser)
     options.add_machine(parser)
 
 
@@ -42,18 +44,23 @@ def run(args: argparse.Namespace) -> int:
 
     from hifi.cli import render
     from hifi.cli.progress import progress_display
+    from hifi.devices import resolve_device
     from hifi.events import TrainingEvent
     from hifi.finetuning import select_prepared
     from hifi.hyperparameters import Hyperparameters
+    from hifi.reproducibility import reproducible_kernels
 
+    splits = options.split_arguments(args)
+    device = resolve_device(args.device)
     settings = Hyperparameters(
         **options.named_arguments(args, "batch_size", "max_length", "seed", "precision")
     )
-    with progress_display(Console(stderr=True)) as display:
+    # The kernels of `hifi tune`: its selection is this one.
+    with reproducible_kernels(device), progress_display(Console(stderr=True)) as display:
         display.show(
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
         )
-        ready = _prepare(args, settings=settings)
+        ready = _prepare(args, splits=splits, settings=settings, device=device)
 
         def show(seen: int, total: int) -> None:
             display.show(TrainingEvent(kind="selecting", number=2, step=seen, total_steps=total))
@@ -80,8 +87,14 @@ def run(args: argparse.Namespace) -> int:
     return output.EXIT_OK
 
 
-def _prepare(args: argparse.Namespace, *, settings: Hyperparameters) -> Prepared:
-    from hifi.models import resolve_device, resolve_model
+def _prepare(
+    args: argparse.Namespace,
+    *,
+    splits: Mapping[str, Any],
+    settings: Hyperparameters,
+    device: torch.device,
+) -> Prepared:
+    from hifi.models import resolve_model
     from hifi.preparation import prepare
     from hifi.tasks import TaskSpec
 
@@ -90,9 +103,8 @@ def _prepare(args: argparse.Namespace, *, settings: Hyperparameters) -> Prepared
         spec=TaskSpec.of(args.task, **options.named_arguments(args, "text", "label", "image")),
         validation=None,
         settings=settings,
-        selection={},
-        device=resolve_device(args.device),
-        **options.split_arguments(args),
+        device=device,
+        **splits,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
-from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
+from hifi.errors import BackboneMismatchError, InvalidArgumentError, JobCancelled, JobPaused
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the backbone to be read (default: %(default)s)",
     )
     options.add_json(parser)
-    options.add_data(parser, validation=True)
-    options.add_task(parser, metric=True)
-    options.add_selection(parser, given=True)
+    options.add_validation(options.add_data(parser))
+    options.add_metric(options.add_task(parser))
+    options.add_given_selection(options.add_selection(parser))
     options.add_training(parser)
     options.add_machine(parser)
     checkpoints = parser.add_argument_group("checkpoints")
@@ -62,12 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
     from hifi.cli.interrupt import stop_on_interrupt
     from hifi.cli.progress import progress_display
+    from hifi.events import Control
 
     report = Console(stderr=args.json)
+    stop = Control.CANCEL if args.checkpoint_dir is None else Control.PAUSE
     try:
         with (
             progress_display(Console(stderr=True)) as display,
-            stop_on_interrupt(pause=args.checkpoint_dir is not None) as answer,
+            stop_on_interrupt(stop) as answer,
         ):
             watcher = _Watcher(display, report=report, answer=answer)
             result = _finetune(args, watcher=watcher)
@@ -133,23 +135,40 @@ def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
 
     return finetune(
         task=args.task,
-        selection=None if args.selection is None else _read_selection(args.selection),
         on_event=watcher,
         **options.split_arguments(args),
         **options.named_arguments(args, *options.STEP_1, *options.STEP_2),
+        selection=None if args.selection is None else _read_selection(args),
     )
 
 
-def _read_selection(path: Path) -> HeadSelection:
+def _read_selection(args: argparse.Namespace) -> HeadSelection:
+    """Read the heads to tune.
+
+    Raises:
+        InvalidArgumentError: no file of a selection.
+        BackboneMismatchError: it says that another backbone's heads were scored.
+    """
+    from hifi.cli.loading import stored_fingerprint
     from hifi.head_selection import HeadSelection
 
+    path: Path = args.selection
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(
             "selection", value=str(path), limit=f"a file that `hifi select --out` wrote ({error})"
         ) from error
-    return HeadSelection.from_dict(entry)
+    selection = HeadSelection.from_dict(entry)
+    scored = entry.get("fingerprint")  # a selection made by hand has none
+    if scored is not None:
+        found = stored_fingerprint(args.model, revision=args.revision)
+        if scored != found:
+            raise BackboneMismatchError(
+                f"{path} holds heads of {entry.get('model')!r}, whose fingerprint is {scored}; "
+                f"that of {args.model} is {found}: score its own heads with `hifi select`"
+            )
+    return selection
 
 
 def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Console) -> None:

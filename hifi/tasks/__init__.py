@@ -1,16 +1,14 @@
-"""The task types that can be fine-tuned; one file each, found by the name in a job spec."""
+"""The task types that can be fine-tuned, one file each, and the task that the data tell."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from hifi.data import check_columns
-from hifi.errors import InvalidArgumentError, TaskNotSupportedError
+from hifi.errors import InvalidArgumentError
 from hifi.tasks.base import Batch, Encoder, Examples, Task, TaskSpec
-from hifi.tasks.classification import Classification
-from hifi.tasks.image_classification import ImageClassification
 from hifi.tasks.inference import infer
-from hifi.tasks.regression import Regression
+from hifi.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,24 +23,6 @@ __all__ = [
     "infer",
     "make_task",
 ]
-
-_TASKS: dict[str, type[Task]] = {
-    task.type: task for task in (Classification, Regression, ImageClassification)
-}
-_PLANNED = ("question-answering", "multiple-choice", "token-classification", "causal-lm")
-
-
-def get_task(name: str) -> type[Task]:
-    """Find a task type by its name in a job spec.
-
-    Raises:
-        TaskNotSupportedError: no such type, or one that is not built yet.
-    """
-    task = _TASKS.get(name)
-    if task is None:
-        state = "is not built yet" if name in _PLANNED else "is unknown"
-        raise TaskNotSupportedError(f"task type {name!r} {state}; there are: {', '.join(_TASKS)}")
-    return task
 
 
 def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
@@ -62,7 +42,7 @@ def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
     check_columns(dataset, spec.columns, split="train")
     spec = infer(spec, dataset)
     task = get_task(str(spec.type))
-    wants_image = task is ImageClassification
+    wants_image = task.input_kind == "image"
     inputs = (spec.image,) if wants_image else spec.text
     if not inputs or (spec.image is not None) != wants_image:
         raise InvalidArgumentError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from hifi.columns import Label
     from hifi.models import AutoClass, ModelSource
+
+InputKind: TypeAlias = Literal["text", "image"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class TaskSpec:
     metric: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("type", "label", "image", "metric"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise InvalidArgumentError(name, value=value, limit="a text")
+        object.__setattr__(self, "text", _names(self.text))
         if len(self.text) > 2 or len(set(self.text)) < len(self.text):
             raise InvalidArgumentError("text", value=self.text, limit="one or two columns")
         if self.text and self.image is not None:
@@ -143,25 +150,36 @@ class TaskSpec:
             metric: the metric by which the best step is chosen.
 
         Raises:
-            InvalidArgumentError: an unknown entry, or one that is given twice and differs.
+            InvalidArgumentError: an unknown entry, one of the wrong type, or one that is given
+                twice and differs.
         """
-        known = [field.name for field in fields(cls)]
+        said = cls._said(task)
+        given = cls(text=_names(text), label=label, image=image, metric=metric)
+        entries: dict[str, Any] = {}
+        for name in ("text", "label", "image", "metric"):
+            first, second = getattr(said, name), getattr(given, name)
+            if first and second and first != second:
+                raise InvalidArgumentError(
+                    name, value=second, limit=f"task says {first!r}; give one of the two"
+                )
+            entries[name] = first or second
+        return cls(type=said.type, **entries)
+
+    @classmethod
+    def _said(cls, task: object) -> TaskSpec:
+        """Read the argument ``task`` of :meth:`of`."""
         if isinstance(task, TaskSpec):
-            task = {name: getattr(task, name) for name in known}
-        spec: dict[str, Any] = {"type": task} if isinstance(task, str | None) else dict(task)
-        for name in spec:
+            return task
+        if isinstance(task, str | None):
+            return cls(type=task)
+        if not isinstance(task, Mapping):
+            limit = "a task type, a mapping or a TaskSpec"
+            raise InvalidArgumentError("task", value=task, limit=limit)
+        known = [field.name for field in fields(cls)]
+        for name in task:
             if name not in known:
                 raise InvalidArgumentError("task", value=name, limit=f"entries {', '.join(known)}")
-        spec["text"] = _names(spec.get("text"))
-        given = {"text": _names(text), "label": label, "image": image, "metric": metric}
-        for name, value in given.items():
-            said = spec.get(name) or value
-            if value and said != value:
-                raise InvalidArgumentError(
-                    name, value=value, limit=f"task says {said!r}; give one of the two"
-                )
-            spec[name] = said
-        return cls(**spec)
+        return cls(**task)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -174,10 +192,14 @@ class TaskSpec:
         return self.label is not None and bool(self.text or self.image)
 
 
-def _names(text: str | Sequence[str] | None) -> tuple[str, ...]:
-    if text is None:
-        return ()
-    return (text,) if isinstance(text, str) else tuple(text)
+def _names(text: object) -> tuple[str, ...]:
+    """Read one column or several; None is none."""
+    if isinstance(text, str | None):
+        return () if text is None else (text,)
+    names = tuple(text) if isinstance(text, Iterable) else (text,)
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidArgumentError("text", value=text, limit="one or two columns")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +214,7 @@ class Task(ABC):
     """
 
     type: ClassVar[str]
+    input_kind: ClassVar[InputKind]  # what the input columns hold
     metrics: ClassVar[tuple[str, ...]]  # the default first
     problem_type: ClassVar[str]
     auto_class: ClassVar[AutoClass]  # gives a backbone this task's head

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hifi.models import AutoClass, ModelSource
+    from hifi.tasks.base import InputKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class ClassTask(Task):
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the class indices, int64 ``[n]``."""
-        labels = read_labels(dataset, self.label, split=split)
         known = self.classes or ()
+        labels = read_labels(dataset, self.label, split=split, known=known)
         indices = label_indices(labels, known=known, column=self.label, split=split)
         return torch.tensor(indices, dtype=torch.int64)
 
@@ -62,6 +63,7 @@ class Classification(ClassTask):
     """Classification of texts; ``inputs`` are one or two text columns."""
 
     type: ClassVar[str] = "classification"
+    input_kind: ClassVar[InputKind] = "text"
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
 
     def load_encoder(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hifi.columns import decode_image, read_images
+from hifi.delta_metadata import canonical_json
 from hifi.errors import ModelError
 from hifi.tasks.base import Batch, Digest, Encoder, Examples
 
@@ -33,6 +34,9 @@ class ImageEncoder(Encoder):
         config: the model's; says how large its images are.
         column: the image column.
 
+    Attributes:
+        settings: of the processor, as canonical JSON.
+
     Raises:
         ModelError: the model takes other images than the processor makes.
     """
@@ -44,6 +48,7 @@ class ImageEncoder(Encoder):
         patch_height, patch_width = _pair(config.patch_size)
         self.sequence_length = (height // patch_height) * (width // patch_width) + 1
         self.metadata = {"image": column}
+        self.settings = canonical_json(processor.to_dict())
         self._processor = processor
         self._column = column
         made = tuple(self._scale([Image.new("RGB", (width, height))]).shape[1:])
@@ -110,8 +115,9 @@ class EncodedImages(Examples):
         return Batch({"pixel_values": pixels}, self.targets[chosen])
 
     def digest(self) -> str:
-        """Hash the encoded images and the targets."""
+        """Hash the encoded images, how they become pixels, and the targets."""
         total = Digest()
+        total.add(self._encoder.settings)
         for image in self._images:
             total.add(image)
         total.add(self.targets.numpy())

@@ -13,7 +13,7 @@ from hifi.tasks.image import ImageEncoder
 
 if TYPE_CHECKING:
     from hifi.models import AutoClass, ModelSource
-    from hifi.tasks.base import Encoder
+    from hifi.tasks.base import Encoder, InputKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class ImageClassification(ClassTask):
     """Classification of images; ``inputs`` is one image column."""
 
     type: ClassVar[str] = "image-classification"
+    input_kind: ClassVar[InputKind] = "image"
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForImageClassification
 
     def load_encoder(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.columns import is_float, is_image, is_label, is_text
+from hifi.columns import is_float, is_image, is_label, is_text, kind_of
 from hifi.errors import DataError
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
+from hifi.tasks.registry import get_task
 from hifi.tasks.regression import Regression
 
 if TYPE_CHECKING:
@@ -39,10 +40,13 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
 
     Raises:
         DataError: the columns leave a doubt; the message says which argument settles it.
+        TaskNotSupportedError: no such task type, or one that is not built yet.
     """
     image = spec.image
-    is_about_images = image is not None or spec.type == ImageClassification.type
-    if not is_about_images and not spec.text and spec.type is None:
+    is_about_images = image is not None
+    if spec.type is not None:
+        is_about_images = is_about_images or get_task(spec.type).input_kind == "image"
+    elif not is_about_images and not spec.text:
         is_about_images = any(is_image(dataset, name) for name in dataset.column_names)
     if is_about_images:
         image = image or _only(dataset, is_image, "image", excluded=[spec.label])
@@ -81,8 +85,7 @@ def _infer_type(dataset: Dataset, label: str, *, is_about_images: bool) -> str:
         return Regression.type
     if is_label(dataset, label):
         return Classification.type
-    kind = dataset.features.arrow_schema.field(label).type
-    raise _doubt(dataset, "task", f"the label {label!r} holds {kind}")
+    raise _doubt(dataset, "task", f"the label {label!r} holds {kind_of(dataset, label)}")
 
 
 def _only(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hifi.models import AutoClass, ModelSource
+    from hifi.tasks.base import InputKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Regression(Task):
     """Regression on texts; ``inputs`` are one or two text columns."""
 
     type: ClassVar[str] = "regression"
+    input_kind: ClassVar[InputKind] = "text"
     metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     problem_type: ClassVar[str] = "regression"
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification

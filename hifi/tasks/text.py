@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hifi.columns import read_texts
-from hifi.errors import DataError, ModelError
-from hifi.models import load_tokenizer
+from hifi.errors import DataError, InvalidArgumentError, ModelError
+from hifi.models import load_tokenizer, usable_pad_token
 from hifi.tasks.base import Batch, Digest, Encoder, Examples
 
 if TYPE_CHECKING:
@@ -71,23 +71,25 @@ class TextEncoder(Encoder):
 
         Args:
             source: the model.
-            config: its configuration. Where that has no pad token, it gets the tokenizer's, or
-                the tokenizer's end-of-text token: decoders read the last token before the padding.
+            config: its configuration.
             columns: one or two text columns.
             max_length: tokens of a sample at most.
 
         Raises:
+            InvalidArgumentError: a ``max_length`` that leaves a text without a token.
             ModelError: there is no tokenizer, or it has no token to pad with.
         """
         tokenizer = load_tokenizer(source)
-        candidates = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        usable = [
-            token for token in candidates if token is not None and 0 <= token < config.vocab_size
-        ]
-        if not usable:
+        pad_token_id = usable_pad_token(config, tokenizer)
+        if pad_token_id is None:
             raise ModelError(f"{source.name} has neither a pad token nor an end-of-text token")
-        config.pad_token_id = usable[0]
-        return cls(tokenizer, columns=columns, pad_token_id=usable[0], max_length=max_length)
+        special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+        least = special + len(columns)
+        if max_length < least:  # tokenizers would leave nothing of a text, or not cut at all
+            limit = f"at least {least}: {special} special tokens and one of each text"
+            raise InvalidArgumentError("max_length", value=max_length, limit=limit)
+        config.pad_token_id = pad_token_id
+        return cls(tokenizer, columns=columns, pad_token_id=pad_token_id, max_length=max_length)
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
         """Check the texts of a split and tokenise them.

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification
 
 from hifi.backbone import HeadId
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import LAYERS, tiny_model
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "a", "film", "very", "plot", "and"]
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of whole words."""
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{role}_token": token for role, token in special.items()}
-    )
+from tests.tiny_tasks import BAD, END, GOOD, UNKNOWN, WORDS, tiny_tokenizer, write_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -39,25 +20,24 @@ def backbone(tmp_path_factory) -> Path:
     """Save a bare tiny BERT with its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     tiny_model("bert", max_position_embeddings=128).base_model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    special = {"pad_token": "[PAD]", "unk_token": UNKNOWN, "eos_token": END}
+    tiny_tokenizer(**special).save_pretrained(folder)
     return folder
-
-
-def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
-    """Write rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """Write train.jsonl (48 rows) and validation.jsonl (12): is the film good?"""
+    """Write train.jsonl (48 rows) and validation.jsonl (12): is there a good word in it?"""
     folder = tmp_path_factory.mktemp("data")
-    tails = ["a film", "a very {} film", "plot", "plot and film", "a plot", "very {} and {}"]
+    a, film, very, plot, *_ = WORDS[40:]  # neither good nor bad
+    tails = [
+        *(f"{a} {film}", f"{a} {very} {{}} {film}", plot),
+        *(f"{plot} {film}", f"{a} {plot}", f"{very} {{}} {very} {{}}"),
+    ]
     rows = [
-        {"text": f"{word} {tail.replace('{}', word)}", "label": label}
+        {"text": f"{word} {tail.format(word, word)}", "label": label}
         for tail in tails
-        for word, label in (("good", 1), ("bad", 0))
+        for label, word in enumerate((BAD[0], GOOD[0]))
     ]
     write_jsonl(folder / "train.jsonl", rows * 4)
     write_jsonl(folder / "validation.jsonl", rows)

@@ -1,3 +1,5 @@
+"""``hifi inspect``: what a file says, and never what it would do to a terminal."""
+
 from __future__ import annotations
 
 import hashlib
@@ -56,9 +58,16 @@ class TestInspect:
         assert "\x1b" not in out
         assert "[red]good[/red]" in out
 
-    def test_unsound_scores_leave_the_list_of_heads(self, delta_file, tmp_path, capsys):
+    @pytest.mark.parametrize("importance", ["high", [1e308, -1e308, 0.5, 0.5]])
+    def test_unsound_scores_leave_the_list_of_heads(self, importance, delta_file, tmp_path, capsys):
         def change(metadata):
-            metadata["selection"]["layers"][0]["importance"] = "high"
+            selection = metadata["selection"]
+            scores = {"information_richness": [1] * 4, "correlation": [[0] * 4] * 4}
+            scores |= {"importance": importance, "iterations": 1}
+            settings = {"strategy": "layer-wise", "teleport": "information"}
+            selection.update(k=1, xi=0.9, d=0.85, n_samples=9, **settings)
+            for layer in selection["layers"]:
+                layer.update(scores)
 
         path = rewrite_metadata(delta_file, tmp_path / "odd.safetensors", change)
         assert main(["inspect", str(path)]) == 0

@@ -1,3 +1,5 @@
+"""The command ``hifi``: cheap help, one line per error, and commands of other packages."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -126,6 +128,14 @@ class TestErrors:
         expected = "n_samples=9 is out of range: at most the 4 samples (change --n-samples)"
         assert capsys.readouterr().err == f"hifi: error: {expected}\n"
 
+    def test_what_is_wrong_in_a_file_names_the_files_option(self, monkeypatch, capsys):
+        error = InvalidArgumentError("n_samples.layers[1].selected", value=[9], limit="heads 0..3")
+        assert self.run_raising(monkeypatch, error) == 1
+        assert capsys.readouterr().err.endswith("(change --n-samples)\n")
+        error = InvalidArgumentError("task.n_samples", value=9, limit="at most the 4 samples")
+        assert self.run_raising(monkeypatch, error) == 1
+        assert "change" not in capsys.readouterr().err
+
     def test_a_refused_value_that_is_no_option_names_none(self, monkeypatch, capsys):
         error = InvalidArgumentError("batches", value="none", limit="at least one")
         assert self.run_raising(monkeypatch, error) == 1
@@ -214,3 +224,42 @@ class TestEntryPoints:
         assert main(["fake"]) == 1
         err = capsys.readouterr().err
         assert "'fake' needs a package that is not installed" in err
+
+    @pytest.mark.parametrize("fault", ["load", "attribute", "add_arguments"])
+    def test_a_broken_one_is_one_line_and_hinders_no_other(
+        self, fault, monkeypatch, capsys, delta_file
+    ):
+        def fail(*_):
+            raise RuntimeError("no such\nregister")
+
+        fake_command(monkeypatch, succeed)
+        if fault == "load":
+            monkeypatch.setattr(importlib.metadata.EntryPoint, "load", fail)
+        elif fault == "attribute":
+            monkeypatch.delattr(sys.modules["fake_commands"], "run")
+        else:
+            monkeypatch.setattr(sys.modules["fake_commands"], "add_arguments", fail)
+        assert main(["fake"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("hifi: error: the command 'fake' from fake_commands is broken")
+        assert err.count("\n") == 1
+        assert main(["--help"]) == 0
+        assert main(["inspect", str(delta_file)]) == 0
+
+    def test_a_broken_one_keeps_its_traceback_while_debugging(self, monkeypatch):
+        monkeypatch.setenv("HIFI_DEBUG", "1")
+        fake_command(monkeypatch, succeed)
+        monkeypatch.delattr(sys.modules["fake_commands"], "run")
+        with pytest.raises(AttributeError):
+            main(["fake"])
+
+    def test_arguments_that_fail_while_they_are_read_are_one_line(self, monkeypatch, capsys):
+        def refuse(_):
+            raise KeyError("unit")
+
+        fake_command(monkeypatch, succeed)
+        sys.modules["fake_commands"].add_arguments = lambda parser: parser.add_argument(
+            "--length", type=refuse
+        )
+        assert main(["fake", "--length", "3 m"]) == 1
+        assert "unexpected KeyError: 'unit'" in capsys.readouterr().err

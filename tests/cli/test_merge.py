@@ -1,3 +1,5 @@
+"""``hifi merge``: a plain transformers model, whoever tuned the delta, or nothing at all."""
+
 from __future__ import annotations
 
 import json
@@ -12,15 +14,16 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
 )
 
 from hifi.backbone import HeadId
 from hifi.cli import main
-from hifi.cli.loading import LoadedBackbone
 from hifi.delta import HeadDelta
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import tiny_model
+from tests.tiny_tasks import save_text_model
 
 
 def merge(backbone, delta_file, out, *more):
@@ -56,8 +59,8 @@ class TestMerge:
         out = tmp_path / "merged"
         assert merge(backbone, delta_file, out) == 0
         tokenizer = AutoTokenizer.from_pretrained(out)
-        assert tokenizer("good film")["input_ids"] == [2, 4, 7, 3]
-        assert len(tokenizer("good " * 99, truncation=True)["input_ids"]) == 32
+        assert tokenizer("w0 w3")["input_ids"] == [1, 4, 7, 2]
+        assert len(tokenizer("w0 " * 99, truncation=True)["input_ids"]) == 32
 
     def test_dtype_can_be_chosen(self, backbone, delta_file, expected, tmp_path):
         out = tmp_path / "merged"
@@ -106,6 +109,44 @@ class TestMerge:
         assert AutoImageProcessor.from_pretrained(out, backend="pil")
 
 
+class TestDecoders:
+    """They read the last token before the padding: so they must know what the padding is."""
+
+    TEXTS = ("w0 w1 w2 w3 w4 w5", "w6 w7")
+
+    @pytest.fixture(params=["gpt2", "llama"])
+    def decoder(self, request, tmp_path):
+        """Return the folder of a decoder that has no pad token, nor has its tokenizer."""
+        return save_text_model(tmp_path / request.param, request.param, pad_token_id=None)
+
+    def check_batches(self, out):
+        model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        batch = tokenizer(list(self.TEXTS), padding=True, return_tensors="pt")
+        assert not batch["attention_mask"].all()
+        with torch.no_grad():
+            together = model(**batch).logits
+            alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in self.TEXTS]
+        torch.testing.assert_close(together, torch.cat(alone))
+
+    def test_tuned_here(self, decoder, data, tmp_path):
+        delta_file, out = tmp_path / "delta.safetensors", tmp_path / "merged"
+        command = ["tune", "--model", str(decoder), "--train", str(data / "train.jsonl")]
+        command += ["--k", "1", "--epochs", "1", "--max-length", "32", "--precision", "float32"]
+        assert main([*command, "--out", str(delta_file)]) == 0
+        assert merge(decoder, delta_file, out) == 0
+        assert AutoTokenizer.from_pretrained(out).padding_side == "right"
+        self.check_batches(out)
+
+    def test_tuned_by_an_own_loop(self, decoder, tmp_path):
+        model = AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=2)
+        tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=3))
+        delta_file, out = tmp_path / "delta.safetensors", tmp_path / "merged"
+        tuner.delta(task={"type": "classification"}, labels=[0, 1]).save(delta_file)
+        assert merge(decoder, delta_file, out) == 0
+        self.check_batches(out)
+
+
 class TestRefusals:
     def test_another_backbone(self, delta_file, tmp_path, capsys):
         other = tmp_path / "other"
@@ -139,13 +180,30 @@ class TestRefusals:
         assert merge(backbone, path, tmp_path / "merged") == 1
         assert "delta.merge(model)" in capsys.readouterr().err
 
+    def test_a_foreign_record(self, backbone, delta_file, tmp_path, capsys):
+        delta = HeadDelta.load(delta_file)
+        path = tmp_path / "foreign.safetensors"
+        task = {**delta.metadata.task, "pad_token_id": 10**6}
+        replace(delta, metadata=replace(delta.metadata, task=task)).save(path)
+        assert merge(backbone, path, tmp_path / "merged") == 1
+        assert "task records pad_token_id=1000000: one of the backbone's" in capsys.readouterr().err
+
+    def test_a_backbone_without_a_tokenizer(self, backbone, delta_file, tmp_path, capsys):
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (bare / name).write_bytes((backbone / name).read_bytes())
+        assert merge(bare, delta_file, tmp_path / "merged") == 1
+        assert "has no tokenizer" in capsys.readouterr().err
+        assert not (tmp_path / "merged").exists()
+
     def test_a_failure_while_writing_leaves_nothing(
         self, backbone, delta_file, tmp_path, monkeypatch, capsys
     ):
         def no_space(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(LoadedBackbone, "save_processor", no_space)
+        monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", no_space)
         assert merge(backbone, delta_file, tmp_path / "merged") == 1
         assert "No space left on device" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []

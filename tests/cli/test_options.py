@@ -1,3 +1,5 @@
+"""hifi.cli.options: the library's own choices and defaults."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,9 +10,10 @@ import pytest
 
 from hifi.cli import options, select, tune
 from hifi.delta_metadata import COMPUTE_DTYPES, ENCODINGS
+from hifi.devices import Precision
+from hifi.errors import InvalidArgumentError
 from hifi.finetuning import finetune
 from hifi.head_selection import STRATEGIES
-from hifi.models import Precision
 from hifi.pagerank import Teleport
 from hifi.tasks import get_task
 
@@ -47,6 +50,12 @@ class TestDefaults:
         parameters = set(inspect.signature(finetune).parameters)
         assert parameters - {"on_event"} <= set(vars(parse(tune)))
 
+    def test_options_and_finetune_share_their_names(self):
+        shared = [*options.STEP_1, *options.STEP_2]
+        others = {"train", "validation", "task", "selection", "on_event"}  # made by tune itself
+        assert len(shared) == len(set(shared))
+        assert set(shared) == set(inspect.signature(finetune).parameters) - others
+
     def test_select_and_tune_agree(self):
         tuned, selected = vars(parse(tune)), vars(parse(select))
         assert selected.items() <= tuned.items()
@@ -67,6 +76,24 @@ class TestSplits:
         args = parser.parse_args(["--model", "m", "--out", "o", *hub])
         source = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": None}
         assert options.split_arguments(args) == {"train": source, "validation": source}
+
+    def test_a_hub_data_set_without_validation(self):
+        parser = argparse.ArgumentParser()
+        tune.add_arguments(parser)
+        hub = ["--hub", "a/b", "--validation", "none"]
+        splits = options.split_arguments(parser.parse_args(["--model", "m", "--out", "o", *hub]))
+        assert splits["train"]["hub"] == "a/b"
+        assert splits["validation"] is None
+
+    def test_no_validation_can_be_said_of_files_too(self):
+        assert options.split_arguments(parse(tune, "--validation", "none"))["validation"] is None
+
+    @pytest.mark.parametrize("module", [select, tune])
+    @pytest.mark.parametrize("name", ["hub_config", "hub_revision"])
+    def test_what_is_said_of_a_hub_data_set_is_refused_for_files(self, module, name):
+        args = parse(module, f"--{name.replace('_', '-')}", "x")
+        with pytest.raises(InvalidArgumentError, match=f"{name}='x'.*only with --hub"):
+            options.split_arguments(args)
 
     @pytest.mark.parametrize("more", [["--hub", "a/b"], ["--task", "tasks"], ["--metric", "bleu"]])
     def test_what_makes_no_sense_is_refused(self, more, capsys):

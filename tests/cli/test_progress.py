@@ -1,3 +1,5 @@
+"""hifi.cli.progress: a bar for people, lines for logs."""
+
 from __future__ import annotations
 
 import io

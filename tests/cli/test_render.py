@@ -1,3 +1,5 @@
+"""hifi.cli.render: heads, sizes and times as a person reads them."""
+
 from __future__ import annotations
 
 import io

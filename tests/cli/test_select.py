@@ -1,10 +1,14 @@
+"""``hifi select``: scores that are a document, a heat map, and a file for ``hifi tune``."""
+
 from __future__ import annotations
 
 import json
 import warnings
 
 import pytest
+import torch
 
+from hifi import devices, finetuning, preparation
 from hifi.cli import main
 from hifi.head_selection import HeadSelection
 from tests.architectures import LAYERS, QUERY_HEADS
@@ -52,6 +56,25 @@ class TestSelect:
         assert document == json.loads(capsys.readouterr().out)
         assert HeadSelection.from_dict(document).k == 3
 
+    def test_scores_with_reproducible_kernels_on_a_gpu(self, backbone, data, monkeypatch):
+        seen = []
+        prepare, select_prepared = preparation.prepare, finetuning.select_prepared
+
+        def prepare_here(source, *, device, **arguments):
+            assert device.type == "cuda"
+            return prepare(source, device=torch.device("cpu"), **arguments)
+
+        def look(*arguments, **named):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return select_prepared(*arguments, **named)
+
+        monkeypatch.setattr(devices, "resolve_device", torch.device)
+        monkeypatch.setattr(preparation, "prepare", prepare_here)
+        monkeypatch.setattr(finetuning, "select_prepared", look)
+        assert select(backbone, data, "--device", "cuda") == 0
+        assert seen == [True]
+        assert not torch.are_deterministic_algorithms_enabled()
+
     def test_greek_and_short_spellings(self, backbone, data, capsys):
         arguments = ["--ξ", "0.5", "-d", "0.5", "--n-samples", "10", "--json"]
         assert select(backbone, data, *arguments) == 0
@@ -79,6 +102,7 @@ class TestSelect:
             (["--device", "tpu9"], "device='tpu9'"),
             (["--label", "kind"], "column 'kind'"),
             (["--max-length", "999"], "max_length=999"),
+            (["--hub-config", "mrpc"], "hub_config='mrpc'"),
         ],
     )
     def test_bad_values_are_one_line_and_write_nothing(

@@ -1,3 +1,5 @@
+"""``hifi tune``: the delta of ``finetune``, one line per refusal, and Ctrl-C."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from hifi.backbone import HeadId
 from hifi.cli import main
-from hifi.cli.interrupt import stop_on_interrupt
 from hifi.delta import HeadDelta
-from hifi.events import Control
 from hifi.finetuning import finetune
 from hifi.head_selection import HeadSelection
+from tests.architectures import LAYERS
+from tests.tiny_tasks import save_text_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -122,6 +125,20 @@ class TestTune:
         recorded = HeadSelection.from_dict(json.loads(selection.read_text(encoding="utf-8")))
         assert HeadDelta.load(out).metadata.selection == recorded.to_dict()
 
+    def test_a_selection_without_a_fingerprint_is_taken(self, backbone, data, tmp_path):
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        made = HeadSelection.from_heads([HeadId(1, 2)], num_layers=LAYERS)
+        selection.write_text(json.dumps(made.to_dict()), encoding="utf-8")
+        more = ["--epochs", "1", "--selection", str(selection)]
+        assert main(command(backbone, data, out, *more)) == 0
+        assert HeadDelta.load(out).heads == (HeadId(1, 2),)
+
+    def test_validation_none_keeps_the_last_step(self, backbone, data, tmp_path, capsys):
+        out = tmp_path / "delta.safetensors"
+        arguments = command(backbone, data, out, "--validation", "none", "--epochs", "1")
+        assert main(arguments) == 0
+        assert "no validation split  (step 6)" in capsys.readouterr().out
+
     def test_a_hub_data_set_is_asked_for_by_name(self, backbone, tmp_path, capsys):
         arguments = ["tune", "--model", str(backbone), "--hub", "nobody/nothing"]
         arguments += ["--hub-config", "mrpc", "--out", str(tmp_path / "delta.safetensors")]
@@ -148,6 +165,46 @@ class TestRefusals:
         (error,) = (e for e in capsys.readouterr().err.splitlines() if e.startswith("hifi: "))
         assert expected in error
         assert list(tmp_path.iterdir()) == []
+
+    def test_heads_that_were_scored_on_another_backbone(self, backbone, data, tmp_path, capsys):
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        arguments = ["select", "--model", str(backbone), "--train", str(data / "train.jsonl")]
+        assert main([*arguments, "--out", str(selection)]) == 0
+        other = save_text_model(tmp_path / "other", seed=1, max_position_embeddings=128)
+        assert main(command(other, data, out, "--selection", str(selection))) == 1
+        err = capsys.readouterr().err
+        assert f"{selection} holds heads of 'tiny-bert', whose fingerprint is sha256:" in err
+        assert f"that of {other} is sha256:" in err
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            ("[" * 100_000, "a file that `hifi select --out` wrote"),
+            ("[]", "selection="),
+            (json.dumps({"num_layers": 3, "layers": []}), "selection.num_layers=3"),
+        ],
+    )
+    def test_a_file_that_is_no_selection_is_named_as_the_option(
+        self, refusal, backbone, data, tmp_path, capsys
+    ):
+        content, expected = refusal
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        selection.write_text(content, encoding="utf-8")
+        assert main(command(backbone, data, out, "--selection", str(selection))) == 1
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.endswith("(change --selection)\n")
+
+    def test_a_device_in_the_place_of_the_file_is_refused_before_training(
+        self, backbone, data, capsys
+    ):
+        assert main(command(backbone, data, "/dev/null")) == 1
+        err = capsys.readouterr().err
+        assert (
+            err
+            == "hifi: error: cannot write /dev/null: it is not a regular file; name another one\n"
+        )
 
     def test_a_folder_in_the_place_of_the_file(self, backbone, data, tmp_path, capsys):
         assert main(command(backbone, data, tmp_path)) == 1
@@ -216,26 +273,3 @@ class TestInterrupt:
         out.unlink()
         assert main(arguments) == 0
         assert out.read_bytes() == resumed
-
-    @pytest.mark.parametrize(("pause", "answer"), [(True, Control.PAUSE), (False, Control.CANCEL)])
-    def test_the_first_ctrl_c_answers_and_the_second_raises(self, pause, answer):
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            with stop_on_interrupt(pause=pause) as ask:
-                assert ask() is Control.CONTINUE
-                signal.raise_signal(signal.SIGINT)
-                assert ask() is answer
-                with pytest.raises(KeyboardInterrupt):
-                    signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def test_an_ignored_ctrl_c_stays_ignored(self):
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            with stop_on_interrupt(pause=False) as ask:
-                assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-                assert ask() is Control.CONTINUE
-        finally:
-            signal.signal(signal.SIGINT, before)

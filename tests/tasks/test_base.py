@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,34 @@ class TestTaskSpec:
     )
     def test_knows_whether_it_names_all_columns(self, said: dict, named: bool):
         assert TaskSpec.of(said).names_all_columns is named
+
+    def test_columns_in_any_sequence_are_the_same(self):
+        assert TaskSpec(text=["a", "b"]) == TaskSpec(text=("a", "b"))  # type: ignore[arg-type]
+        assert TaskSpec(text="ab").text == ("ab",)  # type: ignore[arg-type]
+        assert TaskSpec.of(text=np.array(["a", "b"])).text == ("a", "b")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("said", "param"),
+        [
+            ({"task": 5}, "task"),
+            ({"task": ["classification"]}, "task"),
+            ({"task": {"type": []}}, "type"),
+            ({"task": {5: "a"}}, "task"),
+            ({"task": {"text": 5}}, "text"),
+            ({"text": 5}, "text"),
+            ({"text": [1, 2]}, "text"),
+            ({"text": b"ab"}, "text"),
+            ({"text": [["a"], ["b"]]}, "text"),
+            ({"label": 5}, "label"),
+            ({"label": np.array([1, 2])}, "label"),
+            ({"image": b"a"}, "image"),
+            ({"metric": ["f1"]}, "metric"),
+        ],
+    )
+    def test_what_is_no_name_is_refused(self, said: dict, param: str):
+        with pytest.raises(InvalidArgumentError) as caught:
+            TaskSpec.of(**said)
+        assert caught.value.param == param
 
     @pytest.mark.parametrize(
         ("said", "param"),

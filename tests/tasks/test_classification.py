@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +40,35 @@ class TestTargets:
         with pytest.raises(DataError, match=r"'maybe'.*'no', 'yes'") as caught:
             make(("no", "yes")).targets(validation, split="validation")
         assert (caught.value.split, caught.value.row) == ("validation", 2)
+
+    @pytest.mark.parametrize(
+        ("train", "validation", "targets"),
+        [
+            ("1 2 ?", "1 2", [0, 1]),  # alone these would be read as integers
+            ("1 0", "0 1", [0, 1]),
+            ("01 1", "1 01", [1, 0]),
+            ("True False", "true FALSE", [1, 0]),
+            ("True False maybe", "False False", [0, 0]),
+        ],
+    )
+    def test_of_a_csv_file_are_read_as_in_train(
+        self, train: str, validation: str, targets: list[int], tmp_path: Path
+    ):
+        splits = {}
+        for split, labels in (("train", train), ("validation", validation)):
+            path = tmp_path / f"{split}.csv"
+            path.write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels.split()))
+            splits[split] = load_split(path, split=split)
+        task = make_task(TaskSpec(), splits["train"])
+        assert task.targets(splits["validation"], split="validation").tolist() == targets
+
+    @pytest.mark.parametrize("labels", ["1 2 ?", "1 2 02", "1 2 2.0"])
+    def test_of_a_csv_file_may_be_unknown(self, labels: str, tmp_path: Path):
+        path = tmp_path / "validation.csv"
+        path.write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels.split()))
+        with pytest.raises(DataError, match="known are 1, 2") as caught:
+            make((1, 2)).targets(load_split(path, split="validation"), split="validation")
+        assert caught.value.row == 3
 
     def test_validation_may_lack_a_class(self):
         validation = load_split(text_rows(1, labels=("no",)), split="validation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,16 @@ class TestDigest:
         assert encode(made, image_rows(3)).digest() == digest
         assert encode(made, image_rows(3)[::-1]).digest() != digest
         assert encode(made, image_rows(2)).digest() != digest
+
+    @pytest.mark.parametrize("entry", [{"image_mean": [0.1, 0.5, 0.5]}, {"do_normalize": False}])
+    def test_is_of_how_images_become_pixels(self, entry: dict, tmp_path: Path):
+        before = encode(encoder(save_image_model(tmp_path)), image_rows(2))
+        path = tmp_path / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+        after = encode(encoder(tmp_path), image_rows(2))
+        first, second = (each.batch([0]).inputs["pixel_values"] for each in (before, after))
+        assert not first.equal(second)
+        assert before.digest() != after.digest()
 
     def test_is_not_of_paths(self, made: ImageEncoder):
         rows = image_rows(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from hifi.data import load_split
 from hifi.errors import DataError, InvalidArgumentError, TaskNotSupportedError
-from hifi.tasks import TaskSpec, get_task, infer, make_task
-from tests.tiny_tasks import image_rows, png
+from hifi.models import load_config, resolve_model
+from hifi.tasks import TaskSpec, infer, make_task
+from tests.tiny_tasks import image_rows, png, save_text_model, text_rows, write_jsonl
 
 IMAGE = {"bytes": png(1), "path": None}
 PAIR = {"sentence1": "a", "sentence2": "b", "label": 0, "idx": 7}
@@ -89,6 +91,48 @@ class TestInfer:
 
 class TestMakeTask:
     @pytest.mark.parametrize(
+        ("labels", "kind", "classes"),
+        [
+            ((0, 1), "classification", (0, 1)),
+            ((10, 9, -1), "classification", (-1, 9, 10)),
+            (("no", "yes"), "classification", ("no", "yes")),
+            ((True, False), "classification", ("false", "true")),
+            ((0.5, 1.0, -2.25e-7), "regression", None),
+        ],
+    )
+    def test_csv_and_json_tell_the_same(
+        self, labels: tuple, kind: str, classes: tuple | None, tmp_path: Path
+    ):
+        rows = [{**row, "text": row["text"] + ", 1"} for row in text_rows(9, labels=labels)]
+        paths = [write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "rows.csv"]
+        with paths[1].open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"])
+            writer.writeheader()
+            writer.writerows(rows)
+        source = resolve_model(save_text_model(tmp_path / "model"))
+        told = []
+        for path in paths:
+            dataset = load_split(path, split="train")
+            task = make_task(TaskSpec(), dataset)
+            encoder = task.load_encoder(source, load_config(source), max_length=16)
+            targets = task.targets(dataset, split="train")
+            told.append((task, encoder.encode(dataset, split="train", targets=targets).digest()))
+        assert told[0] == told[1]
+        assert (told[0][0].type, told[0][0].classes) == (kind, classes)
+
+    def test_a_csv_column_of_numbers_is_text_where_it_is_said_to_be(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("code,label\n12,1\n7,0\n")
+        dataset = load_split(tmp_path / "rows.csv", split="train")
+        with pytest.raises(DataError, match="'text'"):
+            make_task(TaskSpec(), dataset)
+        assert make_task(TaskSpec(text=("code",)), dataset).inputs == ("code",)
+
+    def test_an_empty_csv_column_is_no_label(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("text,label\na,\nb,\n")
+        with pytest.raises(DataError, match="'label' holds null"):
+            make_task(TaskSpec(), load_split(tmp_path / "rows.csv", split="train"))
+
+    @pytest.mark.parametrize(
         ("name", "kind", "metric", "classes"),
         [
             ("mrpc", "classification", "accuracy", (0, 1)),
@@ -119,10 +163,6 @@ class TestMakeTask:
     def test_a_type_that_is_not_built_yet(self, name: str):
         with pytest.raises(TaskNotSupportedError, match=f"'{name}' is not built yet.*regression"):
             make_task(TaskSpec(type=name), split(PAIR))
-
-    def test_a_type_that_is_unknown(self):
-        with pytest.raises(TaskNotSupportedError, match=r"'clasification' is unknown.*regression"):
-            get_task("clasification")
 
     @pytest.mark.parametrize(
         ("spec", "param"),

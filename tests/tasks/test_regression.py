@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as tf
@@ -31,6 +33,12 @@ class TestTargets:
         with pytest.raises(DataError) as caught:
             task.targets(load_split(rows, split="validation"), split="validation")
         assert (caught.value.split, caught.value.row) == ("validation", 5)
+
+    def test_of_a_csv_file_are_read_in_any_notation(self, task, tmp_path: Path):
+        path = tmp_path / "validation.csv"
+        path.write_text("text,label\na,007\nb,+1\nc,.50\nd,1e-1\n")
+        targets = task.targets(load_split(path, split="validation"), split="validation")
+        assert targets.tolist() == pytest.approx([7.0, 1.0, 0.5, 0.1])
 
     def test_integers_are_numbers_where_regression_is_asked_for(self):
         dataset = load_split(text_rows(4), split="train")

@@ -11,7 +11,7 @@ import transformers as tf
 from tokenizers import normalizers, processors
 
 from hifi.data import load_split
-from hifi.errors import DataError, ModelError
+from hifi.errors import DataError, InvalidArgumentError, ModelError
 from hifi.models import load_config, load_tokenizer, resolve_model
 from hifi.tasks.text import TextEncoder
 from tests.tiny_tasks import END, SPECIAL, save_text_model, text_rows, tiny_tokenizer
@@ -70,6 +70,33 @@ class TestBatches:
         assert examples.lengths.max() == 6
         ends = examples.batch([int(examples.lengths.argmax())]).inputs["input_ids"][0]
         assert (ends[0], ends[-1]) == (SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]"))
+
+    @pytest.mark.parametrize(
+        ("name", "columns", "least"),
+        [
+            ("bert", ("first",), 3),  # [CLS] and [SEP], and a token
+            ("bert", ("first", "second"), 5),  # [SEP] once more, and a token each
+            ("bare", ("first",), 1),
+            ("bare", ("first", "second"), 2),
+        ],
+    )
+    def test_hold_a_token_of_every_text(
+        self, name: str, columns: tuple[str, ...], least: int, tmp_path: Path
+    ):
+        save_text_model(tmp_path)
+        if name == "bare":
+            bare = tiny_tokenizer(pad_token=SPECIAL[0])
+            bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+            bare.save_pretrained(tmp_path)
+        rows = [{"first": "w1 " * 80, "second": "w2 " * 80}]
+        examples = encode(load_encoder(tmp_path, columns=columns, max_length=least), rows)
+        assert examples.lengths.tolist() == [least]
+        words = {token for token in examples.tokens["input_ids"].tolist() if token >= len(SPECIAL)}
+        assert len(words) == len(columns)
+        for max_length in range(-1, least):
+            with pytest.raises(InvalidArgumentError, match=f"at least {least}") as caught:
+                load_encoder(tmp_path, columns=columns, max_length=max_length)
+            assert caught.value.param == "max_length"
 
     def test_may_have_one_text(self, tmp_path: Path):
         made = encoder(tmp_path, columns=("text",))

@@ -1,0 +1,156 @@
+"""hifi.cli.loading: a delta's own backbone, and nothing of a foreign file believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from hifi.backbone import HeadId
+from hifi.cli.loading import load_backbone, quiet_transformers, stored_fingerprint
+from hifi.delta import HeadDelta
+from hifi.errors import BackboneMismatchError, DeltaFileError, ModelError, TaskNotSupportedError
+from hifi.fingerprint import backbone_fingerprint
+from hifi.head_selection import HeadSelection
+from hifi.tuning import HeadTuner
+from tests.architectures import PAD, VOCABULARY, tiny_model
+from tests.tiny_tasks import END, save_image_model, save_text_model, tiny_tokenizer
+
+PADDED = {"pad_token": "[PAD]"}
+
+
+def recording(delta, **task):
+    """Change what a delta says about its task."""
+    return replace(delta, metadata=replace(delta.metadata, task={**delta.metadata.task, **task}))
+
+
+def own_loop_delta(folder, **task):
+    """Give the delta of a loop that is not ours: it knows its task's type, and what is told."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 1)], num_layers=3))
+    return tuner.delta(task={"type": "classification", **task}, labels=[0, 1])
+
+
+@pytest.fixture
+def delta(delta_file):
+    return HeadDelta.load(delta_file)
+
+
+class TestLoadBackbone:
+    def test_has_a_task_head_of_the_deltas_shape(self, delta, backbone):
+        loaded = load_backbone(delta, model=str(backbone), revision=None)
+        assert loaded.source.name == "tiny-bert"
+        assert loaded.model.config.id2label == {0: "bad", 1: "good"}
+        delta.merge(loaded.model)
+
+    def test_a_delta_without_a_task_is_refused(self, delta, backbone):
+        free = replace(delta, metadata=replace(delta.metadata, task=None))
+        with pytest.raises(TaskNotSupportedError, match="does not record its task"):
+            load_backbone(free, model=str(backbone), revision=None)
+
+    def test_another_backbone_is_refused(self, delta, tmp_path):
+        other = tiny_model("bert", seed=1, max_position_embeddings=128)
+        other.base_model.save_pretrained(tmp_path)
+        with pytest.raises(BackboneMismatchError, match="fingerprint"):
+            load_backbone(delta, model=str(tmp_path), revision=None)
+
+    def test_the_model_that_the_delta_names_is_looked_for(self, delta):
+        with pytest.raises(ModelError, match="'tiny-bert' is not a folder here"):
+            load_backbone(delta, model=None, revision=None)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("pad_token_id", value) for value in ("x", [1], 1.5, True, None, -1, VOCABULARY)),
+            *(("padding_side", value) for value in ("up", 3, None, ["left"])),
+            *(("max_length", value) for value in ("x", 0, -4, 1.5, True, [1], 2**31)),
+        ],
+    )
+    def test_a_record_that_cannot_be_is_refused_by_name(self, name, value, delta, backbone):
+        foreign = recording(delta, **{name: value})
+        with pytest.raises(DeltaFileError, match=rf"task records {name}="):
+            load_backbone(foreign, model=str(backbone), revision=None)
+
+    def test_a_record_at_its_limits_is_taken(self, delta, backbone):
+        told = recording(delta, pad_token_id=VOCABULARY - 1, padding_side="left", max_length=1)
+        loaded = load_backbone(told, model=str(backbone), revision=None)
+        assert loaded.model.config.pad_token_id == VOCABULARY - 1
+
+
+class TestLoadProcessor:
+    def test_a_tokenizer_is_set_to_what_the_fine_tune_used(self, delta, backbone):
+        told = recording(delta, pad_token_id=7, padding_side="left", max_length=5)
+        loaded = load_backbone(told, model=str(backbone), revision=None)
+        tokenizer = loaded.load_processor()
+        assert tokenizer.pad_token_id == loaded.model.config.pad_token_id == 7
+        assert tokenizer.padding_side == "left"
+        assert tokenizer.model_max_length == 5
+
+    @pytest.mark.parametrize(
+        ("configured", "special", "expected"),
+        [
+            (None, {"eos_token": END}, 2),
+            (None, {"eos_token": END, **PADDED}, PAD),
+            (5, {"eos_token": END}, 5),
+            (5, {"eos_token": END, **PADDED}, 5),
+        ],
+    )
+    def test_model_and_tokenizer_agree_on_a_pad_token_that_nothing_records(
+        self, configured, special, expected, tmp_path
+    ):
+        folder = save_text_model(tmp_path / "gpt2", "gpt2", pad_token_id=configured)
+        tiny_tokenizer(**special).save_pretrained(folder)
+        loaded = load_backbone(own_loop_delta(folder), model=str(folder), revision=None)
+        tokenizer = loaded.load_processor()
+        assert tokenizer.pad_token_id == expected
+        assert loaded.model.config.pad_token_id == expected
+
+    def test_a_pad_token_that_only_the_model_has_leaves_the_tokenizers(self, tmp_path):
+        folder = save_text_model(tmp_path / "gpt2", "gpt2", vocab_size=VOCABULARY + 1)
+        tiny_tokenizer(**PADDED).save_pretrained(folder)
+        delta = own_loop_delta(folder, pad_token_id=VOCABULARY)
+        loaded = load_backbone(delta, model=str(folder), revision=None)
+        assert loaded.load_processor().pad_token_id == PAD
+
+    def test_without_any_pad_token_there_is_none(self, tmp_path):
+        folder = save_text_model(tmp_path / "gpt2", "gpt2", pad_token_id=None)
+        tiny_tokenizer().save_pretrained(folder)
+        loaded = load_backbone(own_loop_delta(folder), model=str(folder), revision=None)
+        assert loaded.load_processor().pad_token is None
+        assert loaded.model.config.pad_token_id is None
+
+
+class TestStoredFingerprint:
+    @pytest.mark.parametrize("save", [save_text_model, save_image_model])
+    def test_is_that_of_the_model_with_its_task_head(self, save, tmp_path):
+        name = "bert" if save is save_text_model else "vit"
+        folder = save(tmp_path / "model", name)
+        expected = backbone_fingerprint(tiny_model(name))
+        assert stored_fingerprint(str(folder), revision=None) == expected
+
+    def test_is_taken_at_the_stored_dtype(self, tmp_path):
+        tiny_model("bert").bfloat16().save_pretrained(tmp_path)
+        expected = backbone_fingerprint(tiny_model("bert", dtype=torch.bfloat16))
+        assert stored_fingerprint(str(tmp_path), revision=None) == expected
+
+
+class TestQuietTransformers:
+    def test_puts_back_what_was_there(self):
+        def state():
+            return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+        before = state()
+        logging.enable_progress_bar()
+        try:
+            with quiet_transformers():
+                assert state() == (logging.ERROR, False)
+            assert state() == (before[0], True)
+            with pytest.raises(RuntimeError), quiet_transformers():
+                raise RuntimeError
+            assert state() == (before[0], True)
+        finally:
+            if not before[1]:
+                logging.disable_progress_bar()
