@@ -1,0 +1,125 @@
+"""Data sets: Parquet blobs with a row that names them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from store.database import database_now
+from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError
+from store.identifiers import new_identifier
+from store.pages import Page, newest_first
+from store.states import LIVE
+from store.tables import Dataset, Job
+from store.tenants import lock_tenant, stored_bytes
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.storage import Blob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a data set: its blob, stored already, and the number of its rows."""
+
+    blob: Blob
+    rows: int
+
+
+def add_dataset(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str | None,
+    splits: Mapping[str, Split],
+    columns: Mapping[str, str],
+    max_bytes: int,
+) -> Dataset:
+    """Make stored blobs a tenant's data set.
+
+    Args:
+        session: a write transaction.
+        tenant_id: whose.
+        name: for people.
+        splits: by name: ``train``, ``validation``, ``test``.
+        columns: the type of each.
+        max_bytes: what a tenant without a quota of its own may store.
+
+    Raises:
+        NotFoundError: there is no such tenant.
+        QuotaExceededError: with these bytes the tenant would store more than it may.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    limit = max_bytes if tenant.max_bytes is None else tenant.max_bytes
+    size = sum(split.blob.bytes for split in splits.values())
+    stored = stored_bytes(session, tenant_id)
+    if stored + size > limit:
+        raise QuotaExceededError(f"{stored} bytes are stored and {size} more asked for of {limit}")
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(f"{split}:{splits[split].blob.sha256}\n".encode())
+    dataset = Dataset(
+        id=new_identifier("ds"),
+        tenant_id=tenant_id,
+        name=name,
+        splits={
+            key: {"rows": split.rows, "bytes": split.blob.bytes, "sha256": split.blob.sha256}
+            for key, split in splits.items()
+        },
+        columns=dict(columns),
+        bytes=size,
+        sha256=digest.hexdigest(),
+        created_at=database_now(session),
+    )
+    session.add(dataset)
+    session.flush()
+    return dataset
+
+
+def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Load a tenant's data set.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+    """
+    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    dataset = session.scalars(query).one_or_none()
+    if dataset is None:
+        raise NotFoundError("dataset", dataset_id)
+    return dataset
+
+
+def list_datasets(
+    session: Session, tenant_id: str, *, after: str | None, limit: int
+) -> Page[Dataset]:
+    """Take a page of a tenant's data sets, newest first.
+
+    Raises:
+        NotFoundError: ``after`` is none of them.
+    """
+    query = sa.select(Dataset).where(Dataset.tenant_id == tenant_id)
+    return newest_first(session, query, Dataset, after=after, limit=limit)
+
+
+def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
+    """Remove a data set; its blobs go when nothing names them.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        DatasetInUseError: a job that is not finished needs it.
+    """
+    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    dataset = session.scalars(query.with_for_update()).one_or_none()
+    if dataset is None:
+        raise NotFoundError("dataset", dataset_id)
+    user = session.scalars(
+        sa.select(Job.id).where(Job.dataset_id == dataset_id, Job.status.in_(LIVE)).limit(1)
+    ).one_or_none()
+    if user is not None:
+        raise DatasetInUseError(f"job {user} still needs dataset {dataset_id}")
+    session.delete(dataset)

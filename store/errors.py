@@ -1,0 +1,83 @@
+"""Every error that the store raises on purpose, each with the stable code that callers see."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StoreError(Exception):
+    """Root of the store's errors.
+
+    Attributes:
+        code: stable, snake_case; part of the HTTP contract.
+        param: the field of the request at fault, dotted; None where there is none.
+    """
+
+    code: ClassVar[str] = "store_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class NotFoundError(StoreError):
+    """There is no such thing, or it belongs to another tenant: nobody can tell which."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, identifier: str) -> None:
+        super().__init__(f"there is no {kind} {identifier!r}")
+
+
+class IllegalTransitionError(StoreError):
+    """A job cannot move from its state to the one asked for."""
+
+    code = "illegal_transition"
+
+
+class NotReadyError(StoreError):
+    """A result that is not there yet."""
+
+    code = "not_ready"
+
+
+class QuotaExceededError(StoreError):
+    """A tenant has as much as it may have."""
+
+    code = "quota_exceeded"
+
+
+class DatasetInUseError(StoreError):
+    """A data set that a live job still needs."""
+
+    code = "dataset_in_use"
+
+
+class LeaseLostError(StoreError):
+    """A worker writes for a job that is no longer its own: the write is refused."""
+
+    code = "lease_lost"
+
+
+class ArtifactStorageError(StoreError):
+    """The artifact store cannot be reached, is full, or lacks a blob that a row names."""
+
+    code = "artifact_storage"
+
+
+class SettingsError(StoreError):
+    """A setting that cannot be followed."""
+
+    code = "settings"
+
+
+class ConflictError(StoreError):
+    """Something of that name is there already."""
+
+    code = "conflict"
+
+
+class IdempotencyKeyReusedError(StoreError):
+    """An idempotency key that came with another body before."""
+
+    code = "idempotency_key_reused"

@@ -1,0 +1,204 @@
+"""Jobs as their owner sees them: posted, listed, cancelled, paused, resumed, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, undefer
+
+from store.database import database_now
+from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError
+from store.identifiers import new_identifier
+from store.life import append_event, lock_job, move
+from store.pages import Page, newest_first
+from store.states import JobStatus
+from store.tables import Artifact, Dataset, Job, JobEvent
+from store.tenants import lock_tenant
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a job is made from, validated already."""
+
+    spec: Mapping[str, Any]
+    model: str
+    revision: str | None
+    needs_hub: bool
+    dataset_id: str | None
+    name: str | None
+    metadata: Mapping[str, Any]
+
+
+def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
+    """Put a job into its tenant's queue.
+
+    Args:
+        session: a write transaction; publish a token after its commit.
+        tenant_id: whose job it is.
+        new: the job.
+        max_queued: waiting jobs of a tenant that has no quota of its own.
+
+    Raises:
+        NotFoundError: the tenant or the data set is not there, or is another tenant's.
+        QuotaExceededError: the tenant has as many waiting jobs as it may have.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    if new.dataset_id is not None:
+        _check_dataset(session, tenant_id, new.dataset_id)
+    limit = max_queued if tenant.max_queued is None else tenant.max_queued
+    waiting = session.scalars(
+        sa.select(sa.func.count()).where(Job.tenant_id == tenant_id, Job.status == JobStatus.QUEUED)
+    ).one()
+    if waiting >= limit:
+        raise QuotaExceededError(f"{waiting} jobs are waiting already; at most {limit} may")
+    now = database_now(session)
+    job = Job(
+        id=new_identifier("job"),
+        tenant_id=tenant_id,
+        status=JobStatus.QUEUED,
+        name=new.name,
+        meta=dict(new.metadata),
+        spec=dict(new.spec),
+        dataset_id=new.dataset_id,
+        model=new.model,
+        revision=new.revision,
+        needs_hub=new.needs_hub,
+        created_at=now,
+        token_at=now,
+        attempt=1,
+        fence=0,
+        last_event=0,
+    )
+    session.add(job)
+    session.flush()
+    append_event(
+        session, job, type="status", message="the job is queued", data={"status": "queued"}
+    )
+    return job
+
+
+def _check_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
+    """Refuse a data set that is not there; a lock keeps it from being deleted meanwhile."""
+    query = sa.select(Dataset.id).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    if session.scalars(query.with_for_update(read=True)).one_or_none() is None:
+        raise NotFoundError("dataset", dataset_id)
+
+
+def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:
+    """Load a tenant's job.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+    """
+    query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    if with_heads:
+        query = query.options(undefer(Job.heads))
+    job = session.scalars(query).one_or_none()
+    if job is None:
+        raise NotFoundError("job", job_id)
+    return job
+
+
+def list_jobs(
+    session: Session, tenant_id: str, *, status: JobStatus | None, after: str | None, limit: int
+) -> Page[Job]:
+    """Take a page of a tenant's jobs, newest first.
+
+    Raises:
+        NotFoundError: ``after`` is none of them.
+    """
+    query = sa.select(Job).where(Job.tenant_id == tenant_id)
+    if status is not None:
+        query = query.where(Job.status == status)
+    return newest_first(session, query, Job, after=after, limit=limit)
+
+
+def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Cancel a job: at once where nobody works on it, else at its worker's next step.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is finished, or being cancelled.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
+        job.checkpoint = None
+        move(session, job, JobStatus.CANCELLED, message="cancelled by its owner")
+    else:
+        move(session, job, JobStatus.CANCELLING, message="its owner asks to cancel")
+    return job
+
+
+def pause(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Ask the worker of a training job to stop at its next step, with a checkpoint.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not training.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    move(session, job, JobStatus.PAUSING, message="its owner asks to pause")
+    return job
+
+
+def resume(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Put a paused job back into the queue; publish a token after the commit.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not paused.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if job.status is not JobStatus.PAUSED:
+        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot be resumed")
+    job.token_at = database_now(session)
+    move(session, job, JobStatus.QUEUED, message="its owner resumes it")
+    return job
+
+
+def delete(session: Session, tenant_id: str, job_id: str) -> None:
+    """Remove a finished job with its events and artifacts; the blobs go when nothing names them.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not finished.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if not job.status.is_finished:
+        raise IllegalTransitionError(f"job {job.id} is {job.status}: cancel it first")
+    for table in (JobEvent, Artifact):
+        session.execute(sa.delete(table).where(table.job_id == job_id))
+    session.delete(job)
+
+
+def list_events(
+    session: Session, job: Job, *, after: int = 0, limit: int
+) -> tuple[Sequence[JobEvent], bool]:
+    """Take a page of a job's events, oldest first.
+
+    Args:
+        session: a transaction.
+        job: whose.
+        after: number of the last event before the page.
+        limit: events of the page.
+
+    Returns:
+        The events, and whether there are more.
+    """
+    query = (
+        sa.select(JobEvent)
+        .where(JobEvent.job_id == job.id, JobEvent.number > after)
+        .order_by(JobEvent.number)
+        .limit(limit + 1)
+    )
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def list_artifacts(session: Session, job: Job) -> Sequence[Artifact]:
+    """List the encodings of a job's head delta; none before it has succeeded."""
+    query = sa.select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.encoding)
+    return session.scalars(query).all()

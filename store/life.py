@@ -1,0 +1,127 @@
+"""The state machine: the one place that moves a job, and the one that writes its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from store.database import database_now
+from store.errors import IllegalTransitionError, NotFoundError
+from store.states import JobStatus, may_follow
+from store.tables import Job, JobEvent
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+
+def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
+    """Load a job and keep others from writing it until the transaction ends.
+
+    Args:
+        session: a write transaction. Whoever also locks the job's tenant does that first.
+        job_id: which.
+        tenant_id: whose; None for the server itself.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+    """
+    query = sa.select(Job).where(Job.id == job_id).with_for_update()
+    if tenant_id is not None:
+        query = query.where(Job.tenant_id == tenant_id)
+    job = session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    if job is None:
+        raise NotFoundError("job", job_id)
+    return job
+
+
+def move(
+    session: Session,
+    job: Job,
+    to: JobStatus,
+    *,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Move a locked job to another state, which is an event.
+
+    A job that no worker holds any more keeps neither lease nor worker.
+
+    Args:
+        session: the transaction that holds the lock.
+        job: from :func:`lock_job`.
+        to: the new state.
+        message: for people.
+        data: more about it, plain JSON.
+
+    Raises:
+        IllegalTransitionError: the job's state does not lead there.
+    """
+    if not may_follow(to, job.status):
+        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot become {to}")
+    now = database_now(session)
+    job.status = to
+    if to is JobStatus.VALIDATING and job.started_at is None:
+        job.started_at = now
+    if to.is_finished:
+        job.finished_at = now
+    if not to.is_leased:
+        job.worker_id = job.lease_until = None
+    append_event(
+        session,
+        job,
+        type="status",
+        message=message,
+        data={"status": str(to), **(data or {})},
+        level="error" if to is JobStatus.FAILED else "info",
+    )
+
+
+def append_event(
+    session: Session,
+    job: Job,
+    *,
+    type: str,  # noqa: A002 - the contract's name
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    level: str = "info",
+) -> bool:
+    """Add an event to a locked job.
+
+    Args:
+        session: the transaction that holds the lock.
+        job: from :func:`lock_job`.
+        type: ``status``, ``step``, …
+        message: for people.
+        data: for programs, plain JSON.
+        step: of an event that a resumed job must not repeat: one per job, type and step.
+        level: ``info``, ``warn`` or ``error``.
+
+    Returns:
+        False where the event is there already.
+    """
+    if step is not None and _has_event(session, job.id, type=type, step=step):
+        return False
+    job.last_event += 1
+    session.add(
+        JobEvent(
+            job_id=job.id,
+            number=job.last_event,
+            type=type,
+            step=step,
+            level=level,
+            message=message,
+            data=dict(data or {}),
+            created_at=database_now(session),
+        )
+    )
+    return True
+
+
+def _has_event(session: Session, job_id: str, *, type: str, step: int) -> bool:  # noqa: A002
+    query = sa.select(JobEvent.number).where(
+        JobEvent.job_id == job_id, JobEvent.type == type, JobEvent.step == step
+    )
+    return session.scalars(query).first() is not None

@@ -1,0 +1,57 @@
+"""Cursor pages: newest first, from behind a given row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from store.errors import NotFoundError
+from store.tables import ApiKey, Dataset, Job, Tenant
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+Row = TypeVar("Row", Job, Dataset, Tenant, ApiKey)
+
+
+@dataclass(frozen=True)
+class Page(Generic[Row]):
+    """Some rows of a list, and whether there are more behind them."""
+
+    rows: Sequence[Row]
+    has_more: bool
+
+
+def newest_first(
+    session: Session,
+    query: sa.Select[Row],
+    table: type[Row],
+    *,
+    after: str | None,
+    limit: int,
+) -> Page[Row]:
+    """Take a page of what a query selects.
+
+    Args:
+        session: a transaction.
+        query: which rows the caller may see.
+        table: what it selects.
+        after: id of the last row of the page before; None for the first page.
+        limit: rows of the page.
+
+    Raises:
+        NotFoundError: ``after`` is not among the rows.
+    """
+    if after is not None:
+        last = session.scalars(query.where(table.id == after)).one_or_none()
+        if last is None:
+            raise NotFoundError("row to go on after", after)
+        query = query.where(
+            sa.tuple_(table.created_at, table.id) < sa.tuple_(last.created_at, last.id)
+        )
+    query = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit + 1)
+    rows = session.scalars(query).all()
+    return Page(rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,55 @@
+"""The states of a job, and which may follow which."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    VALIDATING = "validating"
+    SELECTING = "selecting"
+    TRAINING = "training"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether a worker has the job."""
+        return self in LEASED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job will never move again."""
+        return self in FINISHED
+
+
+_S = JobStatus
+LEASED = frozenset({_S.VALIDATING, _S.SELECTING, _S.TRAINING, _S.PAUSING, _S.CANCELLING})
+FINISHED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
+LIVE = frozenset(_S) - FINISHED
+
+# A job that resumes from a checkpoint goes from validating straight to training.
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    _S.QUEUED: frozenset({_S.VALIDATING, _S.CANCELLED}),
+    _S.VALIDATING: frozenset({_S.SELECTING, _S.TRAINING, _S.QUEUED, _S.CANCELLING, _S.FAILED}),
+    _S.SELECTING: frozenset({_S.TRAINING, _S.QUEUED, _S.CANCELLING, _S.FAILED}),
+    _S.TRAINING: frozenset({_S.SUCCEEDED, _S.QUEUED, _S.PAUSING, _S.CANCELLING, _S.FAILED}),
+    _S.PAUSING: frozenset({_S.PAUSED, _S.CANCELLING, _S.FAILED}),
+    _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
+    _S.CANCELLING: frozenset({_S.CANCELLED}),
+    _S.SUCCEEDED: frozenset(),
+    _S.FAILED: frozenset(),
+    _S.CANCELLED: frozenset(),
+}
+
+
+def may_follow(new: JobStatus, old: JobStatus) -> bool:
+    """Tell whether a job may move from ``old`` to ``new``."""
+    return new in TRANSITIONS[old]

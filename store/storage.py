@@ -1,0 +1,182 @@
+"""The artifact store: blobs in a folder or on S3, named by tenant and content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.store import LocalStore, from_url
+
+from store.errors import ArtifactStorageError, SettingsError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, OffsetRange
+    from obstore.store import ObjectStore, RetryConfig
+
+_CHUNK = 1 << 20
+_RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """A stored file: its SHA-256, which is its name, and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBlob:
+    """A blob as a listing shows it."""
+
+    tenant_id: str
+    sha256: str
+    modified_at: datetime
+
+
+class ArtifactStorage:
+    """Blobs at ``tenant/sha256``: written whole or not at all, never changed.
+
+    Args:
+        url: ``s3://bucket/prefix`` (credentials and endpoint from the usual ``AWS_…`` variables),
+            ``file:///folder`` or a folder's path; the folder is made.
+
+    Raises:
+        SettingsError: no such kind of store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._store: ObjectStore
+        try:
+            if urlsplit(url).scheme in ("", "file"):
+                folder = Path(url.removeprefix("file://")).absolute()
+                self._store = LocalStore(folder, mkdir=True)
+            else:
+                self._store = from_url(url, retry_config=_RETRIES)
+        except (ObstoreError, ValueError, OSError) as error:
+            raise SettingsError(
+                f"the artifact store {url} cannot be used: {_first_line(error)}"
+            ) from error
+
+    def put(self, tenant_id: str, file: Path) -> Blob:
+        """Store a file.
+
+        Storing a blob anew makes it young again, so that no sweep takes it before a row names it.
+
+        Raises:
+            ArtifactStorageError: the store is full or cannot be reached.
+        """
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            size = opened.tell()
+        with _typed(f"store {digest}"):
+            obstore.put(self._store, _name(tenant_id, digest), file)
+        return Blob(sha256=digest, bytes=size)
+
+    def read(
+        self, tenant_id: str, sha256: str, *, start: int = 0, end: int | None = None
+    ) -> Iterator[bytes]:
+        """Stream a blob, or the bytes ``start`` to ``end`` (not included) of it.
+
+        Raises:
+            ArtifactStorageError: the blob is not there, or the store cannot be reached; before
+                the first bytes where possible.
+        """
+        name = _name(tenant_id, sha256)
+        with _typed(f"read {sha256}"):
+            options: GetOptions = {"range": _range(start, end)} if start or end is not None else {}
+            stream = obstore.get(self._store, name, options=options).stream(min_chunk_size=_CHUNK)
+        return _chunks(stream, sha256)
+
+    def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
+        """Copy a blob into a file, which appears whole and as its name says, or not at all.
+
+        Raises:
+            ArtifactStorageError: it is not there, or not what its name says.
+        """
+        partial = to.with_name(f".{to.name}.part")
+        digest = hashlib.sha256()
+        try:
+            with partial.open("wb") as file:
+                for chunk in self.read(tenant_id, sha256):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if digest.hexdigest() == sha256:
+                partial.replace(to)
+        finally:
+            partial.unlink(missing_ok=True)
+        if digest.hexdigest() != sha256:
+            raise ArtifactStorageError(f"blob {sha256} is damaged in the artifact store")
+
+    def list(self) -> Iterator[StoredBlob]:
+        """List all blobs.
+
+        Raises:
+            ArtifactStorageError: the store cannot be reached.
+        """
+        with _typed("list the blobs"):
+            for entries in obstore.list(self._store):
+                for entry in entries:
+                    tenant_id, _, sha256 = entry["path"].rpartition("/")
+                    yield StoredBlob(
+                        tenant_id=tenant_id.rpartition("/")[2],
+                        sha256=sha256,
+                        modified_at=entry["last_modified"],
+                    )
+
+    def delete(self, tenant_id: str, sha256: str) -> None:
+        """Remove a blob; one that is not there is gone already.
+
+        Raises:
+            ArtifactStorageError: the store cannot be reached.
+        """
+        with _typed(f"delete {sha256}"):
+            try:
+                obstore.delete(self._store, _name(tenant_id, sha256))
+            except FileNotFoundError:
+                return
+
+    def check(self) -> None:
+        """See that the store answers.
+
+        Raises:
+            ArtifactStorageError: it does not.
+        """
+        with _typed("be reached"):
+            next(iter(obstore.list(self._store, chunk_size=1)), None)
+
+
+def _name(tenant_id: str, sha256: str) -> str:
+    return f"{tenant_id}/{sha256}"
+
+
+def _range(start: int, end: int | None) -> tuple[int, int] | OffsetRange:
+    return {"offset": start} if end is None else (start, end)
+
+
+def _chunks(stream: Iterable[object], sha256: str) -> Iterator[bytes]:
+    with _typed(f"read {sha256}"):
+        for chunk in stream:
+            yield bytes(chunk)  # type: ignore[call-overload]
+
+
+@contextmanager
+def _typed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ObstoreError, OSError) as error:
+        raise ArtifactStorageError(
+            f"the artifact store cannot {what}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

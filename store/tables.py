@@ -1,0 +1,275 @@
+"""The tables. What a row means is said here; who may change it, in the module of its name."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from store.states import JobStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """A moment in UTC, with its zone in Python and without one on SQLite's disk."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a moment without a zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(
+        self,
+        value: datetime | None,
+        dialect: Dialect,  # noqa: ARG002 - SQLAlchemy's signature
+    ) -> datetime | None:
+        """Give the zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """What all tables share: names for constraints, so that migrations can speak of them."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - read once by SQLAlchemy
+        datetime: UtcDateTime,
+        dict[str, Any]: Json,
+        list[str]: Json,
+        int: sa.BigInteger,
+    }
+
+
+class Tenant(Base):
+    """Who owns data sets and jobs.
+
+    Attributes:
+        max_queued, max_running, max_bytes: its quotas; None is the server's setting.
+        last_claim_at: when a job of its was last claimed; None: never served, so first in turn.
+    """
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    max_bytes: Mapped[int | None]
+    last_claim_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A key of a tenant; of the secret only the SHA-256 is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"), index=True)
+    name: Mapped[str | None]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Backbone(Base):
+    """A pretrained model that some worker has: what it looks like, and its hash as stored."""
+
+    __tablename__ = "backbones"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    architecture: Mapped[str]
+    num_layers: Mapped[int]
+    num_heads: Mapped[int]
+    num_key_value_heads: Mapped[int]
+    head_dim: Mapped[int]
+    hidden_size: Mapped[int]
+    parameters: Mapped[int]
+    fingerprint: Mapped[str]
+    updated_at: Mapped[datetime]
+
+
+class Dataset(Base):
+    """An uploaded data set; its splits are Parquet blobs in the artifact store.
+
+    Attributes:
+        splits: ``{"train": {"rows", "bytes", "sha256"}, …}``; the hash is the blob's name.
+        columns: ``{name: type}``.
+        sha256: over the splits' names and hashes.
+    """
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    name: Mapped[str | None]
+    splits: Mapped[dict[str, Any]]
+    columns: Mapped[dict[str, Any]]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (sa.Index(None, "tenant_id", "created_at", "id"),)
+
+
+class Job(Base):
+    """One requested fine-tune.
+
+    Attributes:
+        spec: as it was validated at the door, defaults filled in.
+        model: the backbone's id, or a hub id; revision: of a hub id, pinned at admission.
+        needs_hub: only a worker that may use the hub can run it.
+        phase, step, total_steps, eta_seconds: how far it is.
+        attempt: tries since the last newer checkpoint; crashes count, hand-backs do not.
+        fence: grows with every claim; a write with an older one is refused.
+        token_at: when a token was last published for it.
+        lease_until: until when, by the database's clock, its worker may be silent.
+        checkpoint: ``{"step", "files": {name: {"bytes", "sha256"}}}`` of the newest one.
+        heads: scores and selection, as ``GET /jobs/{id}/heads`` gives them.
+        last_event: number of its newest event.
+    """
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    status: Mapped[JobStatus] = mapped_column(
+        sa.Enum(
+            JobStatus,
+            native_enum=False,
+            create_constraint=True,
+            name="status",
+            length=16,
+            values_callable=lambda statuses: [status.value for status in statuses],
+        )
+    )
+    name: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata")
+    spec: Mapped[dict[str, Any]]
+    dataset_id: Mapped[str | None]
+    model: Mapped[str]
+    revision: Mapped[str | None]
+    needs_hub: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    phase: Mapped[str | None]
+    step: Mapped[int | None]
+    total_steps: Mapped[int | None]
+    eta_seconds: Mapped[float | None]
+    attempt: Mapped[int] = mapped_column(default=1)
+    fence: Mapped[int] = mapped_column(default=0)
+    token_at: Mapped[datetime]
+    worker_id: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    checkpoint: Mapped[dict[str, Any] | None]
+    selection: Mapped[dict[str, Any] | None]
+    heads: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    last_event: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (
+        sa.Index(None, "tenant_id", "created_at", "id"),
+        sa.Index(None, "tenant_id", "status", "created_at", "id"),
+        sa.Index(None, "status", "lease_until"),
+        sa.Index(None, "dataset_id"),
+    )
+
+
+class JobEvent(Base):
+    """Something that happened to a job, numbered without gaps per job.
+
+    Attributes:
+        step: of a step event: unique per job and type, so that a resumed job repeats none.
+    """
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str]
+    step: Mapped[int | None]
+    level: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (sa.UniqueConstraint("job_id", "type", "step"),)
+
+
+class Artifact(Base):
+    """One encoding of a job's head delta; its blob is ``tenant/sha256``."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    encoding: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"), index=True)
+    sha256: Mapped[str] = mapped_column(index=True)
+    bytes: Mapped[int]
+    created_at: Mapped[datetime]
+
+
+class Worker(Base):
+    """A worker process that is, or was, alive; backbones are the ids that it can load."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    backbones: Mapped[list[str]]
+    allows_hub: Mapped[bool]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+class IdempotencyRecord(Base):
+    """The answer to a request with an ``Idempotency-Key``, kept to be given again.
+
+    Attributes:
+        request_sha256: of the canonical body.
+        response: ``{"status", "headers", "body"}``; None while the first request is at work.
+        locked_until: until when that request may be at work; then another may take over.
+    """
+
+    __tablename__ = "idempotency_records"
+
+    tenant_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True
+    )
+    method: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    response: Mapped[dict[str, Any] | None]
+    locked_until: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(index=True)

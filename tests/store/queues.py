@@ -1,0 +1,54 @@
+"""Tenants with queued jobs, and a worker to claim them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from store.claims import Claimant, ClaimedJob, claim_next
+from store.jobs import NewJob, submit
+from store.leases import Lease
+from store.tenants import create_tenant
+
+if TYPE_CHECKING:
+    from store.database import Database
+
+WORKER = Claimant(worker_id="worker-1", backbones=frozenset({"minilm"}))
+
+
+def add_tenant(database: Database, name: str, **quotas: int) -> str:
+    """Add a tenant with these quotas; give its id."""
+    with database.write() as session:
+        tenant = create_tenant(session, name)
+        for quota, value in quotas.items():
+            setattr(tenant, quota, value)
+        return tenant.id
+
+
+def add_job(database: Database, tenant_id: str, **changes: Any) -> str:
+    """Queue a job; give its id."""
+    new: dict[str, Any] = {
+        "spec": {"model": "minilm", "k": 3},
+        "model": "minilm",
+        "revision": None,
+        "needs_hub": False,
+        "dataset_id": None,
+        "name": None,
+        "metadata": {},
+        **changes,
+    }
+    with database.write() as session:
+        return submit(session, tenant_id, NewJob(**new), max_queued=10_000).id
+
+
+def claim(
+    database: Database, claimant: Claimant = WORKER, *, seconds: float = 60, max_running: int = 100
+) -> ClaimedJob | None:
+    """Claim the next job."""
+    return claim_next(database, claimant, lease_seconds=seconds, max_running=max_running)
+
+
+def claimed(database: Database, **arguments: Any) -> tuple[ClaimedJob, Lease]:
+    """Claim a job that must be there."""
+    job = claim(database, **arguments)
+    assert job is not None
+    return job, Lease(database, job.id, fence=job.fence, seconds=arguments.get("seconds", 60))

@@ -1,0 +1,157 @@
+"""store.storage: blobs in a folder and on S3, held to the same tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from store.errors import ArtifactStorageError, SettingsError
+from store.storage import ArtifactStorage, Blob, StoredBlob
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Run an S3 server; give its endpoint."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - seconds, for these tests alone
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ArtifactStorage:
+    if request.param == "folder":
+        return ArtifactStorage(str(tmp_path / "artifacts"))
+    import boto3  # noqa: PLC0415 - comes with moto
+
+    endpoint: str = request.getfixturevalue("s3")
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"hifi-{os.getpid()}-{abs(hash(request.node.nodeid))}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return ArtifactStorage(f"s3://{bucket}/deltas")
+
+
+def put(storage: ArtifactStorage, folder: Path, data: bytes, tenant: str = "ten_a") -> Blob:
+    path = folder / "blob"
+    path.write_bytes(data)
+    return storage.put(tenant, path)
+
+
+DATA = bytes(range(256)) * 50_000  # 12.8 MB: several parts on S3
+
+
+class TestPut:
+    def test_names_a_blob_by_its_content(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, DATA)
+        assert blob == Blob(sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA))
+        assert b"".join(storage.read("ten_a", blob.sha256)) == DATA
+
+    def test_twice_is_one_blob_that_is_young_again(self, storage: ArtifactStorage, tmp_path: Path):
+        put(storage, tmp_path, b"data")
+        (first,) = storage.list()
+        put(storage, tmp_path, b"data")
+        (second,) = storage.list()
+        assert second.modified_at >= first.modified_at
+        assert datetime.now(UTC) - second.modified_at < timedelta(minutes=1)
+
+    def test_of_an_empty_file(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, b"")
+        assert b"".join(storage.read("ten_a", blob.sha256)) == b""
+
+
+class TestRead:
+    @pytest.mark.parametrize(
+        ("start", "end"), [(0, 1), (0, 300), (1000, None), (9_000_000, 9_000_010)]
+    )
+    def test_a_range(self, storage: ArtifactStorage, tmp_path: Path, start: int, end: int | None):
+        blob = put(storage, tmp_path, DATA)
+        assert b"".join(storage.read("ten_a", blob.sha256, start=start, end=end)) == DATA[start:end]
+
+    def test_what_is_not_there_is_refused_before_the_first_byte(self, storage: ArtifactStorage):
+        with pytest.raises(ArtifactStorageError, match="cannot read"):
+            storage.read("ten_a", "0" * 64)
+
+    def test_another_tenants_blob_is_not_there(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, b"secret")
+        with pytest.raises(ArtifactStorageError):
+            storage.read("ten_b", blob.sha256)
+
+
+class TestFetch:
+    def test_copies_a_blob(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, DATA)
+        storage.fetch("ten_a", blob.sha256, to=tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == DATA
+
+    def test_a_damaged_blob_is_refused_and_no_file_left(self, tmp_path: Path):
+        storage = ArtifactStorage(str(tmp_path / "artifacts"))
+        blob = put(storage, tmp_path, b"data")
+        (tmp_path / "artifacts" / "ten_a" / blob.sha256).write_bytes(b"dada")
+        (tmp_path / "out").mkdir()
+        with pytest.raises(ArtifactStorageError, match="damaged"):
+            storage.fetch("ten_a", blob.sha256, to=tmp_path / "out" / "copy")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+class TestList:
+    def test_names_every_blob(self, storage: ArtifactStorage, tmp_path: Path):
+        blobs = [put(storage, tmp_path, bytes([n]), tenant) for n, tenant in enumerate("aab")]
+        listed = {(each.tenant_id, each.sha256) for each in storage.list()}
+        assert listed == {(t, blob.sha256) for t, blob in zip("aab", blobs, strict=True)}
+        assert all(isinstance(each, StoredBlob) for each in storage.list())
+
+    def test_of_nothing_is_empty(self, storage: ArtifactStorage):
+        assert list(storage.list()) == []
+        storage.check()
+
+
+class TestDelete:
+    def test_removes_a_blob_and_is_content_without_one(
+        self, storage: ArtifactStorage, tmp_path: Path
+    ):
+        blob = put(storage, tmp_path, b"data")
+        for _ in range(2):
+            storage.delete("ten_a", blob.sha256)
+        assert list(storage.list()) == []
+
+
+class TestFailures:
+    @pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "nonsense://"])
+    def test_a_store_that_cannot_be_is_refused(self, url: str):
+        with pytest.raises(SettingsError):
+            ArtifactStorage(url)
+
+    def test_a_folder_that_is_gone_is_an_error_in_one_line(self, tmp_path: Path):
+        storage = ArtifactStorage(str(tmp_path / "artifacts"))
+        blob = put(storage, tmp_path, b"data")
+        (tmp_path / "artifacts" / "ten_a" / blob.sha256).unlink()
+        with pytest.raises(ArtifactStorageError) as caught:
+            storage.read("ten_a", blob.sha256)
+        assert "\n" not in str(caught.value)
+
+    def test_a_server_that_is_away_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        with pytest.raises(ArtifactStorageError):
+            put(ArtifactStorage("s3://bucket/x"), tmp_path, b"data")

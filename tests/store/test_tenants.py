@@ -1,0 +1,91 @@
+"""store.tenants: keys are kept as hashes, and can be revoked."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from store.datasets import Split, add_dataset
+from store.errors import ConflictError, NotFoundError
+from store.storage import Blob
+from store.tables import ApiKey
+from store.tenants import authenticate, create_key, create_tenant, revoke_key, stored_bytes
+from tests.store.queues import add_tenant
+
+if TYPE_CHECKING:
+    from store.database import Database
+
+
+class TestTenants:
+    def test_a_name_is_taken_once(self, database: Database):
+        add_tenant(database, "a")
+        with pytest.raises(ConflictError, match="'a'"):
+            add_tenant(database, "a")
+
+    def test_an_administrator_is_one_by_the_row_alone(self, database: Database):
+        with database.write() as session:
+            assert create_tenant(session, "root", is_admin=True).is_admin
+            assert not create_tenant(session, "plain").is_admin
+
+
+class TestKeys:
+    def test_lead_to_their_tenant(self, database: Database):
+        tenants = [add_tenant(database, name) for name in "ab"]
+        with database.write() as session:
+            secrets = [create_key(session, tenant)[1] for tenant in (*tenants, tenants[0])]
+        assert len(set(secrets)) == 3
+        with database.read() as session:
+            found = [authenticate(session, secret) for secret in secrets]
+        assert [tenant and tenant.id for tenant in found] == [*tenants, tenants[0]]
+
+    @pytest.mark.parametrize("secret", ["", "hifi_", "hifi_wrong", "ü\x00"])
+    def test_nothing_else_does(self, database: Database, secret: str):
+        tenant = add_tenant(database, "a")
+        with database.write() as session:
+            create_key(session, tenant)
+        with database.read() as session:
+            assert authenticate(session, secret) is None
+
+    def test_only_the_hash_is_kept(self, database: Database):
+        tenant = add_tenant(database, "a")
+        with database.write() as session:
+            key, secret = create_key(session, tenant, name="ci")
+        assert secret.startswith("hifi_")
+        assert len(secret) >= len("hifi_") + 43  # 32 bytes in base64
+        with database.read() as session:
+            row = session.execute(sa.select(ApiKey.__table__)).one()
+        assert row.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+        assert not any(secret in str(value) or secret[5:] in str(value) for value in row)
+        assert (row.id, row.name) == (key.id, "ci")
+
+    def test_a_revoked_one_is_worthless_at_once(self, database: Database):
+        tenant = add_tenant(database, "a")
+        with database.write() as session:
+            (key, secret), (_, other) = (create_key(session, tenant) for _ in range(2))
+        with database.write() as session:
+            revoke_key(session, key.id)
+        with database.read() as session:
+            assert authenticate(session, secret) is None
+            assert authenticate(session, other) is not None
+
+    def test_of_nobody_are_refused(self, database: Database):
+        with database.write() as session, pytest.raises(NotFoundError):
+            create_key(session, "ten_none")
+        with database.write() as session, pytest.raises(NotFoundError):
+            revoke_key(session, "key_none")
+
+
+class TestStoredBytes:
+    def test_are_those_of_this_tenant(self, database: Database):
+        tenants = [add_tenant(database, name) for name in "ab"]
+        for tenant, size in zip((*tenants, tenants[0]), (10, 200, 3), strict=True):
+            split = Split(blob=Blob(sha256="0" * 64, bytes=size), rows=1)
+            with database.write() as session:
+                add_dataset(
+                    session, tenant, name=None, splits={"train": split}, columns={}, max_bytes=999
+                )
+        with database.read() as session:
+            assert [stored_bytes(session, tenant) for tenant in tenants] == [13, 200]
