@@ -151,7 +151,7 @@ def _take(
     job.worker_id = claimant.worker_id
     job.lease_until = now + timedelta(seconds=lease_seconds)
     tenant.last_claim_at = now
-    move(session, job, JobStatus.VALIDATING, message="a worker has taken the job")
+    move(session, job, JobStatus.VALIDATING, message="a worker has taken the job", now=now)
     return ClaimedJob(
         id=job.id,
         tenant_id=job.tenant_id,

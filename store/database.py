@@ -33,14 +33,14 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         parsed = _with_driver(sa.make_url(url))
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        on_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = (
             {"connect_args": {"timeout": _BUSY_SECONDS}}
-            if self.is_sqlite
+            if on_sqlite
             else {"pool_size": pool_size, "max_overflow": pool_size, "pool_pre_ping": True}
         )
         self.engine = sa.create_engine(parsed, **options)
-        if self.is_sqlite:
+        if on_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         self._writer = self.engine.execution_options(**{_WRITES: True})
@@ -80,12 +80,17 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def is_sqlite(session: Session) -> bool:
+    """Tell whether a transaction is on SQLite; otherwise it is on Postgres."""
+    return session.get_bind().dialect.name == "sqlite"
+
+
 def database_now(session: Session) -> datetime:
     """Tell the time by the database's clock, which all processes share.
 
     On Postgres it goes on within a transaction, so that time spent waiting for a lock counts.
     """
-    if session.get_bind().dialect.name == "sqlite":
+    if is_sqlite(session):
         text = session.execute(sa.text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')")).scalar_one()
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     now: datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()

@@ -87,7 +87,23 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     Raises:
         NotFoundError: there is none, or it is another tenant's.
     """
-    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    return _load(session, _owned(tenant_id, dataset_id), dataset_id)
+
+
+def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
+    """Keep a tenant's data set from being deleted until the transaction ends.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+    """
+    _load(session, _owned(tenant_id, dataset_id).with_for_update(read=True), dataset_id)
+
+
+def _owned(tenant_id: str, dataset_id: str) -> sa.Select[Dataset]:
+    return sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+
+
+def _load(session: Session, query: sa.Select[Dataset], dataset_id: str) -> Dataset:
     dataset = session.scalars(query).one_or_none()
     if dataset is None:
         raise NotFoundError("dataset", dataset_id)
@@ -113,10 +129,7 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
         NotFoundError: there is none, or it is another tenant's.
         DatasetInUseError: a job that is not finished needs it.
     """
-    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
-    dataset = session.scalars(query.with_for_update()).one_or_none()
-    if dataset is None:
-        raise NotFoundError("dataset", dataset_id)
+    dataset = _load(session, _owned(tenant_id, dataset_id).with_for_update(), dataset_id)
     user = session.scalars(
         sa.select(Job.id).where(Job.dataset_id == dataset_id, Job.status.in_(LIVE)).limit(1)
     ).one_or_none()

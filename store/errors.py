@@ -35,12 +35,6 @@ class IllegalTransitionError(StoreError):
     code = "illegal_transition"
 
 
-class NotReadyError(StoreError):
-    """A result that is not there yet."""
-
-    code = "not_ready"
-
-
 class QuotaExceededError(StoreError):
     """A tenant has as much as it may have."""
 

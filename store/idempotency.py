@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import database_now
+from store.database import database_now, is_sqlite
 from store.errors import IdempotencyKeyReusedError, NotFoundError
 from store.tables import IdempotencyRecord
 
@@ -49,7 +49,7 @@ def begin(
         IdempotencyKeyReusedError: the key was used with another body.
     """
     now = database_now(session)
-    insert = postgresql.insert if _is_postgres(session) else sqlite.insert
+    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
     inserted = session.execute(
         insert(IdempotencyRecord)
         .values(
@@ -110,7 +110,3 @@ def _lock(session: Session, key: RequestKey) -> IdempotencyRecord | None:
 
 def _is(key: RequestKey) -> list[sa.ColumnElement[bool]]:
     return [getattr(IdempotencyRecord, name) == value for name, value in vars(key).items()]
-
-
-def _is_postgres(session: Session) -> bool:
-    return session.get_bind().dialect.name == "postgresql"

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
 
 from store.database import database_now
+from store.datasets import keep_dataset
 from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError
 from store.identifiers import new_identifier
 from store.life import append_event, lock_job, move
 from store.pages import Page, newest_first
 from store.states import JobStatus
-from store.tables import Artifact, Dataset, Job, JobEvent
+from store.tables import Artifact, Job, JobEvent
 from store.tenants import lock_tenant
 
 
@@ -47,7 +48,7 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
     """
     tenant = lock_tenant(session, tenant_id)
     if new.dataset_id is not None:
-        _check_dataset(session, tenant_id, new.dataset_id)
+        keep_dataset(session, tenant_id, new.dataset_id)
     limit = max_queued if tenant.max_queued is None else tenant.max_queued
     waiting = session.scalars(
         sa.select(sa.func.count()).where(Job.tenant_id == tenant_id, Job.status == JobStatus.QUEUED)
@@ -75,16 +76,14 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
     session.add(job)
     session.flush()
     append_event(
-        session, job, type="status", message="the job is queued", data={"status": "queued"}
+        session,
+        job,
+        type="status",
+        message="the job is queued",
+        data={"status": "queued"},
+        now=now,
     )
     return job
-
-
-def _check_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
-    """Refuse a data set that is not there; a lock keeps it from being deleted meanwhile."""
-    query = sa.select(Dataset.id).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
-    if session.scalars(query.with_for_update(read=True)).one_or_none() is None:
-        raise NotFoundError("dataset", dataset_id)
 
 
 def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:
@@ -125,7 +124,6 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
     if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
-        job.checkpoint = None
         move(session, job, JobStatus.CANCELLED, message="cancelled by its owner")
     else:
         move(session, job, JobStatus.CANCELLING, message="its owner asks to cancel")
@@ -155,7 +153,7 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     if job.status is not JobStatus.PAUSED:
         raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot be resumed")
     job.token_at = database_now(session)
-    move(session, job, JobStatus.QUEUED, message="its owner resumes it")
+    move(session, job, JobStatus.QUEUED, message="its owner resumes it", now=job.token_at)
     return job
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from store.database import Database, database_now
 from store.errors import LeaseLostError
 from store.life import append_event, move
-from store.states import LEASED, JobStatus
+from store.states import LEASED, STOPPING, JobStatus
 from store.tables import Artifact, Job
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Lease:
         """
         with self._database.write() as session:
             job = self._lock(session)
-            if job.status not in (JobStatus.PAUSING, JobStatus.CANCELLING, to):
+            if job.status not in {*STOPPING, to}:
                 move(session, job, to, message=message)
             return job.status
 
@@ -142,7 +142,7 @@ class Lease:
         """
         with self._database.write() as session:
             job = self._lock(session)
-            if job.status in (JobStatus.PAUSING, JobStatus.CANCELLING):
+            if job.status in STOPPING:
                 return _stop(session, job)
             now = database_now(session)
             session.add_all(
@@ -157,8 +157,7 @@ class Lease:
                 for encoding, blob in artifacts.items()
             )
             job.result = dict(result)
-            job.checkpoint = job.eta_seconds = None
-            move(session, job, JobStatus.SUCCEEDED, message="the head delta is stored")
+            move(session, job, JobStatus.SUCCEEDED, message="the head delta is stored", now=now)
             return job.status
 
     def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
@@ -192,7 +191,7 @@ class Lease:
         """
         with self._database.write() as session:
             job = self._lock(session)
-            if job.status in (JobStatus.PAUSING, JobStatus.CANCELLING):
+            if job.status in STOPPING:
                 return _stop(session, job)
             move(session, job, JobStatus.QUEUED, message=message)
             return job.status
@@ -212,13 +211,11 @@ class Lease:
 def fail(session: Session, job: Job, *, code: str, message: str, param: str | None = None) -> None:
     """Move a locked job to ``failed`` and say why."""
     job.error = {"code": code, "message": message, "param": param}
-    job.checkpoint = job.eta_seconds = None
     move(session, job, JobStatus.FAILED, message=message, data={"code": code})
 
 
 def _stop(session: Session, job: Job) -> JobStatus:
     if job.status is JobStatus.CANCELLING:
-        job.checkpoint = job.eta_seconds = None
         move(session, job, JobStatus.CANCELLED, message="cancelled")
     else:
         move(session, job, JobStatus.PAUSED, message="paused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -43,10 +44,12 @@ def move(
     *,
     message: str,
     data: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
 ) -> None:
     """Move a locked job to another state, which is an event.
 
-    A job that no worker holds any more keeps neither lease nor worker.
+    A job that no worker holds any more keeps neither lease nor worker, and a finished one nothing
+    to go on from.
 
     Args:
         session: the transaction that holds the lock.
@@ -54,18 +57,20 @@ def move(
         to: the new state.
         message: for people.
         data: more about it, plain JSON.
+        now: the database's time, where the caller has just asked for it.
 
     Raises:
         IllegalTransitionError: the job's state does not lead there.
     """
     if not may_follow(to, job.status):
         raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot become {to}")
-    now = database_now(session)
+    now = now or database_now(session)
     job.status = to
     if to is JobStatus.VALIDATING and job.started_at is None:
         job.started_at = now
     if to.is_finished:
         job.finished_at = now
+        job.checkpoint = job.eta_seconds = None
     if not to.is_leased:
         job.worker_id = job.lease_until = None
     append_event(
@@ -75,6 +80,7 @@ def move(
         message=message,
         data={"status": str(to), **(data or {})},
         level="error" if to is JobStatus.FAILED else "info",
+        now=now,
     )
 
 
@@ -87,6 +93,7 @@ def append_event(
     data: Mapping[str, Any] | None = None,
     step: int | None = None,
     level: str = "info",
+    now: datetime | None = None,
 ) -> bool:
     """Add an event to a locked job.
 
@@ -98,6 +105,7 @@ def append_event(
         data: for programs, plain JSON.
         step: of an event that a resumed job must not repeat: one per job, type and step.
         level: ``info``, ``warn`` or ``error``.
+        now: the database's time, where the caller has just asked for it.
 
     Returns:
         False where the event is there already.
@@ -114,7 +122,7 @@ def append_event(
             level=level,
             message=message,
             data=dict(data or {}),
-            created_at=database_now(session),
+            created_at=now or database_now(session),
         )
     )
     return True

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from store.database import Database, database_now
+from store.database import Database, database_now, is_sqlite
+from store.idempotency import KEPT
 from store.leases import fail
 from store.life import lock_job, move
 from store.states import LEASED, JobStatus
@@ -51,16 +52,14 @@ def reconcile(database: Database, *, live_seconds: float) -> Reconciled:
         ).all()
         taken_back = sum(_take_back(session, job_id, now=now) for job_id in expired)
         session.execute(
-            sa.delete(IdempotencyRecord).where(
-                IdempotencyRecord.created_at < now - timedelta(hours=24)
-            )
+            sa.delete(IdempotencyRecord).where(IdempotencyRecord.created_at < now - KEPT)
         )
         tokens = _lost_tokens(session, now=now, live_seconds=live_seconds)
         return Reconciled(taken_back=taken_back, tokens=tokens)
 
 
 def _lock(session: Session) -> bool:
-    if session.get_bind().dialect.name == "sqlite":
+    if is_sqlite(session):
         return True  # a write transaction is alone there anyway
     return bool(session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))))
 
@@ -71,7 +70,6 @@ def _take_back(session: Session, job_id: str, *, now: datetime) -> bool:
     if not job.status.is_leased or job.lease_until is None or job.lease_until >= now:
         return False
     if job.status is JobStatus.CANCELLING:
-        job.checkpoint = None
         move(session, job, JobStatus.CANCELLED, message="cancelled; its worker was lost")
     elif job.status is JobStatus.PAUSING:
         move(session, job, JobStatus.PAUSED, message="paused; its worker was lost")

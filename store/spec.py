@@ -15,11 +15,9 @@ TaskType = Literal[
     "token-classification",
     "causal-lm",
 ]
-SUPPORTED_TASKS: frozenset[TaskType] = frozenset(
-    {"classification", "regression", "image-classification"}
-)
+_NO_NUL = r"^[^\x00]*$"  # Postgres stores none
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_NO_NUL)]
 
 
 class _Spec(BaseModel):
@@ -81,8 +79,8 @@ class JobSpec(_Spec):
     strategy: Literal["layer-wise", "mid-top"] = "layer-wise"
     teleport: Literal["information", "uniform"] = "information"
     training: TrainingFields = TrainingFields()
-    name: Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00]*$")] | None = None
+    name: Annotated[str, StringConstraints(max_length=128, pattern=_NO_NUL)] | None = None
     metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")],
-        Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")],
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)],
+        Annotated[str, StringConstraints(max_length=512, pattern=_NO_NUL)],
     ] = Field(default_factory=dict, max_length=16)

@@ -32,6 +32,7 @@ class JobStatus(StrEnum):
 
 _S = JobStatus
 LEASED = frozenset({_S.VALIDATING, _S.SELECTING, _S.TRAINING, _S.PAUSING, _S.CANCELLING})
+STOPPING = frozenset({_S.PAUSING, _S.CANCELLING})
 FINISHED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 LIVE = frozenset(_S) - FINISHED
 
