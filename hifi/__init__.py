@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hifi.events import Control, TrainingEvent
     from hifi.finetuning import FinetuneResult, finetune
     from hifi.head_selection import HeadSelection
+    from hifi.models import resolve_model
     from hifi.selection import select_heads
     from hifi.tuning import HeadTuner
 
@@ -32,6 +33,7 @@ __all__ = [
     "TrainingEvent",
     "__version__",
     "finetune",
+    "resolve_model",
     "select_heads",
 ]
 
@@ -46,6 +48,7 @@ _HOME_OF = {
     "HifiError": "hifi.errors",
     "TrainingEvent": "hifi.events",
     "finetune": "hifi.finetuning",
+    "resolve_model": "hifi.models",
     "select_heads": "hifi.selection",
 }
 

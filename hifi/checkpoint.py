@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,26 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             state = _state(checkpoint, digest=digest)
             own = hashlib.sha256(canonical_json(state)).hexdigest()
             (folder / _STATE).write_bytes(canonical_json({"sha256": own, "state": state}))
-    for other in directory.iterdir():
-        if other != path and (_NAME.fullmatch(other.name) or _is_leftover(other)):
-            shutil.rmtree(other, ignore_errors=True)
+    _remove_all(directory, but=path)
     return path
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove the checkpoints of a run whose result is safe, and their folder if it is empty then.
+
+    Args:
+        directory: what cannot be removed of it is left.
+    """
+    if directory.is_dir():
+        _remove_all(directory, but=None)
+        with suppress(OSError):  # not empty, or not ours to remove
+            directory.rmdir()
+
+
+def _remove_all(directory: Path, *, but: Path | None) -> None:
+    for path in directory.iterdir():
+        if path != but and (_NAME.fullmatch(path.name) or _is_leftover(path)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_leftover(path: Path) -> bool:

@@ -3,8 +3,8 @@
 Columns from a CSV file hold *cells*: texts of which the file does not say what they are. A mark on
 the column says what all of them look like, which is what a task is inferred from. What they are is
 said by their use: texts are the cells as they are, targets any notation of a number; classes are
-integers or booleans only where no two spellings could become one class, and a validation split is
-read by the classes of the training split and not by its own looks.
+integers or booleans only where no two spellings could become one class, else texts, and a
+validation split is read by the classes of the training split and not by its own looks.
 """
 
 from __future__ import annotations
@@ -114,6 +114,17 @@ def is_float(dataset: Dataset, column: str) -> bool:
     return bool(pa.types.is_floating(_type(dataset, column)))
 
 
+def is_whole(dataset: Dataset, column: str) -> bool:
+    """Say whether a column holds cells like ``1.0`` and nothing else but whole numbers.
+
+    These are numbers, or classes that went through a program that knows no integers.
+    """
+    if not _are_cells(dataset, column) or not is_float(dataset, column):
+        return False
+    numbers = (_number(cell or "") for cell in dataset.with_format(None)[column][:])
+    return all(number is None or float(number).is_integer() for number in numbers)
+
+
 def is_label(dataset: Dataset, column: str) -> bool:
     """Say whether a column holds what can be classes: integers, booleans or texts."""
     kind = _type(dataset, column)
@@ -169,7 +180,7 @@ def read_labels(
     feature = dataset.features[column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     read_cell = _cell_reader(dataset, column, known=known)
-    is_usable = is_label(dataset, column) or bool(known and read_cell)
+    is_usable = is_label(dataset, column) or is_whole(dataset, column) or bool(known and read_cell)
     kind = kind_of(dataset, column)
 
     def check(value: object) -> Label:
@@ -194,7 +205,25 @@ def read_labels(
             raise ValueError("the label is empty")
         return text
 
-    return _read(dataset, column, check, split=split)
+    labels = _read(dataset, column, check, split=split)
+    if not known and is_whole(dataset, column):
+        _refuse_two_spellings(labels, split=split, column=column)
+    return labels
+
+
+def _refuse_two_spellings(labels: Sequence[Label], *, split: str, column: str) -> None:
+    """Refuse labels like ``1`` and ``1.0``, of which nobody can say whether they are one class."""
+    spelling: dict[float, Label] = {}
+    for row, label in enumerate(labels, start=1):
+        first = spelling.setdefault(float(label), label)
+        if first != label:
+            raise DataError(
+                f"the labels {first!r} and {label!r} are one number in two spellings: spell it "
+                "alike where it is one class",
+                split=split,
+                row=row,
+                column=column,
+            )
 
 
 def _cell_reader(
@@ -222,6 +251,8 @@ def _cell_reader(
             return cell
         if word in _MISSING:
             return None
+        if pa.types.is_floating(looks):  # whole, and spelled as the user wants it: 1.0
+            return word
         return int(word) if pa.types.is_integer(looks) else word.lower()
 
     return by_classes if known else by_looks

@@ -30,6 +30,7 @@ Source: TypeAlias = (
 )
 
 _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
+_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _BLOCK_BYTES = 1 << 30  # one block where the file fits: blocks end a row in mid-quote
 # No column can hold these: what pyarrow raises, and datasets and Pillow for images among them.
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
@@ -75,7 +76,7 @@ def check_columns(dataset: Dataset, columns: Sequence[str], *, split: str) -> No
     """
     for name in columns:
         if name not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
+            there = ", ".join(map(repr, dataset.column_names))
             raise DataError(
                 f"there is no such column; there are: {there}", split=split, column=name
             )
@@ -88,7 +89,8 @@ def _read_file(path: Path, *, split: str, columns: Sequence[str] | None) -> Data
     if reader is None:
         raise DataError(
             f"{str(path)!r} has not one of the endings {', '.join(_READERS)}; a hub data set is "
-            'given as {"hub": "owner/name", "config": …}',
+            'given with --hub on the command line and as {"hub": "owner/name", "config": …} in '
+            "Python",
             split=split,
         )
     try:
@@ -161,9 +163,21 @@ def _read_delimited(
         if bad:
             raise _ragged_row(bad[0], split=split) from error
         raise DataError(f"{path.name} cannot be parsed: {error}", split=split) from error
+    _refuse_one_column(table.column_names, path=path, delimiter=delimiter, split=split)
     table = _select(table, split=split, columns=columns)
     features = {name: cells_feature(table[name]) for name in table.column_names}
     return _to_dataset(table, split=split, features=datasets.Features(features))
+
+
+def _refuse_one_column(names: Sequence[str], *, path: Path, delimiter: str, split: str) -> None:
+    """Refuse a header whose fields are separated by something else."""
+    others = [sign for sign in _DELIMITERS if sign != delimiter and sign in names[0]]
+    if len(names) == 1 and others:
+        raise DataError(
+            f"{path.name} has one column, {names[0]!r}: fields of a {path.suffix} file are "
+            f"separated by {_DELIMITERS[delimiter]}, not by {_DELIMITERS[others[0]]}",
+            split=split,
+        )
 
 
 def _ragged_row(row: csv.InvalidRow, *, split: str) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -19,7 +20,7 @@ class InvalidArgumentError(HifiError, ValueError):
     """
 
     def __init__(self, param: str, *, value: object, limit: str) -> None:
-        super().__init__(f"{param}={value!r} is out of range: {limit}")
+        super().__init__(f"{param}={value!r} is not allowed: {limit}")
         self.param = param
         self.value = value
         self.limit = limit
@@ -72,6 +73,24 @@ class DataError(HifiError, ValueError):
         self.split = split
         self.row = row
         self.column = column
+
+
+class AmbiguousTaskError(DataError):
+    """The columns of the training split do not say what the task is.
+
+    Args:
+        doubt: what could be meant.
+        param: the argument that settles it.
+        columns: those that there are.
+    """
+
+    def __init__(self, doubt: str, *, param: str, columns: Sequence[str]) -> None:
+        names = ", ".join(map(repr, columns))
+        self.doubt = f"train: {doubt}; there are the columns {names}"
+        self.param = param
+        super().__init__(
+            f"{doubt}; there are the columns {names}: say which with {param}=…", split="train"
+        )
 
 
 class DeltaFileError(HifiError):

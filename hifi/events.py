@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EventKind = Literal[
     "loading",
+    "loaded",
+    "resumed",
     "selecting",
     "selected",
     "step",
@@ -37,14 +39,15 @@ class Control(Enum):
 class TrainingEvent:
     """One sign of life of a fine-tune.
 
-    ``(kind, step)`` names an event, also where a resumed run repeats it; but ``loading`` comes
-    twice, and ``evaluating`` as often as there are validation batches.
+    ``(kind, step)`` names an event, also where a resumed run repeats it; but ``evaluating`` comes
+    as often as there are validation batches.
 
     Attributes:
-        kind: ``loading`` the model and the data; ``selecting``, once per calibration batch;
-            ``selected``, with the selection; ``step``, after every optimizer step;
-            ``evaluating``, once per validation batch; ``evaluated``, with the metrics;
-            ``checkpoint``, after one was written; ``finished``.
+        kind: ``loading`` the model and the data; ``loaded``, whose message tells task, columns,
+            rows and precision; ``resumed``, where there is a checkpoint to go on from;
+            ``selecting``, once per calibration batch; ``selected``, with the selection; ``step``,
+            after every optimizer step; ``evaluating``, once per validation batch; ``evaluated``,
+            with the metrics; ``checkpoint``, after one was written; ``finished``.
         number: counts the events of a run from 1; a resumed run counts on from the event of its
             checkpoint, so numbers come again if the run before it went further than that.
         step: optimizer steps done; in ``selecting`` calibration samples seen.

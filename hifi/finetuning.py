@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.arguments import check_count
 from hifi.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.devices import Precision, resolve_device
-from hifi.errors import InvalidArgumentError
+from hifi.errors import BackboneMismatchError, InvalidArgumentError
 from hifi.events import Emitter, OnEvent, TrainingEvent
 from hifi.head_selection import HeadSelection, Strategy, check_open_share, check_strategy
 from hifi.hyperparameters import Hyperparameters
@@ -124,8 +124,8 @@ def finetune(
         n_samples: calibration samples; where not given 300, or all rows where there are fewer.
         strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
-        selection: the heads to tune; nothing is scored then, and the six arguments before this
-            one have no effect.
+        selection: the heads to tune, of this very backbone where it records one; nothing is
+            scored then, and the six arguments before this one have no effect.
         epochs: passes over the training split.
         learning_rate: the highest; after warm-up it falls linearly.
         batch_size: samples of a step.
@@ -136,7 +136,7 @@ def finetune(
             caller's random state is left alone.
         precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device has it.
             Tuned rows and task head are float32 anyway.
-        early_stopping_patience: stop after so many evaluations without gain.
+        early_stopping_patience: stop after so many evaluations without gain on ``validation``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: branch, tag or commit of a hub id.
         checkpoint_dir: a folder of this run's own; made where it is missing. A checkpoint in it
@@ -150,6 +150,7 @@ def finetune(
 
     Raises:
         InvalidArgumentError: an argument outside its range.
+        BackboneMismatchError: ``selection`` records another backbone.
         DataError: a split that cannot be used; it names row and column.
         TaskNotSupportedError: a task type that is unknown or not built yet.
         ModelError: a model that cannot be found or must not be loaded.
@@ -190,6 +191,7 @@ def finetune(
         teleport=teleport,
         given=selection,
     )
+    _check_patience(settings, validation=validation)
     plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
     spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
     where = resolve_device(device)
@@ -197,13 +199,13 @@ def finetune(
     emitter = Emitter(on_event)
     if found is not None:
         emitter.checkpoint, emitter.number = found[0], found[1].event_number
-    _tell_loading(emitter, f"loading the data and {model}")
+    _tell(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
     source = resolve_model(model, revision=revision)
     with reproducible_kernels(where):
         ready = prepare(
             source, spec=spec, train=train, validation=validation, settings=settings, device=where
         )
-        _tell_loading(emitter, f"loaded {source.name}")
+        _tell(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
         start = _start(ready, settings, scoring=scoring, found=found, emitter=emitter)
         return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
 
@@ -266,8 +268,17 @@ def _check_given(selection: object) -> None:
         raise InvalidArgumentError("selection", value=selection, limit=limit)
 
 
-def _tell_loading(emitter: Emitter, message: str) -> None:
-    emitter.emit(TrainingEvent(kind="loading", message=message))
+def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> None:
+    if settings.early_stopping_patience is not None and validation is None:
+        raise InvalidArgumentError(
+            "early_stopping_patience",
+            value=settings.early_stopping_patience,
+            limit="only with a validation split, on which a gain could be seen",
+        )
+
+
+def _tell(emitter: Emitter, event: TrainingEvent) -> None:
+    emitter.emit(event)
     emitter.stop_if_paused("paused while loading, before there was anything new to keep")
 
 
@@ -285,7 +296,10 @@ def _start(
     if found is not None:
         path, checkpoint = found
         check_job(path, checkpoint, job=job)
+        message = f"going on from the checkpoint of step {checkpoint.step}"
+        emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
+    _check_backbone(ready, selection=scoring.given)
     started = time.perf_counter()
     selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
     seconds = time.perf_counter() - started
@@ -298,6 +312,15 @@ def _start(
         parameters={},
         selection_seconds=seconds,
     )
+
+
+def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None:
+    scored = None if selection is None else selection.fingerprint
+    if scored not in (None, ready.fingerprint):
+        raise BackboneMismatchError(
+            f"the selection is of heads of a backbone whose fingerprint is {scored}; that of "
+            f"{ready.source.name} is {ready.fingerprint}: score its own heads"
+        )
 
 
 def _tune(
@@ -420,11 +443,14 @@ def select_prepared(
         teleport: ``information`` or ``uniform``.
         on_batch: called after each batch with the samples seen so far and with n.
 
+    Returns:
+        The selection, with the backbone's fingerprint.
+
     Raises:
         InvalidArgumentError, CaptureError, ConvergenceError: as ``select_heads`` does.
     """
     n = count_calibration_samples(n_samples, rows=len(ready.data.train))
-    return select_heads(
+    selection = select_heads(
         ready.loaded.model,
         calibration_batches(ready, n=n, settings=settings),
         k=k,
@@ -434,3 +460,4 @@ def select_prepared(
         teleport=teleport,
         on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
     )
+    return replace(selection, fingerprint=ready.fingerprint)

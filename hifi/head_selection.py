@@ -55,6 +55,8 @@ class HeadSelection:
         strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
         teleport: ``information`` or ``uniform``.
         n_samples: calibration samples, n.
+        fingerprint: of the backbone whose heads these are, where it is recorded; ``finetune``
+            refuses another backbone then.
     """
 
     heads: tuple[HeadId, ...]
@@ -66,6 +68,7 @@ class HeadSelection:
     strategy: Strategy | None = None
     teleport: Teleport | None = None
     n_samples: int | None = None
+    fingerprint: str | None = None
 
     @classmethod
     def from_heads(cls, heads: Iterable[HeadId], *, num_layers: int) -> HeadSelection:
@@ -133,7 +136,8 @@ class HeadSelection:
 
         Returns:
             ``k, xi, d, strategy, teleport, n_samples, num_layers`` and ``layers``: one object per
-            layer with ``layer``, ``selected`` and, unless made by hand, its scores.
+            layer with ``layer``, ``selected`` and, unless made by hand, its scores; and
+            ``fingerprint`` where it is recorded.
         """
         layers: list[dict[str, Any]] = [
             {"layer": layer, "selected": list(self.selected_in(layer))}
@@ -153,6 +157,7 @@ class HeadSelection:
             "n_samples": self.n_samples,
             "num_layers": self.num_layers,
             "layers": layers,
+            **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
         }
 
     @classmethod
@@ -248,6 +253,7 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
         strategy=entry["strategy"],
         teleport=entry["teleport"],
         n_samples=entry["n_samples"],
+        fingerprint=entry.get("fingerprint"),
     )
     _check_settings(selection)
     return selection
@@ -273,6 +279,8 @@ def _check_settings(selection: HeadSelection) -> None:
         check_teleport(selection.teleport)
     if is_scored or selection.n_samples is not None:
         check_count("n_samples", selection.n_samples, most=None, of="samples")
+    if not isinstance(selection.fingerprint, str | None):
+        raise InvalidArgumentError("fingerprint", value=selection.fingerprint, limit="a text")
 
 
 def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> LayerScores:

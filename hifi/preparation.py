@@ -19,6 +19,7 @@ from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
     LoadedModel,
     ModelSource,
+    check_reads,
     load_config,
     load_for_task,
     max_positions,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hifi.hyperparameters import Hyperparameters
 
 _CALIBRATION_SAMPLES = 300
+_NAMED_CLASSES = 6  # in a summary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +65,22 @@ class Prepared:
     loaded: LoadedModel
     data: TaskData
     fingerprint: str
+
+    def summary(self) -> str:
+        """Say in one line, for people, what was understood of the task and the data."""
+        task, validation = self.data.task, self.data.validation
+        classes = task.classes or ()
+        names = ", ".join(map(str, classes[:_NAMED_CLASSES]))
+        more = ", …" if len(classes) > _NAMED_CLASSES else ""
+        rows = f"{len(self.data.train)} rows"
+        if validation is not None:
+            rows += f", {len(validation)} of validation"
+        model = self.loaded.model
+        return (
+            f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
+            + (f" ({len(classes)} classes: {names}{more})" if classes else "")
+            + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+        )
 
 
 def prepare(
@@ -149,6 +167,7 @@ def _load_data(
     columns = spec.columns if spec.names_all_columns else None
     dataset = load_split(train, split="train", columns=columns)
     task = make_task(spec, dataset)
+    check_reads(source, config, input_kind=task.input_kind)
     for name, value in task.settings().items():
         setattr(config, name, value)
     encoder = task.load_encoder(source, config, max_length=settings.max_length)

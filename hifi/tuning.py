@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -20,6 +22,7 @@ from hifi.delta import HeadDelta
 from hifi.delta_metadata import DeltaMetadata
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.models import identify_folder
 from hifi.row_names import row_key
 from hifi.row_sliced import TunedProjection, refuse_dtype_change
 
@@ -272,16 +275,17 @@ class HeadTuner:
         """
         self._check_attached()
         config = self.model.config
+        known_as, commit = _own_name(config)
         metadata = DeltaMetadata(
-            model=model or str(config.name_or_path) or config.model_type,
-            revision=revision or getattr(config, "_commit_hash", None),
+            model=model or known_as,
+            revision=revision or commit,
             fingerprint=self.fingerprint,
             rows_fingerprint=rows_fingerprint(self.base_rows),
             architecture=str(config.model_type),
             compute_dtype=str(self._compute_dtype).removeprefix("torch."),
             task=task,
             labels=_own_labels(config) if labels is None else labels,
-            selection=self.selection.to_dict(),
+            selection=replace(self.selection, fingerprint=None).to_dict(),  # it has its own above
             training=training or {},
         )
         return HeadDelta(
@@ -311,6 +315,15 @@ class HeadTuner:
     def _check_attached(self) -> None:
         if not self._attached:
             raise TunerError("this tuner was detached: attach a new one to go on tuning")
+
+
+def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
+    """Give the name and revision under which others know a model that transformers loaded."""
+    loaded_from = str(config.name_or_path)
+    if loaded_from and Path(loaded_from).is_dir():
+        source = identify_folder(Path(loaded_from))
+        return source.name, source.revision
+    return loaded_from or config.model_type, getattr(config, "_commit_hash", None)
 
 
 def _own_labels(config: PreTrainedConfig) -> list[str] | None:

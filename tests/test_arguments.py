@@ -40,7 +40,7 @@ class TestIntegers:
     @pytest.mark.parametrize("value", [-1, 2**63])
     def test_the_range_of_an_integer(self, value: int):
         limit = r"an integer of at least 0 and below 2\*\*63"
-        with pytest.raises(InvalidArgumentError, match=f"seed={value} is out of range: {limit}"):
+        with pytest.raises(InvalidArgumentError, match=f"seed={value} is not allowed: {limit}"):
             check_integer("seed", value, least=0)
         assert check_integer("seed", 2**63 - 1, least=0) == 2**63 - 1
 
@@ -59,6 +59,6 @@ class TestNumbers:
 
     @pytest.mark.parametrize("value", [*NO_NUMBERS, -1, np.float32(0), *HUGE])
     def test_all_else_is_refused(self, value: object):
-        with pytest.raises(InvalidArgumentError, match=r"xi=.* is out of range: above 0") as caught:
+        with pytest.raises(InvalidArgumentError, match=r"xi=.* is not allowed: above 0") as caught:
             check_number("xi", value, is_allowed=lambda x: x > 0, limit="above 0")
         assert caught.value.param == "xi"

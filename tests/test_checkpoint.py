@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from hifi import checkpoint as module
-from hifi.checkpoint import Best, Checkpoint, check_job, load_checkpoint, save_checkpoint
+from hifi.checkpoint import (
+    Best,
+    Checkpoint,
+    check_job,
+    load_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from hifi.errors import CheckpointError, StorageError
 
 JOB = {"model": "sha-1", "train": "sha-2"}
@@ -124,6 +131,13 @@ class TestSeries:
         save_checkpoint(tmp_path, make())
         names = {path.name for path in tmp_path.iterdir()}
         assert names == {"notes", "notes.txt", "step-00000012"}
+
+    def test_all_are_removed_and_their_folder_too(self, tmp_path: Path):
+        save_checkpoint(tmp_path / "run", make())
+        (tmp_path / "run" / ".hifi-0123456789abcdef.tmp").mkdir()
+        remove_checkpoints(tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+        remove_checkpoints(tmp_path / "run")
 
     def test_half_a_checkpoint_is_none(self, tmp_path: Path):
         (tmp_path / ".hifi-0123456789abcdef.tmp").mkdir()

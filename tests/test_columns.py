@@ -230,6 +230,14 @@ class TestCells:
         error = error_of(read_labels, cells("a", ""))
         assert (error.row, error.reason) == (2, "the label is empty")
 
+    def test_whole_numbers_that_are_no_integers_keep_their_spelling(self):
+        assert read_labels(cells("1.0", " 2.0"), "c", split="train") == ["1.0", "2.0"]
+
+    def test_two_spellings_of_a_number_are_refused(self):
+        error = error_of(read_labels, cells("2.0", "1", "1.0"))
+        assert (error.row, error.column) == (3, "c")
+        assert "'1' and '1.0' are one number in two spellings" in error.reason
+
     def test_numbers_with_fractions_are_no_classes(self):
         error = error_of(read_labels, cells("0.5", "1"))
         assert (error.row, "double" in error.reason) == (1, True)

@@ -255,6 +255,25 @@ class TestBadFiles:
     def test_an_empty_file(self, suffix: str, tmp_path: Path):
         error_of(write(tmp_path / f"a{suffix}", b""))
 
+    @pytest.mark.parametrize(
+        ("suffix", "sign", "words"),
+        [
+            (".csv", ";", "separated by commas, not by semicolons"),
+            (".csv", "\t", "separated by commas, not by tabs"),
+            (".tsv", ",", "separated by tabs, not by commas"),
+        ],
+    )
+    def test_another_sign_between_the_fields(self, suffix, sign, words, tmp_path: Path):
+        path = write(tmp_path / f"a{suffix}", f"text{sign}label\na{sign}1\n")
+        error = error_of(path)
+        assert error.reason.startswith(f"a{suffix} has one column, {f'text{sign}label'!r}: fields")
+        assert words in error.reason
+
+    def test_a_header_with_blanks_is_quoted(self, tmp_path: Path):
+        path = write(tmp_path / "a.csv", "text, label\na,1\n")
+        with pytest.raises(DataError, match="there are: 'text', ' label'"):
+            load_split(path, split="train", columns=("text", "label"))
+
     def test_a_header_without_rows(self, tmp_path: Path):
         assert error_of(write(tmp_path / "a.csv", "text,label\n")).reason == "there are no rows"
 

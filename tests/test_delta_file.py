@@ -175,7 +175,7 @@ class TestRefusedSave:
 
     def test_float64_values_that_would_be_rounded(self, delta: HeadDelta, tmp_path: Path):
         rows = {name: tensor.double() + 1e-12 for name, tensor in delta.rows.items()}
-        self.refused(replace(delta, rows=rows), tmp_path, "'float64' is out of range")
+        self.refused(replace(delta, rows=rows), tmp_path, "'float64' is not allowed")
 
     def test_no_heads(self, delta: HeadDelta, tmp_path: Path):
         empty = replace(delta, rows={}, base={}, metadata=replace(delta.metadata, selection={}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hifi.backbone import HeadId, describe, task_head_names
 from hifi.data import load_split
 from hifi.delta import HeadDelta
 from hifi.errors import (
+    BackboneMismatchError,
     DataError,
     InvalidArgumentError,
     JobPaused,
@@ -205,6 +207,14 @@ class TestSelection:
         assert result.delta.heads == (HeadId(0, 3), HeadId(2, 1))
         assert "selecting" not in {event.kind for event in heard}
 
+    def test_records_its_backbone_and_suits_no_other(self, bert: Path, tmp_path: Path):
+        selection = run(bert, epochs=1).selection
+        assert selection.fingerprint == run(bert, selection=selection).delta.metadata.fingerprint
+        other = save_text_model(tmp_path / "other", seed=1)
+        with pytest.raises(BackboneMismatchError, match=r"that of other is sha256:"):
+            run(other, selection=selection)
+        run(other, selection=replace(selection, fingerprint=None), epochs=1)
+
     def test_settings_reach_the_scores(self, bert: Path):
         settings = {"k": 2, "xi": 0.5, "damping": 0.7, "strategy": "mid-top"}
         selection = run(bert, **settings).selection
@@ -297,7 +307,8 @@ class TestEvents:
         assert [event.number for event in heard] == list(range(1, len(heard) + 1))
         kinds = [event.kind for event in heard]
         assert kinds == [
-            *["loading"] * 2,
+            "loading",
+            "loaded",
             *["selecting"] * 2,
             "selected",
             *(["step"] * 3 + ["evaluating"] * 2 + ["evaluated"]) * 2,
@@ -324,7 +335,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "named"),
         [
-            ({"label": "lable"}, DataError, "there is no such column; there are: text, label"),
+            ({"label": "lable"}, DataError, "there is no such column; there are: 'text', 'label'"),
             ({"train": [*TRAIN, {"text": "", "label": 0}]}, DataError, "row 25, column 'text'"),
             ({"train": [*TRAIN, {"text": "a", "label": None}]}, DataError, "row 25.*missing"),
             ({"train": [r for r in TRAIN if r["label"]]}, DataError, "at least two classes"),
@@ -346,6 +357,11 @@ class TestBadInput:
             ({"metric": "bleu"}, InvalidArgumentError, "accuracy, f1, matthews"),
             ({"max_length": 65}, InvalidArgumentError, "tiny-bert reads 64 tokens"),
             ({"epochs": 0}, InvalidArgumentError, "epochs=0"),
+            (
+                {"early_stopping_patience": 1, "validation": None},
+                InvalidArgumentError,
+                "early_stopping_patience=1 .*only with a validation split",
+            ),
             ({"checkpoint_seconds": -1}, InvalidArgumentError, "checkpoint_seconds=-1"),
             ({"device": "tpu"}, InvalidArgumentError, "device='tpu'"),
             ({"precision": "int8"}, InvalidArgumentError, "precision='int8'"),

@@ -205,7 +205,7 @@ class TestDict:
     def test_refuses_scores_without_how_they_were_found(self, name):
         entry = scored_entry()
         entry[name] = None
-        with pytest.raises(InvalidArgumentError, match="=None is out of range"):
+        with pytest.raises(InvalidArgumentError, match="=None is not allowed"):
             HeadSelection.from_dict(entry)
 
     @pytest.mark.parametrize(

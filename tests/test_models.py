@@ -65,6 +65,16 @@ class TestResolveModel:
         monkeypatch.chdir(folder)
         assert resolve_model(".").name == "my-model"
 
+    def test_a_snapshot_of_the_hub_goes_by_its_id_and_commit(self, tmp_path: Path):
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        for cached, name in (("owner--model", "owner/model"), ("gpt2", "gpt2")):
+            folder = tmp_path / f"models--{cached}" / "snapshots" / commit
+            folder.mkdir(parents=True)
+            assert resolve_model(folder) == ModelSource(name, folder, commit)
+
+    def test_the_folder_of_the_packaged_model_goes_by_its_name(self, minilm_path: Path):
+        assert resolve_model(minilm_path) == ModelSource("all-MiniLM-L6-v2", minilm_path)
+
     def test_a_folder_wins_over_any_other_name(self, tmp_path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "all-MiniLM-L6-v2").mkdir()

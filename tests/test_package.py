@@ -28,6 +28,7 @@ EXPORTS = {
     "HifiError",
     "TrainingEvent",
     "finetune",
+    "resolve_model",
     "select_heads",
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from hifi.errors import InvalidArgumentError
+from hifi.errors import InvalidArgumentError, ModelError
 from hifi.fingerprint import backbone_fingerprint
 from hifi.hyperparameters import Hyperparameters
 from hifi.models import resolve_model
@@ -88,6 +88,32 @@ class TestPrepare:
         with pytest.raises(InvalidArgumentError, match="bert reads 64 tokens") as caught:
             make(bert, settings=Hyperparameters(max_length=65))
         assert caught.value.param == "max_length"
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            ("text", "is of architecture 'vit', which does not read texts"),
+            ("image", "is of architecture 'bert', which does not read images"),
+        ],
+    )
+    def test_a_model_that_does_not_read_the_inputs(self, kind: str, words: str, tmp_path: Path):
+        save, rows = {
+            "text": (save_image_model, TRAIN),
+            "image": (save_text_model, image_rows(4)),
+        }[kind]
+        with pytest.raises(ModelError, match=words):
+            make(save(tmp_path / "model"), train=rows, validation=None)
+
+    def test_a_summary_says_what_was_understood(self, bert: Path):
+        rows = text_rows(8, labels=tuple("abcdefgh"))
+        assert make(bert, train=rows, validation=None).summary() == (
+            "classification of text by label (8 classes: a, b, c, d, e, f, …); 8 rows; "
+            "float32 on cpu"
+        )
+        numbers = [{"text": "a", "other": "b", "score": 0.5}] * 3
+        assert make(bert, train=numbers, validation=numbers).summary() == (
+            "regression of text and other by score; 3 rows, 3 of validation; float32 on cpu"
+        )
 
 
 class TestJob:

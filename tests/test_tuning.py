@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +175,12 @@ class TestDelta:
         assert (metadata.model, metadata.revision) == ("backbone", "0123abc")
         assert metadata.labels == ["no", "yes"]
         assert metadata.fingerprint == fingerprint
+
+    def test_names_the_packaged_model_as_the_command_line_does(self, minilm_path: Path):
+        model = AutoModelForSequenceClassification.from_pretrained(minilm_path, num_labels=2)
+        chosen = HeadSelection.from_heads([HeadId(0, 0)], num_layers=6)
+        metadata = HeadTuner(model, chosen).delta().metadata
+        assert (metadata.model, metadata.revision) == ("all-MiniLM-L6-v2", None)
 
     def test_has_no_labels_where_the_model_only_numbers_them(self):
         assert HeadTuner(tiny_model("bert"), selection()).delta().metadata.labels is None

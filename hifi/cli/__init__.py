@@ -18,7 +18,7 @@ from types import ModuleType
 
 from hifi import __version__
 from hifi.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, fail
-from hifi.errors import HifiError, InvalidArgumentError
+from hifi.errors import AmbiguousTaskError, HifiError, InvalidArgumentError
 
 ENTRY_POINT_GROUP = "hifi.commands"
 
@@ -71,6 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
         return int(args.run(args)) if code is None else code
     except InvalidArgumentError as error:
         return fail(f"{error}{_option_hint(error.param, args)}")
+    except AmbiguousTaskError as error:
+        return fail(f"{error.doubt}: say which with --{error.param}")
     except HifiError as error:
         return fail(str(error))
     except BrokenPipeError:

@@ -7,16 +7,21 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from hifi.errors import BackboneMismatchError, DeltaFileError, TaskNotSupportedError
-from hifi.fingerprint import backbone_fingerprint
+from hifi.errors import (
+    BackboneMismatchError,
+    DeltaFileError,
+    ModelError,
+    TaskNotSupportedError,
+)
 from hifi.models import (
+    PACKAGED_MODEL,
     ModelSource,
     load_config,
     load_for_task,
@@ -73,7 +78,8 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
     Args:
         delta: says which task head it needs.
-        model: a folder or name; the one that the delta names by default.
+        model: a folder or name; by default the one that the delta names, where that is the packaged
+            model, a pinned hub id, or the name of a folder here.
         revision: of a hub id; the one that the delta names, where the model is that one too.
 
     Raises:
@@ -86,7 +92,7 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     task = dict(metadata.task or {})
     kind = _task_type(task)
     if model is None:
-        source = resolve_model(metadata.model, revision=revision or metadata.revision)
+        source = _named_backbone(delta, revision=revision or metadata.revision)
     else:
         source = resolve_model(model, revision=revision)
     config = load_config(source)
@@ -106,6 +112,17 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     )
     _check_backbone(delta, loaded.model)
     return LoadedBackbone(loaded.model, source, task)
+
+
+def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
+    """Find the backbone that a delta names; the hub is asked for nothing that is not pinned."""
+    name = delta.metadata.model
+    if revision is None and name != PACKAGED_MODEL and not Path(name).is_dir():
+        raise ModelError(
+            f"the head delta was tuned on a folder that was called {name!r}, and there is no such "
+            "folder here: say with --model where that backbone is (a folder, or a hub id)"
+        )
+    return resolve_model(name, revision=revision)
 
 
 def _task_type(task: dict[str, Any]) -> type[Task]:
@@ -164,28 +181,6 @@ def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedCo
     config.pad_token_id = pad
     if pad != tokenizer.pad_token_id and pad < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-
-
-def stored_fingerprint(model: str, *, revision: str | None) -> str:
-    """Give the fingerprint of a backbone as it is stored, whatever task it is for.
-
-    Args:
-        model: a folder or name.
-        revision: of a hub id.
-
-    Raises:
-        ModelError: there is no such model, or it cannot be loaded.
-        UnsupportedArchitectureError: its heads are not known.
-    """
-    source = resolve_model(model, revision=revision)
-    loaded = load_for_task(
-        source,
-        config=load_config(source),
-        auto_class=transformers.AutoModel,  # type: ignore[arg-type]  # a task head is not hashed
-        attention="sdpa",
-        seed=0,
-    )
-    return backbone_fingerprint(loaded.model)
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -181,6 +181,8 @@ def _line(event: TrainingEvent) -> str:
     """Say in one line what an event that is no mere progress tells."""
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
+    if event.kind in ("loaded", "resumed"):
+        return event.message
     return ""  # the rest is told with the results
 
 

@@ -119,8 +119,9 @@ def format_bytes(size: int) -> str:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Write metrics on one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    """Write metrics on one line, the loss at the end."""
+    ordered = sorted(metrics.items(), key=lambda entry: (entry[0] == "loss", entry[0]))
+    return "  ".join(f"{name} {value:.4f}" for name, value in ordered)
 
 
 def format_seconds(seconds: float) -> str:

@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
         )
         ready = _prepare(args, splits=splits, settings=settings, device=device)
+        display.show(TrainingEvent(kind="loaded", number=2, message=ready.summary()))
 
         def show(seen: int, total: int) -> None:
-            display.show(TrainingEvent(kind="selecting", number=2, step=seen, total_steps=total))
+            display.show(TrainingEvent(kind="selecting", number=3, step=seen, total_steps=total))
 
         selection = select_prepared(
             ready, settings=settings, on_batch=show, **options.named_arguments(args, *_SCORING)
@@ -125,7 +126,6 @@ def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
         "object": "heads",
         "model": ready.source.name,
         "revision": ready.source.revision,
-        "fingerprint": ready.fingerprint,
         **selection.to_dict(),
         "num_heads": backbone.num_heads,
         "head_dim": backbone.head_dim,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
-from hifi.errors import BackboneMismatchError, InvalidArgumentError, JobCancelled, JobPaused
+from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi tune``."""
     options.add_model(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the head delta to write"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the head delta to write; a file of that name is replaced",
     )
     parser.add_argument(
         "--encoding",
@@ -44,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-dir",
         type=Path,
         metavar="DIR",
-        help="keep a checkpoint there and go on from it, if there is one already",
+        help="keep a checkpoint there and go on from it, if there is one already; it is removed "
+        "once the head delta is written",
     )
     checkpoints.add_argument(
         "--checkpoint-seconds",
@@ -60,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_file(args.out)
     from rich.console import Console
 
+    from hifi.checkpoint import remove_checkpoints
     from hifi.cli.interrupt import stop_on_interrupt
     from hifi.cli.progress import progress_display
     from hifi.events import Control
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             code=output.EXIT_INTERRUPTED,
         )
     result.delta.save(args.out, encoding=args.encoding)
+    if args.checkpoint_dir is not None:
+        remove_checkpoints(args.checkpoint_dir)
     if not watcher.has_shown_heads:  # a resumed run does not select again
         _show_heads(report, result.selection)
     _report(args, result=result, console=report)
@@ -138,37 +146,25 @@ def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
         on_event=watcher,
         **options.split_arguments(args),
         **options.named_arguments(args, *options.STEP_1, *options.STEP_2),
-        selection=None if args.selection is None else _read_selection(args),
+        selection=None if args.selection is None else _read_selection(args.selection),
     )
 
 
-def _read_selection(args: argparse.Namespace) -> HeadSelection:
+def _read_selection(path: Path) -> HeadSelection:
     """Read the heads to tune.
 
     Raises:
         InvalidArgumentError: no file of a selection.
-        BackboneMismatchError: it says that another backbone's heads were scored.
     """
-    from hifi.cli.loading import stored_fingerprint
     from hifi.head_selection import HeadSelection
 
-    path: Path = args.selection
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(
             "selection", value=str(path), limit=f"a file that `hifi select --out` wrote ({error})"
         ) from error
-    selection = HeadSelection.from_dict(entry)
-    scored = entry.get("fingerprint")  # a selection made by hand has none
-    if scored is not None:
-        found = stored_fingerprint(args.model, revision=args.revision)
-        if scored != found:
-            raise BackboneMismatchError(
-                f"{path} holds heads of {entry.get('model')!r}, whose fingerprint is {scored}; "
-                f"that of {args.model} is {found}: score its own heads with `hifi select`"
-            )
-    return selection
+    return HeadSelection.from_dict(entry)
 
 
 def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Console) -> None:
@@ -209,5 +205,7 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         "written": f"{args.out}  {render.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",
     }
+    if result.metrics.get("matthews") == 0.0:
+        entries["hint"] = "no better than always the same class: try another --learning-rate"
     console.print()
     render.print_facts(console, entries)

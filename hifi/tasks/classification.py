@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from hifi import metrics
 from hifi.columns import label_indices, label_order, read_labels
-from hifi.tasks.base import Encoder, Task
-from hifi.tasks.text import TextEncoder
+from hifi.tasks.base import Task
+from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hifi.models import AutoClass, ModelSource
-    from hifi.tasks.base import InputKind
+    from hifi.models import AutoClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +58,8 @@ class ClassTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification(ClassTask):
+class Classification(TextTask, ClassTask):
     """Classification of texts; ``inputs`` are one or two text columns."""
 
     type: ClassVar[str] = "classification"
-    input_kind: ClassVar[InputKind] = "text"
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
-
-    def load_encoder(
-        self, source: ModelSource, config: transformers.PreTrainedConfig, *, max_length: int
-    ) -> Encoder:
-        """Load the model's tokenizer, and set the pad token in its configuration."""
-        return TextEncoder.load(source, config, columns=self.inputs, max_length=max_length)

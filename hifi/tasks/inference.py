@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.columns import is_float, is_image, is_label, is_text, kind_of
-from hifi.errors import DataError
+from hifi.columns import is_float, is_image, is_label, is_text, is_whole, kind_of
+from hifi.errors import AmbiguousTaskError
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
 from hifi.tasks.registry import get_task
@@ -29,7 +29,8 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
       booleans; with images the only other one that can be a class.
     - The text columns are all columns of text but the label, one or two of them, in their order.
     - Images are classified; a label with floating-point numbers means regression, even where all
-      of them are whole; integers, booleans and texts are classes.
+      of them are whole (but not in CSV, which does not say so: there ``1.0`` may be a class);
+      integers, booleans and texts are classes.
 
     Args:
         spec: what is given is taken as it is.
@@ -39,7 +40,7 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
         A spec with type, label, and text columns or an image column.
 
     Raises:
-        DataError: the columns leave a doubt; the message says which argument settles it.
+        AmbiguousTaskError: the columns leave a doubt; it has the argument that settles it.
         TaskNotSupportedError: no such task type, or one that is not built yet.
     """
     image = spec.image
@@ -81,6 +82,13 @@ def _infer_text(dataset: Dataset, *, excluded: Sequence[str | None]) -> tuple[st
 def _infer_type(dataset: Dataset, label: str, *, is_about_images: bool) -> str:
     if is_about_images:
         return ImageClassification.type
+    if is_whole(dataset, label):
+        raise _doubt(
+            dataset,
+            "task",
+            f"the column {label!r} holds numbers that are whole but not written as integers, so "
+            "they may be classes or values to regress on",
+        )
     if is_float(dataset, label):
         return Regression.type
     if is_label(dataset, label):
@@ -110,8 +118,5 @@ def _matching(
     return [n for n in dataset.column_names if n not in excluded and is_wanted(dataset, n)]
 
 
-def _doubt(dataset: Dataset, argument: str, reason: str) -> DataError:
-    names = ", ".join(dataset.column_names)
-    return DataError(
-        f"{reason} among {names}: say which with the argument {argument!r}", split="train"
-    )
+def _doubt(dataset: Dataset, argument: str, reason: str) -> AmbiguousTaskError:
+    return AmbiguousTaskError(reason, param=argument, columns=dataset.column_names)

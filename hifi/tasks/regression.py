@@ -12,22 +12,19 @@ from torch import Tensor, nn
 
 from hifi import metrics
 from hifi.columns import read_targets
-from hifi.tasks.base import Encoder, Task
-from hifi.tasks.text import TextEncoder
+from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hifi.models import AutoClass, ModelSource
-    from hifi.tasks.base import InputKind
+    from hifi.models import AutoClass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression(Task):
+class Regression(TextTask):
     """Regression on texts; ``inputs`` are one or two text columns."""
 
     type: ClassVar[str] = "regression"
-    input_kind: ClassVar[InputKind] = "text"
     metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     problem_type: ClassVar[str] = "regression"
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
@@ -43,12 +40,6 @@ class Regression(Task):
     ) -> Self:
         """Make the task of its columns."""
         return cls(inputs=inputs, label=label, metric=metric or cls.metrics[0])
-
-    def load_encoder(
-        self, source: ModelSource, config: transformers.PreTrainedConfig, *, max_length: int
-    ) -> Encoder:
-        """Load the model's tokenizer, and set the pad token in its configuration."""
-        return TextEncoder.load(source, config, columns=self.inputs, max_length=max_length)
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the numbers, float32 ``[n]``."""

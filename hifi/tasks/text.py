@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from hifi.columns import read_texts
 from hifi.errors import DataError, InvalidArgumentError, ModelError
 from hifi.models import load_tokenizer, usable_pad_token
-from hifi.tasks.base import Batch, Digest, Encoder, Examples
+from hifi.tasks.base import Batch, Digest, Encoder, Examples, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,8 +23,22 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from hifi.models import ModelSource
+    from hifi.tasks.base import InputKind
 
 _IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """What tasks on texts share; ``inputs`` are one or two text columns."""
+
+    input_kind: ClassVar[InputKind] = "text"
+
+    def load_encoder(
+        self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
+    ) -> TextEncoder:
+        """Load the model's tokenizer, and set the pad token in its configuration."""
+        return TextEncoder.load(source, config, columns=self.inputs, max_length=max_length)
 
 
 class TextEncoder(Encoder):

@@ -66,5 +66,5 @@ class TestBuildDataSet:
             build_data_set(tmp_path, rows_per_library=20, seed=0)
 
     def test_too_few_rows_are_refused(self, tmp_path):
-        with pytest.raises(HifiError, match="rows=9 is out of range: at least 10"):
+        with pytest.raises(HifiError, match="rows=9 is not allowed: at least 10"):
             build_data_set(tmp_path, rows_per_library=9, seed=0)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
-import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from hifi.backbone import HeadId
-from hifi.cli.loading import load_backbone, quiet_transformers, stored_fingerprint
+from hifi.cli.loading import load_backbone, quiet_transformers
 from hifi.delta import HeadDelta
 from hifi.errors import BackboneMismatchError, DeltaFileError, ModelError, TaskNotSupportedError
-from hifi.fingerprint import backbone_fingerprint
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import PAD, VOCABULARY, tiny_model
-from tests.tiny_tasks import END, save_image_model, save_text_model, tiny_tokenizer
+from tests.tiny_tasks import END, save_text_model, tiny_tokenizer
 
 PADDED = {"pad_token": "[PAD]"}
 
@@ -57,9 +56,19 @@ class TestLoadBackbone:
         with pytest.raises(BackboneMismatchError, match="fingerprint"):
             load_backbone(delta, model=str(tmp_path), revision=None)
 
-    def test_the_model_that_the_delta_names_is_looked_for(self, delta):
-        with pytest.raises(ModelError, match="'tiny-bert' is not a folder here"):
+    def test_a_folder_of_the_name_that_the_delta_has_is_taken(self, delta, backbone, monkeypatch):
+        monkeypatch.chdir(backbone.parent)
+        assert load_backbone(delta, model=None, revision=None).source.name == "tiny-bert"
+
+    def test_a_folder_that_is_not_here_is_asked_for_and_the_hub_is_not(self, delta, monkeypatch):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # calling it would fail
+        with pytest.raises(ModelError, match=r"a folder that was called 'tiny-bert'.*--model"):
             load_backbone(delta, model=None, revision=None)
+
+    def test_a_pinned_hub_id_is_looked_for_on_the_hub(self, delta):
+        pinned = replace(delta, metadata=replace(delta.metadata, revision="c0ffee"))
+        with pytest.raises(ModelError, match="'tiny-bert' is not a folder here"):
+            load_backbone(pinned, model=None, revision=None)
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -121,20 +130,6 @@ class TestLoadProcessor:
         loaded = load_backbone(own_loop_delta(folder), model=str(folder), revision=None)
         assert loaded.load_processor().pad_token is None
         assert loaded.model.config.pad_token_id is None
-
-
-class TestStoredFingerprint:
-    @pytest.mark.parametrize("save", [save_text_model, save_image_model])
-    def test_is_that_of_the_model_with_its_task_head(self, save, tmp_path):
-        name = "bert" if save is save_text_model else "vit"
-        folder = save(tmp_path / "model", name)
-        expected = backbone_fingerprint(tiny_model(name))
-        assert stored_fingerprint(str(folder), revision=None) == expected
-
-    def test_is_taken_at_the_stored_dtype(self, tmp_path):
-        tiny_model("bert").bfloat16().save_pretrained(tmp_path)
-        expected = backbone_fingerprint(tiny_model("bert", dtype=torch.bfloat16))
-        assert stored_fingerprint(str(tmp_path), revision=None) == expected
 
 
 class TestQuietTransformers:

@@ -125,7 +125,7 @@ class TestErrors:
     def test_a_refused_argument_names_its_option(self, monkeypatch, capsys):
         error = InvalidArgumentError("n_samples", value=9, limit="at most the 4 samples")
         assert self.run_raising(monkeypatch, error) == 1
-        expected = "n_samples=9 is out of range: at most the 4 samples (change --n-samples)"
+        expected = "n_samples=9 is not allowed: at most the 4 samples (change --n-samples)"
         assert capsys.readouterr().err == f"hifi: error: {expected}\n"
 
     def test_what_is_wrong_in_a_file_names_the_files_option(self, monkeypatch, capsys):

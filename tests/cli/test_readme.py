@@ -44,13 +44,12 @@ class TestPython:
     def test_is_python(self, code):
         compile(code, "README.md", "exec")
 
-    def test_own_loop_and_undo_run(self, minilm_path, tmp_path, monkeypatch):
+    @pytest.mark.usefixtures("minilm_path")
+    def test_own_loop_and_undo_run_and_the_command_line_merges(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        code = block("optimizer.step()") + block("HeadDelta.load(")
-        hub_id = '"sentence-transformers/all-MiniLM-L6-v2"'
-        assert hub_id in code
-        exec(code.replace(hub_id, repr(str(minilm_path))), {})  # noqa: S102 - our own README
+        exec(block("optimizer.step()") + block("HeadDelta.load("), {})  # noqa: S102 - our own
         assert HeadDelta.load("films.safetensors").metadata.labels == ["bad", "good"]
+        assert cli.main(["merge", "--delta", "films.safetensors", "--out", "merged"]) == 0
 
 
 class TestFacts:

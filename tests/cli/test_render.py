@@ -76,7 +76,9 @@ class TestWords:
         assert render.format_seconds(seconds) == text
 
     def test_metrics(self):
-        assert render.format_metrics({"f1": 0.81222, "loss": 0.5}) == "f1 0.8122  loss 0.5000"
+        assert render.format_metrics({"loss": 0.5, "matthews": 0.3, "f1": 0.81222}) == (
+            "f1 0.8122  matthews 0.3000  loss 0.5000"
+        )
 
     def test_what_steers_a_terminal_is_replaced(self):
         assert render.printable("a\x1b[31mb\nc ξ") == "a?[31mb?c ξ"

@@ -95,10 +95,10 @@ class TestSelect:
     @pytest.mark.parametrize(
         "refusal",
         [
-            (["--k", "5"], "k=5 is out of range: an integer from 1 to the 4 heads of a layer"),
-            (["--xi", "1.5"], "xi=1.5 is out of range"),
-            (["-d", "1"], "damping=1.0 is out of range"),
-            (["--n-samples", "49"], "49 is out of range"),
+            (["--k", "5"], "k=5 is not allowed: an integer from 1 to the 4 heads of a layer"),
+            (["--xi", "1.5"], "xi=1.5 is not allowed"),
+            (["-d", "1"], "damping=1.0 is not allowed"),
+            (["--n-samples", "49"], "49 is not allowed"),
             (["--device", "tpu9"], "device='tpu9'"),
             (["--label", "kind"], "column 'kind'"),
             (["--max-length", "999"], "max_length=999"),

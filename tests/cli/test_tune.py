@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,28 @@ class TestTune:
         assert main(command(backbone, data, out, *arguments)) == 0
         assert HeadDelta.load(out).metadata.encoding == encoding
 
+    def test_what_was_understood_is_told_in_a_line(self, backbone, data, tmp_path, capsys):
+        more = ["--epochs", "1", "--precision", "bfloat16"]
+        assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+        told = "classification of text by label (2 classes: 0, 1); 48 rows, 12 of validation; "
+        assert f"\n{told}bfloat16 on cpu\n" in capsys.readouterr().err
+
+    def test_a_result_that_is_one_class_is_remarked_on(self, backbone, data, tmp_path, capsys):
+        for rate, count in (("1e-12", 1), ("0.02", 0)):
+            more = ["--epochs", "6", "--learning-rate", rate, "--precision", "float32"]
+            assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+            told = capsys.readouterr().out
+            assert told.count("no better than always the same class") == count
+            assert told.count("matthews 0.0000") == count
+
+    def test_other_things_in_the_folder_of_the_checkpoints_stay(self, backbone, data, tmp_path):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+        more = ["--epochs", "1", "--checkpoint-dir", str(folder)]
+        assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+        assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
     def test_without_validation_the_last_step_is_kept(self, backbone, data, tmp_path, capsys):
         out = tmp_path / "delta.safetensors"
         arguments = ["tune", "--model", str(backbone), "--train", str(data / "train.jsonl")]
@@ -123,7 +146,9 @@ class TestTune:
         more = ["--epochs", "1", "--seed", "3"]
         assert main(command(backbone, data, out, "--selection", str(selection), *more)) == 0
         recorded = HeadSelection.from_dict(json.loads(selection.read_text(encoding="utf-8")))
-        assert HeadDelta.load(out).metadata.selection == recorded.to_dict()
+        delta = HeadDelta.load(out)
+        assert delta.metadata.fingerprint == recorded.fingerprint
+        assert delta.metadata.selection == replace(recorded, fingerprint=None).to_dict()
 
     def test_a_selection_without_a_fingerprint_is_taken(self, backbone, data, tmp_path):
         selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
@@ -150,12 +175,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "refusal",
         [
-            (["--k", "9"], "k=9 is out of range"),
-            (["--epochs", "0"], "epochs=0 is out of range: an integer of at least 1"),
+            (["--k", "9"], "k=9 is not allowed"),
+            (["--epochs", "0"], "epochs=0 is not allowed: an integer of at least 1"),
             (["--metric", "pearson"], "metric='pearson'"),
             (["--task", "regression", "--label", "text"], "label='text'"),
             (["--selection", "no-such.json"], "selection='no-such.json'"),
             (["--validation", "no-such.csv"], "there is no file 'no-such.csv'"),
+            (
+                ["--validation", "none", "--early-stopping-patience", "2"],
+                "patience=2 is not allowed: only with a validation split, on which a gain could be",
+            ),
         ],
     )
     def test_are_one_line_and_leave_no_file(self, refusal, backbone, data, tmp_path, capsys):
@@ -173,8 +202,8 @@ class TestRefusals:
         other = save_text_model(tmp_path / "other", seed=1, max_position_embeddings=128)
         assert main(command(other, data, out, "--selection", str(selection))) == 1
         err = capsys.readouterr().err
-        assert f"{selection} holds heads of 'tiny-bert', whose fingerprint is sha256:" in err
-        assert f"that of {other} is sha256:" in err
+        assert "of heads of a backbone whose fingerprint is sha256:" in err
+        assert "that of other is sha256:" in err
         assert not out.exists()
 
     @pytest.mark.parametrize(
@@ -268,7 +297,10 @@ class TestInterrupt:
         assert "run the same command again" in told.splitlines()[-1]
         assert not out.exists()
         assert main(resumable) == 0
-        assert "layer 2 " in capsys.readouterr().out
+        captured = capsys.readouterr()
+        assert "layer 2 " in captured.out
+        assert "\ngoing on from the checkpoint of step " in captured.err
+        assert not folder.exists()
         resumed = out.read_bytes()
         out.unlink()
         assert main(arguments) == 0

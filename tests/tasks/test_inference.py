@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hifi.data import load_split
-from hifi.errors import DataError, InvalidArgumentError, TaskNotSupportedError
+from hifi.errors import AmbiguousTaskError, DataError, InvalidArgumentError, TaskNotSupportedError
 from hifi.models import load_config, resolve_model
 from hifi.tasks import TaskSpec, infer, make_task
 from tests.tiny_tasks import image_rows, png, save_text_model, text_rows, write_jsonl
@@ -62,9 +62,9 @@ class TestInfer:
     def test_what_leaves_a_doubt_says_which_argument_settles_it(
         self, row: dict[str, Any], argument: str
     ):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(AmbiguousTaskError, match=f"say which with {argument}=") as caught:
             infer(TaskSpec(), split(row))
-        assert f"'{argument}'" in caught.value.reason
+        assert caught.value.param == argument
         assert all(name in caught.value.reason for name in row)
 
     @pytest.mark.parametrize(
@@ -123,9 +123,25 @@ class TestMakeTask:
     def test_a_csv_column_of_numbers_is_text_where_it_is_said_to_be(self, tmp_path: Path):
         (tmp_path / "rows.csv").write_text("code,label\n12,1\n7,0\n")
         dataset = load_split(tmp_path / "rows.csv", split="train")
-        with pytest.raises(DataError, match="'text'"):
+        with pytest.raises(AmbiguousTaskError, match="text="):
             make_task(TaskSpec(), dataset)
         assert make_task(TaskSpec(text=("code",)), dataset).inputs == ("code",)
+
+    @pytest.mark.parametrize("cells", [("1.0", "0.0"), ("1", "02.0"), ("2.", "1e0")])
+    def test_whole_numbers_that_are_no_integers_in_csv_are_asked_about(self, cells, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("text,label\na,{}\nb,{}\n".format(*cells))
+        dataset = load_split(tmp_path / "rows.csv", split="train")
+        with pytest.raises(AmbiguousTaskError, match="may be classes or values") as caught:
+            make_task(TaskSpec(), dataset)
+        assert caught.value.param == "task"
+        assert make_task(TaskSpec(type="regression"), dataset).classes is None
+        classes = make_task(TaskSpec(type="classification"), dataset).classes
+        assert classes == tuple(sorted(cells))
+
+    def test_numbers_in_csv_of_which_one_is_not_whole_are_regressed_on(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,0.5\n")
+        dataset = load_split(tmp_path / "rows.csv", split="train")
+        assert make_task(TaskSpec(), dataset).type == "regression"
 
     def test_an_empty_csv_column_is_no_label(self, tmp_path: Path):
         (tmp_path / "rows.csv").write_text("text,label\na,\nb,\n")
