@@ -350,11 +350,12 @@ def first_token_block(model: PreTrainedModel) -> str | None:
     """Name the last layer's block that adds W^O·O to the residual, if its first token suffices.
 
     Returns:
-        The dotted path of a module that takes ``(head outputs, residual)``, both ``[B, S, D]``,
-        and after which the model works token by token and reads the first token only; None
-        where the model has no such block (pooling over tokens, another residual layout).
+        The dotted path of a module ``….output``, beside the self-attention ``….self``, that takes
+        ``(head outputs, residual)``, both ``[B, S, D]``, and after which the model works token by
+        token and reads the first token only; None where the model has no such block (pooling
+        over tokens, another residual layout, a decoder).
     """
-    if _LAYOUTS.get(str(model.config.model_type)) is not _BERT:
+    if _LAYOUTS.get(str(model.config.model_type)) is not _BERT or model.config.is_decoder:
         return None
     kind = type(model)  # a subclass may pool otherwise
     if not kind.__name__.endswith("ForSequenceClassification"):

@@ -134,6 +134,18 @@ class TunedProjection(nn.Module):
             )
         return projected
 
+    def trainable_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Copy weight ``[R, D]`` and bias ``[R]``, from which gradients reach the tuned rows.
+
+        For products other than ``forward``'s; this keeps a gradient of the whole weight.
+        """
+        frozen = self.frozen_weight.T if self.transposed else self.frozen_weight
+        weight = frozen.index_copy(0, self.rows, self.tuned_weight.to(frozen.dtype))
+        if self.frozen_bias is None or self.tuned_bias is None:
+            return weight, None
+        bias = self.tuned_bias.to(self.frozen_bias.dtype)
+        return weight, self.frozen_bias.index_copy(0, self.rows, bias)
+
     def plain(self) -> nn.Linear | Conv1D:
         """Give the plain projection back, with the tuned rows in place and the same storage."""
         self._place_rows()

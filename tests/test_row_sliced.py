@@ -62,6 +62,24 @@ class TestForward:
         assert (after != before).any(0).nonzero().flatten().tolist() == ROWS.tolist()
 
 
+class TestTrainableWeight:
+    def test_gives_the_products_of_forward_and_their_gradients(self, plain):
+        tuned = TunedProjection(plain, rows=ROWS)
+        tuned.tuned_weight.data += 1
+        inputs, seed = torch.randn(5, 4), torch.randn(5, 6)
+        expected = tuned(inputs)
+        parameters = [p for p in (tuned.tuned_weight, tuned.tuned_bias) if p is not None]
+        gradients = torch.autograd.grad(expected, parameters, seed)
+        weight, bias = tuned.trainable_weight()
+        assert (bias is None) == (tuned.tuned_bias is None)
+        projected = nn.functional.linear(inputs, weight, bias)
+        torch.testing.assert_close(projected, expected)
+        for gradient, reference in zip(
+            torch.autograd.grad(projected, parameters, seed), gradients, strict=True
+        ):
+            torch.testing.assert_close(gradient, reference)
+
+
 class TestGradients:
     def test_equal_those_of_plain_autograd(self, plain):
         reference = copy.deepcopy(plain)
