@@ -1,0 +1,137 @@
+"""The settings of all processes, read from the environment once and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from store.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PREFIX = "HIFI_"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_GIB = 1 << 30
+
+
+class Settings(BaseSettings):
+    """What an operator may set, each as an environment variable with the prefix ``HIFI_``.
+
+    Attributes:
+        home: where everything lies that has no place of its own.
+        database_url: ``postgresql://…`` or ``sqlite:///…``; SQLite in ``home`` where unset.
+        broker_url: ``redis://…``; embedded, in ``home``, where unset.
+        artifacts_url: a folder or ``s3://…``; a folder in ``home`` where unset.
+        models: a folder whose folders are backbones; ``models`` in ``home`` where unset.
+        allow_hub: whether backbones and data sets may come from the Hugging Face hub.
+        auth: ``none`` is one tenant ``default``, on loopback only; ``keys`` asks for a key.
+        secret_key: signs what a browser keeps; drawn anew at each start where unset.
+        allowed_hosts: host names under which the gateway answers.
+        host, port: where the gateway listens.
+        device: of a worker: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        infer_url: where the inference process listens.
+        infer_token: what it asks for where it is not on loopback.
+        max_upload_bytes: of one upload, all files together.
+        tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
+        lease_seconds: how long a worker may be silent before its job is taken back.
+        checkpoint_seconds: between two checkpoints of a job.
+        engine_stall_seconds: how long an engine may make no progress before it is replaced.
+        log_format: ``json``, or ``text`` for people.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, allow_inf_nan=False, env_ignore_empty=True
+    )
+
+    home: Path = Path(".hifi")
+    database_url: str = ""
+    broker_url: str = ""
+    artifacts_url: str = ""
+    models: Path = Path()
+    allow_hub: bool = False
+    auth: Literal["none", "keys"] = "none"
+    secret_key: SecretStr | None = None
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "localhost", "[::1]")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    infer_url: str = "http://127.0.0.1:8001"
+    infer_token: SecretStr | None = None
+    max_upload_bytes: PositiveInt = _GIB
+    tenant_max_queued: PositiveInt = 1000
+    tenant_max_running: PositiveInt = 16
+    tenant_max_bytes: PositiveInt = 100 * _GIB
+    lease_seconds: PositiveFloat = 60.0
+    checkpoint_seconds: PositiveFloat = 60.0
+    engine_stall_seconds: PositiveFloat = 120.0
+    log_format: Literal["json", "text"] = "text"
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Read host names as an operator writes them: with commas between."""
+        return (
+            tuple(filter(None, map(str.strip, value.split(","))))
+            if isinstance(value, str)
+            else value
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Put what has no place of its own into ``home``."""
+        home = Path(values.get("home", cls.model_fields["home"].default)).expanduser().absolute()
+        places = {
+            "database_url": f"sqlite:///{home}/hifi.db",
+            "artifacts_url": str(home / "artifacts"),
+            "models": home / "models",
+        }
+        return {**places, **values, "home": home}
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        """Refuse what would let strangers in."""
+        if self.auth == "none" and self.host not in _LOOPBACK:
+            raise ValueError(
+                f"HIFI_HOST={self.host} is open to others and HIFI_AUTH=none lets all of them in: "
+                "set HIFI_AUTH=keys, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the broker lies in ``home`` and needs no server."""
+        return not self.broker_url
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: it names the variable, what is wrong with it, and never a secret's value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_describe, error.errors()))) from None
+
+
+def _describe(error: ErrorDetails) -> str:
+    reason = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return reason
+    name = f"{PREFIX}{str(error['loc'][0]).upper()}"
+    return f"{name}={error['input']!r}: {reason}"

@@ -1,0 +1,109 @@
+"""The settings: defaults that need no server, and refusals that name the variable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from store.errors import SettingsError
+from store.settings import PREFIX, Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+class TestDefaults:
+    def test_everything_lies_in_home(self, monkeypatch, tmp_path: Path):
+        monkeypatch.chdir(tmp_path)
+        settings = read_settings()
+        home = tmp_path / ".hifi"
+        assert settings.home == home
+        assert settings.database_url == f"sqlite:///{home}/hifi.db"
+        assert settings.artifacts_url == str(home / "artifacts")
+        assert settings.models == home / "models"
+        assert settings.is_embedded
+        assert not home.exists()
+
+    def test_home_moves_all_that_was_not_placed_otherwise(self, monkeypatch, tmp_path: Path):
+        monkeypatch.setenv("HIFI_HOME", str(tmp_path / "here"))
+        monkeypatch.setenv("HIFI_MODELS", "/models")
+        settings = read_settings()
+        assert settings.artifacts_url == str(tmp_path / "here" / "artifacts")
+        assert settings.models == Path("/models")
+
+    def test_an_empty_variable_is_one_that_is_unset(self, monkeypatch):
+        monkeypatch.setenv("HIFI_DATABASE_URL", "")
+        monkeypatch.setenv("HIFI_PORT", "")
+        assert read_settings().database_url.startswith("sqlite:///")
+        assert read_settings().port == 8000
+
+    def test_a_broker_elsewhere_is_not_embedded(self, monkeypatch):
+        monkeypatch.setenv("HIFI_BROKER_URL", "redis://127.0.0.1:6379/0")
+        assert not read_settings().is_embedded
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("value", "hosts"),
+        [("a.example", ("a.example",)), ("a.example, b.example,", ("a.example", "b.example"))],
+    )
+    def test_hosts_are_told_with_commas_between(self, value, hosts, monkeypatch):
+        monkeypatch.setenv("HIFI_ALLOWED_HOSTS", value)
+        assert read_settings().allowed_hosts == hosts
+
+    def test_secrets_do_not_show(self, monkeypatch):
+        monkeypatch.setenv("HIFI_SECRET_KEY", "hunter2")
+        monkeypatch.setenv("HIFI_INFER_TOKEN", "hunter2")
+        settings = read_settings()
+        assert "hunter2" not in repr(settings)
+        assert settings.secret_key is not None
+        assert settings.secret_key.get_secret_value() == "hunter2"
+
+    @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3"])
+    def test_devices(self, device, monkeypatch):
+        monkeypatch.setenv("HIFI_DEVICE", device)
+        assert read_settings().device == device
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("name", "value", "named"),
+        [
+            ("PORT", "x", "HIFI_PORT='x': .*integer"),
+            ("PORT", "65536", "HIFI_PORT='65536': .*65535"),
+            ("LEASE_SECONDS", "0", "HIFI_LEASE_SECONDS='0': .*greater than 0"),
+            ("LEASE_SECONDS", "inf", "HIFI_LEASE_SECONDS='inf': .*finite"),
+            ("MAX_UPLOAD_BYTES", "-1", "HIFI_MAX_UPLOAD_BYTES='-1'"),
+            ("AUTH", "open", "HIFI_AUTH='open': .*'none' or 'keys'"),
+            ("DEVICE", "tpu", "HIFI_DEVICE='tpu'"),
+            ("ALLOW_HUB", "maybe", "HIFI_ALLOW_HUB='maybe': .*boolean"),
+            ("LOG_FORMAT", "xml", "HIFI_LOG_FORMAT='xml'"),
+        ],
+    )
+    def test_name_the_variable_its_value_and_the_limit(self, name, value, named, monkeypatch):
+        monkeypatch.setenv(PREFIX + name, value)
+        with pytest.raises(SettingsError, match=named):
+            read_settings()
+
+    def test_all_are_told_at_once(self, monkeypatch):
+        monkeypatch.setenv("HIFI_PORT", "x")
+        monkeypatch.setenv("HIFI_AUTH", "open")
+        with pytest.raises(SettingsError, match=r"HIFI_AUTH=.*; HIFI_PORT="):
+            read_settings()
+
+    @pytest.mark.parametrize("host", ["192.0.2.1", "::", "gpu-1.example"])
+    def test_a_server_that_is_open_to_others_asks_for_keys(self, host, monkeypatch):
+        monkeypatch.setenv("HIFI_HOST", host)
+        with pytest.raises(SettingsError, match=f"HIFI_HOST={host} .*HIFI_AUTH=keys"):
+            read_settings()
+        monkeypatch.setenv("HIFI_AUTH", "keys")
+        assert read_settings().host == host
+
+    def test_settings_cannot_be_changed(self):
+        with pytest.raises(ValueError, match="frozen"):
+            Settings().port = 1
