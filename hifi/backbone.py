@@ -346,14 +346,25 @@ def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tup
     )
 
 
-def first_token_block(model: PreTrainedModel) -> str | None:
-    """Name the last layer's block that adds W^O·O to the residual, if its first token suffices.
+@dataclass(frozen=True)
+class FirstTokenLayer:
+    """The last layer of a model that reads its first token and nothing else of it.
+
+    Attributes:
+        attention: dotted path of the self-attention; it has ``query, key, value, dropout``.
+        output: dotted path of the module that takes ``(head outputs, residual)``, both
+            ``[B, S, D]``; after it the model works token by token.
+    """
+
+    attention: str
+    output: str
+
+
+def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
+    """Describe the last layer, if of what it gives the first token suffices.
 
     Returns:
-        The dotted path of a module ``….output``, beside the self-attention ``….self``, that takes
-        ``(head outputs, residual)``, both ``[B, S, D]``, and after which the model works token by
-        token and reads the first token only; None where the model has no such block (pooling
-        over tokens, another residual layout, a decoder).
+        None where it does not: pooling over tokens, another residual layout, a decoder.
     """
     if _LAYOUTS.get(str(model.config.model_type)) is not _BERT or model.config.is_decoder:
         return None
@@ -362,7 +373,11 @@ def first_token_block(model: PreTrainedModel) -> str | None:
         return None
     if not kind.__module__.startswith("transformers.models."):
         return None
-    return describe(model).layers[-1].output_name.removesuffix(".dense")
+    last = describe(model).layers[-1]
+    return FirstTokenLayer(
+        attention=last.module_names[0].removesuffix(".query"),
+        output=last.output_name.removesuffix(".dense"),
+    )
 
 
 def optional_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:

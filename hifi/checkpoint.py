@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 
@@ -53,7 +54,8 @@ class Checkpoint:
     The step gives the learning rate and the place in the data: its epoch and its batch.
 
     Attributes:
-        job: what is computed, as one hash per part (model, data, …): only the same job may go on.
+        job: what is computed, part by part (settings as they are, of model and data a hash): only
+            the same job may go on.
         selection: ``HeadSelection.to_dict()``.
         step: optimizer steps done.
         parameters: tuned rows and task head, by name.
@@ -175,7 +177,14 @@ def check_job(path: Path, checkpoint: Checkpoint, *, job: Mapping[str, str]) -> 
     theirs = checkpoint.job
     different = [part for part in {**job, **theirs} if theirs.get(part) != job.get(part)]
     if different:
-        raise _foreign(path, f"another {', another '.join(different)}")
+        named = [_difference(part, theirs.get(part), job.get(part)) for part in different]
+        raise _foreign(path, ", ".join(named))
+
+
+def _difference(part: str, theirs: str | None, ours: str | None) -> str:
+    if any(value is None or _HASH.fullmatch(value) for value in (theirs, ours)):
+        return f"another {part}"
+    return f"{part} {theirs} and not {ours}"
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import datasets
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hifi.errors import DataError
 
@@ -115,14 +116,18 @@ def is_float(dataset: Dataset, column: str) -> bool:
 
 
 def is_whole(dataset: Dataset, column: str) -> bool:
-    """Say whether a column holds cells like ``1.0`` and nothing else but whole numbers.
+    """Say whether a column holds floating-point numbers, and all of them are whole.
 
-    These are numbers, or classes that went through a program that knows no integers.
+    These are numbers, or classes that went through a program that knows no integers with gaps.
     """
-    if not _are_cells(dataset, column) or not is_float(dataset, column):
+    if not is_float(dataset, column):
         return False
-    numbers = (_number(cell or "") for cell in dataset.with_format(None)[column][:])
-    return all(number is None or float(number).is_integer() for number in numbers)
+    values = dataset.with_format(None)[column][:]
+    numbers = [_number(value) if isinstance(value, str) else value for value in values]
+    return all(
+        number is None or math.isnan(float(number)) or float(number).is_integer()
+        for number in numbers
+    )
 
 
 def is_label(dataset: Dataset, column: str) -> bool:
@@ -172,7 +177,8 @@ def read_labels(
 
     Returns:
         Integers; or texts, where the column holds texts, booleans (``false`` and ``true``) or
-        numbers whose names the data set knows (a ``ClassLabel``).
+        numbers whose names the data set knows (a ``ClassLabel``). Whole floating-point
+        numbers are integers.
 
     Raises:
         DataError: a label that is missing or empty; a column of another type.
@@ -180,7 +186,8 @@ def read_labels(
     feature = dataset.features[column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     read_cell = _cell_reader(dataset, column, known=known)
-    is_usable = is_label(dataset, column) or is_whole(dataset, column) or bool(known and read_cell)
+    are_whole = is_whole(dataset, column)
+    is_usable = is_label(dataset, column) or are_whole or bool(known and read_cell)
     kind = kind_of(dataset, column)
 
     def check(value: object) -> Label:
@@ -190,10 +197,13 @@ def read_labels(
             raise ValueError("the label is missing")
         if not is_usable:
             raise ValueError(
-                f"a label must be an integer, a text or a boolean; this column holds {kind}"
+                f"a label must be a whole number, a text or a boolean; this column holds {kind}, "
+                f"here {value}"
             )
         if isinstance(value, bool):
             return str(value).lower()
+        if are_whole and isinstance(value, float):
+            return int(value)
         if isinstance(value, int):
             if names is not None and not 0 <= value < len(names):
                 raise ValueError(
@@ -205,25 +215,7 @@ def read_labels(
             raise ValueError("the label is empty")
         return text
 
-    labels = _read(dataset, column, check, split=split)
-    if not known and is_whole(dataset, column):
-        _refuse_two_spellings(labels, split=split, column=column)
-    return labels
-
-
-def _refuse_two_spellings(labels: Sequence[Label], *, split: str, column: str) -> None:
-    """Refuse labels like ``1`` and ``1.0``, of which nobody can say whether they are one class."""
-    spelling: dict[float, Label] = {}
-    for row, label in enumerate(labels, start=1):
-        first = spelling.setdefault(float(label), label)
-        if first != label:
-            raise DataError(
-                f"the labels {first!r} and {label!r} are one number in two spellings: spell it "
-                "alike where it is one class",
-                split=split,
-                row=row,
-                column=column,
-            )
+    return _read(dataset, column, check, split=split)
 
 
 def _cell_reader(
@@ -233,29 +225,37 @@ def _cell_reader(
     if not _are_cells(dataset, column):
         return None
     looks = _type(dataset, column)
+    if not known:
+        return partial(_read_by_looks, looks=looks)
     class_of = {str(label): label for label in known}
+    return partial(_read_by_classes, class_of=class_of, are_floats=pa.types.is_floating(looks))
 
-    def by_classes(cell: str) -> Label | None:
-        word = cell.strip(_PADDING)
-        if cell in class_of:
-            return class_of[cell]
-        if isinstance(class_of.get(word), int):
-            return class_of[word]
-        if word.lower() in class_of and any(re.fullmatch(words, word) for words in _BOOLEANS):
-            return word.lower()
-        return None if word in _MISSING else cell
 
-    def by_looks(cell: str) -> object:
-        word = cell.strip(_PADDING)
-        if pa.types.is_string(looks):
-            return cell
-        if word in _MISSING:
-            return None
-        if pa.types.is_floating(looks):  # whole, and spelled as the user wants it: 1.0
-            return word
-        return int(word) if pa.types.is_integer(looks) else word.lower()
+def _read_by_looks(cell: str, *, looks: pa.DataType) -> object:
+    """Read a label of the training split as what all cells of its column look like."""
+    word = cell.strip(_PADDING)
+    if pa.types.is_string(looks):
+        return cell
+    if word in _MISSING:
+        return None
+    if pa.types.is_floating(looks):
+        return _number(word)
+    return int(word) if pa.types.is_integer(looks) else word.lower()
 
-    return by_classes if known else by_looks
+
+def _read_by_classes(cell: str, *, class_of: Mapping[str, Label], are_floats: bool) -> Label | None:
+    """Read a label as one of the known classes, where it can be one."""
+    word = cell.strip(_PADDING)
+    if cell in class_of:
+        return class_of[cell]
+    number = _number(word) if are_floats else None
+    if isinstance(number, float) and number.is_integer():
+        word = str(int(number))
+    if isinstance(class_of.get(word), int):
+        return class_of[word]
+    if word.lower() in class_of and any(re.fullmatch(words, word) for words in _BOOLEANS):
+        return word.lower()
+    return None if word in _MISSING else cell
 
 
 def label_order(
@@ -358,6 +358,8 @@ def read_images(dataset: Dataset, column: str, *, split: str) -> list[bytes]:
             raise ValueError("the image has no bytes (a path alone is not followed)")
         try:
             decode_image(encoded)
+        except UnidentifiedImageError as error:
+            raise ValueError("these bytes are no image of a known format") from error
         except _BROKEN_IMAGE as error:
             raise ValueError(f"the image cannot be decoded: {error}") from error
         return encoded

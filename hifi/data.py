@@ -31,6 +31,7 @@ Source: TypeAlias = (
 
 _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_HEADER_LETTERS = 10_000  # of a header that is looked at for its delimiter
 _BLOCK_BYTES = 1 << 30  # one block where the file fits: blocks end a row in mid-quote
 # No column can hold these: what pyarrow raises, and datasets and Pillow for images among them.
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
@@ -140,6 +141,8 @@ def _read_tsv(path: Path, split: str, columns: Sequence[str] | None) -> Dataset:
 def _read_delimited(
     path: Path, *, delimiter: str, split: str, columns: Sequence[str] | None
 ) -> Dataset:
+    _check_utf8(path, split=split)
+    _check_header(path, delimiter=delimiter, split=split)
     bad: list[csv.InvalidRow] = []
 
     def remember(row: csv.InvalidRow) -> str:
@@ -163,18 +166,32 @@ def _read_delimited(
         if bad:
             raise _ragged_row(bad[0], split=split) from error
         raise DataError(f"{path.name} cannot be parsed: {error}", split=split) from error
-    _refuse_one_column(table.column_names, path=path, delimiter=delimiter, split=split)
     table = _select(table, split=split, columns=columns)
     features = {name: cells_feature(table[name]) for name in table.column_names}
     return _to_dataset(table, split=split, features=datasets.Features(features))
 
 
-def _refuse_one_column(names: Sequence[str], *, path: Path, delimiter: str, split: str) -> None:
+def _check_utf8(path: Path, *, split: str) -> None:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"line {number} of {path.name} is not UTF-8 ({error.reason} at its byte "
+                    f"{error.start + 1}): save the file as UTF-8",
+                    split=split,
+                ) from error
+
+
+def _check_header(path: Path, *, delimiter: str, split: str) -> None:
     """Refuse a header whose fields are separated by something else."""
-    others = [sign for sign in _DELIMITERS if sign != delimiter and sign in names[0]]
-    if len(names) == 1 and others:
+    with path.open(encoding="utf-8-sig") as lines:
+        header = lines.readline(_HEADER_LETTERS).strip("\r\n")
+    others = [sign for sign in _DELIMITERS if sign in header]
+    if others and delimiter not in header:
         raise DataError(
-            f"{path.name} has one column, {names[0]!r}: fields of a {path.suffix} file are "
+            f"{path.name} has one column, {header!r}: fields of a {path.suffix} file are "
             f"separated by {_DELIMITERS[delimiter]}, not by {_DELIMITERS[others[0]]}",
             split=split,
         )

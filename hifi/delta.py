@@ -130,6 +130,12 @@ class HeadDelta:
             UnsupportedArchitectureError: the model's heads are not known.
         """
         found = backbone_fingerprint(model)
+        kind, ours = str(model.config.model_type), self.metadata.architecture
+        if kind != ours:
+            raise BackboneMismatchError(
+                f"the head delta was tuned on {self._backbone_name()}, which is a {ours!r}; the "
+                f"model is a {kind!r}"
+            )
         if found != self.metadata.fingerprint:
             raise BackboneMismatchError(
                 f"the head delta was tuned on {self._backbone_name()}, whose fingerprint is "

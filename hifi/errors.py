@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -76,21 +75,17 @@ class DataError(HifiError, ValueError):
 
 
 class AmbiguousTaskError(DataError):
-    """The columns of the training split do not say what the task is.
+    """The columns of the training split leave a doubt about the task.
 
     Args:
-        doubt: what could be meant.
+        doubt: what could be meant, and of which columns.
         param: the argument that settles it.
-        columns: those that there are.
     """
 
-    def __init__(self, doubt: str, *, param: str, columns: Sequence[str]) -> None:
-        names = ", ".join(map(repr, columns))
-        self.doubt = f"train: {doubt}; there are the columns {names}"
+    def __init__(self, doubt: str, *, param: str) -> None:
+        super().__init__(f"{doubt}: say which with {param}=…", split="train")
+        self.doubt = doubt
         self.param = param
-        super().__init__(
-            f"{doubt}; there are the columns {names}: say which with {param}=…", split="train"
-        )
 
 
 class DeltaFileError(HifiError):

@@ -140,7 +140,8 @@ def finetune(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: branch, tag or commit of a hub id.
         checkpoint_dir: a folder of this run's own; made where it is missing. A checkpoint in it
-            is resumed. It is left there at the end: remove it once the result is safe.
+            is resumed. It is left there at the end: once the result is safe,
+            ``hifi.checkpoint.remove_checkpoints`` removes it.
         checkpoint_seconds: between two checkpoints. There is one after selection, and at a pause.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
             answers with a Control, or None to go on.
@@ -318,8 +319,9 @@ def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None
     scored = None if selection is None else selection.fingerprint
     if scored not in (None, ready.fingerprint):
         raise BackboneMismatchError(
-            f"the selection is of heads of a backbone whose fingerprint is {scored}; that of "
-            f"{ready.source.name} is {ready.fingerprint}: score its own heads"
+            f"the selection holds heads of a backbone whose fingerprint is {scored}; that of "
+            f"{ready.source.name} is {ready.fingerprint}: score its own heads with `hifi select`, "
+            "or without selection="
         )
 
 
@@ -383,12 +385,14 @@ def _train(
         emitter=emitter,
     )
     outcome = trainer.run()
+    is_early = outcome.last_step < outcome.total_steps
+    verb = f"stopped early, after step {outcome.last_step}" if is_early else "finished"
     emitter.emit(
         TrainingEvent(
             kind="finished",
-            message=f"finished; the best step is {outcome.best_step}",
+            message=f"{verb}; the best step is {outcome.best_step}",
             step=outcome.last_step,
-            total_steps=outcome.last_step,
+            total_steps=outcome.total_steps,
             epoch=outcome.epochs,
             metrics=outcome.metrics,
             samples_per_second=outcome.samples_per_second,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from hifi.backbone import PROJECTION_NAMES, first_token_block
+from hifi.backbone import first_token_layer
 from hifi.row_sliced import TunedProjection
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
     neither the logits nor any gradient. And for a single query its products can be taken in an
     order that spares it all keys and values. Logits and gradients stay what they were, up to
     rounding; the last hidden state has one token. In eval mode nothing is skipped. The last layer's
-    attention shares are not given then. Keep backward passes inside the block: gradient
-    checkpointing runs the layer once more there.
+    attention shares are not given then. Not for the replicas of torch's DataParallel. Keep backward
+    passes inside the block: gradient checkpointing runs the layer once more there.
 
     Args:
         model: a transformers model, tuned or not.
@@ -43,22 +43,23 @@ def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
         >>> with first_token_only(model):
         ...     model(**batch).loss.backward()
     """
-    name = first_token_block(model)
-    if name is None:
+    last = first_token_layer(model)
+    if last is None:
         yield False
         return
-    block = model.get_submodule(name)
-    attention = cast("BertSelfAttention", model.get_submodule(name.removesuffix("output") + "self"))
-    hook = block.register_forward_pre_hook(_keep_first_token)
-    own = vars(attention)  # a method put here goes before the class's
-    before = {name: own[name] for name in ("forward",) if name in own}
-    own["forward"] = partial(_attend, attention, block=block, whole=attention.forward)
+    output = model.get_submodule(last.output)
+    attention = cast("BertSelfAttention", model.get_submodule(last.attention))
+    hook = output.register_forward_pre_hook(_keep_first_token)
+    own = vars(attention)
+    is_plain = "forward" not in own  # nobody else has put another one in its place
+    if is_plain:
+        own["forward"] = partial(_attend, attention, output=output, whole=attention.forward)
     try:
         yield True
     finally:
         hook.remove()
-        del own["forward"]
-        own.update(before)
+        if is_plain:
+            del own["forward"]
 
 
 def _keep_first_token(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -76,7 +77,7 @@ def _attend(
     hidden_states: Tensor,  # X, [B, S, D]
     attention_mask: Tensor | None = None,  # [B, 1, 1 or S, S]
     *,
-    block: nn.Module,
+    output: nn.Module,
     whole: Callable[..., tuple[Tensor, ...]],
     **arguments: object,
 ) -> tuple[Tensor | None, ...]:
@@ -87,7 +88,7 @@ def _attend(
 
     Legend: B samples, S tokens, D hidden size, H heads, D' head size.
     """
-    if not block.training or not _can_reorder(attention):
+    if not (output.training and _can_reorder(attention) and _is_shared(attention_mask)):
         return whole(hidden_states, attention_mask=attention_mask, **arguments)
     size = attention.attention_head_size
     key, key_bias = _by_head(attention.key, size=size)
@@ -95,26 +96,36 @@ def _attend(
     query = attention.query(hidden_states[:, :1])  # [B, 1, D]
     query = query.unflatten(-1, (-1, size)).squeeze(1)  # [B, H, D']
     asked = (query.transpose(0, 1) @ key).transpose(0, 1)  # q W_K, [B, H, D]
-    scores = asked @ hidden_states.transpose(1, 2) + (query * key_bias).sum(-1, keepdim=True)
+    scores = asked @ hidden_states.transpose(1, 2)  # [B, H, S]
+    # Alike for all tokens, so that it changes no share: it is here for the bias's (zero) gradient.
+    scores = scores + (query * key_bias).sum(-1, keepdim=True)
     precise = torch.promote_types(scores.dtype, torch.float32)
-    scores = scores.to(precise) * attention.scaling  # [B, H, S]
+    scores = scores.to(precise) * attention.scaling
     if attention_mask is not None:
         scores = _mask(scores, attention_mask[:, 0, :1])
     shares = nn.functional.dropout(
         scores.softmax(-1), attention.dropout.p, training=attention.training
     ).to(query.dtype)
     seen = shares @ hidden_states  # p X, [B, H, D]
-    output = (seen.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)  # [B, H, D']
-    output = output + shares.sum(-1, keepdim=True) * value_bias
-    return output.flatten(1).unsqueeze(1), None  # [B, 1, D]
+    heads = (seen.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)  # [B, H, D']
+    heads = heads + shares.sum(-1, keepdim=True) * value_bias
+    return heads.flatten(1).unsqueeze(1), None  # [B, 1, D]
 
 
 def _can_reorder(attention: BertSelfAttention) -> bool:
-    """Say whether weights and mask are what they seem: no adapters, no masks of other kinds."""
-    projections = (getattr(attention, name) for name in PROJECTION_NAMES)
+    """Say whether the projections do what their weights say: no adapters, hooks, offloading."""
     return attention.config._attn_implementation in _ATTENTIONS and all(  # noqa: SLF001
-        type(projection) in (nn.Linear, TunedProjection) for projection in projections
+        type(projection) in (nn.Linear, TunedProjection)
+        and not projection._forward_hooks  # noqa: SLF001 - told nowhere else
+        and not projection._forward_pre_hooks  # noqa: SLF001
+        and "forward" not in vars(projection)
+        for projection in (attention.query, attention.key, attention.value)
     )
+
+
+def _is_shared(mask: Tensor | None) -> bool:
+    """Say whether all heads and queries of a sample may have the one mask that is read here."""
+    return mask is None or (mask.dim() == 4 and mask.shape[1] == 1)
 
 
 def _by_head(projection: nn.Linear | TunedProjection, *, size: int) -> tuple[Tensor, Tensor]:

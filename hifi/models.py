@@ -67,12 +67,19 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
         name: a folder, ``all-MiniLM-L6-v2``, or a hub id.
         revision: branch, tag or commit of a hub id; the default branch without one.
 
+    Returns:
+        Where it is (``path``), its name, and of a hub id the commit (``revision``).
+
     Raises:
         InvalidArgumentError: a name that is neither a text nor a path.
         ModelError: there is no such model, or it cannot be reached.
+
+    Example:
+        >>> name = resolve_model("all-MiniLM-L6-v2").path
+        >>> model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
     """
     try:
-        folder = _folder(Path(name))
+        folder = find_folder(Path(name))
     except TypeError as error:
         limit = f"a folder, {PACKAGED_MODEL!r} or a hub id"
         raise InvalidArgumentError("model", value=name, limit=limit) from error
@@ -107,7 +114,7 @@ def identify_folder(folder: Path) -> ModelSource:
     return ModelSource(whole.name, folder)
 
 
-def _folder(folder: Path) -> Path | None:
+def find_folder(folder: Path) -> Path | None:
     """Give a folder with its ``~`` expanded; None where there is no such folder."""
     with suppress(RuntimeError, ValueError):  # "~stranger/x" may be a folder as it is written
         folder = folder.expanduser()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hifi.hyperparameters import Hyperparameters
 
 _CALIBRATION_SAMPLES = 300
-_NAMED_CLASSES = 6  # in a summary
+_NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +70,7 @@ class Prepared:
         """Say in one line, for people, what was understood of the task and the data."""
         task, validation = self.data.task, self.data.validation
         classes = task.classes or ()
-        names = ", ".join(map(str, classes[:_NAMED_CLASSES]))
+        names = ", ".join(_beginning(str(name)) for name in classes[:_NAMED_CLASSES])
         more = ", …" if len(classes) > _NAMED_CLASSES else ""
         rows = f"{len(self.data.train)} rows"
         if validation is not None:
@@ -81,6 +81,10 @@ class Prepared:
             + (f" ({len(classes)} classes: {names}{more})" if classes else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         )
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"
 
 
 def prepare(
@@ -134,12 +138,15 @@ def prepare(
 def describe_job(
     ready: Prepared, *, settings: Hyperparameters, selection: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Give one hash per part of what is computed: a checkpoint of anything else is refused.
+    """Say of each part what is computed: a checkpoint of anything else is refused.
 
     Args:
         ready: the encoded data and the model, not tuned yet.
         settings: the hyperparameters.
         selection: what the selection depends on, as plain JSON.
+
+    Returns:
+        Names to texts: settings as they are, of all else a hash.
     """
     source, data, model = ready.source, ready.data, ready.loaded.model
     job = {
@@ -148,10 +155,13 @@ def describe_job(
         "task": [data.describe(), data.task.classes],
         "train": data.train.digest(),
         "validation": None if data.validation is None else data.validation.digest(),
-        "selection": selection,
-        "training": settings.describe(),
     }
-    return {part: hashlib.sha256(canonical_json(job[part])).hexdigest() for part in job}
+    parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
+    for name, value in {**selection, **settings.describe()}.items():
+        text = canonical_json(value)
+        is_short = len(text) <= _LETTERS
+        parts[name] = text.decode() if is_short else hashlib.sha256(text).hexdigest()
+    return parts
 
 
 def _load_data(

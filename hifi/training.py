@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hifi.arguments import check_number
-from hifi.backbone import first_token_block
+from hifi.backbone import first_token_layer
 from hifi.batching import Indices, TrainingBatches, evaluation_batches
 from hifi.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
@@ -82,6 +82,7 @@ class Outcome:
         best_step: whose rows the tuner now holds: the best on validation, else the last.
         metrics: of that step on validation; empty without a validation split.
         last_step: steps done.
+        total_steps: steps that were planned; more than were done after an early stop.
         epochs: epochs done, a fraction where training stopped within one.
         train_seconds: spent in steps, over all attempts; evaluations not counted.
         samples_per_second: samples of all steps over those seconds.
@@ -90,6 +91,7 @@ class Outcome:
     best_step: int
     metrics: Mapping[str, float]
     last_step: int
+    total_steps: int
     epochs: float
     train_seconds: float
     samples_per_second: float
@@ -315,6 +317,7 @@ class Trainer:
             best_step=state.step if state.best is None else state.best.step,
             metrics={} if state.best is None else state.best.metrics,
             last_step=state.step,
+            total_steps=self._total_steps,
             epochs=self._epoch,
             train_seconds=state.train_seconds,
             samples_per_second=state.samples / max(state.train_seconds, 1e-9),
@@ -363,9 +366,9 @@ def _set_training_mode(model: PreTrainedModel) -> None:
     backbone = set(model.base_model.modules())
     for module in model.modules():
         module.training = module not in backbone
-    block = first_token_block(model)
-    if block is not None:
-        model.get_submodule(block).training = True
+    last = first_token_layer(model)
+    if last is not None:
+        model.get_submodule(last.output).training = True
 
 
 def _finite(loss: Tensor, *, where: str) -> float:

@@ -22,7 +22,7 @@ from hifi.delta import HeadDelta
 from hifi.delta_metadata import DeltaMetadata
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
-from hifi.models import identify_folder
+from hifi.models import find_folder, identify_folder
 from hifi.row_names import row_key
 from hifi.row_sliced import TunedProjection, refuse_dtype_change
 
@@ -165,6 +165,7 @@ class HeadTuner:
         guard = _Guard(model, extra=tuple(task_head or ()))
         self.fingerprint = fingerprint or backbone_fingerprint(model)
         self.base_rows = self.rows()
+        self._source = _own_name(model.config)
         self._task_head = guard.task_head
         self._compute_dtype = guard.dtype
         model.requires_grad_(requires_grad=False)
@@ -263,8 +264,10 @@ class HeadTuner:
         """Copy the tuned rows and the task head, as they are now, into a head delta.
 
         Args:
-            model: the backbone's name; the model's own by default.
-            revision: the hub commit of the backbone; the model's own by default.
+            model: the backbone's name; by default what it was loaded by: the packaged model, a hub
+                id, or a folder's own name.
+            revision: the hub commit of the backbone; by default that of the snapshot that it was
+                loaded from, where it was one.
             task: what a prediction needs, as plain JSON.
             labels: the classes in the order of the logits; the model's own by default, where it
                 was given any.
@@ -275,10 +278,11 @@ class HeadTuner:
         """
         self._check_attached()
         config = self.model.config
-        known_as, commit = _own_name(config)
+        if model is None:
+            model, revision = self._source[0], revision or self._source[1]
         metadata = DeltaMetadata(
-            model=model or known_as,
-            revision=revision or commit,
+            model=model,
+            revision=revision,
             fingerprint=self.fingerprint,
             rows_fingerprint=rows_fingerprint(self.base_rows),
             architecture=str(config.model_type),
@@ -318,12 +322,13 @@ class HeadTuner:
 
 
 def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
-    """Give the name and revision under which others know a model that transformers loaded."""
-    loaded_from = str(config.name_or_path)
-    if loaded_from and Path(loaded_from).is_dir():
-        source = identify_folder(Path(loaded_from))
-        return source.name, source.revision
-    return loaded_from or config.model_type, getattr(config, "_commit_hash", None)
+    """Give name and commit of what transformers loaded; of a hub id it does not tell the commit."""
+    loaded_from = str(config.name_or_path or config.model_type)
+    folder = find_folder(Path(loaded_from))
+    if folder is None:
+        return loaded_from, None
+    source = identify_folder(folder)
+    return source.name, source.revision
 
 
 def _own_labels(config: PreTrainedConfig) -> list[str] | None:

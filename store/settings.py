@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "HIFI_"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_PRIVATE = frozenset({"database_url", "broker_url", "artifacts_url", "secret_key", "infer_token"})
 _GIB = 1 << 30
 
 
@@ -42,7 +44,7 @@ class Settings(BaseSettings):
         allowed_hosts: host names under which the gateway answers.
         host, port: where the gateway listens.
         device: of a worker: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        infer_url: where the inference process listens.
+        infer_url: where the inference process listens: ``http://host:port`` or ``unix:///socket``.
         infer_token: what it asks for where it is not on loopback.
         max_upload_bytes: of one upload, all files together.
         tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
@@ -57,14 +59,19 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".hifi")
-    database_url: str = ""
-    broker_url: str = ""
-    artifacts_url: str = ""
+    # Addresses may hold passwords.
+    database_url: str = Field(
+        default="", pattern=r"^(sqlite:///|postgresql(\+psycopg)?://)", repr=False
+    )
+    broker_url: str = Field(default="", pattern=r"^(rediss?://.*)?$", repr=False)
+    artifacts_url: str = Field(default="", repr=False)
     models: Path = Path()
     allow_hub: bool = False
     auth: Literal["none", "keys"] = "none"
     secret_key: SecretStr | None = None
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "localhost", "[::1]")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = (
+        *("127.0.0.1", "localhost", "[::1]"),
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
@@ -93,13 +100,14 @@ class Settings(BaseSettings):
     @classmethod
     def _fill_in(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Put what has no place of its own into ``home``."""
-        home = Path(values.get("home", cls.model_fields["home"].default)).expanduser().absolute()
+        home = _place(values.get("home", cls.model_fields["home"].default))
         places = {
             "database_url": f"sqlite:///{home}/hifi.db",
             "artifacts_url": str(home / "artifacts"),
             "models": home / "models",
         }
-        return {**places, **values, "home": home}
+        whole = {**places, **values, "home": home}
+        return {**whole, "models": _place(whole["models"])}
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
@@ -109,12 +117,26 @@ class Settings(BaseSettings):
                 f"HIFI_HOST={self.host} is open to others and HIFI_AUTH=none lets all of them in: "
                 "set HIFI_AUTH=keys, or listen on 127.0.0.1"
             )
+        address = urlsplit(self.infer_url)
+        is_private = address.scheme == "unix" or address.hostname in _LOOPBACK
+        if not is_private and self.infer_token is None:
+            raise ValueError(
+                f"HIFI_INFER_URL={self.infer_url} is open to others: set HIFI_INFER_TOKEN, or use "
+                "127.0.0.1 or unix:///a/socket"
+            )
         return self
 
     @property
     def is_embedded(self) -> bool:
         """Whether the broker lies in ``home`` and needs no server."""
         return not self.broker_url
+
+
+def _place(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path} begins with the home of nobody here") from error
 
 
 def read_settings() -> Settings:
@@ -133,5 +155,6 @@ def _describe(error: ErrorDetails) -> str:
     reason = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return reason
-    name = f"{PREFIX}{str(error['loc'][0]).upper()}"
-    return f"{name}={error['input']!r}: {reason}"
+    field = str(error["loc"][0])
+    value = "" if field in _PRIVATE else f"={error['input']!r}"
+    return f"{PREFIX}{field.upper()}{value}: {reason}"

@@ -11,7 +11,7 @@ from hifi.backbone import (
     SUPPORTED_ARCHITECTURES,
     HeadId,
     describe,
-    first_token_block,
+    first_token_layer,
     plain_projection,
     read_rows,
     task_head_names,
@@ -167,19 +167,21 @@ class TestTaskHead:
 class TestFirstTokenBlock:
     @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "electra"])
     def test_is_known_in_the_bert_family(self, name):
-        assert first_token_block(tiny_model(name)).endswith("encoder.layer.2.attention.output")
+        last = first_token_layer(tiny_model(name))
+        assert last.attention.endswith("encoder.layer.2.attention.self")
+        assert last.output.endswith("encoder.layer.2.attention.output")
 
     @pytest.mark.parametrize("name", ["distilbert", "modernbert", "vit", "gpt2", "llama"])
     def test_is_none_elsewhere(self, name):
-        assert first_token_block(tiny_model(name)) is None
+        assert first_token_layer(tiny_model(name)) is None
 
     def test_is_none_in_a_class_that_may_pool_otherwise(self):
         class MeanPoolForSequenceClassification(tf.BertForSequenceClassification):
             pass
 
         model = MeanPoolForSequenceClassification(tiny_model("bert").config)
-        assert first_token_block(model) is None
+        assert first_token_layer(model) is None
 
     def test_is_none_where_every_token_is_read(self):
         config = tiny_model("bert").config
-        assert first_token_block(tf.BertForTokenClassification(config)) is None
+        assert first_token_layer(tf.BertForTokenClassification(config)) is None

@@ -24,7 +24,8 @@ from hifi.checkpoint import (
 )
 from hifi.errors import CheckpointError, StorageError
 
-JOB = {"model": "sha-1", "train": "sha-2"}
+SHA = [letter * 64 for letter in "abc"]
+JOB = {"model": SHA[0], "train": SHA[1], "epochs": "3"}
 NAMES = ("bert.layer.0.query.tuned_weight", "classifier.bias")
 
 
@@ -148,10 +149,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("job", "named"),
         [
-            ({**JOB, "train": "other"}, "another train"),
-            ({"model": "other", "train": "other"}, "another model, another train"),
-            ({"model": "sha-1"}, "another train"),
-            ({**JOB, "validation": "sha-3"}, "another validation"),
+            ({**JOB, "train": SHA[2]}, "another train"),
+            ({**JOB, "model": SHA[2], "train": SHA[0]}, "another model, another train"),
+            ({"model": SHA[0], "epochs": "3"}, "another train"),
+            ({**JOB, "validation": SHA[2]}, "another validation"),
+            ({**JOB, "epochs": "4"}, "epochs 3 and not 4"),
+            ({**JOB, "epochs": "4", "train": SHA[2]}, "another train, epochs 3 and not 4"),
         ],
     )
     def test_another_job_is_refused_by_what_differs(self, job: dict, named: str):

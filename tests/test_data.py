@@ -264,7 +264,8 @@ class TestBadFiles:
         ],
     )
     def test_another_sign_between_the_fields(self, suffix, sign, words, tmp_path: Path):
-        path = write(tmp_path / f"a{suffix}", f"text{sign}label\na{sign}1\n")
+        other = "," if suffix == ".csv" else "\t"
+        path = write(tmp_path / f"a{suffix}", f"text{sign}label\na{other} b{sign}1\n")
         error = error_of(path)
         assert error.reason.startswith(f"a{suffix} has one column, {f'text{sign}label'!r}: fields")
         assert words in error.reason
@@ -273,6 +274,10 @@ class TestBadFiles:
         path = write(tmp_path / "a.csv", "text, label\na,1\n")
         with pytest.raises(DataError, match="there are: 'text', ' label'"):
             load_split(path, split="train", columns=("text", "label"))
+
+    def test_a_csv_file_that_is_not_utf8_names_the_line(self, tmp_path: Path):
+        path = write(tmp_path / "a.csv", "text,label\na,1\ncafé,0\n".encode("latin-1"))
+        assert "line 3 of a.csv is not UTF-8" in error_of(path).reason
 
     def test_a_header_without_rows(self, tmp_path: Path):
         assert error_of(write(tmp_path / "a.csv", "text,label\n")).reason == "there are no rows"
@@ -297,7 +302,7 @@ class TestBadFiles:
         assert error.row == 2
         assert "UTF-8" in error.reason
         error = error_of(write(tmp_path / "a.csv", b"text,label\na,1\n\xff\xfe,2\n"))
-        assert "UTF8" in error.reason
+        assert "not UTF-8" in error.reason
         assert "2" in error.reason or "3" in error.reason
 
     @pytest.mark.parametrize(

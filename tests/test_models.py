@@ -57,6 +57,27 @@ def edit_weights(folder: Path, change) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+class TestOtherLibrariesMessages:
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("first:\n  (1) second\n", "first: (1) second"),
+            ("x" * 400, "x" * 299 + "…"),
+            ("", "ValueError"),
+        ],
+    )
+    def test_are_told_on_one_line_of_bearable_length(self, text, told, monkeypatch, tmp_path):
+        folder = save_text_model(tmp_path / "model")
+
+        def fail(*_, **__):
+            raise ValueError(text)
+
+        monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", fail)
+        with pytest.raises(ModelError) as caught:
+            load_tokenizer(resolve_model(folder))
+        assert str(caught.value) == f"model has no tokenizer that can be loaded: {told}"
+
+
 class TestResolveModel:
     def test_a_folder_goes_by_its_own_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         folder = tmp_path / "my-model"

@@ -252,7 +252,7 @@ class TestBest:
         assert history[0][1] < best[1]
         assert best[0] < history[-1][0]
         assert (outcome.best_step, outcome.metrics["accuracy"]) == best[:2]
-        assert outcome.last_step == 40
+        assert (outcome.last_step, outcome.total_steps) == (40, 40)
         assert all(value.equal(best[2][n]) for n, value in values(tuner.named_parameters()).items())
 
     def test_training_stops_when_nothing_is_gained(self, tmp_path: Path):
@@ -265,6 +265,7 @@ class TestBest:
         )
         assert kinds.count("evaluated") == 3
         assert (outcome.best_step, outcome.last_step, outcome.epochs) == (3, 9, 3.0)
+        assert outcome.total_steps == 150
 
     def test_without_a_validation_split_patience_has_no_effect(self, tmp_path: Path):
         settings = replace(SETTINGS, early_stopping_patience=1)

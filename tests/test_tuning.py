@@ -169,12 +169,30 @@ class TestDelta:
     def test_takes_from_the_model_what_it_was_not_told(self):
         model = tiny_model("bert", id2label={0: "no", 1: "yes"})
         model.config.name_or_path = "/somewhere/else/backbone"
-        model.config._commit_hash = "0123abc"
         fingerprint = backbone_fingerprint(model)
         metadata = HeadTuner(model, selection()).delta().metadata
-        assert (metadata.model, metadata.revision) == ("backbone", "0123abc")
+        assert (metadata.model, metadata.revision) == ("backbone", None)
         assert metadata.labels == ["no", "yes"]
         assert metadata.fingerprint == fingerprint
+
+    def test_is_named_by_where_the_model_came_from_when_it_was_attached(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        snapshot = tmp_path / "models--owner--model" / "snapshots" / commit
+        for folder in (snapshot, tmp_path / "models" / "mine"):
+            tiny_model("bert").save_pretrained(folder)
+        monkeypatch.chdir(tmp_path)
+        tuners = [
+            HeadTuner(BertForSequenceClassification.from_pretrained(place), selection())
+            for place in (snapshot, "models/mine")
+        ]
+        monkeypatch.chdir("/")
+        first, second = (tuner.delta().metadata for tuner in tuners)
+        assert (first.model, first.revision) == ("owner/model", commit)
+        assert (second.model, second.revision) == ("mine", None)
+        named = tuners[0].delta(model="my-backbone").metadata
+        assert (named.model, named.revision) == ("my-backbone", None)
 
     def test_names_the_packaged_model_as_the_command_line_does(self, minilm_path: Path):
         model = AutoModelForSequenceClassification.from_pretrained(minilm_path, num_labels=2)

@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InvalidArgumentError as error:
         return fail(f"{error}{_option_hint(error.param, args)}")
     except AmbiguousTaskError as error:
-        return fail(f"{error.doubt}: say which with --{error.param}")
+        return fail(f"{error.split}: {error.doubt}: say which with --{error.param}")
     except HifiError as error:
         return fail(str(error))
     except BrokenPipeError:

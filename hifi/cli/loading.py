@@ -20,9 +20,11 @@ from hifi.errors import (
     ModelError,
     TaskNotSupportedError,
 )
+from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
     PACKAGED_MODEL,
     ModelSource,
+    find_folder,
     load_config,
     load_for_task,
     load_image_processor,
@@ -79,7 +81,7 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     Args:
         delta: says which task head it needs.
         model: a folder or name; by default the one that the delta names, where that is the packaged
-            model, a pinned hub id, or the name of a folder here.
+            model, a hub id, or the name of a folder here.
         revision: of a hub id; the one that the delta names, where the model is that one too.
 
     Raises:
@@ -115,12 +117,13 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
 
 def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
-    """Find the backbone that a delta names; the hub is asked for nothing that is not pinned."""
+    """Find the backbone that a delta names; the hub is not asked for what was a folder's name."""
     name = delta.metadata.model
-    if revision is None and name != PACKAGED_MODEL and not Path(name).is_dir():
+    is_known = name == PACKAGED_MODEL or "/" in name or revision is not None
+    if not is_known and find_folder(Path(name)) is None:
         raise ModelError(
-            f"the head delta was tuned on a folder that was called {name!r}, and there is no such "
-            "folder here: say with --model where that backbone is (a folder, or a hub id)"
+            f"the head delta knows of its backbone only that it was called {name!r}, and there is "
+            "no such folder here: say with --model where it is (a folder, or a hub id)"
         )
     return resolve_model(name, revision=revision)
 
@@ -164,13 +167,13 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
 
     A tuner that was given a model in memory knows only the latter.
     """
+    tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
     try:
         delta.check_backbone(model)
     except BackboneMismatchError:
-        tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
-        if tuned_at == model.dtype:
-            raise
-        delta.check_backbone(cast_to(copy.deepcopy(model), tuned_at))
+        cast = cast_to(copy.deepcopy(model), tuned_at)
+        if backbone_fingerprint(cast) != delta.metadata.fingerprint:
+            raise  # with the fingerprint of the model as stored, which the other commands show
 
 
 def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

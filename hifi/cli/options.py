@@ -99,7 +99,8 @@ def add_metric(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--metric",
         choices=METRICS,
-        help="by which the best step is chosen (default: accuracy, or pearson for numbers)",
+        help="by which the best step is chosen, of equal ones the first (default: accuracy, or "
+        "pearson for numbers)",
     )
 
 

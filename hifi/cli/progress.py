@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from hifi.cli.render import format_metrics, format_seconds
+from hifi.cli.render import format_metrics, format_seconds, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,8 +181,9 @@ def _line(event: TrainingEvent) -> str:
     """Say in one line what an event that is no mere progress tells."""
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
-    if event.kind in ("loaded", "resumed"):
-        return event.message
+    is_early = event.kind == "finished" and event.step < event.total_steps
+    if is_early or event.kind in ("loaded", "resumed"):
+        return printable(event.message)  # it names columns and classes
     return ""  # the rest is told with the results
 
 

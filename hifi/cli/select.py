@@ -126,6 +126,7 @@ def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
         "object": "heads",
         "model": ready.source.name,
         "revision": ready.source.revision,
+        "fingerprint": selection.fingerprint,  # in to_dict too, but here readers look for it
         **selection.to_dict(),
         "num_heads": backbone.num_heads,
         "head_dim": backbone.head_dim,

@@ -206,6 +206,9 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         f"{args.encoding}",
     }
     if result.metrics.get("matthews") == 0.0:
-        entries["hint"] = "no better than always the same class: try another --learning-rate"
+        entries["hint"] = (
+            "no better than always the same class: try another --learning-rate (this was "
+            f"{args.learning_rate:g}) or more --epochs (these were {args.epochs})"
+        )
     console.print()
     render.print_facts(console, entries)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hifi.columns import is_float, is_image, is_label, is_text, is_whole, kind_of
-from hifi.errors import AmbiguousTaskError
+from hifi.errors import AmbiguousTaskError, DataError
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
 from hifi.tasks.registry import get_task
@@ -28,9 +28,8 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
       booleans; with images the only other one that can be a class.
     - The text columns are all columns of text but the label, one or two of them, in their order.
-    - Images are classified; a label with floating-point numbers means regression, even where all
-      of them are whole (but not in CSV, which does not say so: there ``1.0`` may be a class);
-      integers, booleans and texts are classes.
+    - Images are classified; a label with floating-point numbers means regression, unless all of
+      them are whole, which leaves a doubt; integers, booleans and texts are classes.
 
     Args:
         spec: what is given is taken as it is.
@@ -41,6 +40,7 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
 
     Raises:
         AmbiguousTaskError: the columns leave a doubt; it has the argument that settles it.
+        DataError: the label's column is empty, or holds what is neither class nor number.
         TaskNotSupportedError: no such task type, or one that is not built yet.
     """
     image = spec.image
@@ -93,7 +93,8 @@ def _infer_type(dataset: Dataset, label: str, *, is_about_images: bool) -> str:
         return Regression.type
     if is_label(dataset, label):
         return Classification.type
-    raise _doubt(dataset, "task", f"the label {label!r} holds {kind_of(dataset, label)}")
+    kind = kind_of(dataset, label)
+    raise DataError(f"no label can be read of {kind}", split="train", column=label)
 
 
 def _only(
@@ -119,4 +120,5 @@ def _matching(
 
 
 def _doubt(dataset: Dataset, argument: str, reason: str) -> AmbiguousTaskError:
-    return AmbiguousTaskError(reason, param=argument, columns=dataset.column_names)
+    names = ", ".join(map(repr, dataset.column_names))
+    return AmbiguousTaskError(f"{reason}; there are the columns {names}", param=argument)

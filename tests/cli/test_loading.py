@@ -13,6 +13,7 @@ from hifi.backbone import HeadId
 from hifi.cli.loading import load_backbone, quiet_transformers
 from hifi.delta import HeadDelta
 from hifi.errors import BackboneMismatchError, DeltaFileError, ModelError, TaskNotSupportedError
+from hifi.fingerprint import backbone_fingerprint
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
 from tests.architectures import PAD, VOCABULARY, tiny_model
@@ -56,14 +57,37 @@ class TestLoadBackbone:
         with pytest.raises(BackboneMismatchError, match="fingerprint"):
             load_backbone(delta, model=str(tmp_path), revision=None)
 
+    def test_another_architecture_is_named(self, delta, tmp_path):
+        folder = save_text_model(tmp_path / "roberta", "roberta")
+        with pytest.raises(BackboneMismatchError, match="a 'bert'; the model is a 'roberta'"):
+            load_backbone(delta, model=str(folder), revision=None)
+
+    def test_a_refusal_shows_the_fingerprint_that_the_other_commands_show(self, delta, tmp_path):
+        bfloat16 = replace(delta, metadata=replace(delta.metadata, compute_dtype="bfloat16"))
+        other = tiny_model("bert", seed=1, max_position_embeddings=128)
+        other.base_model.save_pretrained(tmp_path)
+        with pytest.raises(BackboneMismatchError, match=backbone_fingerprint(other)):
+            load_backbone(bfloat16, model=str(tmp_path), revision=None)
+
     def test_a_folder_of_the_name_that_the_delta_has_is_taken(self, delta, backbone, monkeypatch):
         monkeypatch.chdir(backbone.parent)
         assert load_backbone(delta, model=None, revision=None).source.name == "tiny-bert"
 
     def test_a_folder_that_is_not_here_is_asked_for_and_the_hub_is_not(self, delta, monkeypatch):
         monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # calling it would fail
-        with pytest.raises(ModelError, match=r"a folder that was called 'tiny-bert'.*--model"):
+        with pytest.raises(ModelError, match=r"only that it was called 'tiny-bert'.*--model"):
             load_backbone(delta, model=None, revision=None)
+
+    @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~stranger"])
+    def test_a_name_that_no_folder_can_have(self, delta, name):
+        odd = replace(delta, metadata=replace(delta.metadata, model=name))
+        with pytest.raises(ModelError, match="only that it was called"):
+            load_backbone(odd, model=None, revision=None)
+
+    def test_a_hub_id_without_a_commit_is_looked_for_on_the_hub(self, delta):
+        unpinned = replace(delta, metadata=replace(delta.metadata, model="owner/model"))
+        with pytest.raises(ModelError, match="'owner/model' is not a folder here"):
+            load_backbone(unpinned, model=None, revision=None)
 
     def test_a_pinned_hub_id_is_looked_for_on_the_hub(self, delta):
         pinned = replace(delta, metadata=replace(delta.metadata, revision="c0ffee"))

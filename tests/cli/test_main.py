@@ -15,7 +15,7 @@ import pytest
 import hifi
 from hifi import cli
 from hifi.cli import main
-from hifi.errors import InvalidArgumentError, StorageError
+from hifi.errors import AmbiguousTaskError, InvalidArgumentError, StorageError
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("select", "tune", "merge", "inspect", "export-lora", "demo")
@@ -121,6 +121,12 @@ class TestErrors:
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err == "hifi: error: cannot write x: no space\n"
+
+    def test_a_doubt_about_the_task_names_the_option_that_settles_it(self, monkeypatch, capsys):
+        error = AmbiguousTaskError("2 columns could be the label", param="label")
+        assert self.run_raising(monkeypatch, error) == 1
+        expected = "train: 2 columns could be the label: say which with --label"
+        assert capsys.readouterr().err == f"hifi: error: {expected}\n"
 
     def test_a_refused_argument_names_its_option(self, monkeypatch, capsys):
         error = InvalidArgumentError("n_samples", value=9, limit="at most the 4 samples")

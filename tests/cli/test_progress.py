@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -82,6 +83,25 @@ class TestLineDisplay:
         display, printed = lines
         display.show(TrainingEvent(kind="loading", number=1, message="loading " + "x" * 99))
         assert len(printed()) == 1
+
+
+@pytest.mark.parametrize("kind", ["loaded", "resumed"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_told_of_the_data_steers_no_terminal(kind, terminal):
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=terminal, width=200)
+    with progress_display(console) as display:
+        display.show(TrainingEvent(kind=kind, number=1, message="by \x1b]0;pwn\nlabel"))
+    assert "by ?]0;pwn?label" in drawn.getvalue()
+
+
+def test_an_early_stop_is_told_and_an_end_as_planned_is_not(lines):
+    display, printed = lines
+    for number, done in enumerate((100, 40)):
+        message = f"stopped after step {done}"
+        event = TrainingEvent(kind="finished", step=done, total_steps=100, message=message)
+        display.show(replace(event, number=number))
+    assert printed() == ["stopped after step 40"]
 
 
 class TestPace:

@@ -61,6 +61,9 @@ class TestValues:
         monkeypatch.setenv("HIFI_INFER_TOKEN", "hunter2")
         settings = read_settings()
         assert "hunter2" not in repr(settings)
+        monkeypatch.setenv("HIFI_DATABASE_URL", "postgresql://hifi:hunter2@db/hifi")
+        monkeypatch.setenv("HIFI_BROKER_URL", "redis://:hunter2@broker")
+        assert "hunter2" not in repr(read_settings())
         assert settings.secret_key is not None
         assert settings.secret_key.get_secret_value() == "hunter2"
 
@@ -89,6 +92,35 @@ class TestRefusals:
         monkeypatch.setenv(PREFIX + name, value)
         with pytest.raises(SettingsError, match=named):
             read_settings()
+
+    @pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL"])
+    def test_an_address_is_refused_without_showing_its_password(self, name, monkeypatch):
+        monkeypatch.setenv(PREFIX + name, "mysql://hifi:hunter2@db/hifi")
+        with pytest.raises(SettingsError, match=f"^HIFI_{name}: ") as caught:
+            read_settings()
+        assert "hunter2" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "named"),
+        [
+            ("HOME", "~stranger/x", "home of nobody"),
+            ("MODELS", "~stranger/x", "home of nobody"),
+            ("ALLOWED_HOSTS", " , ", "HIFI_ALLOWED_HOSTS"),
+            ("INFER_URL", "http://192.0.2.1:8001", "HIFI_INFER_TOKEN"),
+        ],
+    )
+    def test_what_cannot_be_followed(self, name, value, named, monkeypatch):
+        monkeypatch.setenv(PREFIX + name, value)
+        with pytest.raises(SettingsError, match=named):
+            read_settings()
+
+    def test_an_inference_process_elsewhere_asks_for_a_token(self, monkeypatch):
+        monkeypatch.setenv("HIFI_INFER_URL", "http://192.0.2.1:8001")
+        monkeypatch.setenv("HIFI_INFER_TOKEN", "secret")
+        assert read_settings().infer_url == "http://192.0.2.1:8001"
+        monkeypatch.delenv("HIFI_INFER_TOKEN")
+        monkeypatch.setenv("HIFI_INFER_URL", "unix:///run/hifi.sock")
+        assert read_settings().infer_url == "unix:///run/hifi.sock"
 
     def test_all_are_told_at_once(self, monkeypatch):
         monkeypatch.setenv("HIFI_PORT", "x")

@@ -47,6 +47,7 @@ class TestTargets:
             ("1 2 ?", "1 2", [0, 1]),  # alone these would be read as integers
             ("1 0", "0 1", [0, 1]),
             ("01 1", "1 01", [1, 0]),
+            ("1 2", "2.0 1", [1, 0]),
             ("True False", "true FALSE", [1, 0]),
             ("True False maybe", "False False", [0, 0]),
         ],
@@ -62,7 +63,7 @@ class TestTargets:
         task = make_task(TaskSpec(), splits["train"])
         assert task.targets(splits["validation"], split="validation").tolist() == targets
 
-    @pytest.mark.parametrize("labels", ["1 2 ?", "1 2 02", "1 2 2.0"])
+    @pytest.mark.parametrize("labels", ["1 2 ?", "1 2 02", "1 2 2.5"])
     def test_of_a_csv_file_may_be_unknown(self, labels: str, tmp_path: Path):
         path = tmp_path / "validation.csv"
         path.write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels.split()))

@@ -27,7 +27,7 @@ class TestInfer:
         ("row", "expected"),
         [
             (PAIR, ("classification", ("sentence1", "sentence2"), "label", None)),
-            ({**PAIR, "label": 2.0}, ("regression", ("sentence1", "sentence2"), "label", None)),
+            ({**PAIR, "label": 2.5}, ("regression", ("sentence1", "sentence2"), "label", None)),
             ({"text": "a", "label": "b"}, ("classification", ("text",), "label", None)),
             ({"labels": "b", "text": "a"}, ("classification", ("text",), "labels", None)),
             ({"review": "a", "stars": 3}, ("classification", ("review",), "stars", None)),
@@ -53,8 +53,6 @@ class TestInfer:
             ({"a": "x", "b": 1, "c": 2}, "label"),
             ({"a": "x", "b": "y", "c": "z", "label": 1}, "text"),
             ({"a": 1, "label": 2}, "text"),
-            ({"text": "x", "label": [1, 2]}, "task"),
-            ({"text": "x", "label": {"answer_start": 1}}, "task"),
             ({"a": IMAGE, "b": IMAGE, "label": 1}, "image"),
             ({"a": IMAGE, "b": "cat", "c": "dog"}, "label"),
         ],
@@ -66,6 +64,12 @@ class TestInfer:
             infer(TaskSpec(), split(row))
         assert caught.value.param == argument
         assert all(name in caught.value.reason for name in row)
+
+    @pytest.mark.parametrize("label", [[1, 2], {"answer_start": 1}])
+    def test_what_is_no_label_at_all_is_no_doubt(self, label):
+        with pytest.raises(DataError, match="column 'label': no label can be read of") as caught:
+            infer(TaskSpec(), split({"text": "x", "label": label}))
+        assert not isinstance(caught.value, AmbiguousTaskError)
 
     @pytest.mark.parametrize(
         "said",
@@ -127,16 +131,28 @@ class TestMakeTask:
             make_task(TaskSpec(), dataset)
         assert make_task(TaskSpec(text=("code",)), dataset).inputs == ("code",)
 
-    @pytest.mark.parametrize("cells", [("1.0", "0.0"), ("1", "02.0"), ("2.", "1e0")])
-    def test_whole_numbers_that_are_no_integers_in_csv_are_asked_about(self, cells, tmp_path: Path):
-        (tmp_path / "rows.csv").write_text("text,label\na,{}\nb,{}\n".format(*cells))
-        dataset = load_split(tmp_path / "rows.csv", split="train")
+    @pytest.mark.parametrize(
+        "values", [("1.0", "0.0"), (" 1", "00.0"), ("1.", "0e0"), (1.0, 0.0), (1.0, None, 0.0)]
+    )
+    def test_whole_numbers_that_are_no_integers_are_asked_about(self, values, tmp_path: Path):
+        if isinstance(values[0], str):
+            lines = "".join(f"a,{value}\n" for value in values)
+            (tmp_path / "rows.csv").write_text(f"text,label\n{lines}")
+            dataset = load_split(tmp_path / "rows.csv", split="train")
+        else:
+            dataset = split(*({"text": "a", "label": value} for value in values))
         with pytest.raises(AmbiguousTaskError, match="may be classes or values") as caught:
             make_task(TaskSpec(), dataset)
         assert caught.value.param == "task"
         assert make_task(TaskSpec(type="regression"), dataset).classes is None
-        classes = make_task(TaskSpec(type="classification"), dataset).classes
-        assert classes == tuple(sorted(cells))
+        if None in values:
+            with pytest.raises(DataError, match="row 2, column 'label': the label is missing"):
+                make_task(TaskSpec(type="classification"), dataset)
+            return
+        task = make_task(TaskSpec(type="classification"), dataset)
+        assert task.classes == (0, 1)
+        for name in ("train", "validation"):
+            assert task.targets(dataset, split=name).tolist() == [1, 0]
 
     def test_numbers_in_csv_of_which_one_is_not_whole_are_regressed_on(self, tmp_path: Path):
         (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,0.5\n")
@@ -145,7 +161,7 @@ class TestMakeTask:
 
     def test_an_empty_csv_column_is_no_label(self, tmp_path: Path):
         (tmp_path / "rows.csv").write_text("text,label\na,\nb,\n")
-        with pytest.raises(DataError, match="'label' holds null"):
+        with pytest.raises(DataError, match="column 'label': no label can be read of null"):
             make_task(TaskSpec(), load_split(tmp_path / "rows.csv", split="train"))
 
     @pytest.mark.parametrize(
