@@ -1,8 +1,8 @@
 """The metric on five GLUE tasks: HiFi against task head only, random heads, LoRA and full.
 
 Hours of work on two cores, so every run is kept in ``results/quality.jsonl`` and not repeated.
-``python -m benchmarks.quality --run search`` tries each method's learning rates on the small tasks
-with seed 0; ``--run table`` fills the table at the best of them; without ``--run`` it is printed.
+``python -m benchmarks.quality --run search`` tries each method's learning rates on every task with
+seed 0; ``--run table`` fills the table at the best of them; without ``--run`` it is printed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"type": "classification", "text": "sentence", "label": "label", "metric": "accuracy"},
     "cola": {"type": "classification", "text": "sentence", "label": "label", "metric": "matthews"},
 }
-# Every method has as many to choose from, and takes one for all tasks; random heads take HiFi's.
+# Random heads take HiFi's best. Where the best of three was on average the highest, a higher one
+# was tried as well.
 LEARNING_RATES = {
-    "head-only": (1e-3, 5e-3, 2e-2),
+    "head-only": (1e-3, 5e-3, 2e-2, 5e-2),
     "hifi": (3e-4, 5e-4, 1e-3),
-    "lora-qv": (5e-4, 1e-3, 2e-3),
+    "lora-qv": (5e-4, 1e-3, 2e-3, 4e-3),
     "full": (3e-5, 1e-4, 3e-4),
 }
 METHODS = ("head-only", "random", "hifi", "lora-qv", "full")
-SEARCH_TASKS = ("mrpc", "rte", "cola")
 
 
 def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str, float]:
@@ -81,6 +81,7 @@ def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str,
 
 def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[str, float]:
     """Train as hifi.finetune does, in bfloat16 autocast, with dropout as the checkpoint has it."""
+    torch.manual_seed(settings.seed)  # LoRA draws its A here
     method = prepare(name, ready.loaded.model)
     optimizer = torch.optim.AdamW(method.parameters, lr=settings.learning_rate, fused=True)
     train, task = ready.data.train, ready.data.task
@@ -136,20 +137,14 @@ def read_results() -> Iterator[dict[str, Any]]:
         yield from map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
 
 
-def best_rates() -> dict[str, float]:
-    """Choose each method's learning rate: the best mean over the search tasks with seed 0."""
-    values: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
+def best_rates() -> dict[tuple[str, str], float]:
+    """Choose the learning rate of each method and task: the best with seed 0."""
+    values: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for row in read_results():
-        if row["seed"] == 0 and row["task"] in SEARCH_TASKS:
-            values[row["method"], row["learning_rate"]][row["task"]] = row["value"]
-    means: dict[str, dict[float, float]] = defaultdict(dict)
-    for (method, rate), found in values.items():
-        if len(found) == len(SEARCH_TASKS):
-            means[method][rate] = statistics.mean(found.values())
-    best = {method: max(found, key=lambda rate: found[rate]) for method, found in means.items()}
-    if "hifi" in best:
-        best["random"] = best["hifi"]
-    return {method: best[method] for method in METHODS if method in best}
+        if row["seed"] == 0 and row["method"] in LEARNING_RATES:
+            values[row["method"], row["task"]][row["learning_rate"]] = row["value"]
+    best = {key: max(found, key=lambda rate: found[rate]) for key, found in values.items()}
+    return best | {("random", task): rate for (name, task), rate in best.items() if name == "hifi"}
 
 
 def run_missing(plan: Iterable[tuple[str, str, int, float]]) -> None:
@@ -180,13 +175,14 @@ def print_table() -> None:
     rates = best_rates()
     values = defaultdict(list)
     for row in read_results():
-        if rates.get(row["method"]) == row["learning_rate"]:
-            values[row["method"], row["task"]].append(100 * row["value"])
+        key = row["method"], row["task"]
+        if rates.get(key) == row["learning_rate"]:
+            values[key].append(100 * row["value"])
     print("| method | " + " | ".join(f"{t} ({TASKS[t]['metric']})" for t in TASKS) + " |")
     print("|---" * (len(TASKS) + 1) + "|")
-    for method, rate in rates.items():
-        cells = [_cell(values[method, task]) for task in TASKS]
-        print(f"| {method} (lr {rate:g}) | " + " | ".join(cells) + " |")
+    for method in METHODS:
+        cells = [_cell(values[method, task], rates.get((method, task))) for task in TASKS]
+        print(f"| {method} | " + " | ".join(cells) + " |")
 
 
 def print_search() -> None:
@@ -196,20 +192,20 @@ def print_search() -> None:
         for r in read_results()
         if r["seed"] == 0
     }
-    print("| method | learning rate | " + " | ".join(SEARCH_TASKS) + " |")
-    print("|---" * (len(SEARCH_TASKS) + 2) + "|")
+    print("| method | learning rate | " + " | ".join(TASKS) + " |")
+    print("|---" * (len(TASKS) + 2) + "|")
     for method, rates in LEARNING_RATES.items():
         for rate in rates:
-            found = [values.get((method, rate, task)) for task in SEARCH_TASKS]
+            found = [values.get((method, rate, task)) for task in TASKS]
             cells = ["not run" if value is None else f"{value:.1f}" for value in found]
             print(f"| {method} | {rate:g} | " + " | ".join(cells) + " |")
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], rate: float | None) -> str:
     if not values:
         return "not run"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} (n={len(values)})"
+    return f"{statistics.mean(values):.1f}{spread} (n={len(values)}, lr {rate:g})"
 
 
 def main() -> None:
@@ -227,13 +223,12 @@ def main() -> None:
             for method in methods
             if method in LEARNING_RATES
             for task in tasks
-            if task in SEARCH_TASKS
             for rate in LEARNING_RATES[method]
         )
     elif arguments.run == "table":
         rates = best_rates()
         run_missing(
-            (task, method, seed, rates[method])
+            (task, method, seed, rates[method, task])
             for seed in arguments.seeds
             for method in methods
             for task in tasks

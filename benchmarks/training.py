@@ -14,7 +14,7 @@ from benchmarks.data import minilm, mrpc_batches
 from benchmarks.methods import Method, precision, prepare
 from benchmarks.rows import Row, print_rows
 
-REPETITIONS = 3
+REPETITIONS = 5
 LEARNING_RATE = 3e-4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Batches = Sequence[Mapping[str, Tensor]]
