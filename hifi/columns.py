@@ -3,8 +3,9 @@
 Columns from a CSV file hold *cells*: texts of which the file does not say what they are. A mark on
 the column says what all of them look like, which is what a task is inferred from. What they are is
 said by their use: texts are the cells as they are, targets any notation of a number; classes are
-integers or booleans only where no two spellings could become one class, else texts, and a
-validation split is read by the classes of the training split and not by its own looks.
+integers or booleans where no two spellings could become one class, else texts (``1.0`` is the class
+1, where the user says that it is a class), and a validation split is read by the classes of the
+training split and not by its own looks.
 """
 
 from __future__ import annotations

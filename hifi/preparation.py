@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _CALIBRATION_SAMPLES = 300
 _NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
+_SETTING_BYTES = 30  # of a setting that a checkpoint's refusal may quote
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,7 +160,7 @@ def describe_job(
     parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
     for name, value in {**selection, **settings.describe()}.items():
         text = canonical_json(value)
-        is_short = len(text) <= _LETTERS
+        is_short = len(text) <= _SETTING_BYTES
         parts[name] = text.decode() if is_short else hashlib.sha256(text).hexdigest()
     return parts
 
