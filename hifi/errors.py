@@ -9,6 +9,11 @@ class HifiError(Exception):
     """Root of all errors of this library: catch it to catch them all."""
 
 
+def shorten(text: str, *, letters: int) -> str:
+    """Cut a text that a message quotes, where it is longer than so many letters."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
 class InvalidArgumentError(HifiError, ValueError):
     """An argument is outside its range.
 

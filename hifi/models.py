@@ -19,7 +19,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hifi.backbone import SUPPORTED_ARCHITECTURES, task_head_names
-from hifi.errors import InvalidArgumentError, ModelError, UnsupportedArchitectureError
+from hifi.errors import (
+    InvalidArgumentError,
+    ModelError,
+    UnsupportedArchitectureError,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -416,4 +421,4 @@ def _some(names: set[str] | list[str]) -> str:
 def _one_line(error: Exception) -> str:
     """Give an error's text on one line, cut where it goes on for long."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
+    return shorten(text, letters=_MOST_LETTERS)

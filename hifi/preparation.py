@@ -14,7 +14,7 @@ from hifi.batching import evaluation_batches
 from hifi.data import Source, load_split
 from hifi.delta_metadata import canonical_json
 from hifi.devices import resolve_attention, resolve_dtype
-from hifi.errors import InvalidArgumentError
+from hifi.errors import InvalidArgumentError, shorten
 from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
     LoadedModel,
@@ -71,7 +71,7 @@ class Prepared:
         """Say in one line, for people, what was understood of the task and the data."""
         task, validation = self.data.task, self.data.validation
         classes = task.classes or ()
-        names = ", ".join(_beginning(str(name)) for name in classes[:_NAMED_CLASSES])
+        names = ", ".join(shorten(str(name), letters=_LETTERS) for name in classes[:_NAMED_CLASSES])
         more = ", …" if len(classes) > _NAMED_CLASSES else ""
         rows = f"{len(self.data.train)} rows"
         if validation is not None:
@@ -82,10 +82,6 @@ class Prepared:
             + (f" ({len(classes)} classes: {names}{more})" if classes else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         )
-
-
-def _beginning(text: str) -> str:
-    return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"
 
 
 def prepare(

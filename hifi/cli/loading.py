@@ -171,6 +171,8 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
     try:
         delta.check_backbone(model)
     except BackboneMismatchError:
+        if tuned_at == model.dtype:
+            raise
         cast = cast_to(copy.deepcopy(model), tuned_at)
         if backbone_fingerprint(cast) != delta.metadata.fingerprint:
             raise  # with the fingerprint of the model as stored, which the other commands show
