@@ -101,7 +101,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder {directory}: {error.strerror}") from error
-    path = directory / f"step-{checkpoint.step:08d}"
+    path = checkpoint_folder(directory, step=checkpoint.step)
     if not path.exists():
         with write_directory_atomically(path) as folder:
             tensors = {
@@ -115,6 +115,16 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             (folder / _STATE).write_bytes(canonical_json({"sha256": own, "state": state}))
     _remove_all(directory, but=path)
     return path
+
+
+def checkpoint_folder(directory: Path, *, step: int) -> Path:
+    """Name the folder of a step's checkpoint.
+
+    Args:
+        directory: holds the checkpoints of one run.
+        step: optimizer steps done.
+    """
+    return directory / f"step-{step:08d}"
 
 
 def remove_checkpoints(directory: Path) -> None:

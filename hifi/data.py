@@ -4,7 +4,9 @@ Files are parsed by pyarrow and the standard json module into an in-memory ``dat
 and not by ``datasets.load_dataset``: that one caches by path, expands ``[`` and ``*`` in file
 names, fills short CSV rows silently, reads the text ``NA`` as nothing, and cannot say which row
 of a file is wrong. CSV does not say what its cells are: they stay the texts that they are, with a
-mark of what they look like, and ``columns`` reads them as what the task needs.
+mark of what they look like, and ``columns`` reads them as what the task needs. A Parquet file whose
+schema metadata has the entry ``hifi.cells`` = ``1`` holds such cells: its texts are read as a CSV
+file's are, so that a CSV file can be kept as Parquet and lose nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ Source: TypeAlias = (
 _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _HEADER_LETTERS = 10_000  # of a header that is looked at for its delimiter
+_CELLS = (b"hifi.cells", b"1")  # the mark of a Parquet file that holds a CSV file's cells
 _BLOCK_BYTES = 1 << 30  # one block where the file fits: blocks end a row in mid-quote
 # No column can hold these: what pyarrow raises, and datasets and Pillow for images among them.
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
@@ -212,7 +215,16 @@ def _read_parquet(path: Path, split: str, columns: Sequence[str] | None) -> Data
         if isinstance(error, OSError):
             raise
         raise DataError(f"{path.name} is not a sound Parquet file: {error}", split=split) from error
-    return _to_dataset(_select(table, split=split, columns=columns), split=split)
+    table = _select(table, split=split, columns=columns)
+    if _CELLS not in (table.schema.metadata or {}).items():
+        return _to_dataset(table, split=split)
+    cells = {
+        field.name: cells_feature(table[field.name])
+        for field in table.schema
+        if pa.types.is_string(field.type)
+    }
+    features = datasets.Features.from_arrow_schema(table.schema)
+    return _to_dataset(table, split=split, features=datasets.Features({**features, **cells}))
 
 
 _READERS: dict[str, Callable[[Path, str, Sequence[str] | None], Dataset]] = {

@@ -60,6 +60,10 @@ class TrainingEvent:
         eta_seconds: expected time until the last step, evaluations not counted.
         message: one line for people.
         selection: in ``selected``, the heads and their scores.
+        trainable_parameters: in ``selected``, the weights that will be trained: the rows of the
+            heads, and the task head.
+        fraction: in ``selected``, these over all weights of the model, the task head included.
+        head_dim: in ``selected``, D', the width of a head.
     """
 
     kind: EventKind
@@ -74,6 +78,9 @@ class TrainingEvent:
     eta_seconds: float | None = None
     message: str = ""
     selection: HeadSelection | None = None
+    trainable_parameters: int | None = None
+    fraction: float | None = None
+    head_dim: int | None = None
 
 
 OnEvent = Callable[[TrainingEvent], Control | None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.arguments import check_count
+from hifi.backbone import describe
 from hifi.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.devices import Precision, resolve_device
 from hifi.errors import BackboneMismatchError, InvalidArgumentError
@@ -25,6 +27,7 @@ from hifi.preparation import (
     prepare,
 )
 from hifi.reproducibility import reproducible_kernels
+from hifi.resident import Load, ResidentBackbones, load_on_device
 from hifi.selection import DEFAULT_XI, select_heads
 from hifi.tasks import TaskSpec
 from hifi.training import CheckpointPlan, Outcome, Trainer
@@ -96,12 +99,14 @@ def finetune(
     revision: str | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    backbones: ResidentBackbones | None = None,
     on_event: OnEvent | None = None,
 ) -> FinetuneResult:
     """Select the heads that matter for a task, tune them and a task head, and give a head delta.
 
     Equal calls on one machine (device, thread count, library versions) give equal deltas, byte for
-    byte, whether they ran through or were stopped and resumed.
+    byte, whether they ran through or were stopped and resumed, and whether the backbone was read
+    from disk or lay in memory.
 
     Args:
         model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
@@ -143,6 +148,8 @@ def finetune(
             is resumed. It is left there at the end: once the result is safe,
             ``hifi.checkpoint.remove_checkpoints`` removes it.
         checkpoint_seconds: between two checkpoints. There is one after selection, and at a pause.
+        backbones: keeps the backbone in memory for the next call that is given the same object;
+            None reads it from disk. However this call ends, the backbone is left as it was.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
             answers with a Control, or None to go on.
 
@@ -202,13 +209,23 @@ def finetune(
         emitter.checkpoint, emitter.number = found[0], found[1].event_number
     _tell(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
     source = resolve_model(model, revision=revision)
-    with reproducible_kernels(where):
+    with reproducible_kernels(where), _lending(backbones) as load:
         ready = prepare(
-            source, spec=spec, train=train, validation=validation, settings=settings, device=where
+            source,
+            spec=spec,
+            train=train,
+            validation=validation,
+            settings=settings,
+            device=where,
+            load=load,
         )
         _tell(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
         start = _start(ready, settings, scoring=scoring, found=found, emitter=emitter)
         return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
+
+
+def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load]:
+    return nullcontext(load_on_device) if backbones is None else backbones.job()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +321,6 @@ def _start(
     started = time.perf_counter()
     selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
     seconds = time.perf_counter() - started
-    message = f"selected {len(selection.heads)} heads"
-    emitter.emit(TrainingEvent(kind="selected", message=message, selection=selection))
     return Checkpoint(
         job=job,
         selection=selection.to_dict(),
@@ -337,31 +352,52 @@ def _tune(
     model = ready.loaded.model
     weights = sum(parameter.numel() for parameter in model.parameters())
     selection = HeadSelection.from_dict(start.selection)
+    with _tuning(ready, selection=selection) as tuner:
+        trained = sum(parameter.numel() for parameter in tuner.parameters())
+        if not start.parameters:  # nothing was trained yet: these heads are news
+            emitter.emit(
+                TrainingEvent(
+                    kind="selected",
+                    message=f"selected {len(selection.heads)} heads",
+                    selection=selection,
+                    trainable_parameters=trained,
+                    fraction=trained / weights,
+                    head_dim=describe(model).head_dim,
+                )
+            )
+        outcome = _train(ready, settings, tuner=tuner, start=start, plan=plan, emitter=emitter)
+        return FinetuneResult(
+            delta=tuner.delta(
+                model=ready.source.name,
+                revision=ready.source.revision,
+                task=ready.data.describe(),
+                labels=ready.data.task.classes,
+                training=settings.describe(),
+            ),
+            selection=selection,
+            metrics=outcome.metrics,
+            best_step=outcome.best_step,
+            train_seconds=outcome.train_seconds,
+            selection_seconds=start.selection_seconds,
+            samples_per_second=outcome.samples_per_second,
+            trainable_parameters=trained,
+            fraction=trained / weights,
+        )
+
+
+@contextmanager
+def _tuning(ready: Prepared, *, selection: HeadSelection) -> Iterator[HeadTuner]:
+    """Tune the model for a while; others may need its backbone as it was, whatever happens."""
     tuner = HeadTuner(
-        model,
+        ready.loaded.model,
         selection,
         task_head=ready.loaded.task_head_modules,
         fingerprint=ready.fingerprint,
     )
-    outcome = _train(ready, settings, tuner=tuner, start=start, plan=plan, emitter=emitter)
-    trained = sum(parameter.numel() for parameter in tuner.parameters())
-    return FinetuneResult(
-        delta=tuner.delta(
-            model=ready.source.name,
-            revision=ready.source.revision,
-            task=ready.data.describe(),
-            labels=ready.data.task.classes,
-            training=settings.describe(),
-        ),
-        selection=selection,
-        metrics=outcome.metrics,
-        best_step=outcome.best_step,
-        train_seconds=outcome.train_seconds,
-        selection_seconds=start.selection_seconds,
-        samples_per_second=outcome.samples_per_second,
-        trainable_parameters=trained,
-        fraction=trained / weights,
-    )
+    try:
+        yield tuner
+    finally:
+        tuner.undo()
 
 
 def _train(

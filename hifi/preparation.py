@@ -15,15 +15,8 @@ from hifi.data import Source, load_split
 from hifi.delta_metadata import canonical_json
 from hifi.devices import resolve_attention, resolve_dtype
 from hifi.errors import InvalidArgumentError, shorten
-from hifi.fingerprint import backbone_fingerprint
-from hifi.models import (
-    LoadedModel,
-    ModelSource,
-    check_reads,
-    load_config,
-    load_for_task,
-    max_positions,
-)
+from hifi.models import LoadedModel, ModelSource, check_reads, load_config, max_positions
+from hifi.resident import load_on_device
 from hifi.selection import sample_indices
 from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
 
@@ -34,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from hifi.hyperparameters import Hyperparameters
+    from hifi.resident import Load
 
 _CALIBRATION_SAMPLES = 300
 _NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
@@ -92,6 +86,7 @@ def prepare(
     validation: Source | None,
     settings: Hyperparameters,
     device: torch.device,
+    load: Load = load_on_device,
 ) -> Prepared:
     """Read the data, load the model, and put it on its device at its dtype.
 
@@ -102,6 +97,7 @@ def prepare(
         validation: the validation split, where there is one.
         settings: the hyperparameters.
         device: where the model is to run.
+        load: gives the model; by default every call loads one of its own.
 
     Raises:
         InvalidArgumentError: ``max_length`` is more than the model reads.
@@ -113,7 +109,7 @@ def prepare(
     data = _load_data(
         source, config, spec=spec, train=train, validation=validation, settings=settings
     )
-    loaded = load_for_task(
+    placed = load(
         source,
         config=config,
         auto_class=data.task.auto_class,
@@ -121,15 +117,15 @@ def prepare(
             device=device, dtype=dtype, max_length=data.encoder.sequence_length
         ),
         seed=settings.seed,
+        device=device,
+        dtype=dtype,
     )
-    limit = max_positions(loaded.model)
+    limit = max_positions(placed.loaded.model)
     if limit is not None and settings.max_length > limit:
         raise InvalidArgumentError(
             "max_length", value=settings.max_length, limit=f"{source.name} reads {limit} tokens"
         )
-    fingerprint = backbone_fingerprint(loaded.model)
-    loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-    return Prepared(source=source, loaded=loaded, data=data, fingerprint=fingerprint)
+    return Prepared(source=source, loaded=placed.loaded, data=data, fingerprint=placed.fingerprint)
 
 
 def describe_job(

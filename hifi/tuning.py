@@ -17,6 +17,7 @@ from hifi.backbone import (
     plain_projection,
     read_rows,
     task_head_names,
+    write_rows,
 )
 from hifi.delta import HeadDelta
 from hifi.delta_metadata import DeltaMetadata
@@ -314,6 +315,24 @@ class HeadTuner:
         self._check_attached()
         detach(self.model)
         self._attached = False
+        return self.model
+
+    def undo(self) -> PreTrainedModel:
+        """Detach, and put the backbone's own rows back: the backbone is what it was, bit for bit.
+
+        The task head keeps what it learnt.
+
+        Returns:
+            The model that the tuner was given.
+        """
+        if self._attached:
+            self.detach()
+        for layer, heads in self._tuned.items():
+            for head in (HeadId(layer.index, head) for head in heads):
+                for projection in layer.projections:
+                    weight = self.base_rows[row_key(head, projection.name, "weight")]
+                    bias = self.base_rows.get(row_key(head, projection.name, "bias"))
+                    write_rows(self.model, projection, head.head, weight=weight, bias=bias)
         return self.model
 
     def _check_attached(self) -> None:

@@ -71,3 +71,19 @@ def undisturbed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from tests.tiny_runs import file_of, run  # noqa: PLC0415 - after the environment is set
 
     return file_of(run(bert), tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a bare tiny BERT with its tokenizer."""
+    from tests.tiny_deltas import save_bare_backbone  # noqa: PLC0415 - as above
+
+    return save_bare_backbone(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def delta_file(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a head delta of two heads of the tiny backbone, its rows far from the backbone's."""
+    from tests.tiny_deltas import save_delta  # noqa: PLC0415 - as above
+
+    return save_delta(tmp_path_factory.mktemp("deltas") / "tiny.safetensors", backbone=backbone)

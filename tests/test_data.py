@@ -196,6 +196,48 @@ class TestCells:
         dataset = load_split(path, split="train")
         assert rows_of(dataset) == [{"text": "12", "label": 1}, {"text": "7", "label": 0}]
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text,label\n0012,01\n7,1\n",
+            "text,label\n12, 1\n7,NA\n",
+            "text,label\na,0.5\nb,1e3\n",
+            "text,label\na,True\nb,False\n",
+            "text,label\na,\nb,\n",
+        ],
+    )
+    @pytest.mark.parametrize("columns", [None, ["label"]])
+    def test_kept_in_parquet_are_the_same_cells(
+        self, content: str, columns: list[str] | None, tmp_path: Path
+    ):
+        path = write(tmp_path / "a.csv", content)
+        options = csv.ConvertOptions(column_types={"text": pa.string(), "label": pa.string()})
+        table = csv.read_csv(path, convert_options=options)
+        marked = table.replace_schema_metadata({"hifi.cells": "1"})
+        parquet.write_table(marked, tmp_path / "a.parquet")
+        first = load_split(path, split="train", columns=columns)
+        second = load_split(tmp_path / "a.parquet", split="train", columns=columns)
+        assert second.features == first.features
+        assert [second.features[name].id for name in second.column_names] == [
+            first.features[name].id for name in first.column_names
+        ]
+        assert second.to_list() == first.to_list()
+
+    @pytest.mark.parametrize("metadata", [{}, {"hifi.cells": "0"}, {"cells": "1"}])
+    def test_without_the_mark_are_texts(self, metadata: dict[str, str], tmp_path: Path):
+        table = pa.table({"text": ["12"], "number": [1]}).replace_schema_metadata(metadata)
+        parquet.write_table(table, tmp_path / "a.parquet")
+        dataset = load_split(tmp_path / "a.parquet", split="train")
+        assert dataset.features["text"] == datasets.Value("string")
+
+    def test_in_parquet_leave_other_columns_alone(self, tmp_path: Path):
+        table = pa.table({"text": ["12"], "number": [1.5]})
+        marked = table.replace_schema_metadata({"hifi.cells": "1"})
+        parquet.write_table(marked, tmp_path / "a.parquet")
+        dataset = load_split(tmp_path / "a.parquet", split="train")
+        assert dataset.features["text"].id == "hifi.cells:int64"
+        assert dataset.features["number"] == datasets.Value("float64")
+
     @given(
         st.lists(
             st.fixed_dictionaries(

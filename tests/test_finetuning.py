@@ -321,9 +321,12 @@ class TestEvents:
         assert all(event.loss and event.learning_rate and event.message for event in steps)
         assert steps[-1].eta_seconds == 0
         assert [event.step for event in heard if event.kind == "selecting"] == [8, 10]
-        chosen = next(event.selection for event in heard if event.kind == "selected")
-        assert chosen is not None
-        assert chosen.heads == result.selection.heads
+        chosen = next(event for event in heard if event.kind == "selected")
+        assert chosen.selection is not None
+        assert chosen.selection.heads == result.selection.heads
+        assert chosen.trainable_parameters == result.trainable_parameters
+        assert chosen.fraction == result.fraction
+        assert chosen.head_dim == describe(tf.AutoModel.from_pretrained(bert)).head_dim
         assert heard[-1].metrics == result.metrics
 
     def test_an_answer_that_is_none_of_them_is_refused(self, bert: Path):

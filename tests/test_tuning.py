@@ -19,7 +19,7 @@ from hifi.fingerprint import backbone_fingerprint
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner, detach
 from tests.architectures import LAYERS, NAMES, tiny_batch, tiny_model
-from tests.deltas import HEADS
+from tests.deltas import HEADS, bits_of, equal_bits
 from tests.tiny_tuning import frozen_copy, selection, train
 
 
@@ -266,6 +266,32 @@ class TestDetach:
         first.detach()
         second = HeadTuner(model, selection())
         assert all(torch.equal(value, rows[key]) for key, value in second.rows().items())
+
+
+class TestUndo:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_gives_the_backbone_back_bit_for_bit(self, name, dtype):
+        model = tiny_model(name, dtype=dtype)
+        before = bits_of(model)
+        tuner = HeadTuner(model, selection())
+        train(model, tuner.parameters(), name=name, dtype=dtype)
+        assert tuner.undo() is model
+        after, head = bits_of(model), set(task_head_names(model))
+        own = {key: value for key, value in before.items() if key not in head}
+        assert equal_bits({key: after[key] for key in own}, own)
+        assert not any(after[key].equal(before[key]) for key in head)
+
+    def test_comes_after_a_detach_too(self):
+        model = tiny_model("bert")
+        rows = selected_rows(model)
+        tuner = HeadTuner(model, selection())
+        train(model, tuner.parameters(), name="bert")
+        tuner.detach()
+        tuner.undo()
+        undone = selected_rows(model)
+        assert all(undone[key][0].equal(rows[key][0]) for key in rows)
+        HeadTuner(model, selection())
 
 
 class TestRefusals:

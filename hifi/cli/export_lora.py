@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_directory(args.out)
     import torch
 
-    from hifi.cli.loading import cast_to, load_backbone
     from hifi.delta import HeadDelta
+    from hifi.loading import cast_to, load_backbone
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)

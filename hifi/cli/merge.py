@@ -31,18 +31,15 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_directory(args.out)
     import torch
 
-    from hifi.cli.loading import cast_to, load_backbone, quiet_transformers
     from hifi.delta import HeadDelta
     from hifi.files import write_directory_atomically
+    from hifi.loading import load_backbone, write_merged_model
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)
-    processor, model = backbone.load_processor(), backbone.model
-    dtype: torch.dtype = getattr(torch, args.dtype) if args.dtype else model.dtype
-    delta.merge(cast_to(model, dtype))
-    with quiet_transformers(), write_directory_atomically(args.out) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    dtype: torch.dtype = getattr(torch, args.dtype) if args.dtype else backbone.model.dtype
+    with write_directory_atomically(args.out) as folder:
+        write_merged_model(folder, delta=delta, backbone=backbone, dtype=dtype)
         output.open_to_others(folder)
     _report(args, model=backbone.source.name, dtype=str(dtype).removeprefix("torch."), delta=delta)
     return output.EXIT_OK

@@ -8,7 +8,7 @@ from hifi.data import check_columns
 from hifi.errors import InvalidArgumentError
 from hifi.tasks.base import Batch, Encoder, Examples, Task, TaskSpec
 from hifi.tasks.inference import infer
-from hifi.tasks.registry import get_task
+from hifi.tasks.registry import get_task, task_types
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +22,7 @@ __all__ = [
     "get_task",
     "infer",
     "make_task",
+    "task_types",
 ]
 
 

@@ -18,6 +18,11 @@ _TASKS: dict[str, type[Task]] = {
 _PLANNED = ("question-answering", "multiple-choice", "token-classification", "causal-lm")
 
 
+def task_types() -> tuple[str, ...]:
+    """Name the task types that are built."""
+    return tuple(_TASKS)
+
+
 def get_task(name: str) -> type[Task]:
     """Find a task type by its name in a job spec.
 

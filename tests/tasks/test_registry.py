@@ -6,7 +6,7 @@ import pytest
 
 from hifi.data import load_split
 from hifi.errors import TaskNotSupportedError
-from hifi.tasks import TaskSpec, get_task, make_task, registry
+from hifi.tasks import TaskSpec, get_task, make_task, registry, task_types
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
 from tests.tiny_tasks import image_rows, text_rows
@@ -14,7 +14,8 @@ from tests.tiny_tasks import image_rows, text_rows
 
 class TestGetTask:
     def test_finds_every_type(self):
-        for name in ("classification", "regression", "image-classification"):
+        assert set(task_types()) == {"classification", "regression", "image-classification"}
+        for name in task_types():
             assert get_task(name).type == name
 
     def test_one_that_is_unknown(self):

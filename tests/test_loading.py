@@ -1,4 +1,4 @@
-"""hifi.cli.loading: a delta's own backbone, and nothing of a foreign file believed."""
+"""hifi.loading: a delta's own backbone, and nothing of a foreign file believed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from hifi.backbone import HeadId
-from hifi.cli.loading import load_backbone, quiet_transformers
 from hifi.delta import HeadDelta
 from hifi.errors import BackboneMismatchError, DeltaFileError, ModelError, TaskNotSupportedError
 from hifi.fingerprint import backbone_fingerprint
 from hifi.head_selection import HeadSelection
+from hifi.loading import load_backbone, quiet_transformers
 from hifi.tuning import HeadTuner
 from tests.architectures import PAD, VOCABULARY, tiny_model
 from tests.tiny_tasks import END, save_text_model, tiny_tokenizer

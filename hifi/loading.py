@@ -22,7 +22,6 @@ from hifi.errors import (
 )
 from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
-    PACKAGED_MODEL,
     ModelSource,
     find_folder,
     load_config,
@@ -32,6 +31,7 @@ from hifi.models import (
     resolve_model,
     usable_pad_token,
 )
+from hifi.packaged import PACKAGED_MODEL
 from hifi.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LoadedBackbone:
 
 
 def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) -> LoadedBackbone:
-    """Load the backbone that a delta was tuned on.
+    """Find and load the backbone that a delta was tuned on.
 
     Args:
         delta: says which task head it needs.
@@ -90,19 +90,51 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
         ModelError: there is no such model, or it cannot be loaded.
         BackboneMismatchError: it is not the delta's backbone.
     """
-    metadata = delta.metadata
-    task = dict(metadata.task or {})
-    kind = _task_type(task)
+    _task_type(dict(delta.metadata.task or {}))  # refuse before a download
     if model is None:
-        source = _named_backbone(delta, revision=revision or metadata.revision)
+        source = _named_backbone(delta, revision=revision or delta.metadata.revision)
     else:
         source = resolve_model(model, revision=revision)
+    return load_backbone_at(source, delta=delta)
+
+
+def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
+    """Load the backbone that a delta was tuned on, from where it was found.
+
+    Args:
+        source: the model.
+        delta: says which task head it needs.
+
+    Raises:
+        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as for
+            :func:`load_backbone`.
+    """
+    backbone = load_unchecked(source, delta=delta)
+    _check_backbone(delta, backbone.model)
+    return backbone
+
+
+def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
+    """Load a model that the caller knows to be a delta's backbone.
+
+    Its weights are mapped from the file and not read until they are used, which for a whole
+    fingerprint all of them would be.
+
+    Args:
+        source: the model.
+        delta: says which task head it needs.
+
+    Raises:
+        TaskNotSupportedError, DeltaFileError, ModelError: as for :func:`load_backbone`.
+    """
+    task = dict(delta.metadata.task or {})
+    kind, labels = _task_type(task), delta.metadata.labels
     config = load_config(source)
     described = kind(
         inputs=(),
         label="",
         metric=kind.metrics[0],
-        classes=None if metadata.labels is None else tuple(metadata.labels),
+        classes=None if labels is None else tuple(labels),
     )
     for name, value in described.settings().items():
         setattr(config, name, value)
@@ -112,8 +144,33 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     loaded = load_for_task(
         source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
     )
-    _check_backbone(delta, loaded.model)
     return LoadedBackbone(loaded.model, source, task)
+
+
+def write_merged_model(
+    folder: Path,
+    *,
+    delta: HeadDelta,
+    backbone: LoadedBackbone,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Merge a delta into its backbone, and write the plain model with its tokenizer or processor.
+
+    Args:
+        folder: takes the files, in the ``save_pretrained`` layout.
+        delta: what is merged.
+        backbone: of the delta; its model is the merged one afterwards.
+        dtype: of the merged model; by default that in which the backbone is stored.
+
+    Raises:
+        ModelError: the backbone has no tokenizer or image processor that can be loaded.
+        BackboneMismatchError, TaskHeadMismatchError: as ``HeadDelta.merge`` does.
+    """
+    processor, model = backbone.load_processor(), backbone.model
+    delta.merge(cast_to(model, dtype or model.dtype))
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
