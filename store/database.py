@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
+from store.tables import UtcDateTime
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection
     from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+# What a database raises that is away, or busy for too long: the same call may succeed later.
+OUTAGES = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+# The time by the database's clock, for a query that asks for something else as well.
+CLOCK: sa.Function[datetime] = sa.func.clock_timestamp(type_=UtcDateTime)
+_NOW = sa.select(CLOCK)
 _WRITES = "hifi_writes"
 _BUSY_SECONDS = 30.0
+_RESTING = "hifi_resting"
+_REST_SECONDS = 1.0
 
 
 class Database:
@@ -28,21 +40,26 @@ class Database:
 
     Args:
         url: an SQLAlchemy URL; ``postgresql://`` means the psycopg driver.
-        pool_size: connections kept open on Postgres.
+        pool_size: connections kept open.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         parsed = _with_driver(sa.make_url(url))
         on_sqlite = parsed.get_backend_name() == "sqlite"
-        options: dict[str, Any] = (
-            {"connect_args": {"timeout": _BUSY_SECONDS}}
-            if on_sqlite
-            else {"pool_size": pool_size, "max_overflow": pool_size, "pool_pre_ping": True}
+        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}} if on_sqlite else {}
+        self.engine = sa.create_engine(
+            parsed,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            hide_parameters=True,  # in errors, which are logged: rows and hashes of keys
+            **options,
         )
-        self.engine = sa.create_engine(parsed, **options)
         if on_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self.engine, "checkin", _note_rest)
+            sa.event.listen(self.engine, "checkout", _ping_rested)
         self._writer = self.engine.execution_options(**{_WRITES: True})
 
     @contextmanager
@@ -73,11 +90,33 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a committed job survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    # Postgres has it; on SQLite all processes are on one machine and share its clock.
+    connection.create_function("clock_timestamp", 0, lambda: f"{datetime.now(UTC):%F %T.%f}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _note_rest(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info[_RESTING] = time.monotonic()
+
+
+def _ping_rested(
+    connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+) -> None:
+    """See that a connection which has rested is still alive, or have the pool open another.
+
+    SQLAlchemy's own ``pool_pre_ping`` asks before every transaction, which is a tenth of a claim.
+    """
+    if time.monotonic() - record.info.get(_RESTING, time.monotonic()) < _REST_SECONDS:
+        return
+    try:
+        connection.cursor().execute("SELECT 1")
+        connection.rollback()
+    except psycopg.OperationalError as error:
+        raise sa.exc.DisconnectionError from error
 
 
 def is_sqlite(session: Session) -> bool:
@@ -90,8 +129,4 @@ def database_now(session: Session) -> datetime:
 
     On Postgres it goes on within a transaction, so that time spent waiting for a lock counts.
     """
-    if is_sqlite(session):
-        text = session.execute(sa.text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')")).scalar_one()
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    now: datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
-    return now.astimezone(UTC)
+    return session.execute(_NOW).scalar_one()

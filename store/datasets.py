@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -38,6 +38,7 @@ def add_dataset(
     name: str | None,
     splits: Mapping[str, Split],
     columns: Mapping[str, str],
+    profile: Mapping[str, Any],
     max_bytes: int,
 ) -> Dataset:
     """Make stored blobs a tenant's data set.
@@ -48,6 +49,7 @@ def add_dataset(
         name: for people.
         splits: by name: ``train``, ``validation``, ``test``.
         columns: the type of each.
+        profile: what their rows hold, as plain JSON.
         max_bytes: what a tenant without a quota of its own may store.
 
     Raises:
@@ -72,6 +74,7 @@ def add_dataset(
             for key, split in splits.items()
         },
         columns=dict(columns),
+        profile=dict(profile),
         bytes=size,
         sha256=digest.hexdigest(),
         created_at=database_now(session),

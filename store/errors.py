@@ -25,8 +25,8 @@ class NotFoundError(StoreError):
 
     code = "not_found"
 
-    def __init__(self, kind: str, identifier: str) -> None:
-        super().__init__(f"there is no {kind} {identifier!r}")
+    def __init__(self, kind: str, identifier: str, *, param: str | None = None) -> None:
+        super().__init__(f"there is no {kind} {identifier!r}", param=param)
 
 
 class IllegalTransitionError(StoreError):
@@ -65,6 +65,12 @@ class SettingsError(StoreError):
     code = "settings"
 
 
+class SchemaError(StoreError):
+    """The tables are not those of this version, or cannot be made so."""
+
+    code = "schema"
+
+
 class ConflictError(StoreError):
     """Something of that name is there already."""
 
@@ -75,3 +81,9 @@ class IdempotencyKeyReusedError(StoreError):
     """An idempotency key that came with another body before."""
 
     code = "idempotency_key_reused"
+
+
+class RequestTakenOverError(StoreError):
+    """A request with an idempotency key took so long that a twin has answered in its place."""
+
+    code = "request_taken_over"

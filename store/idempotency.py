@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import database_now, is_sqlite
-from store.errors import IdempotencyKeyReusedError, NotFoundError
+from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.tables import IdempotencyRecord
 
 if TYPE_CHECKING:
@@ -90,17 +90,20 @@ def finish(session: Session, key: RequestKey, response: Mapping[str, Any]) -> No
         response: ``{"status", "headers", "body"}``, plain JSON.
 
     Raises:
-        NotFoundError: the request was not begun.
+        RequestTakenOverError: the request was not begun, or took so long that a twin has answered
+            it in the meantime: roll the work back, the twin's answer is the one.
     """
     record = _lock(session, key)
-    if record is None:
-        raise NotFoundError("request with the key", key.key)
+    if record is None or record.response is not None:
+        raise RequestTakenOverError(f"no request with the key {key.key!r} waits for its answer")
     record.response = dict(response)
 
 
 def forget(session: Session, key: RequestKey) -> None:
     """Drop a request that was refused: it may be mended and sent again with its key."""
-    session.execute(sa.delete(IdempotencyRecord).where(*_is(key)))
+    session.execute(
+        sa.delete(IdempotencyRecord).where(*_is(key), IdempotencyRecord.response.is_(None))
+    )
 
 
 def _lock(session: Session, key: RequestKey) -> IdempotencyRecord | None:

@@ -152,8 +152,9 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     job = lock_job(session, job_id, tenant_id=tenant_id)
     if job.status is not JobStatus.PAUSED:
         raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot be resumed")
-    job.token_at = database_now(session)
-    move(session, job, JobStatus.QUEUED, message="its owner resumes it", now=job.token_at)
+    now = database_now(session)
+    message, changes = "its owner resumes it", {"token_at": now}
+    move(session, job, JobStatus.QUEUED, message=message, changes=changes, now=now)
     return job
 
 
@@ -198,5 +199,22 @@ def list_events(
 
 def list_artifacts(session: Session, job: Job) -> Sequence[Artifact]:
     """List the encodings of a job's head delta; none before it has succeeded."""
-    query = sa.select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.encoding)
-    return session.scalars(query).all()
+    return artifacts_by_job(session, [job]).get(job.id, ())
+
+
+def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequence[Artifact]]:
+    """List the encodings of several jobs' head deltas; a job that has none is missing."""
+    finished = [job.id for job in jobs if job.status is JobStatus.SUCCEEDED]
+    if not finished:
+        return {}
+    query = sa.select(Artifact).where(Artifact.job_id.in_(finished)).order_by(Artifact.encoding)
+    found: dict[str, list[Artifact]] = {}
+    for artifact in session.scalars(query):
+        found.setdefault(artifact.job_id, []).append(artifact)
+    return found
+
+
+def count_jobs(session: Session, tenant_id: str) -> Mapping[JobStatus, int]:
+    """Count a tenant's jobs by status; one that no job has is missing."""
+    query = sa.select(Job.status, sa.func.count()).where(Job.tenant_id == tenant_id)
+    return dict(session.execute(query.group_by(Job.status)).all())

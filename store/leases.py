@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import load_only
 
-from store.database import Database, database_now
+from store.database import CLOCK, Database
 from store.errors import LeaseLostError
 from store.life import append_event, move
-from store.states import LEASED, STOPPING, JobStatus
-from store.tables import Artifact, Job
+from store.states import STOPPING, JobStatus
+from store.tables import IS_LEASED, Artifact, Job
+from store.telemetry import ENGINE_CRASHES, count
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -29,6 +31,7 @@ class Progress:
     step: int | None = None
     total_steps: int | None = None
     eta_seconds: float | None = None
+    steps_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,21 @@ class WorkEvent:
     message: str
     step: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+MAX_ATTEMPTS = 3  # tries without a newer checkpoint
+_PHASES = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
+_MINE = (
+    sa.select(Job, CLOCK)
+    .options(
+        load_only(  # what the calls below look at; every column more is time
+            *(Job.tenant_id, Job.status, Job.started_at),
+            *(Job.attempt, Job.checkpoint, Job.last_event),
+        )
+    )
+    .where(Job.id == sa.bindparam("job_id"), Job.fence == sa.bindparam("fence"), IS_LEASED)
+    .with_for_update()
+)
 
 
 class Lease:
@@ -69,7 +87,8 @@ class Lease:
             LeaseLostError: the job is another worker's now, or nobody's.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
+            job.lease_until = self._until(now)
             for name, value in vars(progress).items():
                 if value is not None:
                     setattr(job, name, value)
@@ -81,11 +100,15 @@ class Lease:
                     message=event.message,
                     data=event.data,
                     step=event.step,
+                    now=now,
                 )
             return job.status
 
     def advance(self, to: JobStatus, *, message: str) -> JobStatus:
         """Go on to the next phase, unless the job is to pause or to end.
+
+        A job that is there already, or further, stays where it is: an engine that has died runs
+        it again from the newest checkpoint.
 
         Returns:
             The job's state afterwards.
@@ -95,9 +118,12 @@ class Lease:
             IllegalTransitionError: the job's state does not lead there.
         """
         with self._database.write() as session:
-            job = self._lock(session)
-            if job.status not in {*STOPPING, to}:
-                move(session, job, to, message=message)
+            job, now = self._lock(session)
+            if job.status in STOPPING or _is_as_far(job.status, to):
+                job.lease_until = self._until(now)
+            else:
+                changes = {"lease_until": self._until(now)}
+                move(session, job, to, message=message, changes=changes, now=now)
             return job.status
 
     def keep_selection(self, *, selection: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
@@ -107,7 +133,8 @@ class Lease:
             LeaseLostError: as :meth:`report`.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
+            job.lease_until = self._until(now)
             job.selection, job.heads = dict(selection), dict(heads)
 
     def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
@@ -121,7 +148,8 @@ class Lease:
             LeaseLostError: as :meth:`report`.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
+            job.lease_until = self._until(now)
             if job.checkpoint is None or step > job.checkpoint["step"]:
                 job.attempt = 1
             entries = {name: vars(blob) for name, blob in files.items()}
@@ -141,10 +169,9 @@ class Lease:
             LeaseLostError: as :meth:`report`.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
             if job.status in STOPPING:
-                return _stop(session, job)
-            now = database_now(session)
+                return _stop(session, job, now=now)
             session.add_all(
                 Artifact(
                     job_id=job.id,
@@ -156,8 +183,8 @@ class Lease:
                 )
                 for encoding, blob in artifacts.items()
             )
-            job.result = dict(result)
-            move(session, job, JobStatus.SUCCEEDED, message="the head delta is stored", now=now)
+            message, changes = "the head delta is stored", {"result": dict(result)}
+            move(session, job, JobStatus.SUCCEEDED, message=message, changes=changes, now=now)
             return job.status
 
     def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
@@ -167,10 +194,46 @@ class Lease:
             LeaseLostError: as :meth:`report`.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
             if job.status is JobStatus.CANCELLING:
-                return _stop(session, job)
-            fail(session, job, code=code, message=message, param=param)
+                return _stop(session, job, now=now)
+            fail(session, job, code=code, message=message, param=param, now=now)
+            return job.status
+
+    def count_crash(self, *, code: str, message: str) -> JobStatus:
+        """Count a try that failed under a live worker, as when its engine died.
+
+        Args:
+            code: of the failure; the job's, where it was the last try.
+            message: for people.
+
+        Returns:
+            The job's state, unchanged where it is to be tried again; ``failed`` after the last
+            try; ``paused`` or ``cancelled`` where that was asked for in the meantime.
+
+        Raises:
+            LeaseLostError: as :meth:`report`.
+        """
+        with self._database.write() as session:
+            job, now = self._lock(session)
+            if job.status in STOPPING:
+                return _stop(session, job, now=now)
+            count(session, ENGINE_CRASHES)
+            if job.attempt >= MAX_ATTEMPTS:
+                message = f"{job.attempt} tries failed without a newer checkpoint: {message}"
+                fail(session, job, code=code, message=message, now=now)
+                return job.status
+            job.attempt += 1
+            job.lease_until = self._until(now)
+            append_event(
+                session,
+                job,
+                type="message",
+                message=f"{message}; the job is tried again",
+                data={"code": code},
+                level="warn",
+                now=now,
+            )
             return job.status
 
     def stop(self) -> JobStatus:
@@ -181,7 +244,8 @@ class Lease:
             IllegalTransitionError: nobody asked for it.
         """
         with self._database.write() as session:
-            return _stop(session, self._lock(session))
+            job, now = self._lock(session)
+            return _stop(session, job, now=now)
 
     def hand_back(self, *, message: str) -> JobStatus:
         """Put the job back into the queue, or where it was asked to go; no try is counted.
@@ -190,33 +254,52 @@ class Lease:
             LeaseLostError: as :meth:`report`.
         """
         with self._database.write() as session:
-            job = self._lock(session)
+            job, now = self._lock(session)
             if job.status in STOPPING:
-                return _stop(session, job)
-            move(session, job, JobStatus.QUEUED, message=message)
+                return _stop(session, job, now=now)
+            move(session, job, JobStatus.QUEUED, message=message, now=now)
             return job.status
 
-    def _lock(self, session: Session) -> Job:
-        job = session.scalars(
-            sa.select(Job)
-            .where(Job.id == self._job_id, Job.fence == self._fence, Job.status.in_(LEASED))
-            .with_for_update()
-        ).one_or_none()
-        if job is None:
+    def _lock(self, session: Session) -> tuple[Job, datetime]:
+        """Lock the job; give it with the time."""
+        row = session.execute(_MINE, {"job_id": self._job_id, "fence": self._fence}).one_or_none()
+        if row is None:
             raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
-        job.lease_until = database_now(session) + timedelta(seconds=self._seconds)
-        return job
+        return row[0], row[1]
+
+    def _until(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=self._seconds)
 
 
-def fail(session: Session, job: Job, *, code: str, message: str, param: str | None = None) -> None:
+def _is_as_far(status: JobStatus, phase: JobStatus) -> bool:
+    return {status, phase} <= set(_PHASES) and _PHASES.index(status) >= _PHASES.index(phase)
+
+
+def fail(
+    session: Session,
+    job: Job,
+    *,
+    code: str,
+    message: str,
+    param: str | None = None,
+    now: datetime,
+) -> None:
     """Move a locked job to ``failed`` and say why."""
-    job.error = {"code": code, "message": message, "param": param}
-    move(session, job, JobStatus.FAILED, message=message, data={"code": code})
+    error = {"code": code, "message": message, "param": param}
+    move(
+        session,
+        job,
+        JobStatus.FAILED,
+        message=message,
+        data={"code": code},
+        changes={"error": error},
+        now=now,
+    )
 
 
-def _stop(session: Session, job: Job) -> JobStatus:
+def _stop(session: Session, job: Job, *, now: datetime) -> JobStatus:
     if job.status is JobStatus.CANCELLING:
-        move(session, job, JobStatus.CANCELLED, message="cancelled")
+        move(session, job, JobStatus.CANCELLED, message="cancelled", now=now)
     else:
-        move(session, job, JobStatus.PAUSED, message="paused")
+        move(session, job, JobStatus.PAUSED, message="paused", now=now)
     return job.status

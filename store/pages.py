@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import sqlalchemy as sa
 
 from store.errors import NotFoundError
-from store.tables import ApiKey, Dataset, Job, Tenant
+from store.tables import ApiKey, Base, Dataset, Job, Tenant
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 Row = TypeVar("Row", Job, Dataset, Tenant, ApiKey)
+Listed = TypeVar("Listed", bound=Base)
 
 
 @dataclass(frozen=True)
-class Page(Generic[Row]):
+class Page(Generic[Listed]):
     """Some rows of a list, and whether there are more behind them."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Listed]
     has_more: bool
 
 
@@ -48,7 +49,7 @@ def newest_first(
     if after is not None:
         last = session.scalars(query.where(table.id == after)).one_or_none()
         if last is None:
-            raise NotFoundError("row to go on after", after)
+            raise NotFoundError("row to go on after", after, param="after")
         query = query.where(
             sa.tuple_(table.created_at, table.id) < sa.tuple_(last.created_at, last.id)
         )

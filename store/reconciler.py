@@ -10,16 +10,17 @@ import sqlalchemy as sa
 
 from store.database import Database, database_now, is_sqlite
 from store.idempotency import KEPT
-from store.leases import fail
+from store.leases import MAX_ATTEMPTS, fail
 from store.life import lock_job, move
 from store.states import LEASED, JobStatus
 from store.tables import IdempotencyRecord, Job, Worker
+from store.telemetry import LEASE_LOSSES, count
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-MAX_ATTEMPTS = 3
 _LOCK = 0x48694669  # of this one purpose, on Postgres
+_FORGOTTEN = timedelta(days=1)  # a worker that was not seen for so long
 _TOKEN_SECONDS = 10.0  # a token that nobody took in this time is taken for lost
 
 
@@ -51,9 +52,12 @@ def reconcile(database: Database, *, live_seconds: float) -> Reconciled:
             sa.select(Job.id).where(Job.status.in_(LEASED), Job.lease_until < now)
         ).all()
         taken_back = sum(_take_back(session, job_id, now=now) for job_id in expired)
+        if taken_back:
+            count(session, LEASE_LOSSES, by=taken_back)
         session.execute(
             sa.delete(IdempotencyRecord).where(IdempotencyRecord.created_at < now - KEPT)
         )
+        session.execute(sa.delete(Worker).where(Worker.seen_at < now - _FORGOTTEN))
         tokens = _lost_tokens(session, now=now, live_seconds=live_seconds)
         return Reconciled(taken_back=taken_back, tokens=tokens)
 
@@ -70,16 +74,19 @@ def _take_back(session: Session, job_id: str, *, now: datetime) -> bool:
     if not job.status.is_leased or job.lease_until is None or job.lease_until >= now:
         return False
     if job.status is JobStatus.CANCELLING:
-        move(session, job, JobStatus.CANCELLED, message="cancelled; its worker was lost")
+        move(session, job, JobStatus.CANCELLED, message="cancelled; its worker was lost", now=now)
     elif job.status is JobStatus.PAUSING:
-        move(session, job, JobStatus.PAUSED, message="paused; its worker was lost")
+        move(session, job, JobStatus.PAUSED, message="paused; its worker was lost", now=now)
     elif job.attempt >= MAX_ATTEMPTS:
         message = f"its worker was lost {job.attempt} times without a newer checkpoint"
-        fail(session, job, code="worker_lost", message=message)
+        fail(session, job, code="worker_lost", message=message, now=now)
     else:
-        job.attempt += 1
-        job.token_at = now - timedelta(seconds=_TOKEN_SECONDS)
-        move(session, job, JobStatus.QUEUED, message="its worker was lost; the job is queued again")
+        message = "its worker was lost; the job is queued again"
+        changes = {
+            "attempt": job.attempt + 1,
+            "token_at": now - timedelta(seconds=_TOKEN_SECONDS),
+        }
+        move(session, job, JobStatus.QUEUED, message=message, changes=changes, now=now)
     return True
 
 

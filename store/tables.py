@@ -9,10 +9,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from store.states import JobStatus
+from store.states import LEASED, JobStatus
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
+
+# Spelled out, so that the database sees that a query is about the rows of a partial index.
+IS_QUEUED = sa.text(f"status = '{JobStatus.QUEUED}'")
+IS_LEASED = sa.text("status IN ({})".format(", ".join(f"'{each}'" for each in sorted(LEASED))))
 
 Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -97,7 +101,14 @@ class ApiKey(Base):
 
 
 class Backbone(Base):
-    """A pretrained model that some worker has: what it looks like, and its hash as stored."""
+    """A pretrained model that some worker has: what it looks like, and its hash as stored.
+
+    Attributes:
+        max_positions: tokens that it reads at most; None where nothing limits them.
+        weights_per_head: trained weights of one selected head: its rows of query, key and value.
+        task_heads: by task type ``{"base", "per_label"}``: what a task head has of trained
+            weights, and how many more for each label; a type that is missing is not for it.
+    """
 
     __tablename__ = "backbones"
 
@@ -110,6 +121,9 @@ class Backbone(Base):
     hidden_size: Mapped[int]
     parameters: Mapped[int]
     fingerprint: Mapped[str]
+    max_positions: Mapped[int | None]
+    weights_per_head: Mapped[int]
+    task_heads: Mapped[dict[str, Any]]
     updated_at: Mapped[datetime]
 
 
@@ -119,6 +133,7 @@ class Dataset(Base):
     Attributes:
         splits: ``{"train": {"rows", "bytes", "sha256"}, …}``; the hash is the blob's name.
         columns: ``{name: type}``.
+        profile: by column what its rows were found to hold, for what a job may ask of it.
         sha256: over the splits' names and hashes.
     """
 
@@ -129,6 +144,7 @@ class Dataset(Base):
     name: Mapped[str | None]
     splits: Mapped[dict[str, Any]]
     columns: Mapped[dict[str, Any]]
+    profile: Mapped[dict[str, Any]]
     bytes: Mapped[int]
     sha256: Mapped[str]
     created_at: Mapped[datetime]
@@ -143,7 +159,7 @@ class Job(Base):
         spec: as it was validated at the door, defaults filled in.
         model: the backbone's id, or a hub id; revision: of a hub id, pinned at admission.
         needs_hub: only a worker that may use the hub can run it.
-        phase, step, total_steps, eta_seconds: how far it is.
+        phase, step, total_steps, eta_seconds, steps_per_second: how far it is, and how fast.
         attempt: tries since the last newer checkpoint; crashes count, hand-backs do not.
         fence: grows with every claim; a write with an older one is refused.
         token_at: when a token was last published for it.
@@ -181,6 +197,7 @@ class Job(Base):
     step: Mapped[int | None]
     total_steps: Mapped[int | None]
     eta_seconds: Mapped[float | None]
+    steps_per_second: Mapped[float | None]
     attempt: Mapped[int] = mapped_column(default=1)
     fence: Mapped[int] = mapped_column(default=0)
     token_at: Mapped[datetime]
@@ -196,7 +213,13 @@ class Job(Base):
     __table_args__ = (
         sa.Index(None, "tenant_id", "created_at", "id"),
         sa.Index(None, "tenant_id", "status", "created_at", "id"),
-        sa.Index(None, "status", "lease_until"),
+        sa.Index(
+            "ix_jobs_queued",
+            *("tenant_id", "created_at", "id"),
+            postgresql_where=IS_QUEUED,
+            sqlite_where=IS_QUEUED,
+        ),
+        sa.Index("ix_jobs_leased", "tenant_id", postgresql_where=IS_LEASED, sqlite_where=IS_LEASED),
         sa.Index(None, "dataset_id"),
     )
 
@@ -250,6 +273,15 @@ class Worker(Base):
     allows_hub: Mapped[bool]
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+
+
+class Counter(Base):
+    """A number that only grows, for the metrics: counted in the transaction that did the thing."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[int]
 
 
 class IdempotencyRecord(Base):

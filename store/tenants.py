@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import database_now
+from store.database import database_now, is_sqlite
 from store.errors import ConflictError, NotFoundError
 from store.identifiers import new_identifier
+from store.pages import Page, newest_first
 from store.tables import ApiKey, Artifact, Dataset, Tenant
 
 if TYPE_CHECKING:
@@ -18,22 +21,116 @@ if TYPE_CHECKING:
 
 _SECRET_PREFIX = "hifi_"  # noqa: S105 - what every secret begins with
 _SECRET_BYTES = 32
+# Asked with every request: columns rather than rows, which take longer to make.
+_HOLDER = (
+    sa.select(ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
+    .join(Tenant, ApiKey.tenant_id == Tenant.id)
+    .where(ApiKey.sha256 == sa.bindparam("sha256"), ApiKey.revoked_at.is_(None))
+)
 
 
-def create_tenant(session: Session, name: str, *, is_admin: bool = False) -> Tenant:
+@dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """What a tenant may have: waiting jobs, running jobs, stored bytes."""
+
+    max_queued: int
+    max_running: int
+    max_bytes: int
+
+    def of(self, tenant: Tenant) -> Quotas:
+        """Tell what holds for a tenant, where these hold for one without quotas of its own."""
+        return Quotas(
+            **{
+                name: limit if getattr(tenant, name) is None else getattr(tenant, name)
+                for name, limit in vars(self).items()
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnQuotas:
+    """A tenant's own quotas; None is the server's setting."""
+
+    max_queued: int | None = None
+    max_running: int | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """Whose key it is."""
+
+    key_id: str
+    tenant_id: str
+    tenant_name: str
+    is_admin: bool
+
+
+def create_tenant(
+    session: Session, name: str, *, is_admin: bool = False, own: OwnQuotas | None = None
+) -> Tenant:
     """Add a tenant.
+
+    Args:
+        session: a write transaction.
+        name: that no other tenant has.
+        is_admin: whether it administers the server.
+        own: its own quotas; where None it has the server's.
 
     Raises:
         ConflictError: another has the name.
     """
-    if session.scalars(sa.select(Tenant).where(Tenant.name == name)).one_or_none() is not None:
+    tenant = _insert_tenant(session, name, is_admin=is_admin, own=own or OwnQuotas())
+    if tenant is None:
         raise ConflictError(f"there is a tenant {name!r} already", param="name")
-    tenant = Tenant(
-        id=new_identifier("ten"), name=name, is_admin=is_admin, created_at=database_now(session)
-    )
-    session.add(tenant)
-    session.flush()
     return tenant
+
+
+def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
+    """Find a tenant by its name, or add it; two that do so at once get the same one.
+
+    Args:
+        session: a write transaction.
+        name: of the tenant.
+        is_admin: what it is where it is added.
+    """
+    added = _insert_tenant(session, name, is_admin=is_admin, own=OwnQuotas())
+    if added is not None:
+        return added
+    return session.scalars(sa.select(Tenant).where(Tenant.name == name)).one()
+
+
+def _insert_tenant(session: Session, name: str, *, is_admin: bool, own: OwnQuotas) -> Tenant | None:
+    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
+    statement = insert(Tenant).values(
+        id=new_identifier("ten"),
+        name=name,
+        is_admin=is_admin,
+        created_at=database_now(session),
+        **vars(own),
+    )
+    return session.scalars(statement.on_conflict_do_nothing().returning(Tenant)).one_or_none()
+
+
+def get_tenant(session: Session, tenant_id: str) -> Tenant:
+    """Load a tenant.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    tenant = session.get(Tenant, tenant_id)
+    if tenant is None:
+        raise NotFoundError("tenant", tenant_id)
+    return tenant
+
+
+def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Tenant]:
+    """Take a page of all tenants, newest first.
+
+    Raises:
+        NotFoundError: ``after`` is none of them.
+    """
+    return newest_first(session, sa.select(Tenant), Tenant, after=after, limit=limit)
 
 
 def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> tuple[ApiKey, str]:
@@ -45,8 +142,7 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
     Raises:
         NotFoundError: there is no such tenant.
     """
-    if session.get(Tenant, tenant_id) is None:
-        raise NotFoundError("tenant", tenant_id)
+    get_tenant(session, tenant_id)
     secret = _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     key = ApiKey(
         id=new_identifier("key"),
@@ -72,18 +168,14 @@ def revoke_key(session: Session, key_id: str) -> None:
     key.revoked_at = key.revoked_at or database_now(session)
 
 
-def authenticate(session: Session, secret: str) -> Tenant | None:
+def authenticate(session: Session, secret: str) -> KeyHolder | None:
     """Find the tenant whose unrevoked key this is.
 
     The table is asked for the secret's hash, so that the time it takes tells nothing about how
     much of a guess was right.
     """
-    query = (
-        sa.select(Tenant)
-        .join(ApiKey, ApiKey.tenant_id == Tenant.id)
-        .where(ApiKey.sha256 == _hash(secret), ApiKey.revoked_at.is_(None))
-    )
-    return session.scalars(query).one_or_none()
+    row = session.execute(_HOLDER, {"sha256": _hash(secret)}).one_or_none()
+    return None if row is None else KeyHolder(*row)
 
 
 def _hash(secret: str) -> str:

@@ -31,6 +31,7 @@ def add(database: Database, tenant: str, *, size: int = 10, max_bytes: int = 100
             name="mrpc",
             splits=splits,
             columns={"text": "string"},
+            profile={},
             max_bytes=max_bytes,
         )
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from store.database import Database, database_now
-from store.errors import IdempotencyKeyReusedError, NotFoundError
+from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.idempotency import RequestKey, begin, finish, forget
 from store.jobs import NewJob, submit
 from store.tables import IdempotencyRecord, Job
@@ -46,10 +46,11 @@ class TestBegin:
 
     def test_another_body_is_refused(self, database, key):
         start(database, key)
-        for _ in range(2):
-            with pytest.raises(IdempotencyKeyReusedError, match="'k'"):
-                start(database, key, "other")
-            end(database, key)
+        with pytest.raises(IdempotencyKeyReusedError, match="'k'"):
+            start(database, key, "other")
+        end(database, key)
+        with pytest.raises(IdempotencyKeyReusedError, match="'k'"):
+            start(database, key, "other")
 
     @pytest.mark.parametrize("field", ["method", "path", "key"])
     def test_elsewhere_it_is_another_request(self, database, key, field):
@@ -83,8 +84,24 @@ class TestBegin:
         assert start(database, key, "mended") == "started"
 
     def test_finishing_what_was_not_begun_is_refused(self, database, key):
-        with pytest.raises(NotFoundError):
+        with pytest.raises(RequestTakenOverError):
             end(database, key)
+
+    def test_of_two_that_took_over_from_each_other_one_gives_the_answer(self, database, key):
+        start(database, key, seconds=0)
+        time.sleep(0.01)
+        assert start(database, key) == "started"
+        end(database, key)
+        with pytest.raises(RequestTakenOverError):
+            end(database, key)
+        assert start(database, key) == ANSWER
+
+    def test_one_that_is_refused_late_leaves_the_twins_answer(self, database, key):
+        start(database, key)
+        end(database, key)
+        with database.write() as session:
+            forget(session, key)
+        assert start(database, key) == ANSWER
 
 
 class TestParallel:

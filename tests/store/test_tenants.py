@@ -39,7 +39,7 @@ class TestKeys:
         assert len(set(secrets)) == 3
         with database.read() as session:
             found = [authenticate(session, secret) for secret in secrets]
-        assert [tenant and tenant.id for tenant in found] == [*tenants, tenants[0]]
+        assert [holder and holder.tenant_id for holder in found] == [*tenants, tenants[0]]
 
     @pytest.mark.parametrize("secret", ["", "hifi_", "hifi_wrong", "ü\x00"])
     def test_nothing_else_does(self, database: Database, secret: str):
@@ -85,7 +85,13 @@ class TestStoredBytes:
             split = Split(blob=Blob(sha256="0" * 64, bytes=size), rows=1)
             with database.write() as session:
                 add_dataset(
-                    session, tenant, name=None, splits={"train": split}, columns={}, max_bytes=999
+                    session,
+                    tenant,
+                    name=None,
+                    splits={"train": split},
+                    columns={},
+                    profile={},
+                    max_bytes=999,
                 )
         with database.read() as session:
             assert [stored_bytes(session, tenant) for tenant in tenants] == [13, 200]

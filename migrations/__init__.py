@@ -1,0 +1,1 @@
+"""The history of the tables; ``store.schema`` runs it."""

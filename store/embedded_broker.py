@@ -1,0 +1,209 @@
+"""A broker in one SQLite file, for a server that runs nothing else: a transport of kombu's.
+
+kombu's own SQLAlchemy transport keeps every delivered message, lets one broken message end the
+worker, and cannot broadcast, which remote control needs; its filesystem transport is ended by a
+half-written message, too. This one has what Celery asks of a virtual transport and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from pathlib import Path
+from queue import Empty
+from typing import Any
+from zlib import crc32
+
+from kombu.transport import virtual
+
+_BUSY_SECONDS = 5.0
+_BROADCAST_SECONDS = 60.0  # a broadcast that nobody has read for so long was to a dead worker
+_TABLES = """
+CREATE TABLE IF NOT EXISTS messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, payload, checksum, sent_at REAL
+);
+CREATE INDEX IF NOT EXISTS messages_by_queue ON messages (queue, id);
+CREATE TABLE IF NOT EXISTS bindings (
+    exchange TEXT, routing_key TEXT, pattern TEXT, queue TEXT,
+    PRIMARY KEY (exchange, routing_key, pattern, queue)
+);
+"""
+_log = logging.getLogger(__name__)
+
+
+class _File:
+    """A connection to the broker's file, opened when it is needed.
+
+    A file that is broken is replaced by an empty one: it held nothing but tokens. Whoever had it
+    open finds another in its place; that is a lost connection, after which all is declared anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: tuple[sqlite3.Connection, int, int] | None = None  # inode, process
+
+    def execute(self, statement: str, *values: object) -> list[Any]:
+        """Run one statement, which is one transaction.
+
+        Raises:
+            sqlite3.Error: the file is busy, full or broken.
+            ConnectionResetError: it is not the one that it was.
+        """
+        try:
+            return self._connection().execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            if _is_broken(error):
+                self._begin_anew(error)
+            raise
+
+    def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        if self._opened is not None and self._opened[2] == os.getpid():
+            self._opened[0].close()
+        self._opened = None  # a forked child must not touch its parent's
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._opened is not None and self._opened[2] != os.getpid():
+            self.close()
+        if self._opened is None:
+            try:
+                connection = self._open()
+            except sqlite3.DatabaseError as error:
+                if not _is_broken(error):
+                    raise
+                self._begin_anew(error)
+                connection = self._open()
+            self._opened = connection, self._path.stat().st_ino, os.getpid()
+        connection, inode, _ = self._opened
+        found = self._path.stat() if self._path.exists() else None
+        if found is not None and not found.st_size:
+            self._begin_anew("it was emptied")
+        if found is None or not found.st_size or found.st_ino != inode:
+            self.close()
+            raise ConnectionResetError(f"{self._path} is not the file that it was")
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost tokens
+            connection.executescript(_TABLES)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _begin_anew(self, reason: object) -> None:
+        _log.warning("%s is broken and is begun anew: %s", self._path, reason)
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+
+def _is_broken(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)  # not where the module itself complains
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class Channel(virtual.Channel):
+    """Queues and bindings in the file.
+
+    A message that is not as it was written is dropped: Celery's worker may end at one.
+    """
+
+    supports_fanout = True
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's
+        super().__init__(connection, **kwargs)  # type: ignore[no-untyped-call]
+        self._file = _File(Path(connection.client.transport_options["path"]))
+        self._file.execute("SELECT 1")  # a broker that is away is noticed here
+
+    def close(self) -> None:
+        """Close the channel; what it has not acknowledged goes back into its queue."""
+        super().close()  # type: ignore[no-untyped-call]
+        self._file.close()
+
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """List an exchange's bindings, which all processes share."""
+        return self._file.execute(
+            "SELECT routing_key, pattern, queue FROM bindings WHERE exchange = ?", exchange
+        )
+
+    def _queue_bind(
+        self, exchange: str, routing_key: str | None, pattern: str | None, queue: str
+    ) -> None:
+        values = (exchange, routing_key or "", pattern or "", queue)
+        self._file.execute("INSERT OR IGNORE INTO bindings VALUES (?, ?, ?, ?)", *values)
+
+    def _put(self, queue: str, message: dict[str, Any], **_: object) -> None:
+        payload = json.dumps(message)
+        self._file.execute(
+            "INSERT INTO messages (queue, payload, checksum, sent_at) VALUES (?, ?, ?, ?)",
+            *(queue, payload, crc32(payload.encode()), time.time()),
+        )
+
+    def _put_fanout(
+        self, exchange: str, message: dict[str, Any], _routing_key: str, **_: object
+    ) -> None:
+        queues = [queue for _, _, queue in self.get_table(exchange)]
+        for queue in queues:
+            self._file.execute(
+                "DELETE FROM messages WHERE queue = ? AND sent_at < ?",
+                *(queue, time.time() - _BROADCAST_SECONDS),
+            )
+            self._put(queue, message)
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:  # noqa: ARG002
+        while taken := self._file.execute(
+            "DELETE FROM messages WHERE id = (SELECT min(id) FROM messages WHERE queue = ?)"
+            " RETURNING CAST(payload AS BLOB), checksum",
+            queue,
+        ):
+            payload, checksum = taken[0]
+            if payload and crc32(payload) == checksum:
+                message: dict[str, Any] = json.loads(payload)
+                return message
+            _log.warning("a message that is not as it was written is dropped")
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        count = self._file.execute("SELECT count(*) FROM messages WHERE queue = ?", queue)
+        return int(count[0][0])
+
+    def _purge(self, queue: str) -> int:
+        ids = self._file.execute("DELETE FROM messages WHERE queue = ? RETURNING id", queue)
+        return len(ids)
+
+    def _delete(self, queue: str, *_: object, **__: object) -> None:
+        self._purge(queue)
+        self._file.execute("DELETE FROM bindings WHERE queue = ?", queue)
+
+
+class Transport(virtual.Transport):
+    """The transport of an app whose ``broker_transport_options`` name the file's ``path``."""
+
+    Channel = Channel
+    can_parse_url = True  # there is nothing to parse in ``embedded://``
+    driver_type = "sqlite"
+    driver_name = "sqlite3"
+    # kombu's attribute has the type of its default
+    connection_errors = (  # type: ignore[assignment]
+        *virtual.Transport.connection_errors,
+        sqlite3.Error,
+        OSError,
+    )
+    recoverable_connection_errors = connection_errors
+    implements = virtual.Transport.implements.extend(
+        exchange_type=frozenset({"direct", "topic", "fanout"})
+    )
+
+    def driver_version(self) -> str:
+        """Tell SQLite's version."""
+        return sqlite3.sqlite_version

@@ -1,0 +1,209 @@
+"""The queue: tokens that say "run one job", and nothing about which; the tables know that."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery
+from kombu.exceptions import KombuError
+
+from store.settings import read_settings
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+    from kombu.connection import Connection
+
+    from store.settings import Settings
+
+TASK = "hifi.run_one"
+_QUEUE = "hifi"
+_CONNECT_SECONDS = 1.0
+_POLL_SECONDS = 0.05  # of the embedded broker
+_MAX_PENDING = 1000  # a worker that has a token goes on as long as there are jobs
+_FLUSH_SECONDS = 2.0
+_log = structlog.get_logger(__name__)
+
+
+def __getattr__(name: str) -> object:
+    """Let ``celery -A store.queue inspect ping`` find the app of this environment."""
+    if name == "app":
+        return make_app(read_settings())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def make_app(settings: Settings) -> Celery:
+    """Make the Celery app, the same for those who publish tokens and those who take them.
+
+    Args:
+        settings: where the broker is: a file in ``home``, or Redis.
+    """
+    app = Celery("hifi", set_as_current=False)
+    app.conf.update(
+        task_default_queue=_QUEUE,
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_publish_retry=False,
+        worker_pool="threads",
+        worker_concurrency=1,
+        worker_prefetch_multiplier=1,
+        worker_disable_rate_limits=True,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Quorum queues are RabbitMQ's.
+        worker_detect_quorum_queues=False,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=_CONNECT_SECONDS,
+        **_embedded(settings) if settings.is_embedded else _redis(settings),
+    )
+    return app
+
+
+def _embedded(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_url": "embedded://",
+        "broker_transport": "store.embedded_broker:Transport",
+        "broker_transport_options": {
+            "path": str(settings.home / "broker.db"),
+            "polling_interval": _POLL_SECONDS,
+        },
+    }
+
+
+def _redis(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_url": settings.broker_url,
+        "broker_transport_options": {
+            "socket_connect_timeout": _CONNECT_SECONDS,
+            "socket_keepalive": True,
+        },
+    }
+
+
+def make_worker(app: Celery, *, name: str) -> WorkController:
+    """Make the Celery worker that takes tokens; ``start`` runs it until a signal ends it.
+
+    It neither asks other workers how they are nor tells them: the tables know that, too.
+
+    Args:
+        app: from :func:`make_app`, with a task named :data:`TASK`.
+        name: by which ``celery inspect`` calls it.
+    """
+    worker: WorkController = app.Worker(
+        hostname=name, without_gossip=True, without_mingle=True, without_heartbeat=True
+    )
+    return worker
+
+
+class TokenPublisher:
+    """Publishes tokens from a thread of its own, so that nobody waits for the broker.
+
+    Tokens that the broker does not take are dropped: the reconciler replaces them.
+
+    Args:
+        app: from :func:`make_app`.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Connection | None = None
+        self._is_away = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._pending = 0
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def publish(self, count: int = 1) -> None:
+        """Have tokens published soon; call it after the commit. It neither waits nor fails."""
+        if self._process != os.getpid():  # a fork has taken neither the thread nor its lock
+            self._connection = None
+            self._begin()
+        with self._changed:
+            self._pending = min(self._pending + count, _MAX_PENDING)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the broker answers; it is asked anew each time, for about a second at most."""
+        connection = self._connect()
+        try:
+            connection.ensure_connection(max_retries=0)
+        except _errors_of(connection):
+            return False
+        finally:
+            connection.release()
+        return True
+
+    def close(self) -> None:
+        """Publish what is pending, if that takes no longer than a moment, and end the thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(_FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._pending and not self._is_closed:
+                    self._changed.wait()
+                count, self._pending = self._pending, 0
+            if not count:
+                break
+            self._send(count)
+        if self._connection is not None:
+            self._connection.release()
+
+    def _send(self, count: int) -> None:
+        """Send tokens; a connection that was there before may be dead, so it may fail once."""
+        is_old = self._connection is not None
+        connection = self._connection or self._connect()
+        sent = 0
+        try:
+            connection.ensure_connection(max_retries=0)
+            producer = self._app.amqp.Producer(connection)
+            for sent in range(count):  # noqa: B007 - how many were sent when it failed
+                self._app.send_task(TASK, producer=producer, retry=False, ignore_result=True)
+        except _errors_of(connection) as error:
+            connection.release()
+            self._connection = None
+            if is_old:
+                self._send(count - sent)
+            else:
+                self._note_outage(error, lost=count - sent)
+            return
+        self._connection = connection
+        if self._is_away:
+            self._is_away = False
+            _log.info("the broker is back")
+
+    def _note_outage(self, error: Exception, *, lost: int) -> None:
+        if not self._is_away:
+            _log.warning("the broker is away; jobs wait", tokens=lost, reason=str(error))
+        self._is_away = True
+
+    def _connect(self) -> Connection:
+        connection: Connection = self._app.connection_for_write(
+            transport_options={"socket_timeout": _CONNECT_SECONDS, "max_retries": 0}
+        )
+        return connection
+
+
+def _errors_of(connection: Connection) -> tuple[type[Exception], ...]:
+    return (KombuError, *connection.connection_errors, *connection.channel_errors)

@@ -1,0 +1,107 @@
+"""The tables' version: brought up to date, taken back, and checked before anybody works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from store.database import Database, is_sqlite
+from store.errors import SchemaError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+_LOCK = 0x4869466A  # of this one purpose, on Postgres
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the tables to a revision, the newest if no other is named; rows are kept.
+
+    Only one process does it at a time; one that waited for another finds nothing to do.
+
+    Args:
+        url: of the database.
+        revision: which.
+
+    Raises:
+        SchemaError: there is no way from where the tables are to that revision.
+    """
+    with _migration(url) as config:
+        command.upgrade(config, revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the tables back to an older revision; ``base`` is none at all.
+
+    Raises:
+        SchemaError: there is no way from where the tables are to that revision.
+    """
+    with _migration(url) as config:
+        command.downgrade(config, revision)
+
+
+def check(database: Database) -> None:
+    """See that the tables are those of this version.
+
+    Raises:
+        SchemaError: they are not; the message says what to do.
+    """
+    with database.read() as session:
+        found = MigrationContext.configure(session.connection()).get_current_revision()
+    if found != _head():
+        state = "has no tables yet" if found is None else f"is at revision {found}"
+        raise SchemaError(
+            f"the database {state} and this version needs {_head()}: run `hifi migrate`"
+        )
+
+
+@contextmanager
+def _migration(url: str) -> Iterator[Config]:
+    """Open the transaction in which the tables change, alone; it is undone by an error."""
+    database = Database(url)
+    # SQLite changes a table by making another and dropping the first, rows that point to it or not.
+    if database.engine.dialect.name == "sqlite":
+        sa.event.listen(database.engine, "connect", _ignore_foreign_keys)
+    try:
+        with database.write() as session, _config() as config:
+            connection = session.connection()
+            if not is_sqlite(session):
+                session.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            config.attributes["connection"] = connection
+            yield config
+            if is_sqlite(session) and session.execute(sa.text("PRAGMA foreign_key_check")).all():
+                raise SchemaError("the tables have rows that point to nothing; nothing was changed")
+    except CommandError as error:
+        raise SchemaError(
+            f"the tables cannot be changed: {error}; is this version of HiFi older than they are?"
+        ) from error
+    finally:
+        database.close()
+
+
+@contextmanager
+def _config() -> Iterator[Config]:
+    with as_file(files("migrations")) as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        yield config
+
+
+@cache
+def _head() -> str | None:
+    with _config() as config:
+        return ScriptDirectory.from_config(config).get_current_head()
+
+
+def _ignore_foreign_keys(connection: DBAPIConnection, _record: object) -> None:
+    connection.cursor().execute("PRAGMA foreign_keys = OFF")

@@ -1,0 +1,75 @@
+"""The sweep: blobs that no row names any more, or never did, go after a time of grace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from store.database import Database, database_now
+from store.tables import Artifact, Dataset, Job
+
+if TYPE_CHECKING:
+    from store.storage import ArtifactStorage, StoredBlob
+
+Name = tuple[str, str]
+
+
+def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float) -> int:
+    """Remove blobs that no row names.
+
+    A blob is stored before a row names it, and storing it again makes it young: within the time
+    of grace it is left alone. Just before it is removed the rows are asked once more.
+
+    Args:
+        database: where the rows are.
+        storage: where the blobs are.
+        grace_seconds: how old a blob must be; longer than any upload or job takes to name its
+            blobs, and than the artifact store's clock is wrong.
+
+    Returns:
+        How many were removed.
+
+    Raises:
+        ArtifactStorageError: the artifact store cannot be reached.
+    """
+    with database.read() as session:
+        before = database_now(session) - timedelta(seconds=grace_seconds)
+    old = [blob for blob in storage.list() if blob.modified_at < before]
+    named = _named(database)
+    unnamed = [blob for blob in old if _name(blob) not in named]
+    if not unnamed:
+        return 0
+    young = {_name(blob) for blob in storage.list() if blob.modified_at >= before}
+    named = _named(database)
+    gone = [_name(blob) for blob in unnamed if _name(blob) not in named | young]
+    for tenant_id, sha256 in gone:
+        storage.delete(tenant_id, sha256)
+    return len(gone)
+
+
+def _name(blob: StoredBlob) -> Name:
+    return blob.tenant_id, blob.sha256
+
+
+def _named(database: Database) -> set[Name]:
+    """Collect the blobs that rows name: splits, artifacts, and the checkpoints of live jobs."""
+    with database.read() as session:
+        named: set[Name] = {
+            (tenant_id, sha256)
+            for tenant_id, sha256 in session.execute(
+                sa.select(Artifact.tenant_id, Artifact.sha256)
+            ).all()
+        }
+        for tenant_id, splits in session.execute(sa.select(Dataset.tenant_id, Dataset.splits)):
+            named |= _hashes(tenant_id, splits.values())
+        query = sa.select(Job.tenant_id, Job.checkpoint).where(Job.checkpoint.is_not(None))
+        for tenant_id, checkpoint in session.execute(query):
+            named |= _hashes(tenant_id, checkpoint["files"].values())
+    return named
+
+
+def _hashes(tenant_id: str, entries: Iterable[dict[str, str]]) -> set[Name]:
+    return {(tenant_id, entry["sha256"]) for entry in entries}

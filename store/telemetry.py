@@ -1,0 +1,77 @@
+"""What the metrics tell of the jobs: counted from the tables when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from store.database import database_now, is_sqlite
+from store.states import LEASED, JobStatus
+from store.tables import Counter, Job
+from store.workers import count_live_workers
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+LEASE_LOSSES = "lease_losses"
+ENGINE_CRASHES = "engine_crashes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """The state of the queue at one moment.
+
+    Attributes:
+        jobs_by_state: how many jobs are in each state; every state is there.
+        oldest_queued_seconds: how long the oldest waiting job has waited; 0 where none waits.
+        steps_per_second: of all jobs that train, together.
+        live_workers: workers seen lately.
+        counters: numbers that only grow, by name; every name is there.
+    """
+
+    jobs_by_state: Mapping[str, int]
+    oldest_queued_seconds: float
+    steps_per_second: float
+    live_workers: int
+    counters: Mapping[str, int]
+
+
+def measure(session: Session) -> Telemetry:
+    """Count everything."""
+    states = session.execute(sa.select(Job.status, sa.func.count()).group_by(Job.status)).all()
+    counts = {str(status): count for status, count in states}
+    oldest: datetime | None = session.scalars(
+        sa.select(sa.func.min(Job.created_at)).where(Job.status == JobStatus.QUEUED)
+    ).one()
+    speed = session.scalars(
+        sa.select(sa.func.sum(Job.steps_per_second)).where(Job.status.in_(LEASED))
+    ).one()
+    counters = {row.name: row.value for row in session.scalars(sa.select(Counter))}
+    waited = 0.0 if oldest is None else (database_now(session) - oldest).total_seconds()
+    return Telemetry(
+        jobs_by_state={str(status): counts.get(str(status), 0) for status in JobStatus},
+        oldest_queued_seconds=max(0.0, waited),
+        steps_per_second=float(speed or 0.0),
+        live_workers=count_live_workers(session),
+        counters={name: counters.get(name, 0) for name in (LEASE_LOSSES, ENGINE_CRASHES)},
+    )
+
+
+def count(session: Session, name: str, *, by: int = 1) -> None:
+    """Add to a counter, in the transaction of what is counted.
+
+    Args:
+        session: a write transaction.
+        name: ``LEASE_LOSSES`` or ``ENGINE_CRASHES``.
+        by: how many.
+    """
+    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
+    added = insert(Counter).values(name=name, value=by)
+    session.execute(
+        added.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + by})
+    )

@@ -1,0 +1,130 @@
+"""Workers and the backbones that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from store.database import Database, database_now
+from store.errors import NotFoundError
+from store.pages import Page
+from store.tables import Backbone, Worker
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+LIVE_SECONDS = 15.0  # a worker beats every few seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneDescription:
+    """A backbone as a worker describes it; the fields are those of the table."""
+
+    id: str
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    parameters: int
+    fingerprint: str
+    max_positions: int | None
+    weights_per_head: int
+    task_heads: Mapping[str, Mapping[str, int]]
+
+
+def register(
+    database: Database,
+    *,
+    worker_id: str,
+    device: str,
+    backbones: Sequence[str],
+    allows_hub: bool,
+) -> None:
+    """Sign a worker on.
+
+    Args:
+        database: where the tables are.
+        worker_id: a name that no other process has, or had.
+        device: what it computes on.
+        backbones: ids of those that it can load.
+        allows_hub: whether it may load further ones from the hub.
+    """
+    with database.write() as session:
+        now = database_now(session)
+        session.add(
+            Worker(
+                id=worker_id,
+                device=device,
+                backbones=list(backbones),
+                allows_hub=allows_hub,
+                started_at=now,
+                seen_at=now,
+            )
+        )
+
+
+def beat(database: Database, worker_id: str) -> None:
+    """Note that a worker is alive; one that has signed off stays away."""
+    with database.write() as session:
+        session.execute(
+            sa.update(Worker).where(Worker.id == worker_id).values(seen_at=database_now(session))
+        )
+
+
+def leave(database: Database, worker_id: str) -> None:
+    """Sign a worker off."""
+    with database.write() as session:
+        session.execute(sa.delete(Worker).where(Worker.id == worker_id))
+
+
+def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
+    """Count the workers that were seen in these last seconds."""
+    since = database_now(session) - timedelta(seconds=live_seconds)
+    query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
+    return session.scalars(query).one()
+
+
+def put_backbone(database: Database, description: BackboneDescription) -> None:
+    """Write what a backbone looks like, in place of what was known of it."""
+    with database.write() as session:
+        session.merge(
+            Backbone(
+                **{**vars(description), "task_heads": _plain(description.task_heads)},
+                updated_at=database_now(session),
+            )
+        )
+
+
+def _plain(task_heads: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {task: dict(weights) for task, weights in task_heads.items()}
+
+
+def get_backbone(session: Session, backbone_id: str) -> Backbone:
+    """Load a backbone.
+
+    Raises:
+        NotFoundError: no worker has told of it.
+    """
+    backbone = session.get(Backbone, backbone_id)
+    if backbone is None:
+        raise NotFoundError("model", backbone_id)
+    return backbone
+
+
+def list_backbones(session: Session, *, after: str | None, limit: int) -> Page[Backbone]:
+    """Take a page of the backbones, by id.
+
+    Raises:
+        NotFoundError: ``after`` is none of them.
+    """
+    query = sa.select(Backbone).order_by(Backbone.id).limit(limit + 1)
+    if after is not None:
+        query = query.where(Backbone.id > get_backbone(session, after).id)
+    rows = session.scalars(query).all()
+    return Page(rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,102 @@
+"""store.sweep: what nothing names goes, what anything names stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store import sweep as module
+from store.datasets import Split, add_dataset
+from store.jobs import delete
+from store.states import JobStatus
+from store.storage import ArtifactStorage, Blob
+from store.sweep import sweep
+from tests.store.queues import add_job, add_tenant, claimed
+
+if TYPE_CHECKING:
+    from store.database import Database
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> ArtifactStorage:
+    return ArtifactStorage(str(tmp_path / "artifacts"))
+
+
+def put(storage: ArtifactStorage, folder: Path, text: str, *, tenant: str) -> Blob:
+    path = folder / "blob"
+    path.write_text(text)
+    return storage.put(tenant, path)
+
+
+def left(storage: ArtifactStorage) -> set[str]:
+    return {blob.sha256 for blob in storage.list()}
+
+
+class TestSweep:
+    def test_keeps_what_rows_name(self, database: Database, storage: ArtifactStorage, tmp_path):
+        tenant = add_tenant(database, "a")
+        split, artifact, checkpoint, orphan = (
+            put(storage, tmp_path, text, tenant=tenant) for text in ("s", "a", "c", "o")
+        )
+        with database.write() as session:
+            add_dataset(
+                session,
+                tenant,
+                name=None,
+                splits={"train": Split(blob=split, rows=1)},
+                columns={},
+                profile={},
+                max_bytes=99,
+            )
+        done, training = add_job(database, tenant), add_job(database, tenant)
+        _, lease = claimed(database)
+        lease.advance(JobStatus.TRAINING, message="")
+        lease.succeed(result={}, artifacts={"float32": artifact})
+        _, other = claimed(database)
+        other.keep_checkpoint(step=1, files={"step-1/state.json": checkpoint})
+        assert sweep(database, storage, grace_seconds=0) == 1
+        assert left(storage) == {split.sha256, artifact.sha256, checkpoint.sha256}
+        assert orphan.sha256 not in left(storage)
+        with database.write() as session:
+            delete(session, tenant, done)
+        other.advance(JobStatus.TRAINING, message="")
+        other.succeed(result={}, artifacts={})
+        assert sweep(database, storage, grace_seconds=0) == 2
+        assert left(storage) == {split.sha256}
+        assert training
+
+    def test_of_another_tenant_the_same_bytes_are_another_blob(
+        self, database: Database, storage: ArtifactStorage, tmp_path
+    ):
+        mine, theirs = add_tenant(database, "a"), add_tenant(database, "b")
+        blob = put(storage, tmp_path, "same", tenant=mine)
+        put(storage, tmp_path, "same", tenant=theirs)
+        with database.write() as session:
+            add_dataset(
+                session,
+                mine,
+                name=None,
+                splits={"train": Split(blob=blob, rows=1)},
+                columns={},
+                profile={},
+                max_bytes=99,
+            )
+        assert sweep(database, storage, grace_seconds=0) == 1
+        assert [(blob.tenant_id) for blob in storage.list()] == [mine]
+
+    def test_leaves_young_ones(self, database: Database, storage: ArtifactStorage, tmp_path):
+        put(storage, tmp_path, "o", tenant="ten_a")
+        assert sweep(database, storage, grace_seconds=60) == 0
+        assert len(left(storage)) == 1
+
+    def test_sees_a_row_that_comes_meanwhile(
+        self, database: Database, storage: ArtifactStorage, tmp_path, monkeypatch
+    ):
+        tenant = add_tenant(database, "a")
+        blob = put(storage, tmp_path, "o", tenant=tenant)
+        answers = iter([set(), {(tenant, blob.sha256)}])
+        monkeypatch.setattr(module, "_named", lambda _: next(answers))
+        assert sweep(database, storage, grace_seconds=0) == 0
+        assert left(storage) == {blob.sha256}

@@ -1,0 +1,57 @@
+"""store.telemetry: the metrics say what is in the tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from store.leases import Progress
+from store.reconciler import reconcile
+from store.states import JobStatus
+from store.tables import Job
+from store.telemetry import measure
+from tests.store.queues import add_job, add_tenant, claimed
+
+if TYPE_CHECKING:
+    from store.database import Database
+
+
+def test_of_an_empty_service_is_zero(database: Database):
+    with database.read() as session:
+        seen = measure(session)
+    assert set(seen.jobs_by_state) == {str(status) for status in JobStatus}
+    assert set(seen.jobs_by_state.values()) == {0}
+    assert (seen.oldest_queued_seconds, seen.steps_per_second, seen.live_workers) == (0, 0, 0)
+    assert seen.counters == {"lease_losses": 0, "engine_crashes": 0}
+
+
+def test_counts_jobs_and_adds_up_their_speed(database: Database):
+    tenant = add_tenant(database, "a")
+    for _ in range(3):
+        add_job(database, tenant)
+    for _ in range(2):
+        _, lease = claimed(database)
+        lease.report(Progress(steps_per_second=1.5))
+    with database.read() as session:
+        seen = measure(session)
+    assert (seen.jobs_by_state["queued"], seen.jobs_by_state["validating"]) == (1, 2)
+    assert seen.steps_per_second == pytest.approx(3.0)
+    assert 0 < seen.oldest_queued_seconds < 60
+
+
+def test_counts_lost_leases_and_crashes(database: Database):
+    tenant = add_tenant(database, "a")
+    for _ in range(2):
+        add_job(database, tenant)
+    _, first = claimed(database)
+    assert first.count_crash(code="engine_crashed", message="") is JobStatus.VALIDATING
+    assert first.count_crash(code="engine_crashed", message="") is JobStatus.VALIDATING
+    claimed(database)
+    with database.write() as session:
+        session.execute(sa.update(Job).values(lease_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    reconcile(database, live_seconds=10)
+    with database.read() as session:
+        assert measure(session).counters == {"lease_losses": 2, "engine_crashes": 2}

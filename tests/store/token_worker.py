@@ -1,0 +1,38 @@
+"""A worker that writes a line into a file for each token that it takes, for test_queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from store.queue import TASK, make_app, make_worker
+from store.settings import Settings
+
+
+def main(home: Path, broker_url: str, name: str) -> None:
+    """Take tokens until a signal comes.
+
+    Args:
+        home: of the settings; the lines go into ``taken`` in it, and where there is a file
+            ``seconds``, each task takes so long.
+        broker_url: empty for the embedded broker.
+        name: of the worker.
+    """
+    logging.basicConfig(level=logging.INFO)
+    app = make_app(Settings(home=home, broker_url=broker_url))
+
+    @app.task(name=TASK)
+    def run_one() -> None:
+        with (home / "taken").open("a") as file:
+            os.write(file.fileno(), f"{name}\n".encode())
+        seconds = home / "seconds"
+        time.sleep(float(seconds.read_text()) if seconds.exists() else 0)
+
+    make_worker(app, name=f"{name}@test").start()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
