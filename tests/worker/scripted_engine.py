@@ -1,0 +1,119 @@
+"""An engine that says what a test tells it to, in place of the process that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from worker.engine import EngineDiedError
+from worker.messages import Command, Control, Done, Message, RunJob, Told
+
+SCORES = {
+    "information_richness": [1.0, 2.0],
+    "correlation": [[1.0, 0.5], [0.5, 1.0]],
+    "importance": [0.4, 0.6],
+    "iterations": 3,
+    "selected": [1],
+}
+SELECTION = {
+    "k": 1,
+    "xi": 0.9,
+    "d": 0.85,
+    "strategy": "layer-wise",
+    "teleport": "information",
+    "n_samples": 9,
+    "num_layers": 1,
+    "fingerprint": "sha256:ab",
+    "trainable_parameters": 10,
+    "fraction": 0.1,
+    "head_dim": 4,
+    "layers": [{"layer": 0, **SCORES}],
+}
+RESULT = {"metrics": {"accuracy": 0.5}, "best_step": 2}
+Line: TypeAlias = "Message | EngineDiedError | Callable[[ScriptedEngine], Message | None]"
+
+
+class ScriptedEngine:
+    """Follows one script per start; a script's callables are asked for the message when it is due.
+
+    Attributes:
+        sent: the commands that came.
+        kills: how often it was killed.
+    """
+
+    def __init__(self, *scripts: Iterable[Line]) -> None:
+        self._scripts = [list(script) for script in scripts]
+        self._script: list[Line] = []
+        self.sent: list[Command] = []
+        self.kills = 0
+
+    def start(self) -> None:
+        """Do nothing: it always runs."""
+
+    def send(self, command: Command) -> None:
+        """Take a command; a job begins the next script."""
+        self.sent.append(command)
+        if isinstance(command, RunJob):
+            self._script = self._scripts.pop(0)
+
+    def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
+        """Say the next line."""
+        if not self._script:
+            return None
+        line = self._script.pop(0)
+        if isinstance(line, EngineDiedError):
+            raise line
+        return line(self) if callable(line) else line
+
+    def kill(self) -> None:
+        """Count it."""
+        self.kills += 1
+
+    @property
+    def wishes(self) -> list[str]:
+        """What the engine was asked to do."""
+        return [command.wish for command in self.sent if isinstance(command, Control)]
+
+    @property
+    def job(self) -> RunJob:
+        """The newest job that it was given."""
+        return [command for command in self.sent if isinstance(command, RunJob)][-1]
+
+
+def done(content: bytes = b"delta") -> Line:
+    """Make the line that ends a job well: its artifact holds these bytes."""
+
+    def say(engine: ScriptedEngine) -> Message:
+        path = Path(engine.job.output) / "float32"
+        path.write_bytes(content)
+        return Done(result=RESULT, artifacts={"float32": str(path)})
+
+    return say
+
+
+def checkpoint(step: int, content: bytes) -> Line:
+    """Make the line that tells of a checkpoint with one file."""
+
+    def say(engine: ScriptedEngine) -> Message:
+        folder = Path(engine.job.arguments["checkpoint_dir"]) / f"step-{step:08d}"
+        folder.mkdir()
+        (folder / "state.json").write_bytes(content)
+        return Told(kind="checkpoint", step=step, total_steps=4, checkpoint=str(folder))
+
+    return say
+
+
+def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN
+    """Say nothing."""
+
+
+def step(number: int, *, total: int = 4) -> Told:
+    """Make the line that tells of a training step."""
+    return Told(kind="step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
+
+
+LOADED = Told(kind="loaded", text="classification of text by label")
+SELECTING = Told(kind="selecting", step=9, total_steps=9)
+SELECTED = Told(kind="selected", selection=SELECTION, text="selected 1 heads")
+BEGIN: tuple[Told, ...] = (LOADED, SELECTING, SELECTED)

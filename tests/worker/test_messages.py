@@ -1,0 +1,59 @@
+"""worker.messages: what goes over the pipe comes out the same, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.messages import (
+    Control,
+    DescribeBackbones,
+    Described,
+    Done,
+    Failed,
+    Ready,
+    RunJob,
+    Stopped,
+    Told,
+    decode,
+    encode,
+)
+
+MESSAGES = [
+    DescribeBackbones(backbones={"minilm": "/models/minilm"}),
+    RunJob(arguments={"k": 3, "text": ["a", "b"], "xi": None}, output="/jobs/1/output"),
+    Control(wish="pause"),
+    Ready(),
+    Described(id="minilm", description={"num_layers": 6}),
+    Described(id="broken", error="no weights"),
+    Told(kind="step", step=3, total_steps=9, loss=0.25, text="step 3 of 9\nü"),
+    Told(kind="evaluated", metrics={"f1": 0.5}),
+    Done(result={"best_step": 3}, artifacts={"float32": "/x"}),
+    Stopped(wish="cancel"),
+    Failed(code="dataset_invalid", text="train: row 3", param="dataset", is_lasting=False),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_come_back_the_same_on_one_line(message: object):
+    line = encode(message)
+    assert line.count(b"\n") == 1
+    assert decode(line) == message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"kind": "step"}',
+        b'{"is": "Nothing"}',
+        b'{"is": "Told"}',
+        b'{"is": "Stopped", "wish": "pause", "more": 1}',
+    ],
+)
+def test_what_is_none_of_ours_is_refused(line: bytes):
+    with pytest.raises(ValueError, match="not a message"):
+        decode(line)

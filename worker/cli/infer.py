@@ -1,0 +1,45 @@
+"""``hifi infer``: merge head deltas into backbones for the gateway, until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from hifi.errors import HifiError
+
+
+class InferenceError(HifiError):
+    """The inference process cannot be started."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi infer``: it has none, its settings are the environment's."""
+    parser.description = (
+        "Give merged models to the gateway, until SIGTERM. It listens on HIFI_INFER_URL "
+        "(http://host:port, or unix:///a/socket for this user alone) and asks for "
+        "HIFI_INFER_TOKEN where that is set. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS "
+        "and HIFI_ALLOW_HUB as the workers."
+    )
+
+
+def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes them
+    """Run the inference process.
+
+    Raises:
+        InferenceError: it cannot be started; the message says what to do.
+    """
+    from store.errors import StoreError
+    from store.logs import configure_logging
+    from store.settings import read_settings
+
+    try:
+        settings = read_settings()
+        configure_logging(settings.log_format, process="inference")
+        if not settings.allow_hub:  # read once, when transformers is imported
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        from worker.inference.server import run_inference
+
+        run_inference(settings)
+    except StoreError as error:
+        raise InferenceError(str(error)) from error
+    return 0

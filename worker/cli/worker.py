@@ -1,0 +1,43 @@
+"""``hifi worker``: run jobs on one device until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hifi.errors import HifiError
+
+
+class WorkerError(HifiError):
+    """The worker cannot be started."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi worker``: it has none, its settings are the environment's."""
+    parser.description = (
+        "Run jobs of the tables on one device, one at a time, until SIGTERM; the job that runs "
+        "then is checkpointed and handed back. Settings come from HIFI_… variables: "
+        "HIFI_DATABASE_URL, HIFI_BROKER_URL, HIFI_ARTIFACTS_URL, HIFI_MODELS, HIFI_DEVICE, …"
+    )
+
+
+def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes them
+    """Run a worker.
+
+    Raises:
+        WorkerError: it cannot be started; the message says what to do.
+    """
+    from store.errors import StoreError
+    from store.logs import configure_logging
+    from store.settings import read_settings
+    from worker.engine import EngineDiedError
+    from worker.process import run_worker
+
+    try:
+        settings = read_settings()
+        configure_logging(settings.log_format, process="worker")
+        run_worker(settings)
+    except (StoreError, EngineDiedError) as error:
+        raise WorkerError(str(error)) from error
+    sys.stderr.flush()
+    return 0

@@ -1,0 +1,197 @@
+"""What the engine computes: a job with ``hifi.finetune``, and what backbones look like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hifi.checkpoint import checkpoint_folder
+from hifi.devices import resolve_device
+from hifi.errors import (
+    AmbiguousTaskError,
+    CaptureError,
+    CheckpointError,
+    ConvergenceError,
+    DataError,
+    HifiError,
+    InvalidArgumentError,
+    JobCancelled,
+    JobPaused,
+    ModelError,
+    StorageError,
+    TaskNotSupportedError,
+    TrainingDivergedError,
+    UnsupportedArchitectureError,
+)
+from hifi.events import Control, TrainingEvent
+from hifi.finetuning import FinetuneResult, finetune
+from hifi.models import resolve_model
+from hifi.resident import ResidentBackbones
+from worker.descriptions import describe_backbone
+from worker.messages import Described, Done, Failed, Message, RunJob, Stopped, Told, Wish
+from worker.results import write_artifacts
+from worker.translation import spec_field
+
+if TYPE_CHECKING:
+    from hifi.head_selection import HeadSelection
+
+_CODES: dict[type[HifiError], str] = {
+    AmbiguousTaskError: "task_ambiguous",
+    CaptureError: "head_outputs_not_finite",
+    CheckpointError: "checkpoint_invalid",
+    ConvergenceError: "selection_did_not_converge",
+    DataError: "dataset_invalid",
+    InvalidArgumentError: "invalid_argument",
+    ModelError: "model_invalid",
+    StorageError: "disk_full",
+    TaskNotSupportedError: "task_not_supported",
+    TrainingDivergedError: "training_diverged",
+    UnsupportedArchitectureError: "architecture_not_supported",
+}
+# What another try may mend: room on the disk, or a start without the checkpoint.
+_PASSING = (StorageError, CheckpointError)
+_CONTROLS: dict[Wish, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
+
+
+_RESIDENT_SHARE = 0.25  # of the memory; the rest is for what jobs need
+
+
+def make_resident_backbones(device: str) -> ResidentBackbones:
+    """Make room for backbones that stay in memory between jobs.
+
+    Args:
+        device: of the jobs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    where = resolve_device(device)
+    if where.type == "cuda":
+        memory = torch.cuda.get_device_properties(where).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return ResidentBackbones(max_bytes=int(memory * _RESIDENT_SHARE))
+
+
+def compute(
+    command: RunJob,
+    *,
+    backbones: ResidentBackbones,
+    tell: Callable[[Message], None],
+    wish: Callable[[], Wish | None],
+) -> Message:
+    """Run a job to its end, whatever that is.
+
+    Args:
+        command: what is to be run.
+        backbones: those that are in memory.
+        tell: takes every event.
+        wish: gives what the job's owner asks for, asked at every event.
+    """
+
+    def on_event(event: TrainingEvent) -> Control:
+        tell(_told(event, checkpoints=Path(command.arguments["checkpoint_dir"])))
+        wanted = wish()
+        return Control.CONTINUE if wanted is None else _CONTROLS[wanted]
+
+    try:
+        result = finetune(**command.arguments, backbones=backbones, on_event=on_event)
+        return _finish(command, result)
+    except JobPaused:
+        return Stopped(wish="pause")
+    except JobCancelled:
+        return Stopped(wish="cancel")
+    except Exception as error:  # noqa: BLE001 - a failure is an answer; the engine goes on
+        return _failed(error)
+
+
+def _told(event: TrainingEvent, *, checkpoints: Path) -> Told:
+    is_checkpoint = event.kind == "checkpoint"
+    folder = checkpoint_folder(checkpoints, step=event.step) if is_checkpoint else None
+    return Told(
+        kind=event.kind,
+        step=event.step,
+        total_steps=event.total_steps,
+        loss=event.loss,
+        learning_rate=event.learning_rate,
+        metrics=dict(event.metrics),
+        samples_per_second=event.samples_per_second,
+        eta_seconds=event.eta_seconds,
+        text=event.message,
+        selection=None if event.selection is None else _describe(event.selection, event),
+        checkpoint=None if folder is None else str(folder),
+    )
+
+
+def _describe(selection: HeadSelection, event: TrainingEvent) -> dict[str, Any]:
+    return {
+        **selection.to_dict(),
+        "trainable_parameters": event.trainable_parameters,
+        "fraction": event.fraction,
+        "head_dim": event.head_dim,
+    }
+
+
+def _finish(command: RunJob, result: FinetuneResult) -> Done:
+    """Write the artifacts."""
+    source = resolve_model(command.arguments["model"], revision=command.arguments["revision"])
+    artifacts = write_artifacts(result.delta, model_path=source.path, folder=Path(command.output))
+    return Done(
+        result={
+            "metrics": dict(result.metrics),
+            "best_step": result.best_step,
+            "train_seconds": result.train_seconds,
+            "selection_seconds": result.selection_seconds,
+            "samples_per_second": result.samples_per_second,
+        },
+        artifacts={encoding: str(path) for encoding, path in artifacts.items()},
+    )
+
+
+def _failed(error: Exception) -> Failed:
+    if _is_out_of_memory(error):
+        text = "the device has not enough memory for this job: try a smaller training.batch_size "
+        text += "or training.max_length"
+        return Failed(code="out_of_memory", text=text, param="training.batch_size")
+    if isinstance(error, OSError) and not isinstance(error, HifiError):
+        text = f"the worker's disk failed: {error.strerror or error}"
+        return Failed(code="disk_full", text=text, is_lasting=False)
+    if not isinstance(error, HifiError):
+        text = f"unexpected {type(error).__name__}: {error}"
+        return Failed(code="internal_error", text=text, is_lasting=False)
+    return Failed(
+        code=next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), "failed"),
+        text=str(error),
+        param=_param(error),
+        is_lasting=not isinstance(error, _PASSING),
+    )
+
+
+def _param(error: HifiError) -> str | None:
+    """Name the field of the job spec at fault."""
+    if isinstance(error, InvalidArgumentError):
+        return spec_field(error.param.partition(".")[0])
+    if isinstance(error, AmbiguousTaskError):
+        return "task.type" if error.param == "task" else f"task.{error.param}"
+    return "dataset" if isinstance(error, DataError) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    is_allocator = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_allocator
+
+
+def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
+    """Describe backbones one after another; one that cannot be used stops no other.
+
+    Args:
+        backbones: id to folder.
+    """
+    for identifier, path in backbones.items():
+        try:
+            description = describe_backbone(identifier, Path(path))
+        except HifiError as error:
+            yield Described(id=identifier, error=str(error))
+        else:
+            yield Described(id=identifier, description=vars(description))

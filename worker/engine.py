@@ -1,0 +1,164 @@
+"""A worker's hold on its engine: start it, talk to it, notice its death, replace it."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO
+
+import structlog
+
+from worker.messages import Command, Message, Ready, decode, encode
+
+_START_SECONDS = 300.0  # importing torch from a cold disk
+_log = structlog.get_logger(__name__)
+
+
+class EngineDiedError(Exception):
+    """The engine is gone, or says nothing any more.
+
+    Attributes:
+        code: ``engine_crashed`` or ``engine_stalled``.
+    """
+
+    def __init__(self, message: str, *, code: str = "engine_crashed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineProcess:
+    """One engine at a time: a spawned child (never a fork: CUDA), started anew when asked for.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        environment: for the child, in place of this process's.
+    """
+
+    def __init__(self, *, device: str, environment: Mapping[str, str]) -> None:
+        self._device = device
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the engine, unless it runs; it takes commands at once and says when it is ready.
+
+        Call it from a thread that lives as long as the worker: on Linux the engine is killed when
+        the thread that started it ends.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.kill()
+        self._messages = queue.Queue()
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "worker.engine_process", self._device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self._environment,
+        )
+        threading.Thread(
+            target=_read,
+            args=(self._process.stdout, self._messages),
+            name="engine-messages",
+            daemon=True,
+        ).start()
+        _log.info("engine started", pid=self._process.pid)
+
+    def wait_until_ready(self) -> None:
+        """Wait until an engine that was just started has loaded its libraries.
+
+        Raises:
+            EngineDiedError: it ends at once, or does not become ready.
+        """
+        message = self.receive(timeout=_START_SECONDS)
+        if not isinstance(message, Ready):
+            self.kill()
+            raise EngineDiedError(f"the engine was not ready after {_START_SECONDS:.0f} seconds")
+
+    def send(self, command: Command) -> None:
+        """Send a command.
+
+        Raises:
+            EngineDiedError: the engine is gone.
+        """
+        process = self._process
+        if process is None or process.stdin is None:
+            raise EngineDiedError("the engine does not run")
+        try:
+            process.stdin.write(encode(command))
+            process.stdin.flush()
+        except OSError as error:
+            raise EngineDiedError(self._cause_of_death()) from error
+
+    def receive(self, *, timeout: float) -> Message | None:
+        """Wait for the next message; None where there is none in time.
+
+        What a dead engine had said is still given.
+
+        Raises:
+            EngineDiedError: the engine is gone.
+        """
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if message is None:
+            self._messages.put(None)  # for whoever asks again
+            raise EngineDiedError(self._cause_of_death())
+        return message
+
+    def _cause_of_death(self) -> str:
+        code = None if self._process is None else self._process.wait()
+        if code is None or code >= 0:
+            return f"the engine ended with exit code {code}"
+        name = signal.Signals(-code).name
+        hint = " (often the kernel, for want of memory)" if -code == signal.SIGKILL else ""
+        return f"the engine was killed by {name}{hint}"
+
+    def kill(self) -> None:
+        """End the engine at once; without one there is nothing to do."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            _close(stream)
+
+    def close(self, *, seconds: float = 5.0) -> None:
+        """Let the engine end by itself, or kill it after some seconds."""
+        if self._process is not None:
+            _close(self._process.stdin)
+            deadline = time.monotonic() + seconds
+            while self._process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.kill()
+
+
+def _read(stream: IO[bytes], messages: queue.Queue[Message | None]) -> None:
+    """Pass messages on until the engine's end of the pipe is closed."""
+    try:
+        for line in stream:
+            messages.put(decode(line))  # type: ignore[arg-type] # the engine sends no commands
+    except ValueError:  # a line cut by a kill, or the pipe closed by us
+        _log.debug("the engine's last line was cut")
+    finally:
+        messages.put(None)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        try:
+            stream.close()
+        except OSError:  # what was buffered for a dead engine
+            _log.debug("the pipe to the engine was broken")

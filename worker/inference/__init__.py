@@ -1,0 +1,1 @@
+"""The inference process: it has backbones at hand, and puts head deltas into them."""

@@ -1,0 +1,197 @@
+"""The inference process's application: merged models, made one at a time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import structlog
+from anyio import CancelScope, to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from store.storage import ArtifactStorage
+from worker.inference.deltas import DeltaCache
+from worker.inference.merging import Merger
+from worker.inference.orders import MergeOrder, check_token, read_order
+from worker.inference.problems import ProblemError, problem_response
+from worker.scratch import own_folder
+from worker.tar import stream_tar, tar_size
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from store.settings import Settings
+
+# At work or waiting: each may have a whole model on disk until its caller has it.
+MAX_REQUESTS = 8
+_DELTA_BYTES = 1 << 30
+_NOBODY_LISTENS = 499
+_log = structlog.get_logger(__name__)
+
+
+def build_app(settings: Settings) -> Starlette:
+    """Build the application.
+
+    Args:
+        settings: its ``home`` takes what lies on disk while the application runs.
+
+    Raises:
+        SettingsError: the artifact store's address is of no known kind.
+    """
+    storage = ArtifactStorage(settings.artifacts_url)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        with own_folder(settings.home / "inference", label="infer") as folder:
+            yield {"settings": settings, "desk": _open_desk(settings, storage, folder=folder)}
+
+    return Starlette(
+        routes=[
+            Route("/merged", _merged, methods=["POST"]),
+            Route("/healthz", _health, methods=["GET"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={
+            ProblemError: _show_problem,
+            HTTPException: _show_refusal,
+            Exception: _show_failure,
+        },
+    )
+
+
+def _open_desk(settings: Settings, storage: ArtifactStorage, *, folder: Path) -> MergeDesk:
+    deltas, models = folder / "deltas", folder / "models"
+    models.mkdir()
+    cache = DeltaCache(storage, folder=deltas, max_bytes=_DELTA_BYTES)
+    return MergeDesk(Merger(settings, deltas=cache, folder=models))
+
+
+class MergeDesk:
+    """Lets one request merge at a time and few others wait; a merge takes a model's memory.
+
+    Args:
+        merger: does the work, in a thread.
+    """
+
+    def __init__(self, merger: Merger) -> None:
+        self._merger = merger
+        self._turn = anyio.Lock()  # first come, first served
+        self._at_work = 0
+
+    async def serve(self, order: MergeOrder, request: Request) -> Response:
+        """Give the tar of a merged model; its files are gone once it was sent, or could not be.
+
+        Raises:
+            ProblemError: 429 ``too_many_requests``, or as ``Merger.merge``.
+        """
+        if self._at_work >= MAX_REQUESTS:
+            raise ProblemError(
+                "too_many_requests",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                detail=f"{MAX_REQUESTS} models are being merged or sent already",
+            )
+        self._at_work += 1
+        try:
+            async with self._turn:
+                if await request.is_disconnected():
+                    self._leave()
+                    return Response(status_code=_NOBODY_LISTENS)
+                started = time.perf_counter()
+                folder, size = await to_thread.run_sync(self._merge, order)
+            _log.info("merged", bytes=size, seconds=round(time.perf_counter() - started, 3))
+        except BaseException:
+            self._leave()
+            raise
+        return MergedModel(folder, size=size, on_end=self._leave)
+
+    def _merge(self, order: MergeOrder) -> tuple[Path, int]:
+        folder = self._merger.merge(order)
+        return folder, tar_size(folder)
+
+    def _leave(self) -> None:
+        self._at_work -= 1
+
+
+class MergedModel(StreamingResponse):
+    """The tar of a folder, which is removed when it was sent, or when the other side hung up.
+
+    Args:
+        folder: what to send.
+        size: of the tar.
+        on_end: called after that.
+    """
+
+    def __init__(self, folder: Path, *, size: int, on_end: Callable[[], None]) -> None:
+        self._folder = folder
+        self._on_end = on_end
+        super().__init__(
+            stream_tar(folder),
+            headers={"Content-Length": str(size)},
+            media_type="application/x-tar",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            with suppress(ClientDisconnect):
+                await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(_remove, self._folder)
+            self._on_end()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _merged(request: Request) -> Response:
+    check_token(request, token=request.state.settings.infer_token)
+    order = await read_order(request)
+    desk: MergeDesk = request.state.desk
+    request_id = request.headers.get("x-request-id")
+    with structlog.contextvars.bound_contextvars(
+        request_id=request_id, tenant=order.tenant, job=order.job
+    ):
+        return await desk.serve(order, request)
+
+
+async def _health(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _show_problem(_: Request, error: Exception) -> Response:
+    return problem_response(cast("ProblemError", error))
+
+
+async def _show_refusal(_: Request, error: Exception) -> Response:
+    """Show what the framework refuses: an unknown path or method."""
+    refusal = cast("HTTPException", error)
+    status = HTTPStatus(refusal.status_code)
+    code = status.phrase.lower().replace(" ", "_")
+    return problem_response(
+        ProblemError(code, status=status, detail=refusal.detail, headers=refusal.headers)
+    )
+
+
+async def _show_failure(_: Request, error: Exception) -> Response:
+    """Answer what nobody foresaw; the server writes the traceback to its log."""
+    kind = type(error).__name__
+    return problem_response(
+        ProblemError(
+            "internal_error",
+            status=HTTPStatus.INTERNAL_SERVER_ERROR,
+            detail=f"unexpected {kind}; the log of the inference process has the traceback",
+        )
+    )

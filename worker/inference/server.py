@@ -1,0 +1,129 @@
+"""The inference process as a server: its socket, its signals, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import uvicorn
+
+from store.errors import SettingsError
+from worker.inference.app import build_app
+
+if TYPE_CHECKING:
+    from store.settings import Settings
+
+_BACKLOG = 128
+_GRACE_SECONDS = 10  # for models that are on their way when the process is to end
+_OWNER_ONLY = 0o177  # what a umask takes away
+
+
+def run_inference(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: from the environment; ``infer_url`` says where to listen.
+
+    Raises:
+        SettingsError: it cannot be listened there, or the artifact store's address is of no known
+            kind.
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    app = build_app(settings)
+    with listen(settings.infer_url) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,  # one stream for all, set up by the caller
+                access_log=False,
+                server_header=False,
+                ws="none",
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        # uvicorn ends in order and then raises the signal again, for those who want to die of it.
+        signal.signal(signal.SIGTERM, _ignore)
+        server.run(sockets=[listener])
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+@contextmanager
+def listen(url: str) -> Iterator[socket.socket]:
+    """Open the socket that a URL names.
+
+    Args:
+        url: ``http://host:port``, or ``unix:///path``: then only this user may connect. What an
+            earlier process has left at the path is replaced, a living one's socket is not.
+
+    Yields:
+        The listening socket; closed at the end, and its path removed.
+
+    Raises:
+        SettingsError: the URL says something else, or the address is taken or not ours to take.
+    """
+    path = _socket_path(url)
+    try:
+        listener = _listen_on(url) if path is None else _listen_at(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"HIFI_INFER_URL={url} cannot be listened on: {reason}") from error
+    with listener:
+        try:
+            yield listener
+        finally:
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _socket_path(url: str) -> Path | None:
+    address = urlsplit(url)
+    is_path = address.scheme == "unix" and not address.netloc and bool(address.path)
+    return Path(unquote(address.path)) if is_path else None
+
+
+def _listen_on(url: str) -> socket.socket:
+    address = urlsplit(url)
+    if address.scheme != "http" or not address.hostname or address.port is None:
+        raise ValueError("http://host:port or unix:///a/socket is needed")
+    family = socket.AF_INET6 if ":" in address.hostname else socket.AF_INET
+    place = (address.hostname, address.port)
+    return socket.create_server(place, family=family, backlog=_BACKLOG)
+
+
+def _listen_at(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftover(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(_OWNER_ONLY)  # from its first moment on: a chmod would come too late
+    try:
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove a socket on which nobody listens any more."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError("something other than a socket is there")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise FileExistsError("another process listens there")
+        path.unlink()

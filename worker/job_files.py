@@ -1,0 +1,99 @@
+"""A job's files on the worker's disk, and their way from and to the artifact store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from store.storage import ArtifactStorage, Blob
+
+
+class JobFiles:
+    """The folder of one job: its data, its checkpoints, its artifacts.
+
+    Args:
+        folder: made anew.
+        storage: the artifact store.
+        tenant_id: whose blobs they are.
+    """
+
+    def __init__(self, folder: Path, *, storage: ArtifactStorage, tenant_id: str) -> None:
+        self._folder = folder
+        self._storage = storage
+        self._tenant_id = tenant_id
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in (self.data, self.checkpoints, self.output):
+            part.mkdir(parents=True)
+
+    @property
+    def data(self) -> Path:
+        """Where the splits lie."""
+        return self._folder / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the library keeps its checkpoints."""
+        return self._folder / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        """Where the engine writes the artifacts."""
+        return self._folder / "output"
+
+    def fetch_splits(self, splits: Mapping[str, Any]) -> dict[str, Path]:
+        """Copy a data set's splits here.
+
+        Raises:
+            ArtifactStorageError: one is missing or damaged, or the store cannot be reached.
+            OSError: no room.
+        """
+        files = {split: self.data / f"{split}.parquet" for split in splits}
+        for split, file in files.items():
+            self._storage.fetch(self._tenant_id, splits[split]["sha256"], to=file)
+        return files
+
+    def fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Copy a checkpoint here, from which the library then goes on.
+
+        Raises:
+            ArtifactStorageError, OSError: as :meth:`fetch_splits`.
+        """
+        for name, blob in checkpoint["files"].items():
+            file = self.checkpoints / name
+            file.parent.mkdir(exist_ok=True)
+            self._storage.fetch(self._tenant_id, blob["sha256"], to=file)
+
+    def put_checkpoint(self, folder: Path) -> dict[str, Blob]:
+        """Store a checkpoint's files.
+
+        Raises:
+            ArtifactStorageError: the store is full or cannot be reached.
+            FileNotFoundError: the library has written a newer one and removed this one.
+        """
+        return {
+            str(file.relative_to(self.checkpoints)): self._storage.put(self._tenant_id, file)
+            for file in sorted(folder.iterdir())
+        }
+
+    def drop_checkpoints(self) -> None:
+        """Forget the checkpoints: the library then starts anew."""
+        shutil.rmtree(self.checkpoints)
+        self.checkpoints.mkdir()
+
+    def put_artifacts(self, artifacts: Mapping[str, str]) -> dict[str, Blob]:
+        """Store the artifacts' files.
+
+        Raises:
+            ArtifactStorageError: the store is full or cannot be reached.
+        """
+        return {
+            encoding: self._storage.put(self._tenant_id, Path(path))
+            for encoding, path in artifacts.items()
+        }
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)

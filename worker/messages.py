@@ -1,0 +1,139 @@
+"""What a worker and its engine say to each other: one JSON object per line, over pipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Wish = Literal["pause", "cancel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeBackbones:
+    """Asks the engine what the backbones look like.
+
+    Attributes:
+        backbones: id to folder.
+    """
+
+    backbones: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob:
+    """Asks the engine to run a job.
+
+    Attributes:
+        arguments: those of ``hifi.finetune`` but ``on_event``.
+        output: the folder for the artifacts.
+    """
+
+    arguments: Mapping[str, Any]
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Asks the engine to stop the job that runs."""
+
+    wish: Wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The engine has loaded its libraries, or has described the backbones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What one backbone looks like; ``error`` says why it cannot be used."""
+
+    id: str
+    description: Mapping[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A ``hifi.TrainingEvent``, with a selection as plain JSON.
+
+    Attributes:
+        checkpoint: in ``checkpoint``, its folder.
+    """
+
+    kind: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples_per_second: float | None = None
+    eta_seconds: float | None = None
+    text: str = ""
+    selection: Mapping[str, Any] | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The job is done: what it came to, and the artifacts' files by encoding."""
+
+    result: Mapping[str, Any]
+    artifacts: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The job was paused or cancelled as asked."""
+
+    wish: Wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The job cannot be done.
+
+    Attributes:
+        code: stable, snake_case.
+        text: for the job's owner.
+        param: the field of the job spec at fault, dotted.
+        is_lasting: whether another try would fail alike.
+    """
+
+    code: str
+    text: str
+    param: str | None = None
+    is_lasting: bool = True
+
+
+Command: TypeAlias = DescribeBackbones | RunJob | Control
+Message: TypeAlias = Ready | Described | Told | Done | Stopped | Failed
+
+_KINDS: dict[str, type[Command | Message]] = {
+    kind.__name__: kind
+    for kind in (
+        *(DescribeBackbones, RunJob, Control),
+        *(Ready, Described, Told, Done, Stopped, Failed),
+    )
+}
+
+
+def encode(message: Command | Message) -> bytes:
+    """Write a message as one line."""
+    document = {"is": type(message).__name__, **asdict(message)}
+    return json.dumps(document, ensure_ascii=True).encode() + b"\n"
+
+
+def decode(line: bytes) -> Command | Message:
+    """Read a line back.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    try:
+        document = json.loads(line)
+        return _KINDS[document.pop("is")](**document)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"not a message of the engine: {line[:80]!r}") from error

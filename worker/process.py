@@ -1,0 +1,158 @@
+"""A worker from start to end: one device, one engine, one job at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from celery import signals
+
+from store.claims import Claimant, claim_next
+from store.database import OUTAGES, Database
+from store.queue import TASK, TokenPublisher, make_app, make_worker
+from store.schema import check
+from store.storage import ArtifactStorage
+from store.workers import BackboneDescription, leave, put_backbone, register
+from worker.engine import EngineDiedError, EngineProcess
+from worker.messages import DescribeBackbones, Described, Ready
+from worker.models import find_backbones
+from worker.runner import run_job
+from worker.scratch import own_folder
+from worker.upkeep import Upkeep
+from worker.workshop import Workshop
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from store.settings import Settings
+
+_DESCRIBE_SECONDS = 1800.0  # of one backbone: hashing a big one takes minutes
+_log = structlog.get_logger(__name__)
+
+
+def run_worker(settings: Settings) -> None:
+    """Work until a signal asks to end; a job that runs is checkpointed and handed back.
+
+    Args:
+        settings: from the environment.
+
+    Raises:
+        SchemaError: the tables are not those of this version.
+        SettingsError: the artifact store's address is of no known kind.
+        EngineDiedError: the engine cannot be started.
+    """
+    database = Database(settings.database_url)
+    check(database)
+    storage = ArtifactStorage(settings.artifacts_url)
+    engine = EngineProcess(device=settings.device, environment=_engine_environment(settings))
+    try:
+        with own_folder(settings.home / "work", label=_host()) as folder:
+            engine.start()
+            engine.wait_until_ready()
+            workshop = Workshop(
+                worker_id=folder.name,
+                settings=settings,
+                database=database,
+                storage=storage,
+                engine=engine,
+                folder=folder,
+                backbones=_describe_backbones(settings, engine=engine, database=database),
+                stopping=threading.Event(),
+            )
+            _consume(workshop)
+    finally:
+        engine.close()
+        database.close()
+
+
+def _engine_environment(settings: Settings) -> dict[str, str]:
+    """Keep the engine from the hub, unless it may ask it."""
+    offline = {} if settings.allow_hub else {"HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **offline}
+
+
+def _host() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:40]
+
+
+def _describe_backbones(
+    settings: Settings, *, engine: EngineProcess, database: Database
+) -> Mapping[str, Path]:
+    """Tell the tables what backbones there are; give those that can be used, id to folder."""
+    found = find_backbones(settings)
+    engine.send(DescribeBackbones(backbones={name: str(path) for name, path in found.items()}))
+    usable: dict[str, Path] = {}
+    while not isinstance(message := engine.receive(timeout=_DESCRIBE_SECONDS), Ready):
+        if not isinstance(message, Described):
+            raise EngineDiedError("the engine does not describe its backbones")
+        if message.description is None:
+            _log.warning("backbone left out", backbone=message.id, reason=message.error)
+            continue
+        put_backbone(database, BackboneDescription(**message.description))
+        usable[message.id] = found[message.id]
+    if not usable and not settings.allow_hub:
+        _log.warning("no backbone here: no job can be claimed", models=str(settings.models))
+    return usable
+
+
+def _consume(workshop: Workshop) -> None:
+    """Take tokens until Celery is told to end."""
+    settings, database = workshop.settings, workshop.database
+    register(
+        database,
+        worker_id=workshop.worker_id,
+        device=settings.device,
+        backbones=sorted(workshop.backbones),
+        allows_hub=settings.allow_hub,
+    )
+    app = make_app(settings)
+    publisher = TokenPublisher(app)
+    _register_task(app, workshop)
+
+    def stop(**_: object) -> None:
+        workshop.stopping.set()
+
+    def keep_logging(**_: object) -> None:
+        """Stand in the place of Celery's own set-up of the logs."""
+
+    signals.worker_shutting_down.connect(stop)
+    signals.setup_logging.connect(keep_logging)
+    upkeep = Upkeep(workshop, publisher=publisher)
+    _log.info("worker ready", worker=workshop.worker_id, backbones=sorted(workshop.backbones))
+    try:
+        make_worker(app, name=f"hifi@{workshop.worker_id}").start()
+    finally:
+        upkeep.close()
+        publisher.close()
+        try:
+            leave(database, workshop.worker_id)
+        except OUTAGES as error:
+            _log.warning("not signed off", reason=type(error).__name__)
+
+
+def _register_task(app: Celery, workshop: Workshop) -> None:
+    claimant = Claimant(
+        worker_id=workshop.worker_id,
+        backbones=frozenset(workshop.backbones),
+        allows_hub=workshop.settings.allow_hub,
+    )
+
+    def run_one() -> None:
+        """Run jobs as long as there are any: what the token was for, and what others left."""
+        while not workshop.stopping.is_set():
+            job = claim_next(
+                workshop.database,
+                claimant,
+                lease_seconds=workshop.settings.lease_seconds,
+                max_running=workshop.settings.tenant_max_running,
+            )
+            if job is None:
+                return
+            run_job(job, workshop=workshop)
+
+    app.task(run_one, name=TASK)

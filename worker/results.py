@@ -1,0 +1,57 @@
+"""What a finished job leaves: its head delta in every encoding, and as a LoRA adapter."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hifi.delta_metadata import ENCODINGS
+from hifi.loading import cast_to, load_unchecked
+from hifi.models import identify_folder
+from worker.tar import write_tar
+
+if TYPE_CHECKING:
+    from hifi.delta import HeadDelta
+
+LORA = "lora"
+
+
+def write_artifacts(delta: HeadDelta, *, model_path: Path, folder: Path) -> dict[str, Path]:
+    """Write a fresh head delta in every encoding, and as a tar of a stock PEFT adapter.
+
+    Equal deltas of equal backbones give equal bytes.
+
+    Args:
+        delta: as ``hifi.finetune`` gave it, so that it knows the backbone's rows.
+        model_path: the folder of the backbone that it was tuned on a moment ago. Its rows are
+            compared with the delta's, the rest of its weights is not read.
+        folder: takes the files; it exists.
+
+    Returns:
+        ``float32``, ``bfloat16``, ``int8`` and ``lora`` to their files.
+
+    Raises:
+        BackboneMismatchError, ModelError: the backbone has changed on disk since.
+        StorageError, OSError: a file cannot be written.
+    """
+    files: dict[str, Path] = {}
+    for encoding in ENCODINGS:
+        files[encoding] = folder / f"delta.{encoding}.safetensors"
+        delta.save(files[encoding], encoding=encoding)
+    files[LORA] = folder / "lora.tar"
+    _write_adapter(delta, model_path=model_path, file=files[LORA])
+    return files
+
+
+def _write_adapter(delta: HeadDelta, *, model_path: Path, file: Path) -> None:
+    model = load_unchecked(identify_folder(model_path), delta=delta).model
+    tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
+    wide_enough = torch.promote_types(model.dtype, tuned_at)  # to tell what the tuning changed
+    if wide_enough != model.dtype:
+        cast_to(model, wide_enough)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".lora-") as adapter:
+        delta.to_lora(adapter, model)
+        write_tar(Path(adapter), file)

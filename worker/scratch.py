@@ -1,0 +1,51 @@
+"""Folders for what a process needs on disk while it lives, cleaned up however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = "lock"
+
+
+@contextmanager
+def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
+    """Make a folder for this process, and remove those of processes that are no more.
+
+    A process holds the lock in its folder for as long as it lives, however it ends.
+
+    Args:
+        parent: holds such folders and nothing else; made where it is missing.
+        label: how the folder's name begins.
+
+    Yields:
+        The folder; removed at the end.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(parent)
+    folder = parent / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    with (folder / _LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_orphans(parent: Path) -> None:
+    for folder in parent.iterdir():
+        try:
+            with (folder / _LOCK).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # its process lives, or another one is removing it
+            continue
+        shutil.rmtree(folder, ignore_errors=True)

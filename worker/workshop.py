@@ -1,0 +1,36 @@
+"""What a worker has at hand while it runs jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from store.database import Database
+    from store.settings import Settings
+    from store.storage import ArtifactStorage
+    from worker.engine import EngineProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """A worker's tools.
+
+    Attributes:
+        worker_id: its row in the table of workers.
+        folder: for what its jobs need on disk; its own, and emptied after each.
+        backbones: id to folder.
+        stopping: set once the worker is to end.
+    """
+
+    worker_id: str
+    settings: Settings
+    database: Database
+    storage: ArtifactStorage
+    engine: EngineProcess
+    folder: Path
+    backbones: Mapping[str, Path]
+    stopping: threading.Event
