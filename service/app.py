@@ -1,0 +1,175 @@
+"""The gateway as an application: what one process holds, and the routes over it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+
+from service import problems
+from service.auth import admit_caller
+from service.context import Gateway
+from service.inference_client import InferenceClient
+from service.metrics import Metrics
+from service.middleware import BodyLimit, Door
+from service.openapi import document
+from service.parameters import exact_query
+from service.readiness import Readiness
+from service.routes import (
+    dashboard,
+    datasets,
+    documentation,
+    events,
+    jobs,
+    models,
+    operations,
+    results,
+    tenants,
+)
+from service.tailer import Tailer
+from store.database import Database
+from store.queue import TokenPublisher, make_app
+from store.schema import check
+from store.storage import ArtifactStorage
+from store.tenants import ensure_tenant
+
+if TYPE_CHECKING:
+    from fastapi.routing import APIRoute
+
+    from store.settings import Settings
+
+DEFAULT_TENANT = "default"
+# Requests in threads at once, each with a database connection at most.
+_THREADS = 20
+_CONVERSIONS = 2
+_STALE_SECONDS = 24 * 3600.0  # no upload lasts that long
+
+
+class _Application(FastAPI):
+    """FastAPI with a document that says what this gateway really answers."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
+        super().__init__(**options)
+        self._asks_for_keys = settings.auth == "keys"
+
+    def openapi(self) -> dict[str, Any]:
+        """Write the OpenAPI document, once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document(self, asks_for_keys=self._asks_for_keys)
+        return self.openapi_schema
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """Make the gateway; nothing is opened before it starts.
+
+    Args:
+        settings: from the environment.
+
+    Returns:
+        The application. On its start it raises SchemaError where the tables are not those of this
+        version, and SettingsError where the artifact store cannot be used.
+    """
+    metrics = Metrics()
+    app = _Application(
+        settings,
+        # Ours ask for a key; FastAPI's would not.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        lifespan=partial(_run, settings=settings, metrics=metrics),
+        dependencies=[Depends(admit_caller), Depends(exact_query)],
+        middleware=[
+            Middleware(Door, allowed_hosts=settings.allowed_hosts, observe=metrics.observe),
+            Middleware(
+                BodyLimit,
+                max_upload_bytes=settings.max_upload_bytes,
+                upload_path=datasets.UPLOAD_PATH,
+            ),
+        ],
+    )
+    problems.install(app)
+    for rooms in (
+        *(jobs, events, results, datasets, models, tenants),
+        *(operations, documentation, dashboard),
+    ):
+        app.include_router(rooms.router)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+@asynccontextmanager
+async def _run(
+    _app: FastAPI, *, settings: Settings, metrics: Metrics
+) -> AsyncIterator[Mapping[str, Any]]:
+    """Open what the gateway holds, and close it in the opposite order."""
+    to_thread.current_default_thread_limiter().total_tokens = _THREADS
+    async with AsyncExitStack() as stack:
+        database = Database(settings.database_url, pool_size=_THREADS)
+        stack.callback(database.close)
+        storage, default_tenant_id = await run_in_threadpool(_prepare, settings, database)
+        publisher = TokenPublisher(make_app(settings))
+        stack.push_async_callback(run_in_threadpool, publisher.close)
+        inference = InferenceClient(settings)
+        stack.push_async_callback(inference.close)
+        readiness = Readiness(
+            database=database, storage=storage, publisher=publisher, inference=inference
+        )
+        stack.push_async_callback(readiness.close)
+        tailer = Tailer(database)
+        stack.push_async_callback(tailer.close)
+        yield {
+            "gateway": Gateway(
+                settings=settings,
+                database=database,
+                storage=storage,
+                publisher=publisher,
+                tailer=tailer,
+                metrics=metrics,
+                inference=inference,
+                readiness=readiness,
+                converting=CapacityLimiter(_CONVERSIONS),
+                default_tenant_id=default_tenant_id,
+            )
+        }
+
+
+def _prepare(settings: Settings, database: Database) -> tuple[ArtifactStorage, str | None]:
+    """Check that all is there, and see to the one tenant where nobody needs a key.
+
+    Raises:
+        SchemaError: the tables are not those of this version.
+        SettingsError: the artifact store cannot be used.
+    """
+    check(database)
+    storage = ArtifactStorage(settings.artifacts_url)
+    _remove_stale(settings.home / "uploads")
+    if settings.auth == "keys":
+        return storage, None
+    with database.write() as session:
+        return storage, ensure_tenant(session, DEFAULT_TENANT, is_admin=True).id
+
+
+def _remove_stale(uploads: Path) -> None:
+    """Remove what a gateway that was killed has left; another one may be at work here."""
+    oldest = time.time() - _STALE_SECONDS
+    for folder in uploads.glob("*"):
+        try:
+            is_stale = folder.stat().st_mtime < oldest
+        except FileNotFoundError:
+            continue
+        if is_stale:
+            shutil.rmtree(folder, ignore_errors=True)

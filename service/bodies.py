@@ -1,0 +1,115 @@
+"""JSON bodies: read raw, so that JSON's own types hold, and described for the documentation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
+
+from service.problems import ProblemError, describe, dotted, invalid_fields, invalid_request
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+_JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody(Generic[Model]):
+    """A body that was checked.
+
+    Attributes:
+        value: what it says.
+        raw: its bytes as they came.
+    """
+
+    value: Model
+    raw: bytes
+
+    def sha256(self) -> str:
+        """Hash it in canonical form: sorted names, no white space, 1.0 as 1."""
+        document = json.loads(self.raw, parse_float=_shortest)
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _shortest(text: str) -> float | int:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
+    """Make a dependency that reads a request's body as a model.
+
+    Args:
+        model: a strict pydantic model.
+
+    Returns:
+        The dependency. It raises ProblemError: 415 ``unsupported_media_type``, 400
+        ``invalid_json``, or 422 ``invalid_request`` with the field at fault.
+    """
+
+    async def read(request: Request) -> JsonBody[Model]:
+        raw = await request.body()
+        if not raw:
+            raise invalid_request("the request has no body: send a JSON object")
+        _check_type(request.headers.get("content-type", ""))
+        try:
+            return JsonBody(model.model_validate_json(raw), raw)
+        except ValidationError as error:
+            raise _refusal(error, raw) from None
+
+    return read
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a route's body, as ``openapi_extra``; :mod:`service.openapi` adds the schema."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
+def _check_type(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        raise ProblemError(
+            "unsupported_media_type",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            detail=f"the body must be JSON: send Content-Type: {_JSON}",
+            param="Content-Type",
+        )
+
+
+def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
+    entries = error.errors(include_url=False)
+    if entries[0]["type"] == "json_invalid":
+        return ProblemError(
+            "invalid_json", status=HTTPStatus.BAD_REQUEST, detail=f"the body: {entries[0]['msg']}"
+        )
+    document = from_json(raw)
+    placed = [(_field(entry, document), entry) for entry in entries]
+    # Of a field that may be this or that, the entry that reaches deepest is for what was meant.
+    placed.sort(key=lambda pair: -len(pair[0]))
+    return invalid_fields(
+        [(dotted(location), describe(entry, dotted(location))) for location, entry in placed]
+    )
+
+
+def _field(entry: ErrorDetails, document: Any) -> list[str | int]:  # noqa: ANN401 - any JSON
+    """Find a field by the document itself: pydantic's location also names branches of unions."""
+    field: list[str | int] = []
+    for part in entry["loc"]:
+        is_index = isinstance(part, int) and isinstance(document, list) and part < len(document)
+        if is_index or (isinstance(document, dict) and part in document):
+            document = document[part]
+            field.append(part)
+    if entry["type"] == "missing":
+        field.append(entry["loc"][-1])
+    return field

@@ -1,0 +1,91 @@
+"""The actions of a command, and their errors told in one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+from service.cli import output
+from service.client import ApiError, ClientError
+from store.errors import StoreError
+
+Action: TypeAlias = Callable[[argparse.Namespace], int]
+_Parser: TypeAlias = argparse.ArgumentParser
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leave the names of options and actions a little more room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+class Actions:
+    """The actions of a command, as ``push`` of ``hifi datasets``.
+
+    Args:
+        parser: of the command.
+        title: the word for them in its help.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, *, title: str = "actions") -> None:
+        self._actions = parser.add_subparsers(title=title, metavar="ACTION", required=True)
+
+    def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> _Parser:
+        """Add an action and give its parser.
+
+        Args:
+            name: as it is typed.
+            act: does it, and gives the exit code.
+            summary: the line that help shows.
+            notes: what its own help says further.
+        """
+        parser = self.add_group(name, summary=summary, notes=notes)
+        parser.set_defaults(act=act)
+        return parser
+
+    def add_group(self, name: str, *, summary: str, notes: str = "") -> _Parser:
+        """Add what has actions of its own."""
+        return self._actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.{notes and ' '}{notes}",
+            formatter_class=_HelpFormatter,
+        )
+
+
+def perform(args: argparse.Namespace) -> int:
+    """Do the action that was asked for, and tell its errors in one line.
+
+    Returns:
+        The exit code.
+    """
+    act: Action = args.act
+    try:
+        return act(args)
+    except ApiError as error:
+        return output.fail(_describe(error, args))
+    except (ClientError, StoreError) as error:
+        return output.fail(str(error))
+
+
+def _describe(error: ApiError, args: argparse.Namespace) -> str:
+    """Say what the server said, and what to do about it here."""
+    hint = _option_hint(error.param, args)
+    if error.status == 401:
+        hint = " (set HIFI_API_KEY to a key of this server)"
+    elif error.status >= 500 and error.request_id:
+        hint = f" (request {error.request_id})"
+    return f"{error.detail}{hint}"
+
+
+def _option_hint(param: str | None, args: argparse.Namespace) -> str:
+    """Name the option that gave the field at fault: ``training.epochs`` is ``--epochs``."""
+    if param is None:
+        return ""
+    parts = [part for part in param.split(".") if not part.isdigit()]
+    for part in reversed(parts):
+        if part in vars(args):
+            return f" (change --{part.replace('_', '-')})"
+    return ""

@@ -1,0 +1,124 @@
+"""How a job looks in a terminal, and the estimate of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from service.cli import output
+
+if TYPE_CHECKING:
+    from service.client.documents import Estimate, Job
+
+
+def report_job(job: Job, *, as_json: bool) -> int:
+    """Print a job and give the exit code."""
+    if as_json:
+        output.print_json(job)
+        return output.EXIT_OK
+    entries = {
+        "id": job["id"],
+        "name": job["name"] or "",
+        "status": job["status"],
+        "model": job["spec"]["model"],
+        "data": _data(job["spec"]["dataset"]),
+        "task": _task(job["spec"].get("task") or {}),
+        "progress": describe_progress(job),
+        "attempt": str(job["attempt"]) if job["attempt"] > 1 else "",
+        "heads": _selection(job),
+        **_outcome(job),
+        "created": output.format_moment(job["created_at"]),
+        "finished": output.format_moment(job["finished_at"]),
+    }
+    output.print_facts({name: text for name, text in entries.items() if text})
+    return output.EXIT_OK
+
+
+def _data(dataset: str | Mapping[str, Any]) -> str:
+    if isinstance(dataset, str):
+        return dataset
+    return " ".join(str(part) for part in dataset.values() if part is not None)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    """Write what a task reads, as ``classification of text by label, metric f1``."""
+    text = task.get("text")
+    of = [text] if isinstance(text, str) else list(text or filter(None, [task.get("image")]))
+    parts = [str(task.get("type") or "")]
+    parts += [f"of {' and '.join(of)}"] if of else []
+    parts += [f"by {task['label']}"] if task.get("label") else []
+    parts += [f"metric {task['metric']}"] if task.get("metric") else []
+    return " ".join(filter(None, parts))
+
+
+def describe_progress(job: Job) -> str:
+    """Say how far a job is that somebody works on; an empty text for others."""
+    progress = job["progress"]
+    if job["finished_at"] is not None or not progress["phase"]:
+        return ""
+    count = f" {progress['step']}/{progress['total_steps']}" if progress["total_steps"] else ""
+    eta = progress["eta_seconds"]
+    rest = "" if eta is None else f" ETA {output.format_seconds(eta)}"
+    return f"{progress['phase']}{count}{rest}"
+
+
+def _selection(job: Job) -> str:
+    selection = job["selection"]
+    if selection is None:
+        return ""
+    return (
+        f"{len(selection['heads'])} and the task head, "
+        f"{selection['trainable_parameters']:,} parameters"
+    )
+
+
+def _outcome(job: Job) -> dict[str, str]:
+    result, artifact, error = job["result"], job["artifact"], job["error"]
+    entries = {}
+    if result is not None:
+        metrics = result["metrics"]
+        told = output.format_metrics(metrics) if metrics else "no validation split"
+        entries["metrics"] = f"{told}  (step {result['best_step']})"
+        entries["trained"] = (
+            f"in {output.format_seconds(result['train_seconds'])}, "
+            f"{output.format_number(result['samples_per_second'], '.0f')} samples/s"
+        )
+    if artifact is not None:
+        entries["artifact"] = f"{output.format_bytes(artifact['bytes'])}  sha256 "
+        entries["artifact"] += artifact["sha256"]
+    if error is not None:
+        entries["error"] = f"{error['message']} ({error['code']})"
+    return entries
+
+
+def report_estimate(estimate: Estimate, *, as_json: bool) -> int:
+    """Print what a dry run found, and give the exit code."""
+    if as_json:
+        output.print_json(estimate)
+        return output.EXIT_OK
+    artifact, spec = estimate["artifact"], estimate["spec"]
+    seconds, steps = estimate["seconds"], estimate["steps"]
+    output.print_facts(
+        {
+            "task": _task(spec.get("task") or {}),
+            "trains": _trained(estimate),
+            "artifact": "not known before the model is loaded"
+            if artifact is None
+            else "  ".join(
+                f"{name} {output.format_bytes(size)}" for name, size in artifact["bytes"].items()
+            ),
+            "steps": "not known before the data are loaded" if steps is None else f"{steps:,}",
+            "time": "not known before a job on this backbone has succeeded"
+            if seconds is None
+            else f"about {output.format_seconds(seconds)}",
+        }
+    )
+    return output.EXIT_OK
+
+
+def _trained(estimate: Estimate) -> str:
+    count, fraction = estimate["trainable_parameters"], estimate["fraction"]
+    if count is None:
+        return "not known before the model is loaded"
+    share = "" if fraction is None else f", {fraction:.2%} of the model"
+    return f"{count:,} parameters with the task head{share}"

@@ -1,0 +1,239 @@
+"""``hifi jobs``: post jobs to a server, follow them, and fetch what they made."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from service.cli import job_spec, options, output
+from service.cli.actions import Actions, perform
+from service.cli.job_report import describe_progress, report_estimate, report_job
+from service.cli.progress import job_display, transfer_display
+from service.cli.render import print_heads
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+run = perform
+
+STATUSES = (
+    *("queued", "validating", "selecting", "training", "pausing", "paused"),
+    *("cancelling", "succeeded", "failed", "cancelled"),
+)
+ENCODINGS = ("float32", "bfloat16", "int8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi jobs``."""
+    actions = Actions(parser)
+    _add_submit(actions)
+    listing = actions.add("list", _list, summary="list the jobs, newest first")
+    listing.add_argument("--status", choices=STATUSES, help="only those in this state")
+    options.add_page(listing)
+    options.add_server(listing)
+    for name, act, summary in (
+        ("show", _show, "show a job"),
+        ("watch", _watch, "show a job's progress live; the exit code is 0 only if it succeeds"),
+        ("cancel", _cancel, "cancel a job: at once, or at its worker's next step"),
+        ("pause", _pause, "stop a training job at its next step, with a checkpoint"),
+        ("resume", _resume, "queue a paused job again; it goes on from its checkpoint"),
+        ("heads", _heads, "show the scores of all heads, and which are selected"),
+        ("download", _download, "download what a job made"),
+        ("delete", _delete, "delete a finished job with its artifact and events"),
+    ):
+        action = actions.add(name, act, summary=summary)
+        action.add_argument("job_id", metavar="JOB", help="its id, job_…")
+        if name == "download":
+            _add_download(action)
+        options.add_server(action)
+
+
+def _add_submit(actions: Actions) -> None:
+    submit = actions.add(
+        "submit",
+        _submit,
+        summary="post a job",
+        notes="What is left out has the server's defaults, and is inferred from the data's columns "
+        "where they leave no doubt.",
+    )
+    job_spec.add_arguments(submit)
+    submit.add_argument(
+        "--dry-run", action="store_true", help="check the job and estimate it; nothing is stored"
+    )
+    submit.add_argument(
+        "--watch", action="store_true", help="follow the job to its end, as `hifi jobs watch` does"
+    )
+    options.add_server(submit)
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--encoding",
+        choices=ENCODINGS,
+        default="float32",
+        help="of the head delta: float32 is exact; bfloat16 and int8 are a half and a quarter of "
+        "its size and need the backbone to be read (default: %(default)s)",
+    )
+    what.add_argument("--lora", action="store_true", help="the adapter for PEFT instead, as tar")
+    what.add_argument("--merged", action="store_true", help="the merged model instead, as tar")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="where to; a file of that name is replaced",
+    )
+
+
+def _submit(args: argparse.Namespace) -> int:
+    spec = job_spec.build_spec(args)
+    with options.connect(args) as client:
+        if args.dry_run:
+            return report_estimate(client.jobs.dry_run(spec), as_json=args.json)
+        job = client.jobs.create(spec)
+        if args.watch:
+            output.note(f"posted {job['id']}")
+            return _follow(client, job["id"], args)
+    code = report_job(job, as_json=args.json)
+    if not args.json:
+        output.note(f"follow it with `hifi jobs watch {job['id']}`")
+    return code
+
+
+def _list(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        page = client.jobs.list(status=args.status, after=args.after, limit=args.limit)
+    if args.json:
+        output.print_json(page)
+        return output.EXIT_OK
+    rows = [
+        (
+            job["id"],
+            job["status"],
+            job["name"] or "",
+            job["spec"]["model"],
+            describe_progress(job),
+            output.format_moment(job["created_at"]),
+        )
+        for job in page["data"]
+    ]
+    header = ("id", "status", "name", "model", "progress", "created")
+    output.print_page(page, header=header, rows=rows, what="jobs")
+    return output.EXIT_OK
+
+
+def _show(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        return report_job(client.jobs.get(args.job_id), as_json=args.json)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        return _follow(client, args.job_id, args)
+
+
+def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
+    """Show a job until its end; the exit code says whether it succeeded."""
+    try:
+        with job_display(Console(stderr=True)) as display:
+            for event in client.jobs.watch(job_id, on_progress=display.show_progress):
+                display.show_event(event)
+    except KeyboardInterrupt:
+        return output.fail(
+            f"interrupted; the job goes on: `hifi jobs watch {job_id}` follows it again",
+            code=output.EXIT_INTERRUPTED,
+        )
+    job = client.jobs.get(job_id)
+    report_job(job, as_json=args.json)
+    if job["status"] == "succeeded":
+        return output.EXIT_OK
+    error = job["error"]
+    return output.fail(
+        f"job {job_id} {job['status']}"
+        + ("" if error is None else f": {error['message']} ({error['code']})")
+    )
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        return report_job(client.jobs.cancel(args.job_id), as_json=args.json)
+
+
+def _pause(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        return report_job(client.jobs.pause(args.job_id), as_json=args.json)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        return report_job(client.jobs.resume(args.job_id), as_json=args.json)
+
+
+def _heads(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        heads = client.jobs.heads(args.job_id)
+    if args.json:
+        output.print_json(heads)
+        return output.EXIT_OK
+    print_heads(Console(), heads)
+    count = sum(len(layer["selected"]) for layer in heads["layers"])
+    Console().print()
+    output.print_facts(
+        {
+            "selected": f"{count} of {heads['num_layers'] * heads['num_heads']} heads, scored on "
+            f"{heads['n_samples']} samples",
+            "trained": f"{heads['trainable_parameters']:,} parameters with the task head, "
+            f"{heads['fraction']:.2%} of the model",
+            "by": f"k {heads['k']}, xi {heads['xi']:g}, d {heads['d']:g}, {heads['strategy']}, "
+            f"teleport {heads['teleport']}",
+        }
+    )
+    return output.EXIT_OK
+
+
+def _download(args: argparse.Namespace) -> int:
+    with (
+        options.connect(args) as client,
+        transfer_display(Console(stderr=True), "downloading") as display,
+    ):
+        if args.lora:
+            what, done = (
+                "lora",
+                client.jobs.download_lora(args.job_id, args.out, on_progress=display),
+            )
+        elif args.merged:
+            what = "merged"
+            done = client.jobs.download_merged(args.job_id, args.out, on_progress=display)
+        else:
+            what = args.encoding
+            done = client.jobs.download_delta(
+                args.job_id, args.out, encoding=args.encoding, on_progress=display
+            )
+    document = {
+        "object": "download",
+        "job": args.job_id,
+        "path": str(done.path),
+        "encoding": what,
+        "bytes": done.bytes,
+        "sha256": done.sha256,
+    }
+    if args.json:
+        output.print_json(document)
+        return output.EXIT_OK
+    output.print_facts(
+        {
+            "written": f"{done.path}  {output.format_bytes(done.bytes)}  {what}",
+            "sha256": done.sha256,
+        }
+    )
+    return output.EXIT_OK
+
+
+def _delete(args: argparse.Namespace) -> int:
+    with options.connect(args) as client:
+        client.jobs.delete(args.job_id)
+    return output.report_deleted(args.job_id, kind="job", as_json=args.json)

@@ -1,0 +1,59 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from service.client import Client
+from service.client.resources import DEFAULT_LIMIT
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def add_server(
+    parser: argparse.ArgumentParser, *, default: str = f"HIFI_URL, or {DEFAULT_URL}"
+) -> None:
+    """Add where the server is, and ``--json``.
+
+    Args:
+        parser: of an action.
+        default: what is used without the option, in words.
+    """
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help=f"the server (default: {default}); its key is taken from HIFI_API_KEY",
+    )
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON document on stdout, and everything else on stderr",
+    )
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add which part of a list is shown."""
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=DEFAULT_LIMIT,
+        metavar="N",
+        help="at most, 1 to 100 (default: %(default)s)",
+    )
+    parser.add_argument("--after", metavar="ID", help="go on behind this one")
+
+
+def connect(args: argparse.Namespace) -> Client:
+    """Make a client of the server that is meant.
+
+    Raises:
+        AddressError: its URL or key cannot be used.
+    """
+    url = args.url or os.environ.get("HIFI_URL") or DEFAULT_URL
+    return Client(url, api_key=os.environ.get("HIFI_API_KEY") or None)

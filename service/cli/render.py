@@ -1,0 +1,81 @@
+"""How a job's heads look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.style import Style
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from service.client.documents import Heads
+
+# Dark blue to yellow, as matplotlib's viridis; the ink that is readable on each.
+_SHADES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+_DARK_SHADES = 2
+_LABEL_WIDTH = 8
+
+
+def print_heads(console: Console, heads: Heads) -> None:
+    """Print the importance of every head, the top layer first, the selected ones in brackets.
+
+    A cell is a head's share of its layer's importance in percent; where the terminal has no room
+    for that, its rank class 0..9. Colours compare the heads of one layer, as the selection does.
+    """
+    layers = heads["layers"]
+    drawn = heat_map(
+        [layer["importance"] for layer in layers],
+        selected=[layer["selected"] for layer in layers],
+        width=console.width,
+    )
+    console.print(drawn, soft_wrap=True)
+
+
+def heat_map(
+    importance: Sequence[Sequence[float | None]], *, selected: Sequence[Sequence[int]], width: int
+) -> Text:
+    """Draw the map.
+
+    Args:
+        importance: ``[L][H]``, each row summing to 1; None for what is no number.
+        selected: the selected heads of each layer.
+        width: columns of the terminal.
+    """
+    num_heads = len(importance[0])
+    cell = next((c for c in (6, 4) if _LABEL_WIDTH + c * num_heads <= width), 3)
+    drawn = Text(no_wrap=True)
+    for layer in reversed(range(len(importance))):
+        drawn.append(f"layer {layer:<2}")
+        shares = [share or 0.0 for share in importance[layer]]
+        low, high = min(shares), max(shares)
+        for head, share in enumerate(shares):
+            relative = (share - low) / (high - low) if high > low else 1.0
+            is_selected = head in selected[layer]
+            number = _number(share, relative=relative, cell=cell)
+            text = f"[{number}]" if is_selected else f" {number} "
+            drawn.append(text, style=_shade(relative, is_selected=is_selected))
+        drawn.append("\n")
+    numbers = "".join(f"{head:^{cell}}" for head in range(num_heads))
+    drawn.append(f"{'head':<{_LABEL_WIDTH}}{numbers}".rstrip())
+    return drawn
+
+
+def _number(share: float, *, relative: float, cell: int) -> str:
+    if cell == 6:
+        return f"{100 * share:4.1f}"
+    if cell == 4:
+        return f"{100 * share:2.0f}"
+    return str(min(9, int(10 * relative)))
+
+
+def _shade(relative: float, *, is_selected: bool) -> Style:
+    level = min(len(_SHADES) - 1, int(relative * len(_SHADES)))
+    red, green, blue = _SHADES[level]
+    return Style(
+        color="bright_white" if level < _DARK_SHADES else "black",
+        bgcolor=f"rgb({red},{green},{blue})",
+        bold=is_selected,
+    )

@@ -1,0 +1,82 @@
+"""``hifi serve``: the whole service on this machine, or its gateway alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.cli import output
+from service.cli.actions import perform
+
+if TYPE_CHECKING:
+    from store.settings import Settings
+
+run = perform
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi serve``."""
+    parser.description = (
+        "Run the whole service here: gateway, one worker and inference, with everything they keep "
+        "in one folder. Nothing else has to be installed or started. Settings come from HIFI_… "
+        "variables; docs/operations.md lists them. SIGTERM or Ctrl-C hands a running job back, "
+        "with a checkpoint, and ends; a second one ends at once."
+    )
+    parser.add_argument(
+        "--only",
+        choices=("gateway",),
+        help="run the gateway alone, beside `hifi worker` and `hifi infer` processes; the tables "
+        "must be there (`hifi migrate`)",
+    )
+    parser.add_argument(
+        "--home", type=Path, metavar="DIR", help="where it keeps everything (HIFI_HOME, ./.hifi)"
+    )
+    parser.add_argument("--host", metavar="HOST", help="where it listens (HIFI_HOST, 127.0.0.1)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="PORT",
+        help="where it listens, 0 for any port that is free (HIFI_PORT, 8000)",
+    )
+    parser.add_argument("--listener", type=int, help=argparse.SUPPRESS)  # a supervisor's socket
+    parser.set_defaults(act=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from store.settings import read_settings
+
+    for name in ("home", "host", "port"):
+        if getattr(args, name) is not None:  # the parts of the service read them too
+            os.environ[f"HIFI_{name.upper()}"] = str(getattr(args, name))
+    settings = read_settings()
+    if args.only == "gateway":
+        return _serve_gateway(settings, listener=args.listener)
+    from service.embedded import serve_embedded
+    from store.logs import configure_logging
+
+    configure_logging(settings.log_format, process="serve")
+    number = serve_embedded(settings, announce=_announce)
+    return output.EXIT_INTERRUPTED if number == signal.SIGINT else output.EXIT_OK
+
+
+def _announce(url: str) -> None:
+    output.print_line(f"HiFi is ready at {url} (the dashboard; the API is described at {url}/docs)")
+
+
+def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
+    from service.listening import listen, url_of
+    from service.server import run_gateway
+    from store.logs import configure_logging
+
+    configure_logging(settings.log_format, process="gateway")
+    if listener is not None:
+        run_gateway(settings, socket.socket(fileno=listener))
+        return output.EXIT_OK
+    with listen(settings) as opened:
+        output.print_line(f"HiFi's gateway listens at {url_of(opened)}")
+        run_gateway(settings, opened)
+    return output.EXIT_OK

@@ -1,0 +1,158 @@
+"""``hifi tenants``: tenants and their keys, on the server itself or through its API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from service.cli import options, output
+from service.cli.actions import Actions, perform
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from service.cli.tenant_doors import TenantDoor
+    from service.client.documents import Key, Quotas
+
+run = perform
+
+_QUOTAS = ("max_queued", "max_running", "max_bytes")
+_NOTES = (
+    "With --url or HIFI_URL set, the server is asked, with an administrator's HIFI_API_KEY. "
+    "Without either, the tables of HIFI_DATABASE_URL are used directly: that is how the first "
+    "administrator is made, on the server itself."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``hifi tenants``."""
+    parser.description = f"Make tenants and their keys, and see what they use. {_NOTES}"
+    actions = Actions(parser)
+    create = actions.add("create", _create, summary="make a tenant", notes=_NOTES)
+    create.add_argument("new_name", metavar="NAME", help="no other tenant has it")
+    create.add_argument("--admin", action="store_true", help="it may see to tenants and keys")
+    create.add_argument(
+        "--with-key", action="store_true", help="make a key for it, too; shown this once"
+    )
+    for quota, of in zip(_QUOTAS, ("waiting jobs", "running jobs", "stored bytes"), strict=True):
+        create.add_argument(
+            f"--{quota.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"{of} that it may have (default: the server's setting)",
+        )
+    listing = actions.add("list", _list, summary="list the tenants, newest first", notes=_NOTES)
+    options.add_page(listing)
+    usage = actions.add("usage", _usage, summary="show what a tenant uses", notes=_NOTES)
+    usage.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
+    keys = Actions(actions.add_group("keys", summary="make and revoke keys"))
+    new = keys.add("create", _create_key, summary="make a key; shown this once", notes=_NOTES)
+    new.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
+    new.add_argument("--name", metavar="NAME", help="for people")
+    revoke = keys.add("revoke", _revoke, summary="make a key worthless at once", notes=_NOTES)
+    revoke.add_argument("key_id", metavar="KEY", help="its id, key_…")
+    for action in (create, listing, usage, new, revoke):
+        options.add_server(action, default="HIFI_URL, or else the tables, directly")
+
+
+def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
+    from service.cli.tenant_doors import open_server, open_tables
+
+    if args.url or os.environ.get("HIFI_URL"):
+        return open_server(args)
+    return open_tables()
+
+
+def _create(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in _QUOTAS}
+    quotas = {name: limit for name, limit in given.items() if limit is not None}
+    with _door(args) as door:
+        tenant = door.create(args.new_name, is_admin=args.admin, quotas=quotas)
+        key = door.create_key(tenant["id"], name=None) if args.with_key else None
+    if args.json:
+        output.print_json(tenant if key is None else {**tenant, "key": key})
+        return output.EXIT_OK
+    entries = {
+        "tenant": f"{tenant['id']}  {tenant['name']}",
+        "administrator": "yes" if tenant["is_admin"] else "",
+        "quotas": _describe_quotas(tenant["quotas"]),
+        **(_describe_key(key) if key is not None else {}),
+    }
+    output.print_facts({name: text for name, text in entries.items() if text})
+    if key is None:
+        output.note(f"it has no key yet: `hifi tenants keys create {tenant['id']}`")
+    return output.EXIT_OK
+
+
+def _list(args: argparse.Namespace) -> int:
+    with _door(args) as door:
+        page = door.list(after=args.after, limit=args.limit)
+    if args.json:
+        output.print_json(page)
+        return output.EXIT_OK
+    rows = [
+        (
+            tenant["id"],
+            tenant["name"],
+            "administrator" if tenant["is_admin"] else "",
+            output.format_moment(tenant["created_at"]),
+        )
+        for tenant in page["data"]
+    ]
+    output.print_page(page, header=("id", "name", "", "created"), rows=rows, what="tenants")
+    return output.EXIT_OK
+
+
+def _usage(args: argparse.Namespace) -> int:
+    with _door(args) as door:
+        usage = door.usage(door.find(args.tenant_name))
+    if args.json:
+        output.print_json(usage)
+        return output.EXIT_OK
+    jobs = ", ".join(f"{count} {status}" for status, count in usage["jobs"].items() if count)
+    quotas = usage["quotas"]
+    output.print_facts(
+        {
+            "tenant": usage["tenant"],
+            "jobs": jobs or "none",
+            "stored": f"{output.format_bytes(usage['stored_bytes'])} of "
+            f"{output.format_bytes(quotas['max_bytes'])}",
+            "quotas": _describe_quotas(quotas),
+        }
+    )
+    return output.EXIT_OK
+
+
+def _create_key(args: argparse.Namespace) -> int:
+    with _door(args) as door:
+        key = door.create_key(door.find(args.tenant_name), name=args.name)
+    if args.json:
+        output.print_json(key)
+    else:
+        output.print_facts({"tenant": key["tenant"], **_describe_key(key)})
+    return output.EXIT_OK
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    with _door(args) as door:
+        door.revoke_key(args.key_id)
+    if args.json:
+        output.print_json({"id": args.key_id, "object": "api_key", "deleted": True})
+    else:
+        output.print_facts({"revoked": args.key_id})
+    return output.EXIT_OK
+
+
+def _describe_key(key: Key) -> dict[str, str]:
+    return {
+        "key": key["id"],
+        "secret": f"{key['secret']}  (HIFI_API_KEY; it is shown this once)",
+    }
+
+
+def _describe_quotas(quotas: Quotas) -> str:
+    return (
+        f"{quotas['max_queued']:,} waiting, {quotas['max_running']:,} running, "
+        f"{output.format_bytes(quotas['max_bytes'])}"
+    )

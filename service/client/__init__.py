@@ -1,0 +1,82 @@
+"""The HTTP client: a server's calls as typed methods, repeated where that is safe.
+
+>>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+...     dataset = client.datasets.push(Path("train.jsonl"))
+...     job = client.jobs.create({"model": "all-MiniLM-L6-v2", "dataset": dataset["id"]})
+...     for event in client.jobs.watch(job["id"]):
+...         print(event["message"])
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from service.client.connection import Connection
+from service.client.downloads import Download
+from service.client.errors import (
+    AddressError,
+    ApiError,
+    ClientError,
+    DamagedDownloadError,
+    LocalFileError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from service.client.resources import Datasets, Jobs, Keys, Models, Tenants
+
+__all__ = [
+    "AddressError",
+    "ApiError",
+    "Client",
+    "ClientError",
+    "DamagedDownloadError",
+    "Download",
+    "LocalFileError",
+    "UnexpectedAnswerError",
+    "UnreachableError",
+]
+
+
+class Client:
+    """A HiFi server.
+
+    Args:
+        url: of the server, ``http://`` or ``https://``.
+        api_key: one of its keys; None where it asks for none.
+        timeout: seconds that it may be silent before a request is given up.
+
+    Attributes:
+        datasets, models, jobs, tenants, keys: what it has.
+
+    Raises:
+        AddressError: no such URL, or a key that no header can hold.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 60.0) -> None:
+        self._connection = Connection(url, api_key=api_key, timeout=timeout)
+        self.datasets = Datasets(self._connection)
+        self.models = Models(self._connection)
+        self.jobs = Jobs(self._connection)
+        self.tenants = Tenants(self._connection)
+        self.keys = Keys(self._connection)
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        return self._connection.url
+
+    def close(self) -> None:
+        """Close the open connections."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

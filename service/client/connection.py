@@ -1,0 +1,265 @@
+"""One server: requests that are repeated where that is safe, and answers or typed errors."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from service.client.errors import (
+    AddressError,
+    ApiError,
+    ClientError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+
+CONNECT_SECONDS = 5.0
+ATTEMPTS = 5
+_FIRST_WAIT_SECONDS = 0.1  # doubled each time, so a server that is away is told after 1.5 s
+_LONGEST_WAIT_SECONDS = 30.0  # what a server may ask us to wait
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# The request cannot have reached the server: even one that must not be doubled may go again.
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+Fields = Mapping[str, str | int | bool | None]
+# Opens what a multipart request sends, anew for every attempt.
+OpenForm = Callable[[], AbstractContextManager[Mapping[str, Any]]]
+
+
+class Connection:
+    """One server, and the key that it is asked with.
+
+    Args:
+        url: of the server, ``http://`` or ``https://``.
+        api_key: sent as a bearer; None where the server asks for none.
+        timeout: seconds that the server may be silent.
+        sleep: waits for seconds; for tests.
+
+    Raises:
+        AddressError: no such URL, or a key that no header can hold.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        host = _check_url(url)
+        _check_key(api_key)
+        self.url = url.rstrip("/")
+        self.timeout = httpx2.Timeout(timeout, connect=CONNECT_SECONDS)
+        self.sleep = sleep
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+            timeout=self.timeout,
+            trust_env=host not in _LOOPBACK,  # no proxy can reach what is loopback here
+        )
+
+    def close(self) -> None:
+        """Close the open connections."""
+        self._http.close()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Fields | None = None,
+        body: object = None,
+        idempotency_key: str | None = None,
+        open_form: OpenForm | None = None,
+        timeout: float | None = None,
+    ) -> Any:  # noqa: ANN401 - the caller knows which document it is
+        """Send a request and give the answer's JSON.
+
+        What is safe to repeat is repeated when the connection breaks: reading, and anything with an
+        idempotency key; the rest only where it cannot have arrived. So is everything that a busy
+        server puts off.
+
+        Args:
+            method: of HTTP.
+            path: behind the server's URL.
+            query: fields behind it; those that are None are left out.
+            body: plain JSON.
+            idempotency_key: under which the server does the work once.
+            open_form: of a multipart request.
+            timeout: seconds that the server may be silent, where it has more to do.
+
+        Returns:
+            The document; None where the answer has no body.
+
+        Raises:
+            ApiError: the server refuses.
+            UnreachableError: it cannot be reached.
+            UnexpectedAnswerError: something else answers.
+        """
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+
+        def send() -> httpx2.Response:
+            with nullcontext({}) if open_form is None else open_form() as form:
+                return self._http.request(
+                    method,
+                    path,
+                    params=_given(query),
+                    json=body,
+                    headers=headers,
+                    timeout=self.timeout if timeout is None else _patient(timeout),
+                    **form,
+                )
+
+        response = self._repeat(send, is_safe=method == "GET" or idempotency_key is not None)
+        return None if response.status_code == httpx2.codes.NO_CONTENT else self._read(response)
+
+    @contextmanager
+    def stream(
+        self,
+        path: str,
+        *,
+        query: Fields | None = None,
+        headers: Mapping[str, str],
+        timeout: float,
+    ) -> Iterator[httpx2.Response]:
+        """Open an answer whose body is read bit by bit; nothing is repeated.
+
+        Raises:
+            ApiError: the server refuses.
+            httpx2.TransportError: it cannot be reached, or is lost on the way.
+        """
+        with self._http.stream(
+            "GET", path, params=_given(query), headers=headers, timeout=_patient(timeout)
+        ) as response:
+            if not response.is_success:
+                response.read()
+                raise self._refusal(response)
+            yield response
+
+    def unreachable(self, error: httpx2.TransportError) -> UnreachableError:
+        """Say in one line that the server cannot be reached, and what to do."""
+        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, _NEVER_SENT):
+            return UnreachableError(f"{self.url} was silent for too long; try again later")
+        reason = str(error) or type(error).__name__
+        return UnreachableError(
+            f"no HiFi server answers at {self.url} ({reason}): start one there with `hifi serve`, "
+            "or name yours with --url or HIFI_URL"
+        )
+
+    def _repeat(self, send: Callable[[], httpx2.Response], *, is_safe: bool) -> httpx2.Response:
+        wait = _FIRST_WAIT_SECONDS
+        for attempt in range(1, ATTEMPTS + 1):
+            refusal: ClientError
+            asked: float | None = None
+            try:
+                response = send()
+                if response.is_success:
+                    return response
+                refusal = self._refusal(response)
+                may_repeat = is_busy(refusal)
+                asked = getattr(refusal, "retry_after", None)
+            except httpx2.TransportError as error:
+                refusal = self.unreachable(error)
+                refusal.__cause__ = error
+                may_repeat = is_safe or isinstance(error, _NEVER_SENT)
+            if not may_repeat or attempt == ATTEMPTS or (asked or 0.0) > _LONGEST_WAIT_SECONDS:
+                raise refusal
+            spread = random.uniform(1.0, 1.2)  # noqa: S311 - between clients, no secret
+            self.sleep(spread * max(wait, asked or 0.0))
+            wait *= 2
+        raise AssertionError("unreachable")  # the last attempt returns or raises
+
+    def _read(self, response: httpx2.Response) -> Any:  # noqa: ANN401 - JSON
+        try:
+            return response.json()
+        except ValueError as error:
+            raise UnexpectedAnswerError(self._strange(response)) from error
+
+    def _refusal(self, response: httpx2.Response) -> ClientError:
+        """Read an RFC 9457 problem."""
+        try:
+            problem = response.json()
+            code, detail = str(problem["code"]), str(problem["detail"])
+        except (ValueError, KeyError, TypeError):
+            return UnexpectedAnswerError(self._strange(response))
+        return ApiError(
+            code,
+            detail=detail,
+            param=problem.get("param"),
+            status=response.status_code,
+            request_id=response.headers.get("x-request-id"),
+            retry_after=_seconds(response.headers.get("retry-after")),
+        )
+
+    def _strange(self, response: httpx2.Response) -> str:
+        return (
+            f"{self.url} answers with status {response.status_code}, and not as a HiFi server "
+            "does: check --url or HIFI_URL"
+        )
+
+
+def new_idempotency_key() -> str:
+    """Draw a key for one request and its repetitions."""
+    return os.urandom(16).hex()
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise AddressError(f"{url!r} is no URL of a server ({error})") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise AddressError(
+            f"{url!r} is no URL of a server: write http://host:port or https://host (--url or "
+            "HIFI_URL)"
+        )
+    return host
+
+
+def _check_key(api_key: str | None) -> None:
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
+        raise AddressError(
+            "the API key has letters that no key has: copy it again, without line breaks "
+            "(HIFI_API_KEY)"
+        )
+
+
+def _given(query: Fields | None) -> dict[str, str | int | bool]:
+    return {name: value for name, value in (query or {}).items() if value is not None}
+
+
+def _patient(seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
+
+
+def is_busy(refusal: ClientError) -> bool:
+    """Tell whether the server puts a request off; a quota stays full until something is done."""
+    if not isinstance(refusal, ApiError) or refusal.code == "quota_exceeded":
+        return False
+    return refusal.status in (httpx2.codes.SERVICE_UNAVAILABLE, httpx2.codes.TOO_MANY_REQUESTS)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or a moment."""
+    if not retry_after:
+        return None
+    if retry_after.isdigit():
+        return float(retry_after)
+    try:
+        moment = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,226 @@
+"""What the server answers, as types: plain JSON documents that keep fields nobody here knows."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
+
+Item = TypeVar("Item")
+
+FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Page(TypedDict, Generic[Item]):
+    """Some items of a list, and where to go on."""
+
+    object: str
+    data: list[Item]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Split(TypedDict):
+    """One split of a data set."""
+
+    rows: int
+
+
+class Dataset(TypedDict):
+    """An uploaded data set."""
+
+    id: str
+    object: str
+    name: str | None
+    splits: dict[str, Split]
+    columns: dict[str, str]
+    bytes: int
+    sha256: str
+    created_at: str
+
+
+class Backbone(TypedDict):
+    """A pretrained model that some worker has."""
+
+    id: str
+    object: str
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    parameters: int
+    fingerprint: str
+
+
+class Progress(TypedDict):
+    """How far a job is."""
+
+    phase: str | None
+    step: int | None
+    total_steps: int | None
+    fraction: float | None
+    eta_seconds: float | None
+
+
+class Selection(TypedDict):
+    """The heads that a job tunes."""
+
+    heads: list[list[int]]
+    trainable_parameters: int
+    fraction: float
+
+
+class Result(TypedDict):
+    """What a job reached, and how fast; a number that is none is None."""
+
+    metrics: dict[str, float | None]
+    best_step: int | None
+    train_seconds: float
+    selection_seconds: float
+    samples_per_second: float | None
+
+
+class Blob(TypedDict):
+    """Size and hash of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Artifact(Blob):
+    """The head delta: of float32, and of every encoding."""
+
+    encodings: dict[str, Blob]
+
+
+class Failure(TypedDict):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class Job(TypedDict):
+    """One requested fine-tune."""
+
+    id: str
+    object: str
+    status: str
+    tenant: str
+    name: str | None
+    metadata: dict[str, str]
+    spec: dict[str, Any]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    progress: Progress
+    attempt: int
+    selection: Selection | None
+    result: Result | None
+    artifact: Artifact | None
+    error: Failure | None
+
+
+class ArtifactEstimate(TypedDict):
+    """Bytes of a head delta in each encoding."""
+
+    bytes: dict[str, int]
+
+
+class Estimate(TypedDict):
+    """What a job would take; what nobody can know yet is None."""
+
+    object: str
+    trainable_parameters: int | None
+    fraction: float | None
+    artifact: ArtifactEstimate | None
+    steps: int | None
+    seconds: float | None
+    spec: dict[str, Any]
+
+
+class Event(TypedDict):
+    """Something that happened to a job."""
+
+    id: str
+    object: str
+    created_at: str
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+class LayerHeads(TypedDict):
+    """Scores of a layer's heads."""
+
+    layer: int
+    information_richness: list[float | None]
+    correlation: list[list[float | None]]
+    importance: list[float | None]
+    iterations: int
+    selected: list[int]
+
+
+class Heads(TypedDict):
+    """Scores and selection of a job."""
+
+    object: str
+    job: str
+    model: str
+    fingerprint: str
+    k: int
+    xi: float
+    d: float
+    strategy: str
+    teleport: str
+    n_samples: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    trainable_parameters: int
+    fraction: float
+    layers: list[LayerHeads]
+    artifact: NotRequired[dict[str, Any] | None]
+
+
+class Quotas(TypedDict):
+    """What a tenant may have."""
+
+    max_queued: int
+    max_running: int
+    max_bytes: int
+
+
+class Tenant(TypedDict):
+    """Who owns data sets and jobs."""
+
+    id: str
+    object: str
+    name: str
+    is_admin: bool
+    quotas: Quotas
+    created_at: str
+
+
+class Usage(TypedDict):
+    """What a tenant has, and may have."""
+
+    object: str
+    tenant: str
+    jobs: dict[str, int]
+    stored_bytes: int
+    quotas: Quotas
+
+
+class Key(TypedDict):
+    """A key of a tenant; its secret is there only in the answer to its making."""
+
+    id: str
+    object: str
+    tenant: str
+    name: str | None
+    secret: NotRequired[str]
+    created_at: str

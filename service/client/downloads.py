@@ -1,0 +1,150 @@
+"""Downloads that go on where they broke, and appear under their name whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedRandom
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from service.client.connection import is_busy
+from service.client.errors import ApiError, DamagedDownloadError, LocalFileError
+
+if TYPE_CHECKING:
+    from service.client.connection import Connection, Fields
+
+ATTEMPTS = 5  # without a byte of progress between them
+_SILENT_SECONDS = 600.0  # the server may have to load a backbone first
+_SHA256 = re.compile(r'"([0-9a-f]{64})"')
+
+Watch = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A file as it was downloaded."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+def download(
+    connection: Connection,
+    path: str,
+    *,
+    query: Fields | None = None,
+    out: Path,
+    on_progress: Watch | None = None,
+) -> Download:
+    """Download a file; one that the server names by its SHA-256 is compared with it.
+
+    Args:
+        connection: to the server.
+        path: of the file there.
+        query: fields behind it.
+        out: where to; what is there already is replaced at the end.
+        on_progress: told the bytes so far, and all of them where the server says how many.
+
+    Raises:
+        ApiError: the server refuses.
+        UnreachableError: the connection broke more often than it was mended.
+        DamagedDownloadError: the file is not what the server said it was.
+        LocalFileError: it cannot be written.
+    """
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb+") as file:
+            expected = _Transfer(connection, path, query=query, on_progress=on_progress).run(file)
+            found = _hash(file)
+            if expected is not None and found != expected:
+                raise DamagedDownloadError(
+                    f"what was downloaded for {out} has the sha256 {found}, the server said "
+                    f"{expected}: try again"
+                )
+            size = os.fstat(file.fileno()).st_size
+            os.fsync(file.fileno())
+        part.replace(out)
+    except OSError as error:
+        raise LocalFileError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return Download(path=out, bytes=size, sha256=found)
+
+
+class _Transfer:
+    """One file on its way, over as many connections as it takes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        path: str,
+        *,
+        query: Fields | None,
+        on_progress: Watch | None,
+    ) -> None:
+        self._connection = connection
+        self._path = path
+        self._query = query
+        self._on_progress = on_progress
+        self._etag: str | None = None
+
+    def run(self, file: BufferedRandom) -> str | None:
+        """Fill a file; give the SHA-256 by which the server names it, if it does."""
+        failures = 0
+        while True:
+            before = file.tell()
+            try:
+                self._go_on(file)
+            except httpx2.TransportError as error:
+                is_progress = file.tell() > before and self._etag is not None
+                failures = 0 if is_progress else failures + 1
+                if failures >= ATTEMPTS:
+                    raise self._connection.unreachable(error) from error
+                self._connection.sleep(min(0.2 * 2**failures, 5.0))
+            except ApiError as error:
+                failures += 1
+                if failures >= ATTEMPTS or not is_busy(error):
+                    raise
+                self._connection.sleep(error.retry_after or 1.0)
+            else:
+                named = _SHA256.fullmatch(self._etag or "")
+                return named[1] if named else None
+
+    def _go_on(self, file: BufferedRandom) -> None:
+        """Ask for what is missing; a server that has another file by now sends it whole."""
+        headers = {"Accept-Encoding": "identity"}
+        if self._etag is not None and file.tell():
+            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": self._etag}
+        with self._connection.stream(
+            self._path, query=self._query, headers=headers, timeout=_SILENT_SECONDS
+        ) as response:
+            if not _goes_on(response, at=file.tell()):
+                file.seek(0)
+                file.truncate()
+            etag = response.headers.get("etag")
+            self._etag = None if etag is None or etag.startswith("W/") else etag
+            length = response.headers.get("content-length")
+            total = None if length is None else file.tell() + int(length)
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                if self._on_progress is not None:
+                    self._on_progress(file.tell(), total)
+
+
+def _goes_on(response: httpx2.Response, *, at: int) -> bool:
+    if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+        return False
+    return str(response.headers.get("content-range", "")).startswith(f"bytes {at}-")
+
+
+def _hash(file: BufferedRandom) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

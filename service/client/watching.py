@@ -1,0 +1,152 @@
+"""A job's events as they happen, over as many connections as it takes: none lost, none twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx2
+
+from service.client.documents import FINISHED, Event, Job, Progress
+from service.client.errors import ApiError, UnexpectedAnswerError, UnreachableError
+
+if TYPE_CHECKING:
+    from service.client.connection import Connection
+
+PATIENCE_SECONDS = 120.0  # with a server that was there before: a restart takes less
+_SILENT_SECONDS = 45.0  # a live stream says something more often than that
+_PAUSE_SECONDS = 0.2  # before the first repetition; doubled each time
+_LONGEST_WAIT_SECONDS = 5.0
+
+
+def watch(
+    connection: Connection,
+    job_id: str,
+    *,
+    after: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Event]:
+    """Give a job's events, from the first one on, until the job is finished.
+
+    Args:
+        connection: to the server.
+        job_id: which.
+        after: id of an event: only those behind it.
+        on_progress: told how far the job is whenever that changes.
+
+    Raises:
+        ApiError: the server refuses.
+        UnreachableError: the server cannot be reached, or did not come back.
+        UnexpectedAnswerError: what comes are no events.
+    """
+    return _Watcher(connection, job_id, after=after, on_progress=on_progress).run()
+
+
+class _Watcher:
+    """Follows one job's stream, and takes it up again where it broke."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        job_id: str,
+        *,
+        after: str | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._on_progress = on_progress
+        self._path = f"/jobs/{job_id}"
+        self._last = after
+        self._seen: set[str] = set()
+        self._failures = 0
+        self._heard_at = time.monotonic()
+
+    def run(self) -> Iterator[Event]:
+        self._look()  # a wrong id, or no server: told at once
+        while True:
+            before = len(self._seen)
+            try:
+                has_ended = yield from self._follow()
+                # A stream that ends without the job's end: everything was behind us already, or
+                # the server is shutting down.
+                if has_ended or (self._look() in FINISHED and len(self._seen) == before):
+                    return
+                self._connection.sleep(_PAUSE_SECONDS)
+            except (httpx2.TransportError, UnreachableError, ApiError) as error:
+                self._wait_after(error)
+
+    def _look(self) -> str:
+        job: Job = self._connection.ask("GET", self._path)
+        self._heard_at = time.monotonic()
+        return job["status"]
+
+    def _follow(self) -> Generator[Event, None, bool]:
+        """Give what one connection brings; tell whether the job's last event was among it."""
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self._last is not None:
+            headers["Last-Event-ID"] = self._last
+        with self._connection.stream(
+            f"{self._path}/events", headers=headers, timeout=_SILENT_SECONDS
+        ) as response:
+            for message in httpx2.EventSource(response):
+                self._heard_at, self._failures = time.monotonic(), 0
+                if message.event == "progress" and self._on_progress is not None:
+                    self._on_progress(_read_progress(message))
+                event = _read_event(message) if message.event == "message" else None
+                if event is None or event["id"] in self._seen:
+                    continue
+                self._last = message.id or event["id"]
+                self._seen.add(event["id"])
+                yield event
+                if _is_last(event):
+                    return True
+        return False
+
+    def _wait_after(self, error: httpx2.TransportError | UnreachableError | ApiError) -> None:
+        """Wait a little longer each time; give up on what will not pass."""
+        if isinstance(error, httpx2.SSEError):
+            raise UnexpectedAnswerError(f"{self._connection.url}: {error}") from error
+        if isinstance(error, ApiError) and error.status != httpx2.codes.SERVICE_UNAVAILABLE:
+            raise error
+        if time.monotonic() - self._heard_at > PATIENCE_SECONDS:
+            if isinstance(error, httpx2.TransportError):
+                raise self._connection.unreachable(error) from error
+            raise error
+        wait = min(_PAUSE_SECONDS * 2**self._failures, _LONGEST_WAIT_SECONDS)
+        self._failures += 1
+        self._connection.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
+
+
+def _read_event(message: httpx2.ServerSentEvent) -> Event | None:
+    """Read an event; None for a message without one.
+
+    Raises:
+        UnexpectedAnswerError: it has another form.
+    """
+    if not message.data:
+        return None
+    return cast("Event", _document(message, "id", "type", "message", "data"))
+
+
+def _read_progress(message: httpx2.ServerSentEvent) -> Progress:
+    return cast("Progress", _document(message, "phase", "step", "total_steps", "eta_seconds"))
+
+
+def _document(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
+    try:
+        document = json.loads(message.data)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not document.keys() >= set(names):
+        raise UnexpectedAnswerError(
+            "the server's stream of events has a form that is not known here: it is of another "
+            "version"
+        )
+    return document
+
+
+def _is_last(event: Event) -> bool:
+    return event["type"] == "status" and event["data"].get("status") in FINISHED

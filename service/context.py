@@ -1,0 +1,76 @@
+"""What one gateway process holds, and how an endpoint reaches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
+
+from store.tenants import Quotas
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
+    from service.inference_client import InferenceClient
+    from service.metrics import Metrics
+    from service.readiness import Readiness
+    from service.tailer import Tailer
+    from store.database import Database
+    from store.queue import TokenPublisher
+    from store.settings import Settings
+    from store.storage import ArtifactStorage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """Made once per process when it starts, closed when it stops.
+
+    Attributes:
+        settings: as they were read at the start.
+        database: where the tables are.
+        storage: where the blobs are.
+        publisher: sends tokens to the workers, after the commit.
+        tailer: follows the events of all jobs that somebody watches.
+        metrics: of this process.
+        inference: the line to the inference process.
+        readiness: looks after all of these.
+        converting: how many uploads are converted at once: each takes a core and memory.
+        default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; else None.
+    """
+
+    settings: Settings
+    database: Database
+    storage: ArtifactStorage
+    publisher: TokenPublisher
+    tailer: Tailer
+    metrics: Metrics
+    inference: InferenceClient
+    readiness: Readiness
+    converting: CapacityLimiter
+    default_tenant_id: str | None
+
+    @property
+    def quotas(self) -> Quotas:
+        """What a tenant without quotas of its own may have."""
+        return Quotas(
+            max_queued=self.settings.tenant_max_queued,
+            max_running=self.settings.tenant_max_running,
+            max_bytes=self.settings.tenant_max_bytes,
+        )
+
+    @property
+    def uploads(self) -> Path:
+        """The folder for files on their way in; nothing in it outlives its request."""
+        return self.settings.home / "uploads"
+
+
+async def gateway_of(connection: HTTPConnection) -> Gateway:
+    """Find the gateway that a request came to: the lifespan puts it into the request's state."""
+    gateway: Gateway = connection.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(gateway_of)]

@@ -1,0 +1,99 @@
+"""Container health checks: ``python -m service.health gateway`` (or ``worker``, ``inference``).
+
+The exit code is 0 where the process of this container does what it is for. The settings are those
+of the process itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import httpx2
+import sqlalchemy as sa
+
+from service.listening import reachable_host
+from store.database import OUTAGES, Database, database_now
+from store.errors import StoreError
+from store.settings import read_settings
+from store.tables import Worker
+from store.workers import LIVE_SECONDS
+
+if TYPE_CHECKING:
+    from store.settings import Settings
+
+_SECONDS = 3.0
+
+
+def gateway_is_healthy(settings: Settings) -> bool:
+    """Ask the gateway whether it is alive; what is behind it is not its own health."""
+    host = reachable_host(settings.host)
+    host = f"[{host}]" if ":" in host else host
+    return _answers(
+        f"http://{host}:{settings.port}/healthz",
+        headers={"Host": settings.allowed_hosts[0]},
+    )
+
+
+def inference_is_healthy(settings: Settings) -> bool:
+    """Ask the inference process whether it is alive."""
+    address = urlsplit(settings.infer_url)
+    if address.scheme == "unix":
+        path = Path(unquote(address.path))
+        return path.is_socket() and _answers("http://inference/healthz", uds=str(path))
+    port = address.port or 80
+    return _answers(f"http://{reachable_host(address.hostname or '')}:{port}/healthz")
+
+
+def worker_is_healthy(settings: Settings) -> bool:
+    """Look whether a worker of this machine has given a sign of life lately."""
+    machine = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:40]
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        with database.read() as session:
+            since = database_now(session) - timedelta(seconds=LIVE_SECONDS)
+            query = sa.select(Worker.id).where(
+                Worker.seen_at >= since, Worker.id.startswith(f"{machine}-", autoescape=True)
+            )
+            return session.scalars(query.limit(1)).first() is not None
+    except OUTAGES:
+        return False
+    finally:
+        database.close()
+
+
+CHECKS: Mapping[str, Callable[[Settings], bool]] = {
+    "gateway": gateway_is_healthy,
+    "worker": worker_is_healthy,
+    "inference": inference_is_healthy,
+}
+
+
+def _answers(url: str, *, headers: Mapping[str, str] | None = None, uds: str | None = None) -> bool:
+    transport = httpx2.HTTPTransport(uds=uds)
+    try:
+        with httpx2.Client(transport=transport, timeout=_SECONDS, trust_env=False) as client:
+            return client.get(url, headers=headers).status_code == httpx2.codes.OK
+    except httpx2.TransportError:
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    """Check one process, and give the exit code."""
+    if len(arguments) != 1 or arguments[0] not in CHECKS:
+        sys.stderr.write(f"usage: python -m service.health {'|'.join(CHECKS)}\n")
+        return 2
+    try:
+        return 0 if CHECKS[arguments[0]](read_settings()) else 1
+    except StoreError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""The OpenAPI document: what FastAPI reads off the routes, and what holds for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
+from pydantic.json_schema import models_json_schema
+
+from service.auth import is_public
+from service.problems import MEDIA_TYPE
+from service.schemas import NewKey, NewTenant, Problem
+from store.spec import JobSpec
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_REF = "#/components/schemas/{model}"
+_ABOUT = (
+    "Fine-tune only the attention heads that matter for a task. Every error is an "
+    "`application/problem+json` document; every answer names its request in `x-request-id`."
+)
+# What the gateway refuses before a route is asked, and what any route can come upon.
+_EVERYWHERE = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+_SAID = {
+    HTTPStatus.BAD_REQUEST: "`host_not_allowed`, `invalid_json`, `invalid_multipart`",
+    HTTPStatus.UNAUTHORIZED: "`unauthorized`: no key, or one that is not valid",
+    HTTPStatus.FORBIDDEN: "`origin_not_allowed`, `forbidden`, `quota_exceeded` of stored bytes",
+    HTTPStatus.NOT_FOUND: "`not_found`: not there, or another tenant's",
+    HTTPStatus.CONFLICT: "not in the state that this needs; `code` says which",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`body_too_large`",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`unsupported_media_type`",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
+    HTTPStatus.TOO_MANY_REQUESTS: "`quota_exceeded`: too many jobs are waiting",
+    HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
+}
+
+
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for a route's ``responses``, beside those that every route has."""
+    schema = {"$ref": _REF.format(model=Problem.__name__)}
+    return {
+        int(status): {
+            "description": _SAID.get(status, status.phrase),
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def document(app: FastAPI, *, asks_for_keys: bool) -> dict[str, Any]:
+    """Write the OpenAPI document of an application.
+
+    Args:
+        app: with all its routes.
+        asks_for_keys: whether callers need one, ``HIFI_AUTH=keys``.
+    """
+    whole = get_openapi(
+        title="HiFi", version=version("hifi"), description=_ABOUT, routes=app.routes
+    )
+    public = _public_operations(app)
+    for path, method, operation in _operations(whole):
+        responses = operation["responses"]
+        responses.pop("422", None)  # FastAPI's own, in its own form
+        statuses = list(_EVERYWHERE)
+        if (path, method) in public:
+            operation["security"] = []
+        elif asks_for_keys:
+            statuses.append(HTTPStatus.UNAUTHORIZED)
+        for status, described in problems(*statuses).items():
+            responses.setdefault(str(status), described)
+    components = whole.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas.update(_body_schemas())
+    if asks_for_keys:
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": "hifi_…"}
+        }
+        whole["security"] = [{"key": []}]
+    return whole
+
+
+def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in whole["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
+    return {
+        (str(route.path_format), method.lower())
+        for route in iter_route_contexts(app.routes)
+        if is_public(route.endpoint)
+        for method in route.methods or ()
+    }
+
+
+def _body_schemas() -> dict[str, Any]:
+    """Describe what routes read from the raw body, and what every route refuses with."""
+    models = [(model, "validation") for model in (JobSpec, NewTenant, NewKey, Problem)]
+    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    found: dict[str, Any] = definitions["$defs"]
+    return found

@@ -1,0 +1,32 @@
+"""A database that does not answer, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from store.database import OUTAGES
+from store.errors import StoreError
+
+
+class DatabaseAwayError(StoreError):
+    """The database does not answer, or cannot be opened."""
+
+    code = "database_away"
+
+
+@contextmanager
+def told_outages() -> Iterator[None]:
+    """Turn what a database raises that is away into one error that says what to do.
+
+    Raises:
+        DatabaseAwayError: it is away.
+    """
+    try:
+        yield
+    except OUTAGES as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise DatabaseAwayError(
+            f"the database does not answer ({reason}): is it running, is HIFI_DATABASE_URL its "
+            "address, and was it made (`hifi migrate`)?"
+        ) from error

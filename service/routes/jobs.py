@@ -1,0 +1,172 @@
+"""Jobs: posted, looked at, cancelled, paused, resumed, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from service.admission import admit
+from service.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.bodies import JsonBody, described, json_body
+from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.estimates import EstimateDocument, estimate
+from service.openapi import problems
+from service.parameters import (  # noqa: TC001 - as above
+    After,
+    DryRun,
+    IdempotencyKey,
+    JobId,
+    Limit,
+)
+from service.replay import Answer, Keep, Once, request_key
+from service.schemas import JobDocument, JobList, envelope
+from store import jobs
+from store.spec import JobSpec
+from store.states import JobStatus  # noqa: TC001 - as above
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from service.admission import Admission
+    from store.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+_PATH = "/jobs"
+_LOCK_SECONDS = 15.0
+_ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
+
+@router.post(
+    _PATH,
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobDocument,
+    openapi_extra=described(JobSpec),
+    responses={
+        HTTPStatus.OK: {"description": "With `dry_run=true`", "model": EstimateDocument},
+        **problems(
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.CONFLICT,
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            HTTPStatus.TOO_MANY_REQUESTS,
+        ),
+    },
+)
+async def post_job(
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    body: Annotated[JsonBody[JobSpec], Depends(json_body(JobSpec))],
+    key: IdempotencyKey,
+    dry_run: DryRun = False,
+) -> Response:
+    """Queue a fine-tune, or with `dry_run=true` estimate what it would take."""
+    if dry_run:
+        document = await run_in_threadpool(_estimate, gateway, caller, body.value)
+        return Response(document.model_dump_json(), media_type="application/json")
+    once = Once(
+        database=gateway.database,
+        key=request_key(key, caller, method="POST", path=_PATH),
+        request_sha256="" if key is None else body.sha256(),
+        lock_seconds=_LOCK_SECONDS,
+    )
+    return await once.answer(partial(_submit, gateway, caller, body.value))
+
+
+def _estimate(gateway: Gateway, caller: Caller, spec: JobSpec) -> EstimateDocument:
+    with gateway.database.read() as session:
+        admission = _admit(session, gateway, caller, spec)
+        return estimate(session, admission)
+
+
+def _admit(session: Session, gateway: Gateway, caller: Caller, spec: JobSpec) -> Admission:
+    return admit(session, tenant_id=caller.tenant_id, spec=spec, settings=gateway.settings)
+
+
+def _submit(gateway: Gateway, caller: Caller, spec: JobSpec, keep: Keep) -> Answer:
+    with gateway.database.read() as session:
+        admission = _admit(session, gateway, caller, spec)
+    with gateway.database.write() as session:
+        job = jobs.submit(
+            session,
+            caller.tenant_id,
+            admission.new_job,
+            max_queued=gateway.settings.tenant_max_queued,
+        )
+        answer = Answer(
+            status=HTTPStatus.ACCEPTED,
+            headers={"Location": f"{_PATH}/{job.id}"},
+            body=JobDocument.of(job).model_dump_json(),
+        )
+        keep(session, answer)
+    gateway.publisher.publish()
+    return answer
+
+
+@router.get(_PATH, responses=problems(HTTPStatus.NOT_FOUND))
+def get_jobs(
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    status: Annotated[JobStatus | None, Query(description="of the jobs to list")] = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> JobList:
+    """List the jobs, newest first."""
+    with gateway.database.read() as session:
+        page = jobs.list_jobs(session, caller.tenant_id, status=status, after=after, limit=limit)
+        return JobList(**envelope(_show(session, page.rows), has_more=page.has_more))
+
+
+@router.get("/jobs/{job_id}", responses=problems(HTTPStatus.NOT_FOUND))
+def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Look at a job."""
+    with gateway.database.read() as session:
+        (document,) = _show(session, [jobs.get_job(session, caller.tenant_id, job_id)])
+        return document
+
+
+@router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT, responses=_ACTED_UPON)
+def delete_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
+    """Remove a finished job, with its events and artifacts."""
+    with gateway.database.write() as session:
+        jobs.delete(session, caller.tenant_id, job_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def cancel_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Cancel a job: at once where nobody works on it, else at its worker's next step."""
+    return _act(gateway, caller, job_id, jobs.cancel)
+
+
+@router.post("/jobs/{job_id}/pause", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def pause_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Stop a training job at its next step, with a checkpoint."""
+    return _act(gateway, caller, job_id, jobs.pause)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def resume_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    document = _act(gateway, caller, job_id, jobs.resume)
+    gateway.publisher.publish()
+    return document
+
+
+def _act(
+    gateway: Gateway, caller: Caller, job_id: str, act: Callable[[Session, str, str], Job]
+) -> JobDocument:
+    with gateway.database.write() as session:
+        return JobDocument.of(act(session, caller.tenant_id, job_id))
+
+
+def _show(session: Session, rows: Sequence[Job]) -> list[JobDocument]:
+    artifacts = jobs.artifacts_by_job(session, rows)
+    return [JobDocument.of(job, artifacts.get(job.id, ())) for job in rows]

@@ -1,0 +1,178 @@
+"""What a job has found and made: its heads' scores, the head delta, the merged model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.auth import Caller, CallerDep  # noqa: TC001 - as above
+from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.documents import HeadsDocument
+from service.downloads import answer_with_file, content_disposition, file_name
+from service.inference_client import MergeRequest, ProxiedFile
+from service.openapi import problems
+from service.parameters import JobId  # noqa: TC001 - as above
+from service.problems import ProblemError
+from store.jobs import get_job, list_artifacts
+from store.storage import Blob
+
+if TYPE_CHECKING:
+    from store.tables import Artifact, Job
+
+_Done = TypeVar("_Done")
+Encoding = Literal["float32", "bfloat16", "int8"]
+
+_OCTETS = "application/octet-stream"
+_TAR = "application/x-tar"
+_HANG_UP_SECONDS = 0.5  # until we see that a caller who waits for us has gone
+
+router = APIRouter(tags=["results"])
+
+
+def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Document what a stored file is answered with."""
+    file = {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
+    return {
+        HTTPStatus.OK: {"description": "The file", **file},
+        HTTPStatus.PARTIAL_CONTENT: {"description": "The bytes that Range asks for", **file},
+        HTTPStatus.NOT_MODIFIED: {"description": "The caller has it: If-None-Match names it"},
+        **problems(
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.CONFLICT,
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        ),
+    }
+
+
+@router.get("/jobs/{job_id}/heads", responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
+def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDocument:
+    """Show the scores of all heads, and which were selected."""
+    with gateway.database.read() as session:
+        job = get_job(session, caller.tenant_id, job_id, with_heads=True)
+        if job.heads is None:
+            raise _not_ready(job, "heads")
+        return HeadsDocument.of(job, list_artifacts(session, job))
+
+
+@router.head("/jobs/{job_id}/heads/delta", include_in_schema=False)
+@router.get("/jobs/{job_id}/heads/delta", response_class=Response, responses=_file_answers(_OCTETS))
+def get_delta(
+    request: Request,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    job_id: JobId,
+    encoding: Encoding = "float32",
+) -> Response:
+    """Download the head delta, a safetensors file; whole, or the part that ``Range`` names."""
+    suffix = "" if encoding == "float32" else f".{encoding}"
+    return _stored(
+        *(request, gateway, caller, job_id),
+        encoding=encoding,
+        suffix=f"{suffix}.safetensors",
+        media_type=_OCTETS,
+    )
+
+
+@router.head("/jobs/{job_id}/heads/lora", include_in_schema=False)
+@router.get("/jobs/{job_id}/heads/lora", response_class=Response, responses=_file_answers(_TAR))
+def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
+    """Download the head delta as a PEFT adapter, in a tar file."""
+    return _stored(
+        *(request, gateway, caller, job_id), encoding="lora", suffix="-lora.tar", media_type=_TAR
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/merged",
+    response_class=Response,
+    responses={
+        HTTPStatus.OK: {
+            "description": "The merged model with its tokenizer, as `save_pretrained` writes it",
+            "content": {_TAR: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
+    },
+)
+async def get_merged(
+    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
+) -> Response:
+    """Download the backbone with the head delta merged into it, in a tar file."""
+    job, delta = await run_in_threadpool(_artifact, gateway, caller, job_id, encoding="float32")
+    merge = MergeRequest(
+        tenant=job.tenant_id,
+        job=job.id,
+        model=job.model,
+        revision=job.revision,
+        sha256=delta.sha256,
+    )
+    asked = gateway.inference.merged_model(merge, request_id=request.state.request_id)
+    upstream = await _while_connected(request, asked)
+    name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
+    headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
+    return ProxiedFile(upstream, headers=headers, media_type=_TAR)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _Done]) -> _Done:
+    """Wait for work that takes long, and give it up when the caller does.
+
+    Raises:
+        ClientDisconnect: the caller has hung up.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=_HANG_UP_SECONDS))[0]:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def _stored(
+    request: Request,
+    gateway: Gateway,
+    caller: Caller,
+    job_id: str,
+    *,
+    encoding: str,
+    suffix: str,
+    media_type: str,
+) -> Response:
+    job, artifact = _artifact(gateway, caller, job_id, encoding=encoding)
+    return answer_with_file(
+        request,
+        Blob(sha256=artifact.sha256, bytes=artifact.bytes),
+        read=lambda start, end: gateway.storage.read(
+            artifact.tenant_id, artifact.sha256, start=start, end=end
+        ),
+        name=file_name(job.name, fallback=job.id, suffix=suffix),
+        media_type=media_type,
+    )
+
+
+def _artifact(
+    gateway: Gateway, caller: Caller, job_id: str, *, encoding: str
+) -> tuple[Job, Artifact]:
+    with gateway.database.read() as session:
+        job = get_job(session, caller.tenant_id, job_id)
+        for artifact in list_artifacts(session, job):
+            if artifact.encoding == encoding:
+                return job, artifact
+    raise _not_ready(job, "head delta")
+
+
+def _not_ready(job: Job, what: str) -> ProblemError:
+    ending = "and never will" if job.status.is_finished else "yet"
+    return ProblemError(
+        "not_ready",
+        status=HTTPStatus.CONFLICT,
+        detail=f"job {job.id} is {job.status} and has no {what} {ending}",
+    )

@@ -1,0 +1,104 @@
+"""Tenants and their keys: for administrators alone."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from service.auth import administrator
+from service.bodies import JsonBody, described, json_body
+from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.openapi import problems
+from service.parameters import After, KeyId, Limit, TenantId  # noqa: TC001 - as above
+from service.schemas import (
+    KeyDocument,
+    NewKey,
+    NewTenant,
+    TenantDocument,
+    TenantList,
+    UsageDocument,
+    envelope,
+)
+from store.jobs import count_jobs
+from store.tenants import (
+    OwnQuotas,
+    create_key,
+    create_tenant,
+    get_tenant,
+    list_tenants,
+    revoke_key,
+    stored_bytes,
+)
+
+router = APIRouter(tags=["tenants"], dependencies=[Depends(administrator)])
+
+
+@router.post(
+    "/tenants",
+    status_code=HTTPStatus.CREATED,
+    openapi_extra=described(NewTenant),
+    responses=problems(HTTPStatus.CONFLICT),
+)
+def post_tenant(
+    gateway: GatewayDep, body: Annotated[JsonBody[NewTenant], Depends(json_body(NewTenant))]
+) -> TenantDocument:
+    """Add a tenant."""
+    new = body.value
+    own = OwnQuotas(max_queued=new.max_queued, max_running=new.max_running, max_bytes=new.max_bytes)
+    with gateway.database.write() as session:
+        tenant = create_tenant(session, new.name, is_admin=new.is_admin, own=own)
+    return TenantDocument.of(tenant, gateway.quotas.of(tenant))
+
+
+@router.get("/tenants", responses=problems(HTTPStatus.NOT_FOUND))
+def get_tenants(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> TenantList:
+    """List the tenants, newest first."""
+    with gateway.database.read() as session:
+        page = list_tenants(session, after=after, limit=limit)
+    data = [TenantDocument.of(tenant, gateway.quotas.of(tenant)) for tenant in page.rows]
+    return TenantList(**envelope(data, has_more=page.has_more))
+
+
+@router.get("/tenants/{tenant_id}/usage", responses=problems(HTTPStatus.NOT_FOUND))
+def get_usage(gateway: GatewayDep, tenant_id: TenantId) -> UsageDocument:
+    """Tell what a tenant has, and may have."""
+    with gateway.database.read() as session:
+        tenant = get_tenant(session, tenant_id)
+        return UsageDocument.of(
+            tenant.id,
+            jobs=count_jobs(session, tenant.id),
+            stored_bytes=stored_bytes(session, tenant.id),
+            quotas=gateway.quotas.of(tenant),
+        )
+
+
+@router.post(
+    "/tenants/{tenant_id}/keys",
+    status_code=HTTPStatus.CREATED,
+    openapi_extra=described(NewKey),
+    responses=problems(HTTPStatus.NOT_FOUND),
+)
+def post_key(
+    gateway: GatewayDep,
+    tenant_id: TenantId,
+    body: Annotated[JsonBody[NewKey], Depends(json_body(NewKey))],
+) -> KeyDocument:
+    """Add a key. Its secret is in this answer and nowhere else."""
+    with gateway.database.write() as session:
+        key, secret = create_key(session, tenant_id, name=body.value.name)
+    return KeyDocument.of(key, secret=secret)
+
+
+@router.delete(
+    "/keys/{key_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problems(HTTPStatus.NOT_FOUND),
+)
+def delete_key(gateway: GatewayDep, key_id: KeyId) -> Response:
+    """Make a key worthless at once."""
+    with gateway.database.write() as session:
+        revoke_key(session, key_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)

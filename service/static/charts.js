@@ -1,0 +1,134 @@
+// Two pictures in SVG: curves over steps, and the heads of all layers by importance.
+
+import { el, number, svg } from "./dom.js";
+
+const COLOURS = 5; // that style.css names, as line-0 and so on
+const W = 460;
+const H = 190;
+const PAD = { left: 46, right: 10, top: 10, bottom: 24 };
+
+function extent(values) {
+  const low = Math.min(...values);
+  const high = Math.max(...values);
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - room, high + room];
+}
+
+function ticks([low, high], count) {
+  const rough = (high - low) / count;
+  const base = 10 ** Math.floor(Math.log10(rough));
+  const size = [1, 2, 5, 10].map((factor) => factor * base).find((step) => step >= rough);
+  const found = [];
+  for (let at = Math.ceil(low / size); at * size <= high; at += 1) found.push(at * size);
+  return found;
+}
+
+const label = (value) => String(Number(value.toPrecision(6)));
+
+// Lines {name, points: [[step, value], …]} with axes and, where there are several, a legend.
+export function curve(title, lines) {
+  const points = lines.flatMap((line) => line.points);
+  const xs = [0, Math.max(1, ...points.map(([step]) => step))];
+  const ys = extent(points.map(([, value]) => value));
+  const x = (step) => PAD.left + ((step - xs[0]) / (xs[1] - xs[0])) * (W - PAD.left - PAD.right);
+  const y = (value) => H - PAD.bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (H - PAD.top - PAD.bottom);
+  const grid = ticks(ys, 5).map((value) => [
+    svg("line", { x1: PAD.left, x2: W - PAD.right, y1: y(value), y2: y(value), class: "grid-line" }),
+    svg("text", { x: PAD.left - 6, y: y(value) + 4, "text-anchor": "end" }, label(value)),
+  ]);
+  const steps = ticks(xs, 6).map((value) =>
+    svg("text", { x: x(value), y: H - 6, "text-anchor": "middle" }, label(value)),
+  );
+  const drawn = lines.map(({ name, points: own }, index) => {
+    const colour = `line-${index % COLOURS}`;
+    const path = own.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    const last = own[own.length - 1];
+    return [
+      svg("polyline", { points: path, class: `curve ${colour}` }),
+      svg(
+        "circle",
+        { cx: x(last[0]), cy: y(last[1]), r: 3, class: `dot ${colour}` },
+        svg("title", {}, `${name} ${number(last[1])} at step ${last[0]}`),
+      ),
+    ];
+  });
+  const legend = lines.map(({ name, points: own }, index) =>
+    el(
+      "span",
+      { class: `legend line-${index % COLOURS}` },
+      `${name === title ? "" : name} ${number(own[own.length - 1][1])}`,
+    ),
+  );
+  return el(
+    "figure",
+    {},
+    el("figcaption", {}, el("b", {}, title), " ", legend),
+    svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title} by step` }, grid, steps, drawn),
+  );
+}
+
+// From the page's colour for nothing to its colour for most, in ten steps that style.css names.
+const shade = (value, low, high) => Math.round((9 * (value - low)) / (high - low || 1));
+
+// Layers × heads of a heads document; shaded by importance within the layer, selected ones ringed.
+export function heatMap(heads) {
+  const size = Math.max(10, Math.min(38, Math.floor(456 / heads.num_heads)));
+  const left = 34;
+  const top = 20;
+  const read = el("p", { class: "muted reading", role: "status" }, "Point at a head to read its scores.");
+  const cells = heads.layers.flatMap((layer, row) => {
+    const known = layer.importance.filter((value) => value !== null);
+    const low = Math.min(...known);
+    const high = Math.max(...known);
+    return layer.importance.map((importance, head) => {
+      const isSelected = layer.selected.includes(head);
+      const text =
+        `layer ${layer.layer}, head ${head}: importance ${number(importance)}, ` +
+        `information richness ${number(layer.information_richness[head])}` +
+        (isSelected ? ", selected" : "");
+      const tell = () => (read.textContent = text);
+      return svg(
+        "rect",
+        {
+          x: left + head * size + 1, y: top + row * size + 1, width: size - 2, height: size - 2,
+          rx: 3, tabindex: "0", class: `head shade-${shade(importance, low, high)}${isSelected ? " selected" : ""}`,
+          "aria-label": text, pointerenter: tell, focus: tell,
+        },
+        svg("title", {}, text),
+      );
+    });
+  });
+  const every = Math.ceil(heads.num_heads / 16);
+  const names = [
+    ...heads.layers.map((layer, row) =>
+      svg("text", { x: left - 6, y: top + row * size + size / 2 + 4, "text-anchor": "end" }, layer.layer),
+    ),
+    ...Array.from({ length: heads.num_heads }, (_, head) =>
+      head % every
+        ? null
+        : svg("text", { x: left + head * size + size / 2, y: top - 6, "text-anchor": "middle" }, head),
+    ),
+  ];
+  const width = left + heads.num_heads * size + 2;
+  const height = top + heads.layers.length * size + 2;
+  return el(
+    "figure",
+    {},
+    svg(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, width, height, class: "heat", role: "group", "aria-label": "heads by layer" },
+      names,
+      cells,
+    ),
+    el(
+      "figcaption",
+      { class: "scale" },
+      "importance within its layer: low ",
+      Array.from({ length: 10 }, (_, step) => el("i", { class: `swatch shade-${step}` })),
+      " high · ",
+      el("i", { class: "swatch shade-0 selected" }),
+      " selected",
+    ),
+    read,
+  );
+}

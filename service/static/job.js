@@ -1,0 +1,223 @@
+// One job: how far it is, live; its curves, its heads, its events, and what can be downloaded.
+
+import { download, follow, get, post, remove } from "./api.js";
+import { curve, heatMap } from "./charts.js";
+import { bytes, el, moment, number, seconds, show } from "./dom.js";
+import { chip, duration, isFinished, progressBar } from "./jobs.js";
+
+const SHOWN_EVENTS = 200;
+const ACTIONS = {
+  cancel: ["queued", "validating", "selecting", "training", "pausing", "paused"],
+  pause: ["training"],
+  resume: ["paused"],
+};
+
+function facts(pairs) {
+  return el(
+    "dl",
+    {},
+    pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
+}
+
+function card(title, ...content) {
+  return el("section", { class: "card" }, el("h2", {}, title), content);
+}
+
+export async function jobPage(page, id) {
+  const path = `/jobs/${id}`;
+  const job = await get(path, { signal: page.signal });
+  const live = new JobView(page, path, job);
+  await follow(path, {
+    signal: page.signal,
+    onEvent: (event) => live.take(event),
+    onProgress: (progress) => live.progress(progress),
+    isOver: async () => isFinished(await live.reload()),
+  });
+}
+
+class JobView {
+  constructor(page, path, job) {
+    this.page = page;
+    this.path = path;
+    this.losses = [];
+    this.metrics = new Map();
+    this.head = el("div");
+    this.spec = el("div");
+    this.curves = el("div", { class: "charts" }, el("p", { class: "muted" }, "No step yet."));
+    this.heads = el("div", {}, el("p", { class: "muted" }, "Not selected yet."));
+    this.files = el("div", {}, el("p", { class: "muted" }, "Not there before the job succeeds."));
+    this.log = el("ol", { class: "log" });
+    this.waiting = null;
+    show(
+      page.view,
+      this.head,
+      el(
+        "div",
+        { class: "grid" },
+        el("div", {}, card("Training", this.curves), card("Job", this.spec)),
+        el("div", {}, card("Heads", this.heads), card("Downloads", this.files)),
+      ),
+      card("Events", this.log),
+    );
+    this.draw(job);
+  }
+
+  async reload() {
+    const job = await get(this.path, { signal: this.page.signal });
+    this.draw(job);
+    return job;
+  }
+
+  draw(job) {
+    this.job = job;
+    this.drawHead();
+    this.drawSpec();
+    if (job.selection) this.showHeads();
+    if (job.artifact) this.drawFiles();
+  }
+
+  drawHead() {
+    const { job } = this;
+    const buttons = Object.entries(ACTIONS)
+      .filter(([, states]) => states.includes(job.status))
+      .map(([action]) => el("button", { type: "button", click: () => this.act(action) }, action));
+    if (isFinished(job)) {
+      buttons.push(el("button", { type: "button", click: () => this.delete() }, "delete"));
+    }
+    this.bar = el("div", {}, isFinished(job) ? null : this.drawnProgress(job.progress));
+    show(
+      this.head,
+      el("div", { class: "title" }, el("h1", {}, job.name || job.id), chip(job.status), buttons),
+      el("p", { class: "muted" }, job.id),
+      this.bar,
+      job.error ? el("p", { class: "error" }, `${job.error.code}: ${job.error.message}`) : null,
+    );
+  }
+
+  drawnProgress(progress) {
+    const left = progress.eta_seconds === null ? "" : `, about ${seconds(progress.eta_seconds)} left`;
+    const bar = progressBar(progress);
+    bar.lastChild.append(left);
+    return bar;
+  }
+
+  drawSpec() {
+    const { job } = this;
+    const { spec, result, selection } = job;
+    const task = spec.task ?? {};
+    const results = Object.entries(result?.metrics ?? {}).map(([k, v]) => [k, number(v)]);
+    show(
+      this.spec,
+      facts([
+        ["backbone", spec.model],
+        ["data set", typeof spec.dataset === "string" ? spec.dataset : JSON.stringify(spec.dataset)],
+        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? []].flat().join(" + ")} → ${task.label ?? ""}`],
+        ["heads", `k = ${spec.k}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
+        ["trained weights", selection ? `${number(selection.trainable_parameters)} (${(100 * selection.fraction).toFixed(2)} %)` : "–"],
+        ["posted", moment(job.created_at)],
+        ["time", duration(job)],
+        ["samples/s", number(result?.samples_per_second ?? null, 3)],
+        ...results,
+      ]),
+    );
+  }
+
+  async showHeads() {
+    if (this.hasHeads) return;
+    this.hasHeads = true;
+    try {
+      show(this.heads, heatMap(await get(`${this.path}/heads`, { signal: this.page.signal })));
+    } catch (error) {
+      this.hasHeads = false;
+      this.page.fail(error);
+    }
+  }
+
+  drawFiles() {
+    const entry = (name, path, size) => {
+      const click = async (event) => {
+        event.preventDefault();
+        await download(path).catch(this.page.fail);
+      };
+      return el("li", {}, el("a", { href: path, click }, name), " ", el("span", { class: "muted" }, size));
+    };
+    const delta = `${this.path}/heads/delta`;
+    const { encodings } = this.job.artifact;
+    show(
+      this.files,
+      el(
+        "ul",
+        { class: "files" },
+        ["float32", "bfloat16", "int8"]
+          .filter((encoding) => encodings[encoding])
+          .map((encoding) =>
+            entry(`head delta, ${encoding}`, `${delta}?encoding=${encoding}`, bytes(encodings[encoding].bytes)),
+          ),
+        encodings.lora
+          ? entry("PEFT adapter (LoRA)", `${this.path}/heads/lora`, bytes(encodings.lora.bytes))
+          : null,
+        entry("merged model", `${this.path}/merged`, "made when asked for"),
+      ),
+      el("p", { class: "hash" }, `sha256 ${this.job.artifact.sha256}`),
+    );
+  }
+
+  take(event) {
+    this.log.prepend(
+      el("li", { class: event.level }, moment(event.created_at), " ", el("b", {}, event.type), " ", event.message),
+    );
+    while (this.log.childElementCount > SHOWN_EVENTS) this.log.lastChild.remove();
+    if (event.type === "step" || event.type === "metrics") this.note(event);
+    // Many past events come at once: ask for the job when they are through.
+    if (event.type === "status" || event.type === "selection") {
+      clearTimeout(this.waiting);
+      this.waiting = setTimeout(() => this.reload().catch(this.page.fail), 100);
+    }
+  }
+
+  note({ type, data: { step, ...values } }) {
+    if (type === "step") {
+      if (Number.isFinite(values.loss)) this.losses.push([step, values.loss]);
+    } else {
+      for (const [name, value] of Object.entries(values)) {
+        if (!Number.isFinite(value)) continue;
+        if (!this.metrics.has(name)) this.metrics.set(name, []);
+        this.metrics.get(name).push([step, value]);
+      }
+    }
+    if (this.drawing) return;
+    this.drawing = requestAnimationFrame(() => {
+      this.drawing = null;
+      const lines = [...this.metrics].map(([name, points]) => ({ name, points }));
+      show(
+        this.curves,
+        this.losses.length ? curve("loss", [{ name: "loss", points: this.losses }]) : null,
+        lines.length ? curve("validation", lines) : null,
+      );
+    });
+  }
+
+  progress(progress) {
+    this.job.progress = progress;
+    if (!isFinished(this.job)) show(this.bar, this.drawnProgress(progress));
+  }
+
+  async act(action) {
+    try {
+      this.draw(await post(`${this.path}/${action}`));
+    } catch (error) {
+      this.page.fail(error);
+    }
+  }
+
+  async delete() {
+    if (!confirm("Delete this job with its artifact and events?")) return;
+    try {
+      await remove(this.path);
+      location.hash = "#/";
+    } catch (error) {
+      this.page.fail(error);
+    }
+  }
+}

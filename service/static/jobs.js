@@ -1,0 +1,89 @@
+// The list of jobs, newest first, kept fresh.
+
+import { get } from "./api.js";
+import { el, moment, seconds, show } from "./dom.js";
+
+const REFRESH = 2000;
+const PAGE = 25;
+const STATES = [
+  "queued", "validating", "selecting", "training", "pausing", "paused", "cancelling",
+  "succeeded", "failed", "cancelled",
+];
+const FINISHED = new Set(["succeeded", "failed", "cancelled"]);
+
+export const isFinished = (job) => FINISHED.has(job.status);
+
+export const chip = (status) => el("span", { class: `chip ${status}` }, status);
+
+export function progressBar(progress) {
+  const percent = Math.round(100 * progress.fraction);
+  const bar = el("progress", { max: "100", value: String(percent), title: `${percent} %` });
+  const count = progress.total_steps ? `${progress.step ?? 0} / ${progress.total_steps}` : "";
+  const phase = progress.phase ? `${progress.phase} ${count}` : "";
+  return el("div", { class: "progress" }, bar, el("span", { class: "muted" }, phase));
+}
+
+export function duration(job) {
+  if (!job.started_at) return "–";
+  const end = job.finished_at ? Date.parse(job.finished_at) : Date.now();
+  return seconds((end - Date.parse(job.started_at)) / 1000);
+}
+
+function row(job) {
+  const metrics = Object.entries(job.result?.metrics ?? {});
+  const best = metrics.length ? `${metrics[0][0]} ${Number(metrics[0][1]).toFixed(3)}` : "–";
+  return el(
+    "tr",
+    {},
+    el("td", {}, el("a", { href: `#/jobs/${job.id}` }, job.name || job.id)),
+    el("td", {}, chip(job.status)),
+    el("td", {}, isFinished(job) ? "" : progressBar(job.progress)),
+    el("td", {}, job.spec.model),
+    el("td", {}, job.spec.task?.type ?? "–"),
+    el("td", {}, best),
+    el("td", {}, duration(job)),
+    el("td", {}, moment(job.created_at)),
+  );
+}
+
+function filter(status) {
+  const choose = (event) => {
+    location.hash = event.target.value ? `#/?status=${event.target.value}` : "#/";
+  };
+  const options = ["", ...STATES].map((state) =>
+    el("option", { value: state, selected: state === status ? "" : null }, state || "all states"),
+  );
+  return el("select", { change: choose, "aria-label": "state" }, options);
+}
+
+export async function jobsPage({ view, signal, fail, notice }, query) {
+  const status = query.get("status") || "";
+  const asked = new URLSearchParams({ limit: PAGE });
+  for (const name of ["status", "after"]) if (query.get(name)) asked.set(name, query.get(name));
+  const rows = el("tbody");
+  const foot = el("p", { class: "foot" });
+  const heads = ["Job", "State", "Progress", "Backbone", "Task", "Result", "Time", "Posted"];
+  const table = el(
+    "table",
+    {},
+    el("thead", {}, el("tr", {}, heads.map((name) => el("th", {}, name)))),
+    rows,
+  );
+  const draw = async () => {
+    const page = await get(`/jobs?${asked}`, { signal });
+    const next = new URLSearchParams({ status, after: page.last_id ?? "" });
+    rows.replaceChildren(...page.data.map(row));
+    show(
+      foot,
+      page.data.length ? null : el("span", { class: "muted" }, "No jobs here yet."),
+      query.get("after") ? el("a", { href: "#/" }, "Newest") : null,
+      page.has_more ? el("a", { href: `#/?${next}` }, "Older") : null,
+    );
+    notice.hidden = true;
+  };
+  await draw();
+  const title = el("div", { class: "title" }, el("h1", {}, "Jobs"), filter(status));
+  show(view, title, el("div", { class: "card wide" }, table), foot);
+  const timer = setInterval(() => document.hidden || draw().catch(fail), REFRESH);
+  signal.addEventListener("abort", () => clearInterval(timer));
+}

@@ -1,0 +1,198 @@
+"""The supervisor of an embedded service: it starts the parts, keeps them alive, and ends them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import structlog
+
+from store.errors import StoreError
+
+_QUICK_SECONDS = 30.0  # a part that ends sooner never worked
+_MOST_QUICK_ENDS = 5  # in a row; then it will not work the next time either
+_FIRST_WAIT_SECONDS = 0.5  # before a part is started again; doubled with every quick end
+_LONGEST_WAIT_SECONDS = 30.0
+_TICK_SECONDS = 0.1
+_STDERR = 2
+_PR_SET_PDEATHSIG = 1
+_log = structlog.get_logger(__name__)
+
+
+class CrashLoopError(StoreError):
+    """A part of the service ends again and again as soon as it is started."""
+
+    code = "crash_loop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One process of the service.
+
+    Attributes:
+        name: for people.
+        command: the program and its arguments.
+        descriptors: file descriptors that it inherits.
+        rank: parts of a lower rank are stopped first.
+        grace_seconds: what it has, after SIGTERM, to put its things in order.
+    """
+
+    name: str
+    command: Sequence[str]
+    descriptors: Sequence[int] = ()
+    rank: int = 0
+    grace_seconds: float = 15.0
+
+
+class Supervisor:
+    """Runs the parts of a service until a signal asks to end.
+
+    The first SIGTERM or Ctrl-C stops them in order, a second one kills them. A part that ends by
+    itself is started again, a little later each time.
+
+    Args:
+        parts: what to run.
+        environment: of all of them.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, environment: Mapping[str, str]) -> None:
+        self._children = [_Child(part, environment=environment) for part in parts]
+        self._signals: list[int] = []
+
+    def run(self, *, watch: Callable[[], None]) -> int:
+        """Run until a signal.
+
+        Args:
+            watch: called again and again meanwhile; it must not take long.
+
+        Returns:
+            The signal that ended it.
+
+        Raises:
+            CrashLoopError: a part cannot be kept alive; the others have been stopped.
+        """
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._remember) for number in numbers}
+        try:
+            for child in self._children:
+                child.start()
+            while not self._signals:
+                for child in self._children:
+                    child.tend()
+                watch()
+                time.sleep(_TICK_SECONDS)
+            _log.info("stopping", hint="a second signal stops at once")
+            return self._signals[0]
+        finally:
+            self._stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _stop(self) -> None:
+        """Stop rank after rank, each with its grace; at once after a second signal."""
+        for rank in sorted({child.part.rank for child in self._children}):
+            children = [child for child in self._children if child.part.rank == rank]
+            for child in children:
+                child.terminate()
+            deadline = time.monotonic() + max(child.part.grace_seconds for child in children)
+            while any(child.is_alive for child in children):
+                if len(self._signals) > 1 or time.monotonic() > deadline:
+                    break
+                time.sleep(_TICK_SECONDS)
+            for child in children:
+                child.kill()
+
+
+class _Child:
+    """One part, and the process that runs it at the moment."""
+
+    def __init__(self, part: Part, *, environment: Mapping[str, str]) -> None:
+        self.part = part
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._start_at = 0.0
+        self._quick_ends = 0
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        parent = os.getpid()
+        self._started_at = time.monotonic()
+        self._process = subprocess.Popen(  # noqa: S603 - what our own caller names
+            list(self.part.command),
+            env=dict(self._environment),
+            stdin=subprocess.DEVNULL,
+            stdout=_STDERR,  # stdout is the supervisor's own
+            pass_fds=self.part.descriptors,
+            process_group=0,  # Ctrl-C comes to the supervisor alone, which knows the order
+            # Safe, since the supervisor has one thread.
+            preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
+        )
+        _log.info("started", part=self.part.name, child_pid=self._process.pid)
+
+    def tend(self) -> None:
+        """Start it again when it has ended, once its time has come.
+
+        Raises:
+            CrashLoopError: there is no use in that.
+        """
+        if self._process is None:
+            if time.monotonic() >= self._start_at:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        seconds = time.monotonic() - self._started_at
+        _log.error("ended", part=self.part.name, exit_code=code, after_seconds=round(seconds, 1))
+        self._process = None
+        self._count(code, seconds=seconds)
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** max(self._quick_ends - 1, 0), _LONGEST_WAIT_SECONDS)
+        self._start_at = time.monotonic() + wait
+
+    def _count(self, code: int, *, seconds: float) -> None:
+        if seconds >= _QUICK_SECONDS:
+            self._quick_ends = 0
+            return
+        if code == -signal.SIGKILL:
+            return  # that was no fault of its own
+        self._quick_ends += 1
+        if self._quick_ends >= _MOST_QUICK_ENDS:
+            raise CrashLoopError(
+                f"the {self.part.name} ended {self._quick_ends} times soon after its start (exit "
+                f"code {code}): what it said stands above; mend that, and serve again"
+            )
+
+    def terminate(self) -> None:
+        if self._process is not None and self.is_alive:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill what is still there, the processes that it started included."""
+        if self._process is None:
+            return
+        if self.is_alive:
+            _log.error("killed", part=self.part.name)
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends; between fork and exec."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the kernel knew
+        os._exit(1)

@@ -1,0 +1,329 @@
+"""The tailer: one poll of the tables for all the jobs that somebody in this process follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from store.tables import ApiKey, Job, JobEvent
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.database import Database
+    from store.states import JobStatus
+
+_log = structlog.get_logger(__name__)
+_Answer = TypeVar("_Answer")
+
+_RECHECK_SECONDS = 2.0  # until a stream whose key was revoked ends
+_LONGEST_WAIT_SECONDS = 5.0  # between two tries while the database is away
+_RECENT = 256  # events that a feed remembers, far more than a job writes between two polls
+_PAGE = 200  # events that a stream reads at once when it is behind
+_READERS = 4  # database connections that streams may take together to catch up
+_IDS_PER_QUERY = 5000  # both databases allow six times as many parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressSeen:
+    """How far a job is, as its columns of the same names say."""
+
+    status: JobStatus
+    phase: str | None
+    step: int | None
+    total_steps: int | None
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    last_event: int
+    progress: ProgressSeen
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A job as seen at one moment: None where it is deleted, and its next events."""
+
+    state: _State | None
+    events: Sequence[JobEvent]
+
+
+class _Feed:
+    """What the last poll saw of one job, for all streams that follow it.
+
+    Attributes:
+        streams: how many follow it.
+        changed: set, and replaced, when there is something new to see.
+        is_closed: whether nothing more will come.
+        after: number of the newest event that it has seen; None before the first poll.
+    """
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.changed = asyncio.Event()
+        self.is_closed = False
+        self._seen: _Look | None = None
+        self._recent: deque[JobEvent] = deque(maxlen=_RECENT)
+
+    @property
+    def after(self) -> int | None:
+        state = self._seen and self._seen.state
+        return state.last_event if state else None
+
+    def take(self, seen: _Look) -> None:
+        """Take what a poll saw, and wake the streams where it is news."""
+        before, self._seen = self._seen, seen
+        # An event may have come between a poll's two queries: then the next poll shows it again.
+        newest = self._recent[-1].number if self._recent else 0
+        self._recent.extend(event for event in seen.events if event.number > newest)
+        if before is None or seen.state != before.state:
+            self.wake()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.wake()
+
+    def look(self, after: int) -> _Look | None:
+        """Show the job to a stream that has its events up to ``after``.
+
+        Returns:
+            None where the stream has to ask the database itself: nobody has polled yet, or it is
+            so far behind that its next event is forgotten.
+        """
+        seen = self._seen
+        if seen is None or seen.state is None or after >= seen.state.last_event:
+            return seen and _Look(seen.state, ())
+        events = [event for event in self._recent if event.number > after]
+        return _Look(seen.state, events) if events and events[0].number == after + 1 else None
+
+
+class Tailer:
+    """Live events for any number of streams, at the price of one query per poll.
+
+    It polls only while somebody follows a job, in a thread, and holds no session between polls.
+    A stream never waits in a line that could overflow: each has its own place among the job's
+    numbered events, takes what the poll has seen from there on, and reads from the database what
+    it was too slow for. So none is lost or doubled, however long either side is away.
+
+    All but the queries happens on one event loop.
+
+    Args:
+        database: where the jobs are.
+        interval: seconds between two polls.
+    """
+
+    def __init__(self, database: Database, *, interval: float = 0.2) -> None:
+        self._database = database
+        self._interval = interval
+        self._feeds: dict[str, _Feed] = {}
+        self._keys: Counter[str] = Counter()
+        self._revoked: frozenset[str] = frozenset()
+        self._polling: asyncio.Task[None] | None = None
+        self._is_away = False
+        self._pollers = CapacityLimiter(1)
+        self._readers = CapacityLimiter(_READERS)
+
+    async def follow(
+        self, job_id: str, *, after: int = 0, key_id: str | None = None
+    ) -> AsyncGenerator[JobEvent | ProgressSeen, None]:
+        """Yield a job's events from behind a number on, and its progress when that changes.
+
+        The events come in order, each once; the last one is the job's last. The stream also ends
+        when the job is deleted, the key revoked or the tailer closed.
+
+        Args:
+            job_id: which; whoever asks has been found to own it.
+            after: number of the last event that the stream has already.
+            key_id: the key that opened the stream; None where none was asked for.
+        """
+        shown: ProgressSeen | None = None
+        with self._joined(job_id, key_id) as feed:
+            while not feed.is_closed and key_id not in self._revoked:
+                changed = feed.changed
+                seen = feed.look(after) or await self._catch_up(job_id, after)
+                state = seen.state
+                if state is None:
+                    return
+                # A poll from before our own read must not turn the progress back.
+                if state.progress != shown and state.last_event >= after:
+                    shown = state.progress
+                    yield shown
+                for event in seen.events:
+                    after = event.number
+                    yield event
+                # Without events short of the last one the job is being deleted: the poll will tell.
+                if after >= state.last_event or not seen.events:
+                    if state.progress.status.is_finished:
+                        return
+                    await changed.wait()
+
+    def stop(self) -> None:
+        """Let all streams come to an end."""
+        if self._polling is not None:
+            self._polling.cancel()
+
+    async def close(self) -> None:
+        """Stop, and wait until nothing is under way."""
+        self.stop()
+        if self._polling is not None:
+            await asyncio.wait([self._polling])
+
+    @contextmanager
+    def _joined(self, job_id: str, key_id: str | None) -> Iterator[_Feed]:
+        feed = self._feeds.setdefault(job_id, _Feed())
+        feed.streams += 1
+        self._keys.update(filter(None, [key_id]))
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll_while_followed())
+            self._polling.add_done_callback(self._end)
+        try:
+            yield feed
+        finally:
+            feed.streams -= 1
+            if not feed.streams and self._feeds.get(job_id) is feed:
+                del self._feeds[job_id]
+            self._keys.subtract(filter(None, [key_id]))
+            self._keys += Counter()  # forget the keys that nobody uses
+
+    async def _poll_while_followed(self) -> None:
+        clock = asyncio.get_running_loop().time
+        checked_at = clock()
+        while self._feeds:
+            cursors = {job_id: feed.after for job_id, feed in self._feeds.items()}
+            self._publish(await self._ask(partial(_poll, cursors=cursors), self._pollers))
+            if self._keys and clock() - checked_at >= _RECHECK_SECONDS:
+                await self._recheck()
+                checked_at = clock()
+            await asyncio.sleep(self._interval)
+
+    def _end(self, polling: asyncio.Task[None]) -> None:
+        """End the streams that a poll leaves behind, rather than let them fall silent.
+
+        After an error that nobody foresaw their clients come again, and the next poll starts anew.
+        """
+        if not polling.cancelled() and (error := polling.exception()) is not None:
+            _log.error("event_poll_failed", exc_info=error)
+        if self._polling is not polling:
+            return  # somebody came when it was about to end
+        self._polling = None
+        feeds, self._feeds = self._feeds, {}
+        for feed in feeds.values():
+            feed.close()
+
+    def _publish(self, seen: Mapping[str, _Look]) -> None:
+        for job_id, look in seen.items():
+            # Everybody may have left during the poll; who came since has asked the database.
+            feed = self._feeds.get(job_id)
+            if feed is not None:
+                feed.take(look)
+
+    async def _recheck(self) -> None:
+        keys = list(self._keys)
+        valid = await self._ask(partial(_valid_keys, ids=keys), self._pollers)
+        self._revoked = frozenset(keys) - valid
+        if self._revoked:
+            for feed in self._feeds.values():
+                feed.wake()
+
+    async def _catch_up(self, job_id: str, after: int) -> _Look:
+        return await self._ask(partial(_read, job_id=job_id, after=after), self._readers)
+
+    async def _ask(
+        self, question: Callable[[Session], _Answer], limiter: CapacityLimiter
+    ) -> _Answer:
+        """Ask the database in a thread, and again while it is away."""
+        wait = self._interval
+        while True:
+            try:
+                answer = await to_thread.run_sync(
+                    self._answer, question, limiter=limiter, abandon_on_cancel=True
+                )
+            except SQLAlchemyError as error:
+                self._note_outage(error)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            else:
+                self._is_away = False
+                return answer
+
+    def _answer(self, question: Callable[[Session], _Answer]) -> _Answer:
+        with self._database.read() as session:
+            return question(session)
+
+    def _note_outage(self, error: SQLAlchemyError) -> None:
+        if not self._is_away:
+            _log.warning("event_streams_wait_for_database", error=str(error))
+        self._is_away = True
+
+
+_COLUMNS = (
+    *(Job.id, Job.last_event),
+    # As ProgressSeen has them:
+    *(Job.status, Job.phase, Job.step, Job.total_steps, Job.eta_seconds),
+)
+
+
+def _poll(session: Session, *, cursors: Mapping[str, int | None]) -> dict[str, _Look]:
+    """Look at many jobs at once: one query, and a second one where there are new events."""
+    ids = list(cursors)
+    states: dict[str, _State] = {}
+    for start in range(0, len(ids), _IDS_PER_QUERY):
+        query = sa.select(*_COLUMNS).where(Job.id.in_(ids[start : start + _IDS_PER_QUERY]))
+        states |= {row.id: _state(row) for row in session.execute(query)}
+    moved = [
+        (job_id, after)
+        for job_id, after in cursors.items()
+        if after is not None and job_id in states and states[job_id].last_event > after
+    ]
+    events: dict[str, list[JobEvent]] = {}
+    for start in range(0, len(moved), _IDS_PER_QUERY):
+        rows = session.scalars(_events_behind(moved[start : start + _IDS_PER_QUERY]))
+        events |= {job_id: list(group) for job_id, group in groupby(rows, lambda row: row.job_id)}
+    return {job_id: _Look(states.get(job_id), events.get(job_id, ())) for job_id in ids}
+
+
+def _events_behind(cursors: Sequence[tuple[str, int]]) -> sa.Select[JobEvent]:
+    rows = sa.values(
+        sa.column("job_id", sa.String), sa.column("after", sa.BigInteger), name="cursors"
+    )
+    cursor = rows.data(cursors).cte("cursors").c
+    return (
+        sa.select(JobEvent)
+        .where(JobEvent.job_id == cursor.job_id, JobEvent.number > cursor.after)
+        .order_by(JobEvent.job_id, JobEvent.number)
+    )
+
+
+def _read(session: Session, *, job_id: str, after: int) -> _Look:
+    """Look at one job with its next events."""
+    row = session.execute(sa.select(*_COLUMNS).where(Job.id == job_id)).one_or_none()
+    if row is None:
+        return _Look(None, ())
+    events = sa.select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.number > after)
+    return _Look(_state(row), session.scalars(events.order_by(JobEvent.number).limit(_PAGE)).all())
+
+
+def _state(row: sa.Row[*tuple[Any, ...]]) -> _State:
+    _, last_event, *progress = row
+    return _State(last_event, ProgressSeen(*progress))
+
+
+def _valid_keys(session: Session, *, ids: Sequence[str]) -> frozenset[str]:
+    query = sa.select(ApiKey.id).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None))
+    return frozenset(session.scalars(query))

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.app import build_app
+from store.leases import Progress, WorkEvent
+from store.storage import ArtifactStorage
+from store.tenants import revoke_key
+from tests.browser.chromium import SECONDS, Page, chromium
+from tests.service.gateways import Member, served
+from tests.service.work import FILES, finished_job, running_job, select, step, succeed
+
+if TYPE_CHECKING:
+    from store.database import Database
+    from store.settings import Settings
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+@pytest.fixture
+def storage(settings: Settings) -> ArtifactStorage:
+    return ArtifactStorage(settings.artifacts_url)
+
+
+@pytest.fixture
+def url(settings: Settings, database: Database) -> Iterator[str]:  # noqa: ARG001 - made first
+    with served(build_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture
+def page(url: str, tmp_path: Path) -> Iterator[Page]:
+    """Give a tab that shows the dashboard; nothing may go wrong in it."""
+    with chromium(tmp_path / "profile") as page:
+        page.goto(f"{url}/")
+        page.wait_for("document.querySelector('#key')")
+        page.errors.clear()  # that the list was refused without a key
+        yield page
+        assert page.errors == []
+
+
+def sign_in(page: Page, secret: str) -> None:
+    page.evaluate(f"document.querySelector('#key').value = {json.dumps(secret)}")
+    page.evaluate("document.querySelector('form.sign-in').requestSubmit()")
+
+
+def open_job(page: Page, job_id: str) -> None:
+    page.evaluate(f"location.hash = '#/jobs/{job_id}'")
+    page.wait_for("document.querySelectorAll('.log li').length")
+
+
+class TestSignIn:
+    def test_refuses_a_wrong_key_and_takes_a_right_one(
+        self, page: Page, database: Database, alice: Member
+    ):
+        running_job(database, alice.tenant_id, name="mrpc")
+        sign_in(page, "hifi_wrong")
+        page.wait_for("document.querySelector('.error')?.textContent.includes('unknown')")
+        page.errors.clear()  # the refusal
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        assert page.texts("tbody td:first-child") == ["mrpc"]
+        page.evaluate("document.querySelector('#sign-out').click()")
+        page.wait_for("document.querySelector('#key')")
+        assert page.evaluate("sessionStorage.length") == 0
+        page.errors.clear()
+
+    def test_is_asked_for_again_when_the_key_is_revoked(
+        self, page: Page, database: Database, alice: Member
+    ):
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('table')")
+        assert page.evaluate("document.querySelector('#docs').hidden")
+        with database.write() as session:
+            revoke_key(session, alice.key_id)
+        page.wait_for("document.querySelector('#key')")
+        assert page.evaluate("sessionStorage.length") == 0
+        page.errors.clear()  # the refusal
+
+
+class TestJobs:
+    def test_shows_names_as_text_whatever_they_say(
+        self, page: Page, database: Database, storage: ArtifactStorage, alice: Member
+    ):
+        job_id, lease = running_job(database, alice.tenant_id, name=EVIL)
+        lease.report(Progress(phase=EVIL), events=[WorkEvent(type="message", message=EVIL)])
+        lease.fail(code="dataset_invalid", message=EVIL)
+        finished_job(database, storage, alice.tenant_id, name="mrpc")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelectorAll('tbody tr').length == 2")
+        assert page.texts("tbody td:first-child") == ["mrpc", EVIL]
+        open_job(page, job_id)
+        page.wait_for("document.querySelector('.error')")
+        assert page.texts("h1") == [EVIL]
+        assert page.evaluate("document.querySelectorAll('main img, main script').length") == 0
+        page.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+
+    def test_run_no_markup_that_got_in_all_the_same(self, page: Page):
+        page.evaluate(f"document.querySelector('main').innerHTML = {json.dumps(EVIL)}")
+        page.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+        assert any("Content Security Policy" in error for error in page.errors)
+        assert not any("dialog" in error for error in page.errors)
+        page.errors.clear()
+
+    def test_follows_progress(self, page: Page, database: Database, alice: Member):
+        _, lease = running_job(database, alice.tenant_id, name="mrpc")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('progress')")
+        lease.report(Progress(phase="training", step=40, total_steps=80))
+        page.wait_for("document.querySelector('progress')?.value == 50")
+        lease.fail(code="out_of_memory", message="too large")
+        page.wait_for("document.querySelector('.chip')?.textContent == 'failed'")
+
+
+class TestJob:
+    def test_is_live_from_its_first_step_to_its_files(
+        self,
+        page: Page,
+        database: Database,
+        storage: ArtifactStorage,
+        alice: Member,
+        tmp_path: Path,
+    ):
+        job_id, lease = running_job(database, alice.tenant_id, name="mrpc")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        open_job(page, job_id)
+        select(lease, job_id)
+        page.wait_for("document.querySelectorAll('rect.head').length == 8")
+        assert page.evaluate("document.querySelectorAll('rect.head.selected').length") == 4
+        for number in (1, 2, 3):
+            progress = Progress(phase="training", step=number * 25, total_steps=100)
+            lease.report(progress, events=[step(number * 25)])
+        page.wait_for("document.querySelector('polyline.curve')?.points.length == 3")
+        page.wait_for("document.querySelector('progress')?.value == 75")
+        metrics = {"step": 75, "f1": 0.875}
+        lease.report(
+            Progress(), events=[WorkEvent(type="metrics", message="f1", step=75, data=metrics)]
+        )
+        page.wait_for("document.querySelectorAll('polyline.curve').length == 2")
+        succeed(lease, storage, alice.tenant_id)
+        page.wait_for("document.querySelectorAll('.files a').length == 5")
+        assert page.texts(".chip") == ["succeeded"]
+        assert page.evaluate("document.querySelector('progress')") is None
+        listed = page.texts(".log li b")
+        assert listed[0] == listed[-1] == "status"
+        assert listed.count("step") == 3
+
+        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        page.evaluate("document.querySelector('.files a').click()")
+        file = tmp_path / "mrpc.safetensors"
+        deadline = time.monotonic() + SECONDS
+        while not file.exists() or file.stat().st_size < len(FILES["float32"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert file.read_bytes() == FILES["float32"]
+
+    def test_fits_on_a_phone(
+        self,
+        page: Page,
+        database: Database,
+        storage: ArtifactStorage,
+        alice: Member,
+        tmp_path: Path,
+    ):
+        job_id = finished_job(database, storage, alice.tenant_id, name="x" * 128)
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        open_job(page, job_id)
+        page.wait_for("document.querySelector('rect.head')")
+        page.screenshot(tmp_path / "phone.png", width=390)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,0 +1,57 @@
+"""``hifi migrate``: tables there, back, checked, and every failure in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hifi.cli import main
+from service.listening import free_loopback_port
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Give a folder that is not there yet."""
+    home = tmp_path / "new" / "home"
+    monkeypatch.setenv("HIFI_HOME", str(home))
+    monkeypatch.delenv("HIFI_DATABASE_URL", raising=False)
+    return home
+
+
+class TestMigrate:
+    def test_makes_the_tables_and_again_changes_nothing(self, home, capsys):
+        assert main(["migrate"]) == 0
+        assert capsys.readouterr().out == "the tables are at head\n"
+        before = (home / "hifi.db").read_bytes()
+        assert main(["migrate", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"object": "migration", "revision": "head"}
+        assert (home / "hifi.db").read_bytes() == before
+
+    def test_check_tells_whether_they_are_those_of_this_version(self, capsys):
+        assert main(["migrate", "--check"]) == 1
+        assert main(["migrate"]) == 0
+        assert main(["migrate", "--check"]) == 0
+        assert main(["migrate", "--down", "base"]) == 0
+        capsys.readouterr()
+        assert main(["migrate", "--check"]) == 1
+        assert "run `hifi migrate`" in capsys.readouterr().err
+
+    def test_a_revision_that_is_unknown_is_one_line(self, capsys):
+        assert main(["migrate", "--to", "9999"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("hifi: error: ")
+        assert "9999" in err
+        assert err.count("\n") == 1
+
+    def test_a_database_that_is_away_is_one_line(self, monkeypatch, capsys):
+        url = f"postgresql://me:geheim@127.0.0.1:{free_loopback_port()}/x"
+        monkeypatch.setenv("HIFI_DATABASE_URL", url)
+        assert main(["migrate"]) == 1
+        err = capsys.readouterr().err
+        assert "the database does not answer" in err
+        assert "geheim" not in err
+        assert err.count("\n") == 1
+
+    def test_one_thing_at_a_time(self):
+        assert main(["migrate", "--to", "head", "--check"]) == 2

@@ -1,0 +1,133 @@
+"""service.cli.progress, output and render: what a person sees, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from hifi.cli import render as library
+from service.cli import output
+from service.cli.progress import LINE_SECONDS, LineDisplay, job_display, transfer_display
+from service.cli.render import heat_map
+
+
+def event(kind, message="told", **data):
+    return {"id": "evt_1", "type": kind, "message": message, "data": data}
+
+
+def progress(phase, step=None, total=None, eta=None):
+    return {"phase": phase, "step": step, "total_steps": total, "eta_seconds": eta}
+
+
+@pytest.fixture
+def lines():
+    """Give a plain console, and a function that gives its lines so far."""
+    console = Console(file=io.StringIO(), width=20)
+    return console, lambda: console.file.getvalue().splitlines()
+
+
+class TestLineDisplay:
+    def test_tells_steps_at_intervals_and_the_last(self, lines):
+        console, told = lines
+        now = 0.0
+        display = LineDisplay(console, clock=lambda: now)
+        for step in range(1, 5):
+            data = {"step": step, "loss": 1 / step, "samples_per_second": 99.6}
+            display.show_event(event("step", **data))
+            display.show_progress(progress("training", step, 4, eta=4.0 - step))
+            now += LINE_SECONDS * 0.6
+        assert told() == [
+            "training 1/4 loss 1.000  100 samples/s  ETA 0:03",
+            "training 3/4 loss 0.333  100 samples/s  ETA 0:01",
+            "training 4/4 loss 0.250  100 samples/s  ETA 0:00",
+        ]
+
+    def test_the_last_step_is_told_once(self, lines):
+        console, told = lines
+        display = LineDisplay(console)
+        for _ in range(3):
+            display.show_progress(progress("selecting", 300, 300))
+        assert told() == ["scoring heads 300/300"]
+
+    def test_phases_without_a_count_are_told_by_their_events(self, lines):
+        console, told = lines
+        display = LineDisplay(console)
+        display.show_progress(progress("loading"))
+        display.show_progress(progress("evaluating", 3, 4))
+        display.show_progress(progress(None))
+        display.show_event(event("status", "a worker has it", status="validating"))
+        assert told() == ["validating: a worker has it"]
+
+    def test_long_lines_are_not_wrapped_and_steer_nothing(self, lines):
+        console, told = lines
+        LineDisplay(console).show_event(event("message", "x" * 50 + "\x1b[2J[red]"))
+        assert told() == ["x" * 50 + "?[2J[red]"]
+
+
+class TestJobDisplay:
+    def test_is_a_bar_on_a_terminal(self):
+        console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        with job_display(console) as display:
+            display.show_progress(progress(None))
+            display.show_event(event("step", loss=0.5, samples_per_second=None))
+            display.show_event(event("metrics", step=3, accuracy=0.5))
+            display.show_progress(progress("training", 3, 9, eta=65))
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+        assert "step 3  accuracy 0.5000" in plain
+        assert re.search(r"training +\S+ 3/9 loss 0.500  ETA 1:05", plain)
+
+    def test_a_new_phase_of_a_newer_server_is_shown_as_it_is(self):
+        console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        with job_display(console) as display:
+            display.show_progress(progress("compressing", 1, 2))
+        assert "compressing" in console.file.getvalue()
+
+
+class TestTransferDisplay:
+    def test_is_silent_where_nobody_watches(self, lines):
+        console, told = lines
+        with transfer_display(console, "uploading") as show:
+            show(1, 2)
+        assert told() == []
+
+    def test_counts_bytes_on_a_terminal(self):
+        console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        with transfer_display(console, "uploading") as show:
+            show(1500, 3000)
+            show(1500, None)
+        assert (
+            "1.50 kB of 3.00 kB" in console.file.getvalue() or "1.50 kB" in console.file.getvalue()
+        )
+
+
+class TestHeatMap:
+    @pytest.mark.parametrize("width", [40, 25, 20])
+    def test_is_the_one_of_the_library(self, width):
+        importance, selected = [[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], [[0], [2]]
+        ours = heat_map(importance, selected=selected, width=width)
+        theirs = library.heat_map(importance, selected=selected, width=width)
+        assert ours.plain == theirs.plain
+        assert ours.spans == theirs.spans
+
+
+class TestFormats:
+    def test_are_those_of_the_library(self):
+        for size in (0, 999, 1000, 12345678, 1234567890123):
+            assert output.format_bytes(size) == library.format_bytes(size)
+        for seconds in (-1.0, 0.4, 59.6, 3599.0, 90061.0):
+            assert output.format_seconds(seconds) == library.format_seconds(seconds)
+        metrics = {"loss": 0.5, "f1": 0.25, "accuracy": 1.0}
+        assert output.format_metrics(metrics) == library.format_metrics(metrics)
+
+    def test_a_moment_has_no_fractions(self):
+        assert output.format_moment("2026-01-02T03:04:05.678901Z") == "2026-01-02 03:04:05"
+        assert output.format_moment(None) == ""
+
+
+class TestTable:
+    def test_is_a_row_per_line_however_wide(self, capsys):
+        output.print_table(("id", "name"), [("1", "x" * 200), ("22", "")])
+        assert capsys.readouterr().out.splitlines() == ["id  name", "1   " + "x" * 200, "22"]

@@ -1,0 +1,245 @@
+"""Gateways for tests: settings, tenants with keys, and rows for what workers would have made."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from starlette.testclient import TestClient
+
+from service.app import build_app
+from store.claims import Claimant, claim_next
+from store.database import Database, database_now
+from store.datasets import Split, add_dataset
+from store.jobs import NewJob, submit
+from store.leases import Lease
+from store.settings import Settings
+from store.states import JobStatus
+from store.storage import ArtifactStorage, Blob
+from store.tables import Backbone
+from store.tenants import OwnQuotas, create_key, create_tenant
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+MODEL = "minilm"
+PROFILE = {
+    "version": 1,
+    "splits": {"train": 400, "validation": 40},
+    "columns": [
+        {
+            "name": "text",
+            "type": "string",
+            "kind": "text",
+            "cells": False,
+            "classes": {"count": None, "names": []},
+        },
+        {
+            "name": "label",
+            "type": "int64",
+            "kind": "integer",
+            "cells": False,
+            "classes": {"count": 2, "names": ["0", "1"]},
+        },
+    ],
+}
+HOSTS = ("testserver", "127.0.0.1", "localhost")
+CSV = b"text,label\n" + b"".join(b"row %d,%d\n" % (row, row % 2) for row in range(8))
+
+
+def settings_for(home: Path, database_url: str, **changes: Any) -> Settings:
+    """Make settings for a gateway that asks for keys and touches nothing outside ``home``."""
+    values = {"home": home, "database_url": database_url, "auth": "keys", "allowed_hosts": HOSTS}
+    return Settings(**{**values, **changes})
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tenant with a key."""
+
+    tenant_id: str
+    key_id: str
+    secret: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request in its name needs."""
+        return {"Authorization": f"Bearer {self.secret}"}
+
+
+def add_member(database: Database, name: str, *, is_admin: bool = False, **quotas: int) -> Member:
+    """Add a tenant with a key."""
+    with database.write() as session:
+        tenant = create_tenant(session, name, is_admin=is_admin, own=OwnQuotas(**quotas))
+        key, secret = create_key(session, tenant.id)
+        return Member(tenant.id, key_id=key.id, secret=secret)
+
+
+def add_backbone(database: Database, identifier: str = MODEL) -> str:
+    """Add a backbone as a worker would."""
+    with database.write() as session:
+        session.add(
+            Backbone(
+                id=identifier,
+                architecture="BertModel",
+                num_layers=6,
+                num_heads=12,
+                num_key_value_heads=12,
+                head_dim=32,
+                hidden_size=384,
+                parameters=22_713_216,
+                fingerprint="sha256:" + "0" * 64,
+                max_positions=512,
+                weights_per_head=36_960,
+                task_heads={"classification": {"base": 0, "per_label": 385}},
+                updated_at=database_now(session),
+            )
+        )
+    return identifier
+
+
+def upload(client: TestClient, member: Member, content: bytes = CSV, **fields: str) -> str:
+    """Upload a small data set through the API; give its id."""
+    answer = client.post(
+        "/datasets", files={"train": ("train.csv", content)}, data=fields, headers=member.headers
+    )
+    assert answer.status_code == 201, answer.text
+    identifier: str = answer.json()["id"]
+    return identifier
+
+
+def add_dataset_row(database: Database, member: Member, *, name: str | None = None) -> str:
+    """Add a data set as an upload would, without its blobs; give its id."""
+    blob = Blob(sha256="0" * 64, bytes=100)
+    with database.write() as session:
+        dataset = add_dataset(
+            session,
+            member.tenant_id,
+            name=name,
+            splits={"train": Split(blob=blob, rows=400), "validation": Split(blob=blob, rows=40)},
+            columns={"text": "string", "label": "int64"},
+            profile=PROFILE,
+            max_bytes=1 << 40,
+        )
+        return dataset.id
+
+
+def finished_job(database: Database, settings: Settings, member: Member) -> str:
+    """Add a job that has succeeded, with all that such a job has; give its id."""
+    new = NewJob(
+        spec={},
+        model=MODEL,
+        revision=None,
+        needs_hub=False,
+        dataset_id=None,
+        name="secret job",
+        metadata={},
+    )
+    with database.write() as session:
+        job_id = submit(session, member.tenant_id, new, max_queued=9).id
+    worker = Claimant(worker_id="worker-1", backbones=frozenset({MODEL}))
+    claimed = claim_next(database, worker, lease_seconds=60, max_running=9)
+    assert claimed is not None
+    lease = Lease(database, job_id, fence=claimed.fence, seconds=60)
+    lease.advance(JobStatus.TRAINING, message="training")
+    lease.keep_selection(
+        selection={"heads": [[0, 1]], "trainable_parameters": 1, "fraction": 0.5}, heads=_heads()
+    )
+    file = settings.home.parent / "delta"
+    file.write_bytes(b"secret weights")
+    blob = ArtifactStorage(settings.artifacts_url).put(member.tenant_id, file)
+    result = {
+        "metrics": {},
+        "best_step": 1,
+        "train_seconds": 1.0,
+        "selection_seconds": 1.0,
+        "samples_per_second": 1.0,
+    }
+    encodings = ("float32", "bfloat16", "int8", "lora")
+    lease.succeed(result=result, artifacts=dict.fromkeys(encodings, blob))
+    return job_id
+
+
+def _heads() -> dict[str, Any]:
+    """Give the smallest document of heads."""
+    layer = {
+        "layer": 0,
+        "information_richness": [1],
+        "correlation": [[1]],
+        "importance": [1],
+        "iterations": 1,
+        "selected": [0],
+    }
+    return {
+        "job": "job_x",
+        "model": MODEL,
+        "fingerprint": "sha256:0",
+        "k": 1,
+        "xi": 0.9,
+        "d": 0.85,
+        "strategy": "layer-wise",
+        "teleport": "information",
+        "n_samples": 1,
+        "num_layers": 1,
+        "num_heads": 1,
+        "head_dim": 1,
+        "trainable_parameters": 1,
+        "fraction": 0.5,
+        "layers": [layer],
+    }
+
+
+def job_spec(dataset: str, **changes: Any) -> dict[str, Any]:
+    """Give a job spec that is accepted."""
+    return {"model": MODEL, "dataset": dataset, **changes}
+
+
+def problem_of(answer: Any) -> dict[str, Any]:
+    """Check that an answer is a problem document as agreed, and give it."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    document: dict[str, Any] = json.loads(answer.content)
+    assert {"type", "title", "status", "detail", "code", "param", "request_id"} <= set(document)
+    assert document["status"] == answer.status_code
+    assert document["request_id"] == answer.headers["x-request-id"]
+    assert answer.status_code < 500, document
+    return document
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application from a thread; give its URL."""
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=3,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[TestClient]:
+    """Start a gateway in this process; give a client that shows its failures as answers."""
+    with TestClient(build_app(settings), raise_server_exceptions=False) as client:
+        yield client

@@ -1,0 +1,183 @@
+"""A server that says what a test tells it to: also too little, too late, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(length)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, headers, body)
+        self.server.stub.take(asked)(self, asked)
+
+    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that http.server looks for
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    stub: StubServer
+
+
+Answer = Callable[[_Handler, Asked], None]
+
+
+class StubServer:
+    """Answers each path with the answers given for it, in turn; the last one stays."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self._answers: dict[tuple[str, str], list[Answer]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.stub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def on(self, method: str, path: str, *answers: Answer) -> None:
+        self._answers[method, path].extend(answers)
+
+    def take(self, asked: Asked) -> Answer:
+        with self._lock:
+            self.asked.append(asked)
+            answers = self._answers[asked.method, asked.path.partition("?")[0]]
+            if not answers:
+                return problem(404, "not_found", "there is nothing")
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def paths(self) -> list[str]:
+        return [f"{asked.method} {asked.path}" for asked in self.asked]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def stub_server() -> Iterator[StubServer]:
+    stub = StubServer()
+    try:
+        yield stub
+    finally:
+        stub.close()
+
+
+def reply(body: bytes, *, status: int = 200, **headers: str) -> Answer:
+    """Answer with a body; ``content_type=`` is the header Content-Type."""
+
+    def answer(handler: _Handler, _: Asked) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def document(content: object, *, status: int = 200, **headers: str) -> Answer:
+    """Answer with JSON."""
+    body = json.dumps(content).encode()
+    return reply(body, status=status, content_type="application/json", **headers)
+
+
+def problem(
+    status: int, code: str, detail: str, *, param: str | None = None, **headers: str
+) -> Answer:
+    """Refuse as the gateway does."""
+    content = {"title": code, "status": status, "code": code, "detail": detail, "param": param}
+    return document(content, status=status, **headers)
+
+
+def hang_up(handler: _Handler, _: Asked) -> None:
+    """Say nothing and close the connection."""
+    _break(handler)
+
+
+def broken_off(body: bytes, *, after: int, status: int = 200, **headers: str) -> Answer:
+    """Promise a whole body, send a part of it, and close the connection."""
+
+    def answer(handler: _Handler, _: Asked) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[:after])
+        handler.wfile.flush()
+        _break(handler)
+
+    return answer
+
+
+def event_stream(*messages: str) -> Answer:
+    """Send server-sent events, and end the stream."""
+
+    def answer(handler: _Handler, _: Asked) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        for message in messages:
+            handler.wfile.write(message.encode())
+        handler.close_connection = True
+
+    return answer
+
+
+def broken_stream(*messages: str) -> Answer:
+    """Send server-sent events in chunks, and break off without the last chunk."""
+
+    def answer(handler: _Handler, _: Asked) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for message in messages:
+            data = message.encode()
+            handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        handler.wfile.flush()
+        _break(handler)
+
+    return answer
+
+
+def _break(handler: _Handler) -> None:
+    handler.close_connection = True
+    handler.connection.shutdown(socket.SHUT_RDWR)

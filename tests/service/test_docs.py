@@ -1,0 +1,115 @@
+"""docs/operations.md and docs/service.md: settings, calls, codes and metrics that are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hifi import cli
+from service.app import build_app
+from service.metrics import Metrics
+from store.settings import PREFIX, Settings
+from store.states import JobStatus
+
+ROOT = Path(__file__).parent.parent.parent
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+SERVICE = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", OPERATIONS + SERVICE, re.DOTALL)
+COMMANDS = sorted(
+    {
+        found.strip()
+        for found in re.findall(r"\bhifi ([a-z][^#|`\n&]*)", "\n".join(BLOCKS))
+        if not found.startswith("tenants usage #")
+    }
+)
+
+
+class TestSettings:
+    def test_all_are_in_the_table_and_no_others(self):
+        told = re.findall(rf"^\| `{PREFIX}(\w+)` \|", OPERATIONS, re.MULTILINE)
+        assert sorted(told) == sorted(name.upper() for name in Settings.model_fields)
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("port", "`8000`"),
+            ("tenant_max_queued", "1000"),
+            ("tenant_max_running", "16"),
+            ("lease_seconds", "60"),
+            ("checkpoint_seconds", "60"),
+            ("engine_stall_seconds", "120"),
+            ("log_format", "`text`"),
+            ("auth", "`none`"),
+            ("device", "`auto`"),
+            ("host", "`127.0.0.1`"),
+        ],
+    )
+    def test_defaults_are_as_told(self, name, told):
+        row = re.search(rf"^\| `{PREFIX}{name.upper()}` \| ([^|]*) \|", OPERATIONS, re.MULTILINE)
+        assert row[1] == told
+        default = Settings.model_fields[name].default
+        assert told.strip("`") == (f"{default:g}" if isinstance(default, float) else str(default))
+
+
+class TestCommands:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_parse(self, command):
+        words = [word.replace("…", "x") for word in shlex.split(command)]
+        words = ["keys" if word == "KEY" else word for word in words]
+        cli._build_parser(words).parse_args(words)
+
+    def test_there_are_some(self):
+        assert {command.split()[0] for command in COMMANDS} >= {"serve", "jobs", "tenants"}
+
+
+class TestCalls:
+    def test_the_paths_exist(self, tmp_path):
+        routes = {
+            re.sub(r"\{\w+\}", "{}", path): {verb.upper() for verb in verbs}
+            for path, verbs in build_app(Settings(home=tmp_path)).openapi()["paths"].items()
+        }
+        called = {
+            re.sub(r"(job|ds|ten|key)_…|\{id\}", "{}", path)
+            for path in re.findall(r"\$HIFI_URL(/[\w/…{}]*)", SERVICE)
+        }
+        assert called >= {"/datasets", "/models", "/jobs", "/jobs/{}/events", "/jobs/{}/merged"}
+        assert called <= routes.keys()
+        verbs = re.findall(r"`(GET|POST|DELETE) (/[\w/{}]+)`", SERVICE)
+        for verb, path in verbs:
+            assert verb in routes[re.sub(r"\{\w+\}", "{}", path)], (verb, path)
+
+    def test_every_status_is_told(self):
+        for status in JobStatus:
+            assert f"`{status}`" in SERVICE
+
+    def test_the_python_is_python(self):
+        (code,) = re.findall(r"```python\n(.*?)```", SERVICE, re.DOTALL)
+        compile(code, "service.md", "exec")
+
+    @pytest.mark.parametrize("text", [OPERATIONS, SERVICE])
+    def test_links_lead_somewhere(self, text):
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / "docs" / path).exists()
+
+    def test_codes_are_raised_somewhere(self):
+        sources = "".join(
+            path.read_text(encoding="utf-8")
+            for room in ("service", "store", "worker")
+            for path in (ROOT / room).rglob("*.py")
+        )
+        table = SERVICE.partition("## Codes")[2]
+        for code in re.findall(r"`([a-z]+_[a-z_]+)`[^|]*\|", table):
+            assert f'"{code}"' in sources, code
+
+
+class TestMetrics:
+    def test_those_that_are_told_are_there(self):
+        text = Metrics().render(None).decode()
+        source = (ROOT / "service" / "metrics.py").read_text(encoding="utf-8")
+        told = re.findall(r"^\| `(hifi_\w+)(?:\{.*\})?` \|", OPERATIONS, re.MULTILINE)
+        assert len(told) >= 8
+        for name in told:
+            assert name in text or f'"{name.removesuffix("_total")}"' in source, name

@@ -1,0 +1,82 @@
+"""service.openapi: the document says what the gateway does."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.app import build_app
+from tests.service.gateways import opened, settings_for
+
+
+@pytest.fixture
+def document(client, alice):
+    return client.get("/openapi.json", headers=alice.headers).json()
+
+
+def operations(document):
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+class TestDocument:
+    def test_every_refusal_is_a_problem(self, document):
+        refusals = [
+            response
+            for _, _, operation in operations(document)
+            for status, response in operation["responses"].items()
+            if status >= "4"
+        ]
+        assert len(refusals) > 100
+        schema = {"$ref": "#/components/schemas/Problem"}
+        for response in refusals:
+            assert response["content"] == {"application/problem+json": {"schema": schema}}
+
+    def test_every_reference_leads_somewhere(self, document):
+        schemas = document["components"]["schemas"]
+        seen = []
+
+        def walk(node):
+            if isinstance(node, dict):
+                if "$ref" in node:
+                    seen.append(node["$ref"])
+                    assert node["$ref"].removeprefix("#/components/schemas/") in schemas
+                node = list(node.values())
+            if isinstance(node, list):
+                for child in node:
+                    walk(child)
+
+        walk(document)
+        assert "#/components/schemas/JobSpec" in seen
+
+    def test_public_operations_say_so(self, document):
+        assert document["security"] == [{"key": []}]
+        public = {
+            path for path, _, operation in operations(document) if operation.get("security") == []
+        }
+        assert public == {"/healthz", "/readyz"}
+        for path, _, operation in operations(document):
+            assert ("401" in operation["responses"]) == (path not in public)
+
+    def test_posting_a_job_is_all_there(self, document):
+        operation = document["paths"]["/jobs"]["post"]
+        assert set(operation["responses"]) == {
+            *("200", "202", "400", "401", "403", "404", "409", "413", "415", "422", "429", "503"),
+        }
+        names = {parameter["name"] for parameter in operation["parameters"]}
+        assert names == {"dry_run", "Idempotency-Key"}
+        spec = document["components"]["schemas"]["JobSpec"]
+        assert spec["required"] == ["model", "dataset"]
+        assert spec["additionalProperties"] is False
+
+    def test_without_keys_none_is_asked_for(self, tmp_path, sqlite_url):
+        with opened(settings_for(tmp_path / "home", sqlite_url, auth="none")) as client:
+            document = client.get("/openapi.json").json()
+            assert client.get("/docs").status_code == 200
+        assert "security" not in document
+        assert "401" not in document["paths"]["/jobs"]["post"]["responses"]
+
+    def test_names_of_operations_are_unique(self, settings):
+        document = build_app(settings).openapi()
+        names = [operation["operationId"] for _, _, operation in operations(document)]
+        assert len(names) == len(set(names))

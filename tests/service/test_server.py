@@ -1,0 +1,128 @@
+"""service.server and ``hifi serve --only gateway``: a process that starts, or says why not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from service.listening import free_loopback_port, listen
+from store.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
+
+
+@contextmanager
+def gateway(environment, *arguments) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run a gateway; give the process and the URL that it says."""
+    process = subprocess.Popen(
+        [*SERVE, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        told = re.match(r"HiFi's gateway listens at (http://\S+)", line)
+        assert told, (line, process.stderr.read())
+        yield process, told[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def fail(environment, *arguments):
+    """Run a gateway that cannot start; give its exit code and last line."""
+    done = subprocess.run(
+        [*SERVE, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def environment(tmp_path, sqlite_url):
+    """Give the environment of a gateway on a port of its own, with tables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HIFI_")}
+    return {
+        **kept,
+        "HIFI_HOME": str(tmp_path / "home"),
+        "HIFI_PORT": "0",
+        "HIFI_DATABASE_URL": sqlite_url,
+    }
+
+
+class TestGateway:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+    def test_says_its_address_answers_and_ends(self, environment, number, code):
+        with (
+            gateway(environment) as (process, url),
+            httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+        ):
+            answer = client.get("/healthz")  # a connection that is kept alive
+            assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+            assert "server" not in answer.headers
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "Traceback" not in err
+
+    def test_serves_on_the_socket_of_a_supervisor(self, environment, tmp_path):
+        with listen(Settings(home=tmp_path, port=0)) as listener:
+            port = listener.getsockname()[1]
+            process = subprocess.Popen(
+                [*SERVE, "--listener", str(listener.fileno())],
+                cwd=ROOT,
+                env=environment,
+                pass_fds=(listener.fileno(),),
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                answer = httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=60, trust_env=False)
+                assert answer.status_code == 200
+            finally:
+                process.terminate()
+                assert process.wait(timeout=60) == 0
+
+    def test_missing_tables_are_one_line_with_what_to_do(self, environment, tmp_path):
+        url = f"sqlite:///{tmp_path}/empty.db"
+        code, line = fail({**environment, "HIFI_DATABASE_URL": url})
+        assert code == 1
+        assert line.startswith("hifi: error: the database has no tables yet")
+        assert line.endswith("run `hifi migrate`")
+
+    def test_a_database_that_is_away_is_one_line_without_its_password(self, environment):
+        url = f"postgresql://me:geheim@127.0.0.1:{free_loopback_port()}/x"
+        code, line = fail({**environment, "HIFI_DATABASE_URL": url})
+        assert code == 1
+        assert line.startswith("hifi: error: the database does not answer")
+        assert "geheim" not in line
+
+    def test_a_port_in_use_is_one_line(self, environment, tmp_path):
+        with listen(Settings(home=tmp_path, port=0)) as listener:
+            port = listener.getsockname()[1]
+            code, line = fail(environment, "--port", str(port))
+        assert code == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in line
+
+    def test_a_wrong_setting_is_one_line(self, environment):
+        code, line = fail({**environment, "HIFI_HOST": "0.0.0.0"})  # noqa: S104
+        assert code == 1
+        assert "HIFI_AUTH=keys" in line
