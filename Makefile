@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo lint bench
+.PHONY: help install test demo serve lint bench
 
 help:
 	@echo "make install   leave a ready .venv"
-	@echo "make demo      one real job: select, tune, merge"
+	@echo "make demo      one real job through a service of its own, from data to merged model"
+	@echo "make serve     run the service on http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test      all tests"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     measure and print the benchmark tables"
@@ -38,6 +39,9 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/hifi demo
+
+serve: $(STAMP)
+	$(BIN)/hifi serve
 
 lint: $(STAMP)
 	$(BIN)/ruff check

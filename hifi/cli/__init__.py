@@ -32,6 +32,19 @@ LOCAL_COMMANDS = {
     "demo": ("hifi.cli.demo", "run one real job here, from data to merged model, without network"),
 }
 
+# What other packages of our own distribution add: name to the line that --help shows, and to the
+# extra without which it cannot be loaded.
+EXTRA_COMMANDS = {
+    "serve": ("run the whole service here: gateway, worker and inference", "service"),
+    "migrate": ("bring a service's database to the tables of this version", "service"),
+    "worker": ("run a service's jobs on a device of this machine", "worker"),
+    "infer": ("serve a service's merged models from this machine", "worker"),
+    "datasets": ("upload data sets to a service, and look at them", "service"),
+    "models": ("list the backbones that a service has", "service"),
+    "jobs": ("post jobs to a service, follow them, fetch what they made", "service"),
+    "tenants": ("make a service's tenants and keys, and see what they use", "service"),
+}
+
 
 class _HelpFormatter(argparse.HelpFormatter):
     """Leave the names of options and commands a little more room."""
@@ -80,6 +93,8 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if _is_debugging():
             raise
+        if isinstance(error, ModuleNotFoundError) and args.command in EXTRA_COMMANDS:
+            return fail(_missing_package(args.command, error, is_own=True))
         return fail(_describe_unexpected(error))
 
 
@@ -119,11 +134,15 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name == used:
             _add_arguments(command, import_module(module))
     for entry in _added_commands():
+        summary = EXTRA_COMMANDS[entry.name][0] if _is_own(entry) else _origin(entry)
         command = commands.add_parser(
-            entry.name, help=_origin(entry), formatter_class=_HelpFormatter
+            entry.name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=_HelpFormatter,
         )
         if entry.name == used:
-            _add_foreign_arguments(command, entry)
+            _load_arguments(command, entry)
     return parser
 
 
@@ -133,16 +152,26 @@ def _add_arguments(command: argparse.ArgumentParser, module: ModuleType) -> None
 
 
 def _added_commands() -> list[EntryPoint]:
-    """List the command groups that installed packages add, by name; ours cannot be replaced."""
-    added = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    return [added[name] for name in sorted(added) if name not in LOCAL_COMMANDS]
+    """List the commands that installed packages add, ours first; ours cannot be replaced."""
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    own = {entry.name: entry for entry in found if _is_own(entry)}
+    others = {entry.name: entry for entry in found if entry.name not in {*LOCAL_COMMANDS, *own}}
+    return [
+        *(own[name] for name in EXTRA_COMMANDS if name in own),
+        *(others[name] for name in sorted(others)),
+    ]
+
+
+def _is_own(entry: EntryPoint) -> bool:
+    is_ours = entry.dist is not None and entry.dist.name.lower() == "hifi"
+    return is_ours and entry.name in EXTRA_COMMANDS
 
 
 def _origin(entry: EntryPoint) -> str:
     return f"from the package {entry.dist.name}" if entry.dist else f"from {entry.module}"
 
 
-def _add_foreign_arguments(command: argparse.ArgumentParser, entry: EntryPoint) -> None:
+def _load_arguments(command: argparse.ArgumentParser, entry: EntryPoint) -> None:
     """Load a command of another package.
 
     Raises:
@@ -151,10 +180,7 @@ def _add_foreign_arguments(command: argparse.ArgumentParser, entry: EntryPoint) 
     try:
         _add_arguments(command, entry.load())
     except ImportError as error:
-        raise HifiError(
-            f"the command {entry.name!r} needs a package that is not installed ({error}); "
-            f"install it, or the extra that brings it, and try again"
-        ) from error
+        raise HifiError(_missing_package(entry.name, error, is_own=_is_own(entry))) from error
     except Exception as error:  # whatever goes wrong in code that is not ours
         if _is_debugging():
             raise
@@ -162,6 +188,16 @@ def _add_foreign_arguments(command: argparse.ArgumentParser, entry: EntryPoint) 
             f"the command {entry.name!r} {_origin(entry)} is broken ({type(error).__name__}: "
             f"{error}); update that package, or remove it: HIFI_DEBUG=1 shows the traceback"
         ) from error
+
+
+def _missing_package(command: str, error: ImportError, *, is_own: bool) -> str:
+    """Say that a command lacks a package, and how to get it."""
+    what = (
+        f"pip install 'hifi[{EXTRA_COMMANDS[command][1]}]'"
+        if is_own
+        else "install it, or the extra that brings it, and try again"
+    )
+    return f"the command {command!r} needs a package that is not installed ({error}); {what}"
 
 
 def _option_hint(param: str, args: argparse.Namespace) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import shlex
+import importlib.metadata
+import re
 import sys
 import tempfile
 import time
@@ -13,21 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hifi.cli import main, options, output
+from hifi.cli import options, output
+from hifi.cli.demo_story import MODEL, say
 from hifi.cli.docstrings import LIBRARIES, build_data_set
-from hifi.errors import HifiError
 
-MODEL = "all-MiniLM-L6-v2"
 ROWS_PER_LIBRARY = 240
 SEED = 0
-
-
-class DemoError(HifiError):
-    """A command of the demo failed, or what it promised is not so."""
+_EXTRA = "service"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi demo``."""
+    parser.description = (
+        "Run one real job, from data to merged model, without network: a service is started, and "
+        "asked with the commands that are shown."
+    )
     parser.add_argument(
         "--dir", type=Path, metavar="DIR", help="a new folder for everything; it is kept"
     )
@@ -47,11 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sentences of each library, at least 10 (default: %(default)s)",
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--url", metavar="URL", help="ask a running service (its key: HIFI_API_KEY), start none"
+    )
+    where.add_argument(
+        "--local", action="store_true", help="without a service: the library's own commands"
+    )
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build a data set, tune, inspect, merge, export, and check what was promised."""
+    """Build a data set, run a job on it, and check what was promised."""
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         document = _demonstrate(args)
     if args.json:
@@ -62,27 +69,63 @@ def run(args: argparse.Namespace) -> int:
 def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     is_kept = args.dir is not None or args.keep
+    is_local = args.local or (args.url is None and not _has_service())
     with _folder(args) as folder:
         rows = build_data_set(folder, rows_per_library=args.rows, seed=SEED)
-        _say(
+        say(
             f"Which library does a docstring come from: {', '.join(LIBRARIES)}?\n"
             f"{rows['train']} sentences for training and {rows['validation']} for validation, "
             f"from what is installed here, in {folder}"
         )
-        reported = _run_commands(folder, model=args.model)
-        _prove(folder, model=args.model, reported=reported)
+        metrics = _run_job(folder, args, is_local=is_local)
         if is_kept:
-            _say(f"Everything is in {folder}")
+            say(f"Everything is in {folder}")
     seconds = time.perf_counter() - started
-    _say(f"Done in {seconds:.0f} seconds.")
+    say(f"Done in {seconds:.0f} seconds.")
     return {
         "object": "demo",
         "path": str(folder) if is_kept else None,
         "model": args.model,
+        "is_local": is_local,
         "rows": rows,
-        "metrics": reported["result"]["metrics"],
+        "metrics": metrics,
         "seconds": seconds,
     }
+
+
+def _run_job(folder: Path, args: argparse.Namespace, *, is_local: bool) -> dict[str, Any]:
+    from hifi.cli import demo_local, demo_served
+
+    if is_local:
+        return demo_local.demonstrate(folder, model=args.model)
+    return demo_served.demonstrate(folder, model=args.model, url=args.url)
+
+
+def _has_service() -> bool:
+    """Tell whether the extra is installed; where it is not, say what the demo does instead."""
+    missing = _missing_packages()
+    if missing:
+        say(
+            f"The service is not installed (there is no {', '.join(missing)}), so this is the "
+            f"library alone: pip install 'hifi[{_EXTRA}]' brings the rest.\n"
+        )
+    return not missing
+
+
+def _missing_packages() -> list[str]:
+    """List what the extra asks for and is not here."""
+    asked = importlib.metadata.requires("hifi") or []
+    of_extra = [line for line in asked if re.search(rf"extra == ['\"]{_EXTRA}['\"]", line)]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in of_extra]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -96,76 +139,3 @@ def _folder(args: argparse.Namespace) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="hifi-demo-") as name:
             yield Path(name)
-
-
-def _run_commands(folder: Path, *, model: str) -> dict[str, Any]:
-    """Run the commands; give the document that ``hifi tune`` printed."""
-    delta = str(folder / "libraries.safetensors")
-    report = folder / "tune.json"
-    train, validation = (str(folder / f"{split}.jsonl") for split in ("train", "validation"))
-    _run_command(
-        *("tune", "--model", model, "--train", train, "--validation", validation),
-        *("--text", "text", "--label", "library", "--metric", "accuracy"),
-        # In float32 on the processor that checks it, the merged model must repeat the metric to
-        # the last digit.
-        *("--device", "cpu", "--precision", "float32", "--learning-rate", "1e-3"),
-        *("--out", delta, "--json"),
-        into=report,
-    )
-    tuned: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    _say(f"validation accuracy {tuned['result']['metrics']['accuracy']:.4f}")
-    _run_command("inspect", delta)
-    backbone = () if model == MODEL else ("--model", model)
-    _run_command("merge", "--delta", delta, *backbone, "--out", str(folder / "merged"))
-    _run_command("export-lora", "--delta", delta, *backbone, "--out", str(folder / "lora"))
-    return tuned
-
-
-def _run_command(*arguments: str, into: Path | None = None) -> None:
-    """Show a command and run it.
-
-    Args:
-        arguments: what follows ``hifi``.
-        into: the file that takes its output; by default the terminal does.
-
-    Raises:
-        DemoError: it failed.
-    """
-    _say(f"\n$ hifi {shlex.join(arguments)}" + (f" > {into}" if into else ""))
-    with contextlib.ExitStack() as stack:
-        if into is not None:
-            file = stack.enter_context(into.open("w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(file))
-        code = main(arguments)
-    if code == output.EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    if code != output.EXIT_OK:
-        raise DemoError(f"`hifi {arguments[0]}` failed (exit code {code}), as told above")
-
-
-def _prove(folder: Path, *, model: str, reported: dict[str, Any]) -> None:
-    """Check the two promises: the merged model is the tuned one, and merging can be undone.
-
-    Raises:
-        DemoError: one of them is broken.
-    """
-    from hifi.cli.loading import quiet_transformers
-    from hifi.cli.proof import measure_accuracy, undo_is_exact
-    from hifi.delta import HeadDelta
-
-    tuned = reported["result"]["metrics"]["accuracy"]
-    delta = HeadDelta.load(folder / "libraries.safetensors")
-    with quiet_transformers():
-        merged = measure_accuracy(folder / "merged", folder / "validation.jsonl", delta=delta)
-        is_restored = undo_is_exact(delta, model=model)
-    if merged != tuned:
-        raise DemoError(f"the merged model's accuracy is {merged}, the tuned model's was {tuned}")
-    _say(f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the very same.")
-    if not is_restored:
-        raise DemoError("undoing the merge did not restore the backbone")
-    _say("Merged into the backbone in memory and undone: every weight is what it was, bit for bit.")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
+import sys
 import tempfile
 
 import pytest
 import torch
 
-from hifi.cli import main, proof
+from hifi.cli import demo_served, main, proof
+
+LOCAL = ("tune", "inspect", "merge", "export-lora")
+SERVED = ("datasets push", "jobs submit", "jobs heads", "jobs download", "merge")
+
+# Plays `hifi`: keeps what it was called with, and answers from a folder.
+FAKE = """
+import json, os, pathlib, shutil, signal, sys, time
+folder = pathlib.Path(os.environ["FAKE_FOLDER"])
+arguments = sys.argv[1:]
+named = {name: value for name, value in os.environ.items() if name.startswith("HIFI_")}
+with (folder / "calls.jsonl").open("a") as file:
+    print(json.dumps([arguments, named]), file=file)
+name = "-".join(word for word in arguments[:2] if not word.startswith("-"))
+if (folder / f"{name}.fails").exists():
+    print("it will not", file=sys.stderr)
+    sys.exit(1)
+if name == "serve":
+    def stop(*_):
+        (folder / "stopped").touch()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    print("HiFi is ready at http://127.0.0.1:9 (the dashboard)", flush=True)
+    while True:
+        time.sleep(60)
+if name == "jobs-download":
+    shutil.copy(folder / "libraries.safetensors", arguments[arguments.index("--out") + 1])
+if name == "merge":
+    shutil.copytree(folder / "merged", arguments[arguments.index("--out") + 1])
+    sys.exit(0)
+print((folder / f"{name}.out").read_text())
+"""
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """Run the demo as it comes, on fewer rows; return its folder."""
+def ran(backbone, tmp_path_factory):
+    """Run the local demo; return its folder."""
     folder = tmp_path_factory.mktemp("demo") / "here"
-    assert main(["demo", "--dir", str(folder), "--rows", "15"]) == 0
+    arguments = ["demo", "--local", "--dir", str(folder), "--rows", "10", "--model", str(backbone)]
+    assert main(arguments) == 0
     return folder
 
 
-class TestDemo:
+class TestLocal:
     def test_shows_the_commands_and_keeps_both_promises(self, backbone, tmp_path, capsys):
         folder = tmp_path / "demo"
-        assert main(["demo", "--dir", str(folder), "--rows", "10", "--model", str(backbone)]) == 0
+        arguments = ["demo", "--local", "--dir", str(folder), "--rows", "10"]
+        assert main([*arguments, "--model", str(backbone)]) == 0
         out = capsys.readouterr().out
-        commands = re.findall(r"^\$ hifi (\S+)", out, re.MULTILINE)
-        assert commands == ["tune", "inspect", "merge", "export-lora"]
+        assert tuple(re.findall(r"^\$ hifi (\S+)", out, re.MULTILINE)) == LOCAL
         assert "the very same" in out
         assert "bit for bit" in out
 
+    @pytest.mark.usefixtures("minilm_path")
+    def test_runs_as_it_comes(self, tmp_path):
+        folder = tmp_path / "demo"
+        assert main(["demo", "--local", "--dir", str(folder), "--rows", "15"]) == 0
+
     def test_json_is_one_document_and_the_rest_goes_to_stderr(self, backbone, tmp_path, capfd):
         folder = tmp_path / "demo"
-        arguments = ["demo", "--rows", "10", "--model", str(backbone), "--dir", str(folder)]
-        assert main([*arguments, "--json"]) == 0
+        arguments = ["demo", "--local", "--rows", "10", "--model", str(backbone)]
+        assert main([*arguments, "--dir", str(folder), "--json"]) == 0
         captured = capfd.readouterr()
         document = json.loads(captured.out)
         assert document.pop("seconds") > 0
@@ -42,17 +81,17 @@ class TestDemo:
             "object": "demo",
             "path": str(folder),
             "model": str(backbone),
+            "is_local": True,
             "rows": {"train": 32, "validation": 8},
             "metrics": tuned["result"]["metrics"],
         }
-        commands = re.findall(r"^\$ hifi (\S+)", captured.err, re.MULTILINE)
-        assert commands == ["tune", "inspect", "merge", "export-lora"]
+        assert tuple(re.findall(r"^\$ hifi (\S+)", captured.err, re.MULTILINE)) == LOCAL
         assert "task head " in captured.err  # what `hifi inspect` printed
 
     def test_tunes_where_it_measures_though_there_is_a_gpu(self, backbone, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
+        assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 0
 
     def test_leaves_everything_in_the_folder_that_was_named(self, ran):
         assert {path.name for path in ran.iterdir()} == {
@@ -67,19 +106,36 @@ class TestDemo:
     def test_a_merged_model_that_is_another_fails(self, backbone, monkeypatch, capsys):
         measure = proof.measure_accuracy
         monkeypatch.setattr(proof, "measure_accuracy", lambda *a, **k: measure(*a, **k) + 0.1)
-        assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 1
+        assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 1
         assert "the merged model's accuracy is" in capsys.readouterr().err
 
     def test_a_failing_command_ends_it(self, tmp_path, capsys):
-        assert main(["demo", "--rows", "10", "--model", str(tmp_path)]) == 1
+        assert main(["demo", "--local", "--rows", "10", "--model", str(tmp_path)]) == 1
         err = capsys.readouterr().err
         assert "`hifi tune` failed (exit code 1)" in err.splitlines()[-1]
 
-    def test_a_temporary_folder_is_removed_unless_it_is_to_be_kept(
+    def test_is_what_remains_without_the_service(self, backbone, monkeypatch, capsys):
+        find = importlib.metadata.distribution
+
+        def distribution(name):
+            if name in ("celery", "fastapi"):
+                raise importlib.metadata.PackageNotFoundError(name)
+            return find(name)
+
+        monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+        assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
+        out = capsys.readouterr().out
+        assert "The service is not installed (there is no celery, fastapi)" in out
+        assert "pip install 'hifi[service]'" in out
+        assert "$ hifi tune" in out
+
+
+class TestFolder:
+    def test_a_temporary_one_is_removed_unless_it_is_to_be_kept(
         self, backbone, tmp_path, monkeypatch, capsys
     ):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        arguments = ["demo", "--rows", "10", "--model", str(backbone)]
+        arguments = ["demo", "--local", "--rows", "10", "--model", str(backbone)]
         assert main([*arguments, "--json"]) == 0
         assert list(tmp_path.iterdir()) == []
         assert json.loads(capsys.readouterr().out)["path"] is None
@@ -87,7 +143,146 @@ class TestDemo:
         (kept,) = tmp_path.iterdir()
         assert f"Everything is in {kept}" in capsys.readouterr().out
 
-    def test_refuses_a_folder_with_something_in_it(self, tmp_path, capsys):
+    def test_refuses_one_with_something_in_it(self, tmp_path, capsys):
         (tmp_path / "note.txt").write_text("mine")
         assert main(["demo", "--dir", str(tmp_path)]) == 1
         assert "is not empty" in capsys.readouterr().err
+
+
+class Fake:
+    """The commands that the demo calls, and what it called them with."""
+
+    def __init__(self, folder, ran):
+        self.folder = folder
+        tuned = json.loads((ran / "tune.json").read_text(encoding="utf-8"))
+        (folder / "libraries.safetensors").write_bytes((ran / "libraries.safetensors").read_bytes())
+        (folder / "merged").symlink_to(ran / "merged")
+        artifact = {"sha256": tuned["artifact"]["sha256"]}
+        job = {
+            "id": "job_1",
+            "status": "succeeded",
+            "result": tuned["result"],
+            "artifact": artifact,
+        }
+        self.say("datasets-push", {"id": "ds_1", "columns": {"text": "string"}})
+        self.say("jobs-submit", job)
+        self.say("jobs-heads", "a heat map")
+        self.say("jobs-download", artifact)
+
+    def say(self, name, document):
+        (self.folder / f"{name}.out").write_text(json.dumps(document))
+
+    def fail(self, name):
+        (self.folder / f"{name}.fails").touch()
+
+    def calls(self):
+        """Give the calls: the arguments, and the settings in the environment."""
+        lines = (self.folder / "calls.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def was_stopped(self):
+        return (self.folder / "stopped").exists()
+
+
+@pytest.fixture
+def fake(ran, tmp_path, monkeypatch):
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "played.py").write_text(FAKE)
+    monkeypatch.setattr(demo_served, "_HIFI", (sys.executable, str(folder / "played.py")))
+    monkeypatch.setenv("FAKE_FOLDER", str(folder))
+    return Fake(folder, ran)
+
+
+@pytest.fixture
+def arguments(backbone, tmp_path):
+    """Give the arguments of a served demo with a tiny backbone."""
+    folder = str(tmp_path / "demo")
+    return ["demo", "--rows", "10", "--dir", folder, "--model", str(backbone)]
+
+
+class TestServed:
+    def test_shows_the_commands_and_keeps_its_promises(self, fake, arguments, tmp_path, capfd):
+        assert main(arguments) == 0
+        out = capfd.readouterr().out
+        shown = re.findall(r"^\$ hifi ([a-z]+(?: [a-z]+)?)", out, re.MULTILINE)
+        assert tuple(shown) == ("serve", *SERVED)
+        assert "HiFi is ready at http://127.0.0.1:9\n" in out
+        assert "a heat map" in out
+        assert ", as the job says." in out
+        assert "the very same" in out
+        assert "bit for bit" in out
+        assert fake.was_stopped
+        made = {"libraries.safetensors", "merged", "serve.log", "service"}
+        assert {path.name for path in (tmp_path / "demo").iterdir()} > made
+
+    def test_its_service_is_its_own_whatever_the_users_settings_are(
+        self, fake, arguments, backbone, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("HIFI_AUTH", "keys")
+        monkeypatch.setenv("HIFI_DATABASE_URL", "postgresql://production/hifi")
+        monkeypatch.setenv("HIFI_URL", "http://production:8000")
+        assert main(arguments) == 0
+        home = tmp_path / "demo" / "service"
+        serve, *others = fake.calls()
+        assert serve[0] == ["serve", "--home", str(home), "--port", "0"]
+        settings = {
+            "HIFI_DEVICE": "cpu",
+            "HIFI_HOME": str(home),
+            "HIFI_MODELS": str(home / "models"),
+        }
+        assert serve[1] == settings
+        assert all(named == {**settings, "HIFI_URL": "http://127.0.0.1:9"} for _, named in others)
+        assert (home / "models" / backbone.name).resolve() == backbone.resolve()
+        submitted = others[1][0]
+        assert submitted[submitted.index("--model") + 1] == backbone.name
+
+    def test_json_is_one_document(self, fake, arguments, capfd):
+        assert main([*arguments, "--json"]) == 0
+        captured = capfd.readouterr()
+        document = json.loads(captured.out)
+        assert (document["object"], document["is_local"]) == ("demo", False)
+        assert "a heat map" in captured.err
+        assert fake.was_stopped
+
+    def test_a_running_service_is_asked_and_none_is_started(self, fake, arguments, monkeypatch):
+        monkeypatch.setenv("HIFI_API_KEY", "hifi_mine")
+        assert main([*arguments, "--url", "http://127.0.0.1:7"]) == 0
+        calls = fake.calls()
+        names = [" ".join(call[0][:2]) for call in calls]
+        assert names[0] == "datasets push"
+        assert all(named["HIFI_URL"] == "http://127.0.0.1:7" for _, named in calls)
+        assert all(named["HIFI_API_KEY"] == "hifi_mine" for _, named in calls)
+
+    @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-download"])
+    def test_a_failing_command_ends_it_and_the_service(self, fake, arguments, name, capfd):
+        fake.fail(name)
+        assert main(arguments) == 1
+        err = capfd.readouterr().err.splitlines()
+        assert "it will not" in err
+        assert f"`hifi {name.replace('-', ' ')}` failed (exit code 1)" in err[-1]
+        assert fake.was_stopped
+
+    def test_a_service_that_does_not_start_is_told_with_its_last_words(
+        self, fake, arguments, capfd
+    ):
+        fake.fail("serve")
+        assert main(arguments) == 1
+        assert "`hifi serve` ended: it will not" in capfd.readouterr().err
+
+    def test_a_file_that_is_another_than_the_jobs_fails(self, fake, arguments, capfd):
+        fake.say("jobs-download", {"sha256": "0" * 64})
+        assert main(arguments) == 1
+        assert f"the command said {'0' * 64}" in capfd.readouterr().err
+        assert fake.was_stopped
+
+    def test_a_merged_model_that_is_another_fails(self, fake, arguments, capfd):
+        job = json.loads((fake.folder / "jobs-submit.out").read_text())
+        job["result"]["metrics"]["accuracy"] += 0.1
+        fake.say("jobs-submit", job)
+        assert main(arguments) == 1
+        assert "the merged model's accuracy is" in capfd.readouterr().err
+
+    def test_local_and_url_exclude_each_other(self):
+        assert main(["demo", "--local", "--url", "http://127.0.0.1:7"]) == 2

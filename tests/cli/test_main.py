@@ -19,6 +19,9 @@ from hifi.errors import AmbiguousTaskError, InvalidArgumentError, StorageError
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("select", "tune", "merge", "inspect", "export-lora", "demo")
+SERVICE_COMMANDS = ("serve", "migrate", "worker", "infer", "datasets", "models", "jobs", "tenants")
+# What a library-only installation lacks.
+EXTRA_PACKAGES = ("alembic", "celery", "fastapi", "httpx2", "pydantic", "sqlalchemy", "structlog")
 
 
 def fake_command(monkeypatch, run, *, name="fake"):
@@ -200,6 +203,79 @@ class TestErrors:
                 check=False,
             )
         assert (done.returncode, done.stderr) == (1, b"")
+
+
+class TestServiceCommands:
+    def test_are_listed_with_what_they_do(self, capsys):
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        assert set(cli.EXTRA_COMMANDS) == set(SERVICE_COMMANDS)
+        for name in SERVICE_COMMANDS:
+            assert f"\n    {name} " in out
+        assert "run the whole service here" in out
+        assert "from the package hifi" not in out
+
+    def test_stand_in_the_order_of_our_table_before_those_of_others(self, monkeypatch, capsys):
+        own = importlib.metadata.entry_points(group=cli.ENTRY_POINT_GROUP)
+        other = importlib.metadata.EntryPoint("abc", "fake_commands", cli.ENTRY_POINT_GROUP)
+        monkeypatch.setattr(cli, "entry_points", lambda *, group: [other, *own])  # noqa: ARG005
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        places = [out.index(f"\n    {name} ") for name in (*COMMANDS[:4], *SERVICE_COMMANDS, "abc")]
+        assert places == sorted(places)
+        assert "from fake_commands" in out
+
+    def test_another_package_cannot_replace_them(self, monkeypatch, capsys):
+        own = importlib.metadata.entry_points(group=cli.ENTRY_POINT_GROUP)
+        other = importlib.metadata.EntryPoint("jobs", "fake_commands", cli.ENTRY_POINT_GROUP)
+        monkeypatch.setattr(cli, "entry_points", lambda *, group: [*own, other])  # noqa: ARG005
+        assert main(["jobs", "--help"]) == 0
+        assert "submit" in capsys.readouterr().out
+
+    def test_one_of_that_name_from_another_package_keeps_its_own_line(self, monkeypatch, capsys):
+        fake_command(monkeypatch, succeed, name="jobs")
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        assert "from fake_commands" in out
+        assert cli.EXTRA_COMMANDS["jobs"][0] not in out
+
+    @pytest.mark.parametrize("name", SERVICE_COMMANDS)
+    def test_without_their_packages_name_the_extra(self, name):
+        arguments = {"datasets": ["list"], "jobs": ["list"], "models": ["list"]}.get(name, [])
+        arguments = ["list"] if name == "tenants" else arguments
+        code = (
+            "import sys; "
+            f"sys.modules.update(dict.fromkeys({EXTRA_PACKAGES!r})); "
+            "from hifi.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, name, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        extra = "worker" if name in ("worker", "infer") else "service"
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"hifi: error: the command '{name}' needs a package")
+        assert done.stderr.endswith(f"; pip install 'hifi[{extra}]'\n")
+        assert done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("name", SERVICE_COMMANDS)
+    def test_have_a_help_that_costs_no_torch(self, name):
+        code = (
+            "import sys; from hifi.cli import main; main(sys.argv[1:]); "
+            "sys.exit(bool({'torch', 'transformers', 'fastapi', 'celery'} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, name, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"usage: hifi {name}")
 
 
 class TestEntryPoints:

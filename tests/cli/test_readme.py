@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -29,10 +27,8 @@ def block(mark):
 class TestCommands:
     @pytest.mark.parametrize("command", [c for c in COMMANDS if "--" in c])
     def test_parse(self, command):
-        name, *arguments = shlex.split(command)
-        parser = argparse.ArgumentParser()
-        import_module(f"hifi.cli.{name.replace('-', '_')}").add_arguments(parser)
-        parser.parse_args(arguments)
+        arguments = shlex.split(command)
+        cli._build_parser(arguments).parse_args(arguments)
 
     def test_every_command_is_told(self):
         told = {command.split()[0] for command in COMMANDS} | {"demo"}

@@ -1,0 +1,132 @@
+"""The service's processes, started as an operator starts them, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_ENDS_SECONDS = 30.0
+
+
+class Deployment:
+    """A home, settings for it, and processes that end with the test.
+
+    Args:
+        home: HIFI_HOME; what the processes say goes to files in it.
+        settings: further ``HIFI_…`` variables, without the prefix.
+    """
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name[:5] != "HIFI_"},
+            "HIFI_HOME": str(home),
+            **{f"HIFI_{name}": value for name, value in settings.items()},
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, **settings: str) -> subprocess.Popen[bytes]:
+        """Start ``hifi COMMAND`` in the background."""
+        log = (self.home / f"{command[0]}-{len(self.processes)}.log").open("wb")
+        with log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hifi.cli", *command],
+                env={
+                    **self.environment,
+                    **{f"HIFI_{name}": value for name, value in settings.items()},
+                },
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def run(self, *command: str) -> str:
+        """Run ``hifi COMMAND`` to its end; give what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "hifi.cli", *command],
+            env=self.environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def logs(self) -> str:
+        """Give what all processes said, for a failing test."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}"
+            for path in sorted(self.home.glob("*.log"))
+        )
+
+    def wait_for(self, what: Callable[[], T | None], *, seconds: float = 90.0, message: str) -> T:
+        """Wait until a function gives something true; if it does not, show what was said."""
+        try:
+            return wait_for(what, seconds=seconds, message=message)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from error
+
+    def close(self) -> None:
+        """End every process that still runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(timeout=_ENDS_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def deployed(home: Path, **settings: str) -> Iterator[Deployment]:
+    """Give a deployment that is ended at the end, and whose logs are shown when a test fails."""
+    deployment = Deployment(home, **settings)
+    try:
+        yield deployment
+    except BaseException:
+        sys.stderr.write(deployment.logs())
+        raise
+    finally:
+        deployment.close()
+
+
+def wait_for(what: Callable[[], T | None], *, seconds: float = 90.0, message: str = "") -> T:
+    """Wait until a function gives something true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = what()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {message or what}")
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """List the processes that a process has started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    tasks = Path(f"/proc/{pid}/task").glob("*/children") if path.exists() else ()
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def kill(pids: Sequence[int]) -> None:
+    """Send SIGKILL to processes that may be gone already."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

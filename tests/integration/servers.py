@@ -1,0 +1,138 @@
+"""Servers of a test's own, which it may stop and start: Redis and Postgres."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from tests.integration.deployment import wait_for
+
+
+def free_port() -> int:
+    """Find a port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _missing(what: str) -> None:
+    message = f"no {what} on this machine"
+    if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Server:
+    """A server process on a port that stays the same when it is started again.
+
+    Attributes:
+        url: where clients find it.
+    """
+
+    url: str
+
+    def __init__(self, command: list[str], *, user: str | None = None) -> None:
+        self._command = command
+        self._user = user
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=self._user
+        )
+        wait_for(self.answers, seconds=30, message=self._command[0])
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it; SIGINT is a quick and orderly end for both kinds."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def answers(self) -> bool:
+        """Tell whether it takes requests."""
+        raise NotImplementedError
+
+
+class RedisServer(Server):
+    """A Redis that keeps nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            _missing("redis-server")
+        port = free_port()
+        self.url = f"redis://127.0.0.1:{port}/0"
+        options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": str(folder)}
+        flags = [part for key, value in options.items() for part in (f"--{key}", value)]
+        super().__init__([str(program), *flags])
+
+    def answers(self) -> bool:
+        """Tell whether it takes requests."""
+        try:
+            return bool(redis.Redis.from_url(self.url).ping())
+        except redis.ConnectionError:
+            return False
+
+
+class PostgresServer(Server):
+    """A Postgres with an empty database."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        if not programs:
+            _missing("postgres")
+        program = programs[-1]
+        # It refuses to run as root.
+        user = "postgres" if os.geteuid() == 0 else None
+        if user is not None:
+            account = pwd.getpwnam(user)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+        data = folder / "data"
+        subprocess.run(
+            [program.with_name("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-N"],
+            check=True,
+            capture_output=True,
+            user=user,
+            cwd=folder,
+        )
+        port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        super().__init__([str(program), "-D", str(data), *flags], user=user)
+
+    def answers(self) -> bool:
+        """Tell whether it takes requests."""
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def running(kind: type[Server]) -> Iterator[Server]:
+    """Run a server of one's own until the end of a block."""
+    # Not under pytest's own folders: those are closed to the user that Postgres runs as.
+    with tempfile.TemporaryDirectory(prefix="hifi-server-") as name:
+        server = kind(Path(name))  # type: ignore[call-arg, arg-type] # each kind takes a folder
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()

@@ -1,0 +1,161 @@
+"""A real worker whose Redis, Postgres, artifact store or disk goes away for a while."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from store.states import JobStatus
+from tests.integration.conftest import QUICK
+from tests.integration.deployment import Deployment, deployed, wait_for
+from tests.integration.jobs import Desk
+from tests.integration.servers import PostgresServer, RedisServer, Server, running
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("outages")]
+
+
+class Plant:
+    """A worker on a Redis and a Postgres of its own, which a test may stop."""
+
+    def __init__(self, deployment: Deployment, *, folder: Path, redis: Server, postgres: Server):
+        self.deployment = deployment
+        self.redis = redis
+        self.postgres = postgres
+        self.desk = Desk(deployment.environment)
+        self.dataset = self.desk.push(folder)
+        deployment.start("worker")
+        job = self.desk.submit(self.dataset)
+        assert self.ends(job) is JobStatus.SUCCEEDED, self.desk.job(job).error
+        self.hashes = self.desk.hashes(job)
+        self.events = sorted(self.desk.work_events(job), key=str)
+
+    def training(self) -> str:
+        """Start a job and wait until it trains; give its id."""
+        job = self.desk.submit(self.dataset)
+        self.deployment.wait_for(lambda: self.desk.is_at(job, "training"), message="training")
+        return job
+
+    def ends(self, job: str) -> JobStatus:
+        """Wait until a job has ended."""
+        return self.deployment.wait_for(
+            lambda: self.desk.is_finished(job), message=f"end of {job}"
+        ).status
+
+    def check(self, job: str) -> None:
+        """See that a job ended exactly as the one that nothing disturbed."""
+        assert self.ends(job) is JobStatus.SUCCEEDED, self.desk.job(job).error
+        assert self.desk.hashes(job) == self.hashes
+        assert sorted(self.desk.work_events(job), key=str) == self.events
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    folder = tmp_path_factory.mktemp("outages")
+    with running(RedisServer) as redis_server, running(PostgresServer) as postgres:
+        addresses = {"DATABASE_URL": postgres.url, "BROKER_URL": redis_server.url}
+        with deployed(folder / "home", **QUICK, **addresses) as deployment:
+            deployment.run("migrate")
+            plant = Plant(deployment, folder=folder, redis=redis_server, postgres=postgres)
+            yield plant
+            plant.desk.close()
+
+
+class TestRedis:
+    def test_flushed_while_jobs_wait(self, plant: Plant):
+        jobs = [plant.training(), *(plant.desk.submit(plant.dataset) for _ in range(2))]
+        redis.Redis.from_url(plant.redis.url).flushall()
+        for job in jobs:
+            plant.check(job)
+
+    def test_restarted_while_a_job_trains(self, plant: Plant):
+        job = plant.training()
+        plant.redis.stop()
+        plant.redis.start()
+        plant.check(job)
+        plant.check(plant.desk.submit(plant.dataset))
+
+    def test_away_while_jobs_are_posted(self, plant: Plant):
+        plant.redis.stop()
+        jobs = [plant.desk.submit(plant.dataset) for _ in range(2)]
+        plant.redis.start()
+        for job in jobs:
+            plant.check(job)
+
+    def test_a_token_delivered_twice_or_late_changes_nothing(self, plant: Plant):
+        job = plant.desk.submit(plant.dataset, tokens=5)
+        plant.check(job)
+        assert plant.desk.job(job).fence == 1
+
+
+class TestPostgres:
+    def test_restarted_while_a_job_trains(self, plant: Plant):
+        job = plant.training()
+        plant.postgres.stop()
+        plant.postgres.start()
+        plant.check(job)
+
+
+class TestArtifactStore:
+    def test_away_for_a_while(self, plant: Plant):
+        folder = Path(plant.desk.settings.artifacts_url)
+        away = folder.with_name("away")
+        job = plant.training()
+        folder.rename(away)
+        folder.write_text("no folder: every write fails")
+        wait_for(lambda: "artifact store" in plant.deployment.logs(), message="the failure")
+        folder.unlink()
+        away.rename(folder)
+        plant.check(job)
+
+
+class TestDisk:
+    def test_full_while_a_checkpoint_is_written(self, plant: Plant, tmp_path: Path):
+        folder = tmp_path / "home"
+        with deployed(folder, **_settings(plant)) as small, small_disk(folder / "work") as disk:
+            plant.deployment.processes[0].terminate()
+            plant.deployment.processes[0].wait(timeout=60)
+            small.start("worker")
+            job = plant.training()
+            ballast = disk / "ballast"
+            _fill(ballast)
+            wait_for(lambda: "disk_full" in small.logs(), message="the failure")
+            ballast.unlink()
+            plant.check(job)
+
+
+def _settings(plant: Plant) -> dict[str, str]:
+    names = ("DATABASE_URL", "BROKER_URL")
+    return {
+        **QUICK,
+        **{name: plant.deployment.environment[f"HIFI_{name}"] for name in names},
+        "ARTIFACTS_URL": plant.desk.settings.artifacts_url,
+    }
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a disk of few megabytes."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S607 - umount
+
+
+def _fill(ballast: Path) -> None:
+    """Leave no room on a disk."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return

@@ -1,0 +1,202 @@
+"""The whole embedded service: the main job from upload to merged model, and through any crash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import ApiError
+from tests.integration.deployment import kill
+from tests.integration.served import SPEC, Served, is_gone, served, work_events
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("service")]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("service") / "home") as service:
+        yield service
+
+
+@dataclass(frozen=True)
+class Main:
+    """The main job, as its owner saw it."""
+
+    dataset: str
+    job: dict[str, Any]
+    events: list[Any]
+    hashes: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def main_job(service: Served, tmp_path_factory: pytest.TempPathFactory) -> Main:
+    dataset = service.push(tmp_path_factory.mktemp("data"))
+    job = service.client.jobs.create({**SPEC, "dataset": dataset})
+    events = list(service.client.jobs.watch(job["id"]))
+    done = dict(service.client.jobs.get(job["id"]))
+    assert done["status"] == "succeeded", done["error"]
+    return Main(dataset, done, events, service.hashes(job["id"]))
+
+
+class TestMainJob:
+    def test_is_watched_from_queue_to_end(self, service: Served, main_job: Main):
+        kinds = [event["type"] for event in main_job.events]
+        assert kinds[0] == kinds[-1] == "status"
+        assert main_job.events[-1]["data"]["status"] == "succeeded"
+        page = service.client.jobs.events(main_job.job["id"], limit=100)
+        assert page["data"] == main_job.events
+
+    def test_shows_scores_and_the_selected_heads(self, service: Served, main_job: Main):
+        heads = service.client.jobs.heads(main_job.job["id"])
+        assert [len(layer["importance"]) for layer in heads["layers"]] == [12] * 6
+        assert [len(layer["selected"]) for layer in heads["layers"]] == [1] * 6
+        assert heads["artifact"]["sha256"] == main_job.hashes["float32"]
+        assert heads["trainable_parameters"] == main_job.job["selection"]["trainable_parameters"]
+
+    @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+    def test_its_delta_is_what_the_job_says(
+        self, service: Served, main_job: Main, encoding: str, tmp_path: Path
+    ):
+        file = tmp_path / "delta.safetensors"
+        service.client.jobs.download_delta(main_job.job["id"], file, encoding=encoding)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert digest == main_job.hashes[encoding]
+
+    def test_the_dry_run_told_its_size(self, service: Served, main_job: Main):
+        estimate = service.client.jobs.dry_run({**SPEC, "dataset": main_job.dataset})
+        told = main_job.job["selection"]["trainable_parameters"]
+        assert estimate["trainable_parameters"] == told
+        size = main_job.job["artifact"]["bytes"]
+        assert estimate["artifact"]["bytes"]["float32"] == pytest.approx(size, rel=0.03)
+        assert estimate["seconds"] is not None
+
+    def test_the_merged_model_answers_as_its_evaluation_did(
+        self, service: Served, main_job: Main, tmp_path: Path
+    ):
+        file, folder = tmp_path / "merged.tar", tmp_path / "merged"
+        service.client.jobs.download_merged(main_job.job["id"], file)
+        with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as tar:
+            tar.extractall(folder, filter="data")
+        accuracy = _accuracy(folder, tmp_path)
+        assert accuracy == main_job.job["result"]["metrics"]["accuracy"]
+
+    def test_the_lora_adapter_is_one(self, service: Served, main_job: Main, tmp_path: Path):
+        file = tmp_path / "lora.tar"
+        service.client.jobs.download_lora(main_job.job["id"], file)
+        with tarfile.open(file) as tar:
+            assert sorted(tar.getnames()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def _accuracy(model: Path, folder: Path) -> float:
+    import torch  # noqa: PLC0415 - for this test alone
+    from pyarrow import parquet  # noqa: PLC0415
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
+    from tests.integration.jobs import write_splits  # noqa: PLC0415
+
+    _, validation = write_splits(folder)
+    rows = parquet.read_table(validation).to_pydict()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    inputs = tokenizer(rows["text"], padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = network(**inputs).logits.argmax(-1).tolist()
+    names = [network.config.id2label[index] for index in predicted]
+    right = sum(name == str(label) for name, label in zip(names, rows["label"], strict=True))
+    return right / len(names)
+
+
+class TestIdempotency:
+    def test_fifty_posts_with_one_key_are_one_job(self, service: Served, main_job: Main):
+        ids: list[str] = []
+        start = threading.Barrier(50)
+
+        def post() -> None:
+            start.wait()
+            job = service.client.jobs.create(
+                {**SPEC, "dataset": main_job.dataset, "name": "fifty"}, idempotency_key="fifty"
+            )
+            ids.append(job["id"])
+
+        threads = [threading.Thread(target=post) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ids) == 50
+        assert len(set(ids)) == 1
+        listed = service.client.jobs.list(limit=100)["data"]
+        assert [job["name"] for job in listed].count("fifty") == 1
+        service.client.jobs.cancel(ids[0])
+
+
+class TestCrash:
+    def test_of_the_gateway_is_not_seen_by_its_clients(self, service: Served, main_job: Main):
+        job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
+        seen: list[Any] = []
+        for event in service.client.jobs.watch(job["id"]):
+            seen.append(event)
+            if len(seen) in (2, 6, 20):
+                kill([service.part("--only gateway")])
+                again = service.client.jobs.create(
+                    {**SPEC, "dataset": main_job.dataset, "name": "posted to a killed gateway"},
+                    idempotency_key=f"key-{len(seen)}",
+                )
+                assert service.client.jobs.cancel(again["id"])["status"] == "cancelled"
+        assert [event["id"] for event in seen] == [
+            event["id"] for event in service.client.jobs.events(job["id"], limit=100)["data"]
+        ]
+        assert service.hashes(job["id"]) == main_job.hashes
+
+    @pytest.mark.parametrize("phase", ["validating", "selection", "step", "metrics"])
+    def test_of_everything_at_once_changes_nothing(
+        self, service: Served, main_job: Main, phase: str
+    ):
+        job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
+        watch = service.client.jobs.watch(job["id"])
+        seen = []
+        for event in watch:
+            seen.append(event)
+            if phase in (event["type"], event["data"].get("status")):
+                break
+        service.kill_everything()
+        service.start_again()
+        service.wait_until_ready()
+        seen.extend(watch)
+        assert seen[-1]["data"]["status"] == "succeeded"
+        ids = [event["id"] for event in seen]
+        assert len(ids) == len(set(ids))
+        assert sorted(work_events(seen), key=str) == sorted(work_events(main_job.events), key=str)
+        assert service.hashes(job["id"]) == main_job.hashes
+
+
+class TestShutdown:
+    def test_hands_the_job_back_and_ends_well(self, service: Served, main_job: Main):
+        job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
+        for event in service.client.jobs.watch(job["id"]):
+            if event["type"] == "step":
+                break
+        parts = service.parts()
+        assert service.stop() == 0
+        assert all(is_gone(pid) for pid in parts)
+        service.start_again()
+        service.wait_until_ready()
+        *_, last = service.client.jobs.watch(job["id"])
+        assert last["data"]["status"] == "succeeded"
+        assert service.client.jobs.get(job["id"])["attempt"] == 1
+        assert service.hashes(job["id"]) == main_job.hashes
+
+
+class TestRefusals:
+    def test_name_the_field(self, service: Served, main_job: Main):
+        with pytest.raises(ApiError) as caught:
+            service.client.jobs.create({**SPEC, "dataset": main_job.dataset, "k": 13})
+        assert (caught.value.status, caught.value.param) == (422, "k")

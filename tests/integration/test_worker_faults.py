@@ -1,0 +1,175 @@
+"""Real workers and engines, killed, frozen and told to end: the job ends as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.jobs import cancel, pause, resume
+from store.states import JobStatus
+from tests.integration.conftest import QUICK
+from tests.integration.deployment import Deployment, children, deployed, kill, wait_for
+from tests.integration.jobs import Desk
+
+PHASES = ("validating", "selecting", "training", "writing")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
+
+
+@dataclass
+class Bench:
+    """A deployment with one worker, and the desk in front of it."""
+
+    deployment: Deployment
+    desk: Desk
+    dataset: str
+    worker: subprocess.Popen[bytes]
+
+    def engine(self) -> int:
+        """Give the process id of the worker's engine."""
+        return self.deployment.wait_for(lambda: children(self.worker.pid), message="engine")[0]
+
+    def kill_worker(self) -> None:
+        """Kill the worker, and see that its engine ends with it."""
+        engine = self.engine()
+        kill([self.worker.pid])
+        self.worker.wait()
+        wait_for(lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine")
+
+    def new_worker(self, **settings: str) -> None:
+        """Start another worker in the place of one that is gone."""
+        self.worker = self.deployment.start("worker", **settings)
+
+    def wait_until(self, job: str, phase: str) -> None:
+        """Wait until a job has come to a phase."""
+        self.deployment.wait_for(lambda: self.desk.is_at(job, phase), message=f"{job} at {phase}")
+
+    def ends(self, job: str) -> JobStatus:
+        """Wait until a job has ended."""
+        return self.deployment.wait_for(
+            lambda: self.desk.is_finished(job), message=f"end of {job}"
+        ).status
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("faults")
+    with deployed(folder / "home", **QUICK) as deployment:
+        deployment.run("migrate")
+        desk = Desk(deployment.environment)
+        bench = Bench(deployment, desk, desk.push(folder), deployment.start("worker"))
+        yield bench
+        desk.close()
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    hashes: dict[str, str]
+    events: list[tuple[str, int | None, Any]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench) -> Undisturbed:
+    job = bench.desk.submit(bench.dataset)
+    assert bench.ends(job) is JobStatus.SUCCEEDED
+    return Undisturbed(bench.desk.hashes(job), bench.desk.work_events(job))
+
+
+def check(bench: Bench, job: str, undisturbed: Undisturbed) -> None:
+    """See that a job ended exactly as the one that nothing disturbed."""
+    assert bench.ends(job) is JobStatus.SUCCEEDED, bench.desk.job(job).error
+    assert bench.desk.hashes(job) == undisturbed.hashes
+    events = bench.desk.work_events(job)
+    assert len(events) == len(set(events))
+    assert sorted(events, key=str) == sorted(undisturbed.events, key=str)
+
+
+class TestUndisturbed:
+    def test_leaves_all_encodings_and_events(self, undisturbed: Undisturbed):
+        assert set(undisturbed.hashes) == {"float32", "bfloat16", "int8", "lora"}
+        kinds = [kind for kind, _, _ in undisturbed.events]
+        assert kinds.count("selection") == 1
+        assert kinds.count("metrics") == 2
+        assert kinds.count("step") == 40
+
+    def test_again_is_the_same(self, bench: Bench, undisturbed: Undisturbed):
+        check(bench, bench.desk.submit(bench.dataset), undisturbed)
+
+
+class TestSigkill:
+    def test_of_the_engine_in_each_phase(self, bench: Bench, undisturbed: Undisturbed):
+        job = bench.desk.submit(bench.dataset)
+        for phase in PHASES:
+            bench.wait_until(job, phase)
+            kill([bench.engine()])
+        check(bench, job, undisturbed)
+
+    @pytest.mark.parametrize("tokens", [0, 1, 2])
+    def test_of_the_worker_in_each_phase(self, bench: Bench, undisturbed: Undisturbed, tokens: int):
+        job = bench.desk.submit(bench.dataset, tokens=tokens)
+        draw = random.Random(tokens)  # noqa: S311 - a draw, not a secret
+        for phase in draw.sample(PHASES, 2):
+            bench.wait_until(job, phase)
+            bench.kill_worker()
+            bench.new_worker()
+        check(bench, job, undisturbed)
+
+
+class TestFrozen:
+    def test_past_its_lease_its_late_writes_are_refused(
+        self, bench: Bench, undisturbed: Undisturbed
+    ):
+        job = bench.desk.submit(bench.dataset)
+        bench.wait_until(job, "training")
+        frozen = bench.worker
+        os.kill(frozen.pid, signal.SIGSTOP)
+        bench.new_worker()
+        wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
+        os.kill(frozen.pid, signal.SIGCONT)
+        check(bench, job, undisturbed)
+        frozen.terminate()
+        assert frozen.wait(timeout=60) == 0
+        assert "lease lost" in bench.deployment.logs()
+
+
+class TestWishes:
+    def test_cancel_is_honoured_while_training(self, bench: Bench):
+        job = bench.desk.submit(bench.dataset, epochs=200)
+        bench.wait_until(job, "training")
+        with bench.desk.database.write() as session:
+            cancel(session, bench.desk.tenant, job)
+        wait_for(lambda: bench.desk.is_finished(job), seconds=5)
+        assert bench.desk.job(job).status is JobStatus.CANCELLED
+
+    def test_a_paused_job_resumes_to_the_same_artifact(
+        self, bench: Bench, undisturbed: Undisturbed
+    ):
+        job = bench.desk.submit(bench.dataset)
+        bench.wait_until(job, "training")
+        with bench.desk.database.write() as session:
+            pause(session, bench.desk.tenant, job)
+        wait_for(lambda: bench.desk.job(job).status is JobStatus.PAUSED, seconds=5)
+        with bench.desk.database.write() as session:
+            resume(session, bench.desk.tenant, job)
+        bench.desk.publisher.publish()
+        check(bench, job, undisturbed)
+
+    def test_a_worker_that_is_told_to_end_hands_its_job_back(
+        self, bench: Bench, undisturbed: Undisturbed
+    ):
+        job = bench.desk.submit(bench.dataset)
+        bench.wait_until(job, "training")
+        bench.worker.terminate()
+        assert bench.worker.wait(timeout=30) == 0
+        row = bench.desk.job(job)
+        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
+        assert row.checkpoint is not None
+        bench.new_worker()
+        check(bench, job, undisturbed)
