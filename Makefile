@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two workers with one thread each; `make test PYTEST_ARGS='tests/test_delta.py -x'` for anything else.
-PYTEST_ARGS ?= -n 2
+# Tests that share running processes stay on one worker (loadgroup).
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install test demo serve lint bench

@@ -83,7 +83,7 @@ class TestDistribution:
         (command,) = importlib.metadata.entry_points(group="console_scripts", name="hifi")
         assert callable(command.load())
 
-    def test_the_wheel_ships_the_library_alone(self, tmp_path):
+    def test_the_wheel_ships_the_product_alone(self, tmp_path):
         subprocess.run(
             [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
             cwd=ROOT,
@@ -93,8 +93,14 @@ class TestDistribution:
         (wheel,) = tmp_path.glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         info = f"hifi-{hifi.__version__}.dist-info"
-        assert {name.split("/")[0] for name in names} == {"hifi", info}
-        assert {"hifi/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
+        packages = {"hifi", "migrations", "service", "store", "worker"}
+        assert {name.split("/")[0] for name in names} == {*packages, info}
+        assert {
+            "hifi/py.typed",
+            "migrations/versions/0001_first_tables.py",
+            "service/static/index.html",
+            f"{info}/licenses/LICENSE",
+        } <= set(names)
 
     def test_every_installed_package_is_pinned(self):
         lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

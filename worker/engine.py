@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO
 
 import structlog
@@ -139,9 +139,8 @@ class EngineProcess:
         """Let the engine end by itself, or kill it after some seconds."""
         if self._process is not None:
             _close(self._process.stdin)
-            deadline = time.monotonic() + seconds
-            while self._process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=seconds)
         self.kill()
 
 

@@ -34,16 +34,13 @@ class Deployment:
         }
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *command: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start ``hifi COMMAND`` in the background."""
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start ``hifi COMMAND`` in the background, with these further variables."""
         log = (self.home / f"{command[0]}-{len(self.processes)}.log").open("wb")
         with log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hifi.cli", *command],
-                env={
-                    **self.environment,
-                    **{f"HIFI_{name}": value for name, value in settings.items()},
-                },
+                env={**self.environment, **variables},
                 stdout=log,
                 stderr=log,
             )

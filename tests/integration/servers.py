@@ -28,7 +28,8 @@ def free_port() -> int:
         return port
 
 
-def _missing(what: str) -> None:
+def missing(what: str) -> None:
+    """Skip a test for want of a program; where everything is tested that is a failure."""
     message = f"no {what} on this machine"
     if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":
         pytest.fail(message)
@@ -74,7 +75,7 @@ class RedisServer(Server):
     def __init__(self, folder: Path) -> None:
         program = shutil.which("redis-server")
         if program is None:
-            _missing("redis-server")
+            missing("redis-server")
         port = free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": str(folder)}
@@ -95,7 +96,7 @@ class PostgresServer(Server):
     def __init__(self, folder: Path) -> None:
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         if not programs:
-            _missing("postgres")
+            missing("postgres")
         program = programs[-1]
         # It refuses to run as root.
         user = "postgres" if os.geteuid() == 0 else None

@@ -14,7 +14,7 @@ from store.states import JobStatus
 from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, deployed, wait_for
 from tests.integration.jobs import Desk
-from tests.integration.servers import PostgresServer, RedisServer, Server, running
+from tests.integration.servers import PostgresServer, RedisServer, Server, missing, running
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("outages")]
 
@@ -28,11 +28,21 @@ class Plant:
         self.postgres = postgres
         self.desk = Desk(deployment.environment)
         self.dataset = self.desk.push(folder)
-        deployment.start("worker")
+        self.start_worker()
         job = self.desk.submit(self.dataset)
         assert self.ends(job) is JobStatus.SUCCEEDED, self.desk.job(job).error
         self.hashes = self.desk.hashes(job)
         self.events = sorted(self.desk.work_events(job), key=str)
+
+    def start_worker(self, **variables: str) -> None:
+        """Start a worker in the place of one that has ended, and wait until it has signed on."""
+        self.worker = self.deployment.start("worker", **variables)
+        self.deployment.wait_for(self.desk.live_workers, message="sign-on")
+
+    def stop_worker(self) -> None:
+        """Tell the worker to end."""
+        self.worker.terminate()
+        assert self.worker.wait(timeout=60) == 0
 
     def training(self) -> str:
         """Start a job and wait until it trains; give its id."""
@@ -113,12 +123,28 @@ class TestArtifactStore:
         plant.check(job)
 
 
+class TestClock:
+    def test_of_a_worker_may_be_wrong(self, plant: Plant):
+        libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        if not libraries:
+            missing("faketime")
+        plant.stop_worker()
+        plant.start_worker(LD_PRELOAD=str(libraries[0]), FAKETIME="+1h")
+        job = plant.desk.submit(plant.dataset)
+        plant.check(job)
+        row = plant.desk.job(job)
+        assert row.attempt == row.fence == 1
+        assert row.finished_at is not None
+        assert (row.finished_at - row.created_at).total_seconds() < 600
+        plant.stop_worker()
+        plant.start_worker()
+
+
 class TestDisk:
     def test_full_while_a_checkpoint_is_written(self, plant: Plant, tmp_path: Path):
         folder = tmp_path / "home"
         with deployed(folder, **_settings(plant)) as small, small_disk(folder / "work") as disk:
-            plant.deployment.processes[0].terminate()
-            plant.deployment.processes[0].wait(timeout=60)
+            plant.stop_worker()
             small.start("worker")
             job = plant.training()
             ballast = disk / "ballast"
@@ -126,6 +152,25 @@ class TestDisk:
             wait_for(lambda: "disk_full" in small.logs(), message="the failure")
             ballast.unlink()
             plant.check(job)
+
+    def test_full_while_artifacts_are_written(self, plant: Plant, tmp_path: Path):
+        """The store's own disk this time: artifacts and checkpoints wait until there is room."""
+        folder = tmp_path / "home"
+        with small_disk(folder / "artifacts") as disk, deployed(folder, **QUICK) as small:
+            small.run("migrate")
+            desk = Desk(small.environment)
+            dataset = desk.push(tmp_path)
+            small.start("worker")
+            job = desk.submit(dataset)
+            small.wait_for(lambda: desk.is_at(job, "training"), message="training")
+            _fill(disk / "ballast")
+            small.wait_for(lambda: "artifact store away" in small.logs(), message="the failure")
+            assert desk.job(job).status is JobStatus.TRAINING
+            (disk / "ballast").unlink()
+            end = small.wait_for(lambda: desk.is_finished(job), message="the end")
+            assert end.status is JobStatus.SUCCEEDED
+            assert desk.hashes(job) == plant.hashes
+            desk.close()
 
 
 def _settings(plant: Plant) -> dict[str, str]:

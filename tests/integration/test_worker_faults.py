@@ -43,9 +43,9 @@ class Bench:
         self.worker.wait()
         wait_for(lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine")
 
-    def new_worker(self, **settings: str) -> None:
+    def new_worker(self) -> None:
         """Start another worker in the place of one that is gone."""
-        self.worker = self.deployment.start("worker", **settings)
+        self.worker = self.deployment.start("worker")
 
     def wait_until(self, job: str, phase: str) -> None:
         """Wait until a job has come to a phase."""
