@@ -71,9 +71,9 @@ def run_worker(settings: Settings) -> None:
 
 
 def _engine_environment(settings: Settings) -> dict[str, str]:
-    """Keep the engine from the hub, unless it may ask it."""
-    offline = {} if settings.allow_hub else {"HF_HUB_OFFLINE": "1"}
-    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **offline}
+    """Keep the engine from the hub, or at least from what only the operator may see there."""
+    hub = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if settings.allow_hub else {"HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **hub}
 
 
 def _host() -> str:

@@ -54,6 +54,9 @@ def finetune_arguments(
     """
     task, training = spec["task"], spec["training"]
     text = task["text"]
+    scoring = {argument: spec[field] for field, argument in _SCORING.items()}
+    if spec["teleport"] == "uniform":
+        scoring["xi"] = None  # nothing depends on it then, and the library would say so
     return {
         "model": model,
         "revision": revision,
@@ -61,7 +64,7 @@ def finetune_arguments(
         "task": task["type"],
         **{name: task[name] for name in _TASK_FIELDS},
         "text": [text] if isinstance(text, str) else text,
-        **{argument: spec[field] for field, argument in _SCORING.items()},
+        **scoring,
         **{name: training[name] for name in _TRAINING},
     }
 

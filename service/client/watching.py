@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 120.0  # with a server that was there before: a restart takes less
 _SILENT_SECONDS = 45.0  # a live stream says something more often than that
 _PAUSE_SECONDS = 0.2  # before the first repetition; doubled each time
+_MOST_DOUBLINGS = 10
 _LONGEST_WAIT_SECONDS = 5.0
 
 
@@ -62,7 +63,7 @@ class _Watcher:
         self._last = after
         self._seen: set[str] = set()
         self._failures = 0
-        self._heard_at = time.monotonic()
+        self._lost_at: float | None = None  # when the server went away, if it did
 
     def run(self) -> Iterator[Event]:
         self._look()  # a wrong id, or no server: told at once
@@ -80,7 +81,7 @@ class _Watcher:
 
     def _look(self) -> str:
         job: Job = self._connection.ask("GET", self._path)
-        self._heard_at = time.monotonic()
+        self._lost_at = None
         return job["status"]
 
     def _follow(self) -> Generator[Event, None, bool]:
@@ -91,8 +92,9 @@ class _Watcher:
         with self._connection.stream(
             f"{self._path}/events", headers=headers, timeout=_SILENT_SECONDS
         ) as response:
+            self._lost_at = None
             for message in httpx2.EventSource(response):
-                self._heard_at, self._failures = time.monotonic(), 0
+                self._failures = 0
                 if message.event == "progress" and self._on_progress is not None:
                     self._on_progress(_read_progress(message))
                 event = _read_event(message) if message.event == "message" else None
@@ -111,12 +113,14 @@ class _Watcher:
             raise UnexpectedAnswerError(f"{self._connection.url}: {error}") from error
         if isinstance(error, ApiError) and error.status != httpx2.codes.SERVICE_UNAVAILABLE:
             raise error
-        if time.monotonic() - self._heard_at > PATIENCE_SECONDS:
+        now = time.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if now - self._lost_at > PATIENCE_SECONDS:
             if isinstance(error, httpx2.TransportError):
                 raise self._connection.unreachable(error) from error
             raise error
         wait = min(_PAUSE_SECONDS * 2**self._failures, _LONGEST_WAIT_SECONDS)
-        self._failures += 1
+        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
         self._connection.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def main() -> None:
     request = Request.from_json(json.load(sys.stdin))
     threading.Thread(target=_watch_parent, args=[request.parent], daemon=True).start()
     _limit(request.limits)
+    sys.meta_path.insert(0, _WithoutPandas())
     try:
         # Parsers are loaded under the limits.
         from service.uploads.work import convert_all, use_one_thread  # noqa: PLC0415
@@ -39,6 +41,20 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a fault of ours; its message may quote the data
         done = {"kind": "crashed", "error": _place(error)}
     _tell(done)
+
+
+class _WithoutPandas(MetaPathFinder):
+    """Keeps pyarrow from loading pandas, which is not needed here: 34 MB, and half of the time."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: object,  # noqa: ARG002 - importlib's signature
+        target: object = None,  # noqa: ARG002 - as above
+    ) -> None:
+        """Say that there is no pandas."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def _place(error: Exception) -> str:

@@ -141,8 +141,10 @@ def check_names(names: Sequence[Any], *, most: int) -> None:
     """Refuse columns that could not be told apart, named in a job, or counted.
 
     Raises:
-        Refusal: too many, two of one name, or a name that is empty, huge or no text.
+        Refusal: none or too many, two of one name, or a name that is empty, huge or no text.
     """
+    if not names:
+        raise Refusal("there are no columns")
     if len(names) > most:
         raise Refusal(f"{len(names)} columns; at most {most} are allowed")
     seen: set[str] = set()

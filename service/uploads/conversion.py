@@ -20,7 +20,14 @@ import structlog
 from service.profiles import DatasetProfile
 from service.tasks import check_certain_task
 from service.uploads.errors import DatasetInvalidError
-from service.uploads.exchange import ENDINGS, SPLITS, Limits, Request, UploadedFile
+from service.uploads.exchange import (
+    ENDINGS,
+    SPLITS,
+    Limits,
+    Request,
+    UploadedFile,
+    parquet_name,
+)
 from store.errors import ArtifactStorageError
 
 _ROOT = Path(__file__).parents[2]  # the folder of our packages, wherever they are installed
@@ -101,8 +108,8 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
     answer = _run_child(request)
     converted = ConvertedDataset(
         splits={
-            split: ConvertedSplit(path=folder / entry["file"], rows=entry["rows"])
-            for split, entry in answer["splits"].items()
+            split: ConvertedSplit(path=folder / parquet_name(split), rows=answer["rows"][split])
+            for split in request.files
         },
         columns=answer["columns"],
         profile=answer["profile"],

@@ -7,7 +7,7 @@ import io
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pyarrow as pa
 from pyarrow import csv
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from service.uploads.budget import Budget
 
 _BLOCK_BYTES = 2 << 20  # and so of a row; pyarrow reads 32 of them ahead
+_CELL_BYTES = 256 << 20  # pyarrow sets a block's room aside for each column
+_BATCH_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
 _HEADER_LETTERS = 10_000  # of a header that is looked at for its delimiter
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -59,6 +61,7 @@ class DelimitedReader:
         _check_header(beginning, delimiter=delimiter, most=budget.max_columns)
         self._names = self._read_names(beginning)
         check_names(self._names, most=budget.max_columns)
+        self._block_bytes = min(_BLOCK_BYTES, _CELL_BYTES // len(self._names))
         self.cells = frozenset(self._names)
         self.schema = pa.schema([(name, pa.string()) for name in self._names])
 
@@ -68,24 +71,28 @@ class DelimitedReader:
         Raises:
             Refusal: it names the row.
         """
-        kept: pa.RecordBatch | None = None  # the last batch ends with our own row
+        kept: list[pa.RecordBatch] = []  # the last one ends with our own row
+        size = 0
         try:
             for batch in self._open(dict.fromkeys(self._names, pa.binary())):
-                if kept is not None:
+                if size > _BATCH_BYTES:
                     yield self._to_texts(kept)
-                kept = batch
+                    kept, size = [], 0
+                kept.append(_compact(batch))
+                size += batch.nbytes
         except pa.ArrowInvalid as error:
-            self._refuse(error, kept)
-        if kept is None or not self._is_ours(kept):
-            raise Refusal(_UNCLOSED, row=self._rows + (0 if kept is None else kept.num_rows))
-        if kept.num_rows > 1:
-            yield self._to_texts(kept.slice(0, kept.num_rows - 1))
+            self._refuse(error, row=self._rows + _count(kept) + 1)
+        if not kept or not self._is_ours(kept[-1]):
+            raise Refusal(_UNCLOSED, row=self._rows + _count(kept))
+        kept[-1] = kept[-1].slice(0, kept[-1].num_rows - 1)
+        if _count(kept):
+            yield self._to_texts(kept)
 
     def _open(self, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
         ending = self._delimiter.join([self._token] * max(1, len(types)))
         return csv.open_csv(
             pa.PythonFile(_Ended(self._path, f"\n{ending}\n".encode()), mode="r"),
-            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+            read_options=csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
             parse_options=csv.ParseOptions(
                 delimiter=self._delimiter,
                 newlines_in_values=True,
@@ -118,18 +125,20 @@ class DelimitedReader:
         last = batch.slice(batch.num_rows - 1)
         return all(column[0].as_py() == self._token.encode() for column in last.columns)
 
-    def _to_texts(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _to_texts(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
         """Decode cells, and count them."""
         arrays = []
-        for name, array in zip(self._names, batch.columns, strict=True):
+        for place, name in enumerate(self._names):
+            array = pa.concat_arrays([batch.column(place) for batch in batches])
             texts = _decode(array, first_row=self._rows + 1, column=name)
             check_texts(texts, first_row=self._rows + 1, column=name)
             arrays.append(texts)
-        self._rows += batch.num_rows
-        self._budget.add_rows(batch.num_rows)
+        self._rows += _count(batches)
+        self._budget.add_rows(_count(batches))
         return pa.record_batch(arrays, schema=self.schema)
 
-    def _refuse(self, error: pa.ArrowInvalid, kept: pa.RecordBatch | None) -> None:
+    def _refuse(self, error: pa.ArrowInvalid, *, row: int) -> NoReturn:
+        """Say what pyarrow could not parse, in the row after those that it gave."""
         if self._bad:
             bad = self._bad[0]
             reason = f"{bad.actual_columns} fields, the header has {bad.expected_columns}"
@@ -137,13 +146,23 @@ class DelimitedReader:
                 reason = _UNCLOSED
             elif '"' in bad.text:
                 reason += "; a quotation mark may stand where none belongs, or not be closed"
-            row = None if bad.number is None else bad.number - 1  # the header is counted
-            raise Refusal(reason, row=row) from error
-        row = self._rows + (0 if kept is None else kept.num_rows) + 1
+            place = None if bad.number is None else bad.number - 1  # the header is counted
+            raise Refusal(reason, row=place) from error
         if "straddling" in str(error):
-            reason = f"the row has more than {_BLOCK_BYTES >> 20} MiB, or {_UNCLOSED}"
+            reason = f"the row has more than {self._block_bytes >> 10} KiB, or {_UNCLOSED}"
             raise Refusal(reason, row=row) from error
         raise Refusal("the file cannot be parsed", row=row) from error
+
+
+def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Copy a batch out of the room that was set aside for it, which is a block for each column."""
+    nothing = pa.array([], pa.binary())
+    columns = [pa.concat_arrays([column, nothing]) for column in batch.columns]
+    return pa.record_batch(columns, names=batch.schema.names)
+
+
+def _count(batches: list[pa.RecordBatch]) -> int:
+    return sum(batch.num_rows for batch in batches)
 
 
 class _Ended(io.RawIOBase):

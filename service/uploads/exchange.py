@@ -102,6 +102,11 @@ class Refusal(Exception):  # noqa: N818 - an outcome that is told, like any othe
         self.split = split
 
 
+def parquet_name(split: str) -> str:
+    """Name the file that the child writes of a split."""
+    return f"{split}.parquet"
+
+
 def quoted(value: object) -> str:
     """Quote a value of the data: printable, and short."""
     text = ascii(value)

@@ -77,8 +77,8 @@ class JsonlReader:
                     stream.write_batch(batch)
                 self._rows += len(rows)
                 self._counts.append(len(rows))
-        if self._rows and not self._types:
-            raise Refusal("there are no columns")
+        if self._rows:
+            check_names(list(self._types), most=budget.max_columns)
         self.schema = pa.schema([(name, kept_type(kind)) for name, kind in self._types.items()])
 
     def batches(self) -> Iterator[pa.RecordBatch]:

@@ -63,10 +63,11 @@ class ParquetReader:
         try:
             self._file = _open(path)
             declared = self._file.schema_arrow
+            names = declared.names
             _check_declared(self._file.metadata, budget)
         except _UNSOUND as error:
             raise _unsound(error) from error
-        check_names(declared.names, most=budget.max_columns)
+        check_names(names, most=budget.max_columns)
         self.schema = pa.schema([(field.name, _kept(field)) for field in declared])
         leaves = sum(count_leaves(field.type) for field in self.schema)
         if leaves > budget.max_columns:

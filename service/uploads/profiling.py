@@ -120,13 +120,14 @@ def _text_problem(seen: Seen) -> Problem | None:
 
 def _target_problem(seen: Seen) -> Problem | None:
     """Find the first row without a number that can be regressed on."""
-    rows: list[tuple[int | None, str]] = [(seen.missing, "the target is missing")]
-    if seen.not_finite is not None:
-        row, value = seen.not_finite
+    found = seen.appearance if seen.are_cells else seen
+    rows: list[tuple[int | None, str]] = [(found.missing, "the target is missing")]
+    if found.not_finite is not None:
+        row, value = found.not_finite
         rows.append((row, f"the target {value} is not a finite number"))
     if seen.are_cells:
-        if seen.not_number is not None:
-            row, cell = seen.not_number
+        if seen.appearance.not_number is not None:
+            row, cell = seen.appearance.not_number
             rows.append((row, f"a number is needed, here is {quoted(cell)}"))
     elif not pa.types.is_null(seen.kind) and _kind(seen) not in _NUMBERS:
         rows.append((1, f"a number is needed, this column holds {type_name(seen.kind)}"))

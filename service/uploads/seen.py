@@ -20,7 +20,6 @@ BLANKS = (  # what str.isspace takes for white space
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-_MOST_FLOAT32 = float(np.finfo(np.float32).max)
 _LABEL_BYTES = 1024  # longer texts are no classes
 _DISTINCT_BYTES = 1 << 20
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -81,13 +80,12 @@ class Seen:
         distinct: the different values, in the order in which they occur.
         are_cells: whether the column comes from a delimited file; its texts may be anything then.
         class_names: of a column that names its classes.
-        missing: a null; in cells a word that stands for nothing.
+        missing: a null.
         nan: a floating-point number that is none.
         blank: an empty text, or one of white space alone.
-        not_number: a cell without a number, and the cell.
         not_finite: a number that 32 bits do not hold, and the number.
         bad_image: bytes that are no image, and why.
-        appearance: of cells.
+        appearance: of cells, which have no nulls.
         are_whole: whether floating-point numbers are all whole.
     """
 
@@ -98,7 +96,6 @@ class Seen:
     missing: int | None = None
     nan: int | None = None
     blank: int | None = None
-    not_number: tuple[int, str] | None = None
     not_finite: tuple[int, float] | None = None
     bad_image: tuple[int, str] | None = None
     appearance: cells.Appearance = field(default_factory=cells.Appearance)
@@ -107,7 +104,7 @@ class Seen:
     def add(self, array: pa.Array, first_row: int) -> None:
         """Look at a piece of the column."""
         if self.are_cells:
-            self._add_cells(array, first_row)
+            self.appearance.add(array, first_row)
         elif self.missing is None:
             self.missing = _row(first_true(array.is_null()), first_row)
         if is_text(self.kind):
@@ -122,27 +119,12 @@ class Seen:
         if _can_be_label(self.kind) and self.are_whole:
             self.distinct.add(array, first_row)
 
-    def _add_cells(self, array: pa.Array, first_row: int) -> None:
-        words = cells.trimmed(array)
-        missing = cells.are_missing(words)
-        if self.missing is None:
-            self.missing = _row(first_true(missing), first_row)
-        if self.not_number is None:
-            place = cells.first_not_number(words, missing)
-            if place is not None:
-                self.not_number = (first_row + place, array[place].as_py())
-        if self.not_finite is None:
-            place = cells.first_too_large(words, is_too_large=_is_too_large)
-            if place is not None:
-                self.not_finite = (first_row + place, float(words[place].as_py()))
-        self.appearance.add(words.filter(pc.invert(missing)))
-
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
         if self.nan is None:
             self.nan = _row(first_true(pc.is_nan(wide)), first_row)
         if self.not_finite is None:
-            within = pc.less_equal(pc.abs(wide), _MOST_FLOAT32)  # NaN is within nothing
+            within = pc.less_equal(pc.abs(wide), cells.MOST_FLOAT32)  # NaN is within nothing
             place = first_true(pc.invert(within))
             if place is not None:
                 self.not_finite = (first_row + place, wide[place].as_py())
@@ -175,10 +157,6 @@ def _row(place: int | None, first_row: int) -> int | None:
 def _can_be_label(kind: pa.DataType) -> bool:
     tests = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
     return is_text(kind) or any(test(kind) for test in tests)
-
-
-def _is_too_large(value: float) -> bool:
-    return not abs(value) <= _MOST_FLOAT32
 
 
 def _looks_like_image(head: bytes) -> bool:

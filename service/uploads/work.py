@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from service.uploads.budget import Budget
 from service.uploads.delimited import DelimitedReader
-from service.uploads.exchange import SPLITS, Refusal, Request
+from service.uploads.exchange import SPLITS, Refusal, Request, parquet_name
 from service.uploads.jsonl import JsonlReader
 from service.uploads.parquet import ParquetReader
 from service.uploads.profiling import Columns, check_splits, make_profile
@@ -56,7 +56,7 @@ def convert_all(request: Request, *, tell: Callable[[dict[str, Any]], None]) -> 
         tell: told of each split before it is opened.
 
     Returns:
-        The last message: files, rows, columns and profile.
+        The last message: rows, columns and profile.
 
     Raises:
         Refusal: a file cannot be used.
@@ -81,9 +81,7 @@ def convert_all(request: Request, *, tell: Callable[[dict[str, Any]], None]) -> 
     profile = make_profile(seen, rows=rows)
     return {
         "kind": "done",
-        "splits": {
-            split: {"file": f"{split}.parquet", "rows": count} for split, count in rows.items()
-        },
+        "rows": rows,
         "columns": {column.name: column.type for column in profile.columns},
         "profile": profile.to_json(),
     }
@@ -104,7 +102,7 @@ def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int
     schema = reader.schema.with_metadata(dict(reader.metadata))
     rows = 0
     with parquet.ParquetWriter(
-        folder / f"{split}.parquet",
+        folder / parquet_name(split),
         schema,
         compression="zstd",
         use_dictionary=[field.name for field in reader.schema if pa.types.is_string(field.type)],

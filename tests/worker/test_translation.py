@@ -28,7 +28,7 @@ SPEC = {
     "d": 0.7,
     "n_samples": 50,
     "strategy": "mid-top",
-    "teleport": "uniform",
+    "teleport": "information",
     "training": {
         "epochs": 5,
         "learning_rate": 1e-3,
@@ -57,8 +57,13 @@ class TestArguments:
         assert [given[name] for name in ("text", "label", "metric")] == [["a", "b"], "y", "f1"]
         assert {name: given[name] for name in training} == training
         assert (given["k"], given["xi"], given["damping"], given["n_samples"]) == (2, 0.8, 0.7, 50)
-        assert (given["strategy"], given["teleport"]) == ("mid-top", "uniform")
+        assert (given["strategy"], given["teleport"]) == ("mid-top", "information")
         assert (given["train"], given["validation"]) == ("t.parquet", "v.parquet")
+
+    def test_a_uniform_teleport_needs_no_share(self):
+        spec = JobSpec.model_validate({**SPEC, "teleport": "uniform"}).model_dump(mode="json")
+        given = finetune_arguments(spec, data={"train": "t"}, model="m", revision=None)
+        assert (given["teleport"], given["xi"]) == ("uniform", None)
 
     def test_are_all_but_what_the_worker_adds(self):
         added = {"device", "checkpoint_dir", "checkpoint_seconds", "on_event", "backbones"}

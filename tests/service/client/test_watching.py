@@ -139,6 +139,13 @@ class TestWatch:
         with pytest.raises(UnreachableError):
             list(client.jobs.watch("job_1"))
 
+    def test_a_job_that_waits_for_hours_is_not_given_up_for_it(self, client, stub, monkeypatch):
+        clock = itertools.count(0.0, 3600.0)
+        monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+        looks(stub, "queued")
+        stub.on("GET", EVENTS, broken_stream(sent(1)), broken_stream(), event_stream(LAST))
+        assert ids(client.jobs.watch("job_1")) == ["1", "9"]
+
     def test_an_unknown_job_is_told_at_once(self, client, stub):
         with pytest.raises(ApiError) as raised:
             list(client.jobs.watch("job_2"))

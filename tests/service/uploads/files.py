@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.profiles import DatasetProfile
-from service.uploads.exchange import SPLITS, Limits, Refusal, Request
+from service.uploads.exchange import SPLITS, Limits, Refusal, Request, parquet_name
 from service.uploads.work import convert_all
 
 LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60)
@@ -55,8 +55,8 @@ def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Con
     )
     done = json.loads(json.dumps(convert_all(request, tell=lambda _: None)))
     return Converted(
-        paths={split: folder / entry["file"] for split, entry in done["splits"].items()},
-        rows={split: entry["rows"] for split, entry in done["splits"].items()},
+        paths={split: folder / parquet_name(split) for split in done["rows"]},
+        rows=done["rows"],
         columns=done["columns"],
         profile=DatasetProfile.from_json(done["profile"]),
     )

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import hifi.errors
 from hifi.data import load_split
 from service.uploads import delimited
-from service.uploads.exchange import Refusal
+from service.uploads.conversion import convert
+from service.uploads.exchange import Limits, Refusal, UploadedFile
 from tests.service.uploads.files import LIMITS, convert_here, refusal_of, write
 
 
@@ -75,7 +76,7 @@ class TestRefusals:
     def test_of_a_row_without_end_name_it(self, tmp_path: Path):
         path = write(tmp_path / "a.csv", "text,label\na,1\n" + "x" * 9_000_000 + ",1\n")
         refusal = refusal_of(tmp_path, train=path)
-        assert (refusal.row, "more than 2 MiB" in refusal.reason) == (2, True)
+        assert (refusal.row, "more than 2048 KiB" in refusal.reason) == (2, True)
 
 
 class TestColumns:
@@ -119,6 +120,16 @@ class TestColumns:
     def test_say_what_cells_look_like(self, cells: list[str], kind: str, tmp_path: Path):
         path = write(tmp_path / "a.csv", "x,y\n" + "".join(f"{cell},0\n" for cell in cells))
         assert convert_here(tmp_path, train=path).columns["x"] == kind
+
+    def test_that_are_many_with_many_rows_take_no_more_memory_than_is_allowed(self, tmp_path: Path):
+        header = ",".join(f"c{column}" for column in range(1000))
+        rows = "".join(",".join([f"{row}"] * 1000) + "\n" for row in range(200))
+        path = write(tmp_path / "a.csv", f"{header}\n{rows * 3}")
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        file = UploadedFile(path=path, filename="a.csv")
+        limits = Limits(seconds=60, memory=1 << 30)
+        assert convert({"train": file}, folder=folder, limits=limits).splits["train"].rows == 600
 
 
 class TestLimits:

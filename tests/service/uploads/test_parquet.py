@@ -121,6 +121,16 @@ class TestBombs:
         assert "1200 columns and entries" in refusal_of(tmp_path, train=path).reason
 
 
+class TestEmpty:
+    def test_without_rows(self, tmp_path: Path):
+        path = table_file(tmp_path / "a.parquet", {"a": pa.array([], pa.string())})
+        assert refusal_of(tmp_path, train=path).reason == "there are no rows"
+
+    def test_without_columns(self, tmp_path: Path):
+        path = table_file(tmp_path / "a.parquet", {})
+        assert refusal_of(tmp_path, train=path).reason == "there are no columns"
+
+
 class TestColumns:
     def test_two_of_one_name(self, tmp_path: Path):
         table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
