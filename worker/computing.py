@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import torch
 
 from hifi.checkpoint import checkpoint_folder
@@ -47,17 +51,16 @@ _CODES: dict[type[HifiError], str] = {
     DataError: "dataset_invalid",
     InvalidArgumentError: "invalid_argument",
     ModelError: "model_invalid",
-    StorageError: "disk_full",
+    StorageError: "worker_storage",
     TaskNotSupportedError: "task_not_supported",
     TrainingDivergedError: "training_diverged",
     UnsupportedArchitectureError: "architecture_not_supported",
 }
-# What another try may mend: room on the disk, or a start without the checkpoint.
+# What another try may mend: the worker's disk, or a start without the checkpoint.
 _PASSING = (StorageError, CheckpointError)
+_RESIDENT_SHARE = 0.25  # of the memory, for backbones that no job is using; chosen, not measured
+_log = structlog.get_logger(__name__)
 _CONTROLS: dict[Wish, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
-
-
-_RESIDENT_SHARE = 0.25  # of the memory; the rest is for what jobs need
 
 
 def make_resident_backbones(device: str) -> ResidentBackbones:
@@ -72,6 +75,13 @@ def make_resident_backbones(device: str) -> ResidentBackbones:
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return ResidentBackbones(max_bytes=int(memory * _RESIDENT_SHARE))
+
+
+def release_memory() -> None:
+    """Give back what a job has left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def compute(
@@ -91,7 +101,7 @@ def compute(
     """
 
     def on_event(event: TrainingEvent) -> Control:
-        tell(_told(event, checkpoints=Path(command.arguments["checkpoint_dir"])))
+        tell(_told(command, event))
         wanted = wish()
         return Control.CONTINUE if wanted is None else _CONTROLS[wanted]
 
@@ -99,17 +109,16 @@ def compute(
         result = finetune(**command.arguments, backbones=backbones, on_event=on_event)
         return _finish(command, result)
     except JobPaused:
-        return Stopped(wish="pause")
+        return Stopped(run=command.run, wish="pause")
     except JobCancelled:
-        return Stopped(wish="cancel")
+        return Stopped(run=command.run, wish="cancel")
     except Exception as error:  # noqa: BLE001 - a failure is an answer; the engine goes on
-        return _failed(error)
+        return _failed(command, error)
 
 
-def _told(event: TrainingEvent, *, checkpoints: Path) -> Told:
-    is_checkpoint = event.kind == "checkpoint"
-    folder = checkpoint_folder(checkpoints, step=event.step) if is_checkpoint else None
+def _told(command: RunJob, event: TrainingEvent) -> Told:
     return Told(
+        run=command.run,
         kind=event.kind,
         step=event.step,
         total_steps=event.total_steps,
@@ -120,8 +129,14 @@ def _told(event: TrainingEvent, *, checkpoints: Path) -> Told:
         eta_seconds=event.eta_seconds,
         text=event.message,
         selection=None if event.selection is None else _describe(event.selection, event),
-        checkpoint=None if folder is None else str(folder),
+        checkpoint=_checkpoint_files(command, event) if event.kind == "checkpoint" else (),
     )
+
+
+def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
+    """Name the files of the checkpoint that was written a moment ago."""
+    directory = Path(command.arguments["checkpoint_dir"])
+    return sorted(map(str, checkpoint_folder(directory, step=event.step).iterdir()))
 
 
 def _describe(selection: HeadSelection, event: TrainingEvent) -> dict[str, Any]:
@@ -138,6 +153,7 @@ def _finish(command: RunJob, result: FinetuneResult) -> Done:
     source = resolve_model(command.arguments["model"], revision=command.arguments["revision"])
     artifacts = write_artifacts(result.delta, model_path=source.path, folder=Path(command.output))
     return Done(
+        run=command.run,
         result={
             "metrics": dict(result.metrics),
             "best_step": result.best_step,
@@ -149,23 +165,41 @@ def _finish(command: RunJob, result: FinetuneResult) -> Done:
     )
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(command: RunJob, error: Exception) -> Failed:
+    run = command.run
     if _is_out_of_memory(error):
         text = "the device has not enough memory for this job: try a smaller training.batch_size "
         text += "or training.max_length"
-        return Failed(code="out_of_memory", text=text, param="training.batch_size")
-    if isinstance(error, OSError) and not isinstance(error, HifiError):
-        text = f"the worker's disk failed: {error.strerror or error}"
-        return Failed(code="disk_full", text=text, is_lasting=False)
+        return Failed(run=run, code="out_of_memory", text=text, param="training.batch_size")
+    if _is_full(error):
+        text = f"the worker's disk is full: {_one_line(error)}"
+        return Failed(run=run, code="disk_full", text=text, is_lasting=False)
     if not isinstance(error, HifiError):
-        text = f"unexpected {type(error).__name__}: {error}"
-        return Failed(code="internal_error", text=text, is_lasting=False)
+        # Where it happened, and not what it says: that may quote a row of the data.
+        place = traceback.format_tb(error.__traceback__)
+        _log.error("job failed unexpectedly", error=type(error).__name__, traceback="".join(place))
+        text = f"unexpected {type(error).__name__}: a bug, or a broken installation"
+        return Failed(run=run, code="internal_error", text=text, is_lasting=False)
     return Failed(
+        run=run,
         code=next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), "failed"),
         text=str(error),
         param=_param(error),
         is_lasting=not isinstance(error, _PASSING),
     )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Tell whether a disk or a quota is what stopped it, here or where it came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _param(error: HifiError) -> str | None:
@@ -191,7 +225,7 @@ def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
     for identifier, path in backbones.items():
         try:
             description = describe_backbone(identifier, Path(path))
-        except HifiError as error:
-            yield Described(id=identifier, error=str(error))
+        except Exception as error:  # noqa: BLE001 - a broken configuration fails anywhere, anyhow
+            yield Described(id=identifier, error=f"{type(error).__name__}: {_one_line(error)}")
         else:
             yield Described(id=identifier, description=vars(description))

@@ -16,6 +16,8 @@ import structlog
 from worker.messages import Command, Message, Ready, decode, encode
 
 _START_SECONDS = 300.0  # importing torch from a cold disk
+_ENDING_SECONDS = 5.0
+_MOST_MESSAGES = 1000  # unheard ones; the engine waits then
 _log = structlog.get_logger(__name__)
 
 
@@ -36,14 +38,23 @@ class EngineProcess:
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        log_format: of what it logs, ``json`` or ``text``.
         environment: for the child, in place of this process's.
+
+    Attributes:
+        is_ready: whether the engine that runs has loaded its libraries.
     """
 
-    def __init__(self, *, device: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, device: str, log_format: str = "text", environment: Mapping[str, str]
+    ) -> None:
         self._device = device
+        self._log_format = log_format
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
-        self._messages: queue.Queue[Message | None] = queue.Queue()
+        self._messages: queue.Queue[Message | None] = queue.Queue(_MOST_MESSAGES)
+        self._reader: threading.Thread | None = None
+        self.is_ready = False
 
     @property
     def pid(self) -> int | None:
@@ -59,19 +70,20 @@ class EngineProcess:
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
-        self._messages = queue.Queue()
+        self._messages = queue.Queue(_MOST_MESSAGES)
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "worker.engine_process", self._device],
+            [sys.executable, "-m", "worker.engine_process", self._device, self._log_format],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
         )
-        threading.Thread(
+        self._reader = threading.Thread(
             target=_read,
             args=(self._process.stdout, self._messages),
             name="engine-messages",
             daemon=True,
-        ).start()
+        )
+        self._reader.start()
         _log.info("engine started", pid=self._process.pid)
 
     def wait_until_ready(self) -> None:
@@ -80,8 +92,8 @@ class EngineProcess:
         Raises:
             EngineDiedError: it ends at once, or does not become ready.
         """
-        message = self.receive(timeout=_START_SECONDS)
-        if not isinstance(message, Ready):
+        self.receive(timeout=_START_SECONDS)
+        if not self.is_ready:
             self.kill()
             raise EngineDiedError(f"the engine was not ready after {_START_SECONDS:.0f} seconds")
 
@@ -113,12 +125,13 @@ class EngineProcess:
         except queue.Empty:
             return None
         if message is None:
-            self._messages.put(None)  # for whoever asks again
             raise EngineDiedError(self._cause_of_death())
+        self.is_ready = self.is_ready or isinstance(message, Ready)
         return message
 
     def _cause_of_death(self) -> str:
-        code = None if self._process is None else self._process.wait()
+        process = self._process
+        code = None if process is None else _end_of(process)
         if code is None or code >= 0:
             return f"the engine ended with exit code {code}"
         name = signal.Signals(-code).name
@@ -128,12 +141,20 @@ class EngineProcess:
     def kill(self) -> None:
         """End the engine at once; without one there is nothing to do."""
         process, self._process = self._process, None
+        self.is_ready = False
         if process is None:
             return
         process.kill()
         process.wait()
+        self._drain()
         for stream in (process.stdin, process.stdout):
             _close(stream)
+
+    def _drain(self) -> None:
+        """Let the reader of a dead engine come to its end."""
+        while self._reader is not None and self._reader.is_alive():
+            with suppress(queue.Empty):
+                self._messages.get(timeout=0.05)
 
     def close(self, *, seconds: float = 5.0) -> None:
         """Let the engine end by itself, or kill it after some seconds."""
@@ -142,6 +163,15 @@ class EngineProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=seconds)
         self.kill()
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Give the exit code of a child that has closed its end of the pipe, and see that it ends."""
+    try:
+        return process.wait(timeout=_ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _read(stream: IO[bytes], messages: queue.Queue[Message | None]) -> None:

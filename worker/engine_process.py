@@ -8,14 +8,16 @@ on Linux by a signal of the kernel.
 from __future__ import annotations
 
 import ctypes
-import gc
+import logging
 import os
 import queue
 import signal
 import sys
 import threading
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, Literal, cast
 
+from store.logs import configure_logging
 from worker.messages import (
     Command,
     Control,
@@ -45,12 +47,17 @@ class Engine:
         self._commands = commands
         self._messages = messages
         self._todo: queue.Queue[Command] = queue.Queue()
-        self._wish: Wish | None = None
+        self._control: Control | None = None
 
     def run(self) -> None:
         """Work until the commands end, which ends the process."""
         # Torch, once everything is set up.
-        from worker.computing import compute, describe_all, make_resident_backbones  # noqa: PLC0415
+        from worker.computing import (  # noqa: PLC0415
+            compute,
+            describe_all,
+            make_resident_backbones,
+            release_memory,
+        )
 
         backbones = make_resident_backbones(self._device)
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
@@ -62,22 +69,25 @@ class Engine:
                     self._tell(described)
                 self._tell(Ready())
             elif isinstance(command, RunJob):
-                last = compute(
-                    command, backbones=backbones, tell=self._tell, wish=lambda: self._wish
-                )
-                gc.collect()
+                wish = partial(self._wish, command.run)
+                last = compute(command, backbones=backbones, tell=self._tell, wish=wish)
+                release_memory()
                 self._tell(last)
 
+    def _wish(self, run: str) -> Wish | None:
+        control = self._control
+        return control.wish if control is not None and control.run == run else None
+
     def _listen(self) -> None:
-        for line in self._commands:
-            command = decode(line)
-            if isinstance(command, Control):
-                self._wish = command.wish
-            elif isinstance(command, DescribeBackbones | RunJob):
-                if isinstance(command, RunJob):
-                    self._wish = None
-                self._todo.put(command)
-        os._exit(0)  # our worker is gone: nobody wants what is being computed
+        try:
+            for line in self._commands:
+                command = decode(line)
+                if isinstance(command, Control):
+                    self._control = command
+                elif isinstance(command, DescribeBackbones | RunJob):
+                    self._todo.put(command)
+        finally:
+            os._exit(0)  # our worker is gone: nobody wants what is being computed
 
     def _tell(self, message: Message) -> None:
         self._messages.write(encode(message))
@@ -91,7 +101,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    Engine(sys.stdin.buffer, messages, device=sys.argv[1]).run()
+    device, log_format = sys.argv[1:]
+    configure_logging(cast("Literal['json', 'text']", log_format), process="engine")
+    logging.captureWarnings(capture=True)
+    Engine(sys.stdin.buffer, messages, device=device).run()
 
 
 def _die_with_parent() -> None:

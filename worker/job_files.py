@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,16 @@ class JobFiles:
         folder: made anew.
         storage: the artifact store.
         tenant_id: whose blobs they are.
+
+    Raises:
+        OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, storage: ArtifactStorage, tenant_id: str) -> None:
         self._folder = folder
         self._storage = storage
         self._tenant_id = tenant_id
+        self._pins = 0
         shutil.rmtree(folder, ignore_errors=True)
         for part in (self.data, self.checkpoints, self.output):
             part.mkdir(parents=True)
@@ -66,16 +70,37 @@ class JobFiles:
             file.parent.mkdir(exist_ok=True)
             self._storage.fetch(self._tenant_id, blob["sha256"], to=file)
 
-    def put_checkpoint(self, folder: Path) -> dict[str, Blob]:
-        """Store a checkpoint's files.
+    def pin_checkpoint(self, files: Sequence[Path]) -> Path:
+        """Give a checkpoint's files second names, under which they stay.
+
+        Raises:
+            FileNotFoundError: one of them is gone.
+            OSError: the disk does not take the names.
+        """
+        self._pins += 1
+        pinned = self._folder / "pinned" / str(self._pins) / files[0].parent.name
+        pinned.mkdir(parents=True)
+        try:
+            for file in files:
+                (pinned / file.name).hardlink_to(file)
+        except OSError:
+            self.unpin(pinned)
+            raise
+        return pinned
+
+    def unpin(self, pinned: Path) -> None:
+        """Remove the second names."""
+        shutil.rmtree(pinned.parent, ignore_errors=True)
+
+    def put_checkpoint(self, pinned: Path) -> dict[str, Blob]:
+        """Store a pinned checkpoint's files.
 
         Raises:
             ArtifactStorageError: the store is full or cannot be reached.
-            FileNotFoundError: the library has written a newer one and removed this one.
         """
         return {
-            str(file.relative_to(self.checkpoints)): self._storage.put(self._tenant_id, file)
-            for file in sorted(folder.iterdir())
+            f"{pinned.name}/{file.name}": self._storage.put(self._tenant_id, file)
+            for file in sorted(pinned.iterdir())
         }
 
     def drop_checkpoints(self) -> None:

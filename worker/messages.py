@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -26,18 +26,21 @@ class RunJob:
     """Asks the engine to run a job.
 
     Attributes:
+        run: names this run; whatever is told of it bears the name, and nothing else does.
         arguments: those of ``hifi.finetune`` but ``on_event``.
         output: the folder for the artifacts.
     """
 
+    run: str
     arguments: Mapping[str, Any]
     output: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Asks the engine to stop the job that runs."""
+    """Asks the engine to stop a run; one that is over does not mind."""
 
+    run: str
     wish: Wish
 
 
@@ -60,9 +63,11 @@ class Told:
     """A ``hifi.TrainingEvent``, with a selection as plain JSON.
 
     Attributes:
-        checkpoint: in ``checkpoint``, its folder.
+        run: of the job that tells it.
+        checkpoint: in ``checkpoint``, its files.
     """
 
+    run: str
     kind: str
     step: int = 0
     total_steps: int = 0
@@ -73,13 +78,14 @@ class Told:
     eta_seconds: float | None = None
     text: str = ""
     selection: Mapping[str, Any] | None = None
-    checkpoint: str | None = None
+    checkpoint: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """The job is done: what it came to, and the artifacts' files by encoding."""
 
+    run: str
     result: Mapping[str, Any]
     artifacts: Mapping[str, str]
 
@@ -88,6 +94,7 @@ class Done:
 class Stopped:
     """The job was paused or cancelled as asked."""
 
+    run: str
     wish: Wish
 
 
@@ -102,6 +109,7 @@ class Failed:
         is_lasting: whether another try would fail alike.
     """
 
+    run: str
     code: str
     text: str
     param: str | None = None

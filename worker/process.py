@@ -21,7 +21,7 @@ from store.workers import BackboneDescription, leave, put_backbone, register
 from worker.engine import EngineDiedError, EngineProcess
 from worker.messages import DescribeBackbones, Described, Ready
 from worker.models import find_backbones
-from worker.runner import run_job
+from worker.runner import UnfitError, run_job
 from worker.scratch import own_folder
 from worker.upkeep import Upkeep
 from worker.workshop import Workshop
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from store.settings import Settings
 
 _DESCRIBE_SECONDS = 1800.0  # of one backbone: hashing a big one takes minutes
+_UNFIT_SECONDS = 10.0  # that a broken worker leaves the queue alone
 _log = structlog.get_logger(__name__)
 
 
@@ -153,6 +154,11 @@ def _register_task(app: Celery, workshop: Workshop) -> None:
             )
             if job is None:
                 return
-            run_job(job, workshop=workshop)
+            try:
+                run_job(job, workshop=workshop)
+            except UnfitError as error:
+                _log.error("no job can be run here", reason=str(error))
+                workshop.stopping.wait(_UNFIT_SECONDS)
+                return
 
     app.task(run_one, name=TASK)

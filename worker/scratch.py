@@ -7,9 +7,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+_GATE = ".gate"
 _LOCK = "lock"
 
 
@@ -30,19 +31,22 @@ def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(parent)
     folder = parent / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
-    with (folder / _LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        with (parent / _GATE).open("a") as gate:  # nobody may take a folder without its lock away
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            _remove_orphans(parent)
+            folder.mkdir()
+            lock = stack.enter_context((folder / _LOCK).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 def _remove_orphans(parent: Path) -> None:
     for folder in parent.iterdir():
+        if not folder.is_dir():
+            continue
         try:
             with (folder / _LOCK).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 _BEAT_SECONDS = 2.0
 _SWEEP_SECONDS = 3600.0
+_ENDING_SECONDS = 5.0
 _GRACE_SECONDS = 24 * 3600.0  # a blob is stored before a row names it
 _log = structlog.get_logger(__name__)
 
 
 class Upkeep:
-    """A thread that does it every few seconds until it is closed; outages are waited out.
+    """Threads that do it every few seconds until they are closed; whatever fails is tried again.
 
     Args:
         workshop: the worker's tools.
@@ -36,23 +37,30 @@ class Upkeep:
         self._workshop = workshop
         self._publisher = publisher
         self._closed = threading.Event()
-        self._swept = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-        self._thread.start()
+        # A sweep of a big store takes minutes, and the worker must be seen alive meanwhile.
+        rounds = ((self._look_after_jobs, _BEAT_SECONDS), (self._sweep, _SWEEP_SECONDS))
+        self._threads = [
+            threading.Thread(target=self._repeat, args=round_, name="upkeep", daemon=True)
+            for round_ in rounds
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads; a sweep under way is left to itself."""
         self._closed.set()
-        self._thread.join()
+        self._threads[0].join(timeout=_ENDING_SECONDS)
 
-    def _run(self) -> None:
-        while not self._closed.wait(_BEAT_SECONDS):
+    def _repeat(self, work: Callable[[], None], seconds: float) -> None:
+        while not self._closed.wait(seconds):
             try:
-                self._round()
+                work()
             except (*OUTAGES, ArtifactStorageError) as error:
                 _log.warning("upkeep put off", reason=type(error).__name__)
+            except Exception:  # noqa: BLE001 - without upkeep a living worker would count as dead
+                _log.exception("upkeep failed; the next round comes")
 
-    def _round(self) -> None:
+    def _look_after_jobs(self) -> None:
         database = self._workshop.database
         beat(database, self._workshop.worker_id)
         done = reconcile(database, live_seconds=LIVE_SECONDS)
@@ -60,7 +68,9 @@ class Upkeep:
             _log.warning("jobs of lost workers taken back", jobs=done.taken_back)
         if done.tokens:
             self._publisher.publish(done.tokens)
-        if time.monotonic() - self._swept >= _SWEEP_SECONDS:
-            self._swept = time.monotonic()
-            removed = sweep(database, self._workshop.storage, grace_seconds=_GRACE_SECONDS)
-            _log.info("unnamed blobs removed", blobs=removed)
+
+    def _sweep(self) -> None:
+        removed = sweep(
+            self._workshop.database, self._workshop.storage, grace_seconds=_GRACE_SECONDS
+        )
+        _log.info("unnamed blobs removed", blobs=removed)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from worker.engine import EngineDiedError
-from worker.messages import Command, Control, Done, Message, RunJob, Told
+from worker.messages import (
+    Command,
+    Control,
+    Done,
+    Failed,
+    Message,
+    RunJob,
+    Stopped,
+    Told,
+    Wish,
+)
 
 SCORES = {
     "information_richness": [1.0, 2.0],
@@ -31,7 +43,14 @@ SELECTION = {
     "layers": [{"layer": 0, **SCORES}],
 }
 RESULT = {"metrics": {"accuracy": 0.5}, "best_step": 2}
-Line: TypeAlias = "Message | EngineDiedError | Callable[[ScriptedEngine], Message | None]"
+Line: TypeAlias = "Message | EngineDiedError | Until | Callable[[ScriptedEngine], Message | None]"
+
+
+@dataclass(frozen=True)
+class Until:
+    """A line at which the engine says nothing until something is so."""
+
+    is_so: Callable[[], object]
 
 
 class ScriptedEngine:
@@ -44,9 +63,14 @@ class ScriptedEngine:
 
     def __init__(self, *scripts: Iterable[Line]) -> None:
         self._scripts = [list(script) for script in scripts]
+        self.is_ready = True
         self._script: list[Line] = []
         self.sent: list[Command] = []
         self.kills = 0
+
+    def say_before_ready(self, *lines: Line) -> None:
+        """Say this before any job."""
+        self._script = list(lines)
 
     def start(self) -> None:
         """Do nothing: it always runs."""
@@ -62,9 +86,17 @@ class ScriptedEngine:
         if not self._script:
             return None
         line = self._script.pop(0)
+        if isinstance(line, Until):
+            if not line.is_so():
+                self._script.insert(0, line)
+                time.sleep(0.001)
+            return None
         if isinstance(line, EngineDiedError):
             raise line
-        return line(self) if callable(line) else line
+        message = line(self) if callable(line) else line
+        if isinstance(message, Told | Done | Stopped | Failed) and not message.run:
+            return replace(message, run=self.job.run)
+        return message
 
     def kill(self) -> None:
         """Count it."""
@@ -81,13 +113,28 @@ class ScriptedEngine:
         return [command for command in self.sent if isinstance(command, RunJob)][-1]
 
 
+def told(kind: str, **fields: Any) -> Told:
+    """Make the line that tells of an event."""
+    return Told(run="", kind=kind, **fields)
+
+
+def failed(code: str, **fields: Any) -> Failed:
+    """Make the line that ends a job badly."""
+    return Failed(run="", code=code, **fields)
+
+
+def stopped(wish: Wish) -> Stopped:
+    """Make the line that ends a job as asked."""
+    return Stopped(run="", wish=wish)
+
+
 def done(content: bytes = b"delta") -> Line:
     """Make the line that ends a job well: its artifact holds these bytes."""
 
     def say(engine: ScriptedEngine) -> Message:
         path = Path(engine.job.output) / "float32"
         path.write_bytes(content)
-        return Done(result=RESULT, artifacts={"float32": str(path)})
+        return Done(run="", result=RESULT, artifacts={"float32": str(path)})
 
     return say
 
@@ -99,7 +146,8 @@ def checkpoint(step: int, content: bytes) -> Line:
         folder = Path(engine.job.arguments["checkpoint_dir"]) / f"step-{step:08d}"
         folder.mkdir()
         (folder / "state.json").write_bytes(content)
-        return Told(kind="checkpoint", step=step, total_steps=4, checkpoint=str(folder))
+        files = [str(path) for path in folder.iterdir()]
+        return told("checkpoint", step=step, total_steps=4, checkpoint=files)
 
     return say
 
@@ -110,10 +158,10 @@ def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN
 
 def step(number: int, *, total: int = 4) -> Told:
     """Make the line that tells of a training step."""
-    return Told(kind="step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
+    return told("step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
 
 
-LOADED = Told(kind="loaded", text="classification of text by label")
-SELECTING = Told(kind="selecting", step=9, total_steps=9)
-SELECTED = Told(kind="selected", selection=SELECTION, text="selected 1 heads")
+LOADED = told("loaded", text="classification of text by label")
+SELECTING = told("selecting", step=9, total_steps=9)
+SELECTED = told("selected", selection=SELECTION, text="selected 1 heads")
 BEGIN: tuple[Told, ...] = (LOADED, SELECTING, SELECTED)

@@ -20,16 +20,24 @@ from worker.messages import (
 
 MESSAGES = [
     DescribeBackbones(backbones={"minilm": "/models/minilm"}),
-    RunJob(arguments={"k": 3, "text": ["a", "b"], "xi": None}, output="/jobs/1/output"),
-    Control(wish="pause"),
+    RunJob(
+        run="job_1.1.1", arguments={"k": 3, "text": ["a", "b"], "xi": None}, output="/jobs/1/output"
+    ),
+    Control(run="job_1.1.1", wish="pause"),
     Ready(),
     Described(id="minilm", description={"num_layers": 6}),
     Described(id="broken", error="no weights"),
-    Told(kind="step", step=3, total_steps=9, loss=0.25, text="step 3 of 9\nü"),
-    Told(kind="evaluated", metrics={"f1": 0.5}),
-    Done(result={"best_step": 3}, artifacts={"float32": "/x"}),
-    Stopped(wish="cancel"),
-    Failed(code="dataset_invalid", text="train: row 3", param="dataset", is_lasting=False),
+    Told(run="job_1.1.1", kind="step", step=3, total_steps=9, loss=0.25, text="step 3 of 9\nü"),
+    Told(run="job_1.1.1", kind="evaluated", metrics={"f1": 0.5}),
+    Done(run="job_1.1.1", result={"best_step": 3}, artifacts={"float32": "/x"}),
+    Stopped(run="job_1.1.1", wish="cancel"),
+    Failed(
+        run="job_1.1.1",
+        code="dataset_invalid",
+        text="train: row 3",
+        param="dataset",
+        is_lasting=False,
+    ),
 ]
 
 
@@ -37,7 +45,8 @@ MESSAGES = [
 def test_come_back_the_same_on_one_line(message: object):
     line = encode(message)
     assert line.count(b"\n") == 1
-    assert decode(line) == message
+    assert encode(decode(line)) == line
+    assert type(decode(line)) is type(message)
 
 
 @pytest.mark.parametrize(

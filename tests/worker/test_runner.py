@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +16,7 @@ from store.database import Database
 from store.datasets import Split, add_dataset
 from store.errors import ArtifactStorageError
 from store.jobs import cancel, get_job, list_artifacts, list_events, pause
+from store.leases import Lease
 from store.settings import Settings
 from store.states import JobStatus
 from store.storage import ArtifactStorage
@@ -25,14 +28,17 @@ from tests.worker.scripted_engine import (
     RESULT,
     SELECTED,
     ScriptedEngine,
+    Until,
     checkpoint,
     done,
+    failed,
     step,
+    stopped,
+    told,
 )
-from worker import runner
+from worker import reporting, runner
 from worker.engine import EngineDiedError
-from worker.messages import Failed, Stopped, Told
-from worker.runner import run_job
+from worker.runner import UnfitError, run_job
 from worker.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -147,14 +153,15 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(reporting, "_REPORT_SECONDS", 0.001)
+    monkeypatch.setattr(reporting, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(runner, "_PAUSE_SECONDS", 0.01)
 
 
 class TestSuccess:
     def test_keeps_what_the_engine_tells(self, shop: Shop):
-        metrics = Told(kind="evaluated", step=4, total_steps=4, metrics={"accuracy": 0.5})
-        finished = Told(kind="finished", step=4, total_steps=4)
+        metrics = told("evaluated", step=4, total_steps=4, metrics={"accuracy": 0.5})
+        finished = told("finished", step=4, total_steps=4)
         engine = ScriptedEngine([*BEGIN, *map(step, range(1, 5)), metrics, finished, done()])
         shop.run(engine)
         row = shop.row()
@@ -195,16 +202,15 @@ class TestSuccess:
 
 class TestCheckpoints:
     def test_are_stored_with_the_events_before_them(self, shop: Shop):
-
         def look(_: ScriptedEngine) -> None:
             row = shop.row()
             assert row.checkpoint is not None
             assert row.checkpoint["step"] == 2
             assert ("step", 2) in shop.events()
 
+        kept = Until(lambda: shop.row().checkpoint is not None)
         engine = ScriptedEngine(
-            [*BEGIN, step(1), step(2), checkpoint(2, b"state"), look, DIED],
-            [done()],
+            [*BEGIN, step(1), step(2), checkpoint(2, b"state"), kept, look, DIED], [done()]
         )
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
@@ -220,7 +226,7 @@ class TestCheckpoints:
                 checkpoint(1, b"one"),
                 hand_back,
                 NOTHING,
-                Stopped(wish="pause"),
+                stopped("pause"),
             ]
         )
         shop.run(first)
@@ -233,9 +239,7 @@ class TestCheckpoints:
             folder = Path(it.job.arguments["checkpoint_dir"])
             found.extend(path.read_bytes() for path in folder.glob("step-00000001/*"))
 
-        second = ScriptedEngine(
-            [look, Told(kind="resumed", step=1), *map(step, range(1, 5)), done()]
-        )
+        second = ScriptedEngine([look, told("resumed", step=1), *map(step, range(1, 5)), done()])
         shop.run(second)
         assert found == [b"one"]
         assert shop.status() is JobStatus.SUCCEEDED
@@ -243,7 +247,7 @@ class TestCheckpoints:
         assert steps == [1, 2, 3, 4]
 
     def test_one_that_is_gone_already_is_passed_over(self, shop: Shop):
-        gone = Told(kind="checkpoint", step=1, total_steps=4, checkpoint="/nowhere/step-00000001")
+        gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
         engine = ScriptedEngine([*BEGIN, gone, done()])
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
@@ -260,25 +264,13 @@ class TestCheckpoints:
 
         monkeypatch.setattr(shop.storage, "put", fail)
 
-        def is_kept(_: ScriptedEngine) -> None:
-            row = shop.row()
-            assert row.checkpoint is not None
-
-        engine = ScriptedEngine(
-            [
-                *BEGIN,
-                checkpoint(1, b"x"),
-                *[NOTHING] * 4,
-                is_kept,
-                done(),
-            ]
-        )
-        shop.run(engine)
+        kept = Until(lambda: shop.row().checkpoint is not None)
+        shop.run(ScriptedEngine([*BEGIN, checkpoint(1, b"x"), kept, done()]))
         assert shop.status() is JobStatus.SUCCEEDED
 
     def test_a_damaged_one_is_dropped_and_the_job_starts_anew(self, shop: Shop):
         left: list[Path] = []
-        broken = Failed(code="checkpoint_invalid", text="damaged", is_lasting=False)
+        broken = failed("checkpoint_invalid", text="damaged", is_lasting=False)
         engine = ScriptedEngine(
             [*BEGIN, checkpoint(1, b"x"), broken],
             [
@@ -332,8 +324,8 @@ class TestDeath:
 
 class TestFailure:
     def test_is_the_jobs_error(self, shop: Shop):
-        failed = Failed(code="dataset_invalid", text="train: row 3: empty", param="dataset")
-        shop.run(ScriptedEngine([failed]))
+        invalid = failed("dataset_invalid", text="train: row 3: empty", param="dataset")
+        shop.run(ScriptedEngine([invalid]))
         row = shop.row()
         assert row.status is JobStatus.FAILED
         assert row.error == {
@@ -343,12 +335,12 @@ class TestFailure:
         }
 
     def test_that_may_pass_is_tried_again(self, shop: Shop):
-        odd = Failed(code="internal_error", text="unexpected", is_lasting=False)
+        odd = failed("internal_error", text="unexpected", is_lasting=False)
         shop.run(ScriptedEngine([*BEGIN, odd], [*BEGIN, done()]))
         assert shop.status() is JobStatus.SUCCEEDED
 
     def test_of_a_full_disk_is_waited_out(self, shop: Shop):
-        full = Failed(code="disk_full", text="no space left", is_lasting=False)
+        full = failed("disk_full", text="no space left", is_lasting=False)
         shop.run(ScriptedEngine(*[[*BEGIN, full]] * 5, [*BEGIN, done()]))
         row = shop.row()
         assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
@@ -357,7 +349,7 @@ class TestFailure:
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(runner, "_STORAGE_SECONDS", -1.0)
-        full = Failed(code="disk_full", text="no space left", is_lasting=False)
+        full = failed("disk_full", text="no space left", is_lasting=False)
         shop.run(ScriptedEngine([*BEGIN, full]))
         row = shop.row()
         assert row.error is not None
@@ -375,9 +367,7 @@ class TestFailure:
 
 class TestWishes:
     def test_cancel_reaches_the_engine_and_ends_the_job(self, shop: Shop):
-        engine = ScriptedEngine(
-            [*BEGIN, step(1), shop.asks(cancel), NOTHING, Stopped(wish="cancel")]
-        )
+        engine = ScriptedEngine([*BEGIN, step(1), shop.asks(cancel), NOTHING, stopped("cancel")])
         shop.run(engine)
         assert engine.wishes == ["cancel"]
         assert shop.status() is JobStatus.CANCELLED
@@ -390,7 +380,7 @@ class TestWishes:
                 shop.asks(pause),
                 NOTHING,
                 checkpoint(1, b"x"),
-                Stopped(wish="pause"),
+                stopped("pause"),
             ]
         )
         shop.run(engine)
@@ -406,7 +396,7 @@ class TestWishes:
                 NOTHING,
                 shop.asks(cancel),
                 NOTHING,
-                Stopped(wish="pause"),
+                stopped("pause"),
             ]
         )
         shop.run(engine)
@@ -465,17 +455,15 @@ class TestLease:
 
     def test_is_renewed_while_the_engine_is_silent(self, shop: Shop):
         before = shop.row().lease_until
-        seen: list[object] = []
-        engine = ScriptedEngine(
-            [
-                SELECTED,
-                *[lambda _: seen.append(shop.row().lease_until)] * 3,
-                done(),
-            ]
-        )
-        shop.run(engine)
+        seen: set[object] = set()
+
+        def is_renewed() -> bool:
+            seen.add(shop.row().lease_until)
+            return len(seen) > 3
+
+        shop.run(ScriptedEngine([SELECTED, Until(is_renewed), done()]))
         assert before is None
-        assert len(set(seen)) == 3
+        assert shop.status() is JobStatus.SUCCEEDED
 
 
 class TestOutage:
@@ -495,3 +483,80 @@ class TestOutage:
         assert shop.status() is JobStatus.SUCCEEDED
         steps = [number for kind, number in shop.events() if kind == "step"]
         assert steps == [1, 2, 3, 4]
+
+
+class TestStrangers:
+    def test_what_an_earlier_run_still_says_is_not_heard(self, shop: Shop):
+        late = replace(step(3), run="job_other.1.1")
+        wrong = replace(failed("dataset_invalid", text="another's"), run="job_other.1.1")
+        shop.run(ScriptedEngine([*BEGIN, late, wrong, step(1), done()]))
+        assert shop.status() is JobStatus.SUCCEEDED
+        assert [number for kind, number in shop.events() if kind == "step"] == [1]
+
+    def test_what_nobody_foresaw_ends_the_engine_too(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fail(*_: object) -> None:
+            raise sa.exc.DataError("UPDATE", {}, Exception("odd"))
+
+        engine = ScriptedEngine([*BEGIN, step(1), done()])
+        monkeypatch.setattr(Lease, "succeed", lambda *_, **__: fail())
+        with pytest.raises(sa.exc.DataError):
+            shop.run(engine)
+        assert engine.kills == 1
+
+
+class TestUnfit:
+    def test_a_broken_engine_is_not_the_jobs_fault(self, shop: Shop):
+        engine = ScriptedEngine()
+        engine.is_ready = False
+        engine.say_before_ready(DIED)
+        with pytest.raises(UnfitError, match="engine"):
+            shop.run(engine)
+        row = shop.row()
+        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
+
+    def test_nor_is_a_broken_disk(self, shop: Shop):
+        shop.folder.write_text("no folder")
+        with pytest.raises(UnfitError, match="folder"):
+            shop.run(ScriptedEngine())
+        row = shop.row()
+        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
+
+
+class TestSlowStore:
+    def test_keeps_the_lease(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
+        fetch, leases = shop.storage.fetch, set()
+
+        def slowly(*args: Any, **kwargs: Any) -> None:
+            while len(leases) < 4:
+                leases.add(shop.row().lease_until)
+                time.sleep(0.01)
+            fetch(*args, **kwargs)
+
+        monkeypatch.setattr(shop.storage, "fetch", slowly)
+        shop.run(ScriptedEngine([SELECTED, done()]), seconds=60)
+        assert shop.status() is JobStatus.SUCCEEDED
+
+    def test_a_worker_that_ends_meanwhile_counts_no_crash(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(reporting, "_STOPPING_SECONDS", 0.05)
+
+        def hang(*_: object, **__: object) -> None:
+            shop.stopping.set()
+            time.sleep(1)
+
+        monkeypatch.setattr(shop.storage, "fetch", hang)
+        shop.run(ScriptedEngine())
+        row = shop.row()
+        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
+
+    def test_a_worker_that_ends_while_a_model_loads_hands_back_at_once(self, shop: Shop):
+        def end(_: ScriptedEngine) -> None:
+            shop.stopping.set()
+
+        engine = ScriptedEngine([end, *[NOTHING] * 1000])
+        shop.run(engine)
+        row = shop.row()
+        assert (row.status, row.attempt, engine.kills) == (JobStatus.QUEUED, 1, 1)

@@ -132,4 +132,4 @@ def test_about_a_hundred_steps_are_told(total: int, told: int):
 
 
 def _step(step: int, total: int) -> Told:
-    return Told(kind="step", step=step, total_steps=total)
+    return Told(run="", kind="step", step=step, total_steps=total)

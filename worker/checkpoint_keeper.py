@@ -1,0 +1,104 @@
+"""The way of checkpoints into the store, beside the training that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from store.errors import ArtifactStorageError
+
+if TYPE_CHECKING:
+    from store.storage import Blob
+    from worker.job_files import JobFiles
+    from worker.reporting import Reporter
+
+_log = structlog.get_logger(__name__)
+
+
+class CheckpointKeeper:
+    """Stores one checkpoint after another; of those that come while one is on its way, the last.
+
+    Args:
+        files: the job's files.
+        reporter: writes the row that names a stored checkpoint.
+    """
+
+    def __init__(self, files: JobFiles, *, reporter: Reporter) -> None:
+        self._files = files
+        self._reporter = reporter
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._next: tuple[int, Path] | None = None
+        self._current: tuple[int, Path, Future[dict[str, Blob]]] | None = None
+        self.kept = 0  # how many are stored and named
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._helper.shutdown(wait=False, cancel_futures=True)
+
+    def offer(self, step: int, files: Sequence[str]) -> None:
+        """Take a checkpoint that the engine has just written.
+
+        Its files are pinned: the engine removes them once it writes the next.
+        """
+        try:
+            pinned = self._files.pin_checkpoint(list(map(Path, files)))
+        except FileNotFoundError:  # a newer one has replaced it, and is on its way here
+            return
+        except OSError as error:
+            _log.warning("checkpoint not stored", step=step, reason=str(error))
+            return
+        if self._next is not None:
+            self._files.unpin(self._next[1])
+        self._next = step, pinned
+
+    def go_on(self) -> None:
+        """See how far the one under way is, and start the next.
+
+        Raises:
+            LeaseLostError: the job is another worker's now, or nobody's.
+        """
+        if self._current is not None and self._current[2].done():
+            self._finish(*self._current)
+        if self._current is None and self._next is not None:
+            step, pinned = self._next
+            self._next = None
+            self._current = step, pinned, self._helper.submit(self._files.put_checkpoint, pinned)
+
+    def settle(self) -> None:
+        """Wait until the newest one is stored, or cannot be.
+
+        Raises:
+            LeaseLostError: as :meth:`go_on`.
+        """
+        self.go_on()
+        while self._current is not None:
+            future = self._current[2]
+            try:
+                future.exception(timeout=0.25)
+            except TimeoutError:
+                self._reporter.beat()
+                continue
+            is_failed = future.exception() is not None
+            self.go_on()
+            if is_failed:
+                return
+
+    def _finish(self, step: int, pinned: Path, future: Future[dict[str, Blob]]) -> None:
+        self._current = None
+        try:
+            blobs = future.result()
+        except (ArtifactStorageError, OSError) as error:
+            _log.warning("checkpoint not stored", step=step, reason=str(error))
+            if self._next is None:
+                self._next = step, pinned  # again, unless a newer one has come
+            else:
+                self._files.unpin(pinned)
+            return
+        self._files.unpin(pinned)
+        self._reporter.flush()  # the events before it first: nobody will tell them again
+        self._reporter.insist(lambda: self._reporter.lease.keep_checkpoint(step=step, files=blobs))
+        self.kept += 1
