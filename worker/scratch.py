@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-_GATE = ".gate"
 _LOCK = "lock"
 
 
@@ -33,8 +32,7 @@ def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
     with ExitStack() as stack:
-        with (parent / _GATE).open("a") as gate:  # nobody may take a folder without its lock away
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        with _locked(parent):  # or another might take a folder away that has no lock yet
             _remove_orphans(parent)
             folder.mkdir()
             lock = stack.enter_context((folder / _LOCK).open("a"))
@@ -43,10 +41,19 @@ def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder itself."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove_orphans(parent: Path) -> None:
     for folder in parent.iterdir():
-        if not folder.is_dir():
-            continue
         try:
             with (folder / _LOCK).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

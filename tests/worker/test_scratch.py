@@ -1,62 +1,62 @@
-"""worker.scratch: a folder lives as long as its process, however that ends."""
+"""worker.scratch: a folder is its process's for as long as that lives, and nobody's afterwards."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from worker.scratch import own_folder
 
-ROOT = Path(__file__).parent.parent.parent
-HOLD = """
-import pathlib, sys, time
+_MANY = """
+import sys
+from pathlib import Path
 from worker.scratch import own_folder
-with own_folder(pathlib.Path(sys.argv[1]), label="x") as folder:
-    (folder / "model").mkdir()
+for _ in range(60):
+    with own_folder(Path(sys.argv[1]), label="w") as folder:
+        (folder / "mine").write_text("x")
+        assert (folder / "mine").is_file()
+"""
+_HOLD = """
+import sys, time
+from pathlib import Path
+from worker.scratch import own_folder
+with own_folder(Path(sys.argv[1]), label="w") as folder:
     print(folder, flush=True)
     time.sleep(60)
 """
 
 
-@pytest.fixture
-def other(tmp_path: Path):
-    """Start a process that holds a folder; give it, and the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+def start(code: str, parent: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(parent)], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
-    try:
-        yield process, Path(process.stdout.readline().strip())
-    finally:
-        process.kill()
-        process.communicate()
 
 
 class TestOwnFolder:
-    def test_is_gone_afterwards(self, tmp_path: Path):
-        with own_folder(tmp_path / "deep" / "er", label="infer") as folder:
-            (folder / "models").mkdir()
-            assert folder.name.startswith("infer-")
-        assert list((tmp_path / "deep" / "er").iterdir()) == []
-
-    def test_is_gone_after_a_failure(self, tmp_path: Path):
-        with pytest.raises(RuntimeError), own_folder(tmp_path, label="x"):
-            raise RuntimeError
-        assert list(tmp_path.iterdir()) == []
-
-    def test_that_of_a_living_process_is_left_alone(self, other, tmp_path: Path):
-        _, folder = other
-        with own_folder(tmp_path, label="y"):
+    def test_goes_with_its_block(self, tmp_path: Path):
+        with own_folder(tmp_path / "work", label="w") as folder:
             assert folder.is_dir()
+            assert str(os.getpid()) in folder.name
+        assert list((tmp_path / "work").iterdir()) == []
 
-    def test_that_of_a_dead_one_is_removed(self, other, tmp_path: Path):
-        process, folder = other
-        process.send_signal(signal.SIGKILL)
+    def test_processes_that_start_together_do_not_take_each_others(self, tmp_path: Path):
+        processes = [start(_MANY, tmp_path) for _ in range(4)]
+        assert [process.wait(timeout=60) for process in processes] == [0] * 4
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def test_of_a_killed_process_is_removed_by_the_next(self, tmp_path: Path):
+        process = start(_HOLD, tmp_path)
+        assert process.stdout is not None
+        held = Path(process.stdout.readline().strip())
+        with own_folder(tmp_path, label="w"):
+            assert held.is_dir()
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert folder.is_dir()
-        with own_folder(tmp_path, label="y") as ours:
-            assert list(tmp_path.iterdir()) == [ours]
+        process.stdout.close()
+        with own_folder(tmp_path, label="w"):
+            assert not held.exists()
