@@ -220,7 +220,7 @@ def _only(
     names = _matching(profile, is_wanted, excluded=excluded)
     if len(names) == 1:
         return names[0]
-    raise _doubt(profile, field, f"{len(names) or 'no'} columns could be the {field}")
+    raise _doubt(profile, field, f"{len(names) or 'none'} of the columns could be the {field}")
 
 
 def _matching(

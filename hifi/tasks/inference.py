@@ -107,7 +107,8 @@ def _only(
     names = _matching(dataset, is_wanted, excluded=excluded)
     if len(names) == 1:
         return names[0]
-    raise _doubt(dataset, argument, f"{len(names) or 'no'} columns could be the {argument}")
+    count = len(names) or "none"
+    raise _doubt(dataset, argument, f"{count} of the columns could be the {argument}")
 
 
 def _matching(
