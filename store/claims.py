@@ -26,7 +26,7 @@ _ZERO, _ONE = (sa.literal_column(number, sa.Integer) for number in "01")
 _TENANTS = sa.Table(Tenant.__tablename__, Tenant.metadata)
 _NOTE_CLAIM = (
     sa.update(_TENANTS)
-    .where(_TENANTS.c.id == sa.bindparam("tenant_id"))
+    .where(_TENANTS.c.id == sa.bindparam("of_tenant"))
     .values(last_claim_at=sa.bindparam("now"))
 )
 _WAIT_SECONDS = (0.002, 0.01)  # about what a claim takes that holds the tenant we want
@@ -87,20 +87,24 @@ def claim_next(
     while True:
         with database.write() as session:
             turn = session.execute(_lock_turn(claimant), {"max_running": max_running}).first()
+            if turn is None or turn.running:  # with none running it is anybody's turn
+                first = session.execute(_in_turn(claimant), {"max_running": max_running}).first()
+                if first is None:
+                    return None
+                if turn is not None and first.running < turn.running:
+                    turn = None  # somebody is claiming for that tenant: wait until that is done
             if turn is not None:
-                found = session.execute(
-                    _oldest(claimant), {"tenant_id": turn.tenant_id, "running": turn.running}
-                ).first()
+                found = session.execute(_oldest(claimant), turn._asdict()).first()
                 if found is not None:
                     job, now = found
                     return _take(session, job, claimant, now=now, lease_seconds=lease_seconds)
-            elif not _has_claimable(session, claimant, max_running=max_running):
-                return None
         time.sleep(random.uniform(*_WAIT_SECONDS))  # noqa: S311 - spreads claimants, no secret
 
 
 def _claimable(claimant: Claimant) -> sa.ColumnElement[bool]:
-    is_ours = Job.model.in_(claimant.backbones) & ~Job.needs_hub
+    # Not IN: SQLAlchemy would write its list into the statement each time.
+    models = (Job.model == backbone for backbone in sorted(claimant.backbones))
+    is_ours = sa.or_(sa.false(), *models) & ~Job.needs_hub
     return sa.and_(IS_QUEUED, is_ours | Job.needs_hub if claimant.allows_hub else is_ours)
 
 
@@ -124,7 +128,7 @@ def _in_turn(claimant: Claimant) -> sa.Select[str, int]:
         .where(running < sa.func.coalesce(Tenant.max_running, sa.bindparam("max_running")))
         .order_by(running, Tenant.last_claim_at.nulls_first(), Tenant.id)
         .offset(_ZERO)
-        .subquery("turn")
+        .subquery("in_order")
     )
     waiting = sa.select(1).where(Job.tenant_id == order.c.id, _claimable(claimant)).offset(_ZERO)
     return (
@@ -140,11 +144,6 @@ def _in_turn(claimant: Claimant) -> sa.Select[str, int]:
 def _lock_turn(claimant: Claimant) -> sa.Select[str, int]:
     """Lock the next tenant in turn for which nobody else is claiming at this moment."""
     return _in_turn(claimant).with_for_update(of=Tenant, skip_locked=True)
-
-
-def _has_claimable(session: Session, claimant: Claimant, *, max_running: int) -> bool:
-    query = _in_turn(claimant)
-    return session.execute(query, {"max_running": max_running}).first() is not None
 
 
 @lru_cache(maxsize=8)
@@ -182,7 +181,7 @@ def _oldest(claimant: Claimant) -> sa.Select[Job, datetime]:
 def _take(
     session: Session, job: Job, claimant: Claimant, *, now: datetime, lease_seconds: float
 ) -> ClaimedJob:
-    session.execute(_NOTE_CLAIM, {"tenant_id": job.tenant_id, "now": now})
+    session.connection().execute(_NOTE_CLAIM, {"of_tenant": job.tenant_id, "now": now})
     changes = {
         "fence": job.fence + 1,
         "worker_id": claimant.worker_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from store.storage import Blob
+
+_KEEP = (
+    sa.select(Dataset)
+    .where(Dataset.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(Dataset.id)
+    .with_for_update(read=True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +92,27 @@ def add_dataset(
 
 
 def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
-    """Load a tenant's data set.
+    """Load a tenant's data set; one that the session has already is not asked for again.
 
     Raises:
         NotFoundError: there is none, or it is another tenant's.
     """
-    return _load(session, _owned(tenant_id, dataset_id), dataset_id)
+    dataset = session.get(Dataset, dataset_id)
+    if dataset is None or dataset.tenant_id != tenant_id:
+        raise NotFoundError("dataset", dataset_id)
+    return dataset
 
 
-def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
-    """Keep a tenant's data set from being deleted until the transaction ends.
+def keep_datasets(session: Session, dataset_ids: Collection[str]) -> Mapping[str, Dataset]:
+    """Load data sets, and keep them from being deleted until the transaction ends.
 
-    Raises:
-        NotFoundError: there is none, or it is another tenant's.
+    Returns:
+        Whosever they are, by id; one that is not there is missing.
     """
-    _load(session, _owned(tenant_id, dataset_id).with_for_update(read=True), dataset_id)
+    if not dataset_ids:
+        return {}
+    rows = session.scalars(_KEEP, {"ids": list(dataset_ids)})
+    return {dataset.id: dataset for dataset in rows}
 
 
 def _owned(tenant_id: str, dataset_id: str) -> sa.Select[Dataset]:

@@ -14,7 +14,9 @@ import sqlite3
 import time
 from pathlib import Path
 from queue import Empty
+from threading import Lock
 from typing import Any
+from weakref import WeakSet
 from zlib import crc32
 
 from kombu.transport import virtual
@@ -43,7 +45,9 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._opened: tuple[sqlite3.Connection, int, int] | None = None  # inode, process
+        self._lock = Lock()
+        self._opened: tuple[sqlite3.Connection, int] | None = None  # and the file's inode
+        _FILES.add(self)
 
     def execute(self, statement: str, *values: object) -> list[Any]:
         """Run one statement, which is one transaction.
@@ -52,22 +56,25 @@ class _File:
             sqlite3.Error: the file is busy, full or broken.
             ConnectionResetError: it is not the one that it was.
         """
-        try:
-            return self._connection().execute(statement, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            if _is_broken(error):
-                self._begin_anew(error)
-            raise
+        with self._lock:
+            try:
+                return self._connection().execute(statement, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                if _is_broken(error):
+                    self._begin_anew(error)
+                raise
 
     def close(self) -> None:
         """Close the connection; the next statement opens another."""
-        if self._opened is not None and self._opened[2] == os.getpid():
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._opened is not None:
             self._opened[0].close()
-        self._opened = None  # a forked child must not touch its parent's
+        self._opened = None
 
     def _connection(self) -> sqlite3.Connection:
-        if self._opened is not None and self._opened[2] != os.getpid():
-            self.close()
         if self._opened is None:
             try:
                 connection = self._open()
@@ -76,13 +83,13 @@ class _File:
                     raise
                 self._begin_anew(error)
                 connection = self._open()
-            self._opened = connection, self._path.stat().st_ino, os.getpid()
-        connection, inode, _ = self._opened
+            self._opened = connection, self._path.stat().st_ino
+        connection, inode = self._opened
         found = self._path.stat() if self._path.exists() else None
         if found is not None and not found.st_size:
             self._begin_anew("it was emptied")
         if found is None or not found.st_size or found.st_ino != inode:
-            self.close()
+            self._close()
             raise ConnectionResetError(f"{self._path} is not the file that it was")
         return connection
 
@@ -102,14 +109,24 @@ class _File:
 
     def _begin_anew(self, reason: object) -> None:
         _log.warning("%s is broken and is begun anew: %s", self._path, reason)
-        self.close()
-        for suffix in ("", "-wal", "-shm"):
+        self._close()
+        for suffix in ("-wal", "-shm", ""):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:
     code = getattr(error, "sqlite_errorcode", None)  # not where the module itself complains
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _close_all() -> None:
+    for file in list(_FILES):
+        file.close()
+
+
+# A process must not have SQLite's connections from before it was forked, not even to close them.
+_FILES: WeakSet[_File] = WeakSet()
+os.register_at_fork(before=_close_all)
 
 
 class Channel(virtual.Channel):

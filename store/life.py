@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm.attributes import set_committed_value
 
-from store.database import database_now
+from store.database import database_now, is_sqlite
 from store.errors import IllegalTransitionError, NotFoundError
 from store.states import JobStatus, may_follow
-from store.tables import Job, JobEvent
+from store.tables import Job, JobEvent, Json
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_OF_LIVE_JOBS = ("checkpoint", "eta_seconds", "steps_per_second")
+_OF_WORK = ("worker_id", "lease_until", "eta_seconds", "steps_per_second")
 _JOBS = sa.Table(Job.__tablename__, Job.metadata)
-_UPDATE_JOB = sa.update(_JOBS).where(_JOBS.c.id == sa.bindparam("job_id"))
-_ADD_EVENT = sa.insert(sa.Table(JobEvent.__tablename__, JobEvent.metadata))
+_EVENTS = sa.Table(JobEvent.__tablename__, JobEvent.metadata)
+_UPDATE_JOB = sa.update(_JOBS).where(_JOBS.c.id == sa.bindparam("of_job"))
+_ADD_JOB = sa.insert(_JOBS).values(
+    status=sa.literal_column(f"'{JobStatus.QUEUED}'"),
+    attempt=sa.literal_column("1"),
+    fence=sa.literal_column("0"),
+    last_event=sa.literal_column("1"),
+)
+_ADD_EVENT = sa.insert(_EVENTS)
+_ADD_FIRST_EVENTS = sa.insert(_EVENTS).from_select(
+    ["job_id", "number", "type", "level", "message", "data", "created_at"],
+    sa.select(
+        _JOBS.c.id,
+        _JOBS.c.last_event,
+        sa.literal("status"),
+        sa.literal("info"),
+        sa.bindparam("message", type_=sa.String),
+        sa.literal({"status": str(JobStatus.QUEUED)}, Json),
+        _JOBS.c.created_at,
+    ).where(_JOBS.c.id.in_(sa.bindparam("ids", expanding=True))),
+)
+_UPDATE_JOB_AND_ADD_EVENT = _UPDATE_JOB.add_cte(
+    _ADD_EVENT.values({column: sa.bindparam(f"event_{column.name}") for column in _EVENTS.c}).cte(
+        "event"
+    )
+)
 
 
 def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
@@ -43,6 +67,20 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
     return job
 
 
+def add_jobs(session: Session, jobs: Sequence[Mapping[str, Any]], *, message: str) -> None:
+    """Write queued jobs down, each with its first event.
+
+    Args:
+        session: a write transaction.
+        jobs: ``id`` and other columns of each, the same for all; what is not given begins empty.
+        message: for people.
+    """
+    if not jobs:
+        return
+    session.execute(_ADD_JOB, list(jobs))
+    session.execute(_ADD_FIRST_EVENTS, {"message": message, "ids": [job["id"] for job in jobs]})
+
+
 def move(
     session: Session,
     job: Job,
@@ -55,7 +93,7 @@ def move(
 ) -> None:
     """Move a locked job to another state, which is an event.
 
-    A job that no worker holds any more keeps neither lease nor worker, and a finished one nothing
+    A job that no worker holds any more keeps neither lease nor speed, and a finished one nothing
     to go on from.
 
     Args:
@@ -77,24 +115,36 @@ def move(
     if to is JobStatus.VALIDATING and job.started_at is None:
         values["started_at"] = now
     if to.is_finished:
-        values |= {"finished_at": now, **dict.fromkeys(_OF_LIVE_JOBS)}
+        values |= {"finished_at": now, "checkpoint": None}
     if not to.is_leased:
-        values |= {"worker_id": None, "lease_until": None}
-    _write(session, job, values)
-    _add_event(
-        session,
+        values |= dict.fromkeys(_OF_WORK)
+    event = _event(
         job,
+        number=values["last_event"],
         type="status",
         message=message,
         data={"status": str(to), **(data or {})},
         level="error" if to is JobStatus.FAILED else "info",
         now=now,
     )
+    _write(session, job, values, event=event)
 
 
-def _write(session: Session, job: Job, values: Mapping[str, Any]) -> None:
-    """Write columns of a locked job at once: a session that finds out what changed is slower."""
-    session.execute(_UPDATE_JOB, {**values, "job_id": job.id})
+def _write(
+    session: Session, job: Job, values: Mapping[str, Any], *, event: Mapping[str, Any]
+) -> None:
+    """Write columns of a locked job and an event, past the session, whose bookkeeping is slower.
+
+    Postgres takes both in one statement.
+    """
+    connection = session.connection()
+    values_of_job = {**values, "of_job": job.id}
+    if is_sqlite(session):
+        connection.execute(_UPDATE_JOB, values_of_job)
+        connection.execute(_ADD_EVENT, event)
+    else:
+        values_of_event = {f"event_{name}": value for name, value in event.items()}
+        connection.execute(_UPDATE_JOB_AND_ADD_EVENT, {**values_of_job, **values_of_event})
     for name, value in values.items():
         set_committed_value(job, name, value)
 
@@ -128,9 +178,9 @@ def append_event(
     if step is not None and _has_event(session, job.id, type=type, step=step):
         return False
     job.last_event += 1
-    _add_event(
-        session,
+    event = _event(
         job,
+        number=job.last_event,
         type=type,
         message=message,
         data=data or {},
@@ -138,33 +188,31 @@ def append_event(
         level=level,
         now=now or database_now(session),
     )
+    session.connection().execute(_ADD_EVENT, event)
     return True
 
 
-def _add_event(
-    session: Session,
+def _event(
     job: Job,
     *,
+    number: int,
     type: str,  # noqa: A002 - as above
     message: str,
     data: Mapping[str, Any],
     step: int | None = None,
     level: str,
     now: datetime,
-) -> None:
-    session.execute(
-        _ADD_EVENT,
-        {
-            "job_id": job.id,
-            "number": job.last_event,
-            "type": type,
-            "step": step,
-            "level": level,
-            "message": message,
-            "data": dict(data),
-            "created_at": now,
-        },
-    )
+) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "number": number,
+        "type": type,
+        "step": step,
+        "level": level,
+        "message": message,
+        "data": dict(data),
+        "created_at": now,
+    }
 
 
 def _has_event(session: Session, job_id: str, *, type: str, step: int) -> bool:  # noqa: A002

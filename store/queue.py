@@ -24,6 +24,10 @@ _CONNECT_SECONDS = 1.0
 _POLL_SECONDS = 0.05  # of the embedded broker
 _MAX_PENDING = 1000  # a worker that has a token goes on as long as there are jobs
 _FLUSH_SECONDS = 2.0
+# Each costs half a millisecond of a process that has requests to answer, and they are no more
+# urgent than there are idle workers: a few at once, and then no more than 100 a second.
+_BURST = 16
+_PACE_SECONDS = 1 / 100
 _log = structlog.get_logger(__name__)
 
 
@@ -126,14 +130,17 @@ class TokenPublisher:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    def publish(self, count: int = 1) -> None:
-        """Have tokens published soon; call it after the commit. It neither waits nor fails."""
-        if self._process != os.getpid():  # a fork has taken neither the thread nor its lock
+    def _begin_in_fork(self) -> None:
+        if self._process != os.getpid():  # a fork has not taken the thread with it
             self._connection = None
             self._begin()
+
+    def publish(self, count: int = 1) -> None:
+        """Have tokens published soon; call it after the commit. It neither waits nor fails."""
+        self._begin_in_fork()
         with self._changed:
             self._pending = min(self._pending + count, _MAX_PENDING)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -152,6 +159,7 @@ class TokenPublisher:
 
     def close(self) -> None:
         """Publish what is pending, if that takes no longer than a moment, and end the thread."""
+        self._begin_in_fork()
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -163,10 +171,13 @@ class TokenPublisher:
             with self._changed:
                 while not self._pending and not self._is_closed:
                     self._changed.wait()
-                count, self._pending = self._pending, 0
+                count = self._pending if self._is_closed else min(self._pending, _BURST)
+                self._pending -= count
             if not count:
                 break
             self._send(count)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, timeout=count * _PACE_SECONDS)
         if self._connection is not None:
             self._connection.release()
 

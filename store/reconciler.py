@@ -12,8 +12,8 @@ from store.database import Database, database_now, is_sqlite
 from store.idempotency import KEPT
 from store.leases import MAX_ATTEMPTS, fail
 from store.life import lock_job, move
-from store.states import LEASED, JobStatus
-from store.tables import IdempotencyRecord, Job, Worker
+from store.states import JobStatus
+from store.tables import IS_LEASED, IS_QUEUED, IdempotencyRecord, Job, Worker
 from store.telemetry import LEASE_LOSSES, count
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def reconcile(database: Database, *, live_seconds: float) -> Reconciled:
         if not _lock(session):
             return Reconciled()
         now = database_now(session)
-        expired = session.scalars(
-            sa.select(Job.id).where(Job.status.in_(LEASED), Job.lease_until < now)
-        ).all()
+        expired = session.scalars(sa.select(Job.id).where(IS_LEASED, Job.lease_until < now)).all()
         taken_back = sum(_take_back(session, job_id, now=now) for job_id in expired)
         if taken_back:
             count(session, LEASE_LOSSES, by=taken_back)
@@ -95,13 +93,13 @@ def _lost_tokens(session: Session, *, now: datetime, live_seconds: float) -> int
     alive = session.scalars(
         sa.select(sa.func.count()).where(Worker.seen_at >= now - timedelta(seconds=live_seconds))
     ).one()
-    busy = session.scalars(sa.select(sa.func.count()).where(Job.status.in_(LEASED))).one()
+    busy = session.scalars(sa.select(sa.func.count()).select_from(Job).where(IS_LEASED)).one()
     if alive <= busy:
         return 0
     waiting = session.scalars(
         sa.select(Job)
         .where(
-            Job.status == JobStatus.QUEUED,
+            IS_QUEUED,
             Job.token_at <= now - timedelta(seconds=_TOKEN_SECONDS),
         )
         .order_by(Job.token_at)

@@ -132,6 +132,18 @@ class ArtifactStorage:
                         modified_at=entry["last_modified"],
                     )
 
+    def modified_at(self, tenant_id: str, sha256: str) -> datetime | None:
+        """Tell when a blob was stored last; None where there is none.
+
+        Raises:
+            ArtifactStorageError: the store cannot be reached.
+        """
+        with _typed(f"look at {sha256}"):
+            try:
+                return obstore.head(self._store, _name(tenant_id, sha256))["last_modified"]
+            except FileNotFoundError:
+                return None
+
     def delete(self, tenant_id: str, sha256: str) -> None:
         """Remove a blob; one that is not there is gone already.
 

@@ -21,7 +21,8 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     """Remove blobs that no row names.
 
     A blob is stored before a row names it, and storing it again makes it young: within the time
-    of grace it is left alone. Just before it is removed the rows are asked once more.
+    of grace it is left alone. Its age is looked at once more just before it is removed, so that
+    one which is stored again meanwhile stays; what is left is the moment between these two.
 
     Args:
         database: where the rows are.
@@ -40,14 +41,13 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     old = [blob for blob in storage.list() if blob.modified_at < before]
     named = _named(database)
     unnamed = [blob for blob in old if _name(blob) not in named]
-    if not unnamed:
-        return 0
-    young = {_name(blob) for blob in storage.list() if blob.modified_at >= before}
-    named = _named(database)
-    gone = [_name(blob) for blob in unnamed if _name(blob) not in named | young]
-    for tenant_id, sha256 in gone:
-        storage.delete(tenant_id, sha256)
-    return len(gone)
+    removed = 0
+    for blob in unnamed:
+        modified_at = storage.modified_at(blob.tenant_id, blob.sha256)
+        if modified_at is not None and modified_at < before:
+            storage.delete(blob.tenant_id, blob.sha256)
+            removed += 1
+    return removed
 
 
 def _name(blob: StoredBlob) -> Name:

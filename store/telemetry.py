@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import database_now, is_sqlite
-from store.states import LEASED, JobStatus
-from store.tables import Counter, Job
+from store.states import JobStatus
+from store.tables import IS_LEASED, IS_QUEUED, Counter, Job, JobEvent
 from store.workers import count_live_workers
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def measure(session: Session) -> Telemetry:
     """Count everything."""
     states = session.execute(sa.select(Job.status, sa.func.count()).group_by(Job.status)).all()
     counts = {str(status): count for status, count in states}
+    # A waiting job's last event is how it came to wait: posted, resumed, or handed back.
     oldest: datetime | None = session.scalars(
-        sa.select(sa.func.min(Job.created_at)).where(Job.status == JobStatus.QUEUED)
+        sa.select(sa.func.min(JobEvent.created_at))
+        .join(Job, (Job.id == JobEvent.job_id) & (Job.last_event == JobEvent.number))
+        .where(IS_QUEUED)
     ).one()
-    speed = session.scalars(
-        sa.select(sa.func.sum(Job.steps_per_second)).where(Job.status.in_(LEASED))
-    ).one()
+    speed = session.scalars(sa.select(sa.func.sum(Job.steps_per_second)).where(IS_LEASED)).one()
     counters = {row.name: row.value for row in session.scalars(sa.select(Counter))}
     waited = 0.0 if oldest is None else (database_now(session) - oldest).total_seconds()
     return Telemetry(

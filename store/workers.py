@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import Database, database_now
+from store.database import Database, database_now, is_sqlite
 from store.errors import NotFoundError
 from store.pages import Page
 from store.tables import Backbone, Worker
@@ -93,16 +94,14 @@ def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) 
 def put_backbone(database: Database, description: BackboneDescription) -> None:
     """Write what a backbone looks like, in place of what was known of it."""
     with database.write() as session:
-        session.merge(
-            Backbone(
-                **{**vars(description), "task_heads": _plain(description.task_heads)},
-                updated_at=database_now(session),
-            )
+        values = {**vars(description), "updated_at": database_now(session)}
+        insert = sqlite.insert if is_sqlite(session) else postgresql.insert
+        # Workers that start at the same time tell of the same backbones.
+        session.execute(
+            insert(Backbone)
+            .values(**values)
+            .on_conflict_do_update(index_elements=[Backbone.id], set_=values)
         )
-
-
-def _plain(task_heads: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    return {task: dict(weights) for task, weights in task_heads.items()}
 
 
 def get_backbone(session: Session, backbone_id: str) -> Backbone:

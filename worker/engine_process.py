@@ -71,8 +71,8 @@ class Engine:
             elif isinstance(command, RunJob):
                 wish = partial(self._wish, command.run)
                 last = compute(command, backbones=backbones, tell=self._tell, wish=wish)
-                release_memory()
                 self._tell(last)
+                release_memory()  # a third of a second, for which nobody waits
 
     def _wish(self, run: str) -> Wish | None:
         control = self._control

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from store.database import Database, database_now
 from store.jobs import cancel, get_job
 from store.states import LEASED, JobStatus
 from store.tables import Job, JobEvent
+from store.tenants import lock_tenant
 from tests.store.queues import WORKER, add_job, add_tenant, claim, claimed
 
 
@@ -106,6 +108,20 @@ class TestFairness:
             counts = [running.count(tenant) for tenant in tenants]
             assert sum(counts) == number
             assert max(counts) - min(counts) <= 1
+
+    def test_a_tenant_that_another_claims_for_is_waited_for(self, database: Database):
+        small, big = add_tenant(database, "small"), add_tenant(database, "big")
+        add_job(database, big)
+        claimed(database)
+        add_job(database, big)
+        add_job(database, small)
+        with ThreadPoolExecutor(1) as pool:
+            with database.write() as session:  # as one that claims, and is slow
+                lock_tenant(session, small)
+                claiming = pool.submit(claimed, database)
+                time.sleep(0.2)
+                assert not claiming.done()
+            assert claiming.result()[0].tenant_id == small
 
     def test_a_quota_is_kept(self, database: Database):
         tenant, free = add_tenant(database, "a", max_running=2), add_tenant(database, "b")

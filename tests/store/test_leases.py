@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
+from store.database import database_now
 from store.errors import IllegalTransitionError, LeaseLostError
 from store.jobs import cancel, get_job, list_artifacts, list_events, pause
 from store.leases import Lease, Progress, WorkEvent
+from store.reconciler import reconcile
 from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job
@@ -173,6 +176,7 @@ class TestFence:
             lambda: old.keep_checkpoint(step=9, files={}),
             lambda: old.succeed(result={"late": True}, artifacts={"int8": BLOB}),
             lambda: old.fail(code="late", message="late"),
+            lambda: old.count_crash(code="late", message="late"),
             old.stop,
             lambda: old.hand_back(message="late"),
         ]
@@ -188,6 +192,103 @@ class TestFence:
         lease.succeed(result={}, artifacts={})
         with pytest.raises(LeaseLostError):
             lease.report(Progress(step=1))
+
+
+class TestAdvance:
+    def test_goes_on_phase_by_phase(self, database, tenant):
+        add_job(database, tenant)
+        job, lease = claimed(database)
+        for phase in (JobStatus.SELECTING, JobStatus.TRAINING):
+            assert lease.advance(phase, message=f"now {phase}") is phase
+        told = messages(database, load(database, tenant, job.id))
+        assert [text for _, text in told[-2:]] == ["now selecting", "now training"]
+
+    @pytest.mark.parametrize("phase", ["validating", "selecting", "training"])
+    def test_a_job_that_is_as_far_stays_quietly_where_it_is(self, database, tenant, phase):
+        job_id, lease = training(database, tenant)
+        before = load(database, tenant, job_id)
+        assert lease.advance(JobStatus(phase), message="again") is JobStatus.TRAINING
+        after = load(database, tenant, job_id)
+        assert after.last_event == before.last_event
+        assert after.lease_until > before.lease_until
+
+    def test_one_that_is_to_stop_stays_where_it_is(self, database, tenant):
+        add_job(database, tenant)
+        job, lease = claimed(database)
+        with database.write() as session:
+            cancel(session, tenant, job.id)
+        assert lease.advance(JobStatus.SELECTING, message="x") is JobStatus.CANCELLING
+
+    def test_what_is_no_phase_is_refused(self, database, tenant):
+        _, lease = training(database, tenant)
+        with pytest.raises(IllegalTransitionError):
+            lease.advance(JobStatus.PAUSED, message="x")
+
+
+class TestRenewal:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda lease: lease.report(Progress(step=1)),
+            lambda lease: lease.keep_selection(selection={}, heads={}),
+            lambda lease: lease.keep_checkpoint(step=1, files={}),
+            lambda lease: lease.count_crash(code="x", message="x"),
+            lambda lease: lease.advance(JobStatus.TRAINING, message="x"),
+        ],
+    )
+    def test_every_call_renews_the_lease(self, database, tenant, call):
+        job_id, lease = training(database, tenant)
+        with database.write() as session:
+            soon = database_now(session) + timedelta(seconds=1)
+            session.execute(sa.update(Job).values(lease_until=soon))
+        call(lease)
+        left = load(database, tenant, job_id).lease_until - soon
+        assert left > timedelta(seconds=50)
+
+
+class TestCrash:
+    def test_counts_a_try_and_tells_it(self, database, tenant):
+        job_id, lease = training(database, tenant)
+        assert lease.count_crash(code="engine_crashed", message="it died") is JobStatus.TRAINING
+        job = load(database, tenant, job_id)
+        assert (job.status, job.attempt, job.error) == (JobStatus.TRAINING, 2, None)
+        with database.read() as session:
+            events, _ = list_events(session, job, limit=100)
+        assert (events[-1].level, events[-1].data) == ("warn", {"code": "engine_crashed"})
+        assert events[-1].message.startswith("it died")
+
+    def test_the_last_try_fails_the_job_with_its_cause(self, database, tenant):
+        job_id, lease = training(database, tenant)
+        told = [lease.count_crash(code="engine_stalled", message="no step") for _ in range(3)]
+        assert told == [JobStatus.TRAINING, JobStatus.TRAINING, JobStatus.FAILED]
+        job = load(database, tenant, job_id)
+        assert job.error["code"] == "engine_stalled"
+        assert job.error["message"] == "3 tries failed without a newer checkpoint: no step"
+
+    def test_tries_and_lost_workers_are_counted_together(self, database, tenant):
+        job_id, lease = training(database, tenant)
+        lease.count_crash(code="engine_crashed", message="")
+        with database.write() as session:
+            past = database_now(session) - timedelta(seconds=1)
+            session.execute(sa.update(Job).values(lease_until=past))
+        reconcile(database, live_seconds=60)
+        _, lease = claimed(database)
+        assert lease.count_crash(code="engine_crashed", message="") is JobStatus.FAILED
+        assert load(database, tenant, job_id).attempt == 3
+
+    def test_a_newer_checkpoint_gives_new_tries(self, database, tenant):
+        _, lease = training(database, tenant)
+        for step in range(5):
+            assert lease.count_crash(code="x", message="") is JobStatus.TRAINING
+            lease.keep_checkpoint(step=step, files={})
+
+    @pytest.mark.parametrize(("ask", "status"), [(cancel, "cancelled"), (pause, "paused")])
+    def test_a_job_that_is_to_stop_is_stopped_instead(self, database, tenant, ask, status):
+        job_id, lease = training(database, tenant)
+        with database.write() as session:
+            ask(session, tenant, job_id)
+        assert lease.count_crash(code="x", message="x") == status
+        assert load(database, tenant, job_id).attempt == 1
 
 
 class TestCheckpoint:

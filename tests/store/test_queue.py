@@ -1,4 +1,4 @@
-"""store.queue and store.embedded_broker: tokens come through, whatever becomes of the broker."""
+"""store.queue: tokens come through, whatever becomes of the broker."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import os
 import secrets
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zlib import crc32
 
 import pytest
 import redis
@@ -24,24 +20,18 @@ import redis
 from store.queue import TASK, TokenPublisher, make_app
 from store.settings import Settings
 from tests.integration.servers import RedisServer, running
+from tests.store.tokens import (
+    ROOT,
+    app,
+    publisher,
+    start_publisher,
+    taken,
+    wait_for,
+    waiting,
+    worker,
+)
 
-if TYPE_CHECKING:
-    from celery import Celery
-
-ROOT = Path(__file__).parents[2]
-PUBLISHER = """
-import os, sys, time
-from store.queue import TokenPublisher, make_app
-from store.settings import Settings
-publisher = TokenPublisher(make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2])))
-"""
-
-
-def wait_for(is_so: Callable[[], object], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+__all__ = ["app", "publisher"]
 
 
 @pytest.fixture(scope="module")
@@ -58,51 +48,6 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     server: RedisServer = request.getfixturevalue("redis_server")
     redis.Redis.from_url(server.url).flushall()
     return Settings(home=tmp_path, broker_url=server.url)
-
-
-@pytest.fixture
-def app(settings: Settings) -> Celery:
-    return make_app(settings)
-
-
-@pytest.fixture
-def publisher(app: Celery) -> Iterator[TokenPublisher]:
-    publisher = TokenPublisher(app)
-    yield publisher
-    publisher.close()
-
-
-def start_publisher(settings: Settings, then: str) -> subprocess.Popen[bytes]:
-    """Run a process that has a publisher, and what it is to do with it."""
-    command = [sys.executable, "-c", PUBLISHER + then, settings.home, settings.broker_url]
-    return subprocess.Popen(command, cwd=ROOT)
-
-
-def waiting(app: Celery) -> int:
-    """Count the tokens on the broker."""
-    with app.connection_for_read() as connection:
-        return int(connection.channel().queue_declare("hifi").message_count)
-
-
-@contextmanager
-def worker(settings: Settings, *, name: str = "w") -> Iterator[subprocess.Popen[bytes]]:
-    """Run a real worker process, and see that a signal ends it in order."""
-    command = [sys.executable, "-m", "tests.store.token_worker", settings.home]
-    process = subprocess.Popen([*command, settings.broker_url, name], cwd=ROOT)
-    try:
-        yield process
-        if process.poll() is None:
-            process.terminate()
-            assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def taken(settings: Settings) -> list[str]:
-    """List which worker took each token."""
-    file = settings.home / "taken"
-    return file.read_text().split() if file.exists() else []
 
 
 class TestPublish:
@@ -312,105 +257,6 @@ class TestRedisServer:
                 publisher.publish()
                 wait_for(lambda: len(taken(settings)) >= 3)
             publisher.close()
-
-
-class TestEmbeddedFile:
-    """The file of the embedded broker, mistreated under a worker that must go on."""
-
-    @pytest.fixture
-    def settings(self, tmp_path: Path) -> Settings:
-        return Settings(home=tmp_path)
-
-    @pytest.fixture
-    def token(self, settings, app, publisher) -> str:
-        """Give the payload of a token as it lies in the file."""
-        publisher.publish()
-        wait_for(lambda: waiting(app) == 1)
-        with sqlite3.connect(settings.home / "broker.db") as file:
-            (payload,) = file.execute("SELECT payload FROM messages").fetchone()
-            file.execute("DELETE FROM messages")
-        return str(payload)
-
-    def test_a_broken_message_is_dropped(self, settings, app, publisher, token):
-        broken = [
-            None,
-            "",
-            "{",
-            "null",
-            "[]",
-            "{}",
-            b"\xff\x00",
-            token[:-1],
-            token[: len(token) // 2],
-        ]
-        changed = json.loads(token)
-        changed["headers"]["id"] = {}  # ends a worker that believes it
-        rows = [(payload, 0) for payload in (*broken, json.dumps(changed), token)]
-        rows += [(payload, crc32(token.encode())) for payload in broken]
-        with worker(settings) as process:
-            publisher.publish()
-            wait_for(lambda: len(taken(settings)) == 1)
-            with sqlite3.connect(settings.home / "broker.db") as file:
-                file.executemany(
-                    "INSERT INTO messages (queue, payload, checksum) VALUES ('hifi', ?, ?)", rows
-                )
-            publisher.publish()
-            wait_for(lambda: len(taken(settings)) == 2)
-            assert process.poll() is None
-        assert waiting(app) == 0
-
-    def test_a_broken_file_is_begun_anew(self, settings, app, publisher):
-        path = settings.home / "broker.db"
-        with worker(settings) as process:
-            publisher.publish()
-            wait_for(lambda: taken(settings))
-            for content in (b"", b"no database" * 1000, None):
-                if content is None:
-                    path.unlink()
-                else:
-                    path.write_bytes(content)
-                before = len(taken(settings))
-                for _ in range(100):  # tokens are lost until both have noticed
-                    publisher.publish()
-                    time.sleep(0.1)
-                    if len(taken(settings)) > before:
-                        break
-                assert len(taken(settings)) > before
-            assert process.poll() is None
-            assert app.control.inspect(timeout=5, limit=1).ping()
-
-    def test_a_broken_file_does_not_hinder_the_start(self, settings, publisher):
-        (settings.home / "broker.db").write_bytes(b"no database" * 1000)
-        publisher.publish()
-        with worker(settings):
-            wait_for(lambda: taken(settings))
-
-    def test_publishers_killed_at_any_moment_leave_whole_messages(self, settings, app):
-        for moment in (0.0, 0.01, 0.03, 0.1):
-            process = start_publisher(settings, "while True: publisher.publish()")
-            before = waiting(app)
-            wait_for(lambda before=before: waiting(app) > before)
-            time.sleep(moment)
-            process.kill()
-            process.wait()
-        with sqlite3.connect(settings.home / "broker.db") as file:
-            rows = file.execute("SELECT payload, checksum FROM messages").fetchall()
-        assert rows
-        assert all(crc32(payload.encode()) == checksum for payload, checksum in rows)
-
-    def test_nothing_piles_up(self, settings, app, publisher):
-        with worker(settings):
-            for _ in range(3):
-                app.control.inspect(timeout=2, limit=1).ping()
-            publisher.publish(20)
-            wait_for(lambda: len(taken(settings)) == 20)
-            wait_for(lambda: waiting(app) == 0)
-            with sqlite3.connect(settings.home / "broker.db") as file:
-                (messages,) = file.execute("SELECT count(*) FROM messages").fetchone()
-        assert messages == 0
-        with sqlite3.connect(settings.home / "broker.db") as file:
-            bound = {queue for (queue,) in file.execute("SELECT queue FROM bindings")}
-        assert not any("pidbox" in queue for queue in bound - {"w@test.celery.pidbox"})
 
 
 class TestSecrets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -134,6 +135,25 @@ class TestTokens:
         claimed(database)
         expire(database)
         assert reconcile(database, live_seconds=60) == Reconciled(taken_back=1, tokens=1)
+
+
+class TestWorkers:
+    def test_one_not_seen_for_a_day_is_forgotten(self, database):
+        see_workers(database, 0, 23 * 3600, 25 * 3600)
+        reconcile(database, live_seconds=60)
+        with database.read() as session:
+            assert sorted(session.scalars(sa.select(Worker.id))) == ["w0", "w1"]
+
+
+class TestAlone:
+    def test_several_at_once_take_a_job_back_once(self, database, tenant):
+        add_job(database, tenant)
+        job, _ = claimed(database)
+        expire(database)
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda _: reconcile(database, live_seconds=60), range(4)))
+        assert sum(each.taken_back for each in done) == 1
+        assert load(database, tenant, job.id).attempt == 2
 
 
 class TestRecords:

@@ -122,6 +122,15 @@ class TestList:
         storage.check()
 
 
+class TestModifiedAt:
+    def test_is_when_a_blob_was_stored_last(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, b"data")
+        (listed,) = storage.list()
+        assert storage.modified_at("ten_a", blob.sha256) == listed.modified_at
+        assert storage.modified_at("ten_b", blob.sha256) is None
+        assert storage.modified_at("ten_a", "0" * 64) is None
+
+
 class TestDelete:
     def test_removes_a_blob_and_is_content_without_one(
         self, storage: ArtifactStorage, tmp_path: Path

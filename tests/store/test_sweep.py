@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,13 @@ def put(storage: ArtifactStorage, folder: Path, text: str, *, tenant: str) -> Bl
     path = folder / "blob"
     path.write_text(text)
     return storage.put(tenant, path)
+
+
+def age(storage: ArtifactStorage, folder: Path, *, seconds: float) -> None:
+    """Make all blobs so much older."""
+    for blob in storage.list():
+        moment = blob.modified_at.timestamp() - seconds
+        os.utime(folder / "artifacts" / blob.tenant_id / blob.sha256, (moment, moment))
 
 
 def left(storage: ArtifactStorage) -> set[str]:
@@ -91,12 +101,62 @@ class TestSweep:
         assert sweep(database, storage, grace_seconds=60) == 0
         assert len(left(storage)) == 1
 
-    def test_sees_a_row_that_comes_meanwhile(
+    def test_leaves_one_that_is_stored_again_before_a_row_names_it(
         self, database: Database, storage: ArtifactStorage, tmp_path, monkeypatch
     ):
         tenant = add_tenant(database, "a")
         blob = put(storage, tmp_path, "o", tenant=tenant)
-        answers = iter([set(), {(tenant, blob.sha256)}])
-        monkeypatch.setattr(module, "_named", lambda _: next(answers))
-        assert sweep(database, storage, grace_seconds=0) == 0
+        age(storage, tmp_path, seconds=100)
+        ask_rows = module._named
+
+        def renew(database: Database) -> set[tuple[str, str]]:
+            named = ask_rows(database)
+            put(storage, tmp_path, "o", tenant=tenant)  # its row is still to come
+            return named
+
+        monkeypatch.setattr(module, "_named", renew)
+        assert sweep(database, storage, grace_seconds=60) == 0
         assert left(storage) == {blob.sha256}
+
+    def test_of_two_at_once_both_come_to_their_end(
+        self, database: Database, storage: ArtifactStorage, tmp_path
+    ):
+        for number in range(50):
+            put(storage, tmp_path, f"{number}", tenant="ten_a")
+        age(storage, tmp_path, seconds=100)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: sweep(database, storage, grace_seconds=60), range(2)))
+        assert left(storage) == set()
+
+    def test_leaves_what_is_stored_and_named_while_it_runs(
+        self, database: Database, storage: ArtifactStorage, tmp_path
+    ):
+        """Blob first, row later, by one thread; sweeps all the while by another."""
+        tenant = add_tenant(database, "a")
+        done = threading.Event()
+
+        def sweep_on() -> int:
+            removed = 0
+            while not done.is_set():
+                removed += sweep(database, storage, grace_seconds=60)
+            return removed
+
+        with ThreadPoolExecutor(1) as pool:
+            sweeping = pool.submit(sweep_on)
+            for number in range(20):
+                blob = put(storage, tmp_path, f"{number % 5}", tenant=tenant)
+                age(storage, tmp_path, seconds=50)
+                with database.write() as session:
+                    split = Split(blob=blob, rows=1)
+                    add_dataset(
+                        session,
+                        tenant,
+                        name=None,
+                        splits={"train": split},
+                        columns={},
+                        profile={},
+                        max_bytes=999,
+                    )
+            done.set()
+        assert sweeping.result() == 0
+        assert len(left(storage)) == 5

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from store.leases import Progress
 from store.reconciler import reconcile
 from store.states import JobStatus
-from store.tables import Job
+from store.tables import Job, JobEvent
 from store.telemetry import measure
 from tests.store.queues import add_job, add_tenant, claimed
 
@@ -40,6 +40,22 @@ def test_counts_jobs_and_adds_up_their_speed(database: Database):
     assert (seen.jobs_by_state["queued"], seen.jobs_by_state["validating"]) == (1, 2)
     assert seen.steps_per_second == pytest.approx(3.0)
     assert 0 < seen.oldest_queued_seconds < 60
+
+
+def test_a_job_waits_from_when_it_was_queued_again(database: Database):
+    tenant = add_tenant(database, "a")
+    job_id = add_job(database, tenant)
+    _, lease = claimed(database)
+    lease.report(Progress(steps_per_second=1.5))
+    with database.write() as session:
+        long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+        session.execute(sa.update(Job).where(Job.id == job_id).values(created_at=long_ago))
+        session.execute(sa.update(JobEvent).values(created_at=long_ago))
+    lease.hand_back(message="")
+    with database.read() as session:
+        seen = measure(session)
+    assert 0 < seen.oldest_queued_seconds < 60
+    assert seen.steps_per_second == 0
 
 
 def test_counts_lost_leases_and_crashes(database: Database):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -77,6 +78,12 @@ class TestBackbones:
             **vars(MINILM),
             "fingerprint": "sha256:cd",
         }
+
+    def test_told_by_several_workers_at_once_are_one(self, database: Database):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: put_backbone(database, MINILM), range(16)))
+        with database.read() as session:
+            assert len(list_backbones(session, after=None, limit=9).rows) == 1
 
     def test_are_listed_by_id_in_pages(self, database: Database):
         for name in ("c", "a", "b"):

@@ -1,0 +1,80 @@
+"""Workers that take tokens, publishers that send them, and how many there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store.queue import TokenPublisher, make_app
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from store.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PUBLISHER = """
+import os, sys, time
+from store.queue import TokenPublisher, make_app
+from store.settings import Settings
+publisher = TokenPublisher(make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2])))
+"""
+
+
+def wait_for(is_so: Callable[[], object], *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Celery:
+    return make_app(settings)
+
+
+@pytest.fixture
+def publisher(app: Celery) -> Iterator[TokenPublisher]:
+    publisher = TokenPublisher(app)
+    yield publisher
+    publisher.close()
+
+
+def start_publisher(settings: Settings, then: str) -> subprocess.Popen[bytes]:
+    """Run a process that has a publisher, and what it is to do with it."""
+    command = [sys.executable, "-c", PUBLISHER + then, settings.home, settings.broker_url]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+def waiting(app: Celery) -> int:
+    """Count the tokens on the broker."""
+    with app.connection_for_read() as connection:
+        return int(connection.channel().queue_declare("hifi").message_count)
+
+
+@contextmanager
+def worker(settings: Settings, *, name: str = "w") -> Iterator[subprocess.Popen[bytes]]:
+    """Run a real worker process, and see that a signal ends it in order."""
+    command = [sys.executable, "-m", "tests.store.token_worker", settings.home]
+    process = subprocess.Popen([*command, settings.broker_url, name], cwd=ROOT)
+    try:
+        yield process
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def taken(settings: Settings) -> list[str]:
+    """List which worker took each token."""
+    file = settings.home / "taken"
+    return file.read_text().split() if file.exists() else []
