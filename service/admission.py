@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_XI = 0.9
 DEFAULT_SAMPLES = 300  # or all rows where there are fewer
 _NAMED_MODELS = 10
+_COMPLETIONS = 1024  # kept, of a few hundred bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,59 @@ class Admission:
     num_labels: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A task completed from a data set's columns, and what else a job has to know of its rows."""
+
+    task: TaskFields
+    num_labels: int | None
+    rows: int
+    has_validation: bool
+
+    @classmethod
+    def of(cls, fields: TaskFields, dataset: Dataset) -> Completion:
+        """Complete a task.
+
+        Raises:
+            ProblemError: as :func:`service.tasks.complete_task`.
+        """
+        profile = DatasetProfile.from_json(dataset.profile)
+        task = complete_task(fields, profile)
+        return cls(
+            task=task,
+            num_labels=count_labels(task, profile),
+            rows=profile.rows["train"],
+            has_validation="validation" in profile.rows,
+        )
+
+
+class Completions:
+    """The completions that were asked for lately: a data set never changes, so neither do they.
+
+    For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, TaskFields], Completion] = OrderedDict()
+
+    def of(self, fields: TaskFields, dataset: Dataset) -> Completion:
+        """Complete a task as :meth:`Completion.of` does, or remember how it was."""
+        key = (dataset.id, fields)
+        known = self._known.pop(key, None) or Completion.of(fields, dataset)
+        self._known[key] = known
+        if len(self._known) > _COMPLETIONS:
+            self._known.popitem(last=False)
+        return known
+
+
 def admit(
-    session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings, hub: Hub | None = None
+    session: Session,
+    *,
+    tenant_id: str,
+    spec: JobSpec,
+    settings: Settings,
+    hub: Hub | None = None,
+    completions: Completions | None = None,
 ) -> Admission:
     """See whether a job can be done here, and complete its spec.
 
@@ -66,6 +119,7 @@ def admit(
         spec: as the caller wrote it.
         settings: of the server.
         hub: the Hugging Face hub where none is given.
+        completions: of this thread, where many jobs are admitted.
 
     Raises:
         ProblemError: 422 with the field at fault: ``model_not_found``, ``model_not_suitable``,
@@ -79,7 +133,11 @@ def admit(
     source = _pin_dataset(spec, settings=settings, hub=hub)
     backbone = _find_backbone(session, spec, is_pinned=revision is not None)
     if source is None:
-        admission = _admit_dataset(session, tenant_id, spec, backbone=backbone, revision=revision)
+        dataset = _find_dataset(session, tenant_id, str(spec.dataset))
+        completed = (completions or Completions()).of(spec.task, dataset)
+        admission = _admit_dataset(
+            spec, dataset, completed=completed, backbone=backbone, revision=revision
+        )
     else:
         task = complete_hub_task(spec.task)
         admission = Admission(
@@ -146,34 +204,33 @@ def _find_backbone(session: Session, spec: JobSpec, *, is_pinned: bool) -> Backb
 
 
 def _admit_dataset(
-    session: Session,
-    tenant_id: str,
     spec: JobSpec,
+    dataset: Dataset,
     *,
+    completed: Completion,
     backbone: Backbone | None,
     revision: str | None,
 ) -> Admission:
-    dataset = _find_dataset(session, tenant_id, str(spec.dataset))
-    profile = DatasetProfile.from_json(dataset.profile)
-    task = complete_task(spec.task, profile)
-    rows = profile.rows["train"]
+    rows = completed.rows
     samples = min(DEFAULT_SAMPLES, rows) if spec.n_samples is None else spec.n_samples
     if samples > rows:
         raise invalid_request(
             f"n_samples={samples} is not allowed: train has {rows} rows", param="n_samples"
         )
-    if spec.training.early_stopping_patience is not None and "validation" not in profile.rows:
+    if spec.training.early_stopping_patience is not None and not completed.has_validation:
         raise invalid_request(
             "early stopping needs a validation split, on which a gain could be seen",
             param="training.early_stopping_patience",
         )
     return Admission(
-        new_job=_new_job(spec, task, dataset=dataset.id, n_samples=samples, revision=revision),
+        new_job=_new_job(
+            spec, completed.task, dataset=dataset.id, n_samples=samples, revision=revision
+        ),
         backbone=backbone,
         dataset=dataset,
-        task=task,
+        task=completed.task,
         train_rows=rows,
-        num_labels=count_labels(task, profile),
+        num_labels=completed.num_labels,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,18 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
 from service import problems
 from service.auth import admit_caller
+from service.batches import Batcher
 from service.context import Gateway
 from service.inference_client import InferenceClient
+from service.intake import Intake
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Door
 from service.openapi import document
-from service.parameters import exact_query
+from service.parameters import check_query
 from service.readiness import Readiness
 from service.routes import (
     dashboard,
@@ -40,7 +43,7 @@ from store.database import Database
 from store.queue import TokenPublisher, make_app
 from store.schema import check
 from store.storage import ArtifactStorage
-from store.tenants import ensure_tenant
+from store.tenants import KeyHolder, authenticate_all, ensure_tenant
 
 if TYPE_CHECKING:
     from fastapi.routing import APIRoute
@@ -51,6 +54,8 @@ DEFAULT_TENANT = "default"
 # Requests in threads at once, each with a database connection at most.
 _THREADS = 20
 _CONVERSIONS = 2
+_CALLERS = 256  # looked up at once
+_CALLERS_PAUSE_SECONDS = 0.0005
 _STALE_SECONDS = 24 * 3600.0  # no upload lasts that long
 
 
@@ -88,7 +93,7 @@ def build_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
         lifespan=partial(_run, settings=settings, metrics=metrics),
-        dependencies=[Depends(admit_caller), Depends(exact_query)],
+        dependencies=[Depends(_guard)],
         middleware=[
             Middleware(Door, allowed_hosts=settings.allowed_hosts, observe=metrics.observe),
             Middleware(
@@ -105,6 +110,12 @@ def build_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(rooms.router)
     return app
+
+
+async def _guard(request: Request) -> None:
+    """Stand before every route: who calls, and is the query one that the route knows?"""
+    await admit_caller(request)
+    check_query(request)
 
 
 def _operation_id(route: APIRoute) -> str:
@@ -141,10 +152,19 @@ async def _run(
                 metrics=metrics,
                 inference=inference,
                 readiness=readiness,
+                callers=Batcher(
+                    partial(_find_holders, database), most=_CALLERS, pause=_CALLERS_PAUSE_SECONDS
+                ),
+                intake=Intake(database=database, settings=settings, publisher=publisher),
                 converting=CapacityLimiter(_CONVERSIONS),
                 default_tenant_id=default_tenant_id,
             )
         }
+
+
+def _find_holders(database: Database, secrets: Sequence[str]) -> list[KeyHolder | None]:
+    with database.read() as session:
+        return authenticate_all(session, secrets)
 
 
 def _prepare(settings: Settings, database: Database) -> tuple[ArtifactStorage, str | None]:

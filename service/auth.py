@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
-from service.context import Gateway, GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.context import gateway_of
 from service.problems import ProblemError
-from store.tenants import authenticate
+
+if TYPE_CHECKING:
+    from service.context import Gateway
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _MARK = "answers_without_a_key"
@@ -41,8 +42,8 @@ def is_public(endpoint: object) -> bool:
     return getattr(endpoint, _MARK, False) is True
 
 
-async def admit_caller(request: Request, gateway: GatewayDep) -> Caller | None:
-    """Find out who calls; the application asks this of every route, before anything else.
+async def admit_caller(request: Request) -> Caller | None:
+    """Find out who calls, and note it in the request's state.
 
     Returns:
         The caller; None at a public endpoint.
@@ -52,8 +53,16 @@ async def admit_caller(request: Request, gateway: GatewayDep) -> Caller | None:
     """
     if is_public(request.scope["endpoint"]):
         return None
+    gateway = gateway_of(request)
     caller = _everybody(gateway) or await _by_key(request, gateway)
+    request.state.caller = caller
     structlog.contextvars.bind_contextvars(tenant=caller.tenant_id)
+    return caller
+
+
+def caller_of(request: Request) -> Caller:
+    """Tell who calls an endpoint that is not public."""
+    caller: Caller = request.state.caller
     return caller
 
 
@@ -68,19 +77,11 @@ async def _by_key(request: Request, gateway: Gateway) -> Caller:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise _unauthorized("send a key: Authorization: Bearer hifi_…", challenge="Bearer")
-    caller = await run_in_threadpool(_look_up, gateway, secret.strip())
-    if caller is None:
+    holder = await gateway.callers.ask(secret.strip())
+    if holder is None:
         raise _unauthorized(
             "the key is unknown or revoked", challenge='Bearer error="invalid_token"'
         )
-    return caller
-
-
-def _look_up(gateway: Gateway, secret: str) -> Caller | None:
-    with gateway.database.read() as session:
-        holder = authenticate(session, secret)
-    if holder is None:
-        return None
     return Caller(
         holder.tenant_id,
         tenant_name=holder.tenant_name,
@@ -98,13 +99,11 @@ def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
     )
 
 
-async def _known(caller: Annotated[Caller | None, Depends(admit_caller)]) -> Caller:
-    if caller is None:
-        raise RuntimeError("a public endpoint asks who calls")
-    return caller
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
 
 
-async def administrator(caller: Annotated[Caller, Depends(_known)]) -> Caller:
+async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
     """Refuse all but administrators before anything is looked up, so that ids tell them nothing.
 
     Raises:
@@ -117,5 +116,5 @@ async def administrator(caller: Annotated[Caller, Depends(_known)]) -> Caller:
     return caller
 
 
-CallerDep = Annotated[Caller, Depends(_known)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 AdministratorDep = Annotated[Caller, Depends(administrator)]

@@ -46,26 +46,32 @@ def _shortest(text: str) -> float | int:
     return int(number) if number.is_integer() else number
 
 
-def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
-    """Make a dependency that reads a request's body as a model.
+async def read_json(request: Request, model: type[Model]) -> JsonBody[Model]:
+    """Read a request's body as a model.
 
     Args:
+        request: nobody has read its body yet.
         model: a strict pydantic model.
 
-    Returns:
-        The dependency. It raises ProblemError: 415 ``unsupported_media_type``, 400
-        ``invalid_json``, or 422 ``invalid_request`` with the field at fault.
+    Raises:
+        ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_json``, or 422
+            ``invalid_request`` with the field at fault.
     """
+    raw = await request.body()
+    if not raw:
+        raise invalid_request("the request has no body: send a JSON object")
+    _check_type(request.headers.get("content-type", ""))
+    try:
+        return JsonBody(model.model_validate_json(raw), raw)
+    except ValidationError as error:
+        raise _refusal(error, raw) from None
+
+
+def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
+    """Make a dependency that reads a request's body as a model, as :func:`read_json` does."""
 
     async def read(request: Request) -> JsonBody[Model]:
-        raw = await request.body()
-        if not raw:
-            raise invalid_request("the request has no body: send a JSON object")
-        _check_type(request.headers.get("content-type", ""))
-        try:
-            return JsonBody(model.model_validate_json(raw), raw)
-        except ValidationError as error:
-            raise _refusal(error, raw) from None
+        return await read_json(request, model)
 
     return read
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
-from store.tenants import Quotas
+from store.tenants import KeyHolder, Quotas
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
+    from service.batches import Batcher
     from service.inference_client import InferenceClient
+    from service.intake import Intake
     from service.metrics import Metrics
     from service.readiness import Readiness
     from service.tailer import Tailer
@@ -37,6 +39,8 @@ class Gateway:
         metrics: of this process.
         inference: the line to the inference process.
         readiness: looks after all of these.
+        callers: finds whose key a secret is.
+        intake: takes posted jobs in.
         converting: how many uploads are converted at once: each takes a core and memory.
         default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; else None.
     """
@@ -49,6 +53,8 @@ class Gateway:
     metrics: Metrics
     inference: InferenceClient
     readiness: Readiness
+    callers: Batcher[str, KeyHolder | None]
+    intake: Intake
     converting: CapacityLimiter
     default_tenant_id: str | None
 
@@ -67,10 +73,14 @@ class Gateway:
         return self.settings.home / "uploads"
 
 
-async def gateway_of(connection: HTTPConnection) -> Gateway:
+def gateway_of(connection: HTTPConnection) -> Gateway:
     """Find the gateway that a request came to: the lifespan puts it into the request's state."""
     gateway: Gateway = connection.state.gateway
     return gateway
 
 
-GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+async def _gateway(connection: HTTPConnection) -> Gateway:
+    return gateway_of(connection)
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]

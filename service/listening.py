@@ -37,14 +37,19 @@ def listen(settings: Settings, *, patience: float = 0.0) -> socket.socket:
     deadline = time.monotonic() + patience
     while True:
         try:
-            return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
                 raise ListenError(
                     f"cannot listen on {host}:{port} ({error.strerror or error}): choose another "
                     "port with --port or HIFI_PORT, 0 for any that is free"
                 ) from error
-        time.sleep(0.1)
+            time.sleep(0.1)
+        else:
+            # Connections take it over. asyncio sees to it where it has made the socket itself;
+            # without it an answer of two packets waits 40 ms for the caller's acknowledgement.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return listener
 
 
 def url_of(listener: socket.socket) -> str:

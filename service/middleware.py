@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
 from contextlib import suppress
 from http import HTTPStatus
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REQUEST_ID = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
 _MAX_BODY_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # A client that is still sending must be heard out for a while, or it sees its connection break
 # and never our answer.
@@ -132,7 +133,9 @@ class Door:
 def _request_id(headers: Headers) -> str:
     """Keep the caller's name for the request where it is fit for a header and a log line."""
     given = headers.get(REQUEST_ID, "")
-    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    if _SANE_REQUEST_ID.fullmatch(given):
+        return given
+    return f"{random.getrandbits(128):032x}"
 
 
 def _without_port(host: str) -> str:
@@ -171,13 +174,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if "content-length" not in headers and "transfer-encoding" not in headers:
+        is_upload = scope["path"] == self._upload_path
+        limit = self._max_upload_bytes if is_upload else _MAX_BODY_BYTES
+        if _is_small(headers, limit=limit):
             await self._app(scope, receive, send)
             return
-        is_upload = scope["path"] == self._upload_path
-        body = _Body(
-            receive, headers, limit=self._max_upload_bytes if is_upload else _MAX_BODY_BYTES
-        )
+        body = _Body(receive, headers, limit=limit)
         is_started = False
 
         async def send_after_body(message: Message) -> None:
@@ -185,7 +187,7 @@ class BodyLimit:
             nonlocal is_started
             if body.is_too_large and not is_started:
                 return
-            if not is_started:
+            if not is_started and not body.is_whole:
                 await body.linger()
             is_started = True
             await send(message)
@@ -196,6 +198,19 @@ class BodyLimit:
         if body.is_too_large and not is_started:
             await body.linger()
             await body.refusal(scope["state"]["request_id"])(scope, receive, send)
+
+
+def _is_small(headers: Headers, *, limit: int) -> bool:
+    """Tell whether a body is there whole with its first packets, at the size that is declared.
+
+    The server lets no more of it through, and nobody has to be heard out.
+    """
+    declared = headers.get("content-length")
+    if "transfer-encoding" in headers:
+        return False
+    return declared is None or (
+        declared.isdecimal() and len(declared) <= 5 and int(declared) <= min(limit, _SMALL_BYTES)
+    )
 
 
 class _TooLargeError(Exception):
@@ -209,7 +224,7 @@ class _Body:
         self._receive = receive
         self._limit = limit
         self._size = 0
-        self._is_whole = False
+        self.is_whole = False
         # Such a client waits for us to ask for its body before it sends any.
         self._is_held_back = headers.get("expect", "").lower() == "100-continue"
         declared = headers.get("content-length", "")
@@ -230,7 +245,7 @@ class _Body:
         end = self._size + _LINGER_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                while not self._is_whole and self._size < end:
+                while not self.is_whole and self._size < end:
                     await self._next()
 
     async def _next(self) -> Message:
@@ -238,9 +253,9 @@ class _Body:
         message = await self._receive()
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
-            self._is_whole = not message.get("more_body", False)
+            self.is_whole = not message.get("more_body", False)
         else:
-            self._is_whole = True
+            self.is_whole = True
         return message
 
     def refusal(self, request_id: str) -> ASGIApp:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends, Header, Path, Query
+from fastapi import Header, Path, Query
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query as QueryInfo
 from pydantic import BeforeValidator, PlainValidator
-from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
 from service.auth import is_public
-from service.problems import ProblemError, invalid_request
+from service.problems import invalid_request
 from store.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 _IDENTIFIER = re.compile(r"[a-z]+_[0-9a-z]{1,64}", re.ASCII)
 _CURSOR = re.compile(r"[^\x00]{1,256}")
 _SHOWN_CHARACTERS = 64
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
-_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 _KEY_HEADER = "Idempotency-Key"
 MAX_LIMIT = 100
 
@@ -76,7 +76,7 @@ DryRun = Annotated[
 ]
 
 
-async def exact_query(request: Request) -> None:
+def check_query(request: Request) -> None:
     """Refuse what the route does not know and what comes twice: a misspelt word must not pass.
 
     Raises:
@@ -100,29 +100,24 @@ async def exact_query(request: Request) -> None:
             raise invalid_request(f"{shown} is given {names.count(name)} times", param=shown)
 
 
-async def _only_key(
-    request: Request,
-    key: Annotated[
-        str | None,
-        Header(
-            alias=_KEY_HEADER,
-            min_length=1,
-            max_length=255,
-            pattern=r"^[\x20-\x7e]*$",
-            description="a request that is repeated with its key within 24 hours is done once, "
-            "and answered the same",
-        ),
-    ] = None,
-) -> str | None:
-    """Take the idempotency key, which may come once."""
-    if key is not None and len(request.headers.getlist(_KEY_HEADER)) > 1:
-        raise ProblemError(
-            "invalid_request",
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            detail=f"{_KEY_HEADER} is given more than once",
-            param=_KEY_HEADER,
-        )
-    return key
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=_KEY_HEADER,
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]*$",
+        description="a request that is repeated with its key within 24 hours is done once, "
+        "and answered the same",
+    ),
+]
 
 
-IdempotencyKey = Annotated[str | None, Depends(_only_key)]
+def check_key(request: Request) -> None:
+    """Refuse a request with two idempotency keys: nobody can tell which is meant.
+
+    Raises:
+        ProblemError: 422 ``invalid_request``.
+    """
+    if len(request.headers.getlist(_KEY_HEADER)) > 1:
+        raise invalid_request(f"{_KEY_HEADER} is given more than once", param=_KEY_HEADER)

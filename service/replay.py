@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ import structlog
 from anyio import to_thread
 from starlette.responses import Response
 
-from service.problems import ProblemError
+from service.problems import RETRY_SECONDS, ProblemError
 from store.database import OUTAGES
 from store.errors import RequestTakenOverError
 from store.idempotency import RequestKey, begin, finish, forget
@@ -43,6 +43,10 @@ class Answer:
     body: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def again(self) -> Answer:
+        """Mark it as one that was given before."""
+        return replace(self, headers={**self.headers, "Idempotent-Replayed": "true"})
+
     def respond(self) -> Response:
         """Give it to the caller."""
         return Response(
@@ -59,6 +63,17 @@ def request_key(key: str | None, caller: Caller, *, method: str, path: str) -> R
 
 Keep = Callable[["Session", Answer], None]
 Work = Callable[[Keep], Answer]
+
+
+def still_at_work() -> ProblemError:
+    """Say that a twin of a request takes its time."""
+    return ProblemError(
+        "idempotency_in_progress",
+        status=HTTPStatus.CONFLICT,
+        detail="a request with this key is still at work; ask again later",
+        param="Idempotency-Key",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +116,10 @@ class Once:
                 if done is not None:
                     return done.respond()
             elif found != "running":
-                response = Answer(**found).respond()
-                response.headers["Idempotent-Replayed"] = "true"
-                return response
+                return Answer(**found).again().respond()
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LAST_POLL_SECONDS)
-        raise ProblemError(
-            "idempotency_in_progress",
-            status=HTTPStatus.CONFLICT,
-            detail="a request with this key is still at work; ask again later",
-            param="Idempotency-Key",
-            headers={"Retry-After": "5"},
-        )
+        raise still_at_work()
 
     def _begin(self, key: RequestKey) -> Mapping[str, Any] | Literal["started", "running"]:
         with self.database.write() as session:

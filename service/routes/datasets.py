@@ -20,7 +20,7 @@ from starlette.responses import Response
 from service.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.openapi import problems
-from service.parameters import After, DatasetId, IdempotencyKey, Limit  # noqa: TC001 - as above
+from service.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
 from service.problems import ProblemError, invalid_request
 from service.replay import Answer, Keep, Once, request_key
 from service.schemas import DatasetDocument, DatasetList, envelope
@@ -62,9 +62,10 @@ _FORM: dict[str, Any] = {
     responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
 )
 async def post_dataset(
-    request: Request, gateway: GatewayDep, caller: CallerDep, key: IdempotencyKey
+    request: Request, gateway: GatewayDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> Response:
     """Upload a data set; every row is checked before it is kept."""
+    check_key(request)
     folder = await run_in_threadpool(_make_folder, gateway.uploads)
     try:
         form = await receive_form(request, folder=folder, expected=_EXPECTED)

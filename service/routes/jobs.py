@@ -3,48 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
 from service.admission import admit
-from service.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.bodies import JsonBody, described, json_body
-from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.auth import Caller, CallerDep, caller_of
+from service.bodies import described, read_json
+from service.context import Gateway, GatewayDep, gateway_of
 from service.estimates import EstimateDocument, estimate
+from service.intake import PATH, Posting
 from service.openapi import problems
-from service.parameters import (  # noqa: TC001 - as above
+from service.parameters import (
     After,
     DryRun,
     IdempotencyKey,
     JobId,
     Limit,
+    check_key,
 )
-from service.replay import Answer, Keep, Once, request_key
+from service.replay import request_key
 from service.schemas import JobDocument, JobList, envelope
 from store import jobs
+from store.idempotency import KeyedRequest
 from store.spec import JobSpec
 from store.states import JobStatus  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from service.admission import Admission
     from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
 
-_PATH = "/jobs"
-_LOCK_SECONDS = 15.0
 _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
 @router.post(
-    _PATH,
+    PATH,
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobDocument,
     openapi_extra=described(JobSpec),
@@ -59,57 +59,29 @@ _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
     },
 )
 async def post_job(
-    *,
-    gateway: GatewayDep,
-    caller: CallerDep,
-    body: Annotated[JsonBody[JobSpec], Depends(json_body(JobSpec))],
-    key: IdempotencyKey,
-    dry_run: DryRun = False,
+    request: Request, *, key: IdempotencyKey = None, dry_run: DryRun = False
 ) -> Response:
     """Queue a fine-tune, or with `dry_run=true` estimate what it would take."""
+    # Not as dependencies: this is the busiest route, and each would cost it as much as its check.
+    gateway, caller = gateway_of(request), caller_of(request)
+    check_key(request)
+    body = await read_json(request, JobSpec)
     if dry_run:
         document = await run_in_threadpool(_estimate, gateway, caller, body.value)
         return Response(document.model_dump_json(), media_type="application/json")
-    once = Once(
-        database=gateway.database,
-        key=request_key(key, caller, method="POST", path=_PATH),
-        request_sha256="" if key is None else body.sha256(),
-        lock_seconds=_LOCK_SECONDS,
-    )
-    return await once.answer(partial(_submit, gateway, caller, body.value))
+    name = request_key(key, caller, method="POST", path=PATH)
+    keyed = None if name is None else KeyedRequest(key=name, sha256=body.sha256())
+    posting = Posting(tenant_id=caller.tenant_id, spec=body.value, request=keyed)
+    return (await gateway.intake.post(posting)).respond()
 
 
 def _estimate(gateway: Gateway, caller: Caller, spec: JobSpec) -> EstimateDocument:
     with gateway.database.read() as session:
-        admission = _admit(session, gateway, caller, spec)
+        admission = admit(session, tenant_id=caller.tenant_id, spec=spec, settings=gateway.settings)
         return estimate(session, admission)
 
 
-def _admit(session: Session, gateway: Gateway, caller: Caller, spec: JobSpec) -> Admission:
-    return admit(session, tenant_id=caller.tenant_id, spec=spec, settings=gateway.settings)
-
-
-def _submit(gateway: Gateway, caller: Caller, spec: JobSpec, keep: Keep) -> Answer:
-    with gateway.database.read() as session:
-        admission = _admit(session, gateway, caller, spec)
-    with gateway.database.write() as session:
-        job = jobs.submit(
-            session,
-            caller.tenant_id,
-            admission.new_job,
-            max_queued=gateway.settings.tenant_max_queued,
-        )
-        answer = Answer(
-            status=HTTPStatus.ACCEPTED,
-            headers={"Location": f"{_PATH}/{job.id}"},
-            body=JobDocument.of(job).model_dump_json(),
-        )
-        keep(session, answer)
-    gateway.publisher.publish()
-    return answer
-
-
-@router.get(_PATH, responses=problems(HTTPStatus.NOT_FOUND))
+@router.get(PATH, responses=problems(HTTPStatus.NOT_FOUND))
 def get_jobs(
     *,
     gateway: GatewayDep,

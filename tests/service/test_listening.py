@@ -56,3 +56,14 @@ class TestFreeLoopbackPort:
     def test_can_be_listened_on(self, tmp_path):
         with listen(settings(tmp_path, port=free_loopback_port())):
             pass
+
+
+class TestConnections:
+    def test_send_small_packets_at_once(self, tmp_path):
+        # Without it each answer waits for the caller's delayed acknowledgement: 40 ms on Linux.
+        with (
+            listen(settings(tmp_path)) as listener,
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0] as accepted,
+        ):
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -13,12 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
+from service.problems import ProblemError
 from service.replay import Answer, Once
 from store.database import Database
 from store.errors import IllegalTransitionError
 from store.idempotency import RequestKey, begin
 from store.schema import upgrade
-from store.tables import Base, IdempotencyRecord, Job
+from store.tables import Base, Job
 from tests.service.gateways import (
     add_backbone,
     add_dataset_row,
@@ -98,7 +99,7 @@ class TestPosts:
             raise RuntimeError("unforeseen")
 
         with monkeypatch.context() as patched:
-            patched.setattr("store.jobs.submit", fail)
+            patched.setattr("service.intake.draft", fail)
             assert post().status_code == 500
         assert post().status_code == 202
         assert count_jobs(database) == 1
@@ -119,74 +120,64 @@ class TestPosts:
 
 
 class TestCrashes:
-    def test_a_twin_takes_over_when_the_lock_has_run_out(self, database, post, alice, monkeypatch):
-        monkeypatch.setattr("service.routes.jobs._LOCK_SECONDS", 0.3)
-        digest = sent_digest(database, post)
-        key = RequestKey(tenant_id=alice.tenant_id, method="POST", path="/jobs", key="crashed")
+    def test_a_twin_takes_over_when_the_lock_has_run_out(self, database, alice):
+        once = once_of(database, alice, lock_seconds=0.3)
         with database.write() as session:
-            begin(session, key, request_sha256=digest, lock_seconds=0.3)  # and then it died
-        answer = post(key="crashed")
-        assert answer.status_code == 202
+            begin(session, once.key, request_sha256="x", lock_seconds=0.3)  # and then it died
+        answer = asyncio.run(once.answer(lambda keep: work(database, keep, "twin")))
+        assert answer.body == b'"twin"'
         assert "idempotent-replayed" not in answer.headers
-        assert count_jobs(database) == 2
 
-    def test_one_that_is_at_work_for_too_long_is_told(self, database, post, alice, monkeypatch):
+    def test_one_that_is_at_work_for_too_long_is_told(self, database, alice, monkeypatch):
         monkeypatch.setattr("service.replay._WAIT_SECONDS", 0.3)
-        digest = sent_digest(database, post)
-        key = RequestKey(tenant_id=alice.tenant_id, method="POST", path="/jobs", key="busy")
+        once = once_of(database, alice, lock_seconds=60)
         with database.write() as session:
-            begin(session, key, request_sha256=digest, lock_seconds=60)
-        answer = post(key="busy")
-        problem = problem_of(answer)
-        assert (problem["status"], problem["code"]) == (409, "idempotency_in_progress")
-        assert answer.headers["retry-after"]
+            begin(session, once.key, request_sha256="x", lock_seconds=60)
+        with pytest.raises(ProblemError) as caught:
+            asyncio.run(once.answer(lambda keep: work(database, keep, "twin")))
+        assert (caught.value.status, caught.value.code) == (409, "idempotency_in_progress")
+        assert caught.value.headers["Retry-After"]
 
     def test_one_that_was_overtaken_gives_the_twins_answer(self, database, alice):
         # The first stalls in its work until its lock has run out and a twin has answered.
-        key = RequestKey(tenant_id=alice.tenant_id, method="POST", path="/jobs", key="slow")
         overtaken = threading.Event()
-
-        def once() -> Once:
-            return Once(database=database, key=key, request_sha256="x", lock_seconds=0.05)
 
         def slow(keep):
             assert overtaken.wait(10)
-            return work(keep, "slow")
-
-        def work(keep, name):
-            with database.write() as session:
-                answer = Answer(status=202, body=f'"{name}"')
-                keep(session, answer)
-            return answer
+            return work(database, keep, "slow")
 
         async def run() -> tuple[bytes, bytes]:
-            first = asyncio.create_task(once().answer(slow))
+            once = once_of(database, alice, lock_seconds=0.05)
+            first = asyncio.create_task(once.answer(slow))
             await asyncio.sleep(0.2)
-            second = await once().answer(lambda keep: work(keep, "quick"))
+            second = await once.answer(lambda keep: work(database, keep, "quick"))
             overtaken.set()
             return (await first).body, second.body
 
         assert asyncio.run(run()) == (b'"quick"', b'"quick"')
 
     def test_its_refusal_leaves_the_twins_answer(self, database, alice):
-        key = RequestKey(tenant_id=alice.tenant_id, method="POST", path="/jobs", key="slow")
-        once = Once(database=database, key=key, request_sha256="x", lock_seconds=60)
+        once = once_of(database, alice, lock_seconds=60)
 
-        def work(keep):
-            with database.write() as session:
-                keep(session, Answer(status=202, body='"done"'))
+        def refused(keep):
+            work(database, keep, "done")
             raise IllegalTransitionError("late")
 
         with pytest.raises(IllegalTransitionError):
-            asyncio.run(once.answer(work))
-        assert asyncio.run(once.answer(work)).body == b'"done"'
+            asyncio.run(once.answer(refused))
+        assert asyncio.run(once.answer(refused)).body == b'"done"'
 
 
-def sent_digest(database, post) -> str:
-    """Give the hash of the body that ``post`` sends."""
-    post(key="other")
-    with database.read() as session:
-        return session.scalars(sa.select(IdempotencyRecord.request_sha256)).one()
+def once_of(database, member, *, lock_seconds) -> Once:
+    key = RequestKey(tenant_id=member.tenant_id, method="POST", path="/datasets", key="k")
+    return Once(database=database, key=key, request_sha256="x", lock_seconds=lock_seconds)
+
+
+def work(database, keep, name) -> Answer:
+    with database.write() as session:
+        answer = Answer(status=201, body=f'"{name}"')
+        keep(session, answer)
+    return answer
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
