@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from benchmarks import end_to_end, memory, quality, selection, training
+from benchmarks import (
+    claims,
+    end_to_end,
+    memory,
+    quality,
+    selection,
+    service_claim,
+    service_gateway,
+    service_overhead,
+    training,
+)
+from benchmarks.deployment import end_in_order
 from benchmarks.machine import describe
 from benchmarks.rows import print_rows
 
+end_in_order()
 print(describe(), end="\n\n", flush=True)
-for benchmark in (selection, training, end_to_end, memory):
+for benchmark in (
+    *(selection, training, end_to_end, memory),
+    *(service_overhead, service_claim, service_gateway, claims),
+):
     print(f"## {(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)
     print_rows(benchmark.main())
     print(flush=True)
