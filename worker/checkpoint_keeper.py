@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from worker.job_files import JobFiles
     from worker.reporting import Reporter
 
+_PAUSE_SECONDS = 2.0  # between two tries
 _log = structlog.get_logger(__name__)
 
 
@@ -33,6 +35,7 @@ class CheckpointKeeper:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._next: tuple[int, Path] | None = None
         self._current: tuple[int, Path, Future[dict[str, Blob]]] | None = None
+        self._not_before = 0.0
         self.kept = 0  # how many are stored and named
 
     def close(self) -> None:
@@ -63,7 +66,8 @@ class CheckpointKeeper:
         """
         if self._current is not None and self._current[2].done():
             self._finish(*self._current)
-        if self._current is None and self._next is not None:
+        is_due = time.monotonic() >= self._not_before
+        if self._current is None and self._next is not None and is_due:
             step, pinned = self._next
             self._next = None
             self._current = step, pinned, self._helper.submit(self._files.put_checkpoint, pinned)
@@ -93,6 +97,7 @@ class CheckpointKeeper:
             blobs = future.result()
         except (ArtifactStorageError, OSError) as error:
             _log.warning("checkpoint not stored", step=step, reason=str(error))
+            self._not_before = time.monotonic() + _PAUSE_SECONDS
             if self._next is None:
                 self._next = step, pinned  # again, unless a newer one has come
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ def run_worker(settings: Settings) -> None:
         SettingsError: the artifact store's address is of no known kind.
         EngineDiedError: the engine cannot be started.
     """
+    signal.signal(signal.SIGTERM, _end)  # until Celery takes it over
     database = Database(settings.database_url)
     check(database)
     storage = ArtifactStorage(settings.artifacts_url)
@@ -69,6 +71,10 @@ def run_worker(settings: Settings) -> None:
     finally:
         engine.close()
         database.close()
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _engine_environment(settings: Settings) -> dict[str, str]:

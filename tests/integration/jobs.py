@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pyarrow import parquet
 
-from store.database import Database
+from store.database import OUTAGES, Database
 from store.datasets import Split, add_dataset
 from store.jobs import NewJob, get_job, list_artifacts, list_events, submit
 from store.queue import TokenPublisher, make_app
@@ -111,9 +112,13 @@ class Desk:
         return job.id
 
     def job(self, job_id: str) -> Job:
-        """Load a job."""
-        with self.database.read() as session:
-            return get_job(session, self.tenant, job_id)
+        """Load a job, also just after the database was restarted."""
+        while True:
+            try:
+                with self.database.read() as session:
+                    return get_job(session, self.tenant, job_id)
+            except OUTAGES:
+                time.sleep(0.5)
 
     def is_at(self, job_id: str, phase: str) -> bool:
         """Tell whether a job has come to a phase, or further."""

@@ -164,7 +164,7 @@ class TestDisk:
             job = desk.submit(dataset)
             small.wait_for(lambda: desk.is_at(job, "training"), message="training")
             _fill(disk / "ballast")
-            small.wait_for(lambda: "artifact store away" in small.logs(), message="the failure")
+            small.wait_for(lambda: "waiting for room" in small.logs(), message="the failure")
             assert desk.job(job).status is JobStatus.TRAINING
             (disk / "ballast").unlink()
             end = small.wait_for(lambda: desk.is_finished(job), message="the end")

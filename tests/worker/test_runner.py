@@ -36,7 +36,7 @@ from tests.worker.scripted_engine import (
     stopped,
     told,
 )
-from worker import reporting, runner
+from worker import checkpoint_keeper, reporting, runner
 from worker.engine import EngineDiedError
 from worker.runner import UnfitError, run_job
 from worker.workshop import Workshop
@@ -155,7 +155,8 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "_REPORT_SECONDS", 0.001)
     monkeypatch.setattr(reporting, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(runner, "_PAUSE_SECONDS", 0.01)
+    for module in (runner, checkpoint_keeper):
+        monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.01)
 
 
 class TestSuccess:
