@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,19 @@ from store.datasets import Split, add_dataset
 from store.errors import ConflictError, NotFoundError
 from store.storage import Blob
 from store.tables import ApiKey
-from store.tenants import authenticate, create_key, create_tenant, revoke_key, stored_bytes
+from store.tenants import (
+    OwnQuotas,
+    Quotas,
+    authenticate,
+    authenticate_all,
+    create_key,
+    create_tenant,
+    ensure_tenant,
+    get_tenant,
+    list_tenants,
+    revoke_key,
+    stored_bytes,
+)
 from tests.store.queues import add_tenant
 
 if TYPE_CHECKING:
@@ -29,6 +42,30 @@ class TestTenants:
         with database.write() as session:
             assert create_tenant(session, "root", is_admin=True).is_admin
             assert not create_tenant(session, "plain").is_admin
+
+    def test_are_made_once_however_many_ask(self, database: Database):
+        def ensure(_: int) -> str:
+            with database.write() as session:
+                return ensure_tenant(session, "default", is_admin=True).id
+
+        with ThreadPoolExecutor(8) as pool:
+            (tenant_id,) = set(pool.map(ensure, range(8)))
+        with database.read() as session:
+            assert get_tenant(session, tenant_id).is_admin
+
+    def test_have_their_own_quotas_or_the_servers(self, database: Database):
+        with database.write() as session:
+            own = create_tenant(session, "a", own=OwnQuotas(max_running=0))
+        server = Quotas(max_queued=5, max_running=6, max_bytes=7)
+        assert server.of(own) == Quotas(max_queued=5, max_running=0, max_bytes=7)
+
+    def test_are_listed_newest_first(self, database: Database):
+        added = [add_tenant(database, name) for name in "abc"]
+        with database.read() as session:
+            page = list_tenants(session, after=None, limit=2)
+            rest = list_tenants(session, after=page.rows[-1].id, limit=2)
+        assert [tenant.id for tenant in (*page.rows, *rest.rows)] == added[::-1]
+        assert (page.has_more, rest.has_more) == (True, False)
 
 
 class TestKeys:
@@ -48,6 +85,17 @@ class TestKeys:
             create_key(session, tenant)
         with database.read() as session:
             assert authenticate(session, secret) is None
+
+    def test_many_are_looked_up_at_once(self, database: Database):
+        tenants = [add_tenant(database, name) for name in "ab"]
+        with database.write() as session:
+            first, second = (create_key(session, tenant)[1] for tenant in tenants)
+        with database.read() as session:
+            found = authenticate_all(session, [second, "wrong", first, second])
+        assert [holder and holder.tenant_id for holder in found] == [
+            *(tenants[1], None),
+            *(tenants[0], tenants[1]),
+        ]
 
     def test_only_the_hash_is_kept(self, database: Database):
         tenant = add_tenant(database, "a")
