@@ -40,7 +40,5 @@ def print_rows(rows: Iterable[Row]) -> None:
     print("|---|---|---|---|")
     for row in rows:
         verdict = {True: "yes", False: "no", None: ""}[row.reached]
-        print(
-            f"| {row.what} | {row.value:.3g} {row.unit} | {row.reach or ''} | {verdict} |",
-            flush=True,
-        )
+        number = f"{row.value:,.0f}" if abs(row.value) >= 1000 else f"{row.value:.3g}"
+        print(f"| {row.what} | {number} {row.unit} | {row.reach or ''} | {verdict} |", flush=True)
