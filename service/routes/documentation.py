@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import JSONResponse, Response
+
+from service.auth import public
+from service.static_files import answer_with_file
 
 router = APIRouter(include_in_schema=False)
 
@@ -19,6 +21,7 @@ def get_document(request: Request) -> JSONResponse:
 
 
 @router.get("/docs")
-def get_page() -> HTMLResponse:
-    """Show it to people."""
-    return get_swagger_ui_html(openapi_url=DOCUMENT_PATH, title="HiFi")
+@public
+def get_page(request: Request) -> Response:
+    """Show it to people; the page asks for the document with the key of whoever is signed in."""
+    return answer_with_file(request, "docs.html")

@@ -9,6 +9,7 @@ const STATES = [
   "queued", "validating", "selecting", "training", "pausing", "paused", "cancelling",
   "succeeded", "failed", "cancelled",
 ];
+const COUNTING = new Set(["selecting", "training"]); // phases whose step counts up
 const FINISHED = new Set(["succeeded", "failed", "cancelled"]);
 
 export const isFinished = (job) => FINISHED.has(job.status);
@@ -18,7 +19,8 @@ export const chip = (status) => el("span", { class: `chip ${status}` }, status);
 export function progressBar(progress) {
   const percent = Math.round(100 * progress.fraction);
   const bar = el("progress", { max: "100", value: String(percent), title: `${percent} %` });
-  const count = progress.total_steps ? `${progress.step ?? 0} / ${progress.total_steps}` : "";
+  const counts = COUNTING.has(progress.phase) && progress.total_steps;
+  const count = counts ? `${progress.step ?? 0} / ${progress.total_steps}` : "";
   const phase = progress.phase ? `${progress.phase} ${count}` : "";
   return el("div", { class: "progress" }, bar, el("span", { class: "muted" }, phase));
 }

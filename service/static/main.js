@@ -9,7 +9,6 @@ const view = document.getElementById("view");
 const notice = document.getElementById("notice");
 const health = document.getElementById("health");
 const signOut = document.getElementById("sign-out");
-const docs = document.getElementById("docs");
 let leave = new AbortController();
 
 function fail(error) {
@@ -27,7 +26,6 @@ function fail(error) {
 function signIn(reason) {
   leave.abort();
   signOut.hidden = true;
-  docs.hidden = true;
   const secret = el("input", {
     id: "key", type: "password", autocomplete: "current-password", placeholder: "hifi_…",
     required: "", spellcheck: "false",
@@ -68,7 +66,6 @@ function route() {
   notice.hidden = true;
   show(view);
   signOut.hidden = !key.get();
-  docs.hidden = Boolean(key.get()); // a link cannot send the key that the documentation asks for
   const page = { view, signal: leave.signal, fail, notice };
   const address = location.hash.slice(1) || "/";
   const job = address.match(/^\/jobs\/([a-z0-9_]+)$/);

@@ -76,7 +76,6 @@ class TestSignIn:
     ):
         sign_in(page, alice.secret)
         page.wait_for("document.querySelector('table')")
-        assert page.evaluate("document.querySelector('#docs').hidden")
         with database.write() as session:
             revoke_key(session, alice.key_id)
         page.wait_for("document.querySelector('#key')")
@@ -116,6 +115,28 @@ class TestJobs:
         page.wait_for("document.querySelector('progress')?.value == 50")
         lease.fail(code="out_of_memory", message="too large")
         page.wait_for("document.querySelector('.chip')?.textContent == 'failed'")
+
+
+class TestDocumentation:
+    def test_lists_the_api_to_whoever_is_signed_in(self, page: Page, url: str, alice: Member):
+        page.goto(f"{url}/docs")
+        page.wait_for("document.querySelector('#notice')?.textContent.includes('sign in')")
+        page.errors.clear()  # the refusal
+        page.goto(f"{url}/")
+        page.wait_for("document.querySelector('#key')")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('table, main p')")
+        page.errors.clear()
+        page.goto(f"{url}/docs")
+        page.wait_for("document.querySelectorAll('.opblock').length > 20")
+        opening = "document.querySelector('[id^=operations-models-] .opblock-summary-control')"
+        page.evaluate(f"{opening}.click()")
+        page.wait_for("document.querySelector('.try-out__btn')")
+        page.evaluate("document.querySelector('.try-out__btn').click()")
+        page.wait_for("document.querySelector('.execute')")
+        page.evaluate("document.querySelector('.execute').click()")
+        page.wait_for("document.querySelector('.live-responses-table .response-col_status')")
+        assert page.texts(".live-responses-table tbody .response-col_status")[0].startswith("200")
 
 
 class TestJob:

@@ -12,7 +12,7 @@ from service.auth import is_public
 from store.tenants import list_tenants
 from tests.service.gateways import opened, problem_of, served, settings_for
 
-PUBLIC = {"/healthz", "/readyz", "/", "/static/{name}"}
+PUBLIC = {"/healthz", "/readyz", "/", "/docs", "/static/{name}"}
 
 
 def routes(settings):
