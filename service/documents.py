@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.schemas import JobProgress, StoredFile
+from service.schemas import StoredFile
 from store.errors import NotFoundError
-from store.states import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.tailer import ProgressSeen
     from store.tables import Artifact, Job, JobEvent
 
 Scores = list[float | None]  # a score that is no number is null in JSON
@@ -87,18 +85,6 @@ def event_number(job: Job, identifier: str, *, param: str) -> int:
     if owner != _events_of(job.id) or not is_number or int(number) > job.last_event:
         raise NotFoundError("event to go on after", identifier[:_SHOWN_CHARACTERS], param=param)
     return int(number)
-
-
-def progress_document(seen: ProgressSeen) -> JobProgress:
-    """Show how far a job is, exactly as the job itself shows it."""
-    share = min((seen.step or 0) / seen.total_steps, 1.0) if seen.total_steps else 0.0
-    return JobProgress(
-        phase=seen.phase,
-        step=seen.step,
-        total_steps=seen.total_steps,
-        fraction=1.0 if seen.status is JobStatus.SUCCEEDED else share,
-        eta_seconds=seen.eta_seconds,
-    )
 
 
 class LayerHeads(_Answer):

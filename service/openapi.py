@@ -12,8 +12,8 @@ from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
 from service.auth import is_public
-from service.problems import MEDIA_TYPE
-from service.schemas import NewKey, NewTenant, Problem
+from service.schemas import NewKey, NewQuotas, NewTenant, Problem
+from store.problem_details import MEDIA_TYPE
 from store.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _SAID = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`body_too_large`",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`unsupported_media_type`",
     HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
-    HTTPStatus.TOO_MANY_REQUESTS: "`quota_exceeded`: too many jobs are waiting",
+    HTTPStatus.TOO_MANY_REQUESTS: "`quota_exceeded`: as many jobs wait or bytes are stored as may",
     HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
 }
 
@@ -109,7 +109,7 @@ def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
 
 def _body_schemas() -> dict[str, Any]:
     """Describe what routes read from the raw body, and what every route refuses with."""
-    models = [(model, "validation") for model in (JobSpec, NewTenant, NewKey, Problem)]
+    models = [(model, "validation") for model in (JobSpec, NewTenant, NewQuotas, NewKey, Problem)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     return found

@@ -12,6 +12,7 @@ from store.states import JobStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from service.tailer import ProgressSeen
     from store.jobs import QueuedJob
     from store.tables import ApiKey, Artifact, Backbone, Dataset, Job, Tenant
     from store.tenants import Quotas
@@ -75,12 +76,14 @@ class DatasetDocument(_Answer):
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetDocument:
-        """Show a row."""
+        """Show a row, with its columns as the files have them: Postgres keeps no order of keys."""
+        order = [column["name"] for column in dataset.profile.get("columns", ())]
+        in_order = {name: dataset.columns[name] for name in order if name in dataset.columns}
         return cls(
             id=dataset.id,
             name=dataset.name,
             splits={name: Split(rows=split["rows"]) for name, split in dataset.splits.items()},
-            columns=dataset.columns,
+            columns={**in_order, **dataset.columns},
             bytes=dataset.bytes,
             sha256=dataset.sha256,
             created_at=dataset.created_at,
@@ -107,6 +110,9 @@ class BackboneDocument(_Answer):
         return cls.model_validate(backbone, from_attributes=True)
 
 
+_IDLE = frozenset({JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED})
+
+
 class JobProgress(_Answer):
     """How far a job is."""
 
@@ -115,6 +121,21 @@ class JobProgress(_Answer):
     total_steps: int | None
     fraction: float
     eta_seconds: float | None
+
+    @classmethod
+    def of(cls, job: Job | ProgressSeen) -> JobProgress:
+        """Show how far a job is; one that has succeeded is through, however it came to that.
+
+        A job at which nobody is at work is in no phase; a failed one shows where it failed.
+        """
+        share = min((job.step or 0) / job.total_steps, 1.0) if job.total_steps else 0.0
+        return cls(
+            phase=None if job.status in _IDLE else job.phase,
+            step=job.step,
+            total_steps=job.total_steps,
+            fraction=1.0 if job.status is JobStatus.SUCCEEDED else share,
+            eta_seconds=job.eta_seconds,
+        )
 
 
 _NOT_BEGUN = JobProgress(phase=None, step=None, total_steps=None, fraction=0.0, eta_seconds=None)
@@ -213,25 +234,13 @@ class JobDocument(_Answer):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            progress=JobProgress(
-                phase=job.phase,
-                step=job.step,
-                total_steps=job.total_steps,
-                fraction=_fraction(job),
-                eta_seconds=job.eta_seconds,
-            ),
+            progress=JobProgress.of(job),
             attempt=job.attempt,
             selection=None if job.selection is None else JobSelection(**job.selection),
             result=None if job.result is None else JobResult(**job.result),
             artifact=_artifact(artifacts),
             error=None if job.error is None else JobFailure(**job.error),
         )
-
-
-def _fraction(job: Job) -> float:
-    if job.status is JobStatus.SUCCEEDED:
-        return 1.0
-    return min((job.step or 0) / job.total_steps, 1.0) if job.total_steps else 0.0
 
 
 def _artifact(artifacts: Sequence[Artifact]) -> JobArtifact | None:
@@ -253,6 +262,18 @@ class NewTenant(_Body):
     max_queued: Count | None = None
     max_running: Count | None = None
     max_bytes: Count | None = None
+
+
+class NewQuotas(_Body):
+    """A tenant's quotas to be: null is the server's setting, one that is not given stays."""
+
+    max_queued: Count | None = None
+    max_running: Count | None = None
+    max_bytes: Count | None = None
+
+    def changes(self) -> Mapping[str, int | None]:
+        """Give those that are to change."""
+        return self.model_dump(exclude_unset=True)
 
 
 class QuotasDocument(_Answer):
@@ -319,25 +340,36 @@ class NewKey(_Body):
 
 
 class KeyDocument(_Answer):
-    """A key, with its secret: this answer alone shows it."""
+    """A key as a list shows it, without its secret."""
 
     id: str
     object: Literal["api_key"] = "api_key"
     tenant: str
     name: str | None
-    secret: str
     created_at: datetime
+    revoked_at: datetime | None
 
     @classmethod
-    def of(cls, key: ApiKey, *, secret: str) -> KeyDocument:
-        """Show a new row and its secret."""
+    def of(cls, key: ApiKey) -> KeyDocument:
+        """Show a row."""
         return cls(
             id=key.id,
             tenant=key.tenant_id,
             name=key.name,
-            secret=secret,
             created_at=key.created_at,
+            revoked_at=key.revoked_at,
         )
+
+
+class NewKeyDocument(KeyDocument):
+    """A new key, with its secret: this answer alone shows it."""
+
+    secret: str
+
+    @classmethod
+    def of_new(cls, key: ApiKey, *, secret: str) -> NewKeyDocument:
+        """Show a new row and its secret."""
+        return cls(**vars(KeyDocument.of(key)), secret=secret)
 
 
 class _List(_Answer):
@@ -371,6 +403,12 @@ class TenantList(_List):
     """A page of tenants, newest first."""
 
     data: list[TenantDocument]
+
+
+class KeyList(_List):
+    """A page of a tenant's keys, newest first."""
+
+    data: list[KeyDocument]
 
 
 def envelope(data: Sequence[Any], *, has_more: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from store.pages import Page, newest_first
 from store.tables import ApiKey, Artifact, Dataset, Tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -141,6 +141,25 @@ def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Ten
     return newest_first(session, sa.select(Tenant), Tenant, after=after, limit=limit)
 
 
+def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
+    """Change a tenant's own quotas; what it has beyond a smaller one stays, and no more is taken.
+
+    Args:
+        session: a write transaction.
+        tenant_id: whose.
+        own: by name, those to change: see :class:`OwnQuotas`.
+
+    Raises:
+        NotFoundError: there is no such tenant.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    for name, limit in vars(OwnQuotas(**own)).items():
+        if name in own:
+            setattr(tenant, name, limit)
+    session.flush()
+    return tenant
+
+
 def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> tuple[ApiKey, str]:
     """Add a key.
 
@@ -162,6 +181,17 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
     session.add(key)
     session.flush()
     return key, secret
+
+
+def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
+    """Take a page of a tenant's keys, revoked ones included, newest first.
+
+    Raises:
+        NotFoundError: there is no such tenant, or ``after`` is none of its keys.
+    """
+    get_tenant(session, tenant_id)
+    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+    return newest_first(session, query, ApiKey, after=after, limit=limit)
 
 
 def revoke_key(session: Session, key_id: str) -> None:

@@ -13,7 +13,10 @@ from service.cli import options
 from service.outages import told_outages
 from service.schemas import (
     KeyDocument,
+    KeyList,
     NewKey,
+    NewKeyDocument,
+    NewQuotas,
     NewTenant,
     TenantDocument,
     TenantList,
@@ -28,9 +31,11 @@ from store.settings import read_settings
 from store.tenants import (
     OwnQuotas,
     Quotas,
+    change_quotas,
     create_key,
     create_tenant,
     get_tenant,
+    list_keys,
     list_tenants,
     revoke_key,
     stored_bytes,
@@ -66,8 +71,14 @@ class TenantDoor(Protocol):
             NotFoundError: no tenant has that name.
         """
 
+    def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
+        """Change a tenant's quotas; None is the server's setting."""
+
     def usage(self, tenant_id: str) -> Usage:
         """Tell what a tenant has and may have."""
+
+    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Page[Key]:
+        """Take a page of a tenant's keys, newest first; without their secrets."""
 
     def create_key(self, tenant_id: str, *, name: str | None) -> Key:
         """Add a key; only this answer holds its secret."""
@@ -122,6 +133,12 @@ class _Server:
     def find(self, tenant: str) -> str:
         return _find(self, tenant)
 
+    def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
+        return self._client.tenants.change_quotas(tenant_id, quotas)
+
+    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Page[Key]:
+        return self._client.keys.list(tenant_id, after=after, limit=limit)
+
     def usage(self, tenant_id: str) -> Usage:
         return self._client.tenants.usage(tenant_id)
 
@@ -159,6 +176,20 @@ class _Tables:
     def find(self, tenant: str) -> str:
         return _find(self, tenant)
 
+    def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
+        new = _checked(NewQuotas, quotas)
+        with self._database.write() as session:
+            tenant = change_quotas(session, tenant_id, new.changes())
+        document = TenantDocument.of(tenant, self._quotas.of(tenant))
+        return cast("Tenant", document.model_dump(mode="json"))
+
+    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Page[Key]:
+        with self._database.read() as session:
+            page = list_keys(session, tenant_id, after=after, limit=limit)
+        data = [KeyDocument.of(key) for key in page.rows]
+        listed = KeyList(**envelope(data, has_more=page.has_more))
+        return cast("Page[Key]", listed.model_dump(mode="json"))
+
     def usage(self, tenant_id: str) -> Usage:
         with self._database.read() as session:
             tenant = get_tenant(session, tenant_id)
@@ -174,7 +205,7 @@ class _Tables:
         new = _checked(NewKey, {"name": name})
         with self._database.write() as session:
             key, secret = create_key(session, tenant_id, name=new.name)
-        return cast("Key", KeyDocument.of(key, secret=secret).model_dump(mode="json"))
+        return cast("Key", NewKeyDocument.of_new(key, secret=secret).model_dump(mode="json"))
 
     def revoke_key(self, key_id: str) -> None:
         with self._database.write() as session:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 run = perform
 
-_QUOTAS = ("max_queued", "max_running", "max_bytes")
+_QUOTAS = {
+    "max_queued": "waiting jobs",
+    "max_running": "running jobs",
+    "max_bytes": "stored bytes",
+}
+_DEFAULT = "default"
 _NOTES = (
     "With --url or HIFI_URL set, the server is asked, with an administrator's HIFI_API_KEY. "
     "Without either, the tables of HIFI_DATABASE_URL are used directly: that is how the first "
@@ -35,24 +40,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--with-key", action="store_true", help="make a key for it, too; shown this once"
     )
-    for quota, of in zip(_QUOTAS, ("waiting jobs", "running jobs", "stored bytes"), strict=True):
+    for quota, of in _QUOTAS.items():
         create.add_argument(
             f"--{quota.replace('_', '-')}",
             type=int,
             metavar="N",
             help=f"{of} that it may have (default: the server's setting)",
         )
+    update = actions.add("update", _update, summary="change a tenant's quotas", notes=_NOTES)
+    update.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
+    for quota, of in _QUOTAS.items():
+        update.add_argument(
+            f"--{quota.replace('_', '-')}",
+            type=_limit,
+            metavar="N",
+            help=f"{of} that it may have from now on; `default`: the server's setting",
+        )
     listing = actions.add("list", _list, summary="list the tenants, newest first", notes=_NOTES)
     options.add_page(listing)
     usage = actions.add("usage", _usage, summary="show what a tenant uses", notes=_NOTES)
     usage.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
-    keys = Actions(actions.add_group("keys", summary="make and revoke keys"))
+    keys = Actions(actions.add_group("keys", summary="make, list and revoke keys"))
     new = keys.add("create", _create_key, summary="make a key; shown this once", notes=_NOTES)
     new.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     new.add_argument("--name", metavar="NAME", help="for people")
+    known = keys.add("list", _list_keys, summary="list a tenant's keys, newest first", notes=_NOTES)
+    known.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
+    options.add_page(known)
     revoke = keys.add("revoke", _revoke, summary="make a key worthless at once", notes=_NOTES)
     revoke.add_argument("key_id", metavar="KEY", help="its id, key_…")
-    for action in (create, listing, usage, new, revoke):
+    for action in (create, update, listing, usage, new, known, revoke):
         options.add_server(action, default="HIFI_URL, or else the tables, directly")
 
 
@@ -82,6 +99,34 @@ def _create(args: argparse.Namespace) -> int:
     output.print_facts({name: text for name, text in entries.items() if text})
     if key is None:
         output.note(f"it has no key yet: `hifi tenants keys create {tenant['id']}`")
+    return output.EXIT_OK
+
+
+def _limit(text: str) -> int | str:
+    try:
+        return text if text == _DEFAULT else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor default") from None
+
+
+def _update(args: argparse.Namespace) -> int:
+    given = {name: getattr(args, name) for name in _QUOTAS}
+    quotas = {
+        name: None if limit == _DEFAULT else limit
+        for name, limit in given.items()
+        if limit is not None
+    }
+    with _door(args) as door:
+        tenant = door.change_quotas(door.find(args.tenant_name), quotas)
+    if args.json:
+        output.print_json(tenant)
+    else:
+        output.print_facts(
+            {
+                "tenant": f"{tenant['id']}  {tenant['name']}",
+                "quotas": _describe_quotas(tenant["quotas"]),
+            }
+        )
     return output.EXIT_OK
 
 
@@ -131,6 +176,25 @@ def _create_key(args: argparse.Namespace) -> int:
         output.print_json(key)
     else:
         output.print_facts({"tenant": key["tenant"], **_describe_key(key)})
+    return output.EXIT_OK
+
+
+def _list_keys(args: argparse.Namespace) -> int:
+    with _door(args) as door:
+        page = door.list_keys(door.find(args.tenant_name), after=args.after, limit=args.limit)
+    if args.json:
+        output.print_json(page)
+        return output.EXIT_OK
+    rows = [
+        (
+            key["id"],
+            key["name"] or "",
+            output.format_moment(key["created_at"]),
+            output.format_moment(key["revoked_at"]) if key["revoked_at"] else "",
+        )
+        for key in page["data"]
+    ]
+    output.print_page(page, header=("id", "name", "created", "revoked"), rows=rows, what="keys")
     return output.EXIT_OK
 
 

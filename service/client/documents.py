@@ -224,3 +224,4 @@ class Key(TypedDict):
     name: str | None
     secret: NotRequired[str]
     created_at: str
+    revoked_at: str | None

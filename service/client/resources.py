@@ -257,6 +257,18 @@ class Tenants:
         )
         return page
 
+    def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
+        """Change a tenant's quotas.
+
+        Args:
+            tenant_id: whose.
+            quotas: those to change; None is the server's setting.
+        """
+        tenant: Tenant = self._connection.ask(
+            "PATCH", f"/tenants/{quote(tenant_id, safe='')}", body=dict(quotas)
+        )
+        return tenant
+
     def usage(self, tenant_id: str) -> Usage:
         """Tell what a tenant has and may have."""
         usage: Usage = self._connection.ask("GET", f"/tenants/{quote(tenant_id, safe='')}/usage")
@@ -277,6 +289,17 @@ class Keys:
             body={} if name is None else {"name": name},
         )
         return key
+
+    def list(
+        self, tenant_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
+    ) -> Page[Key]:
+        """Take a page of a tenant's keys, newest first; without their secrets."""
+        page: Page[Key] = self._connection.ask(
+            "GET",
+            f"/tenants/{quote(tenant_id, safe='')}/keys",
+            query={"after": after, "limit": limit},
+        )
+        return page
 
     def revoke(self, key_id: str) -> None:
         """Make a key worthless at once."""

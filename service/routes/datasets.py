@@ -35,6 +35,7 @@ router = APIRouter(tags=["datasets"])
 UPLOAD_PATH = "/datasets"
 _LOCK_SECONDS = 120.0
 _MAX_NAME = 128
+_UNPACKED = 4  # how many times as large as it comes an upload may be
 _EXPECTED = Expected(files=SPLITS, fields=("name",))
 _FILE = {
     "type": "string",
@@ -159,7 +160,9 @@ class _Upload:
         parquet = self.folder / "parquet"
         parquet.mkdir()
         files = {split: _uploaded(file) for split, file in self.form.files.items()}
-        converted = convert(files, folder=parquet, limits=Limits())
+        unpacked = _UNPACKED * self.gateway.settings.max_upload_bytes
+        limits = Limits(max_bytes=max(Limits.max_bytes, unpacked))
+        converted = convert(files, folder=parquet, limits=limits)
         storage = self.gateway.storage
         splits = {
             split: Split(blob=storage.put(self.tenant_id, part.path), rows=part.rows)

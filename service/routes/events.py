@@ -13,10 +13,10 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when 
 
 from service.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
-from service.documents import EventDocument, EventList, event_number, progress_document
+from service.documents import EventDocument, EventList, event_number
 from service.openapi import problems
 from service.parameters import After, JobId, Limit  # noqa: TC001 - as above
-from service.schemas import envelope
+from service.schemas import JobProgress, envelope
 from service.tailer import ProgressSeen
 from store.jobs import get_job, list_events
 
@@ -100,7 +100,7 @@ async def _messages(
     async with aclosing(gateway.tailer.follow(job_id, after=after, key_id=key_id)) as followed:
         async for seen in followed:
             if isinstance(seen, ProgressSeen):
-                data = progress_document(seen).model_dump_json()
+                data = JobProgress.of(seen).model_dump_json()
                 yield ServerSentEvent(data, event="progress", sep="\n")
             else:
                 document = EventDocument.of(seen)

@@ -15,7 +15,10 @@ from service.openapi import problems
 from service.parameters import After, KeyId, Limit, TenantId  # noqa: TC001 - as above
 from service.schemas import (
     KeyDocument,
+    KeyList,
     NewKey,
+    NewKeyDocument,
+    NewQuotas,
     NewTenant,
     TenantDocument,
     TenantList,
@@ -25,9 +28,11 @@ from service.schemas import (
 from store.jobs import count_jobs
 from store.tenants import (
     OwnQuotas,
+    change_quotas,
     create_key,
     create_tenant,
     get_tenant,
+    list_keys,
     list_tenants,
     revoke_key,
     stored_bytes,
@@ -62,6 +67,22 @@ def get_tenants(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> 
     return TenantList(**envelope(data, has_more=page.has_more))
 
 
+@router.patch(
+    "/tenants/{tenant_id}",
+    openapi_extra=described(NewQuotas),
+    responses=problems(HTTPStatus.NOT_FOUND),
+)
+def patch_tenant(
+    gateway: GatewayDep,
+    tenant_id: TenantId,
+    body: Annotated[JsonBody[NewQuotas], Depends(json_body(NewQuotas))],
+) -> TenantDocument:
+    """Change a tenant's quotas, from now on."""
+    with gateway.database.write() as session:
+        tenant = change_quotas(session, tenant_id, body.value.changes())
+    return TenantDocument.of(tenant, gateway.quotas.of(tenant))
+
+
 @router.get("/tenants/{tenant_id}/usage", responses=problems(HTTPStatus.NOT_FOUND))
 def get_usage(gateway: GatewayDep, tenant_id: TenantId) -> UsageDocument:
     """Tell what a tenant has, and may have."""
@@ -85,11 +106,22 @@ def post_key(
     gateway: GatewayDep,
     tenant_id: TenantId,
     body: Annotated[JsonBody[NewKey], Depends(json_body(NewKey))],
-) -> KeyDocument:
+) -> NewKeyDocument:
     """Add a key. Its secret is in this answer and nowhere else."""
     with gateway.database.write() as session:
         key, secret = create_key(session, tenant_id, name=body.value.name)
-    return KeyDocument.of(key, secret=secret)
+    return NewKeyDocument.of_new(key, secret=secret)
+
+
+@router.get("/tenants/{tenant_id}/keys", responses=problems(HTTPStatus.NOT_FOUND))
+def get_keys(
+    gateway: GatewayDep, tenant_id: TenantId, after: After = None, limit: Limit = 20
+) -> KeyList:
+    """List a tenant's keys, revoked ones included, newest first; never their secrets."""
+    with gateway.database.read() as session:
+        page = list_keys(session, tenant_id, after=after, limit=limit)
+    data = [KeyDocument.of(key) for key in page.rows]
+    return KeyList(**envelope(data, has_more=page.has_more))
 
 
 @router.delete(

@@ -58,10 +58,23 @@ class TestTenants:
         database = Database(settings.database_url)
         with database.read() as session:
             assert authenticate(session, key["secret"]).tenant_id == tenant["id"]
+        secret = key.pop("secret")
+        assert ask("keys", "list", "acme")["data"] == [key]
         assert ask("keys", "revoke", key["id"])["deleted"] is True
+        assert ask("keys", "list", tenant["id"])["data"][0]["revoked_at"] is not None
         with database.read() as session:
-            assert authenticate(session, key["secret"]) is None
+            assert authenticate(session, secret) is None
         database.close()
+
+    def test_quotas_are_changed_and_put_back(self, ask, settings):
+        ask("create", "acme", "--max-queued", "7")
+        changed = ask("update", "acme", "--max-bytes", "9", "--max-queued", "default")
+        assert changed["quotas"] == {
+            "max_queued": settings.tenant_max_queued,
+            "max_running": settings.tenant_max_running,
+            "max_bytes": 9,
+        }
+        assert ask("usage", "acme")["quotas"] == changed["quotas"]
 
     def test_the_list_and_the_usage(self, ask):
         tenant = ask("create", "acme", "--admin")
@@ -92,6 +105,10 @@ class TestTenants:
         out = capsys.readouterr().out
         assert "it is shown this once" in out
         key = next(line.split()[1] for line in out.splitlines() if line.startswith("key"))
+        assert main(["tenants", "keys", "list", "acme"]) == 0
+        assert key in capsys.readouterr().out
+        assert main(["tenants", "update", "acme", "--max-running", "2"]) == 0
+        assert "2 running" in capsys.readouterr().out
         assert main(["tenants", "keys", "revoke", key]) == 0
         assert capsys.readouterr().out == f"revoked  {key}\n"
 
@@ -100,6 +117,9 @@ class TestTenants:
         [
             (["create", ""], "name"),
             (["create", "x", "--max-queued", "-1"], "max_queued"),
+            (["update", "nobody", "--max-queued", "1"], "there is no tenant 'nobody'"),
+            (["update", "ten_0", "--max-queued", "1"], "there is no tenant 'ten_0'"),
+            (["keys", "list", "ten_0"], "there is no tenant 'ten_0'"),
             (["usage", "nobody"], "there is no tenant 'nobody'"),
             (["usage", "ten_0"], "there is no tenant 'ten_0'"),
             (["keys", "create", "ten_0"], "there is no tenant 'ten_0'"),

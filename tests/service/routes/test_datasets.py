@@ -54,6 +54,18 @@ class TestUpload:
         assert listed["data"] == [dataset]
         assert left_over(settings) == []
 
+    def test_columns_come_in_the_files_order_whatever_the_database_made_of_it(
+        self, client, database, alice, post
+    ):
+        path = post({"train": ("train.csv", b"text,label,a,z\nx,0,1,2\ny,1,1,2\n")}).headers[
+            "location"
+        ]
+        with database.write() as session:
+            row = session.scalars(sa.select(Dataset)).one()
+            row.columns = {name: row.columns[name] for name in sorted(row.columns)}  # as Postgres
+        columns = client.get(path, headers=alice.headers).json()["columns"]
+        assert list(columns) == ["text", "label", "a", "z"]
+
     def test_keeps_parquet_under_the_tenant(self, settings, database, alice, post):
         dataset_id = post().json()["id"]
         with database.read() as session:

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from store.jobs import NewJob, submit
-from tests.service.gateways import problem_of
+from tests.service.gateways import add_dataset_row, job_spec, problem_of
 
 ADMINISTRATIVE = [
     ("POST", "/tenants"),
     ("GET", "/tenants"),
+    ("PATCH", "/tenants/{tenant}"),
     ("POST", "/tenants/{tenant}/keys"),
+    ("GET", "/tenants/{tenant}/keys"),
     ("GET", "/tenants/{tenant}/usage"),
     ("DELETE", "/keys/{key}"),
     ("GET", "/metrics"),
@@ -88,7 +90,79 @@ class TestTenants:
         )
 
 
+class TestQuotas:
+    def test_are_changed_one_by_one_and_put_back(self, client, admin, alice):
+        path = f"/tenants/{alice.tenant_id}"
+
+        def change(**quotas):
+            return client.patch(path, json=quotas, headers=admin.headers).json()["quotas"]
+
+        assert change(max_queued=0) == {
+            "max_queued": 0,
+            "max_running": 16,
+            "max_bytes": 100 << 30,
+        }
+        assert change(max_running=3)["max_queued"] == 0
+        assert change(max_queued=None, max_bytes=7) == {
+            "max_queued": 1000,
+            "max_running": 3,
+            "max_bytes": 7,
+        }
+        assert change()["max_bytes"] == 7
+
+    def test_hold_from_then_on(self, client, database, admin, alice):
+        spec = job_spec(add_dataset_row(database, alice))
+        path = f"/tenants/{alice.tenant_id}"
+        assert client.patch(path, json={"max_queued": 0}, headers=admin.headers).status_code == 200
+        problem = problem_of(client.post("/jobs", json=spec, headers=alice.headers))
+        assert (problem["status"], problem["code"]) == (429, "quota_exceeded")
+        assert "quota max_queued is 0" in problem["detail"]
+        assert client.patch(path, json={"max_queued": 1}, headers=admin.headers).status_code == 200
+        assert client.post("/jobs", json=spec, headers=alice.headers).status_code == 202
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"max_queued": -1}, "max_queued"),
+            ({"max_running": "3"}, "max_running"),
+            ({"max_bytes": 1.5}, "max_bytes"),
+            ({"name": "x"}, "name"),
+        ],
+    )
+    def test_a_wrong_one_is_named_and_nothing_changes(self, client, admin, alice, body, param):
+        path = f"/tenants/{alice.tenant_id}"
+        answer = client.patch(path, json={"max_queued": 5, **body}, headers=admin.headers)
+        problem = problem_of(answer)
+        assert (problem["status"], problem["param"]) == (422, param)
+        usage = client.get(f"{path}/usage", headers=admin.headers).json()
+        assert usage["quotas"]["max_queued"] == 1000
+
+    def test_of_nobody(self, client, admin):
+        answer = client.patch("/tenants/ten_missing", json={}, headers=admin.headers)
+        assert problem_of(answer)["code"] == "not_found"
+
+
 class TestKeys:
+    def test_are_listed_without_their_secrets(self, client, admin, alice, bob):
+        path = f"/tenants/{alice.tenant_id}/keys"
+        new = client.post(path, json={"name": "ci"}, headers=admin.headers).json()
+        assert client.delete(f"/keys/{alice.key_id}", headers=admin.headers).status_code == 204
+        answer = client.get(path, headers=admin.headers)
+        first, second = answer.json()["data"]
+        secret = new.pop("secret")
+        assert first == new
+        assert first["revoked_at"] is None
+        assert second["id"] == alice.key_id
+        assert second["revoked_at"].endswith("Z")
+        assert secret not in answer.text
+        assert bob.key_id not in answer.text
+        page = client.get(f"{path}?limit=1", headers=admin.headers).json()
+        assert (page["data"], page["has_more"]) == ([first], True)
+        rest = client.get(f"{path}?after={first['id']}", headers=admin.headers).json()
+        assert rest["data"] == [second]
+        foreign = client.get(f"{path}?after={bob.key_id}", headers=admin.headers)
+        assert problem_of(foreign)["param"] == "after"
+
     def test_a_secret_is_shown_once_and_works(self, client, admin, alice):
         path = f"/tenants/{alice.tenant_id}/keys"
         answer = client.post(path, json={"name": "ci"}, headers=admin.headers)
@@ -112,7 +186,9 @@ class TestKeys:
         answer = client.delete(f"/keys/{identifier}", headers=admin.headers)
         assert problem_of(answer)["code"] == "not_found"
 
-    def test_nobody_gets_none(self, client, admin):
+    def test_nobody_has_or_gets_none(self, client, admin):
+        listed = client.get("/tenants/ten_missing/keys", headers=admin.headers)
+        assert problem_of(listed)["code"] == "not_found"
         answer = client.post("/tenants/ten_missing/keys", json={}, headers=admin.headers)
         assert problem_of(answer)["code"] == "not_found"
 
