@@ -6,7 +6,6 @@ of the process itself.
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -20,6 +19,7 @@ import sqlalchemy as sa
 from service.listening import reachable_host
 from store.database import OUTAGES, Database, database_now
 from store.errors import StoreError
+from store.machine import machine_name
 from store.settings import read_settings
 from store.tables import Worker
 from store.workers import LIVE_SECONDS
@@ -52,7 +52,7 @@ def inference_is_healthy(settings: Settings) -> bool:
 
 def worker_is_healthy(settings: Settings) -> bool:
     """Look whether a worker of this machine has given a sign of life lately."""
-    machine = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:40]
+    machine = machine_name()
     database = Database(settings.database_url, pool_size=1)
     try:
         with database.read() as session:

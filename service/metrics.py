@@ -94,6 +94,11 @@ class _Tables:
             value=telemetry.oldest_queued_seconds,
         )
         yield GaugeMetricFamily(
+            "hifi_jobs_without_worker",
+            "Queued jobs that no live worker can run: none has their backbone.",
+            value=telemetry.jobs_without_worker,
+        )
+        yield GaugeMetricFamily(
             "hifi_steps_per_second",
             "Training steps per second of all running jobs together.",
             value=telemetry.steps_per_second,

@@ -15,19 +15,19 @@ from starlette.responses import Response
 
 from store.database import OUTAGES
 from store.errors import StoreError
+from store.problem_details import MEDIA_TYPE, RETRIED, RETRY_SECONDS, problem_document
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
 
-MEDIA_TYPE = "application/problem+json"
-RETRY_SECONDS = 5
 _SHOWN_ERRORS = 20
 _SHOWN_CHARACTERS = 64
 
 # What the store raises on purpose. A code that is missing here is no caller's doing.
 _STATUS_BY_CODE = {
     "artifact_storage": HTTPStatus.SERVICE_UNAVAILABLE,
+    "blob_lost": HTTPStatus.SERVICE_UNAVAILABLE,
     "conflict": HTTPStatus.CONFLICT,
     "dataset_in_use": HTTPStatus.CONFLICT,
     "idempotency_key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -35,6 +35,8 @@ _STATUS_BY_CODE = {
     "not_found": HTTPStatus.NOT_FOUND,
     "quota_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
 }
+# Where pydantic's words say less than they could.
+_REASONS = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
 _CODE_BY_STATUS = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.UNAUTHORIZED: "unauthorized",
@@ -42,7 +44,6 @@ _CODE_BY_STATUS = {
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
 }
-_RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 _log = structlog.get_logger(__name__)
 
@@ -104,17 +105,12 @@ def invalid_fields(errors: Sequence[tuple[str | None, str]]) -> ProblemError:
 def problem_response(error: ProblemError, *, request_id: str | None) -> Response:
     """Write a problem as the answer to a request."""
     document = {
-        "type": f"urn:hifi:problem:{error.code}",
-        "title": error.code.replace("_", " ").capitalize(),
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-        "param": error.param,
+        **problem_document(error.code, status=error.status, detail=error.detail, param=error.param),
         "request_id": request_id,
         **error.extra,
     }
     headers = dict(error.headers)
-    if error.status in _RETRIED:
+    if error.status in RETRIED:
         headers.setdefault("Retry-After", str(RETRY_SECONDS))
     # ASCII: half a surrogate pair that somebody sent must not keep the answer from being encoded.
     return Response(
@@ -214,8 +210,8 @@ def dotted(location: Iterable[str | int]) -> str | None:
 
 
 def describe(entry: Mapping[str, Any], param: str | None) -> str:
-    """Say what is wrong with a field: pydantic's words, and the value where it is short."""
-    reason = str(entry["msg"]).removeprefix("Value error, ")
+    """Say what is wrong with a field: mostly pydantic's words, and the value where it is short."""
+    reason = _REASONS.get(entry["type"]) or str(entry["msg"]).removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     shown = "" if entry["type"] in ("missing", "extra_forbidden") else _show(entry.get("input"))
     return f"{param}: {reason}{shown}" if param else f"{reason}{shown}"

@@ -13,10 +13,11 @@ import structlog
 from anyio import to_thread
 from starlette.responses import Response
 
-from service.problems import RETRY_SECONDS, ProblemError
+from service.problems import ProblemError
 from store.database import OUTAGES
 from store.errors import RequestTakenOverError
 from store.idempotency import RequestKey, begin, finish, forget
+from store.problem_details import RETRY_SECONDS
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from types import FrameType
 import structlog
 
 from store.errors import StoreError
+from store.machine import end_with_parent
 
 _QUICK_SECONDS = 30.0  # a part that ends sooner never worked
 _MOST_QUICK_ENDS = 5  # in a row; then it will not work the next time either
@@ -22,7 +21,6 @@ _FIRST_WAIT_SECONDS = 0.5  # before a part is started again; doubled with every 
 _LONGEST_WAIT_SECONDS = 30.0
 _TICK_SECONDS = 0.1
 _STDERR = 2
-_PR_SET_PDEATHSIG = 1
 _log = structlog.get_logger(__name__)
 
 
@@ -192,7 +190,6 @@ class _Child:
 
 def _die_with(parent: int) -> None:
     """Let the kernel end this process when its parent ends; between fork and exec."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(1)

@@ -46,6 +46,12 @@ class Claimant:
     backbones: frozenset[str]
     allows_hub: bool = False
 
+    def can_run(self, model: str, *, is_pinned: bool, needs_hub: bool) -> bool:
+        """Tell whether it could run a job of these columns: what ``_claimable`` asks of rows."""
+        if self.allows_hub:
+            return model in self.backbones or is_pinned
+        return model in self.backbones and not needs_hub
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedJob:
@@ -104,8 +110,12 @@ def claim_next(
 def _claimable(claimant: Claimant) -> sa.ColumnElement[bool]:
     # Not IN: SQLAlchemy would write its list into the statement each time.
     models = (Job.model == backbone for backbone in sorted(claimant.backbones))
-    is_ours = sa.or_(sa.false(), *models) & ~Job.needs_hub
-    return sa.and_(IS_QUEUED, is_ours | Job.needs_hub if claimant.allows_hub else is_ours)
+    has_model = sa.or_(sa.false(), *models)
+    if claimant.allows_hub:
+        # A model that comes from the hub is pinned to a commit; another one must be here, though
+        # its job's data may come from there.
+        return sa.and_(IS_QUEUED, has_model | Job.revision.is_not(None))
+    return sa.and_(IS_QUEUED, has_model, ~Job.needs_hub)
 
 
 @lru_cache(maxsize=8)

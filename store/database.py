@@ -35,6 +35,14 @@ _WRITES = "hifi_writes"
 _BUSY_SECONDS = 30.0
 _RESTING = "hifi_resting"
 _REST_SECONDS = 1.0
+# A server that has vanished without a word is noticed in seconds, not when TCP gives up.
+_POSTGRES_OPTIONS = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "15000",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "2",
+}
 
 
 class Database:
@@ -45,12 +53,13 @@ class Database:
     READ COMMITTED transactions, and rows are locked where that matters.
 
     Args:
-        url: an SQLAlchemy URL; ``postgresql://`` means the psycopg driver.
+        url: an SQLAlchemy URL; ``postgresql://`` means the psycopg driver. What its query says
+            goes before our own choice of timeouts.
         pool_size: connections kept open.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        parsed = _with_driver(sa.make_url(url))
+        parsed = _completed(sa.make_url(url))
         on_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}} if on_sqlite else {}
         self.engine = sa.create_engine(
@@ -92,8 +101,12 @@ class Database:
         self.engine.dispose()
 
 
-def _with_driver(url: URL) -> URL:
-    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+def _completed(url: URL) -> URL:
+    if url.get_backend_name() != "postgresql":
+        return url
+    missing = {name: value for name, value in _POSTGRES_OPTIONS.items() if name not in url.query}
+    driver = "postgresql+psycopg" if url.drivername == "postgresql" else url.drivername
+    return url.set(drivername=driver).update_query_dict(missing)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -68,7 +68,10 @@ def add_dataset(
     size = sum(split.blob.bytes for split in splits.values())
     stored = stored_bytes(session, tenant_id)
     if stored + size > limit:
-        raise QuotaExceededError(f"{stored} bytes are stored and {size} more asked for of {limit}")
+        raise QuotaExceededError(
+            f"{stored:,} bytes are stored and {size:,} more are asked for; the tenant's quota "
+            f"max_bytes is {limit:,}"
+        )
     digest = hashlib.sha256()
     for split in sorted(splits):
         digest.update(f"{split}:{splits[split].blob.sha256}\n".encode())

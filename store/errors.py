@@ -54,9 +54,18 @@ class LeaseLostError(StoreError):
 
 
 class ArtifactStorageError(StoreError):
-    """The artifact store cannot be reached, is full, or lacks a blob that a row names."""
+    """The artifact store cannot be reached, or is full."""
 
     code = "artifact_storage"
+
+
+class BlobLostError(ArtifactStorageError):
+    """A blob that a row names is not in the artifact store, or not what its name says.
+
+    Waiting does not bring it back, as it does a store that cannot be reached.
+    """
+
+    code = "blob_lost"
 
 
 class SettingsError(StoreError):

@@ -120,7 +120,8 @@ def draft(
         elif room.waiting >= room.limit:
             drafts.append(
                 QuotaExceededError(
-                    f"{room.waiting} jobs are waiting already; at most {room.limit} may"
+                    f"as many jobs wait as may: {room.waiting:,}; the tenant's quota max_queued is "
+                    f"{room.limit:,}"
                 )
             )
         else:

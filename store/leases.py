@@ -36,12 +36,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkEvent:
-    """Something that the engine tells; ``step`` as in ``append_event``."""
+    """Something to tell of a job's work; ``step`` and ``level`` as in ``append_event``."""
 
     type: str
     message: str
     step: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    level: str = "info"
 
 
 MAX_ATTEMPTS = 3  # tries without a newer checkpoint
@@ -100,6 +101,7 @@ class Lease:
                     message=event.message,
                     data=event.data,
                     step=event.step,
+                    level=event.level,
                     now=now,
                 )
             return job.status

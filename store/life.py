@@ -17,6 +17,11 @@ from store.tables import Job, JobEvent, Json
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+_VERBS = {  # of what its owner may ask
+    JobStatus.PAUSING: "be paused: only a training job can",
+    JobStatus.CANCELLING: "be cancelled",
+    JobStatus.CANCELLED: "be cancelled",
+}
 _OF_WORK = ("worker_id", "lease_until", "eta_seconds", "steps_per_second")
 _JOBS = sa.Table(Job.__tablename__, Job.metadata)
 _EVENTS = sa.Table(JobEvent.__tablename__, JobEvent.metadata)
@@ -109,7 +114,8 @@ def move(
         IllegalTransitionError: the job's state does not lead there.
     """
     if not may_follow(to, job.status):
-        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot become {to}")
+        verb = _VERBS.get(to, f"become {to}")
+        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot {verb}")
     now = now or database_now(session)
     values = {**(changes or {}), "status": to, "last_event": job.last_event + 1}
     if to is JobStatus.VALIDATING and job.started_at is None:

@@ -7,12 +7,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery
+from celery import Celery, signals
 from kombu.exceptions import KombuError
 
 from store.settings import read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery.worker import WorkController
     from kombu.connection import Connection
 
@@ -93,19 +95,37 @@ def _redis(settings: Settings) -> dict[str, Any]:
     }
 
 
-def make_worker(app: Celery, *, name: str) -> WorkController:
-    """Make the Celery worker that takes tokens; ``start`` runs it until a signal ends it.
+def consume(
+    app: Celery, run_one: Callable[[], None], *, name: str, on_stop: Callable[[], None]
+) -> None:
+    """Take tokens until a signal ends this process; one at a time, in a thread of its own.
 
     It neither asks other workers how they are nor tells them: the tables know that, too.
 
     Args:
-        app: from :func:`make_app`, with a task named :data:`TASK`.
-        name: by which ``celery inspect`` calls it.
+        app: from :func:`make_app`.
+        run_one: what a token asks for.
+        name: by which ``celery inspect`` calls this worker.
+        on_stop: called when the signal has come; the token at work is waited for.
     """
+
+    def stop(**_: object) -> None:
+        on_stop()
+
+    def keep_logging(**_: object) -> None:
+        """Stand in the place of Celery's own set-up of the logs."""
+
+    signals.worker_shutting_down.connect(stop)
+    signals.setup_logging.connect(keep_logging)
+
+    def take_token() -> None:
+        run_one()
+
+    app.task(take_token, name=TASK)
     worker: WorkController = app.Worker(
-        hostname=name, without_gossip=True, without_mingle=True, without_heartbeat=True
+        hostname=name, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True
     )
-    return worker
+    worker.start()
 
 
 class TokenPublisher:

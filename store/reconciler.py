@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from store.database import Database, database_now, is_sqlite
+from store.errors import NotFoundError
 from store.idempotency import KEPT
 from store.leases import MAX_ATTEMPTS, fail
 from store.life import lock_job, move
@@ -17,6 +17,8 @@ from store.tables import IS_LEASED, IS_QUEUED, IdempotencyRecord, Job, Worker
 from store.telemetry import LEASE_LOSSES, count
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy.orm import Session
 
 _LOCK = 0x48694669  # of this one purpose, on Postgres
@@ -24,40 +26,93 @@ _FORGOTTEN = timedelta(days=1)  # a worker that was not seen for so long
 _TOKEN_SECONDS = 10.0  # a token that nobody took in this time is taken for lost
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reconciled:
-    """What was done: jobs taken back from dead workers, and tokens to publish."""
-
-    taken_back: int = 0
-    tokens: int = 0
-
-
-def reconcile(database: Database, *, live_seconds: float) -> Reconciled:
-    """Take back jobs whose lease has run out, and count the tokens that seem to be lost.
+def take_back_expired(database: Database) -> int:
+    """Take back the jobs whose lease has run out.
 
     Only one process does it at a time; for the others there is nothing to do.
+
+    Args:
+        database: where the jobs are.
+
+    Returns:
+        How many jobs were taken back; what their workers still write is refused.
+    """
+    with database.write() as session:
+        if not _lock(session):
+            return 0
+        now = database_now(session)
+        expired = sa.select(Job.id).where(IS_LEASED, Job.lease_until < now)
+        return _take_back_all(session, session.scalars(expired).all(), now=now)
+
+
+def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
+    """Take back the jobs of workers that are known to be dead, and sign these off.
+
+    Nobody has to wait for their leases to run out.
+
+    Args:
+        database: where the jobs are.
+        worker_ids: of the dead.
+
+    Returns:
+        How many jobs were taken back.
+    """
+    with database.write() as session:
+        now = database_now(session)
+        theirs = sa.select(Job.id).where(IS_LEASED, Job.worker_id.in_(worker_ids))
+        jobs = session.scalars(theirs).all()
+        expired = sa.update(Job).where(Job.id.in_(jobs), Job.worker_id.in_(worker_ids), IS_LEASED)
+        session.execute(expired.values(lease_until=now - timedelta(seconds=1)))
+        session.execute(sa.delete(Worker).where(Worker.id.in_(worker_ids)))
+        return _take_back_all(session, jobs, now=now)
+
+
+def renew_tokens(database: Database, *, live_seconds: float) -> int:
+    """Count the tokens that seem to be lost: one for each idle worker while a job's token is old.
+
+    One for each job would not do: a worker that has not the job's backbone may take it. Only one
+    process does it at a time.
 
     Args:
         database: where the jobs are.
         live_seconds: a worker not seen for so long counts as dead.
 
     Returns:
-        What was done; the caller publishes ``tokens`` tokens.
+        How many tokens the caller is to publish.
     """
     with database.write() as session:
         if not _lock(session):
-            return Reconciled()
+            return 0
         now = database_now(session)
-        expired = session.scalars(sa.select(Job.id).where(IS_LEASED, Job.lease_until < now)).all()
-        taken_back = sum(_take_back(session, job_id, now=now) for job_id in expired)
-        if taken_back:
-            count(session, LEASE_LOSSES, by=taken_back)
+        idle = _count_idle(session, since=now - timedelta(seconds=live_seconds))
+        if not idle:
+            return 0
+        waiting = session.scalars(
+            sa.select(Job)
+            .where(IS_QUEUED, Job.token_at <= now - timedelta(seconds=_TOKEN_SECONDS))
+            .order_by(Job.token_at)
+            .limit(idle)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job in waiting:
+            job.token_at = now
+        return idle if waiting else 0
+
+
+def _count_idle(session: Session, *, since: datetime) -> int:
+    busy = sa.select(Job.worker_id).where(IS_LEASED, Job.worker_id.is_not(None))
+    query = sa.select(sa.func.count()).select_from(Worker)
+    return session.scalars(query.where(Worker.seen_at >= since, Worker.id.not_in(busy))).one()
+
+
+def forget_old_records(database: Database) -> None:
+    """Remove the answers of old requests, and workers that nobody has seen for long."""
+    with database.write() as session:
+        now = database_now(session)
         session.execute(
             sa.delete(IdempotencyRecord).where(IdempotencyRecord.created_at < now - KEPT)
         )
         session.execute(sa.delete(Worker).where(Worker.seen_at < now - _FORGOTTEN))
-        tokens = _lost_tokens(session, now=now, live_seconds=live_seconds)
-        return Reconciled(taken_back=taken_back, tokens=tokens)
 
 
 def _lock(session: Session) -> bool:
@@ -66,9 +121,19 @@ def _lock(session: Session) -> bool:
     return bool(session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))))
 
 
+def _take_back_all(session: Session, job_ids: Collection[str], *, now: datetime) -> int:
+    taken_back = sum(_take_back(session, job_id, now=now) for job_id in job_ids)
+    if taken_back:
+        count(session, LEASE_LOSSES, by=taken_back)
+    return taken_back
+
+
 def _take_back(session: Session, job_id: str, *, now: datetime) -> bool:
     """Finish what a dead worker was asked to do, or queue its job anew; tell whether it is dead."""
-    job = lock_job(session, job_id)
+    try:
+        job = lock_job(session, job_id)
+    except NotFoundError:  # it has ended after all, and was deleted
+        return False
     if not job.status.is_leased or job.lease_until is None or job.lease_until >= now:
         return False
     if job.status is JobStatus.CANCELLING:
@@ -86,26 +151,3 @@ def _take_back(session: Session, job_id: str, *, now: datetime) -> bool:
         }
         move(session, job, JobStatus.QUEUED, message=message, changes=changes, now=now)
     return True
-
-
-def _lost_tokens(session: Session, *, now: datetime, live_seconds: float) -> int:
-    """Count waiting jobs whose token is old, at most as many as there are idle workers."""
-    alive = session.scalars(
-        sa.select(sa.func.count()).where(Worker.seen_at >= now - timedelta(seconds=live_seconds))
-    ).one()
-    busy = session.scalars(sa.select(sa.func.count()).select_from(Job).where(IS_LEASED)).one()
-    if alive <= busy:
-        return 0
-    waiting = session.scalars(
-        sa.select(Job)
-        .where(
-            IS_QUEUED,
-            Job.token_at <= now - timedelta(seconds=_TOKEN_SECONDS),
-        )
-        .order_by(Job.token_at)
-        .limit(alive - busy)
-        .with_for_update(skip_locked=True)
-    ).all()
-    for job in waiting:
-        job.token_at = now
-    return len(waiting)

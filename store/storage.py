@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,13 +16,15 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import LocalStore, from_url
 
-from store.errors import ArtifactStorageError, SettingsError
+from store.errors import ArtifactStorageError, BlobLostError, SettingsError
 
 if TYPE_CHECKING:
     from obstore import GetOptions, OffsetRange
     from obstore.store import ObjectStore, RetryConfig
 
 _CHUNK = 1 << 20
+_BLOB = re.compile(r"([^/]+)/([0-9a-f]{64})")
+_UNFINISHED = "*/*#*"  # what obstore names a file in a folder until it is whole
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -55,10 +58,11 @@ class ArtifactStorage:
 
     def __init__(self, url: str) -> None:
         self._store: ObjectStore
+        self._folder: Path | None = None
         try:
             if urlsplit(url).scheme in ("", "file"):
-                folder = Path(url.removeprefix("file://")).absolute()
-                self._store = LocalStore(folder, mkdir=True)
+                self._folder = Path(url.removeprefix("file://")).absolute()
+                self._store = LocalStore(self._folder, mkdir=True)
             else:
                 self._store = from_url(url, retry_config=_RETRIES)
         except (ObstoreError, ValueError, OSError) as error:
@@ -87,20 +91,32 @@ class ArtifactStorage:
         """Stream a blob, or the bytes ``start`` to ``end`` (not included) of it.
 
         Raises:
-            ArtifactStorageError: the blob is not there, or the store cannot be reached; before
-                the first bytes where possible.
+            BlobLostError: the blob is not there; before the first bytes.
+            ArtifactStorageError: the store cannot be reached; before the first bytes where
+                possible.
         """
         name = _name(tenant_id, sha256)
         with _typed(f"read {sha256}"):
             options: GetOptions = {"range": _range(start, end)} if start or end is not None else {}
-            stream = obstore.get(self._store, name, options=options).stream(min_chunk_size=_CHUNK)
+            try:
+                answer = obstore.get(self._store, name, options=options)
+            except FileNotFoundError as error:
+                if self._is_away(tenant_id):
+                    raise
+                raise BlobLostError(f"blob {sha256} is not in the artifact store") from error
+            stream = answer.stream(min_chunk_size=_CHUNK)
         return _chunks(stream, sha256)
+
+    def _is_away(self, tenant_id: str) -> bool:
+        """Tell whether a missing file may mean a missing disk: a tenant's folder outlives blobs."""
+        return self._folder is not None and not (self._folder / tenant_id).is_dir()
 
     def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
         """Copy a blob into a file, which appears whole and as its name says, or not at all.
 
         Raises:
-            ArtifactStorageError: it is not there, or not what its name says.
+            BlobLostError: it is not there, or not what its name says.
+            ArtifactStorageError: the store cannot be reached.
         """
         partial = to.with_name(f".{to.name}.part")
         digest = hashlib.sha256()
@@ -114,10 +130,10 @@ class ArtifactStorage:
         finally:
             partial.unlink(missing_ok=True)
         if digest.hexdigest() != sha256:
-            raise ArtifactStorageError(f"blob {sha256} is damaged in the artifact store")
+            raise BlobLostError(f"blob {sha256} is damaged in the artifact store")
 
     def list(self) -> Iterator[StoredBlob]:
-        """List all blobs.
+        """List all blobs; what somebody else keeps in the same bucket or folder is none.
 
         Raises:
             ArtifactStorageError: the store cannot be reached.
@@ -125,12 +141,10 @@ class ArtifactStorage:
         with _typed("list the blobs"):
             for entries in obstore.list(self._store):
                 for entry in entries:
-                    tenant_id, _, sha256 = entry["path"].rpartition("/")
-                    yield StoredBlob(
-                        tenant_id=tenant_id.rpartition("/")[2],
-                        sha256=sha256,
-                        modified_at=entry["last_modified"],
-                    )
+                    if (name := _BLOB.fullmatch(entry["path"])) is not None:
+                        yield StoredBlob(
+                            tenant_id=name[1], sha256=name[2], modified_at=entry["last_modified"]
+                        )
 
     def modified_at(self, tenant_id: str, sha256: str) -> datetime | None:
         """Tell when a blob was stored last; None where there is none.
@@ -155,6 +169,28 @@ class ArtifactStorage:
                 obstore.delete(self._store, _name(tenant_id, sha256))
             except FileNotFoundError:
                 return
+
+    def remove_unfinished(self, *, before: datetime) -> int:
+        """Remove what was left of a blob when whoever stored it was killed; only a folder has such.
+
+        Args:
+            before: younger ones may still be growing.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            ArtifactStorageError: the folder cannot be written.
+        """
+        removed = 0
+        with _typed("remove what is unfinished"):
+            for path in self._folder.glob(_UNFINISHED) if self._folder is not None else ():
+                name = path.relative_to(self._folder or path).as_posix().partition("#")[0]
+                changed_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                if _BLOB.fullmatch(name) and changed_at < before:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     def check(self) -> None:
         """See that the store answers.

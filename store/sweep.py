@@ -31,7 +31,7 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
             blobs, and than the artifact store's clock is wrong.
 
     Returns:
-        How many were removed.
+        How many were removed, files that never became blobs included.
 
     Raises:
         ArtifactStorageError: the artifact store cannot be reached.
@@ -41,7 +41,7 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     old = [blob for blob in storage.list() if blob.modified_at < before]
     named = _named(database)
     unnamed = [blob for blob in old if _name(blob) not in named]
-    removed = 0
+    removed = storage.remove_unfinished(before=before)
     for blob in unnamed:
         modified_at = storage.modified_at(blob.tenant_id, blob.sha256)
         if modified_at is not None and modified_at < before:

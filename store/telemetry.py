@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from store.claims import Claimant
 from store.database import database_now, is_sqlite
 from store.states import JobStatus
 from store.tables import IS_LEASED, IS_QUEUED, Counter, Job, JobEvent
-from store.workers import count_live_workers
+from store.workers import count_live_workers, live_workers
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -30,6 +31,7 @@ class Telemetry:
         jobs_by_state: how many jobs are in each state; every state is there.
         oldest_queued_seconds: how long the oldest waiting job has waited; 0 where none waits.
         steps_per_second: of all jobs that train, together.
+        jobs_without_worker: waiting jobs that none of these can run.
         live_workers: workers seen lately.
         counters: numbers that only grow, by name; every name is there.
     """
@@ -37,6 +39,7 @@ class Telemetry:
     jobs_by_state: Mapping[str, int]
     oldest_queued_seconds: float
     steps_per_second: float
+    jobs_without_worker: int
     live_workers: int
     counters: Mapping[str, int]
 
@@ -58,8 +61,33 @@ def measure(session: Session) -> Telemetry:
         jobs_by_state={str(status): counts.get(str(status), 0) for status in JobStatus},
         oldest_queued_seconds=max(0.0, waited),
         steps_per_second=float(speed or 0.0),
+        jobs_without_worker=_count_without_worker(session),
         live_workers=count_live_workers(session),
         counters={name: counters.get(name, 0) for name in (LEASE_LOSSES, ENGINE_CRASHES)},
+    )
+
+
+def _count_without_worker(session: Session) -> int:
+    claimants = [
+        Claimant(
+            worker_id=worker.id,
+            backbones=frozenset(worker.backbones),
+            allows_hub=worker.allows_hub,
+        )
+        for worker in live_workers(session)
+    ]
+    is_pinned = Job.revision.is_not(None)
+    waiting = (
+        sa.select(Job.model, is_pinned, Job.needs_hub, sa.func.count())
+        .where(IS_QUEUED)
+        .group_by(Job.model, is_pinned, Job.needs_hub)
+    )
+    return sum(
+        count
+        for model, pinned, needs_hub, count in session.execute(waiting)
+        if not any(
+            claimant.can_run(model, is_pinned=pinned, needs_hub=needs_hub) for claimant in claimants
+        )
     )
 
 

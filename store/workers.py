@@ -70,12 +70,12 @@ def register(
         )
 
 
-def beat(database: Database, worker_id: str) -> None:
-    """Note that a worker is alive; one that has signed off stays away."""
+def beat(database: Database, worker_id: str) -> bool:
+    """Note that a worker is alive; tell whether it was still signed on."""
     with database.write() as session:
-        session.execute(
-            sa.update(Worker).where(Worker.id == worker_id).values(seen_at=database_now(session))
-        )
+        noted = sa.update(Worker).where(Worker.id == worker_id)
+        query = noted.values(seen_at=database_now(session)).returning(Worker.id)
+        return session.scalars(query).one_or_none() is not None
 
 
 def leave(database: Database, worker_id: str) -> None:
@@ -84,11 +84,15 @@ def leave(database: Database, worker_id: str) -> None:
         session.execute(sa.delete(Worker).where(Worker.id == worker_id))
 
 
+def live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> Sequence[Worker]:
+    """List the workers that were seen in these last seconds."""
+    since = database_now(session) - timedelta(seconds=live_seconds)
+    return session.scalars(sa.select(Worker).where(Worker.seen_at >= since)).all()
+
+
 def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
     """Count the workers that were seen in these last seconds."""
-    since = database_now(session) - timedelta(seconds=live_seconds)
-    query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
-    return session.scalars(query).one()
+    return len(live_workers(session, live_seconds=live_seconds))
 
 
 def put_backbone(database: Database, description: BackboneDescription) -> None:

@@ -7,7 +7,6 @@ on Linux by a signal of the kernel.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import queue
@@ -18,6 +17,7 @@ from functools import partial
 from typing import BinaryIO, Literal, cast
 
 from store.logs import configure_logging
+from store.machine import end_with_parent
 from worker.messages import (
     Command,
     Control,
@@ -29,8 +29,6 @@ from worker.messages import (
     decode,
     encode,
 )
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Engine:
@@ -96,7 +94,7 @@ class Engine:
 
 def main() -> None:
     """Run the engine of a worker."""
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):  # our worker gets them too, and ends us in time
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -105,11 +103,6 @@ def main() -> None:
     configure_logging(cast("Literal['json', 'text']", log_format), process="engine")
     logging.captureWarnings(capture=True)
     Engine(sys.stdin.buffer, messages, device=device).run()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from celery import signals
 
 from store.claims import Claimant, claim_next
 from store.database import OUTAGES, Database
-from store.queue import TASK, TokenPublisher, make_app, make_worker
+from store.machine import machine_name
+from store.queue import TokenPublisher, consume, make_app
+from store.reconciler import take_back_from
 from store.schema import check
 from store.storage import ArtifactStorage
-from store.workers import BackboneDescription, leave, put_backbone, register
+from store.workers import BackboneDescription, leave, put_backbone
 from worker.engine import EngineDiedError, EngineProcess
 from worker.messages import DescribeBackbones, Described, Ready
 from worker.models import find_backbones
@@ -28,8 +29,6 @@ from worker.upkeep import Upkeep
 from worker.workshop import Workshop
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from store.settings import Settings
 
 _DESCRIBE_SECONDS = 1800.0  # of one backbone: hashing a big one takes minutes
@@ -54,7 +53,10 @@ def run_worker(settings: Settings) -> None:
     storage = ArtifactStorage(settings.artifacts_url)
     engine = EngineProcess(device=settings.device, environment=_engine_environment(settings))
     try:
-        with own_folder(settings.home / "work", label=_host()) as folder:
+        dead: list[str] = []
+        work = settings.home / "work"
+        with own_folder(work, label=machine_name(), on_orphan=dead.append) as folder:
+            _take_back_from(dead, database=database)
             engine.start()
             engine.wait_until_ready()
             workshop = Workshop(
@@ -73,6 +75,14 @@ def run_worker(settings: Settings) -> None:
         database.close()
 
 
+def _take_back_from(dead: Sequence[str], *, database: Database) -> None:
+    """Take back the jobs of workers that have died on this machine: nobody else knows so soon."""
+    ours = [name for name in dead if name.startswith(f"{machine_name()}-")]
+    taken_back = take_back_from(database, ours) if ours else 0
+    if taken_back:
+        _log.warning("jobs of dead workers taken back", jobs=taken_back)
+
+
 def _end(*_: object) -> None:
     raise SystemExit(0)
 
@@ -81,10 +91,6 @@ def _engine_environment(settings: Settings) -> dict[str, str]:
     """Keep the engine from the hub, or at least from what only the operator may see there."""
     hub = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if settings.allow_hub else {"HF_HUB_OFFLINE": "1"}
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **hub}
-
-
-def _host() -> str:
-    return "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:40]
 
 
 def _describe_backbones(
@@ -109,62 +115,46 @@ def _describe_backbones(
 
 def _consume(workshop: Workshop) -> None:
     """Take tokens until Celery is told to end."""
-    settings, database = workshop.settings, workshop.database
-    register(
-        database,
-        worker_id=workshop.worker_id,
-        device=settings.device,
-        backbones=sorted(workshop.backbones),
-        allows_hub=settings.allow_hub,
-    )
-    app = make_app(settings)
+    workshop.sign_on()
+    app = make_app(workshop.settings)
     publisher = TokenPublisher(app)
-    _register_task(app, workshop)
-
-    def stop(**_: object) -> None:
-        workshop.stopping.set()
-
-    def keep_logging(**_: object) -> None:
-        """Stand in the place of Celery's own set-up of the logs."""
-
-    signals.worker_shutting_down.connect(stop)
-    signals.setup_logging.connect(keep_logging)
     upkeep = Upkeep(workshop, publisher=publisher)
     _log.info("worker ready", worker=workshop.worker_id, backbones=sorted(workshop.backbones))
     try:
-        make_worker(app, name=f"hifi@{workshop.worker_id}").start()
+        consume(
+            app,
+            partial(_run_jobs, workshop),
+            name=f"hifi@{workshop.worker_id}",
+            on_stop=workshop.stopping.set,
+        )
     finally:
         upkeep.close()
         publisher.close()
         try:
-            leave(database, workshop.worker_id)
+            leave(workshop.database, workshop.worker_id)
         except OUTAGES as error:
             _log.warning("not signed off", reason=type(error).__name__)
 
 
-def _register_task(app: Celery, workshop: Workshop) -> None:
+def _run_jobs(workshop: Workshop) -> None:
+    """Run jobs as long as there are any: what the token was for, and what others left."""
     claimant = Claimant(
         worker_id=workshop.worker_id,
         backbones=frozenset(workshop.backbones),
         allows_hub=workshop.settings.allow_hub,
     )
-
-    def run_one() -> None:
-        """Run jobs as long as there are any: what the token was for, and what others left."""
-        while not workshop.stopping.is_set():
-            job = claim_next(
-                workshop.database,
-                claimant,
-                lease_seconds=workshop.settings.lease_seconds,
-                max_running=workshop.settings.tenant_max_running,
-            )
-            if job is None:
-                return
-            try:
-                run_job(job, workshop=workshop)
-            except UnfitError as error:
-                _log.error("no job can be run here", reason=str(error))
-                workshop.stopping.wait(_UNFIT_SECONDS)
-                return
-
-    app.task(run_one, name=TASK)
+    while not workshop.stopping.is_set():
+        job = claim_next(
+            workshop.database,
+            claimant,
+            lease_seconds=workshop.settings.lease_seconds,
+            max_running=workshop.settings.tenant_max_running,
+        )
+        if job is None:
+            return
+        try:
+            run_job(job, workshop=workshop)
+        except UnfitError as error:
+            _log.error("no job can be run here", reason=str(error))
+            workshop.stopping.wait(_UNFIT_SECONDS)
+            return

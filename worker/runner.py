@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 import structlog
 
-from store.errors import ArtifactStorageError, LeaseLostError
+from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
 from store.leases import Progress, WorkEvent
 from store.states import JobStatus
 from store.tables import Dataset
@@ -122,6 +122,9 @@ class _Run:
             except StopWantedError:
                 self._workshop.engine.kill()
                 break
+            except BlobLostError as error:
+                message = f"the data set's files are gone, upload it again: {error}"
+                status = self._fail("dataset_lost", message, param="dataset")
             except (ArtifactStorageError, OSError) as error:
                 status = self._wait_out("artifact_storage", str(error))
             except EngineDiedError as error:
@@ -137,13 +140,13 @@ class _Run:
         """Bring the job's files here; give what ``finetune`` is to be called with.
 
         Raises:
-            ArtifactStorageError, OSError: they cannot be had.
+            BlobLostError: the data set is gone.
+            ArtifactStorageError, OSError: they cannot be had now.
             StopWantedError: the job is to stop.
         """
         job, settings = self._job, self._workshop.settings
         if job.checkpoint is not None:
-            checkpoint = job.checkpoint
-            self._reporter.meanwhile(lambda: self._files.fetch_checkpoint(checkpoint))
+            self._fetch_checkpoint(job.checkpoint)
         backbone = self._workshop.backbones.get(job.model)
         return {
             **finetune_arguments(
@@ -156,6 +159,18 @@ class _Run:
             "checkpoint_dir": str(self._files.checkpoints),
             "checkpoint_seconds": settings.checkpoint_seconds,
         }
+
+    def _fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Bring the newest checkpoint here; without one the job starts anew."""
+        try:
+            self._reporter.meanwhile(lambda: self._files.fetch_checkpoint(checkpoint))
+        except BlobLostError as error:
+            self._files.drop_checkpoints()
+            message = f"the checkpoint of step {checkpoint['step']} is gone: {error}"
+            event = WorkEvent(
+                type="message", message=f"{message}; the job starts anew", level="warn"
+            )
+            self._reporter.note(event)
 
     def _data(self) -> dict[str, Any]:
         if self._job.dataset_id is None:

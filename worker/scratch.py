@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,9 @@ _LOCK = "lock"
 
 
 @contextmanager
-def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
+def own_folder(
+    parent: Path, *, label: str, on_orphan: Callable[[str], None] | None = None
+) -> Iterator[Path]:
     """Make a folder for this process, and remove those of processes that are no more.
 
     A process holds the lock in its folder for as long as it lives, however it ends.
@@ -22,6 +24,7 @@ def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
     Args:
         parent: holds such folders and nothing else; made where it is missing.
         label: how the folder's name begins.
+        on_orphan: told the name of each folder whose process is no more.
 
     Yields:
         The folder; removed at the end.
@@ -33,7 +36,9 @@ def own_folder(parent: Path, *, label: str) -> Iterator[Path]:
     folder = parent / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
     with ExitStack() as stack:
         with _locked(parent):  # or another might take a folder away that has no lock yet
-            _remove_orphans(parent)
+            for name in _remove_orphans(parent):
+                if on_orphan is not None:
+                    on_orphan(name)
             folder.mkdir()
             lock = stack.enter_context((folder / _LOCK).open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +57,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_orphans(parent: Path) -> None:
+def _remove_orphans(parent: Path) -> Iterator[str]:
     for folder in parent.iterdir():
         try:
             with (folder / _LOCK).open("a") as lock:
@@ -60,3 +65,4 @@ def _remove_orphans(parent: Path) -> None:
         except OSError:  # its process lives, or another one is removing it
             continue
         shutil.rmtree(folder, ignore_errors=True)
+        yield folder.name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import structlog
 
 from store.database import OUTAGES
 from store.errors import ArtifactStorageError
-from store.reconciler import reconcile
+from store.reconciler import forget_old_records, renew_tokens, take_back_expired
 from store.sweep import sweep
 from store.workers import LIVE_SECONDS, beat
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from worker.workshop import Workshop
 
 _BEAT_SECONDS = 2.0
+_OUTAGE_SECONDS = 3 * _BEAT_SECONDS  # without an answer
 _SWEEP_SECONDS = 3600.0
 _ENDING_SECONDS = 5.0
 _GRACE_SECONDS = 24 * 3600.0  # a blob is stored before a row names it
@@ -37,6 +40,9 @@ class Upkeep:
         self._workshop = workshop
         self._publisher = publisher
         self._closed = threading.Event()
+        self._patience = min(workshop.settings.lease_seconds, LIVE_SECONDS)
+        self._heard = -math.inf  # when the database answered last
+        self._takes_back_from = 0.0
         # A sweep of a big store takes minutes, and the worker must be seen alive meanwhile.
         rounds = ((self._look_after_jobs, _BEAT_SECONDS), (self._sweep, _SWEEP_SECONDS))
         self._threads = [
@@ -62,14 +68,29 @@ class Upkeep:
 
     def _look_after_jobs(self) -> None:
         database = self._workshop.database
-        beat(database, self._workshop.worker_id)
-        done = reconcile(database, live_seconds=LIVE_SECONDS)
-        if done.taken_back:
-            _log.warning("jobs of lost workers taken back", jobs=done.taken_back)
-        if done.tokens:
-            self._publisher.publish(done.tokens)
+        if not beat(database, self._workshop.worker_id):
+            self._workshop.sign_on()  # the tables were restored, or it was away for a day
+        if self._others_could_report():
+            taken_back = take_back_expired(database)
+            if taken_back:
+                _log.warning("jobs of lost workers taken back", jobs=taken_back)
+        tokens = renew_tokens(database, live_seconds=LIVE_SECONDS)
+        if tokens:
+            self._publisher.publish(tokens)
+        self._heard = time.monotonic()
+
+    def _others_could_report(self) -> bool:
+        """Tell whether whoever lives has had the time to renew its leases since the last outage.
+
+        A worker that has just started does not know, and waits too.
+        """
+        now = time.monotonic()
+        if now - self._heard > _OUTAGE_SECONDS:
+            self._takes_back_from = now + self._patience
+        return now >= self._takes_back_from
 
     def _sweep(self) -> None:
+        forget_old_records(self._workshop.database)
         removed = sweep(
             self._workshop.database, self._workshop.storage, grace_seconds=_GRACE_SECONDS
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from store.workers import register
+
 if TYPE_CHECKING:
     from store.database import Database
     from store.settings import Settings
@@ -34,3 +36,13 @@ class Workshop:
     folder: Path
     backbones: Mapping[str, Path]
     stopping: threading.Event
+
+    def sign_on(self) -> None:
+        """Enter this worker in the table of workers."""
+        register(
+            self.database,
+            worker_id=self.worker_id,
+            device=self.settings.device,
+            backbones=sorted(self.backbones),
+            allows_hub=self.settings.allow_hub,
+        )

@@ -156,6 +156,12 @@ class Desk:
             if event.step is not None
         ]
 
+    def warnings(self, job_id: str) -> list[str]:
+        """List what went wrong with a job and was mended."""
+        with self.database.read() as session:
+            events, _ = list_events(session, get_job(session, self.tenant, job_id), limit=10_000)
+        return [event.message for event in events if event.level == "warn"]
+
     def live_workers(self) -> int:
         """Count the workers that have signed on."""
         with self.database.read() as session:

@@ -6,7 +6,8 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, children, deployed, kill, wait_for
 from tests.integration.jobs import Desk
 
+DRAW = random.Random()  # noqa: S311 - moments, not secrets
 PHASES = ("validating", "selecting", "training", "writing")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 
@@ -43,9 +45,9 @@ class Bench:
         self.worker.wait()
         wait_for(lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine")
 
-    def new_worker(self) -> None:
+    def new_worker(self, **variables: str) -> None:
         """Start another worker in the place of one that is gone."""
-        self.worker = self.deployment.start("worker")
+        self.worker = self.deployment.start("worker", **variables)
 
     def wait_until(self, job: str, phase: str) -> None:
         """Wait until a job has come to a phase."""
@@ -91,6 +93,15 @@ def check(bench: Bench, job: str, undisturbed: Undisturbed) -> None:
     assert sorted(events, key=str) == sorted(undisturbed.events, key=str)
 
 
+def strike(bench: Bench, job: str, phase: str, fault: Callable[[], None]) -> bool:
+    """Let a fault happen at a random moment of a phase; tell whether the job was unfinished."""
+    bench.wait_until(job, phase)
+    if phase != "writing":
+        time.sleep(DRAW.uniform(0, 0.3))
+    fault()
+    return bench.desk.is_finished(job) is None
+
+
 class TestUndisturbed:
     def test_leaves_all_encodings_and_events(self, undisturbed: Undisturbed):
         assert set(undisturbed.hashes) == {"float32", "bfloat16", "int8", "lora"}
@@ -106,20 +117,39 @@ class TestUndisturbed:
 class TestSigkill:
     def test_of_the_engine_in_each_phase(self, bench: Bench, undisturbed: Undisturbed):
         job = bench.desk.submit(bench.dataset)
-        for phase in PHASES:
-            bench.wait_until(job, phase)
-            kill([bench.engine()])
+        crashes = [strike(bench, job, phase, lambda: kill([bench.engine()])) for phase in PHASES]
         check(bench, job, undisturbed)
+        assert all(crashes[:-1])
+        # At the last one the engine may have had nothing more to do.
+        assert len(bench.desk.warnings(job)) in (len(PHASES) - 1, len(PHASES))
 
     @pytest.mark.parametrize("tokens", [0, 1, 2])
     def test_of_the_worker_in_each_phase(self, bench: Bench, undisturbed: Undisturbed, tokens: int):
         job = bench.desk.submit(bench.dataset, tokens=tokens)
-        draw = random.Random(tokens)  # noqa: S311 - a draw, not a secret
-        for phase in draw.sample(PHASES, 2):
-            bench.wait_until(job, phase)
-            bench.kill_worker()
+        phases = sorted(DRAW.sample(PHASES[:-1], 2), key=PHASES.index)
+        for phase in (*phases, "writing"):
+            is_hit = strike(bench, job, phase, bench.kill_worker)
+            assert is_hit or phase == "writing"
             bench.new_worker()
         check(bench, job, undisturbed)
+
+
+class TestFrozenEngine:
+    def test_is_replaced_and_the_job_goes_on(self, bench: Bench, undisturbed: Undisturbed):
+        bench.worker.terminate()
+        bench.worker.wait()
+        bench.new_worker(HIFI_ENGINE_STALL_SECONDS="3")
+        job = bench.desk.submit(bench.dataset)
+        bench.wait_until(job, "training")
+        frozen = bench.engine()
+        os.kill(frozen, signal.SIGSTOP)
+        assert bench.desk.is_finished(job) is None
+        check(bench, job, undisturbed)
+        assert bench.engine() != frozen
+        assert "made no progress for 3 seconds" in bench.desk.warnings(job)[0]
+        bench.worker.terminate()
+        bench.worker.wait()
+        bench.new_worker()
 
 
 class TestFrozen:

@@ -11,6 +11,7 @@ MEASURED = Telemetry(
     jobs_by_state={status: place for place, status in enumerate(JobStatus)},
     oldest_queued_seconds=12.5,
     steps_per_second=3.25,
+    jobs_without_worker=6,
     live_workers=2,
     counters={LEASE_LOSSES: 4, ENGINE_CRASHES: 5},
 )
@@ -37,6 +38,7 @@ class TestRender:
         assert value(text, "hifi_queue_age_seconds") == 12.5
         assert value(text, "hifi_steps_per_second") == 3.25
         assert value(text, "hifi_workers") == 2
+        assert value(text, "hifi_jobs_without_worker") == 6
         assert value(text, "hifi_lease_losses_total") == 4
         assert value(text, "hifi_engine_crashes_total") == 5
         assert value(text, "hifi_database_up") == 1

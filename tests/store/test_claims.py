@@ -48,7 +48,7 @@ class TestClaim:
     def test_leaves_what_the_worker_cannot_run(self, database: Database):
         tenant, other = add_tenant(database, "a"), add_tenant(database, "b")
         add_job(database, tenant, model="llama")
-        add_job(database, tenant, model="org/m", needs_hub=True)
+        add_job(database, tenant, model="org/m", revision="c0ffee", needs_hub=True)
         mine = add_job(database, other)
         assert claimed(database)[0].id == mine
         assert claim(database) is None
@@ -56,6 +56,15 @@ class TestClaim:
         hub = Claimant(worker_id="w3", backbones=frozenset(), allows_hub=True)
         assert claimed(database, claimant=big)[0].model == "llama"
         assert claimed(database, claimant=hub)[0].model == "org/m"
+
+    def test_data_of_the_hub_takes_both_the_hub_and_the_backbone(self, database: Database):
+        tenant = add_tenant(database, "a")
+        job_id = add_job(database, tenant, needs_hub=True)
+        without_backbone = Claimant(worker_id="w2", backbones=frozenset(), allows_hub=True)
+        assert claim(database) is None
+        assert claim(database, without_backbone) is None
+        both = Claimant(worker_id="w3", backbones=frozenset({"minilm"}), allows_hub=True)
+        assert claimed(database, claimant=both)[0].id == job_id
 
     def test_leaves_what_is_cancelled(self, database: Database):
         tenant = add_tenant(database, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -54,6 +55,19 @@ class TestWrite:
             thread.join()
         with database.read() as session:
             assert session.get_one(Tenant, tenant_id).max_queued == 80
+
+
+class TestPostgres:
+    def test_is_given_up_on_in_seconds_unless_the_address_says_otherwise(self, tmp_path: Path):
+        def options(url: str) -> dict[str, str]:
+            return dict(Database(url).engine.url.query)
+
+        usual = options("postgresql://host/name")
+        assert usual["connect_timeout"] == "5"
+        assert {"tcp_user_timeout", "keepalives_idle"} < set(usual)
+        own = options("postgresql+psycopg://host/name?connect_timeout=60&sslmode=require")
+        assert own == {**usual, "connect_timeout": "60", "sslmode": "require"}
+        assert options(f"sqlite:///{tmp_path}/x.db") == {}
 
 
 class TestErrors:

@@ -52,7 +52,7 @@ class TestAdd:
         limit = quotas.get("max_bytes", 100)
         for _ in range(limit // 20):
             add(database, tenant)
-        with pytest.raises(QuotaExceededError, match=f"of {limit}"):
+        with pytest.raises(QuotaExceededError, match=f"max_bytes is {limit}"):
             add(database, tenant)
         add(database, add_tenant(database, "b"))
 

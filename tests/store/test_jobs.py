@@ -55,7 +55,7 @@ class TestSubmit:
         tenant = add_tenant(database, "b", max_queued=2)
         for _ in range(2):
             add_job(database, tenant)
-        with pytest.raises(QuotaExceededError, match="at most 2"):
+        with pytest.raises(QuotaExceededError, match="max_queued is 2"):
             add_job(database, tenant)
         assert claim(database) is not None
         add_job(database, tenant)

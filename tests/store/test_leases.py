@@ -13,7 +13,7 @@ from store.database import database_now
 from store.errors import IllegalTransitionError, LeaseLostError
 from store.jobs import cancel, get_job, list_artifacts, list_events, pause
 from store.leases import Lease, Progress, WorkEvent
-from store.reconciler import reconcile
+from store.reconciler import take_back_expired
 from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job
@@ -271,7 +271,7 @@ class TestCrash:
         with database.write() as session:
             past = database_now(session) - timedelta(seconds=1)
             session.execute(sa.update(Job).values(lease_until=past))
-        reconcile(database, live_seconds=60)
+        take_back_expired(database)
         _, lease = claimed(database)
         assert lease.count_crash(code="engine_crashed", message="") is JobStatus.FAILED
         assert load(database, tenant, job_id).attempt == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,11 +11,17 @@ import sqlalchemy as sa
 
 from store import reconciler
 from store.database import Database, database_now
+from store.errors import NotFoundError
 from store.jobs import cancel, get_job, pause
-from store.reconciler import Reconciled, reconcile
+from store.reconciler import (
+    forget_old_records,
+    renew_tokens,
+    take_back_expired,
+    take_back_from,
+)
 from store.states import JobStatus
 from store.tables import IdempotencyRecord, Job, Worker
-from tests.store.queues import add_job, add_tenant, claim, claimed
+from tests.store.queues import WORKER, add_job, add_tenant, claim, claimed
 
 
 @pytest.fixture
@@ -28,6 +35,14 @@ def expire(database: Database) -> None:
         session.execute(sa.update(Job).where(Job.lease_until.is_not(None)).values(lease_until=past))
 
 
+def claimed_by(database: Database, worker_id: str) -> tuple[str, JobStatus]:
+    """Give the one job that a worker has, and its state."""
+    with database.read() as session:
+        query = sa.select(Job.id, Job.status).where(Job.worker_id == worker_id)
+        job_id, status = session.execute(query).one()
+        return job_id, status
+
+
 def load(database: Database, tenant: str, job_id: str) -> Job:
     with database.read() as session:
         return get_job(session, tenant, job_id)
@@ -37,7 +52,7 @@ class TestExpiredLeases:
     def test_a_living_workers_job_is_left_alone(self, database, tenant):
         add_job(database, tenant)
         job, _ = claimed(database)
-        assert reconcile(database, live_seconds=60) == Reconciled()
+        assert take_back_expired(database) == 0
         assert load(database, tenant, job.id).status is JobStatus.VALIDATING
 
     def test_a_dead_ones_is_queued_again(self, database, tenant):
@@ -45,7 +60,7 @@ class TestExpiredLeases:
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")
         expire(database)
-        assert reconcile(database, live_seconds=60).taken_back == 1
+        assert take_back_expired(database) == 1
         row = load(database, tenant, job.id)
         assert (row.status, row.attempt, row.worker_id) == (JobStatus.QUEUED, 2, None)
         assert claimed(database)[0].fence == 2
@@ -55,7 +70,7 @@ class TestExpiredLeases:
         for _ in range(reconciler.MAX_ATTEMPTS):
             job, _ = claimed(database)
             expire(database)
-            reconcile(database, live_seconds=60)
+            take_back_expired(database)
         row = load(database, tenant, job.id)
         assert row.status is JobStatus.FAILED
         assert row.error is not None
@@ -68,7 +83,7 @@ class TestExpiredLeases:
             _, lease = claimed(database)
             lease.keep_checkpoint(step=step, files={})
             expire(database)
-            reconcile(database, live_seconds=60)
+            take_back_expired(database)
         assert claimed(database)[0].attempt == 2
 
     @pytest.mark.parametrize(
@@ -81,7 +96,7 @@ class TestExpiredLeases:
         with database.write() as session:
             ask(session, tenant, job.id)
         expire(database)
-        reconcile(database, live_seconds=60)
+        take_back_expired(database)
         assert load(database, tenant, job.id).status is status
 
 
@@ -109,38 +124,92 @@ def age_tokens(database: Database) -> None:
         )
 
 
+class TestDeletedJobs:
+    def test_one_that_is_deleted_meanwhile_is_passed_over(self, database, tenant, monkeypatch):
+        for _ in range(2):
+            add_job(database, tenant)
+            claimed(database)
+        expire(database)
+        lock_job, gone = reconciler.lock_job, iter([True, False])
+
+        def lock(session, job_id):
+            if next(gone):
+                raise NotFoundError("job", job_id)
+            return lock_job(session, job_id)
+
+        monkeypatch.setattr(reconciler, "lock_job", lock)
+        assert take_back_expired(database) == 1
+
+
+class TestDeadWorkers:
+    def test_jobs_are_taken_back_before_their_leases_run_out(self, database, tenant):
+        see_workers(database, 0, 0)
+        for worker in ("w0", "w1"):
+            add_job(database, tenant)
+            claimed(database, claimant=replace(WORKER, worker_id=worker))
+        job, _ = claimed_by(database, "w0")
+        assert take_back_from(database, ["w0", "nobody"]) == 1
+        row = load(database, tenant, job)
+        assert (row.status, row.attempt, row.worker_id) == (JobStatus.QUEUED, 2, None)
+        _, other = claimed_by(database, "w1")
+        assert other is JobStatus.VALIDATING
+        with database.read() as session:
+            assert list(session.scalars(sa.select(Worker.id))) == ["w1"]
+        assert take_back_expired(database) == 0
+
+    def test_what_the_owner_asked_is_done(self, database, tenant):
+        add_job(database, tenant)
+        job, lease = claimed(database)
+        lease.advance(JobStatus.TRAINING, message="")
+        with database.write() as session:
+            cancel(session, tenant, job.id)
+        assert take_back_from(database, [WORKER.worker_id]) == 1
+        assert load(database, tenant, job.id).status is JobStatus.CANCELLED
+
+
 class TestTokens:
     def test_a_fresh_one_is_waited_for(self, database, tenant):
         see_workers(database, 0)
         add_job(database, tenant)
-        assert reconcile(database, live_seconds=60).tokens == 0
+        assert renew_tokens(database, live_seconds=60) == 0
 
     def test_a_lost_one_is_replaced_once(self, database, tenant):
         see_workers(database, 0)
         add_job(database, tenant)
         age_tokens(database)
-        assert [reconcile(database, live_seconds=60).tokens for _ in range(2)] == [1, 0]
+        assert [renew_tokens(database, live_seconds=60) for _ in range(2)] == [1, 0]
 
-    def test_no_more_than_idle_workers(self, database, tenant):
+    def test_each_idle_worker_gets_one_for_it_may_be_the_one_with_the_backbone(
+        self, database, tenant
+    ):
         see_workers(database, 0, 1, 2, 999)
-        for _ in range(5):
+        for _ in range(2):
             add_job(database, tenant)
-        claimed(database)
+        claimed(database, claimant=replace(WORKER, worker_id="w0"))
         age_tokens(database)
-        assert reconcile(database, live_seconds=60).tokens == 2
+        assert [renew_tokens(database, live_seconds=60) for _ in range(2)] == [2, 0]
+
+    def test_a_dead_workers_job_keeps_no_living_one_busy(self, database, tenant):
+        see_workers(database, 0, 999)
+        for _ in range(2):
+            add_job(database, tenant)
+        claimed(database, claimant=replace(WORKER, worker_id="w1"))
+        age_tokens(database)
+        assert renew_tokens(database, live_seconds=60) == 1
 
     def test_a_job_taken_back_gets_one_at_once(self, database, tenant):
         see_workers(database, 0)
         add_job(database, tenant)
         claimed(database)
         expire(database)
-        assert reconcile(database, live_seconds=60) == Reconciled(taken_back=1, tokens=1)
+        assert take_back_expired(database) == 1
+        assert renew_tokens(database, live_seconds=60) == 1
 
 
 class TestWorkers:
     def test_one_not_seen_for_a_day_is_forgotten(self, database):
         see_workers(database, 0, 23 * 3600, 25 * 3600)
-        reconcile(database, live_seconds=60)
+        forget_old_records(database)
         with database.read() as session:
             assert sorted(session.scalars(sa.select(Worker.id))) == ["w0", "w1"]
 
@@ -151,8 +220,8 @@ class TestAlone:
         job, _ = claimed(database)
         expire(database)
         with ThreadPoolExecutor(4) as pool:
-            done = list(pool.map(lambda _: reconcile(database, live_seconds=60), range(4)))
-        assert sum(each.taken_back for each in done) == 1
+            done = list(pool.map(lambda _: take_back_expired(database), range(4)))
+        assert sum(done) == 1
         assert load(database, tenant, job.id).attempt == 2
 
 
@@ -172,6 +241,6 @@ class TestRecords:
                         created_at=now - timedelta(hours=hours),
                     )
                 )
-        reconcile(database, live_seconds=60)
+        forget_old_records(database)
         with database.read() as session:
             assert session.scalars(sa.select(IdempotencyRecord.key)).all() == ["23"]

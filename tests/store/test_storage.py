@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from store.errors import ArtifactStorageError, SettingsError
+from store.errors import ArtifactStorageError, BlobLostError, SettingsError
 from store.storage import ArtifactStorage, Blob, StoredBlob
 
 
@@ -84,14 +84,23 @@ class TestRead:
         blob = put(storage, tmp_path, DATA)
         assert b"".join(storage.read("ten_a", blob.sha256, start=start, end=end)) == DATA[start:end]
 
-    def test_what_is_not_there_is_refused_before_the_first_byte(self, storage: ArtifactStorage):
-        with pytest.raises(ArtifactStorageError, match="cannot read"):
+    def test_what_is_not_there_is_refused_before_the_first_byte(
+        self, storage: ArtifactStorage, tmp_path: Path
+    ):
+        put(storage, tmp_path, b"another")
+        with pytest.raises(BlobLostError, match="is not in the artifact store"):
             storage.read("ten_a", "0" * 64)
 
     def test_another_tenants_blob_is_not_there(self, storage: ArtifactStorage, tmp_path: Path):
         blob = put(storage, tmp_path, b"secret")
         with pytest.raises(ArtifactStorageError):
             storage.read("ten_b", blob.sha256)
+
+    def test_of_a_tenant_whose_folder_is_gone_may_be_on_a_disk_that_is(self, tmp_path: Path):
+        storage = ArtifactStorage(str(tmp_path / "artifacts"))
+        with pytest.raises(ArtifactStorageError, match="cannot read") as caught:
+            storage.read("ten_a", "a" * 64)
+        assert not isinstance(caught.value, BlobLostError)
 
 
 class TestFetch:
@@ -105,7 +114,7 @@ class TestFetch:
         blob = put(storage, tmp_path, b"data")
         (tmp_path / "artifacts" / "ten_a" / blob.sha256).write_bytes(b"dada")
         (tmp_path / "out").mkdir()
-        with pytest.raises(ArtifactStorageError, match="damaged"):
+        with pytest.raises(BlobLostError, match="damaged"):
             storage.fetch("ten_a", blob.sha256, to=tmp_path / "out" / "copy")
         assert list((tmp_path / "out").iterdir()) == []
 

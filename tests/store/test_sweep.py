@@ -96,6 +96,26 @@ class TestSweep:
         assert sweep(database, storage, grace_seconds=0) == 1
         assert [(blob.tenant_id) for blob in storage.list()] == [mine]
 
+    def test_leaves_what_is_no_blob(self, database: Database, storage: ArtifactStorage, tmp_path):
+        others = ("notes", "ten_a/notes", f"ten_a/deeper/{'a' * 64}", f"{'a' * 64}", "ten_a/x#1")
+        for name in others:
+            path = tmp_path / "artifacts" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("somebody else's")
+        assert sweep(database, storage, grace_seconds=0) == 0
+        assert all((tmp_path / "artifacts" / name).exists() for name in others)
+
+    def test_removes_what_a_killed_process_has_left(
+        self, database: Database, storage: ArtifactStorage, tmp_path
+    ):
+        half = tmp_path / "artifacts" / "ten_a" / f"{'a' * 64}#1"
+        half.parent.mkdir(parents=True)
+        half.write_text("ha")
+        assert sweep(database, storage, grace_seconds=60) == 0
+        assert half.exists()  # it may still be growing
+        assert sweep(database, storage, grace_seconds=0) == 1
+        assert not half.exists()
+
     def test_leaves_young_ones(self, database: Database, storage: ArtifactStorage, tmp_path):
         put(storage, tmp_path, "o", tenant="ten_a")
         assert sweep(database, storage, grace_seconds=60) == 0

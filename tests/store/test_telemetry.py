@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
+from store.claims import Claimant
 from store.leases import Progress
-from store.reconciler import reconcile
+from store.reconciler import take_back_expired
 from store.states import JobStatus
-from store.tables import Job, JobEvent
+from store.tables import Job, JobEvent, Worker
 from store.telemetry import measure
-from tests.store.queues import add_job, add_tenant, claimed
+from store.workers import register
+from tests.store.queues import add_job, add_tenant, claim, claimed
 
 if TYPE_CHECKING:
     from store.database import Database
@@ -42,6 +44,35 @@ def test_counts_jobs_and_adds_up_their_speed(database: Database):
     assert 0 < seen.oldest_queued_seconds < 60
 
 
+def test_counts_jobs_that_no_living_worker_can_run(database: Database):
+    tenant = add_tenant(database, "a")
+    kinds = [
+        {"model": "minilm"},
+        {"model": "llama"},
+        {"model": "minilm", "needs_hub": True},
+        {"model": "org/m", "revision": "c0ffee", "needs_hub": True},
+    ]
+    for kind in kinds:
+        add_job(database, tenant, **kind)
+
+    def without() -> int:
+        with database.read() as session:
+            return measure(session).jobs_without_worker
+
+    assert without() == 4
+    register(database, worker_id="w1", device="cpu", backbones=["minilm"], allows_hub=False)
+    assert without() == 3
+    register(database, worker_id="w2", device="cpu", backbones=["minilm"], allows_hub=True)
+    assert without() == 1
+    claimant = Claimant(worker_id="w2", backbones=frozenset({"minilm"}), allows_hub=True)
+    taken = {claimed(database, claimant=claimant)[0].model for _ in range(3)}
+    assert taken == {"minilm", "org/m"}  # as it was counted, so it is claimed
+    assert claim(database, claimant) is None
+    with database.write() as session:
+        session.execute(sa.update(Worker).values(seen_at=datetime(2020, 1, 1, tzinfo=UTC)))
+    assert without() == 1
+
+
 def test_a_job_waits_from_when_it_was_queued_again(database: Database):
     tenant = add_tenant(database, "a")
     job_id = add_job(database, tenant)
@@ -68,6 +99,6 @@ def test_counts_lost_leases_and_crashes(database: Database):
     claimed(database)
     with database.write() as session:
         session.execute(sa.update(Job).values(lease_until=datetime(2020, 1, 1, tzinfo=UTC)))
-    reconcile(database, live_seconds=10)
+    take_back_expired(database)
     with database.read() as session:
         assert measure(session).counters == {"lease_losses": 2, "engine_crashes": 2}

@@ -62,8 +62,9 @@ class TestWorkers:
 
     def test_sign_off(self, database: Database):
         sign_on(database, "w1")
+        assert beat(database, "w1")
         leave(database, "w1")
-        beat(database, "w1")
+        assert not beat(database, "w1")
         assert live(database) == 0
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from store.queue import TASK, make_app, make_worker
+from store.queue import consume, make_app
 from store.settings import Settings
 
 
@@ -24,14 +24,16 @@ def main(home: Path, broker_url: str, name: str) -> None:
     logging.basicConfig(level=logging.INFO)
     app = make_app(Settings(home=home, broker_url=broker_url))
 
-    @app.task(name=TASK)
     def run_one() -> None:
         with (home / "taken").open("a") as file:
             os.write(file.fileno(), f"{name}\n".encode())
         seconds = home / "seconds"
         time.sleep(float(seconds.read_text()) if seconds.exists() else 0)
 
-    make_worker(app, name=f"{name}@test").start()
+    def note_end() -> None:
+        (home / "ending").touch()
+
+    consume(app, run_one, name=f"{name}@test", on_stop=note_end)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,31 @@ class TestCheckpoints:
         steps = [number for kind, number in shop.events() if kind == "step"]
         assert steps == [1, 2, 3, 4]
 
+    def test_one_that_the_store_has_lost_is_done_without(self, shop: Shop):
+        def lose(_: ScriptedEngine) -> None:
+            row = shop.row()
+            assert row.checkpoint is not None
+            for blob in row.checkpoint["files"].values():
+                shop.storage.delete(shop.tenant, blob["sha256"])
+            shop.stopping.set()
+
+        kept = Until(lambda: shop.row().checkpoint is not None)
+        shop.run(
+            ScriptedEngine(
+                [*BEGIN, step(1), checkpoint(1, b"one"), kept, lose, NOTHING, stopped("pause")]
+            )
+        )
+        shop.stopping.clear()
+        left: list[Path] = []
+
+        def look(it: ScriptedEngine) -> None:
+            left.extend(Path(it.job.arguments["checkpoint_dir"]).iterdir())
+
+        shop.run(ScriptedEngine([look, *BEGIN, *map(step, range(1, 5)), done()]))
+        assert left == []
+        assert shop.status() is JobStatus.SUCCEEDED
+        assert [number for kind, number in shop.events() if kind == "step"] == [1, 2, 3, 4]
+
     def test_one_that_is_gone_already_is_passed_over(self, shop: Shop):
         gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
         engine = ScriptedEngine([*BEGIN, gone, done()])
@@ -356,10 +381,34 @@ class TestFailure:
         assert row.error is not None
         assert row.error["code"] == "disk_full"
 
-    def test_of_the_data_sets_blob_is_told(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(runner, "_STORAGE_SECONDS", 0.0)
+    def test_of_a_data_set_that_is_gone_is_told_at_once(self, shop: Shop):
         for blob in list(shop.storage.list()):
             shop.storage.delete(blob.tenant_id, blob.sha256)
+        shop.run(ScriptedEngine())
+        row = shop.row()
+        assert row.error is not None
+        assert (row.error["code"], row.error["param"]) == ("dataset_lost", "dataset")
+        assert "upload it again" in row.error["message"]
+
+    def test_of_a_store_that_is_away_is_waited_out(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ):
+        fetch, failures = shop.storage.fetch, iter([1, 1])
+
+        def fail(tenant_id: str, sha256: str, *, to: Path) -> None:
+            if next(failures, None):
+                raise ArtifactStorageError("the artifact store cannot be reached")
+            fetch(tenant_id, sha256, to=to)
+
+        monkeypatch.setattr(shop.storage, "fetch", fail)
+        shop.run(ScriptedEngine([*BEGIN, done()]))
+        assert shop.status() is JobStatus.SUCCEEDED
+
+    def test_of_a_store_that_stays_away_is_the_jobs(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(runner, "_STORAGE_SECONDS", -1.0)
+        (shop.settings.home / "artifacts").rename(shop.settings.home / "away")
         shop.run(ScriptedEngine())
         row = shop.row()
         assert row.error is not None

@@ -53,10 +53,13 @@ class TestOwnFolder:
         process = start(_HOLD, tmp_path)
         assert process.stdout is not None
         held = Path(process.stdout.readline().strip())
-        with own_folder(tmp_path, label="w"):
+        orphans: list[str] = []
+        with own_folder(tmp_path, label="w", on_orphan=orphans.append):
             assert held.is_dir()
+        assert orphans == []
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        with own_folder(tmp_path, label="w"):
+        with own_folder(tmp_path, label="w", on_orphan=orphans.append):
             assert not held.exists()
+        assert orphans == [held.name]

@@ -34,7 +34,8 @@ class DeltaCache:
             sha256: its name and hash.
 
         Raises:
-            ArtifactStorageError: it is not there, damaged, or the store cannot be reached.
+            BlobLostError: it is not there, or damaged.
+            ArtifactStorageError: the store cannot be reached.
             OSError: there is no room for it here.
         """
         file = self._folder / tenant / sha256

@@ -8,9 +8,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-MEDIA_TYPE = "application/problem+json"
-_RETRY_SECONDS = 5
-_RETRIED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+from store.problem_details import MEDIA_TYPE, RETRIED, RETRY_SECONDS, problem_document
 
 
 class ProblemError(Exception):
@@ -43,15 +41,10 @@ class ProblemError(Exception):
 
 def problem_response(error: ProblemError) -> Response:
     """Write a problem as an answer; what may go better later says when."""
-    document = {
-        "type": f"urn:hifi:problem:{error.code}",
-        "title": error.code.replace("_", " ").capitalize(),
-        "status": int(error.status),
-        "detail": error.detail,
-        "code": error.code,
-        "param": error.param,
-    }
-    retry = {"Retry-After": str(_RETRY_SECONDS)} if error.status in _RETRIED else {}
+    document = problem_document(
+        error.code, status=error.status, detail=error.detail, param=error.param
+    )
+    retry = {"Retry-After": str(RETRY_SECONDS)} if error.status in RETRIED else {}
     return Response(
         json.dumps(document),
         status_code=int(error.status),

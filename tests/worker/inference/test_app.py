@@ -156,7 +156,7 @@ class TestRefusals:
 
     def test_a_delta_that_is_not_in_the_store(self, client: TestClient, order: dict):
         response = client.post("/merged", json={**order, "sha256": "0" * 64})
-        check_problem(response, 503, "artifact_storage")
+        check_problem(response, 503, "blob_lost")
         assert int(response.headers["retry-after"]) > 0
 
     def test_the_delta_of_another_tenant(self, client: TestClient, order: dict):

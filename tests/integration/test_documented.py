@@ -1,0 +1,144 @@
+"""README.md and docs/service.md, typed word for word: every command does what the page says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hifi.cli.docstrings import build_data_set
+from tests.integration.served import Served, served
+
+ROOT = Path(__file__).parent.parent.parent
+URL = "http://127.0.0.1:8000"
+FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+IDENTIFIER = re.compile(r"\b(ds|job)_[a-z0-9]{24}\b")
+PLACEHOLDER = re.compile(r"\b(ds|job)_…")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("service")]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("documented") / "home") as service:
+        yield service
+
+
+class Reader:
+    """Somebody who types what a page says, with the ids that the answers show.
+
+    Args:
+        folder: where it is typed.
+        url: of the service, in the place of the page's.
+    """
+
+    def __init__(self, folder: Path, *, url: str) -> None:
+        self._folder = folder
+        self._url = url
+        self._ids: dict[str, str] = {}
+        programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        self._environment = {**os.environ, "HIFI_URL": url, "PATH": programs}
+
+    def adapt(self, text: str) -> str:
+        """Put in what differs from reader to reader: the address and the newest ids."""
+        text = text.replace(URL, self._url)
+        return PLACEHOLDER.sub(lambda found: self._ids[found[1]], text)
+
+    def type(self, statement: str) -> str:
+        """Run a statement of the shell; give what it printed."""
+        done = subprocess.run(
+            ["bash", "-c", self.adapt(statement)],  # noqa: S607 - the shell that the page means
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{statement}\n{done.stdout}\n{done.stderr}"
+        assert "urn:hifi:problem" not in done.stdout, f"{statement}\n{done.stdout}"
+        for found in IDENTIFIER.finditer(done.stdout):
+            self._ids[found[1]] = found[0]
+        return done.stdout
+
+
+def statements(block: str) -> Iterator[str]:
+    """Split a block of shell commands, of which some go over several lines."""
+    pending = ""
+    for line in block.splitlines():
+        pending += line + "\n"
+        try:
+            is_whole = not line.endswith("\\") and bool(shlex.split(pending, comments=True))
+        except ValueError:  # a quote is still open
+            continue
+        if is_whole:
+            yield pending
+            pending = ""
+    assert not pending.strip()
+
+
+def section(page: str, title: str) -> str:
+    """Give what is under a title, up to the next one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.split(rf"^## {title}\n", text, flags=re.MULTILINE)[1].split("\n## ")[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [block for kind, block in FENCE.findall(text) if kind == language]
+
+
+@pytest.fixture
+def reader(service: Served, tmp_path: Path) -> Reader:
+    """Give a reader in a folder with the demo's data, and in its own folder too."""
+    for folder in (tmp_path, tmp_path / "demo"):
+        folder.mkdir(exist_ok=True)
+        build_data_set(folder, rows_per_library=40, seed=0)
+    return Reader(tmp_path, url=service.url)
+
+
+class TestReadme:
+    def test_the_service_with_commands_and_over_http(self, reader: Reader, tmp_path: Path):
+        text = section("README.md", "The service")
+        commands = [
+            line.removeprefix("$ ")
+            for block in blocks(text, "console")
+            for line in block.splitlines()
+            if line.startswith("$ ")
+        ]
+        assert commands.pop(0) == "hifi serve"
+        for command in commands:
+            reader.type(command)
+        assert (tmp_path / "merged" / "model.safetensors").is_file()
+        (curl,) = blocks(text, "sh")
+        for statement in statements(curl):
+            reader.type(statement)
+        assert list(tmp_path.glob("*.safetensors"))
+
+
+class TestServicePage:
+    def test_one_job_over_http(self, reader: Reader, tmp_path: Path):
+        text = section("docs/service.md", "One job from data to merged model")
+        printed = [
+            reader.type(statement)
+            for block in blocks(text, "sh")
+            for statement in statements(block)
+        ]
+        assert any("event: status" in text for text in printed)
+        assert (tmp_path / "small.safetensors").is_file()
+        assert (tmp_path / "lora" / "adapter_config.json").is_file()
+        assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+    def test_the_same_with_commands_and_from_python(self, reader: Reader, tmp_path: Path):
+        text = section("docs/service.md", "The same with commands")
+        (commands,), (script,) = blocks(text, "sh"), blocks(text, "python")
+        for statement in statements(commands):
+            reader.type(statement)
+        (tmp_path / "libraries.safetensors").unlink()
+        (tmp_path / "script.py").write_text(reader.adapt(script))
+        assert "the head delta is stored" in reader.type("python script.py")
+        assert (tmp_path / "libraries.safetensors").is_file()
