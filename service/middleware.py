@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 REQUEST_ID = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
 _MAX_BODY_BYTES = 1 << 20
-_SMALL_BYTES = 1 << 16
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # A client that is still sending must be heard out for a while, or it sees its connection break
 # and never our answer.
@@ -174,11 +173,11 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = scope["path"] == self._upload_path
-        limit = self._max_upload_bytes if is_upload else _MAX_BODY_BYTES
-        if _is_small(headers, limit=limit):
+        if "content-length" not in headers and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
+        is_upload = scope["path"] == self._upload_path
+        limit = self._max_upload_bytes if is_upload else _MAX_BODY_BYTES
         body = _Body(receive, headers, limit=limit)
         is_started = False
 
@@ -198,19 +197,6 @@ class BodyLimit:
         if body.is_too_large and not is_started:
             await body.linger()
             await body.refusal(scope["state"]["request_id"])(scope, receive, send)
-
-
-def _is_small(headers: Headers, *, limit: int) -> bool:
-    """Tell whether a body is there whole with its first packets, at the size that is declared.
-
-    The server lets no more of it through, and nobody has to be heard out.
-    """
-    declared = headers.get("content-length")
-    if "transfer-encoding" in headers:
-        return False
-    return declared is None or (
-        declared.isdecimal() and len(declared) <= 5 and int(declared) <= min(limit, _SMALL_BYTES)
-    )
 
 
 class _TooLargeError(Exception):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from service.cli import output
+from service.cli.progress import count_steps
 
 if TYPE_CHECKING:
     from service.client.documents import Estimate, Job
@@ -56,10 +57,9 @@ def describe_progress(job: Job) -> str:
     progress = job["progress"]
     if job["finished_at"] is not None or not progress["phase"]:
         return ""
-    count = f" {progress['step']}/{progress['total_steps']}" if progress["total_steps"] else ""
     eta = progress["eta_seconds"]
-    rest = "" if eta is None else f" ETA {output.format_seconds(eta)}"
-    return f"{progress['phase']}{count}{rest}"
+    rest = "" if eta is None else f"ETA {output.format_seconds(eta)}"
+    return " ".join(filter(None, (progress["phase"], count_steps(progress), rest)))
 
 
 def _selection(job: Job) -> str:

@@ -93,7 +93,7 @@ class BarDisplay:
         """Show how far the job is."""
         if self._bar is None:
             self._bar = self._progress.add_task("", total=None, count="", rest="")
-        phase, count = progress["phase"] or "queued", _count(progress)
+        phase, count = progress["phase"] or "queued", count_steps(progress)
         self._progress.update(
             self._bar,
             description=_TITLES.get(phase, phase),
@@ -128,7 +128,7 @@ class LineDisplay:
 
     def show_progress(self, progress: JobProgress) -> None:
         """Show how far the job is, unless that says little more than the last line."""
-        phase, count = progress["phase"] or "", _count(progress)
+        phase, count = progress["phase"] or "", count_steps(progress)
         if not count:
             return  # an event has told of it, or will
         now = self._clock()
@@ -167,7 +167,8 @@ def _line(event: Event) -> str:
     return printable(event["message"])
 
 
-def _count(progress: JobProgress) -> str:
+def count_steps(progress: JobProgress) -> str:
+    """Write how many steps of a phase are done, as ``20/80``; empty where a phase has none."""
     if progress["phase"] not in _COUNTING or not progress["total_steps"]:
         return ""
     return f"{progress['step'] or 0}/{progress['total_steps']}"

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from service.intake import Intake, Posting
 from service.problems import ProblemError
 from service.replay import Answer
+from service.tasks import complete_task
 from store.errors import IdempotencyKeyReusedError, NotFoundError, QuotaExceededError
 from store.idempotency import KeyedRequest, RequestKey
 from store.spec import JobSpec
@@ -107,6 +108,41 @@ class TestBatches:
         first, second = post(intake, mine, Posting(tenant_id=bob.tenant_id, spec=own, request=None))
         assert json.loads(second.body)["tenant"] == bob.tenant_id
         assert json.loads(first.body)["tenant"] != bob.tenant_id
+
+
+class TestCompletions:
+    """service.admission.Completions: what is worked out of a data set is worked out once."""
+
+    @pytest.fixture
+    def worked_out(self, monkeypatch):
+        """List for which label columns a task is completed."""
+        seen = []
+
+        def complete(fields, profile):
+            seen.append(fields.label)
+            return complete_task(fields, profile)
+
+        monkeypatch.setattr("service.admission.complete_task", complete)
+        return seen
+
+    def test_a_task_is_completed_once_and_a_refusal_each_time(self, intake, posting, worked_out):
+        answers = post(intake, *(posting(k=k, task={"label": "label"}) for k in (1, 2, 3)))
+        assert [json.loads(answer.body)["spec"]["k"] for answer in answers] == [1, 2, 3]
+        assert worked_out == ["label"]
+        refusals = post(intake, *(posting(task={"label": "none"}) for _ in range(2)))
+        assert {refusal.code for refusal in refusals} == {"column_not_found"}
+        assert worked_out == ["label", "none", "none"]
+
+    def test_each_data_set_has_its_own(self, intake, database, alice, posting, worked_out):
+        other = add_dataset_row(database, alice)
+        post(intake, posting(), posting(dataset=other), posting(dataset=other))
+        assert len(worked_out) == 2
+
+    def test_only_the_last_ones_are_kept(self, intake, posting, worked_out, monkeypatch):
+        monkeypatch.setattr("service.admission._COMPLETIONS", 1)
+        for label in ("label", None, "label"):
+            post(intake, posting(task={"label": label}))
+        assert len(worked_out) == 3
 
 
 class TestKeys:

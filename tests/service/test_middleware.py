@@ -201,6 +201,14 @@ class TestBodyLimit:
             assert line.recv(1000).startswith(b"HTTP/1.1 413")
             assert time.monotonic() - started < 1
 
+    def test_nor_is_one_cut_off_whose_body_comes_late(self, app):
+        with served(app) as url, socket.create_connection(address(url)) as line:
+            line.sendall(b"POST /nowhere HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 4\r\n\r\n")
+            time.sleep(0.1)
+            line.sendall(b"late")
+            time.sleep(0.1)
+            assert line.recv(1000).startswith(b"HTTP/1.1 404")
+
     def test_one_that_never_goes_on_is_answered_all_the_same(self, app, monkeypatch):
         monkeypatch.setattr("service.middleware._LINGER_SECONDS", 0.2)
         with served(app) as url, socket.create_connection(address(url)) as line:

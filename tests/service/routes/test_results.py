@@ -217,7 +217,7 @@ class TestDelta:
         storage.delete(alice.tenant_id, sha256(FILES["float32"]))
         answer = client.get(f"/jobs/{finished}/heads/delta", headers=alice.headers)
         assert answer.status_code == 503
-        assert answer.json()["code"] == "artifact_storage"
+        assert answer.json()["code"] == "blob_lost"
         assert "retry-after" in answer.headers
 
 
