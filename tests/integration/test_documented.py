@@ -97,7 +97,7 @@ def reader(service: Served, tmp_path: Path) -> Reader:
     """Give a reader in a folder with the demo's data, and in its own folder too."""
     for folder in (tmp_path, tmp_path / "demo"):
         folder.mkdir(exist_ok=True)
-        build_data_set(folder, rows_per_library=40, seed=0)
+        build_data_set(folder, rows_per_library=100, seed=0)
     return Reader(tmp_path, url=service.url)
 
 
@@ -128,7 +128,7 @@ class TestServicePage:
             for block in blocks(text, "sh")
             for statement in statements(block)
         ]
-        assert any("event: status" in text for text in printed)
+        assert any("id: evt_" in text and "the head delta is stored" in text for text in printed)
         assert (tmp_path / "small.safetensors").is_file()
         assert (tmp_path / "lora" / "adapter_config.json").is_file()
         assert (tmp_path / "merged" / "tokenizer.json").is_file()
