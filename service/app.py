@@ -38,6 +38,7 @@ from service.routes import (
     results,
     tenants,
 )
+from service.shares import Shares
 from service.tailer import Tailer
 from store.database import Database
 from store.queue import TokenPublisher, make_app
@@ -142,6 +143,10 @@ async def _run(
         stack.push_async_callback(readiness.close)
         tailer = Tailer(database)
         stack.push_async_callback(tailer.close)
+        callers = _callers(database)
+        stack.push_async_callback(callers.close)
+        intake = Intake(database=database, settings=settings, publisher=publisher)
+        stack.push_async_callback(intake.close)
         yield {
             "gateway": Gateway(
                 settings=settings,
@@ -152,14 +157,18 @@ async def _run(
                 metrics=metrics,
                 inference=inference,
                 readiness=readiness,
-                callers=Batcher(
-                    partial(_find_holders, database), most=_CALLERS, pause=_CALLERS_PAUSE_SECONDS
-                ),
-                intake=Intake(database=database, settings=settings, publisher=publisher),
+                callers=callers,
+                intake=intake,
                 converting=CapacityLimiter(_CONVERSIONS),
+                shares=Shares(),
                 default_tenant_id=default_tenant_id,
             )
         }
+
+
+def _callers(database: Database) -> Batcher[str, KeyHolder | None]:
+    find = partial(_find_holders, database)
+    return Batcher(find, most=_CALLERS, pause=_CALLERS_PAUSE_SECONDS)
 
 
 def _find_holders(database: Database, secrets: Sequence[str]) -> list[KeyHolder | None]:

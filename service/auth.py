@@ -117,4 +117,3 @@ async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
-AdministratorDep = Annotated[Caller, Depends(administrator)]

@@ -52,14 +52,31 @@ class Batcher(Generic[Question, Answer]):
             self._running = asyncio.create_task(self._run())
         return await future
 
+    async def close(self) -> None:
+        """Wait until nothing is under way; what the call needs can be closed then.
+
+        When a gateway ends, those who still wait have been given up, and so are their questions.
+        """
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
     async def _run(self) -> None:
         try:
             while self._waiting:
-                count = min(len(self._waiting), self._most)
-                await self._answer([self._waiting.popleft() for _ in range(count)])
-                await asyncio.sleep(self._pause)
+                if batch := self._take():
+                    await self._answer(batch)
+                    await asyncio.sleep(self._pause)
         finally:
             self._running = None
+
+    def _take(self) -> Sequence[tuple[Question, asyncio.Future[Answer]]]:
+        """Take the next batch; whoever has left while waiting is not asked for any more."""
+        batch: list[tuple[Question, asyncio.Future[Answer]]] = []
+        while self._waiting and len(batch) < self._most:
+            question, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((question, future))
+        return batch
 
     async def _answer(self, batch: Sequence[tuple[Question, asyncio.Future[Answer]]]) -> None:
         questions = [question for question, _ in batch]

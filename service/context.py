@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from service.intake import Intake
     from service.metrics import Metrics
     from service.readiness import Readiness
+    from service.shares import Shares
     from service.tailer import Tailer
     from store.database import Database
     from store.queue import TokenPublisher
@@ -42,6 +43,7 @@ class Gateway:
         callers: finds whose key a secret is.
         intake: takes posted jobs in.
         converting: how many uploads are converted at once: each takes a core and memory.
+        shares: what each tenant may hold at a time, so that the others get theirs.
         default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; else None.
     """
 
@@ -56,6 +58,7 @@ class Gateway:
     callers: Batcher[str, KeyHolder | None]
     intake: Intake
     converting: CapacityLimiter
+    shares: Shares
     default_tenant_id: str | None
 
     @property

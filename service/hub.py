@@ -68,7 +68,7 @@ class HuggingFaceHub:
                     "model",
                 )
             raise _refusal("model_not_found", f"{name!r} has no model.safetensors", "model")
-        return _commit(found)
+        return _commit(found, param="model")
 
     def pin_dataset(self, name: str, *, revision: str | None) -> str:
         """Give the commit of a data set, as :class:`Hub` says."""
@@ -80,7 +80,7 @@ class HuggingFaceHub:
             ),
             param="dataset.hub",
         )
-        return _commit(found)
+        return _commit(found, param="dataset.hub")
 
 
 def _ask(call: Callable[[HfApi], Info], *, missing: ProblemError, param: str) -> Info:
@@ -102,9 +102,9 @@ def _ask(call: Callable[[HfApi], Info], *, missing: ProblemError, param: str) ->
         raise _refusal("hub_unavailable", reason, param) from error
 
 
-def _commit(found: ModelInfo | DatasetInfo) -> str:
+def _commit(found: ModelInfo | DatasetInfo, *, param: str) -> str:
     if not found.sha:
-        raise _refusal("hub_unavailable", f"the hub names no commit of {found.id!r}", "model")
+        raise _refusal("hub_unavailable", f"the hub names no commit of {found.id!r}", param)
     return found.sha
 
 

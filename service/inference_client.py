@@ -79,9 +79,7 @@ class InferenceClient:
             headers=(
                 {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
             ),
-            timeout=httpx2.Timeout(
-                _SILENT_SECONDS, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS
-            ),
+            timeout=_TIMEOUT,
         )
 
     async def is_reachable(self) -> bool:

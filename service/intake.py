@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from service.admission import Completions, admit
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 PATH = "/jobs"
 _MOST = 64
 _PAUSE_SECONDS = 0.003  # a fifth of what a batch takes
+_HUB_QUESTIONS = 4  # at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Intake:
         self._spacious = SpaciousQueues()
         self._completions = Completions()
         self._batcher = Batcher(self._take, most=_MOST, pause=_PAUSE_SECONDS)
+        self._asking_hub = CapacityLimiter(_HUB_QUESTIONS)
 
     async def post(self, posting: Posting) -> Answer:
         """Queue a job.
@@ -88,17 +91,27 @@ class Intake:
             QuotaExceededError: too many jobs wait already.
             IdempotencyKeyReusedError: the key came with another body.
         """
-        if self._asks_hub(posting.spec):
+        limiter = self.limiter_for(posting.spec)
+        if limiter is not None:
             # Nobody else is to wait for the hub, nor is the database.
             known = await run_in_threadpool(self._recall, posting)
             if known is not None:
                 return known
-            posting = await run_in_threadpool(self._admit_alone, posting)
+            posting = await to_thread.run_sync(self._admit_alone, posting, limiter=limiter)
         return await self._batcher.ask(posting)
 
-    def _asks_hub(self, spec: JobSpec) -> bool:
+    def limiter_for(self, spec: JobSpec) -> CapacityLimiter | None:
+        """Give what an admission has to wait for that asks the hub; None where it does not.
+
+        The hub may take seconds, and callers who wait for it must not take the threads that all
+        others need.
+        """
         is_elsewhere = is_hub_id(spec.model) or isinstance(spec.dataset, HubDataset)
-        return self._settings.allow_hub and is_elsewhere
+        return self._asking_hub if self._settings.allow_hub and is_elsewhere else None
+
+    async def close(self) -> None:
+        """Wait for the batch that is being queued, if any."""
+        await self._batcher.close()
 
     def _recall(self, posting: Posting) -> Answer | None:
         if posting.request is None:

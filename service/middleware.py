@@ -71,7 +71,7 @@ class Door:
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = int(message["status"])
+                status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
                     (REQUEST_ID.encode(), request_id.encode()),

@@ -41,7 +41,10 @@ _SAID = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`body_too_large`",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`unsupported_media_type`",
     HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
-    HTTPStatus.TOO_MANY_REQUESTS: "`quota_exceeded`: as many jobs wait or bytes are stored as may",
+    HTTPStatus.TOO_MANY_REQUESTS: (
+        "`quota_exceeded`: as many jobs wait as may; `too_many_streams`, `too_many_uploads`, "
+        "`too_many_merges`: as many are open as one tenant may have; `too_many_requests`"
+    ),
     HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
 }
 

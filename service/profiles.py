@@ -4,13 +4,13 @@ A profile is plain JSON in the data set's row::
 
     {"version": 1, "splits": {"train": 400, "validation": 40}, "columns": [
         {"name": "label", "type": "int64", "kind": "integer", "cells": true,
-         "classes": {"count": 2, "names": ["'no'", "'yes'"]},
+         "classes": {"count": 2},
          "problems": {"label": {"validation": {"row": 3, "reason": "the label is missing"}}}}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` says for each *use* of a column
 (``text``, ``label``, ``target``, ``image``) and each split what would stand in its way: the first
 row that the library would refuse, and why; a reason quotes short values at most. Uses that a
-column's kind rules out need no problem to be said. A column of 1000 takes 100 bytes to 3 KB.
+column's kind rules out need no problem to be said. A column takes 100 bytes to 2 KB.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class ColumnProfile:
         kind: what a task can make of it; ``whole``: floating-point numbers without fractions.
         are_cells: it comes from a delimited file: it may be read as texts, whatever it looks like.
         num_classes: as a label, how many; None where too many to count.
-        class_names: the first of them, quoted; empty where they are hardly classes.
         problems: by use and split.
     """
 
@@ -52,7 +51,6 @@ class ColumnProfile:
     kind: Kind
     are_cells: bool = False
     num_classes: int | None = None
-    class_names: Sequence[str] = ()
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +60,7 @@ class ColumnProfile:
             "type": self.type,
             "kind": self.kind,
             "cells": self.are_cells,
-            "classes": {"count": self.num_classes, "names": list(self.class_names)},
+            "classes": {"count": self.num_classes},
         }
         problems = {
             use: {split: vars(problem) for split, problem in found.items()}
@@ -81,7 +79,6 @@ class ColumnProfile:
             kind=document["kind"],
             are_cells=document["cells"],
             num_classes=document["classes"]["count"],
-            class_names=tuple(document["classes"]["names"]),
             problems={
                 use: {split: Problem(**entry) for split, entry in found[use].items()}
                 for use in USES

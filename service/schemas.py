@@ -43,7 +43,11 @@ class FieldProblem(_Answer):
 
 
 class Problem(_Answer):
-    """An error (RFC 9457), with the further members that some codes have."""
+    """An error (RFC 9457), with the further members that some codes have.
+
+    Attributes:
+        errors: every field at fault, where there are several.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -54,6 +58,7 @@ class Problem(_Answer):
     code: str
     param: str | None
     request_id: str | None
+    errors: list[FieldProblem] = Field(default_factory=list)
 
 
 class Split(_Answer):

@@ -59,6 +59,8 @@ def download(
         DamagedDownloadError: the file is not what the server said it was.
         LocalFileError: it cannot be written.
     """
+    if out.is_dir():  # told now, and not when all of it has come
+        raise LocalFileError(f"cannot write {out}: it is a folder; name a file in it")
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb+") as file:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
+from service.client.connection import is_busy
 from service.client.documents import FINISHED, Event, Job, Progress
 from service.client.errors import ApiError, UnexpectedAnswerError, UnreachableError
 
@@ -111,7 +112,7 @@ class _Watcher:
         """Wait a little longer each time; give up on what will not pass."""
         if isinstance(error, httpx2.SSEError):
             raise UnexpectedAnswerError(f"{self._connection.url}: {error}") from error
-        if isinstance(error, ApiError) and error.status != httpx2.codes.SERVICE_UNAVAILABLE:
+        if isinstance(error, ApiError) and not is_busy(error):
             raise error
         now = time.monotonic()
         self._lost_at = now if self._lost_at is None else self._lost_at

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
-from service.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.openapi import problems
 from service.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
@@ -60,13 +60,20 @@ _FORM: dict[str, Any] = {
     openapi_extra={
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
     },
-    responses=problems(HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    responses=problems(
+        HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.TOO_MANY_REQUESTS
+    ),
 )
 async def post_dataset(
     request: Request, gateway: GatewayDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> Response:
     """Upload a data set; every row is checked before it is kept."""
     check_key(request)
+    with gateway.shares.uploads.hold(caller.tenant_id):
+        return await _receive(request, gateway, caller, key)
+
+
+async def _receive(request: Request, gateway: Gateway, caller: Caller, key: str | None) -> Response:
     folder = await run_in_threadpool(_make_folder, gateway.uploads)
     try:
         form = await receive_form(request, folder=folder, expected=_EXPECTED)

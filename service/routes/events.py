@@ -7,7 +7,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, cast
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Depends, Header
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when it runs
 
@@ -30,12 +30,34 @@ _LONGEST_CURSOR = 256
 
 router = APIRouter(tags=["jobs"])
 
+AcceptHeader = Annotated[str, Header(include_in_schema=False)]
+
 _STREAM_DESCRIPTION = (
     "With `Accept: text/event-stream` a live stream: a message for each event, with its id and "
     "its document as data; a message `progress` without an id, with the job's `progress`, "
     "whenever that changes; a comment every 15 seconds. It ends with the job's last event, when "
-    "the job is deleted or the key revoked."
+    "the job is deleted or the key revoked. A tenant may have a hundred open at a gateway "
+    "process; one more is refused with `too_many_streams`."
 )
+
+
+async def _hold_stream(
+    gateway: GatewayDep, caller: CallerDep, accept: AcceptHeader = ""
+) -> AsyncIterator[None]:
+    """Count a stream as its tenant's until its last byte is sent, or its caller has gone.
+
+    Raises:
+        ProblemError: 429 ``too_many_streams``.
+    """
+    if not _wants_stream(accept):
+        yield
+        return
+    with gateway.shares.streams.hold(caller.tenant_id):
+        yield
+
+
+def _wants_stream(accept: str) -> bool:
+    return STREAM in accept.lower()
 
 
 @router.get(
@@ -43,8 +65,9 @@ _STREAM_DESCRIPTION = (
     response_model=EventList,
     responses={
         HTTPStatus.OK: {"description": _STREAM_DESCRIPTION, "content": {STREAM: {}}},
-        **problems(HTTPStatus.NOT_FOUND),
+        **problems(HTTPStatus.NOT_FOUND, HTTPStatus.TOO_MANY_REQUESTS),
     },
+    dependencies=[Depends(_hold_stream)],
 )
 def get_events(
     *,
@@ -53,13 +76,13 @@ def get_events(
     job_id: JobId,
     after: After = None,
     limit: Limit = 20,
-    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    accept: AcceptHeader = "",
     last_event_id: Annotated[
         str | None, Header(max_length=_LONGEST_CURSOR, description="where a stream goes on")
     ] = None,
 ) -> EventList | Response:
     """Read a job's events, oldest first, or follow them live."""
-    is_stream = STREAM in accept.lower()
+    is_stream = _wants_stream(accept)
     with gateway.database.read() as session:
         job = get_job(session, caller.tenant_id, job_id)
         number = event_number(job, after, param="after") if after else 0

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
@@ -67,7 +67,8 @@ async def post_job(
     check_key(request)
     body = await read_json(request, JobSpec)
     if dry_run:
-        document = await run_in_threadpool(_estimate, gateway, caller, body.value)
+        limiter = gateway.intake.limiter_for(body.value)
+        document = await to_thread.run_sync(_estimate, gateway, caller, body.value, limiter=limiter)
         return Response(document.model_dump_json(), media_type="application/json")
     name = request_key(key, caller, method="POST", path=PATH)
     keyed = None if name is None else KeyedRequest(key=name, sha256=body.sha256())

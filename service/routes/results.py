@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -90,6 +90,16 @@ def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: J
     )
 
 
+async def _hold_merge(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[None]:
+    """Count a merged model as its tenant's until its last byte is sent, or its caller has gone.
+
+    Raises:
+        ProblemError: 429 ``too_many_merges``.
+    """
+    with gateway.shares.merges.hold(caller.tenant_id):
+        yield
+
+
 @router.get(
     "/jobs/{job_id}/merged",
     response_class=Response,
@@ -100,6 +110,7 @@ def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: J
         },
         **problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
     },
+    dependencies=[Depends(_hold_merge)],
 )
 async def get_merged(
     request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
@@ -129,7 +140,8 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, _Done]) -
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait([task], timeout=_HANG_UP_SECONDS))[0]:
-            if await request.is_disconnected():
+            # What is done by now is given all the same: somebody has to close it.
+            if await request.is_disconnected() and not task.done():
                 raise ClientDisconnect
         return task.result()
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Label = str | int
 _NAMED_CLASSES = 20
+_NAMED_LETTERS = 200  # a profile keeps what is said of up to a thousand columns
 
 
 class _NoLabelError(Exception):
@@ -72,10 +73,20 @@ def other_labels(seen: Seen, *, known: tuple[Label, ...] | None) -> Problem | No
     if not unknown:
         return None
     row, label = min((found[label], label) for label in unknown)
-    shown = ", ".join(map(quoted, known[:_NAMED_CLASSES])) + ", …" * (len(known) > _NAMED_CLASSES)
     return Problem(
-        row=row, reason=f"the label {quoted(label)} does not occur in train; known are {shown}"
+        row=row,
+        reason=f"the label {quoted(label)} does not occur in train; known are {_listed(known)}",
     )
+
+
+def _listed(known: tuple[Label, ...]) -> str:
+    """Name the first classes."""
+    shown: list[str] = []
+    for name in map(quoted, known[:_NAMED_CLASSES]):
+        if sum(map(len, shown)) + len(name) > _NAMED_LETTERS:
+            break
+        shown.append(name)
+    return ", ".join([*shown, "…"] if len(known) > len(shown) else shown)
 
 
 def _read(seen: Seen, read: Callable[[Value], Label]) -> tuple[Problem | None, dict[Label, int]]:

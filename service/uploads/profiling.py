@@ -12,8 +12,6 @@ from service.uploads.exchange import Refusal, quoted
 from service.uploads.labels import other_labels, train_labels
 from service.uploads.seen import Seen
 
-_NAMED_CLASSES = 20
-_FEW_CLASSES = 100  # more are hardly classes, but texts or numbers, which need no names here
 _BY_LOOKS: dict[str, Kind] = {
     "null": "null",
     "int64": "integer",
@@ -95,15 +93,12 @@ def _profile_column(name: str, train: Seen, others: Mapping[str, Seen | None]) -
         note("text", split, _text_problem(seen))
         note("target", split, _target_problem(seen))
         note("image", split, _image_problem(seen))
-    classes = labels.classes or ()
-    are_few = len(classes) <= _FEW_CLASSES
     return ColumnProfile(
         name=name,
         type=_type(train),
         kind=_kind(train),
         are_cells=train.are_cells,
-        num_classes=None if labels.classes is None else len(classes),
-        class_names=[quoted(name) for name in classes[:_NAMED_CLASSES] if are_few],
+        num_classes=None if labels.classes is None else len(labels.classes),
         problems=problems,
     )
 

@@ -165,15 +165,17 @@ def _looks_like_image(head: bytes) -> bool:
 
 def _is_image(content: bytes) -> bool:
     """See whether one of the rarer formats is known; nothing is decoded."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - hardly ever needed
+    from PIL import Image  # noqa: PLC0415 - hardly ever needed
 
     try:
         with Image.open(io.BytesIO(content)):
             return True
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return False
     except Image.DecompressionBombError:
         return True  # an image, though one that nobody will decode
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged bytes make Pillow's readers raise anything at all
+        return False
 
 
 def see(

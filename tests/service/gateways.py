@@ -27,7 +27,7 @@ from store.tables import Backbone
 from store.tenants import OwnQuotas, create_key, create_tenant
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
 MODEL = "minilm"
 PROFILE = {
@@ -39,14 +39,14 @@ PROFILE = {
             "type": "string",
             "kind": "text",
             "cells": False,
-            "classes": {"count": None, "names": []},
+            "classes": {"count": None},
         },
         {
             "name": "label",
             "type": "int64",
             "kind": "integer",
             "cells": False,
-            "classes": {"count": 2, "names": ["0", "1"]},
+            "classes": {"count": 2},
         },
     ],
 }
@@ -213,7 +213,7 @@ def problem_of(answer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: Starlette) -> Iterator[str]:
     """Serve an application from a thread; give its URL."""
     config = uvicorn.Config(
         app,

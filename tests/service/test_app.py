@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import sqlalchemy as sa
 
+from service.app import build_app
+from service.intake import Intake, Posting
 from store.errors import SchemaError, SettingsError
-from tests.service.gateways import opened, settings_for
+from store.spec import JobSpec
+from store.tables import Job
+from tests.service.gateways import add_dataset_row, job_spec, opened, settings_for
 
 HEAVY = ("torch", "transformers", "pyarrow", "pandas", "numpy", "hifi", "worker", "datasets")
 MEASURE = """
@@ -79,3 +85,35 @@ class TestStart:
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"]
         assert "secret" not in answer.text
+
+
+class TestEnd:
+    def test_a_batch_that_is_being_queued_is_waited_for(
+        self, settings, database, alice, published, monkeypatch
+    ):
+        begun = threading.Event()
+        take = Intake._take
+
+        def take_slowly(intake, postings):
+            begun.set()
+            threading.Event().wait(0.3)
+            return take(intake, postings)
+
+        monkeypatch.setattr(Intake, "_take", take_slowly)
+        spec = JobSpec.model_validate(job_spec(add_dataset_row(database, alice)))
+        posting = Posting(tenant_id=alice.tenant_id, spec=spec, request=None)
+
+        async def run():
+            app = build_app(settings)
+            async with app.router.lifespan_context(app) as state:
+                intake = state["gateway"].intake
+                posted = [asyncio.create_task(intake.post(posting))]
+                await asyncio.to_thread(begun.wait)
+                posted.append(asyncio.create_task(intake.post(posting)))
+                await asyncio.sleep(0)
+                for task in posted:  # as a server does that has waited long enough
+                    task.cancel()
+            with database.read() as session:
+                return len(session.scalars(sa.select(Job)).all()), list(published)
+
+        assert asyncio.run(run()) == (1, [1])

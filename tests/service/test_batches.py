@@ -92,6 +92,52 @@ class TestBatcher:
 
         assert asyncio.run(run()) == (4, 9)
 
+    def test_what_was_asked_by_one_that_has_left_is_not_asked_for_any_more(self):
+        calls = []
+        begun, going_on = threading.Event(), threading.Event()
+
+        def note(numbers):
+            calls.append(list(numbers))
+            begun.set()
+            assert going_on.wait(10)
+            return numbers
+
+        async def run():
+            batcher = Batcher(note, most=2, pause=0)
+            first = asyncio.create_task(batcher.ask(0))
+            await asyncio.to_thread(begun.wait)
+            leaving = [asyncio.create_task(batcher.ask(number)) for number in (1, 2, 3)]
+            staying = asyncio.create_task(batcher.ask(4))
+            await asyncio.sleep(0.01)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            going_on.set()
+            return await first, await staying
+
+        assert asyncio.run(run()) == (0, 4)
+        assert calls == [[0], [4]]
+
+    def test_is_closed_when_nothing_is_under_way_any_more(self):
+        ended = []
+
+        def slow(numbers):
+            threading.Event().wait(0.1)
+            ended.extend(numbers)
+            return numbers
+
+        async def run():
+            batcher = Batcher(slow, most=1, pause=0)
+            given_up = [asyncio.create_task(batcher.ask(number)) for number in (1, 2)]
+            await asyncio.sleep(0.02)
+            for task in given_up:
+                task.cancel()
+            await batcher.close()
+            assert ended == [1]
+            await batcher.close()
+
+        asyncio.run(run())
+
     def test_calls_never_run_side_by_side(self):
         running, overlaps = [0], []
 

@@ -80,6 +80,28 @@ class TestBadBodies:
         problem = problem_of(client.post("/jobs", content=content, headers=headers))
         assert (problem["status"], problem["param"]) == (422, "xi")
 
+    # The event loop is not to spend seconds on saying what is wrong with each.
+    @pytest.mark.parametrize(
+        ("changes", "detail"),
+        [
+            ({"task": {"text": [0] * 100_000}}, "the body has more than 1000 values"),
+            ({str(number): 0 for number in range(10_000)}, "the body has more than 1000 values"),
+            ({"metadata": {"x": [{"y": 0}] * 10_000}}, "the body has more than 1000 values"),
+            ({str(number): 0 for number in range(900)}, "900 things are wrong"),
+        ],
+    )
+    def test_faults_without_number_are_not_listed(self, post, changes, detail):
+        problem = problem_of(post(**changes))
+        assert (problem["status"], problem["code"]) == (422, "invalid_request")
+        assert problem["detail"].startswith(detail)
+        assert "errors" not in problem
+
+    def test_a_large_body_of_few_values_is_read(self, post):
+        metadata = {f"{number:064}": "\U0001f600" * 512 for number in range(16)}
+        answer = post(metadata=metadata)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["metadata"] == metadata
+
     def test_all_fields_at_fault_are_listed(self, post):
         problem = problem_of(post(k=0, d=5, name=7))
         assert {entry["param"] for entry in problem["errors"]} == {"k", "d", "name"}

@@ -23,6 +23,8 @@ FILES = {
     "models/bad/empty": ["README.md"],
     "datasets/nyu-mll/glue": ["mrpc/train.parquet"],
     "datasets/glue": ["mrpc/train.parquet"],
+    "models/no/commit": ["model.safetensors"],
+    "datasets/no/commit": ["train.parquet"],
 }
 
 
@@ -43,7 +45,8 @@ class Answers(BaseHTTPRequestHandler):
         elif name in FILES and revision in ("", "main", COMMIT):
             siblings = [{"rfilename": file} for file in FILES[name]]
             _, _, identifier = name.partition("/")
-            document = {"id": identifier, "sha": COMMIT, "siblings": siblings, "private": False}
+            sha = None if identifier == "no/commit" else COMMIT
+            document = {"id": identifier, "sha": sha, "siblings": siblings, "private": False}
             self.reply(
                 200, json.dumps({**document, "tags": [], "downloads": 1, "likes": 1}).encode()
             )
@@ -156,6 +159,14 @@ class TestDatasets:
     def test_that_are_not_there(self, name: str, revision: str | None):
         error = refusal(lambda: HuggingFaceHub().pin_dataset(name, revision=revision))
         assert (error.code, error.param) == ("dataset_not_found", "dataset.hub")
+
+
+class TestNoCommit:
+    def test_is_told_of_what_has_none(self):
+        error = refusal(lambda: HuggingFaceHub().pin_model("no/commit"))
+        assert (error.code, error.param) == ("hub_unavailable", "model")
+        error = refusal(lambda: HuggingFaceHub().pin_dataset("no/commit", revision=None))
+        assert (error.code, error.param) == ("hub_unavailable", "dataset.hub")
 
 
 class TestAway:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import schemathesis
+from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python.asgi import shutdown_lifespans
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from service.app import build_app
 from store.database import Database
@@ -21,12 +25,16 @@ from tests.service.gateways import (
     add_dataset_row,
     add_member,
     finished_job,
+    served,
     settings_for,
 )
 
 if TYPE_CHECKING:
     from schemathesis import BaseSchema, Case
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from store.settings import Settings
 
 CONFIG = {
     "generation": {"max-examples": 12, "deterministic": True, "mode": "all"},
@@ -37,10 +45,22 @@ CONFIG = {
 }
 
 
+class Inference:
+    """Stands in for the inference process, which merges."""
+
+    def __init__(self) -> None:
+        self.is_overloaded = False
+        self.app = Starlette(routes=[Route("/merged", self._merge, methods=["POST"])])
+
+    def _merge(self, _request: Request) -> Response:
+        return Response(status_code=500) if self.is_overloaded else Response(b"tar")
+
+
 class Gateway:
     """Stands for the gateway while tests are collected; a fixture opens one behind it."""
 
     app: ASGIApp
+    inference: Inference
     member: Member
     ids: dict[str, str]
 
@@ -66,7 +86,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> 
     """Open a gateway with an administrator who has a data set and a finished job."""
     folder = tmp_path_factory.mktemp("schemathesis")
     shutil.copyfile(migrated_sqlite, folder / "hifi.db")
-    settings = settings_for(folder / "home", f"sqlite:///{folder}/hifi.db")
+    GATEWAY.inference = Inference()
+    with served(GATEWAY.inference.app) as infer_url:
+        settings = settings_for(folder / "home", f"sqlite:///{folder}/hifi.db", infer_url=infer_url)
+        yield from opened_gateway(settings)
+
+
+def opened_gateway(settings: Settings) -> Iterator[Gateway]:
     database = Database(settings.database_url)
     add_backbone(database)
     member = add_member(database, "root", is_admin=True)
@@ -87,16 +113,23 @@ def test_every_answer_is_as_documented(case: Case) -> None:
     case.call_and_validate(headers=GATEWAY.member.headers)
 
 
-# Nor is the inference process there, which merges.
-@(
-    DOCUMENT.exclude(method="DELETE")
-    .exclude(path="/datasets", method="POST")
-    .exclude(path="/jobs/{job_id}/merged")
-    .parametrize()
-)
+@DOCUMENT.exclude(method="DELETE").exclude(path="/datasets", method="POST").parametrize()
 def test_so_it_is_for_what_is_there(case: Case) -> None:
     for name in case.path_parameters or {}:
         case.path_parameters[name] = GATEWAY.ids[name]
     if case.path == "/jobs" and isinstance(case.body, dict):
         case.body = {**case.body, "model": MODEL, "dataset": GATEWAY.ids["dataset_id"]}
     case.call_and_validate(headers=GATEWAY.member.headers)
+
+
+def test_so_it_is_where_nobody_merges() -> None:
+    case = DOCUMENT["/jobs/{job_id}/merged"]["GET"].Case(
+        path_parameters={"job_id": GATEWAY.ids["job_id"]}
+    )
+    GATEWAY.inference.is_overloaded = True
+    try:
+        answer = case.call(headers=GATEWAY.member.headers)
+    finally:
+        GATEWAY.inference.is_overloaded = False
+    assert answer.status_code == 503
+    case.validate_response(answer, excluded_checks=[not_a_server_error])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,15 @@ class TestDownload:
             client.jobs.download_delta("job_1", out)
         assert raised.value.code == "not_ready"
         assert list(out.parent.iterdir()) == []
+
+    @pytest.mark.parametrize("folder", [".", "/", ""])
+    def test_a_folder_is_no_file_to_write_and_told_before_anything_is_asked(
+        self, client, stub, out, monkeypatch, folder
+    ):
+        monkeypatch.chdir(out.parent)
+        with pytest.raises(LocalFileError, match="folder"):
+            client.jobs.download_delta("job_1", Path(folder))
+        assert stub.asked == []
 
     def test_a_folder_that_is_not_there_is_told_before_anything_is_asked(self, client, stub, out):
         with pytest.raises(LocalFileError, match="cannot write"):

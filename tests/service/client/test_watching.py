@@ -131,6 +131,12 @@ class TestWatch:
         )
         assert ids(client.jobs.watch("job_1")) == ["1", "9"]
 
+    def test_a_server_that_has_no_room_for_a_stream_yet_is_waited_for(self, client, stub):
+        looks(stub, "training")
+        busy = problem(429, "too_many_streams", "all in use", retry_after="1")
+        stub.on("GET", EVENTS, broken_stream(sent(1)), busy, busy, event_stream(LAST))
+        assert ids(client.jobs.watch("job_1")) == ["1", "9"]
+
     def test_one_that_stays_away_is_given_up(self, client, stub, monkeypatch):
         clock = itertools.count(0.0, 25.0)
         monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))

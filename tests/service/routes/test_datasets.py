@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
+from service.routes import datasets as module
+from service.uploads.conversion import convert
 from store.errors import ArtifactStorageError
 from store.storage import ArtifactStorage
 from store.tables import Dataset, Job
@@ -128,6 +133,34 @@ class TestRefusals:
             line.sendall(b"0\r\n\r\n")
             assert line.recv(1 << 16).startswith(b"HTTP/1.1 413")
             assert left_over(settings) == []
+
+    def test_one_more_at_a_time_than_a_tenant_may_have_is_refused(
+        self, settings, alice, monkeypatch
+    ):
+        going_on = Event()
+
+        def wait_and_convert(*args, **options):
+            assert going_on.wait(30)
+            return convert(*args, **options)
+
+        monkeypatch.setattr(module, "convert", wait_and_convert)
+        files = {"train": ("train.csv", CSV)}
+        with (
+            served(build_app(settings)) as url,
+            ThreadPoolExecutor(8) as pool,
+            httpx2.Client(base_url=url, headers=alice.headers, timeout=60) as client,
+        ):
+            posted = [pool.submit(client.post, "/datasets", files=files) for _ in range(8)]
+            try:
+                while len(left_over(settings)) < 8:
+                    time.sleep(0.01)
+                refused = client.post("/datasets", files=files)
+            finally:
+                going_on.set()
+            problem = problem_of(refused)
+            assert (problem["status"], problem["code"]) == (429, "too_many_uploads")
+            assert {each.result().status_code for each in posted} == {201}
+            assert client.post("/datasets", files=files).status_code == 201
 
     def test_stored_bytes_have_a_quota(self, database, settings, post):
         with database.write() as session:

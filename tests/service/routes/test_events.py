@@ -17,6 +17,7 @@ import pytest
 import service.app
 from service import tailer as tailer_module
 from service.routes import events as events_module
+from service.shares import Share, Shares
 from service.tailer import Tailer
 from store.database import Database
 from store.jobs import delete
@@ -315,12 +316,12 @@ class TestStream:
         assert got == list(range(1, count + 4))
 
     def test_serves_two_hundred_at_once(
-        self, url: str, tailers: list[Tailer], database: Database, alice: Member
+        self, url: str, tailers: list[Tailer], database: Database, alice: Member, bob: Member
     ):
-        job_id, lease = running_job(database, alice.tenant_id)
+        jobs = [(member, *running_job(database, member.tenant_id)) for member in (alice, bob)]
 
-        async def follow(client: httpx2.AsyncClient) -> list[int]:
-            headers = {**alice.headers, **STREAM}
+        async def follow(client: httpx2.AsyncClient, member: Member, job_id: str) -> list[int]:
+            headers = {**member.headers, **STREAM}
             async with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
                 assert answer.status_code == 200
                 return [
@@ -332,11 +333,16 @@ class TestStream:
         async def watch() -> list[list[int]]:
             limits = httpx2.Limits(max_connections=None)
             async with httpx2.AsyncClient(base_url=url, timeout=SECONDS, limits=limits) as client:
-                streams = [asyncio.create_task(follow(client)) for _ in range(200)]
+                streams = [
+                    asyncio.create_task(follow(client, member, job_id))
+                    for member, job_id, _ in jobs
+                    for _ in range(100)
+                ]
                 await asyncio.to_thread(until, lambda: streams_of(tailers[0]) == 200)
-                for number in range(1, 21):
-                    await asyncio.to_thread(lease.report, Progress(), events=[step(number)])
-                await asyncio.to_thread(lease.fail, code="x", message="the end")
+                for _, _, lease in jobs:
+                    for number in range(1, 21):
+                        await asyncio.to_thread(lease.report, Progress(), events=[step(number)])
+                    await asyncio.to_thread(lease.fail, code="x", message="the end")
                 return await asyncio.gather(*streams)
 
         assert asyncio.run(watch()) == [list(range(1, 24))] * 200
@@ -370,6 +376,44 @@ class TestStream:
                 next(documents(messages))
                 assert streams_of(tailers[0]) == 1
             until(lambda: not tailers[0]._feeds and tailers[0]._polling is None)
+
+
+class TestShare:
+    @pytest.fixture(autouse=True)
+    def _two_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        share = Share(2, code="too_many_streams", what="streams of events")
+        monkeypatch.setattr(service.app, "Shares", lambda: Shares(streams=share))
+
+    def test_one_stream_more_than_a_tenant_may_have_is_refused(
+        self, url: str, database: Database, alice: Member, bob: Member
+    ):
+        job_id, _ = running_job(database, alice.tenant_id)
+        other_id, _ = running_job(database, bob.tenant_id)
+        events = f"{url}/jobs/{job_id}/events"
+        with Stream(url, job_id, alice) as first:
+            next(first)
+            with Stream(url, job_id, alice) as second:
+                next(second)
+                answer = httpx2.get(events, headers={**alice.headers, **STREAM})
+                problem = problem_of(answer)
+                assert (problem["status"], problem["code"]) == (429, "too_many_streams")
+                assert int(answer.headers["retry-after"]) > 0
+                assert httpx2.get(events, headers=alice.headers).status_code == 200  # the list
+                with Stream(url, other_id, bob) as theirs:
+                    next(theirs)
+
+            def can_follow() -> bool:
+                headers = {**alice.headers, **STREAM}
+                with httpx2.stream("GET", events, headers=headers) as answer:
+                    return answer.status_code == 200
+
+            until(can_follow)  # soon after one has gone
+
+    def test_a_refused_stream_takes_none_of_it(self, url: str, alice: Member):
+        events = f"{url}/jobs/job_{'x' * 24}/events"
+        for _ in range(3):
+            answer = httpx2.get(events, headers={**alice.headers, **STREAM})
+            assert problem_of(answer)["status"] == 404
 
 
 class TestShutdown:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from threading import Event
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
+from service.app import build_app
 from store.claims import Claimant, claim_next
 from store.leases import Lease, Progress
 from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job, JobEvent
-from tests.service.gateways import MODEL, add_dataset_row, job_spec, problem_of
+from tests.service.gateways import MODEL, add_dataset_row, job_spec, problem_of, served
 
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({MODEL}))
 SHA = "0123456789abcdef" * 4
@@ -108,6 +113,40 @@ class TestDryRun:
         assert (problem["status"], problem["param"]) == (422, "dry_run")
         with database.read() as session:
             assert session.scalars(sa.select(Job)).all() == []
+
+
+class TestHub:
+    @pytest.mark.parametrize("dry_run", ["true", "false"])
+    def test_while_it_is_slow_only_those_wait_who_ask_it(
+        self, settings, alice, dataset, monkeypatch, dry_run
+    ):
+        asked, going_on = [], Event()
+
+        def pin(_hub, name):
+            asked.append(name)
+            assert going_on.wait(30)
+            return "c" * 40
+
+        monkeypatch.setattr("service.hub.HuggingFaceHub.pin_model", pin)
+        app = build_app(settings.model_copy(update={"allow_hub": True}))
+        spec = job_spec(dataset, model="org/model")
+        with (
+            served(app) as url,
+            ThreadPoolExecutor(30) as pool,
+            httpx2.Client(base_url=url, headers=alice.headers, timeout=60) as client,
+        ):
+            query = {"dry_run": dry_run}
+            posted = [pool.submit(client.post, "/jobs", params=query, json=spec) for _ in range(30)]
+            try:
+                while not asked:
+                    time.sleep(0.01)
+                time.sleep(0.5)  # for all others to come as far as they get
+                assert client.get("/jobs", timeout=5).status_code == 200
+            finally:
+                going_on.set()
+            assert {each.result().status_code for each in posted} == {
+                200 if dry_run == "true" else 202
+            }
 
 
 class TestList:

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 import pytest
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.app import build_app
+from service.routes import results as module
 from store.storage import ArtifactStorage
 from tests.service.gateways import Member, add_member, opened, problem_of, served, settings_for
 from tests.service.work import FILES, finished_job, running_job, select
@@ -280,7 +281,7 @@ def merging(
     inference: Inference,
 ) -> Iterator[str]:
     """Give the URL of a gateway whose inference process answers."""
-    with served(inference.app) as url:  # type: ignore[arg-type]
+    with served(inference.app) as url:
         app = build_app(settings.model_copy(update={"infer_url": url}))
         with served(app) as gateway:
             yield gateway
@@ -330,6 +331,31 @@ class TestMerged:
         assert answer.json()["code"] == "inference_unavailable"
         assert int(answer.headers["retry-after"]) > 0
 
+    def test_one_more_than_a_tenant_may_be_sent_is_refused(
+        self, merging: str, inference: Inference, alice: Member, finished: str
+    ):
+        inference.is_endless = True
+        url = f"{merging}/jobs/{finished}/merged"
+
+        def ask() -> httpx2.Response:
+            request = client.build_request("GET", url, headers=alice.headers)
+            return client.send(request, stream=True)
+
+        with httpx2.Client(timeout=SECONDS) as client:
+            open_ones = [ask() for _ in range(4)]
+            assert [answer.status_code for answer in open_ones] == [200] * 4
+            refused = ask()
+            refused.read()
+            problem = problem_of(refused)
+            assert (problem["status"], problem["code"]) == (429, "too_many_merges")
+            assert len(inference.asked) == 4
+            open_ones[0].close()
+            deadline = time.monotonic() + SECONDS
+            while (again := ask()).status_code == 429:
+                again.close()
+                assert time.monotonic() < deadline
+            assert again.status_code == 200
+
     @pytest.mark.parametrize("when", ["while it waits", "while it reads"])
     def test_is_given_up_when_the_caller_goes(
         self, merging: str, inference: Inference, alice: Member, finished: str, when: str
@@ -346,3 +372,32 @@ class TestMerged:
         started = time.monotonic()
         assert inference.gone.wait(SECONDS)
         assert time.monotonic() - started < 3
+
+
+class TestWhileConnected:
+    def test_work_that_ends_as_the_caller_goes_is_given_and_not_lost(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "_HANG_UP_SECONDS", 0.01)
+
+        class Leaving:
+            """A request whose caller goes while the answer comes in."""
+
+            def __init__(self) -> None:
+                self.is_answered = asyncio.Event()
+
+            async def is_disconnected(self) -> bool:
+                self.is_answered.set()
+                await asyncio.sleep(0.01)
+                return True
+
+        async def run() -> str:
+            leaving = Leaving()
+
+            async def work() -> str:
+                await leaving.is_answered.wait()
+                return "a body that somebody has to close"
+
+            return await module._while_connected(cast("Request", leaving), work())
+
+        assert asyncio.run(run()) == "a body that somebody has to close"

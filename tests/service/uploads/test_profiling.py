@@ -101,8 +101,18 @@ class TestProblems:
         assert "does not occur in train; known are 'no', 'yes'" in problem.reason
         assert len(problem.reason) < 150
 
-    def test_of_images_name_the_row(self, tmp_path: Path):
-        values = [{"bytes": png(1), "path": None}] * 3 + [{"bytes": b"text", "path": "/x.png"}]
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"text",
+            # Pillow has readers for these, which raise NotImplementedError and RuntimeError.
+            b"DDS " + (124).to_bytes(4, "little") + bytes(120),
+            b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200),
+        ],
+        ids=["text", "dds", "avif"],
+    )
+    def test_of_images_name_the_row(self, content: bytes, tmp_path: Path):
+        values = [{"bytes": png(1), "path": None}] * 3 + [{"bytes": content, "path": "/x.png"}]
         pq.write_table(pa.table({"a": values}), tmp_path / "a.parquet")
         problem = column(convert_here(tmp_path, train=tmp_path / "a.parquet"), "a").problems[
             "image"
@@ -135,9 +145,14 @@ class TestProblems:
 
 
 class TestClasses:
-    def test_that_are_few_are_named(self, tmp_path: Path):
-        found = column(texts(tmp_path, train=["b", "a", "b"]), "a")
-        assert (found.num_classes, found.class_names) == (2, ("'a'", "'b'"))
+    def test_are_counted(self, tmp_path: Path):
+        assert column(texts(tmp_path, train=["b", "a", "b"]), "a").num_classes == 2
+
+    def test_with_long_names_are_told_of_in_few_words(self, tmp_path: Path):
+        names = [f"{number:02}{'x' * 48}" for number in range(20)]
+        converted = texts(tmp_path, train=names, validation=["other"])
+        reason = column(converted, "a").problems["label"]["validation"].reason
+        assert reason.endswith(", ".join([*map(repr, names[:3]), "…"]))
 
     def test_that_are_many_are_counted_and_not_kept(self, tmp_path: Path):
         secrets = [f"secret {row}" for row in range(500)]
