@@ -95,7 +95,7 @@ class _Tables:
         )
         yield GaugeMetricFamily(
             "hifi_jobs_without_worker",
-            "Queued jobs that no live worker can run: none has their backbone.",
+            "Queued jobs that no live worker can run: none has their backbone or may use the hub.",
             value=telemetry.jobs_without_worker,
         )
         yield GaugeMetricFamily(

@@ -120,7 +120,7 @@ def draft(
         elif room.waiting >= room.limit:
             drafts.append(
                 QuotaExceededError(
-                    f"as many jobs wait as may: {room.waiting:,}; the tenant's quota max_queued is "
+                    f"{room.waiting:,} jobs wait already; the tenant's quota max_queued is "
                     f"{room.limit:,}"
                 )
             )

@@ -301,7 +301,7 @@ def fail(
 
 def _stop(session: Session, job: Job, *, now: datetime) -> JobStatus:
     if job.status is JobStatus.CANCELLING:
-        move(session, job, JobStatus.CANCELLED, message="cancelled", now=now)
+        move(session, job, JobStatus.CANCELLED, message="its worker has stopped", now=now)
     else:
-        move(session, job, JobStatus.PAUSED, message="paused", now=now)
+        move(session, job, JobStatus.PAUSED, message="its worker has stopped", now=now)
     return job.status

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"hifi_[A-Za-z0-9_-]{43}")  # as store.tenants makes them
 # Third-party loggers that tell little at their own level.
-_QUIET = ("celery.worker.strategy", "kombu", "httpx2", "httpcore2", "alembic.runtime.migration")
+_QUIET = (
+    "celery.app.trace",
+    "celery.worker.strategy",
+    "kombu",
+    "httpx2",
+    "httpcore2",
+    "alembic.runtime.migration",
+)
 
 
 def _without_keys(line: str) -> str:

@@ -49,7 +49,7 @@ def newest_first(
     if after is not None:
         last = session.scalars(query.where(table.id == after)).one_or_none()
         if last is None:
-            raise NotFoundError("row to go on after", after, param="after")
+            raise NotFoundError("entry", after, param="after")
         query = query.where(
             sa.tuple_(table.created_at, table.id) < sa.tuple_(last.created_at, last.id)
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
 from kombu.exceptions import KombuError
 
 from store.settings import read_settings
@@ -122,6 +124,8 @@ def consume(
         run_one()
 
     app.task(take_token, name=TASK)
+    # It advises root to use an option that `hifi worker` does not have.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker: WorkController = app.Worker(
         hostname=name, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True
     )

@@ -26,13 +26,15 @@ _FORGOTTEN = timedelta(days=1)  # a worker that was not seen for so long
 _TOKEN_SECONDS = 10.0  # a token that nobody took in this time is taken for lost
 
 
-def take_back_expired(database: Database) -> int:
+def take_back_expired(database: Database, *, before: datetime) -> int:
     """Take back the jobs whose lease has run out.
 
     Only one process does it at a time; for the others there is nothing to do.
 
     Args:
         database: where the jobs are.
+        before: a moment at which the database answered; what has run out since then may have done
+            so because it did not.
 
     Returns:
         How many jobs were taken back; what their workers still write is refused.
@@ -40,9 +42,9 @@ def take_back_expired(database: Database) -> int:
     with database.write() as session:
         if not _lock(session):
             return 0
-        now = database_now(session)
-        expired = sa.select(Job.id).where(IS_LEASED, Job.lease_until < now)
-        return _take_back_all(session, session.scalars(expired).all(), now=now)
+        expired = sa.select(Job.id).where(IS_LEASED, Job.lease_until < before)
+        jobs = session.scalars(expired).all()
+        return _take_back_all(session, jobs, now=database_now(session), before=before)
 
 
 def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
@@ -58,13 +60,14 @@ def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
         How many jobs were taken back.
     """
     with database.write() as session:
+        if not is_sqlite(session):
+            session.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         now = database_now(session)
-        theirs = sa.select(Job.id).where(IS_LEASED, Job.worker_id.in_(worker_ids))
-        jobs = session.scalars(theirs).all()
-        expired = sa.update(Job).where(Job.id.in_(jobs), Job.worker_id.in_(worker_ids), IS_LEASED)
-        session.execute(expired.values(lease_until=now - timedelta(seconds=1)))
+        theirs = sa.update(Job).where(IS_LEASED, Job.worker_id.in_(worker_ids))
+        expired = theirs.values(lease_until=now - timedelta(seconds=1)).returning(Job.id)
+        jobs = session.scalars(expired).all()
         session.execute(sa.delete(Worker).where(Worker.id.in_(worker_ids)))
-        return _take_back_all(session, jobs, now=now)
+        return _take_back_all(session, jobs, now=now, before=now)
 
 
 def renew_tokens(database: Database, *, live_seconds: float) -> int:
@@ -121,20 +124,22 @@ def _lock(session: Session) -> bool:
     return bool(session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))))
 
 
-def _take_back_all(session: Session, job_ids: Collection[str], *, now: datetime) -> int:
-    taken_back = sum(_take_back(session, job_id, now=now) for job_id in job_ids)
+def _take_back_all(
+    session: Session, job_ids: Collection[str], *, now: datetime, before: datetime
+) -> int:
+    taken_back = sum(_take_back(session, job_id, now=now, before=before) for job_id in job_ids)
     if taken_back:
         count(session, LEASE_LOSSES, by=taken_back)
     return taken_back
 
 
-def _take_back(session: Session, job_id: str, *, now: datetime) -> bool:
+def _take_back(session: Session, job_id: str, *, now: datetime, before: datetime) -> bool:
     """Finish what a dead worker was asked to do, or queue its job anew; tell whether it is dead."""
     try:
         job = lock_job(session, job_id)
     except NotFoundError:  # it has ended after all, and was deleted
         return False
-    if not job.status.is_leased or job.lease_until is None or job.lease_until >= now:
+    if not job.status.is_leased or job.lease_until is None or job.lease_until >= before:
         return False
     if job.status is JobStatus.CANCELLING:
         move(session, job, JobStatus.CANCELLED, message="cancelled; its worker was lost", now=now)

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX = "HIFI_"
+# Where pydantic's words say less than they could.
+_WANTED = {
+    "broker_url": "redis://… or rediss://… is needed",
+    "database_url": "postgresql://user:password@host/name or sqlite:////file is needed",
+    "device": "auto, cpu, cuda or cuda:N is needed",
+}
+_REASONS = {
+    "float_parsing": "a number is needed",
+    "int_parsing": "a whole number is needed",
+}
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PRIVATE = frozenset({"database_url", "broker_url", "artifacts_url", "secret_key", "infer_token"})
 _GIB = 1 << 30
@@ -156,5 +166,6 @@ def _describe(error: ErrorDetails) -> str:
     if not error["loc"]:
         return reason
     field = str(error["loc"][0])
+    reason = _WANTED.get(field) or _REASONS.get(error["type"]) or reason
     value = "" if field in _PRIVATE else f"={error['input']!r}"
     return f"{PREFIX}{field.upper()}{value}: {reason}"

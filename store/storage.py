@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _BLOB = re.compile(r"([^/]+)/([0-9a-f]{64})")
 _UNFINISHED = "*/*#*"  # what obstore names a file in a folder until it is whole
+_MARK = ".hifi-artifacts"  # in a folder that was made here; one without it may be a missing disk
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -62,7 +63,10 @@ class ArtifactStorage:
         try:
             if urlsplit(url).scheme in ("", "file"):
                 self._folder = Path(url.removeprefix("file://")).absolute()
+                is_new = not self._folder.exists()
                 self._store = LocalStore(self._folder, mkdir=True)
+                if is_new:
+                    (self._folder / _MARK).touch()
             else:
                 self._store = from_url(url, retry_config=_RETRIES)
         except (ObstoreError, ValueError, OSError) as error:
@@ -101,15 +105,21 @@ class ArtifactStorage:
             try:
                 answer = obstore.get(self._store, name, options=options)
             except FileNotFoundError as error:
-                if self._is_away(tenant_id):
-                    raise
+                self._check_presence()
                 raise BlobLostError(f"blob {sha256} is not in the artifact store") from error
             stream = answer.stream(min_chunk_size=_CHUNK)
         return _chunks(stream, sha256)
 
-    def _is_away(self, tenant_id: str) -> bool:
-        """Tell whether a missing file may mean a missing disk: a tenant's folder outlives blobs."""
-        return self._folder is not None and not (self._folder / tenant_id).is_dir()
+    def _check_presence(self) -> None:
+        """See that it is a blob that is missing, and not the whole store: a bucket, or a disk.
+
+        Raises:
+            ArtifactStorageError: it may be the store.
+        """
+        if self._folder is None:
+            self.check()
+        elif not (self._folder / _MARK).exists():
+            raise ArtifactStorageError(f"{self._folder} does not look like the artifact store")
 
     def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
         """Copy a blob into a file, which appears whole and as its name says, or not at all.
@@ -182,15 +192,14 @@ class ArtifactStorage:
         Raises:
             ArtifactStorageError: the folder cannot be written.
         """
-        removed = 0
+        if self._folder is None:
+            return 0
         with _typed("remove what is unfinished"):
-            for path in self._folder.glob(_UNFINISHED) if self._folder is not None else ():
-                name = path.relative_to(self._folder or path).as_posix().partition("#")[0]
-                changed_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-                if _BLOB.fullmatch(name) and changed_at < before:
-                    path.unlink()
-                    removed += 1
-        return removed
+            return sum(
+                _remove_if_old(path, before=before)
+                for path in self._folder.glob(_UNFINISHED)
+                if _BLOB.fullmatch(f"{path.parent.name}/{path.name.partition('#')[0]}")
+            )
 
     def check(self) -> None:
         """See that the store answers.
@@ -204,6 +213,16 @@ class ArtifactStorage:
 
 def _name(tenant_id: str, sha256: str) -> str:
     return f"{tenant_id}/{sha256}"
+
+
+def _remove_if_old(path: Path, *, before: datetime) -> bool:
+    try:
+        if datetime.fromtimestamp(path.stat().st_mtime, UTC) >= before:
+            return False
+        path.unlink()
+    except FileNotFoundError:  # it is whole by now, or somebody else has removed it
+        return False
+    return True
 
 
 def _range(start: int, end: int | None) -> tuple[int, int] | OffsetRange:

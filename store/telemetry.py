@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -14,10 +14,12 @@ from store.claims import Claimant
 from store.database import database_now, is_sqlite
 from store.states import JobStatus
 from store.tables import IS_LEASED, IS_QUEUED, Counter, Job, JobEvent
-from store.workers import count_live_workers, live_workers
+from store.workers import live_workers
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from store.tables import Worker
 
 LEASE_LOSSES = "lease_losses"
 ENGINE_CRASHES = "engine_crashes"
@@ -56,25 +58,26 @@ def measure(session: Session) -> Telemetry:
     ).one()
     speed = session.scalars(sa.select(sa.func.sum(Job.steps_per_second)).where(IS_LEASED)).one()
     counters = {row.name: row.value for row in session.scalars(sa.select(Counter))}
+    workers = live_workers(session)
     waited = 0.0 if oldest is None else (database_now(session) - oldest).total_seconds()
     return Telemetry(
         jobs_by_state={str(status): counts.get(str(status), 0) for status in JobStatus},
         oldest_queued_seconds=max(0.0, waited),
         steps_per_second=float(speed or 0.0),
-        jobs_without_worker=_count_without_worker(session),
-        live_workers=count_live_workers(session),
+        jobs_without_worker=_count_without_worker(session, workers),
+        live_workers=len(workers),
         counters={name: counters.get(name, 0) for name in (LEASE_LOSSES, ENGINE_CRASHES)},
     )
 
 
-def _count_without_worker(session: Session) -> int:
+def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
     claimants = [
         Claimant(
             worker_id=worker.id,
             backbones=frozenset(worker.backbones),
             allows_hub=worker.allows_hub,
         )
-        for worker in live_workers(session)
+        for worker in workers
     ]
     is_pinned = Job.revision.is_not(None)
     waiting = (

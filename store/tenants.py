@@ -153,9 +153,8 @@ def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None
         NotFoundError: there is no such tenant.
     """
     tenant = lock_tenant(session, tenant_id)
-    for name, limit in vars(OwnQuotas(**own)).items():
-        if name in own:
-            setattr(tenant, name, limit)
+    for name in vars(OwnQuotas(**own)).keys() & own.keys():
+        setattr(tenant, name, own[name])
     session.flush()
     return tenant
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -70,12 +70,17 @@ def register(
         )
 
 
-def beat(database: Database, worker_id: str) -> bool:
-    """Note that a worker is alive; tell whether it was still signed on."""
+def beat(database: Database, worker_id: str) -> datetime | None:
+    """Note that a worker is alive.
+
+    Returns:
+        When, by the database's clock; None where the worker is not signed on.
+    """
     with database.write() as session:
-        noted = sa.update(Worker).where(Worker.id == worker_id)
-        query = noted.values(seen_at=database_now(session)).returning(Worker.id)
-        return session.scalars(query).one_or_none() is not None
+        now = database_now(session)
+        noted = sa.update(Worker).where(Worker.id == worker_id).values(seen_at=now)
+        known = session.scalars(noted.returning(Worker.id)).one_or_none()
+        return None if known is None else now
 
 
 def leave(database: Database, worker_id: str) -> None:
@@ -92,7 +97,9 @@ def live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> Seq
 
 def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
     """Count the workers that were seen in these last seconds."""
-    return len(live_workers(session, live_seconds=live_seconds))
+    since = database_now(session) - timedelta(seconds=live_seconds)
+    query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
+    return session.scalars(query).one()
 
 
 def put_backbone(database: Database, description: BackboneDescription) -> None:

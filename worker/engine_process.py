@@ -16,6 +16,7 @@ import threading
 from functools import partial
 from typing import BinaryIO, Literal, cast
 
+from hifi.errors import HifiError
 from store.logs import configure_logging
 from store.machine import end_with_parent
 from worker.messages import (
@@ -57,7 +58,10 @@ class Engine:
             release_memory,
         )
 
-        backbones = make_resident_backbones(self._device)
+        try:
+            backbones = make_resident_backbones(self._device)
+        except HifiError as error:
+            sys.exit(f"the engine cannot start: {error}")
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         self._tell(Ready())
         while True:

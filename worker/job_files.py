@@ -51,7 +51,8 @@ class JobFiles:
         """Copy a data set's splits here.
 
         Raises:
-            ArtifactStorageError: one is missing or damaged, or the store cannot be reached.
+            BlobLostError: one is missing or damaged.
+            ArtifactStorageError: the store cannot be reached.
             OSError: no room.
         """
         files = {split: self.data / f"{split}.parquet" for split in splits}
@@ -63,7 +64,7 @@ class JobFiles:
         """Copy a checkpoint here, from which the library then goes on.
 
         Raises:
-            ArtifactStorageError, OSError: as :meth:`fetch_splits`.
+            BlobLostError, ArtifactStorageError, OSError: as :meth:`fetch_splits`.
         """
         for name, blob in checkpoint["files"].items():
             file = self.checkpoints / name

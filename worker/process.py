@@ -51,7 +51,11 @@ def run_worker(settings: Settings) -> None:
     database = Database(settings.database_url)
     check(database)
     storage = ArtifactStorage(settings.artifacts_url)
-    engine = EngineProcess(device=settings.device, environment=_engine_environment(settings))
+    engine = EngineProcess(
+        device=settings.device,
+        log_format=settings.log_format,
+        environment=_engine_environment(settings),
+    )
     try:
         dead: list[str] = []
         work = settings.home / "work"
@@ -77,8 +81,12 @@ def run_worker(settings: Settings) -> None:
 
 def _take_back_from(dead: Sequence[str], *, database: Database) -> None:
     """Take back the jobs of workers that have died on this machine: nobody else knows so soon."""
-    ours = [name for name in dead if name.startswith(f"{machine_name()}-")]
-    taken_back = take_back_from(database, ours) if ours else 0
+    ours = [name for name in dead if name.rsplit("-", 2)[0] == machine_name()]
+    try:
+        taken_back = take_back_from(database, ours) if ours else 0
+    except OUTAGES as error:  # then their leases run out
+        _log.warning("jobs of dead workers left to their leases", reason=type(error).__name__)
+        return
     if taken_back:
         _log.warning("jobs of dead workers taken back", jobs=taken_back)
 

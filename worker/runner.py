@@ -106,6 +106,7 @@ class _Run:
         self._wish: Wish | None = None  # that the engine was told
         self._trouble: tuple[float, int] | None = None  # since when; checkpoints kept by then
         self._heard = time.monotonic()
+        self._checkpoint = job.checkpoint  # that is still to be brought here
 
     def work(self) -> JobStatus:
         """Work until the job is not ours any more; give the state in which we leave it.
@@ -143,10 +144,12 @@ class _Run:
             BlobLostError: the data set is gone.
             ArtifactStorageError, OSError: they cannot be had now.
             StopWantedError: the job is to stop.
+            LeaseLostError: it was taken from us.
         """
         job, settings = self._job, self._workshop.settings
-        if job.checkpoint is not None:
-            self._fetch_checkpoint(job.checkpoint)
+        if self._checkpoint is not None:
+            self._fetch_checkpoint(self._checkpoint)
+            self._checkpoint = None
         backbone = self._workshop.backbones.get(job.model)
         return {
             **finetune_arguments(
@@ -261,7 +264,7 @@ class _Run:
             self._keep_selection(told)
             reporter.advance(JobStatus.TRAINING, message=told.text)
         elif told.kind == "resumed":
-            reporter.advance(JobStatus.TRAINING, message=told.text)
+            self._hear_resumed(told)
         elif told.kind == "step":
             self._hear_step(told)
         elif told.kind == "evaluating":
@@ -273,6 +276,12 @@ class _Run:
         elif told.kind == "finished":
             reporter.progress = _progress("writing", told)
             self._note("message", told)
+
+    def _hear_resumed(self, told: Told) -> None:
+        reporter = self._reporter
+        if reporter.status is JobStatus.TRAINING:  # its engine had died, and no move tells of it
+            reporter.note(WorkEvent(type="message", message=told.text))
+        reporter.advance(JobStatus.TRAINING, message=told.text)
 
     def _hear_step(self, told: Told) -> None:
         speed = (told.samples_per_second or 0.0) / self._job.spec["training"]["batch_size"]

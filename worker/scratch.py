@@ -19,6 +19,8 @@ def own_folder(
 ) -> Iterator[Path]:
     """Make a folder for this process, and remove those of processes that are no more.
 
+    Whatever folder lies beside it and is locked by nobody counts as one of these.
+
     A process holds the lock in its folder for as long as it lives, however it ends.
 
     Args:
@@ -57,7 +59,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_orphans(parent: Path) -> Iterator[str]:
+def _remove_orphans(parent: Path) -> list[str]:
+    removed = []
     for folder in parent.iterdir():
         try:
             with (folder / _LOCK).open("a") as lock:
@@ -65,4 +68,5 @@ def _remove_orphans(parent: Path) -> Iterator[str]:
         except OSError:  # its process lives, or another one is removing it
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        yield folder.name
+        removed.append(folder.name)
+    return removed

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -41,7 +42,8 @@ class Upkeep:
         self._publisher = publisher
         self._closed = threading.Event()
         self._patience = min(workshop.settings.lease_seconds, LIVE_SECONDS)
-        self._heard = -math.inf  # when the database answered last
+        self._heard = -math.inf  # when the database answered last, by our clock
+        self._beat_at: datetime | None = None  # and by its own
         self._takes_back_from = 0.0
         # A sweep of a big store takes minutes, and the worker must be seen alive meanwhile.
         rounds = ((self._look_after_jobs, _BEAT_SECONDS), (self._sweep, _SWEEP_SECONDS))
@@ -68,25 +70,33 @@ class Upkeep:
 
     def _look_after_jobs(self) -> None:
         database = self._workshop.database
-        if not beat(database, self._workshop.worker_id):
-            self._workshop.sign_on()  # the tables were restored, or it was away for a day
-        if self._others_could_report():
-            taken_back = take_back_expired(database)
+        beat_at = beat(database, self._workshop.worker_id)
+        if beat_at is None:
+            if not self._closed.is_set():
+                self._workshop.sign_on()  # the tables were restored, or it was away for a day
+            return
+        if self._others_could_report(beat_at):
+            taken_back = take_back_expired(database, before=beat_at)
             if taken_back:
                 _log.warning("jobs of lost workers taken back", jobs=taken_back)
         tokens = renew_tokens(database, live_seconds=LIVE_SECONDS)
         if tokens:
             self._publisher.publish(tokens)
-        self._heard = time.monotonic()
 
-    def _others_could_report(self) -> bool:
+    def _others_could_report(self, beat_at: datetime) -> bool:
         """Tell whether whoever lives has had the time to renew its leases since the last outage.
 
-        A worker that has just started does not know, and waits too.
+        A worker that has just started does not know, and waits too. Our clock stands still while
+        this machine sleeps, and the database's may be set: a leap of either is an outage.
+
+        Args:
+            beat_at: now, by the database's clock.
         """
         now = time.monotonic()
-        if now - self._heard > _OUTAGE_SECONDS:
+        leap = 0.0 if self._beat_at is None else (beat_at - self._beat_at).total_seconds()
+        if max(now - self._heard, leap) > _OUTAGE_SECONDS:
             self._takes_back_from = now + self._patience
+        self._heard, self._beat_at = now, beat_at
         return now >= self._takes_back_from
 
     def _sweep(self) -> None:

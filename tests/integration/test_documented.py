@@ -113,7 +113,7 @@ class TestReadme:
         assert commands.pop(0) == "hifi serve"
         for command in commands:
             reader.type(command)
-        assert (tmp_path / "merged" / "model.safetensors").is_file()
+        assert (tmp_path / "merged-model" / "model.safetensors").is_file()
         (curl,) = blocks(text, "sh")
         for statement in statements(curl):
             reader.type(statement)
@@ -130,8 +130,8 @@ class TestServicePage:
         ]
         assert any("id: evt_" in text and "the head delta is stored" in text for text in printed)
         assert (tmp_path / "small.safetensors").is_file()
-        assert (tmp_path / "lora" / "adapter_config.json").is_file()
-        assert (tmp_path / "merged" / "tokenizer.json").is_file()
+        assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+        assert (tmp_path / "model" / "tokenizer.json").is_file()
 
     def test_the_same_with_commands_and_from_python(self, reader: Reader, tmp_path: Path):
         text = section("docs/service.md", "The same with commands")

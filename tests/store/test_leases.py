@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -271,7 +271,7 @@ class TestCrash:
         with database.write() as session:
             past = database_now(session) - timedelta(seconds=1)
             session.execute(sa.update(Job).values(lease_until=past))
-        take_back_expired(database)
+        take_back_expired(database, before=datetime.now(UTC))
         _, lease = claimed(database)
         assert lease.count_crash(code="engine_crashed", message="") is JobStatus.FAILED
         assert load(database, tenant, job_id).attempt == 3

@@ -35,6 +35,13 @@ def expire(database: Database) -> None:
         session.execute(sa.update(Job).where(Job.lease_until.is_not(None)).values(lease_until=past))
 
 
+def take_back(database: Database) -> int:
+    """Take back what has run out by now."""
+    with database.read() as session:
+        now = database_now(session)
+    return take_back_expired(database, before=now)
+
+
 def claimed_by(database: Database, worker_id: str) -> tuple[str, JobStatus]:
     """Give the one job that a worker has, and its state."""
     with database.read() as session:
@@ -52,7 +59,7 @@ class TestExpiredLeases:
     def test_a_living_workers_job_is_left_alone(self, database, tenant):
         add_job(database, tenant)
         job, _ = claimed(database)
-        assert take_back_expired(database) == 0
+        assert take_back(database) == 0
         assert load(database, tenant, job.id).status is JobStatus.VALIDATING
 
     def test_a_dead_ones_is_queued_again(self, database, tenant):
@@ -60,7 +67,7 @@ class TestExpiredLeases:
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")
         expire(database)
-        assert take_back_expired(database) == 1
+        assert take_back(database) == 1
         row = load(database, tenant, job.id)
         assert (row.status, row.attempt, row.worker_id) == (JobStatus.QUEUED, 2, None)
         assert claimed(database)[0].fence == 2
@@ -70,7 +77,7 @@ class TestExpiredLeases:
         for _ in range(reconciler.MAX_ATTEMPTS):
             job, _ = claimed(database)
             expire(database)
-            take_back_expired(database)
+            take_back(database)
         row = load(database, tenant, job.id)
         assert row.status is JobStatus.FAILED
         assert row.error is not None
@@ -83,7 +90,7 @@ class TestExpiredLeases:
             _, lease = claimed(database)
             lease.keep_checkpoint(step=step, files={})
             expire(database)
-            take_back_expired(database)
+            take_back(database)
         assert claimed(database)[0].attempt == 2
 
     @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ class TestExpiredLeases:
         with database.write() as session:
             ask(session, tenant, job.id)
         expire(database)
-        take_back_expired(database)
+        take_back(database)
         assert load(database, tenant, job.id).status is status
 
 
@@ -124,6 +131,17 @@ def age_tokens(database: Database) -> None:
         )
 
 
+class TestOutages:
+    def test_a_lease_that_ran_out_since_the_database_last_answered_is_left(self, database, tenant):
+        add_job(database, tenant)
+        claimed(database)
+        with database.read() as session:
+            before = database_now(session) - timedelta(seconds=5)
+        expire(database)
+        assert take_back_expired(database, before=before) == 0
+        assert take_back(database) == 1
+
+
 class TestDeletedJobs:
     def test_one_that_is_deleted_meanwhile_is_passed_over(self, database, tenant, monkeypatch):
         for _ in range(2):
@@ -138,7 +156,7 @@ class TestDeletedJobs:
             return lock_job(session, job_id)
 
         monkeypatch.setattr(reconciler, "lock_job", lock)
-        assert take_back_expired(database) == 1
+        assert take_back(database) == 1
 
 
 class TestDeadWorkers:
@@ -155,7 +173,7 @@ class TestDeadWorkers:
         assert other is JobStatus.VALIDATING
         with database.read() as session:
             assert list(session.scalars(sa.select(Worker.id))) == ["w1"]
-        assert take_back_expired(database) == 0
+        assert take_back(database) == 0
 
     def test_what_the_owner_asked_is_done(self, database, tenant):
         add_job(database, tenant)
@@ -202,7 +220,7 @@ class TestTokens:
         add_job(database, tenant)
         claimed(database)
         expire(database)
-        assert take_back_expired(database) == 1
+        assert take_back(database) == 1
         assert renew_tokens(database, live_seconds=60) == 1
 
 
@@ -220,7 +238,7 @@ class TestAlone:
         job, _ = claimed(database)
         expire(database)
         with ThreadPoolExecutor(4) as pool:
-            done = list(pool.map(lambda _: take_back_expired(database), range(4)))
+            done = list(pool.map(lambda _: take_back(database), range(4)))
         assert sum(done) == 1
         assert load(database, tenant, job.id).attempt == 2
 

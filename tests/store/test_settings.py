@@ -77,13 +77,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value", "named"),
         [
-            ("PORT", "x", "HIFI_PORT='x': .*integer"),
+            ("PORT", "x", "HIFI_PORT='x': a whole number"),
             ("PORT", "65536", "HIFI_PORT='65536': .*65535"),
+            ("LEASE_SECONDS", "x", "HIFI_LEASE_SECONDS='x': a number"),
             ("LEASE_SECONDS", "0", "HIFI_LEASE_SECONDS='0': .*greater than 0"),
             ("LEASE_SECONDS", "inf", "HIFI_LEASE_SECONDS='inf': .*finite"),
             ("MAX_UPLOAD_BYTES", "-1", "HIFI_MAX_UPLOAD_BYTES='-1'"),
             ("AUTH", "open", "HIFI_AUTH='open': .*'none' or 'keys'"),
-            ("DEVICE", "tpu", "HIFI_DEVICE='tpu'"),
+            ("DEVICE", "tpu", "HIFI_DEVICE='tpu': auto, cpu, cuda or cuda:N"),
             ("ALLOW_HUB", "maybe", "HIFI_ALLOW_HUB='maybe': .*boolean"),
             ("LOG_FORMAT", "xml", "HIFI_LOG_FORMAT='xml'"),
         ],

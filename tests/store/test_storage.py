@@ -26,6 +26,17 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+def aws(endpoint: str) -> dict[str, str]:
+    """Give the variables that lead to an S3 server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
 @pytest.fixture(params=["folder", "s3"])
 def storage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -35,13 +46,7 @@ def storage(
     import boto3  # noqa: PLC0415 - comes with moto
 
     endpoint: str = request.getfixturevalue("s3")
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    for name, value in aws(endpoint).items():
         monkeypatch.setenv(name, value)
     bucket = f"hifi-{os.getpid()}-{abs(hash(request.node.nodeid))}"
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
@@ -96,10 +101,23 @@ class TestRead:
         with pytest.raises(ArtifactStorageError):
             storage.read("ten_b", blob.sha256)
 
-    def test_of_a_tenant_whose_folder_is_gone_may_be_on_a_disk_that_is(self, tmp_path: Path):
-        storage = ArtifactStorage(str(tmp_path / "artifacts"))
-        with pytest.raises(ArtifactStorageError, match="cannot read") as caught:
-            storage.read("ten_a", "a" * 64)
+    def test_of_a_folder_that_may_be_a_missing_disk_nothing_is_taken_for_lost(self, tmp_path: Path):
+        made, empty = tmp_path / "made", tmp_path / "empty"
+        empty.mkdir()  # where a disk may have to be mounted first
+        for folder, error in ((made, BlobLostError), (empty, ArtifactStorageError)):
+            storage = ArtifactStorage(str(folder))
+            put(storage, tmp_path, b"another")
+            with pytest.raises(ArtifactStorageError) as caught:
+                storage.read("ten_a", "a" * 64)
+            assert type(caught.value) is error
+
+    def test_of_a_bucket_that_is_gone_nothing_is_taken_for_lost(
+        self, s3: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        for name, value in aws(s3).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ArtifactStorageError) as caught:
+            ArtifactStorage("s3://no-such-bucket/deltas").read("ten_a", "a" * 64)
         assert not isinstance(caught.value, BlobLostError)
 
 

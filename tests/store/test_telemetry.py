@@ -99,6 +99,6 @@ def test_counts_lost_leases_and_crashes(database: Database):
     claimed(database)
     with database.write() as session:
         session.execute(sa.update(Job).values(lease_until=datetime(2020, 1, 1, tzinfo=UTC)))
-    take_back_expired(database)
+    take_back_expired(database, before=datetime.now(UTC))
     with database.read() as session:
         assert measure(session).counters == {"lease_losses": 2, "engine_crashes": 2}

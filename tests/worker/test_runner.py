@@ -127,6 +127,11 @@ class Shop:
             assert [event.number for event in events] == list(range(1, len(events) + 1))
             return [(event.type, event.step) for event in events]
 
+    def warnings(self) -> list[str]:
+        with self.database.read() as session:
+            events, _ = list_events(session, self.row(), limit=1000)
+        return [event.message for event in events if event.level == "warn"]
+
     def artifacts(self) -> dict[str, bytes]:
         with self.database.read() as session:
             rows = list_artifacts(session, self.row())
@@ -267,10 +272,11 @@ class TestCheckpoints:
         def look(it: ScriptedEngine) -> None:
             left.extend(Path(it.job.arguments["checkpoint_dir"]).iterdir())
 
-        shop.run(ScriptedEngine([look, *BEGIN, *map(step, range(1, 5)), done()]))
+        shop.run(ScriptedEngine([look, *BEGIN, DIED], [*BEGIN, *map(step, range(1, 5)), done()]))
         assert left == []
         assert shop.status() is JobStatus.SUCCEEDED
         assert [number for kind, number in shop.events() if kind == "step"] == [1, 2, 3, 4]
+        assert len([text for text in shop.warnings() if "is gone" in text]) == 1
 
     def test_one_that_is_gone_already_is_passed_over(self, shop: Shop):
         gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
@@ -318,6 +324,16 @@ class TestDeath:
         events = shop.events()
         assert len([event for event in events if event == ("step", 1)]) == 1
         assert events.count(("selection", 0)) == 1
+
+    def test_is_told_with_where_it_goes_on(self, shop: Shop):
+        resumed = told("resumed", step=1, text="going on from the checkpoint of step 1")
+        engine = ScriptedEngine([*BEGIN, step(1), DIED], [resumed, step(2), done()])
+        shop.run(engine)
+        with shop.database.read() as session:
+            messages = [event.message for event in list_events(session, shop.row(), limit=99)[0]]
+        assert messages.count("going on from the checkpoint of step 1") == 1
+        died = next(place for place, text in enumerate(messages) if "SIGKILL" in text)
+        assert messages[died + 1] == "going on from the checkpoint of step 1"
 
     def test_again_and_again_fails_the_job(self, shop: Shop):
         shop.run(ScriptedEngine(*[[*BEGIN, DIED]] * 3))

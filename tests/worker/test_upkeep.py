@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -22,6 +25,8 @@ from worker.upkeep import Upkeep
 from worker.workshop import Workshop
 
 SECONDS = 0.01  # between two rounds, here
+START = datetime(2026, 1, 1, tzinfo=UTC)
+Look = Callable[..., bool]
 
 
 class Publisher:
@@ -86,7 +91,7 @@ class Rounds:
         monkeypatch.setattr(module, "take_back_expired", self._take_back)
         monkeypatch.setattr(module, "renew_tokens", self._renew)
 
-    def _take_back(self, _: Database) -> int:
+    def _take_back(self, _: Database, *, before: datetime) -> int:  # noqa: ARG002 - the real one's
         self.taken += 1
         return 0
 
@@ -110,32 +115,50 @@ class TestSignOfLife:
         rounds.error = ArtifactStorageError("away")
         upkeep = keep_up(workshop)
         for error in (ZeroDivisionError(), sa.exc.OperationalError("", {}, OSError())):
+            rounds.error = error
             leave(workshop.database, workshop.worker_id)
             wait_for(lambda: is_signed_on(workshop), seconds=5)
-            rounds.error = error
+            time.sleep(5 * SECONDS)
         rounds.error = None
         wait_for(lambda: rounds.renewed, seconds=5)
         upkeep.close()
 
 
 class TestTheDeadsJobs:
-    def test_are_not_taken_before_the_living_had_time_to_renew_their_leases(
-        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(module, "_OUTAGE_SECONDS", 0.2)
+    """They are not taken before the living had the time to renew their leases."""
+
+    @pytest.fixture
+    def look(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
+        """Give a function that goes one round at a moment; it tells whether jobs were taken."""
+        monkeypatch.setattr(module, "_BEAT_SECONDS", 3600.0)
         rounds = Rounds(monkeypatch)
-        upkeep = keep_up(workshop)
-        wait_for(lambda: rounds.renewed >= 3, seconds=5)
-        assert rounds.taken == 0  # a worker that starts cannot know who could report
-        wait_for(lambda: rounds.taken, seconds=5)
-        rounds.error = ArtifactStorageError("away")
-        time.sleep(0.4)
-        rounds.taken = rounds.renewed = 0
-        rounds.error = None
-        wait_for(lambda: rounds.renewed >= 3, seconds=5)
-        assert rounds.taken == 0
-        wait_for(lambda: rounds.taken, seconds=5)
+        upkeep = keep_up(replace(workshop, settings=Settings(lease_seconds=60)))
+
+        def look(at: float, *, by_the_database: float | None = None) -> bool:
+            rounds.taken = 0
+            beat_at = START + timedelta(seconds=at if by_the_database is None else by_the_database)
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: at))
+            monkeypatch.setattr(module, "beat", lambda *_: beat_at)
+            upkeep._look_after_jobs()
+            return bool(rounds.taken)
+
+        yield look
         upkeep.close()
+
+    def test_by_a_worker_that_has_just_started(self, look: Look):
+        assert [look(at) for at in (0, 5, 10, 14.9)] == [False] * 4
+        assert look(15.1)
+
+    def test_after_the_database_was_away(self, look: Look):
+        assert [look(at) for at in range(0, 22, 2)][-1]
+        assert [look(at) for at in (30, 32, 34, 36, 38, 40, 42, 44)] == [False] * 8
+        assert look(46)
+
+    def test_after_the_clock_of_either_side_has_leapt(self, look: Look):
+        assert [look(at) for at in range(0, 22, 2)][-1]
+        times = [22 + 2 * step for step in range(7)]
+        assert not any(look(at, by_the_database=at + 100) for at in times)
+        assert look(38, by_the_database=138)
 
 
 class TestTokens:

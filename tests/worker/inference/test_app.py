@@ -162,7 +162,7 @@ class TestRefusals:
     def test_the_delta_of_another_tenant(self, client: TestClient, order: dict):
         assert client.post("/merged", json=order).status_code == 200  # it is in the cache now
         response = client.post("/merged", json={**order, "tenant": "ten_2"})
-        check_problem(response, 503, "artifact_storage")
+        check_problem(response, 503, "blob_lost")
 
     def test_a_blob_that_is_no_delta(
         self, client: TestClient, home: Home, order: dict, tmp_path: Path
