@@ -315,6 +315,8 @@ def _start(
         path, checkpoint = found
         check_job(path, checkpoint, job=job)
         message = f"going on from the checkpoint of step {checkpoint.step}"
+        if not checkpoint.step:
+            message = "going on after the selection: no step was kept yet"
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
     _check_backbone(ready, selection=scoring.given)

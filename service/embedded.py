@@ -122,7 +122,7 @@ class _Arrival:
             self._announce(self._url)
         elif now >= self._tell_at:
             self._tell_at = now + _WAITING_SECONDS
-            _log.info("waiting", missing=missing, models=str(self._models))
+            _log.info("waiting", missing=missing, models=str(self._models), url=self._url)
 
     def _missing(self) -> list[str]:
         """Name what is not there yet; the worker first, which takes the longest."""

@@ -43,6 +43,9 @@ def gateway_is_healthy(settings: Settings) -> bool:
 def inference_is_healthy(settings: Settings) -> bool:
     """Ask the inference process whether it is alive."""
     address = urlsplit(settings.infer_url)
+    embedded = settings.home / "infer.sock"  # where `hifi serve` lets it listen by itself
+    if "infer_url" not in settings.model_fields_set and embedded.is_socket():
+        return _answers("http://inference/healthz", uds=str(embedded))
     if address.scheme == "unix":
         path = Path(unquote(address.path))
         return path.is_socket() and _answers("http://inference/healthz", uds=str(path))
@@ -88,11 +91,15 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in CHECKS:
         sys.stderr.write(f"usage: python -m service.health {'|'.join(CHECKS)}\n")
         return 2
+    name = arguments[0]
     try:
-        return 0 if CHECKS[arguments[0]](read_settings()) else 1
+        is_healthy = CHECKS[name](read_settings())
     except StoreError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    if not is_healthy:
+        sys.stderr.write(f"no healthy {name} was found with these settings\n")
+    return 0 if is_healthy else 1
 
 
 if __name__ == "__main__":

@@ -27,6 +27,6 @@ def told_outages() -> Iterator[None]:
     except OUTAGES as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise DatabaseAwayError(
-            f"the database does not answer ({reason}): is it running, is HIFI_DATABASE_URL its "
-            "address, and was it made (`hifi migrate`)?"
+            f"the database cannot be reached ({reason}): is it running, is HIFI_DATABASE_URL its "
+            "address, and is there a database of that name? Postgres makes one with `createdb`"
         ) from error

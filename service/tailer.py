@@ -160,13 +160,18 @@ class Tailer:
                 state = seen.state
                 if state is None:
                     return
-                # A poll from before our own read must not turn the progress back.
-                if state.progress != shown and state.last_event >= after:
-                    shown = state.progress
-                    yield shown
+                # A poll from before our own read must not turn the progress back. What is over is
+                # told first, so that nobody takes it for news.
+                is_news = state.progress != shown and state.last_event >= after
                 for event in seen.events:
+                    if is_news and event.number == state.last_event:
+                        is_news, shown = False, state.progress
+                        yield shown
                     after = event.number
                     yield event
+                if is_news and not seen.events:
+                    shown = state.progress
+                    yield shown
                 # Without events short of the last one the job is being deleted: the poll will tell.
                 if after >= state.last_event or not seen.events:
                     if state.progress.status.is_finished:

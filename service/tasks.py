@@ -29,6 +29,7 @@ METRICS: dict[TaskType, tuple[Metric, ...]] = {  # of every task type that there
 }
 _IMAGE_TASK: TaskType = "image-classification"
 _LABEL_NAMES = ("label", "labels")
+_RENAME = " (a column of this name is the label: rename it where another one is meant)"
 
 
 def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
@@ -76,8 +77,9 @@ def check_certain_task(profile: DatasetProfile) -> None:
         return
     for each in _obstacles(task, profile, splits=("train", "validation", "test")):
         if each.split != "test" or each.use in ("text", "image"):  # tests may have no labels
+            hint = _RENAME if each.column in _LABEL_NAMES else ""
             raise DatasetInvalidError(
-                each.reason, split=each.split, row=each.row, column=each.column
+                each.reason + hint, split=each.split, row=each.row, column=each.column
             )
 
 

@@ -128,15 +128,26 @@ class _Commands:
         show_command(*arguments)
         self._call(arguments, stdout=sys.stdout.fileno())
 
-    def ask(self, *arguments: str) -> dict[str, Any]:
-        """Show a command and run it with ``--json``; give its document.
+    def run_and_read(self, *arguments: str) -> str:
+        """Show a command and run it; show what it prints, and give that.
 
         Raises:
             DemoError: it failed.
         """
-        show_command(*arguments, "--json")
-        printed = self._call((*arguments, "--json"), stdout=subprocess.PIPE)
-        document: dict[str, Any] = json.loads(printed)
+        show_command(*arguments)
+        printed = self._call(arguments, stdout=subprocess.PIPE).decode()
+        say(printed.rstrip())
+        return printed
+
+    def look_up(self, *arguments: str) -> dict[str, Any]:
+        """Give the document that a command prints with ``--json``, without a word about it.
+
+        Raises:
+            DemoError: it failed.
+        """
+        document: dict[str, Any] = json.loads(
+            self._call((*arguments, "--json"), stdout=subprocess.PIPE)
+        )
         return document
 
     def _call(self, arguments: tuple[str, ...], *, stdout: int) -> bytes:
@@ -161,19 +172,18 @@ def _tell(commands: _Commands, folder: Path, *, model: str, source: str) -> dict
         source: its name or folder here.
     """
     train, validation = (str(folder / f"{split}.jsonl") for split in ("train", "validation"))
-    dataset = commands.ask(
+    pushed = commands.run_and_read(
         "datasets", "push", train, "--validation", validation, "--name", "libraries"
     )
-    say(f"{dataset['id']}: {', '.join(dataset['columns'])}")
-    job = commands.ask(
-        *("jobs", "submit", "--model", model, "--dataset", dataset["id"], *TASK),
+    submitted = commands.run_and_read(
+        *("jobs", "submit", "--model", model, "--dataset", _identifier("ds", pushed), *TASK),
         *("--name", "demo", "--watch"),
     )
+    job = commands.look_up("jobs", "show", _identifier("job", submitted))
     metrics: dict[str, Any] = job["result"]["metrics"]
-    say(f"{job['id']} {job['status']}: validation accuracy {metrics['accuracy']:.4f}")
     commands.run("jobs", "heads", job["id"])
     delta = str(folder / DELTA)
-    downloaded = commands.ask("jobs", "download", job["id"], "--out", delta)
+    downloaded = commands.run_and_read("jobs", "download", job["id"], "--out", delta)
     _check_download(folder / DELTA, downloaded, job)
     backbone = () if source == MODEL else ("--model", source)
     commands.run("merge", "--delta", delta, *backbone, "--out", str(folder / "merged"))
@@ -181,16 +191,24 @@ def _tell(commands: _Commands, folder: Path, *, model: str, source: str) -> dict
     return metrics
 
 
-def _check_download(path: Path, downloaded: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+def _identifier(kind: str, printed: str) -> str:
+    """Find the identifier in what a command has printed."""
+    found = re.search(rf"\b{kind}_[a-z0-9]{{24}}\b", printed)
+    if found is None:
+        raise DemoError(f"the command printed no {kind}_… identifier")
+    return found[0]
+
+
+def _check_download(path: Path, downloaded: str, job: Mapping[str, Any]) -> None:
     """Compare the file with what the command and the job say of it.
 
     Raises:
         DemoError: it is another.
     """
     found = output.describe_file(path)["sha256"]
-    if not found == downloaded["sha256"] == job["artifact"]["sha256"]:
+    if found not in downloaded or found != job["artifact"]["sha256"]:
         raise DemoError(
-            f"{path} has the sha256 {found}, the command said {downloaded['sha256']}, the job "
-            f"says {job['artifact']['sha256']}"
+            f"{path} has the sha256 {found}, the job says {job['artifact']['sha256']}, the command "
+            f"said: {downloaded}"
         )
     say(f"{path.name}: sha256 {found}, as the job says.")

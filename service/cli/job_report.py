@@ -48,15 +48,18 @@ def _task(task: Mapping[str, Any]) -> str:
     parts = [str(task.get("type") or "")]
     parts += [f"of {' and '.join(of)}"] if of else []
     parts += [f"by {task['label']}"] if task.get("label") else []
-    parts += [f"metric {task['metric']}"] if task.get("metric") else []
-    return " ".join(filter(None, parts))
+    metric = f", metric {task['metric']}" if task.get("metric") else ""
+    return " ".join(filter(None, parts)) + metric
 
 
 def describe_progress(job: Job) -> str:
-    """Say how far a job is that somebody works on; an empty text for others."""
+    """Say how far a job is that has not ended; an empty text where there is nothing to say."""
     progress = job["progress"]
-    if job["finished_at"] is not None or not progress["phase"]:
+    if job["finished_at"] is not None:
         return ""
+    if not progress["phase"]:
+        done, total = progress["step"], progress["total_steps"]
+        return f"stopped at {done or 0}/{total}" if total else ""
     eta = progress["eta_seconds"]
     rest = "" if eta is None else f"ETA {output.format_seconds(eta)}"
     return " ".join(filter(None, (progress["phase"], count_steps(progress), rest)))

@@ -224,9 +224,10 @@ def _download(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(document)
         return output.EXIT_OK
+    unpack = f"; tar -xf {done.path} -C FOLDER" if args.lora or args.merged else ""
     output.print_facts(
         {
-            "written": f"{done.path}  {output.format_bytes(done.bytes)}  {what}",
+            "written": f"{done.path}  {output.format_bytes(done.bytes)}  {what}{unpack}",
             "sha256": done.sha256,
         }
     )

@@ -84,9 +84,8 @@ class BarDisplay:
 
     def show_event(self, event: Event) -> None:
         """Show an event."""
-        if event["type"] == "step":
-            self._step.take(event)
-        elif line := _line(event):
+        self._step.take(event)
+        if line := _line(event):
             self._progress.console.print(escape(line), highlight=False)
 
     def show_progress(self, progress: JobProgress) -> None:
@@ -121,9 +120,8 @@ class LineDisplay:
 
     def show_event(self, event: Event) -> None:
         """Show an event."""
-        if event["type"] == "step":
-            self._step.take(event)
-        elif line := _line(event):
+        self._step.take(event)
+        if line := _line(event):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show_progress(self, progress: JobProgress) -> None:
@@ -142,12 +140,16 @@ class LineDisplay:
 
 
 class _Step:
-    """What the newest step told."""
+    """What the newest step told; nothing any more once its run is over."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def take(self, event: Event) -> None:
+        if event["type"] == "status" or event["level"] == "warn":
+            self.text = ""
+        if event["type"] != "step":
+            return
         loss, speed = (event["data"].get(name) for name in ("loss", "samples_per_second"))
         parts = ["" if loss is None else f"loss {loss:.3f}"]
         parts.append("" if speed is None else f"{speed:.0f} samples/s")
@@ -157,8 +159,8 @@ class _Step:
 def _line(event: Event) -> str:
     """Say in one line what an event tells; an empty one where others say it."""
     data = event["data"]
-    if event["type"] == "selection":
-        return ""  # the move to training, right behind it, tells of it
+    if event["type"] in ("selection", "step"):
+        return ""  # the move to training, right behind it, tells of one; the bar of the other
     if event["type"] == "metrics":
         metrics = {name: value for name, value in data.items() if name != "step"}
         return f"step {data.get('step')}  {format_metrics(metrics)}"

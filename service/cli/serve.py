@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,14 +70,19 @@ def _announce(url: str) -> None:
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
     from service.listening import listen, url_of
+    from service.outages import told_outages
     from service.server import run_gateway
+    from store.database import Database
     from store.logs import configure_logging
+    from store.schema import check
 
     configure_logging(settings.log_format, process="gateway")
     if listener is not None:
         run_gateway(settings, socket.socket(fileno=listener))
         return output.EXIT_OK
     with listen(settings) as opened:
+        with told_outages(), closing(Database(settings.database_url, pool_size=1)) as database:
+            check(database)  # before anybody is told to come
         output.print_line(f"HiFi's gateway listens at {url_of(opened)}")
         run_gateway(settings, opened)
     return output.EXIT_OK

@@ -17,6 +17,7 @@ LOCAL = ("tune", "inspect", "merge", "export-lora")
 SERVED = ("datasets push", "jobs submit", "jobs heads", "jobs download", "merge")
 
 # Plays `hifi`: keeps what it was called with, and answers from a folder.
+DATASET, JOB = f"ds_{'d' * 24}", f"job_{'j' * 24}"
 FAKE = """
 import json, os, pathlib, shutil, signal, sys, time
 folder = pathlib.Path(os.environ["FAKE_FOLDER"])
@@ -159,15 +160,16 @@ class Fake:
         (folder / "merged").symlink_to(ran / "merged")
         artifact = {"sha256": tuned["artifact"]["sha256"]}
         job = {
-            "id": "job_1",
+            "id": JOB,
             "status": "succeeded",
             "result": tuned["result"],
             "artifact": artifact,
         }
-        self.say("datasets-push", {"id": "ds_1", "columns": {"text": "string"}})
-        self.say("jobs-submit", job)
+        self.say("datasets-push", f"id  {DATASET}")
+        self.say("jobs-submit", f"id  {JOB}")
+        self.say("jobs-show", job)
         self.say("jobs-heads", "a heat map")
-        self.say("jobs-download", artifact)
+        self.say("jobs-download", f"sha256  {artifact['sha256']}")
 
     def say(self, name, document):
         (self.folder / f"{name}.out").write_text(json.dumps(document))
@@ -210,6 +212,7 @@ class TestServed:
         assert tuple(shown) == ("serve", *SERVED)
         assert "HiFi is ready at http://127.0.0.1:9\n" in out
         assert "a heat map" in out
+        assert DATASET in out
         assert ", as the job says." in out
         assert "the very same" in out
         assert "bit for bit" in out
@@ -255,7 +258,13 @@ class TestServed:
         assert all(named["HIFI_URL"] == "http://127.0.0.1:7" for _, named in calls)
         assert all(named["HIFI_API_KEY"] == "hifi_mine" for _, named in calls)
 
-    @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-download"])
+    def test_a_command_that_names_nothing_ends_it(self, fake, arguments, capfd):
+        fake.say("jobs-submit", "posted something")
+        assert main(arguments) == 1
+        assert "printed no job_… identifier" in capfd.readouterr().err
+        assert fake.was_stopped
+
+    @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-show", "jobs-download"])
     def test_a_failing_command_ends_it_and_the_service(self, fake, arguments, name, capfd):
         fake.fail(name)
         assert main(arguments) == 1
@@ -272,15 +281,15 @@ class TestServed:
         assert "`hifi serve` ended: it will not" in capfd.readouterr().err
 
     def test_a_file_that_is_another_than_the_jobs_fails(self, fake, arguments, capfd):
-        fake.say("jobs-download", {"sha256": "0" * 64})
+        fake.say("jobs-download", f"sha256  {'0' * 64}")
         assert main(arguments) == 1
-        assert f"the command said {'0' * 64}" in capfd.readouterr().err
+        assert "0" * 64 in capfd.readouterr().err
         assert fake.was_stopped
 
     def test_a_merged_model_that_is_another_fails(self, fake, arguments, capfd):
-        job = json.loads((fake.folder / "jobs-submit.out").read_text())
+        job = json.loads((fake.folder / "jobs-show.out").read_text())
         job["result"]["metrics"]["accuracy"] += 0.1
-        fake.say("jobs-submit", job)
+        fake.say("jobs-show", job)
         assert main(arguments) == 1
         assert "the merged model's accuracy is" in capfd.readouterr().err
 

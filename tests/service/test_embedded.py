@@ -130,7 +130,9 @@ class TestServe:
         monkeypatch.setattr(embedded._log, "info", info)
         assert serve_embedded(settings, announce=pytest.fail) == signal.SIGTERM
         assert not go.exists()
-        assert told[0] == ("waiting", {"missing": ["worker"], "models": str(settings.models)})
+        event, of = told[0]
+        assert of.pop("url").startswith("http://127.0.0.1:")
+        assert (event, of) == ("waiting", {"missing": ["worker"], "models": str(settings.models)})
 
 
 class TestEnvironment:

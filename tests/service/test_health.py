@@ -82,6 +82,13 @@ class TestInference:
         with on_unix_socket(tmp_path / "infer.sock"):
             assert inference_is_healthy(settings)
 
+    def test_of_an_embedded_service_is_found_where_it_listens_by_itself(self, tmp_path):
+        settings = Settings(home=tmp_path)
+        with on_unix_socket(tmp_path / "infer.sock"):
+            assert inference_is_healthy(settings)
+        (tmp_path / "infer.sock").unlink()
+        assert not inference_is_healthy(settings)
+
 
 class TestWorker:
     def test_is_one_of_this_machine_that_was_seen_lately(self, settings):
@@ -108,8 +115,11 @@ class TestMain:
             "HIFI_PORT": str(free_loopback_port()),
         }
         command = [sys.executable, "-m", "service.health", "gateway"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+        )
         assert done.returncode == 1
+        assert done.stderr == "no healthy gateway was found with these settings\n"
 
     @pytest.mark.parametrize("arguments", [[], ["database"], ["gateway", "worker"]])
     def test_knows_three_processes(self, arguments, capsys):

@@ -112,7 +112,7 @@ class TestGateway:
         url = f"postgresql://me:geheim@127.0.0.1:{free_loopback_port()}/x"
         code, line = fail({**environment, "HIFI_DATABASE_URL": url})
         assert code == 1
-        assert line.startswith("hifi: error: the database does not answer")
+        assert line.startswith("hifi: error: the database cannot be reached")
         assert "geheim" not in line
 
     def test_a_port_in_use_is_one_line(self, environment, tmp_path):

@@ -151,6 +151,24 @@ class TestFollow:
 
         assert in_time(watch()) == [(None, None), ("selecting", 10), ("selecting", 20)]
 
+    def test_tells_of_progress_behind_what_is_over(
+        self, database: Database, running: tuple[str, Lease]
+    ):
+        job_id, lease = running
+        lease.report(Progress(phase="training", step=2, total_steps=9), events=[step(1), step(2)])
+
+        async def join() -> list[Any]:
+            got = []
+            async with aclosing(Tailer(database, interval=0.02).follow(job_id)) as seen:
+                async for item in seen:
+                    got.append(item)
+                    if len(got) == 5:
+                        break
+            return got
+
+        kinds = [type(item) for item in in_time(join())]
+        assert kinds == [JobEvent, JobEvent, JobEvent, ProgressSeen, JobEvent]
+
     def test_gives_the_last_event_last(self, database: Database, running: tuple[str, Lease]):
         job_id, lease = running
 

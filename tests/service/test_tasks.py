@@ -210,6 +210,11 @@ class TestCertain:
                 check_certain_task(columns)
             assert (caught.value.param, caught.value.row) == (split, 7)
 
+    def test_a_label_by_name_alone_is_told_how_to_be_none(self):
+        columns = profile({"label": {"label": {"train": self.PROBLEM}}}, **PAIR)
+        with pytest.raises(DatasetInvalidError, match="rename it where another one is meant"):
+            check_certain_task(columns)
+
     @pytest.mark.parametrize(
         "kinds",
         [

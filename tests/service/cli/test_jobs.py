@@ -169,7 +169,7 @@ class TestSubmit:
         assert main([*SUBMIT, "--dry-run"]) == 0
         assert stub.asked[0].path == "/jobs?dry_run=true"
         assert capsys.readouterr().out.splitlines() == [
-            "task      classification of text by label metric accuracy",
+            "task      classification of text by label, metric accuracy",
             "trains    666,820 parameters with the task head, 2.94% of the model",
             "artifact  float32 2.70 MB  int8 700.00 kB",
             "steps     72",
@@ -312,7 +312,7 @@ class TestShow:
         stub.on("GET", "/jobs/job_1", document(job))
         assert main(["jobs", "show", "job_1"]) == 0
         out = capsys.readouterr().out
-        assert "classification of text by label metric accuracy" in out
+        assert "classification of text by label, metric accuracy" in out
         assert "2 and the task head, 666,820 parameters" in out
         assert "a" * 64 in out
         assert "attempt" not in out

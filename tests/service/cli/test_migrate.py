@@ -49,7 +49,7 @@ class TestMigrate:
         monkeypatch.setenv("HIFI_DATABASE_URL", url)
         assert main(["migrate"]) == 1
         err = capsys.readouterr().err
-        assert "the database does not answer" in err
+        assert "the database cannot be reached" in err
         assert "geheim" not in err
         assert err.count("\n") == 1
 

@@ -14,8 +14,8 @@ from service.cli.progress import LINE_SECONDS, LineDisplay, job_display, transfe
 from service.cli.render import heat_map
 
 
-def event(kind, message="told", **data):
-    return {"id": "evt_1", "type": kind, "message": message, "data": data}
+def event(kind, message="told", level="info", **data):
+    return {"id": "evt_1", "type": kind, "level": level, "message": message, "data": data}
 
 
 def progress(phase, step=None, total=None, eta=None):
@@ -44,6 +44,17 @@ class TestLineDisplay:
             "training 3/4 loss 0.333  100 samples/s  ETA 0:01",
             "training 4/4 loss 0.250  100 samples/s  ETA 0:00",
         ]
+
+    @pytest.mark.parametrize(
+        "end", [event("status", status="queued"), event("message", level="warn")]
+    )
+    def test_what_a_lost_run_told_is_not_shown_beside_the_next_ones_steps(self, lines, end):
+        console, told = lines
+        display = LineDisplay(console)
+        display.show_event(event("step", step=60, loss=0.5, samples_per_second=99.6))
+        display.show_event(end)
+        display.show_progress(progress("training", 1, 80, eta=9.0))
+        assert told()[-1] == "training 1/80 ETA 0:09"
 
     def test_the_last_step_is_told_once(self, lines):
         console, told = lines
