@@ -8,6 +8,7 @@ from benchmarks import (
     memory,
     quality,
     selection,
+    serve,
     service_claim,
     service_gateway,
     service_overhead,
@@ -20,7 +21,7 @@ from benchmarks.rows import print_rows
 end_in_order()
 print(describe(), end="\n\n", flush=True)
 for benchmark in (
-    *(selection, training, end_to_end, memory),
+    *(selection, training, end_to_end, memory, serve),
     *(service_overhead, service_claim, service_gateway, claims),
 ):
     print(f"## {(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)

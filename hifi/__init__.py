@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hifi.backbone import HeadId
+    from hifi.bank import HeadBank
     from hifi.delta import HeadDelta
     from hifi.errors import HifiError
     from hifi.events import Control, TrainingEvent
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Control",
     "FinetuneResult",
+    "HeadBank",
     "HeadDelta",
     "HeadId",
     "HeadSelection",
@@ -41,6 +43,7 @@ __all__ = [
 _HOME_OF = {
     "Control": "hifi.events",
     "FinetuneResult": "hifi.finetuning",
+    "HeadBank": "hifi.bank",
     "HeadDelta": "hifi.delta",
     "HeadId": "hifi.backbone",
     "HeadSelection": "hifi.head_selection",

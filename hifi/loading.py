@@ -127,9 +127,30 @@ def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
     Raises:
         TaskNotSupportedError, DeltaFileError, ModelError: as for :func:`load_backbone`.
     """
+    config = load_config(source)
+    kind = configure_for(config, delta)
+    loaded = load_for_task(
+        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+    )
+    return LoadedBackbone(loaded.model, source, dict(delta.metadata.task or {}))
+
+
+def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> type[Task]:
+    """Put into a backbone's configuration what a delta's task needs of its model.
+
+    Args:
+        config: changed in place.
+        delta: says which task it is for.
+
+    Returns:
+        The task's type, which names the transformers class.
+
+    Raises:
+        TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
+    """
     task = dict(delta.metadata.task or {})
     kind, labels = _task_type(task), delta.metadata.labels
-    config = load_config(source)
     described = kind(
         inputs=(),
         label="",
@@ -141,10 +162,7 @@ def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
     _check_record(task, config=config)
     if "pad_token_id" in task:
         config.pad_token_id = task["pad_token_id"]
-    loaded = load_for_task(
-        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
-    )
-    return LoadedBackbone(loaded.model, source, task)
+    return kind
 
 
 def write_merged_model(

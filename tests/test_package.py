@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 EXPORTS = {
     "Control",
     "FinetuneResult",
+    "HeadBank",
     "HeadDelta",
     "HeadId",
     "HeadSelection",

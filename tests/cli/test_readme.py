@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,11 @@ class TestPython:
     @pytest.mark.usefixtures("minilm_path")
     def test_own_loop_and_undo_run_and_the_command_line_merges(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        exec(block("optimizer.step()") + block("HeadDelta.load("), {})  # noqa: S102 - our own
+        names: dict[str, Any] = {}
+        for words in ("optimizer.step()", "displaced", "HeadBank("):
+            exec(block(words), names)  # noqa: S102 - our own
+        assert names["logits"].shape == (2,)
+        assert names["hidden"].dim() == 2
         assert HeadDelta.load("films.safetensors").metadata.labels == ["bad", "good"]
         assert cli.main(["merge", "--delta", "films.safetensors", "--out", "merged"]) == 0
 

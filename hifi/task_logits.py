@@ -1,0 +1,120 @@
+"""Task heads without a backbone: what a task's model makes of a given last hidden state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from hifi.errors import TaskHeadMismatchError
+from hifi.loading import configure_for, quiet_transformers
+from hifi.row_names import describe_shape, shapes_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.delta import HeadDelta
+
+
+class _GivenBackbone(nn.Module):
+    """Stands in for the base model of a task's model: gives what was computed elsewhere.
+
+    Args:
+        base: the base model; of its modules a pooler alone is kept.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.pooler: nn.Module | None = getattr(base, "pooler", None)
+        self.hidden: Tensor | None = None
+
+    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Give the last hidden state, and what the pooler makes of it."""
+        hidden = self.hidden
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+        )
+
+
+class TaskLogits:
+    """The task heads of one shape, on one backbone.
+
+    A task's model is built without weights, and its base model replaced by one that repeats what
+    the bank has computed: so whatever transformers does between the last hidden state and the
+    logits is done here too, for every architecture.
+
+    Args:
+        model: the bare backbone.
+        delta: of any of the tasks.
+
+    Raises:
+        TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
+    """
+
+    def __init__(self, model: PreTrainedModel, delta: HeadDelta) -> None:
+        config = copy.deepcopy(model.config)
+        kind = configure_for(config, delta)
+        config.architectures = config.architectures or []  # where a list is needed, None is one
+        with torch.device("meta"), quiet_transformers():
+            build: Callable[..., PreTrainedModel] = kind.auto_class.from_config
+            task_model = build(config, dtype=model.dtype)
+        base = task_model.base_model
+        self._prefix = next(name for name, module in task_model.named_modules() if module is base)
+        self._given = _GivenBackbone(base)
+        setattr(task_model, self._prefix, self._given)
+        self._model = task_model.eval()
+        pooler = dict(model.named_parameters())
+        names = [name for name, _ in self._model.named_parameters()]
+        own = {name: name.removeprefix(f"{self._prefix}.") for name in names}
+        # What belongs to the backbone is its own unless a task has trained it: a pooler.
+        self._shared = {name: pooler[bare] for name, bare in own.items() if bare in pooler}
+        self._device, self._dtype = model.device, model.dtype
+
+    def weights_of(self, delta: HeadDelta) -> dict[str, Tensor]:
+        """Take a task head out of a delta, for this backbone's device and dtype.
+
+        Raises:
+            TaskHeadMismatchError: parameters that are missing, unknown or of another shape.
+        """
+        wanted = shapes_of(dict(self._model.named_parameters()))
+        found = {**shapes_of(self._shared), **shapes_of(delta.task_head)}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise TaskHeadMismatchError(
+                    f"task head: {name} is {describe_shape(found.get(name))} in the head delta and "
+                    f"{describe_shape(wanted.get(name))} in a {type(self._model).__name__}"
+                )
+        return {
+            name: tensor.to(self._device, self._dtype) for name, tensor in delta.task_head.items()
+        }
+
+    def apply(
+        self, weights: Mapping[str, Tensor], *, hidden: Tensor, batch: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Compute logits.
+
+        Args:
+            weights: from :meth:`weights_of`.
+            hidden: the last hidden state, ``[n, S, D]``.
+            batch: what the backbone was given for these samples: some heads look at its padding.
+
+        Returns:
+            Logits ``[n, labels]``.
+        """
+        self._given.hidden = hidden
+        try:
+            answer: Any = functional_call(
+                self._model, {**self._shared, **weights}, kwargs=dict(batch), strict=False
+            )
+        finally:
+            self._given.hidden = None
+        logits: Tensor = answer.logits
+        return logits
