@@ -16,7 +16,8 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.deployment import free_port, wait_for_port
+from benchmarks.deployment import wait_for_port
+from service.listening import free_loopback_port
 from store.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
 
 _KEEP_ALIVE_SECONDS = 30  # as the gateway's
@@ -69,7 +70,7 @@ async def _answer_sockets(port: int) -> None:
 @contextmanager
 def bare_server(kind: str) -> Iterator[int]:
     """Run one; give its port."""
-    port = free_port()
+    port = free_loopback_port()
     command = [sys.executable, "-m", "benchmarks.bare_servers", kind, str(port)]
     process = subprocess.Popen(command)  # noqa: S603 - this module
     try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import httpx2
 
 from benchmarks.claims import fresh_database
+from service.listening import free_loopback_port
 from store.database import Database
 from store.tenants import create_key, create_tenant
 from store.workers import put_backbone
@@ -45,7 +46,7 @@ class Deployment:
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
-        self.port = free_port()
+        self.port = free_loopback_port()
         self.url = f"http://127.0.0.1:{self.port}"
         given = {name: value for name, value in os.environ.items() if name[:5] != "HIFI_"}
         self.environment = {
@@ -194,7 +195,7 @@ def _redis() -> Iterator[str]:
     program = shutil.which("redis-server")
     if program is None:
         sys.exit("no redis-server on this machine")
-    port = free_port()
+    port = free_loopback_port()
     with tempfile.TemporaryDirectory(prefix="hifi-redis-") as folder:
         flags = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
         process = subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL)  # noqa: S603
@@ -218,14 +219,6 @@ def wait_for_port(port: int) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def free_port() -> int:
-    """Find a port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def resident_megabytes(pid: int) -> float:

@@ -108,7 +108,12 @@ def read_matching_task_head(
     present = {name: parameters[name].detach() for name in wanted if name in parameters}
     found = shapes_of(present)
     found |= {name: tuple(parameters[name].shape) for name in task_head_names(model)}
-    _check_same(wanted, found)
+    check_same(
+        wanted,
+        found,
+        hint="load the model with the task head that the delta was tuned with, or leave the task "
+        "head out with task_head=False",
+    )
     return {name: tensor.clone().cpu() for name, tensor in present.items()}
 
 
@@ -168,12 +173,20 @@ def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor
             )
 
 
-def _check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+def check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, hint: str) -> None:
+    """Refuse a task head whose parameters are not those of a model.
+
+    Args:
+        wanted: name to shape in the head delta.
+        found: and in the model.
+        hint: what to do about it.
+
+    Raises:
+        TaskHeadMismatchError: parameters that one side lacks, or has in another shape.
+    """
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise TaskHeadMismatchError(
                 f"task head: {name} is {describe_shape(wanted.get(name))} in the head delta and "
-                f"{describe_shape(found.get(name))} in the model; load the model with the task "
-                "head that the delta was tuned with, or leave the task head out with "
-                "task_head=False"
+                f"{describe_shape(found.get(name))} in the model; {hint}"
             )

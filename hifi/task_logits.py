@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from hifi.errors import TaskHeadMismatchError
 from hifi.loading import configure_for, quiet_transformers
-from hifi.row_names import describe_shape, shapes_of
+from hifi.placement import check_same
+from hifi.row_names import shapes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,14 +84,11 @@ class TaskLogits:
         Raises:
             TaskHeadMismatchError: parameters that are missing, unknown or of another shape.
         """
-        wanted = shapes_of(dict(self._model.named_parameters()))
-        found = {**shapes_of(self._shared), **shapes_of(delta.task_head)}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise TaskHeadMismatchError(
-                    f"task head: {name} is {describe_shape(found.get(name))} in the head delta and "
-                    f"{describe_shape(wanted.get(name))} in a {type(self._model).__name__}"
-                )
+        check_same(
+            {**shapes_of(self._shared), **shapes_of(delta.task_head)},
+            shapes_of(dict(self._model.named_parameters())),
+            hint=f"the delta's task calls for that of a {type(self._model).__name__}",
+        )
         return {
             name: tensor.to(self._device, self._dtype) for name, tensor in delta.task_head.items()
         }

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import sqlalchemy as sa
 
+from service.home import inference_socket
 from service.listening import reachable_host
 from store.database import OUTAGES, Database, database_now
 from store.errors import StoreError
@@ -43,7 +44,7 @@ def gateway_is_healthy(settings: Settings) -> bool:
 def inference_is_healthy(settings: Settings) -> bool:
     """Ask the inference process whether it is alive."""
     address = urlsplit(settings.infer_url)
-    embedded = settings.home / "infer.sock"  # where `hifi serve` lets it listen by itself
+    embedded = inference_socket(settings.home)  # where `hifi serve` lets it listen by itself
     if "infer_url" not in settings.model_fields_set and embedded.is_socket():
         return _answers("http://inference/healthz", uds=str(embedded))
     if address.scheme == "unix":

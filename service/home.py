@@ -81,13 +81,18 @@ def _write(descriptor: int, text: str) -> None:
     os.pwrite(descriptor, text.encode("ascii"), 0)
 
 
+def inference_socket(home: Path) -> Path:
+    """Name the socket of an embedded service's inference process."""
+    return home / "infer.sock"
+
+
 def choose_infer_url(home: Path) -> str:
     """Choose where the inference process of an embedded service listens.
 
     Returns:
         A Unix socket in the folder; a free port on loopback where its path is too long for one.
     """
-    path = home / "infer.sock"
+    path = inference_socket(home)
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
         return f"unix://{quote(str(path))}"
     return f"http://127.0.0.1:{free_loopback_port()}"

@@ -118,17 +118,6 @@ def keep_datasets(session: Session, dataset_ids: Collection[str]) -> Mapping[str
     return {dataset.id: dataset for dataset in rows}
 
 
-def _owned(tenant_id: str, dataset_id: str) -> sa.Select[Dataset]:
-    return sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
-
-
-def _load(session: Session, query: sa.Select[Dataset], dataset_id: str) -> Dataset:
-    dataset = session.scalars(query).one_or_none()
-    if dataset is None:
-        raise NotFoundError("dataset", dataset_id)
-    return dataset
-
-
 def list_datasets(
     session: Session, tenant_id: str, *, after: str | None, limit: int
 ) -> Page[Dataset]:
@@ -148,7 +137,10 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
         NotFoundError: there is none, or it is another tenant's.
         DatasetInUseError: a job that is not finished needs it.
     """
-    dataset = _load(session, _owned(tenant_id, dataset_id).with_for_update(), dataset_id)
+    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    dataset = session.scalars(query.with_for_update()).one_or_none()
+    if dataset is None:
+        raise NotFoundError("dataset", dataset_id)
     user = session.scalars(
         sa.select(Job.id).where(Job.dataset_id == dataset_id, Job.status.in_(LIVE)).limit(1)
     ).one_or_none()

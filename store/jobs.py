@@ -12,14 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
 
 from store.database import CLOCK, database_now
-from store.datasets import keep_datasets
 from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError, StoreError
 from store.identifiers import new_identifier
 from store.life import add_jobs, lock_job, move
 from store.pages import Page, newest_first
 from store.states import JobStatus
 from store.tables import IS_QUEUED, Artifact, Dataset, Job, JobEvent, Tenant
-from store.tenants import lock_tenants
 
 # All gateways together take turns with a tenant's row, a few dozen jobs at a time: in a fifth of a
 # second they cannot queue that many.
@@ -54,28 +52,6 @@ class QueuedJob:
     revision: str | None
     needs_hub: bool
     created_at: datetime
-
-
-def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> QueuedJob:
-    """Put a job into its tenant's queue.
-
-    Args:
-        session: a write transaction; publish a token after its commit.
-        tenant_id: whose job it is.
-        new: the job.
-        max_queued: waiting jobs of a tenant that has no quota of its own.
-
-    Raises:
-        NotFoundError: the tenant or the data set is not there, or is another tenant's.
-        QuotaExceededError: the tenant has as many waiting jobs as it may have.
-    """
-    lock_tenants(session, [tenant_id])
-    kept = keep_datasets(session, [new.dataset_id] if new.dataset_id else [])
-    (job,) = draft(session, [(tenant_id, new)], kept=kept, max_queued=max_queued)
-    if isinstance(job, StoreError):
-        raise job
-    enqueue(session, [job])
-    return job
 
 
 def draft(

@@ -205,11 +205,6 @@ def revoke_key(session: Session, key_id: str) -> None:
     key.revoked_at = key.revoked_at or database_now(session)
 
 
-def authenticate(session: Session, secret: str) -> KeyHolder | None:
-    """Find the tenant whose unrevoked key this is."""
-    return authenticate_all(session, [secret])[0]
-
-
 def authenticate_all(session: Session, secrets: Sequence[str]) -> list[KeyHolder | None]:
     """Find for each of several keys the tenant whose unrevoked key it is.
 

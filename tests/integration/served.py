@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client
+from service.listening import free_loopback_port
 from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, children, deployed, kill
 from tests.integration.jobs import write_splits
-from tests.integration.servers import free_port
 
 SPEC: dict[str, Any] = {
     "model": "all-MiniLM-L6-v2",
@@ -104,7 +104,7 @@ def work_events(events: list[Any]) -> list[tuple[str, Any]]:
 @contextmanager
 def served(home: Path, **settings: str) -> Iterator[Served]:
     """Run the embedded service until the end of a block."""
-    with deployed(home, **QUICK, PORT=str(free_port()), **settings) as deployment:
+    with deployed(home, **QUICK, PORT=str(free_loopback_port()), **settings) as deployment:
         service = Served(deployment)
         try:
             service.wait_until_ready()

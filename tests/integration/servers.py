@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,15 +16,8 @@ import psycopg
 import pytest
 import redis
 
+from service.listening import free_loopback_port
 from tests.integration.deployment import wait_for
-
-
-def free_port() -> int:
-    """Find a port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def missing(what: str) -> None:
@@ -76,7 +68,7 @@ class RedisServer(Server):
         program = shutil.which("redis-server")
         if program is None:
             missing("redis-server")
-        port = free_port()
+        port = free_loopback_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": str(folder)}
         flags = [part for key, value in options.items() for part in (f"--{key}", value)]
@@ -111,7 +103,7 @@ class PostgresServer(Server):
             user=user,
             cwd=folder,
         )
-        port = free_port()
+        port = free_loopback_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]

@@ -17,12 +17,13 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from service.client import ApiError, Client
+from service.listening import free_loopback_port
 from store.queue import make_app
 from store.settings import Settings
 from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, deployed
 from tests.integration.jobs import write_splits
-from tests.integration.servers import PostgresServer, RedisServer, free_port, running
+from tests.integration.servers import PostgresServer, RedisServer, running
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("production")]
 COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text("utf-8"))
@@ -119,8 +120,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "BROKER_URL": redis.url,
             "ARTIFACTS_URL": "s3://hifi",
             "AUTH": "keys",
-            "PORT": str(free_port()),
-            "INFER_URL": f"http://127.0.0.1:{free_port()}",
+            "PORT": str(free_loopback_port()),
+            "INFER_URL": f"http://127.0.0.1:{free_loopback_port()}",
             "INFER_TOKEN": "t" * 32,
             "SECRET_KEY": "k" * 32,
             "LOG_FORMAT": "json",

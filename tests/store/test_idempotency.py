@@ -23,9 +23,8 @@ from store.idempotency import (
     recall,
     remember,
 )
-from store.jobs import NewJob, submit
 from store.tables import IdempotencyRecord, Job
-from tests.store.queues import add_tenant
+from tests.store.queues import NEW, add_tenant, submit
 
 ANSWER = {"status": 202, "headers": {}, "body": {"id": "job_1"}}
 
@@ -165,16 +164,7 @@ class TestParallel:
                 answer = start(database, key)
                 if answer == "started":
                     with database.write() as session:
-                        new = NewJob(
-                            spec={},
-                            model="minilm",
-                            revision=None,
-                            needs_hub=False,
-                            dataset_id=None,
-                            name=None,
-                            metadata={},
-                        )
-                        job = submit(session, key.tenant_id, new, max_queued=99)
+                        job = submit(session, key.tenant_id, NEW, max_queued=99)
                         finish(session, key, {"body": job.id})
                 elif answer != "running":
                     return answer

@@ -15,20 +15,10 @@ from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Artifact, JobEvent
 from store.tenants import lock_tenants
-from tests.store.queues import add_job, add_tenant, claim, claimed
+from tests.store.queues import NEW, add_job, add_tenant, claim, claimed
 
 if TYPE_CHECKING:
     from store.database import Database
-
-NEW = jobs.NewJob(
-    spec={},
-    model="minilm",
-    revision=None,
-    needs_hub=False,
-    dataset_id=None,
-    name=None,
-    metadata={},
-)
 
 
 @pytest.fixture

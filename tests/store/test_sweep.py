@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from store import sweep as module
-from store.datasets import Split, add_dataset
 from store.jobs import delete
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.sweep import sweep
-from tests.store.queues import add_job, add_tenant, claimed
+from tests.store.queues import add_job, add_split, add_tenant, claimed
 
 if TYPE_CHECKING:
     from store.database import Database
@@ -50,16 +49,7 @@ class TestSweep:
         split, artifact, checkpoint, orphan = (
             put(storage, tmp_path, text, tenant=tenant) for text in ("s", "a", "c", "o")
         )
-        with database.write() as session:
-            add_dataset(
-                session,
-                tenant,
-                name=None,
-                splits={"train": Split(blob=split, rows=1)},
-                columns={},
-                profile={},
-                max_bytes=99,
-            )
+        add_split(database, tenant, split)
         done, training = add_job(database, tenant), add_job(database, tenant)
         _, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")
@@ -83,16 +73,7 @@ class TestSweep:
         mine, theirs = add_tenant(database, "a"), add_tenant(database, "b")
         blob = put(storage, tmp_path, "same", tenant=mine)
         put(storage, tmp_path, "same", tenant=theirs)
-        with database.write() as session:
-            add_dataset(
-                session,
-                mine,
-                name=None,
-                splits={"train": Split(blob=blob, rows=1)},
-                columns={},
-                profile={},
-                max_bytes=99,
-            )
+        add_split(database, mine, blob)
         assert sweep(database, storage, grace_seconds=0) == 1
         assert [(blob.tenant_id) for blob in storage.list()] == [mine]
 
@@ -166,17 +147,7 @@ class TestSweep:
             for number in range(20):
                 blob = put(storage, tmp_path, f"{number % 5}", tenant=tenant)
                 age(storage, tmp_path, seconds=50)
-                with database.write() as session:
-                    split = Split(blob=blob, rows=1)
-                    add_dataset(
-                        session,
-                        tenant,
-                        name=None,
-                        splits={"train": split},
-                        columns={},
-                        profile={},
-                        max_bytes=999,
-                    )
+                add_split(database, tenant, blob)
             done.set()
         assert sweeping.result() == 0
         assert len(left(storage)) == 5

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from store.datasets import Split, add_dataset
 from store.errors import ConflictError, NotFoundError
 from store.storage import Blob
 from store.tables import ApiKey
 from store.tenants import (
     OwnQuotas,
     Quotas,
-    authenticate,
     authenticate_all,
     create_key,
     create_tenant,
@@ -26,7 +24,7 @@ from store.tenants import (
     revoke_key,
     stored_bytes,
 )
-from tests.store.queues import add_tenant
+from tests.store.queues import add_split, add_tenant, authenticate
 
 if TYPE_CHECKING:
     from store.database import Database
@@ -130,16 +128,6 @@ class TestStoredBytes:
     def test_are_those_of_this_tenant(self, database: Database):
         tenants = [add_tenant(database, name) for name in "ab"]
         for tenant, size in zip((*tenants, tenants[0]), (10, 200, 3), strict=True):
-            split = Split(blob=Blob(sha256="0" * 64, bytes=size), rows=1)
-            with database.write() as session:
-                add_dataset(
-                    session,
-                    tenant,
-                    name=None,
-                    splits={"train": split},
-                    columns={},
-                    profile={},
-                    max_bytes=999,
-                )
+            add_split(database, tenant, Blob(sha256="0" * 64, bytes=size))
         with database.read() as session:
             assert [stored_bytes(session, tenant) for tenant in tenants] == [13, 200]

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from store.jobs import NewJob, submit
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
+from tests.store.queues import NEW, submit
 
 ADMINISTRATIVE = [
     ("POST", "/tenants"),
@@ -195,18 +195,9 @@ class TestKeys:
 
 class TestUsage:
     def test_counts_jobs_and_bytes(self, client, database, admin, alice, bob):
-        new = NewJob(
-            spec={},
-            model="minilm",
-            revision=None,
-            needs_hub=False,
-            dataset_id=None,
-            name=None,
-            metadata={},
-        )
         with database.write() as session:
             for member in (alice, alice, bob):
-                submit(session, member.tenant_id, new, max_queued=9)
+                submit(session, member.tenant_id, NEW, max_queued=9)
         usage = client.get(f"/tenants/{alice.tenant_id}/usage", headers=admin.headers).json()
         assert (usage["object"], usage["tenant"]) == ("tenant.usage", alice.tenant_id)
         assert usage["jobs"]["queued"] == 2
