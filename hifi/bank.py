@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from hifi.backbone import describe
 from hifi.errors import InvalidArgumentError
-from hifi.mixed_rows import Block, MixedRows, TaskRows
+from hifi.mixed_rows import Block, MixedRows, RowPlaces, TaskRows
+from hifi.row_names import shapes_of
+from hifi.slots import Layout, Slot, Slots
 from hifi.task_logits import TaskLogits
 
 if TYPE_CHECKING:
@@ -21,24 +25,59 @@ if TYPE_CHECKING:
 
     from hifi.delta import HeadDelta
 
+_TASK_HEAD = "task_head."  # before the names of its parts; a row part's begins otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class PackedDelta:
+    """A head delta as a bank holds it, on the host: one copy brings it to the device.
+
+    Attributes:
+        flat: rows and task head, ``[layout.size]``, in the model's dtype; in pinned memory where
+            the model is on a GPU.
+        layout: where each lies; equal for deltas that fit the same slot. Which heads they are of
+            does not count, only how many of each layer.
+        places: where the rows go in the model.
+        head: what makes logits of a hidden state; None without a task head.
+        owner: stands for the bank that packed it.
+    """
+
+    flat: Tensor
+    layout: Layout
+    places: RowPlaces
+    head: TaskLogits | None
+    owner: object
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the flat tensor, which are those of its slot."""
+        return self.layout.nbytes
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
     """A head delta in the bank.
 
     Attributes:
-        rows: its rows.
+        slot: holds its tensors.
+        rows: its rows, in the slot.
         head: what makes logits of a hidden state; None without a task head.
-        weights: of the task head.
+        weights: of the task head, in the slot.
     """
 
+    slot: Slot
     rows: TaskRows
     head: TaskLogits | None
     weights: Mapping[str, Tensor]
 
-    @property
-    def bytes(self) -> int:
-        return self.rows.bytes + sum(tensor.nbytes for tensor in self.weights.values())
+    @classmethod
+    def of(cls, packed: PackedDelta, *, slot: Slot) -> _Task:
+        weights = {
+            name.removeprefix(_TASK_HEAD): part
+            for name, part in slot.parts.items()
+            if name.startswith(_TASK_HEAD)
+        }
+        return cls(slot, TaskRows(packed.places, slot.parts), packed.head, weights)
 
 
 _BARE, _FEW, _MANY = range(3)
@@ -62,7 +101,14 @@ class _Group:
         """Give what groups of one product have in common."""
         if self.task is None:
             return _BARE, ()
-        return _MANY if len(self.places) >= _ENOUGH else _FEW, self.task.rows.shape
+        return _MANY if len(self.places) >= _ENOUGH else _FEW, self.task.rows.places.shape
+
+    @property
+    def first_token_from(self) -> str | None:
+        """Name the module from which on the first token alone is read, as TaskLogits does."""
+        if self.task is None or self.task.head is None:
+            return None
+        return self.task.head.first_token_from
 
     def answer(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> Iterable[Tensor]:
         """Give logits, or the last hidden state where there is no task head."""
@@ -78,7 +124,12 @@ class HeadBank:
     and then each task's selected heads are replaced for its own samples. An answer is that of the
     model with that delta merged, whatever else is in the batch, up to rounding.
 
-    Methods may be called from several threads; one batch is computed at a time.
+    Deltas lie in slots on the model's device. A slot that is free again takes the next delta of its
+    layout without an allocation: for tasks with as many heads per layer, that is every slot.
+
+    Methods may be called from any thread; on a GPU, all of them on one stream, as it is where
+    nobody asks for another. One batch is computed at a time. What comes and goes meanwhile waits
+    for none: a batch keeps the slots of its tasks until it is done.
 
     Args:
         model: the bare backbone (``AutoModel``), in eval mode; it stays as it is and can be used
@@ -104,9 +155,14 @@ class HeadBank:
             raise InvalidArgumentError("model", value="training mode", limit="model.eval()")
         self._model = model
         self._mixed = MixedRows(model)
+        self._slots = Slots(model.device)
+        self._owner = object()
         self._tasks: dict[str, _Task] = {}
-        self._heads: dict[str, TaskLogits] = {}
-        self._lock = threading.Lock()
+        self._heads: WeakValueDictionary[str, TaskLogits] = WeakValueDictionary()
+        self._lock = threading.Lock()  # what is in the bank
+        self._building = threading.Lock()  # of task heads
+        self._turn = threading.Lock()  # of batches
+        self._side = _side_stream(model.device)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -114,11 +170,23 @@ class HeadBank:
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
 
-    def add(self, name: str, delta: HeadDelta) -> None:
-        """Take a head delta in, or another one in the place of that name's.
+    @property
+    def nbytes(self) -> int:
+        """Add up the bytes of all slots, free ones included."""
+        return self._slots.nbytes
+
+    def has_free_slot(self, layout: Layout) -> bool:
+        """Say whether a delta of this layout would be put in without an allocation."""
+        return self._slots.has_free(layout)
+
+    def release_free_slots(self) -> None:
+        """Give back the memory of slots in which no delta is."""
+        self._slots.release_free()
+
+    def pack(self, delta: HeadDelta) -> PackedDelta:
+        """Check a head delta and lay it out on the host, for :meth:`put`.
 
         Args:
-            name: by which samples ask for it.
             delta: of this backbone; one without a task head gives last hidden states.
 
         Raises:
@@ -127,24 +195,73 @@ class HeadBank:
             TaskHeadMismatchError: the task head is not that of its task.
             DeltaFileError: it records what no tokenizer or model could take.
         """
-        rows = TaskRows.of(delta.with_base(self._model).rows, model=self._model)
-        if delta.task_head:
-            head = self._head_for(delta)
-            task = _Task(rows, head, head.weights_of(delta))
-        else:
-            task = _Task(rows, None, {})
+        with self._aside():
+            rows = delta.with_base(self._model).rows
+        places = RowPlaces.of(rows, model=self._model)
+        head = self._head_for(delta) if delta.task_head else None
+        if head is not None:
+            head.check(delta.task_head)
+        weights = {_TASK_HEAD + name: tensor for name, tensor in sorted(delta.task_head.items())}
+        layout = Layout.of({**places.parts, **shapes_of(weights)}, dtype=self._model.dtype)
+        flat = torch.zeros(
+            layout.size, dtype=layout.dtype, pin_memory=self._model.device.type == "cuda"
+        )
+        parts = layout.split(flat)
+        places.write(rows, parts)
+        for name, tensor in weights.items():
+            parts[name].copy_(tensor)
+        return PackedDelta(flat, layout, places, head, self._owner)
+
+    def put(self, name: str, packed: PackedDelta) -> None:
+        """Take a packed head delta in, or another one in the place of that name's.
+
+        It is copied into a free slot of its layout, or into a new one where none is free. A name
+        has its former delta until the copy is made; so that one's slot is not the one taken.
+
+        Args:
+            name: by which samples ask for it.
+            packed: by this bank; it stays as it is.
+
+        Raises:
+            InvalidArgumentError: another bank has packed it.
+            torch.OutOfMemoryError: a GPU has no memory for a new slot; nothing has changed.
+        """
+        if packed.owner is not self._owner:
+            limit = "a delta that this bank has packed"
+            raise InvalidArgumentError("packed", value="another bank's", limit=limit)
+        task = _Task.of(packed, slot=self._slots.fill(packed.flat, layout=packed.layout))
         with self._lock:
+            former = self._tasks.get(name)
             self._tasks[name] = task
+        if former is not None:
+            self._slots.let_go(former.slot)
+
+    def add(self, name: str, delta: HeadDelta) -> None:
+        """Pack a head delta and put it in.
+
+        Args:
+            name: by which samples ask for it.
+            delta: of this backbone; one without a task head gives last hidden states.
+
+        Raises:
+            BackboneMismatchError, TaskNotSupportedError, TaskHeadMismatchError, DeltaFileError: as
+                :meth:`pack` does.
+            torch.OutOfMemoryError: as :meth:`put` does.
+        """
+        self.put(name, self.pack(delta))
 
     def remove(self, name: str) -> None:
-        """Let go of a head delta; a batch that is under way still has it.
+        """Let go of a head delta; its slot is free for the next one of its layout.
+
+        A batch that is under way still has it, and the slot is free after that.
 
         Raises:
             InvalidArgumentError: there is none of that name.
         """
         with self._lock:
             self._check_names([name])
-            del self._tasks[name]
+            task = self._tasks.pop(name)
+        self._slots.let_go(task.slot)
 
     def bytes_of(self, name: str) -> int:
         """Count the bytes that a head delta takes here.
@@ -154,13 +271,17 @@ class HeadBank:
         """
         with self._lock:
             self._check_names([name])
-            return self._tasks[name].bytes
+            return self._tasks[name].slot.layout.nbytes
 
     def close(self) -> None:
-        """Leave the model as it was."""
-        with self._lock:
+        """Leave the model as it was, after the batch that is under way."""
+        with self._turn:
             self._mixed.close()
-            self._tasks.clear()
+        with self._lock:
+            tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
+            self._slots.let_go(task.slot)
+        self.release_free_slots()
 
     @torch.inference_mode()
     def forward(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
@@ -181,16 +302,30 @@ class HeadBank:
         if sizes != {len(names)} or not names:
             limit = f"one for each of the batch's {max(sizes, default=0)} samples"
             raise InvalidArgumentError("names", value=f"{len(names)} names", limit=limit)
+        with self._held(names) as tasks, self._turn:
+            return self._forward(batch, tasks)
+
+    @contextmanager
+    def _held(self, names: Sequence[str | None]) -> Iterator[list[_Task | None]]:
+        """Give each sample's task, and keep their slots from others for a block of code."""
         with self._lock:
             self._check_names(name for name in names if name is not None)
-            return self._forward(batch, names)
+            tasks = [None if name is None else self._tasks[name] for name in names]
+            slots = {task.slot for task in tasks if task is not None}
+            for slot in slots:
+                self._slots.hold(slot)
+        try:
+            yield tasks
+        finally:
+            for slot in slots:
+                self._slots.let_go(slot)
 
-    def _forward(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
-        groups = self._arrange(names)
+    def _forward(self, batch: Mapping[str, Tensor], tasks: Sequence[_Task | None]) -> list[Tensor]:
+        groups = _arrange(tasks)
         order = [place for group in groups for place in group.places]
         index = torch.tensor(order, device=self._model.device)
         arranged = {key: tensor[index] for key, tensor in batch.items()}
-        with self._mixed.mixing(_blocks(groups)):
+        with self._mixed.mixing(_blocks(groups)), self._cutting(groups):
             hidden: Tensor = self._model(**arranged).last_hidden_state
         answers: dict[int, Tensor] = {}
         start = 0
@@ -200,18 +335,25 @@ class HeadBank:
             part = {key: tensor[samples] for key, tensor in arranged.items()}
             given = hidden[samples]
             answers.update(zip(group.places, group.answer(given, part), strict=True))
-        return [answers[place] for place in range(len(names))]
+        return [answers[place] for place in range(len(tasks))]
 
-    def _arrange(self, names: Sequence[str | None]) -> list[_Group]:
-        """Group samples by task, and stand tasks beside each other that are one product."""
-        places: dict[str | None, list[int]] = {}
-        for place, name in enumerate(names):
-            places.setdefault(name, []).append(place)
-        groups = [
-            _Group(None if name is None else self._tasks[name], tuple(mine))
-            for name, mine in places.items()
-        ]
-        return sorted(groups, key=lambda group: group.kind)
+    @contextmanager
+    def _cutting(self, groups: Sequence[_Group]) -> Iterator[None]:
+        """Let the last layer go on with the first token alone if nobody reads another."""
+        modules = {group.first_token_from for group in groups}  # one, or None, or both
+        name = modules.pop() if len(modules) == 1 else None
+        if name is None:
+            yield
+            return
+        hook = self._model.get_submodule(name).register_forward_pre_hook(_cut)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _aside(self) -> AbstractContextManager[object]:
+        """Read the backbone's rows beside a batch that a GPU still computes, and not after it."""
+        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -225,9 +367,34 @@ class HeadBank:
         key = repr(
             (task.get("type"), task.get("pad_token_id"), len(delta.metadata.labels or ()), shapes)
         )
-        if key not in self._heads:
-            self._heads[key] = TaskLogits(self._model, delta)
-        return self._heads[key]
+        with self._building:
+            head = self._heads.get(key)
+            if head is None:
+                head = self._heads[key] = TaskLogits(self._model, delta)
+            return head
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Make a stream that sees what has been asked of a GPU until now, and goes its own way then."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def _cut(_module: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cut ``[B, S, D]`` arguments to ``[B, 1, D]`` (a forward pre-hook)."""
+    return tuple(argument[:, :1].contiguous() for argument in arguments)
+
+
+def _arrange(tasks: Sequence[_Task | None]) -> list[_Group]:
+    """Group samples by task, and stand tasks beside each other that are one product."""
+    places: dict[_Task | None, list[int]] = {}
+    for place, task in enumerate(tasks):
+        places.setdefault(task, []).append(place)
+    groups = [_Group(task, tuple(mine)) for task, mine in places.items()]
+    return sorted(groups, key=lambda group: group.kind)
 
 
 def _blocks(groups: Sequence[_Group]) -> list[Block]:

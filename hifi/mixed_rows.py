@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from hifi.backbone import AttentionLayer, HeadId, describe, plain_projection
-from hifi.row_names import heads_of_rows, row_key
+from hifi.backbone import AttentionLayer, HeadId, ProjectionName, describe, plain_projection
+from hifi.row_names import Shape, heads_of_rows, row_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,97 +22,144 @@ class _Place:
     """Where one module's part of a layer's product goes.
 
     Attributes:
-        part: of the product's columns.
+        columns: the part, of the product's columns.
         size: columns of one head in the module, r.
-        heads: which of the module's blocks of r columns they are.
-        bias: ``[h, r]``; None where the backbone has none.
+        span: where :attr:`RowPlaces.heads` says which of the module's blocks of r they are.
     """
 
-    part: slice
+    columns: slice
     size: int
-    heads: tuple[int, ...]
-    bias: Tensor | None
+    span: slice
 
 
 @dataclass(frozen=True)
-class _LayerRows:
-    """One task's rows of one layer, of query, key and value beside each other.
+class _Columns:
+    """One layer's rows as columns, of query, key and value beside each other.
 
     Attributes:
-        weight: W'ᵀ, ``[D, c]``, contiguous.
+        owners: head and projection of each r of them, in order.
         places: by module.
+        weight: shape of W'ᵀ, ``[D, c]``.
+        has_bias: whether any of the projections has one.
     """
 
-    weight: Tensor
+    owners: tuple[tuple[HeadId, ProjectionName], ...]
     places: Mapping[str, _Place]
+    weight: Shape
+    has_bias: bool
 
 
 @dataclass(frozen=True)
-class TaskRows:
-    """One task's rows, laid out for a model.
+class RowPlaces:
+    """Where one task's rows go in a model: all that there is to know but their values.
 
     Attributes:
         layers: by layer index; a layer without rows is missing.
-        shape: equal for tasks whose rows can be stacked: columns by layer.
+        heads: of every place, in the order of layers and modules, which of its module's blocks of
+            r columns each is.
     """
 
-    layers: Mapping[int, _LayerRows]
-    shape: tuple[tuple[int, int], ...]
+    layers: Mapping[int, _Columns]
+    heads: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: Mapping[str, Tensor], *, model: PreTrainedModel) -> TaskRows:
-        """Lay rows out.
+    def of(cls, rows: Mapping[str, Tensor], *, model: PreTrainedModel) -> RowPlaces:
+        """Find the places of rows.
 
         Args:
             rows: W' by row name, which fit the model.
-            model: gives dtype, device and the places.
+            model: the bare backbone.
         """
         chosen: dict[int, list[HeadId]] = {}
         for head in heads_of_rows(rows):
             chosen.setdefault(head.layer, []).append(head)
         described = describe(model).layers
-        layers = {
-            index: _lay_out(rows, heads, layer=described[index], model=model)
-            for index, heads in chosen.items()
-        }
-        shape = tuple((index, layer.weight.shape[1]) for index, layer in sorted(layers.items()))
-        return cls(layers, shape)
+        layers: dict[int, _Columns] = {}
+        numbers: list[int] = []
+        for index, heads in chosen.items():
+            layers[index] = _columns(rows, heads, layer=described[index], numbers=numbers)
+        return cls(layers, tuple(numbers))
 
     @property
-    def bytes(self) -> int:
-        """Count the bytes that they take."""
-        biases = [p.bias for layer in self.layers.values() for p in layer.places.values()]
-        weights = [layer.weight for layer in self.layers.values()]
-        return sum(tensor.nbytes for tensor in (*weights, *biases) if tensor is not None)
+    def shape(self) -> tuple[tuple[int, int], ...]:
+        """Give the columns by layer, equal for tasks whose rows can be stacked."""
+        return tuple((index, columns.weight[1]) for index, columns in self.layers.items())
+
+    @property
+    def parts(self) -> dict[str, Shape]:
+        """Name the tensors that hold the rows' values, and give their shapes.
+
+        They are each layer's W'ᵀ ``[D, c]``, and its bias ``[c]`` where the backbone has one.
+        """
+        parts: dict[str, Shape] = {}
+        for index, columns in self.layers.items():
+            parts[_part(index, "weight")] = columns.weight
+            if columns.has_bias:
+                parts[_part(index, "bias")] = columns.weight[1:]
+        return parts
+
+    def write(self, rows: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+        """Copy rows into the tensors that :attr:`parts` describes, cast to their dtype."""
+        for index, columns in self.layers.items():
+            weights = [rows[row_key(*owner, "weight")] for owner in columns.owners]
+            parts[_part(index, "weight")].copy_(torch.cat(weights).T)
+            if columns.has_bias:
+                biases = [
+                    rows.get(row_key(*owner, "bias"), weight.new_zeros(len(weight)))
+                    for owner, weight in zip(columns.owners, weights, strict=True)
+                ]
+                parts[_part(index, "bias")].copy_(torch.cat(biases))
 
 
-def _lay_out(
+def _part(layer: int, kind: str) -> str:
+    return f"layers.{layer}.{kind}"
+
+
+def _columns(
     rows: Mapping[str, Tensor],
     heads: Sequence[HeadId],
     *,
     layer: AttentionLayer,
-    model: PreTrainedModel,
-) -> _LayerRows:
-    weights: list[Tensor] = []
+    numbers: list[int],
+) -> _Columns:
+    """Lay one layer's rows out; adds to ``numbers`` which blocks of its modules they are."""
+    owners: list[tuple[HeadId, ProjectionName]] = []
     places: dict[str, _Place] = {}
     start = 0
     for module_name in layer.module_names:
         mine = [p for p in layer.projections if p.module_name == module_name]
         size = mine[0].rows_per_head  # alike in a fused module: its keys are never grouped
-        blocks = []
-        biases: list[Tensor] = []
+        span = slice(len(numbers), len(numbers) + len(mine) * len(heads))
+        stop = start + size * len(mine) * len(heads)
         for projection in mine:
-            for head in heads:
-                blocks.append(projection.rows(head.head).start // size)
-                weights.append(rows[row_key(head, projection.name, "weight")])
-                bias = rows.get(row_key(head, projection.name, "bias"))
-                biases += [] if bias is None else [bias]
-        stop = start + size * len(blocks)
-        bias = torch.stack(biases).to(model.device, model.dtype) if biases else None
-        places[module_name] = _Place(slice(start, stop), size, tuple(blocks), bias)
+            owners += [(head, projection.name) for head in heads]
+            numbers += [projection.rows(head.head).start // size for head in heads]
+        places[module_name] = _Place(slice(start, stop), size, span)
         start = stop
-    weight = torch.cat(weights).T.to(model.device, model.dtype).contiguous()
-    return _LayerRows(weight, places)
+    width = rows[row_key(*owners[0], "weight")].shape[1]
+    has_bias = any(row_key(*owner, "bias") in rows for owner in owners)
+    return _Columns(tuple(owners), places, (width, start), has_bias)
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """One task's rows, on the model's device.
+
+    Attributes:
+        places: where they go.
+        parts: their values, by the names that ``places`` gives.
+    """
+
+    places: RowPlaces
+    parts: Mapping[str, Tensor]
+
+    def weight(self, layer: int) -> Tensor:
+        """Give W'ᵀ of a layer, ``[D, c]``."""
+        return self.parts[_part(layer, "weight")]
+
+    def bias(self, layer: int) -> Tensor | None:
+        """Give the bias of a layer, ``[c]``."""
+        return self.parts.get(_part(layer, "bias"))
 
 
 @dataclass(frozen=True)
@@ -126,6 +173,68 @@ class Block:
 
     samples: slice
     rows: Sequence[TaskRows]
+
+    def project(self, layer: int, inputs: Tensor) -> Tensor:
+        """Project the samples' inputs to a layer ``[n, S, D]`` with their rows, to ``[n, S, c]``.
+
+        Many tasks' weights are copied beside each other first, which is one kernel on a GPU.
+        """
+        if len(self.rows) == 1:
+            weight, bias = self.rows[0].weight(layer), self.rows[0].bias(layer)
+            flat = inputs.flatten(0, 1)
+            product = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+            return product.view(*inputs.shape[:2], -1)
+        weights = torch.stack([rows.weight(layer) for rows in self.rows])  # [n, D, c]
+        biases = [bias for rows in self.rows if (bias := rows.bias(layer)) is not None]
+        if not biases:
+            return torch.bmm(inputs, weights)
+        return torch.baddbmm(torch.stack(biases).unsqueeze(1), inputs, weights)
+
+
+class Placing(Protocol):
+    """A way to put a product where a module's output has it."""
+
+    def __call__(self, product: Tensor, *, output: Tensor, heads: Tensor) -> None:
+        """Copy into some heads of an output.
+
+        Args:
+            product: ``[n, S, h, r]``.
+            output: ``[n, S, H, r]``.
+            heads: which of H each h is, int64, ``[n, h]``, or ``[1, h]`` where all n agree.
+        """
+
+
+def place_by_slices(product: Tensor, *, output: Tensor, heads: Tensor) -> None:
+    """Copy as :class:`Placing` says, head by head: a CPU would read an index for every element."""
+    if len(heads) == 1:
+        product, output = product[None], output[None]
+    for numbers, source, target in zip(heads.tolist(), product, output, strict=True):
+        for position, head in enumerate(numbers):
+            target.select(-2, head).copy_(source.select(-2, position))
+
+
+def place_by_index(product: Tensor, *, output: Tensor, heads: Tensor) -> None:
+    """Copy as :class:`Placing` says, in one kernel: a GPU takes no longer for all than for one."""
+    output.scatter_(2, heads[:, None, :, None].expand_as(product), product)
+
+
+def placing_on(device: torch.device) -> Placing:
+    """Choose what is fast on a device."""
+    return place_by_slices if device.type == "cpu" else place_by_index
+
+
+def _heads_of(blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
+    """Bring the heads of all blocks to a device together, each ``[n or 1, all places' h]``."""
+    numbers = [[rows.places.heads for rows in block.rows] for block in blocks]
+    flat = torch.tensor(
+        [head for block in numbers for heads in block for head in heads],
+        dtype=torch.int64,
+        pin_memory=device.type == "cuda",
+    ).to(device, non_blocking=True)
+    parts = flat.split([len(block) * len(block[0]) for block in numbers])
+    return [
+        part.view(len(block), len(block[0])) for block, part in zip(numbers, parts, strict=True)
+    ]
 
 
 class MixedRows:
@@ -148,7 +257,9 @@ class MixedRows:
         for layer in layers:
             for projection in layer.projections:
                 plain_projection(model, projection)  # refuse before any hook is set
-        self._layers = [_MixedLayer(layer) for layer in layers]
+        self._device = model.device
+        placing = placing_on(model.device)
+        self._layers = [_MixedLayer(layer, placing) for layer in layers]
         self._hooks = [
             model.get_submodule(name).register_forward_hook(mixed.hook(name))
             for mixed in self._layers
@@ -162,14 +273,17 @@ class MixedRows:
         Args:
             blocks: of a batch; samples in none of them are the bare backbone's.
         """
+        if not blocks:
+            yield
+            return
+        heads = _heads_of(blocks, self._device)
         for layer in self._layers:
-            layer.blocks = blocks
+            layer.start(blocks, heads)
         try:
             yield
         finally:
             for layer in self._layers:
-                layer.blocks = ()
-                layer.forget()
+                layer.stop()
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -180,69 +294,53 @@ class MixedRows:
 class _MixedLayer:
     """One layer's modules, of which the first one called computes the tasks' products for all."""
 
-    def __init__(self, layer: AttentionLayer) -> None:
+    def __init__(self, layer: AttentionLayer, placing: Placing) -> None:
         self.module_names = layer.module_names
-        self.blocks: Sequence[Block] = ()
         self._index = layer.index
+        self._place = placing
+        self._blocks: list[tuple[Block, Tensor]] = []
         self._inputs: Tensor | None = None
-        self._products: list[tuple[Block, Tensor]] = []
+        self._products: list[Tensor] = []
+
+    def start(self, blocks: Sequence[Block], heads: Sequence[Tensor]) -> None:
+        """Mix a batch's rows from now on; ``heads`` are those of its blocks, on the device."""
+        self._blocks = [
+            (block, numbers)
+            for block, numbers in zip(blocks, heads, strict=True)
+            if self._index in block.rows[0].places.layers
+        ]
+
+    def stop(self) -> None:
+        """Let go of the batch, and mix no more."""
+        self._blocks = []
+        self._forget()
 
     def hook(self, name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], None]:
         """Make the forward hook of a module."""
 
         def overwrite(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            if not self.blocks:
+            if not self._blocks:
                 return
-            for block, product in self._multiply(arguments[0]):
-                self._place(name, block, product=product, output=output[block.samples])
+            products = self._multiply(arguments[0])
+            for (block, heads), product in zip(self._blocks, products, strict=True):
+                place = block.rows[0].places.layers[self._index].places[name]
+                self._place(
+                    product[..., place.columns].unflatten(-1, (-1, place.size)),
+                    output=output[block.samples].unflatten(-1, (-1, place.size)),
+                    heads=heads[:, place.span],
+                )
             if name == self.module_names[-1]:
-                self.forget()
+                self._forget()
 
         return overwrite
 
-    def _multiply(self, inputs: Tensor) -> list[tuple[Block, Tensor]]:
+    def _multiply(self, inputs: Tensor) -> list[Tensor]:
         if inputs is not self._inputs:
             self._inputs = inputs
             self._products = [
-                (block, self._project(block, inputs[block.samples]))
-                for block in self.blocks
-                if self._index in block.rows[0].layers
+                block.project(self._index, inputs[block.samples]) for block, _ in self._blocks
             ]
         return self._products
 
-    def _project(self, block: Block, inputs: Tensor) -> Tensor:
-        """Project ``[n, S, D]`` to ``[n, S, c]``."""
-        layers = [rows.layers[self._index] for rows in block.rows]
-        if len(layers) == 1:
-            flat = inputs.flatten(0, 1) @ layers[0].weight
-            return flat.view(*inputs.shape[:2], -1)
-        return torch.bmm(inputs, torch.stack([layer.weight for layer in layers]))
-
-    def _place(self, name: str, block: Block, *, product: Tensor, output: Tensor) -> None:
-        """Put the columns of one module, and their bias, where its output ``[n, S, R]`` has them.
-
-        Head by head: an index would be read for every element.
-        """
-        places = [rows.layers[self._index].places[name] for rows in block.rows]
-        part, size = places[0].part, places[0].size
-        by_head = output.unflatten(-1, (-1, size))  # [n, S, H, r]
-        mine = product[..., part].unflatten(-1, (-1, size))  # [n, S, h, r]
-        if len(places) == 1:
-            _copy(places[0], mine, to=by_head)
-            return
-        for place, target, source in zip(places, by_head, mine, strict=True):
-            _copy(place, source, to=target)
-
-    def forget(self) -> None:
-        """Let go of the last batch."""
+    def _forget(self) -> None:
         self._inputs, self._products = None, []
-
-
-def _copy(place: _Place, source: Tensor, *, to: Tensor) -> None:
-    """Copy ``[…, h, r]`` into the heads of ``[…, H, r]`` that the place names; add the bias."""
-    for number, head in enumerate(place.heads):
-        target = to.select(-2, head)
-        if place.bias is None:
-            target.copy_(source.select(-2, number))
-        else:
-            torch.add(source.select(-2, number), place.bias[number], out=target)

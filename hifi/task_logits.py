@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from hifi.loading import configure_for, quiet_transformers
+from hifi.backbone import first_token_layer
+from hifi.loading import cast_to, configure_for, quiet_transformers
+from hifi.models import BUILDING
 from hifi.placement import check_same
 from hifi.row_names import shapes_of
 
@@ -54,6 +56,10 @@ class TaskLogits:
         model: the bare backbone.
         delta: of any of the tasks.
 
+    Attributes:
+        first_token_from: dotted path of the backbone's module from which on the first token alone
+            is read; it takes ``[B, S, D]`` tensors. None where the task heads read others, too.
+
     Raises:
         TaskNotSupportedError: the delta does not say what task it is for.
         DeltaFileError: it records a pad token, padding side or length that cannot be.
@@ -63,44 +69,45 @@ class TaskLogits:
         config = copy.deepcopy(model.config)
         kind = configure_for(config, delta)
         config.architectures = config.architectures or []  # where a list is needed, None is one
-        with torch.device("meta"), quiet_transformers():
+        with BUILDING, torch.device("meta"), quiet_transformers():
             build: Callable[..., PreTrainedModel] = kind.auto_class.from_config
-            task_model = build(config, dtype=model.dtype)
+            # Another dtype would be every thread's default for that time, and one may be computing.
+            task_model = cast_to(build(config, dtype=torch.get_default_dtype()), model.dtype)
+        last = first_token_layer(task_model)
         base = task_model.base_model
         self._prefix = next(name for name, module in task_model.named_modules() if module is base)
+        self.first_token_from = None if last is None else self._bare(last.output)
         self._given = _GivenBackbone(base)
         setattr(task_model, self._prefix, self._given)
         self._model = task_model.eval()
         pooler = dict(model.named_parameters())
         names = [name for name, _ in self._model.named_parameters()]
-        own = {name: name.removeprefix(f"{self._prefix}.") for name in names}
+        own = {name: self._bare(name) for name in names}
         # What belongs to the backbone is its own unless a task has trained it: a pooler.
         self._shared = {name: pooler[bare] for name, bare in own.items() if bare in pooler}
-        self._device, self._dtype = model.device, model.dtype
+        self._shapes = shapes_of(dict(self._model.named_parameters()))
 
-    def weights_of(self, delta: HeadDelta) -> dict[str, Tensor]:
-        """Take a task head out of a delta, for this backbone's device and dtype.
+    def check(self, task_head: Mapping[str, Tensor]) -> None:
+        """Refuse a delta's task head that is none of these; may be called from any thread.
 
         Raises:
             TaskHeadMismatchError: parameters that are missing, unknown or of another shape.
         """
         check_same(
-            {**shapes_of(self._shared), **shapes_of(delta.task_head)},
-            shapes_of(dict(self._model.named_parameters())),
+            {**shapes_of(self._shared), **shapes_of(task_head)},
+            self._shapes,
             hint=f"the delta's task calls for that of a {type(self._model).__name__}",
         )
-        return {
-            name: tensor.to(self._device, self._dtype) for name, tensor in delta.task_head.items()
-        }
 
     def apply(
         self, weights: Mapping[str, Tensor], *, hidden: Tensor, batch: Mapping[str, Tensor]
     ) -> Tensor:
-        """Compute logits.
+        """Compute logits; one call at a time.
 
         Args:
-            weights: from :meth:`weights_of`.
-            hidden: the last hidden state, ``[n, S, D]``.
+            weights: a task head that :meth:`check` takes, on the backbone's device, in its dtype.
+            hidden: the last hidden state, ``[n, S, D]``; ``[n, 1, D]`` suffices where
+                ``first_token_from`` is not None.
             batch: what the backbone was given for these samples: some heads look at its padding.
 
         Returns:
@@ -115,3 +122,7 @@ class TaskLogits:
             self._given.hidden = None
         logits: Tensor = answer.logits
         return logits
+
+    def _bare(self, name: str) -> str:
+        """Say what a module or parameter of the task's model is called in the bare backbone."""
+        return name.removeprefix(f"{self._prefix}.")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
-from hifi.backbone import HeadId, describe
+from hifi.backbone import HeadId
 from hifi.bank import HeadBank
 from hifi.delta import HeadDelta
 from hifi.errors import (
@@ -23,82 +23,15 @@ from hifi.errors import (
 )
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
-from tests.architectures import ARCHITECTURES, LAYERS, NAMES, PAD, tiny_batch, tiny_model
+from tests.architectures import LAYERS, NAMES, tiny_batch, tiny_model
+from tests.tuned_tasks import CLOSE, Tuned, bank_of, bare, heads_of, row, several, tune
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from transformers import PreTrainedModel
 
 LENGTHS = (9, 5, 12, 3, 7, 7, 2, 11, 1, 6)
-CLOSE = 1e-5
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A task on a backbone: its delta, and the model with that merged, the reference."""
-
-    delta: HeadDelta
-    model: PreTrainedModel
-
-    def answer(self, batch: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            return self.model(**batch).logits
-
-
-def tune(
-    architecture: str,
-    heads: Sequence[HeadId],
-    *,
-    seed: int,
-    labels: int | None,
-    dtype: torch.dtype = torch.float32,
-) -> Tuned:
-    """Put noise in the place of training; a task without labels is a regression."""
-    model = tiny_model(architecture, num_labels=labels or 1, dtype=dtype)
-    model.base_model.load_state_dict(bare(architecture, dtype=dtype).state_dict())
-    tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=LAYERS))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in tuner.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    names = None if labels is None else [f"class {number}" for number in range(labels)]
-    kind = "regression" if labels is None else "classification"
-    task = {"type": kind, "label": "y", "text": ["t"], "pad_token_id": PAD}
-    if ARCHITECTURES[architecture].image:
-        task = {"type": "image-classification", "label": "y", "image": "i"}
-    delta = tuner.delta(task=task, labels=names)
-    return Tuned(delta, tuner.detach().eval())
-
-
-def heads_of(architecture: str, *, seed: int, per_layer: Sequence[int]) -> list[HeadId]:
-    """Draw so many heads of each layer."""
-    count = describe(tiny_model(architecture)).num_heads
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        HeadId(layer, int(head))
-        for layer, wanted in enumerate(per_layer)
-        for head in torch.randperm(count, generator=generator)[:wanted]
-    ]
-
-
-def bare(architecture: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return copy.deepcopy(tiny_model(architecture, dtype=dtype).base_model).eval()
-
-
-def several(architecture: str) -> dict[str, Tuned]:
-    """Give tasks that differ in heads, in how many, and in labels."""
-    plans = {"a": ((1, 1, 1), 2), "b": ((1, 1, 1), 2), "c": ((2, 0, 1), 3), "d": ((0, 2, 2), None)}
-    if ARCHITECTURES[architecture].image:
-        del plans["d"]
-    return {
-        name: tune(
-            architecture,
-            heads_of(architecture, seed=seed, per_layer=per_layer),
-            seed=seed,
-            labels=labels,
-        )
-        for seed, (name, (per_layer, labels)) in enumerate(plans.items())
-    }
 
 
 def task_head_alone(delta: HeadDelta, architecture: str) -> HeadDelta:
@@ -108,15 +41,44 @@ def task_head_alone(delta: HeadDelta, architecture: str) -> HeadDelta:
     return replace(delta, rows=base)
 
 
-def bank_of(architecture: str, tasks: dict[str, Tuned]) -> HeadBank:
-    bank = HeadBank(bare(architecture))
-    for name, tuned in tasks.items():
-        bank.add(name, tuned.delta)
-    return bank
+def assert_answers(bank: HeadBank, name: str, tuned: Tuned) -> None:
+    batch = tiny_batch("bert", lengths=(5, 9))
+    assert (torch.stack(bank.forward(batch, [name] * 2)) - tuned.answer(batch)).abs().max() <= CLOSE
 
 
-def row(batch: dict[str, Tensor], place: int) -> dict[str, Tensor]:
-    return {key: tensor[place : place + 1] for key, tensor in batch.items()}
+class Asked(threading.Thread):
+    """A batch of two, asked of a bank in another thread."""
+
+    def __init__(self, bank: HeadBank, name: str) -> None:
+        super().__init__(daemon=True)
+        self._bank, self._name = bank, name
+        self._batch = tiny_batch("bert", lengths=(5, 9))
+        self._answers: list[Tensor] = []
+
+    def run(self) -> None:
+        self._answers = self._bank.forward(self._batch, [self._name] * 2)
+
+    def assert_answers_as(self, tuned: Tuned) -> None:
+        self.join(timeout=60)
+        difference = torch.stack(self._answers) - tuned.answer(self._batch)
+        assert difference.abs().max() <= CLOSE
+
+
+@contextmanager
+def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
+    """Let no batch past the embeddings inside the block; yields what is set when one is there."""
+    there, on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        there.set()
+        assert on.wait(timeout=60)
+
+    hook = model.embeddings.register_forward_hook(wait)
+    try:
+        yield there
+    finally:
+        on.set()
+        hook.remove()
 
 
 class TestMixedBatch:
@@ -201,6 +163,214 @@ class TestMixedBatch:
         answers = bank.forward(batch, ["a", "a"])
         assert (torch.stack(answers) - hidden).abs().max() <= CLOSE
 
+    @pytest.mark.parametrize("pads", [(0, 5), (5, 0)])
+    def test_of_tasks_of_one_layout_whose_task_heads_differ(self, pads: tuple[int, int]):
+        heads = heads_of("gpt2", seed=0, per_layer=(1, 1, 1))
+        tasks = {str(pad): tune("gpt2", heads, seed=0, labels=2, pad=pad) for pad in pads}
+        bank = bank_of("gpt2", tasks)
+        assert len({bank.pack(tuned.delta).layout for tuned in tasks.values()}) == 1
+        batch = tiny_batch("gpt2", lengths=(5, 9))
+        answers = [bank.forward(batch, [name] * 2)[0] for name in tasks]
+        for tuned, answer in zip(tasks.values(), answers, strict=True):
+            assert (answer - tuned.answer(batch)[0]).abs().max() <= CLOSE
+        assert (answers[0] - answers[1]).abs().max() > 100 * CLOSE  # what they read does matter
+
+
+class TestFirstToken:
+    """The last layer goes on with the first token alone where nobody reads another."""
+
+    @staticmethod
+    def tokens_at_the_end(bank: HeadBank, model: PreTrainedModel, names: list[str | None]) -> int:
+        lengths: list[int] = []
+        hook = model.encoder.layer[-1].output.register_forward_hook(
+            lambda _module, _arguments, output: lengths.append(output.shape[1])
+        )
+        bank.forward(tiny_batch("bert", lengths=LENGTHS[: len(names)]), names)
+        hook.remove()
+        return lengths[0]
+
+    @pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "electra"])
+    def test_gives_the_answers_of_merged_models(self, architecture: str):
+        tasks = several(architecture)
+        bank = bank_of(architecture, tasks)
+        batch = tiny_batch(architecture, lengths=LENGTHS)
+        names = [list(tasks)[place % len(tasks)] for place in range(len(LENGTHS))]
+        for place, (name, answer) in enumerate(zip(names, bank.forward(batch, names), strict=True)):
+            merged = tasks[name].answer(row(batch, place))[0]
+            assert (answer - merged).abs().max() <= CLOSE
+
+    def test_is_all_that_is_computed_if_all_tasks_read_no_other(self):
+        model = bare("bert")
+        bank = HeadBank(model)
+        for name, tuned in several("bert").items():
+            bank.add(name, tuned.delta)
+        bank.add("headless", replace(several("bert")["a"].delta, task_head={}))
+        assert self.tokens_at_the_end(bank, model, ["a", "b", "d"]) == 1
+        assert self.tokens_at_the_end(bank, model, ["a", None, "d"]) == max(LENGTHS[:3])
+        assert self.tokens_at_the_end(bank, model, ["a", "headless"]) == max(LENGTHS[:2])
+        assert self.tokens_at_the_end(bank, model, [None, None]) == max(LENGTHS[:2])
+
+
+class TestSlots:
+    def test_a_packed_delta_answers_as_an_added_one(self):
+        tuned = several("bert")["c"]
+        bank = HeadBank(bare("bert"))
+        packed = bank.pack(tuned.delta)
+        assert len(bank) == bank.nbytes == 0
+        bank.put("c", packed)
+        assert_answers(bank, "c", tuned)
+        assert bank.nbytes == bank.bytes_of("c") == packed.nbytes == packed.flat.nbytes
+
+    def test_layouts_are_equal_where_heads_alone_differ(self):
+        tasks = several("bert")
+        bank = HeadBank(bare("bert"))
+        layouts = {name: bank.pack(tuned.delta).layout for name, tuned in tasks.items()}
+        assert tasks["a"].delta.heads != tasks["b"].delta.heads
+        assert layouts["a"] == layouts["b"]
+        assert hash(layouts["a"]) == hash(layouts["b"])
+        assert len(set(layouts.values())) == 3
+        wider = tune("bert", tasks["a"].delta.heads, seed=0, labels=3)
+        assert bank.pack(wider.delta).layout not in layouts.values()
+
+    def test_tasks_of_one_layout_go_through_one_slot(self):
+        tasks = several("bert")
+        bank = HeadBank(bare("bert"))
+        packed = {name: bank.pack(tasks[name].delta) for name in ("a", "b")}
+        places = set()
+        for name in ("a", "b", "a"):
+            bank.put(name, packed[name])
+            places.add(bank._tasks[name].slot.flat.data_ptr())
+            assert_answers(bank, name, tasks[name])
+            bank.remove(name)
+        assert len(places) == 1
+        assert bank.nbytes == packed["a"].nbytes
+
+    def test_free_ones_keep_their_memory_until_it_is_given_back(self):
+        tasks = several("bert")
+        bank = bank_of("bert", {name: tasks[name] for name in ("a", "c")})
+        small, large = (bank.pack(tasks[name].delta) for name in ("a", "c"))
+        assert bank.nbytes == small.nbytes + large.nbytes
+        assert not bank.has_free_slot(small.layout)
+        bank.remove("a")
+        assert bank.has_free_slot(small.layout)
+        assert not bank.has_free_slot(large.layout)
+        assert bank.nbytes == small.nbytes + large.nbytes
+        bank.release_free_slots()
+        assert not bank.has_free_slot(small.layout)
+        assert bank.nbytes == large.nbytes
+        bank.close()
+        assert len(bank) == bank.nbytes == 0
+
+    def test_take_a_delta_s_own_bytes_and_padding(self):
+        tuned = several("bert")["a"]
+        bank = HeadBank(bare("bert"))
+        packed = bank.pack(tuned.delta)
+        own = [*tuned.delta.rows.values(), *tuned.delta.task_head.values()]
+        more = packed.nbytes - sum(tensor.nbytes for tensor in own)
+        assert 0 <= more < 64 * len(packed.layout.parts)
+
+    def test_of_a_bfloat16_model_take_half_of_the_bytes(self):
+        tuned = several("bert")["a"]
+        packed = HeadBank(bare("bert")).pack(tuned.delta)
+        heads = tuned.delta.heads
+        half = tune("bert", heads, seed=0, labels=2, dtype=torch.bfloat16)
+        bank = HeadBank(bare("bert", dtype=torch.bfloat16))
+        small = bank.pack(half.delta)
+        assert small.flat.dtype == torch.bfloat16
+        assert small.nbytes <= 0.55 * packed.nbytes
+        assert small.layout != packed.layout
+
+    def test_are_filled_in_and_outside_of_inference_mode(self):
+        tasks = several("bert")
+        bank = HeadBank(bare("bert"))
+        packed = {name: bank.pack(tasks[name].delta) for name in ("a", "b")}
+        with torch.inference_mode():
+            bank.put("x", packed["a"])
+        bank.remove("x")
+        bank.put("x", packed["b"])
+        bank.remove("x")
+        with torch.inference_mode():
+            bank.put("x", bank.pack(tasks["a"].delta))
+        assert_answers(bank, "x", tasks["a"])
+
+    def test_of_a_failed_batch_are_free_again(self):
+        bank = bank_of("bert", {"a": several("bert")["a"]})
+        layout = bank.pack(several("bert")["a"].delta).layout
+        with pytest.raises(ValueError, match="input_ids"):
+            bank.forward({"no_such_input": torch.zeros(1, 3)}, ["a"])
+        bank.remove("a")
+        assert bank.has_free_slot(layout)
+
+
+class TestWhileABatchRuns:
+    def test_others_come_and_go_and_it_keeps_its_slots(self):
+        tasks = several("bert")
+        model = bare("bert")
+        bank = HeadBank(model)
+        bank.add("a", tasks["a"].delta)
+        layout = bank.pack(tasks["a"].delta).layout
+        with standing_still(model) as there:
+            asked = Asked(bank, "a")
+            asked.start()
+            assert there.wait(timeout=60)
+            bank.remove("a")
+            assert not bank.has_free_slot(layout)
+            bank.add("b", tasks["b"].delta)  # of the same layout
+            assert "a" not in bank
+            assert asked.is_alive()
+        asked.assert_answers_as(tasks["a"])
+        assert bank.has_free_slot(layout)
+        assert_answers(bank, "b", tasks["b"])
+
+    def test_a_name_may_be_given_to_another_delta(self):
+        tasks = several("bert")
+        model = bare("bert")
+        bank = HeadBank(model)
+        bank.add("x", tasks["a"].delta)
+        packed = bank.pack(tasks["b"].delta)
+        with standing_still(model) as there:
+            asked = Asked(bank, "x")
+            asked.start()
+            assert there.wait(timeout=60)
+            bank.put("x", packed)
+            assert not bank.has_free_slot(packed.layout)
+        asked.assert_answers_as(tasks["a"])
+        assert bank.has_free_slot(packed.layout)
+        assert_answers(bank, "x", tasks["b"])
+
+    def test_one_that_waits_for_its_turn_keeps_its_slots(self):
+        tasks = several("bert")
+        model = bare("bert")
+        bank = HeadBank(model)
+        bank.add("a", tasks["a"].delta)
+        bank.add("c", tasks["c"].delta)
+        with standing_still(model) as there:
+            first, second = Asked(bank, "c"), Asked(bank, "a")
+            first.start()
+            assert there.wait(timeout=60)
+            second.start()
+            holders = bank._slots._holders
+            slot = bank._tasks["a"].slot
+            while holders[slot] < 2:
+                second.join(timeout=0.01)
+            bank.remove("a")
+            bank.add("b", tasks["b"].delta)  # of a's layout
+        first.assert_answers_as(tasks["c"])
+        second.assert_answers_as(tasks["a"])
+
+    def test_packing_leaves_the_default_dtype_alone(self, monkeypatch: pytest.MonkeyPatch):
+        """It is every thread's, and a batch may make tensors meanwhile."""
+        heads = heads_of("bert", seed=0, per_layer=(1, 1, 1))
+        tuned = tune("bert", heads, seed=0, labels=2, dtype=torch.bfloat16)
+        bank = HeadBank(bare("bert", dtype=torch.bfloat16))
+        seen: list[torch.dtype] = []
+        change = torch.set_default_dtype
+        monkeypatch.setattr(
+            torch, "set_default_dtype", lambda dtype: (seen.append(dtype), change(dtype))
+        )
+        bank.add("a", tuned.delta)
+        assert set(seen) <= {torch.float32}
+
 
 class TestBank:
     def test_leaves_the_model_as_it_was(self):
@@ -215,7 +385,9 @@ class TestBank:
         with torch.no_grad():
             assert torch.equal(model(**batch).last_hidden_state, hidden)
         bank.close()
-        assert not any(module._forward_hooks for module in model.modules())
+        for module in model.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
         assert all(torch.equal(model.state_dict()[name], old) for name, old in before.items())
 
     def test_a_name_may_be_given_to_another_delta(self):
@@ -289,6 +461,14 @@ class TestRefusals:
         with pytest.raises(BackboneMismatchError):
             bank.add("x", other.delta)
         assert len(bank) == 0
+
+    def test_a_delta_that_another_bank_has_packed(self):
+        model = bare("bert")
+        packed = HeadBank(model).pack(several("bert")["a"].delta)
+        bank = HeadBank(model)
+        with pytest.raises(InvalidArgumentError, match="this bank has packed"):
+            bank.put("x", packed)
+        assert len(bank) == bank.nbytes == 0
 
     def test_a_task_head_that_nothing_is_known_of(self):
         delta = several("bert")["a"].delta
