@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from service.routes import (
     jobs,
     models,
     operations,
+    predictions,
     results,
     tenants,
 )
@@ -99,14 +101,16 @@ def build_app(settings: Settings) -> FastAPI:
             Middleware(Door, allowed_hosts=settings.allowed_hosts, observe=metrics.observe),
             Middleware(
                 BodyLimit,
-                max_upload_bytes=settings.max_upload_bytes,
-                upload_path=datasets.UPLOAD_PATH,
+                exceptions=[
+                    (re.compile(re.escape(datasets.UPLOAD_PATH)), settings.max_upload_bytes),
+                    (predictions.PATHS, predictions.MAX_BODY_BYTES),
+                ],
             ),
         ],
     )
     problems.install(app)
     for rooms in (
-        *(jobs, events, results, datasets, models, tenants),
+        *(jobs, events, results, predictions, datasets, models, tenants),
         *(operations, documentation, dashboard),
     ):
         app.include_router(rooms.router)

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from service.problems import ProblemError, internal_error, problem_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -158,14 +158,13 @@ class BodyLimit:
 
     Args:
         app: what is behind it.
-        max_upload_bytes: of a body of the upload path; all others may have a mebibyte.
-        upload_path: where files are posted to.
+        exceptions: a pattern that a path fits as a whole, and the bytes that a body there may
+            have; everywhere else it may have a mebibyte.
     """
 
-    def __init__(self, app: ASGIApp, *, max_upload_bytes: int, upload_path: str) -> None:
+    def __init__(self, app: ASGIApp, *, exceptions: Sequence[tuple[re.Pattern[str], int]]) -> None:
         self._app = app
-        self._max_upload_bytes = max_upload_bytes
-        self._upload_path = upload_path
+        self._exceptions = exceptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -176,9 +175,7 @@ class BodyLimit:
         if "content-length" not in headers and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        is_upload = scope["path"] == self._upload_path
-        limit = self._max_upload_bytes if is_upload else _MAX_BODY_BYTES
-        body = _Body(receive, headers, limit=limit)
+        body = _Body(receive, headers, limit=self._limit_of(scope["path"]))
         is_started = False
 
         async def send_after_body(message: Message) -> None:
@@ -197,6 +194,10 @@ class BodyLimit:
         if body.is_too_large and not is_started:
             await body.linger()
             await body.refusal(scope["state"]["request_id"])(scope, receive, send)
+
+    def _limit_of(self, path: str) -> int:
+        limits = (limit for pattern, limit in self._exceptions if pattern.fullmatch(path))
+        return next(limits, _MAX_BODY_BYTES)
 
 
 class _TooLargeError(Exception):

@@ -12,6 +12,13 @@ from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
 from service.auth import is_public
+from service.prediction_documents import (
+    ImageInput,
+    JobInput,
+    MixedPredictionRequest,
+    PredictionRequest,
+    TextInput,
+)
 from service.schemas import NewKey, NewQuotas, NewTenant, Problem
 from store.problem_details import MEDIA_TYPE
 from store.spec import JobSpec
@@ -23,6 +30,11 @@ _REF = "#/components/schemas/{model}"
 _ABOUT = (
     "Fine-tune only the attention heads that matter for a task. Every error is an "
     "`application/problem+json` document; every answer names its request in `x-request-id`."
+)
+# What routes read from the raw body, and what every route refuses with.
+_READ = (
+    *(JobSpec, NewTenant, NewQuotas, NewKey, Problem),
+    *(PredictionRequest, MixedPredictionRequest, JobInput, TextInput, ImageInput),
 )
 # What the gateway refuses before a route is asked, and what any route can come upon.
 _EVERYWHERE = (
@@ -43,7 +55,8 @@ _SAID = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
     HTTPStatus.TOO_MANY_REQUESTS: (
         "`quota_exceeded`: as many jobs wait as may; `too_many_streams`, `too_many_uploads`, "
-        "`too_many_merges`: as many are open as one tenant may have; `too_many_requests`"
+        "`too_many_merges`, `too_many_predictions`: as many are open as one tenant may have; "
+        "`too_many_requests`: the inference process has its hands full"
     ),
     HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
 }
@@ -111,8 +124,7 @@ def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
 
 
 def _body_schemas() -> dict[str, Any]:
-    """Describe what routes read from the raw body, and what every route refuses with."""
-    models = [(model, "validation") for model in (JobSpec, NewTenant, NewQuotas, NewKey, Problem)]
+    models = [(model, "validation") for model in _READ]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     return found

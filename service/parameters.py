@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Header, Path, Query
@@ -25,15 +26,19 @@ _KEY_HEADER = "Idempotency-Key"
 MAX_LIMIT = 100
 
 
+def check_identifier(value: str, *, kind: str) -> str:
+    """Take an id that could be one; anything else is not there, and no database is asked.
+
+    Raises:
+        NotFoundError: there is no such thing of this kind.
+    """
+    if _IDENTIFIER.fullmatch(value) is None:
+        raise NotFoundError(kind, value[:_SHOWN_CHARACTERS])
+    return value
+
+
 def _identifier(kind: str) -> BeforeValidator:
-    """Take an id that could be one; anything else is not there, and no database is asked."""
-
-    def check(value: str) -> str:
-        if _IDENTIFIER.fullmatch(value) is None:
-            raise NotFoundError(kind, value[:_SHOWN_CHARACTERS])
-        return value
-
-    return BeforeValidator(check)
+    return BeforeValidator(partial(check_identifier, kind=kind))
 
 
 def _cursor(value: str | None) -> str | None:

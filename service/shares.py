@@ -63,6 +63,14 @@ def _merges() -> Share:
     return Share(4, code="too_many_merges", what="downloads of merged models")
 
 
+def _predictions() -> Share:
+    return Share(16, code="too_many_predictions", what="requests for predictions")
+
+
+def _large_predictions() -> Share:
+    return Share(2, code="too_many_predictions", what="large requests for predictions")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shares:
     """What every tenant may hold of a gateway process.
@@ -72,8 +80,13 @@ class Shares:
         uploads: each may fill as much of the disk as an upload may have.
         merges: each takes a connection to the inference process, which has some thirty, and the
             memory of a model there.
+        predictions: requests; each takes one of some hundred connections.
+        large_predictions: requests that may have more than a mebibyte, of which each takes some
+            times its size of memory.
     """
 
     streams: Share = field(default_factory=_streams)
     uploads: Share = field(default_factory=_uploads)
     merges: Share = field(default_factory=_merges)
+    predictions: Share = field(default_factory=_predictions)
+    large_predictions: Share = field(default_factory=_large_predictions)

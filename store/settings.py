@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -19,6 +20,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from store.errors import SettingsError
+from store.prediction_limits import MAX_INPUTS, MAX_SECONDS
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -56,6 +58,14 @@ class Settings(BaseSettings):
         device: of a worker: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         infer_url: where the inference process listens: ``http://host:port`` or ``unix:///socket``.
         infer_token: what it asks for where it is not on loopback.
+        infer_device_bytes: of head deltas on the inference process's device.
+        infer_host_bytes: of head deltas in host memory beside a GPU; a CPU needs no such copies.
+        infer_disk_bytes: of head deltas on its disk.
+        infer_backbone_bytes: of backbones in its memory.
+        infer_batch_tokens: of a pass over a backbone, padding included.
+        infer_batch_wait_ms: how long an input waits for others where nothing else is computed.
+        infer_max_inputs: under way at a time; a tenant may have half of them.
+        infer_timeout_seconds: how long a prediction may take whose request says nothing else.
         max_upload_bytes: of one upload, all files together.
         tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
         lease_seconds: how long a worker may be silent before its job is taken back.
@@ -87,6 +97,14 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     infer_url: str = "http://127.0.0.1:8001"
     infer_token: SecretStr | None = None
+    infer_device_bytes: PositiveInt = 4 * _GIB
+    infer_host_bytes: PositiveInt = 4 * _GIB
+    infer_disk_bytes: PositiveInt = 8 * _GIB
+    infer_backbone_bytes: PositiveInt = 8 * _GIB
+    infer_batch_tokens: PositiveInt = 4096
+    infer_batch_wait_ms: NonNegativeFloat = 5.0
+    infer_max_inputs: int = Field(default=4096, ge=2 * MAX_INPUTS)  # half takes one whole request
+    infer_timeout_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
     max_upload_bytes: PositiveInt = _GIB
     tenant_max_queued: PositiveInt = 1000
     tenant_max_running: PositiveInt = 16

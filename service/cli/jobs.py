@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from service.cli import job_spec, options, output
+from service.cli import job_spec, options, output, predictions
 from service.cli.actions import Actions, perform
 from service.cli.job_report import describe_progress, report_estimate, report_job
 from service.cli.progress import job_display, transfer_display
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "download":
             _add_download(action)
         options.add_server(action)
+    predictions.add_action(actions)
 
 
 def _add_submit(actions: Actions) -> None:

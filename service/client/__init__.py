@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from service.client.connection import Connection
 from service.client.downloads import Download
@@ -23,7 +24,17 @@ from service.client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from service.client.resources import Datasets, Jobs, Keys, Models, Tenants
+from service.client.resources import (
+    Datasets,
+    Jobs,
+    Keys,
+    Models,
+    Tenants,
+    ask_for_predictions,
+)
+
+if TYPE_CHECKING:
+    from service.client.documents import JobInput, Predictions
 
 __all__ = [
     "AddressError",
@@ -65,6 +76,27 @@ class Client:
     def url(self) -> str:
         """The server's URL."""
         return self._connection.url
+
+    def predict(
+        self,
+        items: Sequence[JobInput],
+        *,
+        truncate: bool = True,
+        timeout_seconds: float | None = None,
+    ) -> Predictions:
+        """Predict with the head deltas of any jobs, mixed freely; else as ``jobs.predict``.
+
+        Args:
+            items: 1 to 256 inputs, each with its job.
+            truncate: whether a text of too many tokens is cut, as in the training, or refused.
+            timeout_seconds: how long the answer may take; the server's choice where None.
+
+        Raises:
+            ApiError: the server refuses all of it.
+        """
+        return ask_for_predictions(
+            self._connection, "/predict", items, truncate=truncate, timeout_seconds=timeout_seconds
+        )
 
     def close(self) -> None:
         """Close the open connections."""

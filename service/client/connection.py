@@ -81,13 +81,14 @@ class Connection:
         body: object = None,
         idempotency_key: str | None = None,
         open_form: OpenForm | None = None,
+        changes_nothing: bool = False,
         timeout: float | None = None,
     ) -> Any:  # noqa: ANN401 - the caller knows which document it is
         """Send a request and give the answer's JSON.
 
-        What is safe to repeat is repeated when the connection breaks: reading, and anything with an
-        idempotency key; the rest only where it cannot have arrived. So is everything that a busy
-        server puts off.
+        What is safe to repeat is repeated when the connection breaks: what changes nothing, and
+        anything with an idempotency key; the rest only where it cannot have arrived. So is
+        everything that a busy server puts off.
 
         Args:
             method: of HTTP.
@@ -96,6 +97,7 @@ class Connection:
             body: plain JSON.
             idempotency_key: under which the server does the work once.
             open_form: of a multipart request.
+            changes_nothing: whatever its method; a GET does not anyway.
             timeout: seconds that the server may be silent, where it has more to do.
 
         Returns:
@@ -120,7 +122,8 @@ class Connection:
                     **form,
                 )
 
-        response = self._repeat(send, is_safe=method == "GET" or idempotency_key is not None)
+        is_safe = changes_nothing or method == "GET" or idempotency_key is not None
+        response = self._repeat(send, is_safe=is_safe)
         return None if response.status_code == httpx2.codes.NO_CONTENT else self._read(response)
 
     @contextmanager

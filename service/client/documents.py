@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, NotRequired, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 
 Item = TypeVar("Item")
 
@@ -184,6 +184,51 @@ class Heads(TypedDict):
     fraction: float
     layers: list[LayerHeads]
     artifact: NotRequired[dict[str, Any] | None]
+
+
+class TextInput(TypedDict):
+    """A text, or a pair of texts, to predict for."""
+
+    text: str
+    text_pair: NotRequired[str]
+
+
+class ImageInput(TypedDict):
+    """An image to predict for, its file in Base64."""
+
+    image: str
+
+
+Input: TypeAlias = TextInput | ImageInput
+
+
+class JobInput(TypedDict):
+    """An input, and the job whose head delta it is for."""
+
+    job: str
+    input: Input
+
+
+class Prediction(TypedDict):
+    """What an item is answered.
+
+    Label, score and scores by label; or a value; or why there is neither.
+    """
+
+    index: int
+    job: str | None
+    label: NotRequired[str]
+    score: NotRequired[float]
+    scores: NotRequired[dict[str, float]]
+    value: NotRequired[float]
+    error: NotRequired[Failure]
+
+
+class Predictions(TypedDict):
+    """An answer for every item, in the order asked."""
+
+    object: str
+    data: list[Prediction]
 
 
 class Quotas(TypedDict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
         Estimate,
         Event,
         Heads,
+        Input,
         Job,
+        JobInput,
         Key,
         Page,
+        Predictions,
         Progress,
         Tenant,
         Usage,
     )
 
 _UPLOAD_SECONDS = 600.0  # the server reads every row before it answers
+_PREDICTION_SECONDS = 300.0  # the longest that a server may choose to take
+_SPARE_SECONDS = 30.0  # until it has said so
 DEFAULT_LIMIT = 20
 
 
@@ -224,6 +229,36 @@ class Jobs:
         path = f"{_job(job_id)}/merged"
         return download(self._connection, path, out=out, on_progress=on_progress)
 
+    def predict(
+        self,
+        job_id: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool = True,
+        timeout_seconds: float | None = None,
+    ) -> Predictions:
+        """Predict with a succeeded job's head delta.
+
+        Args:
+            job_id: which.
+            inputs: 1 to 256.
+            truncate: whether a text of too many tokens is cut, as in the training, or refused.
+            timeout_seconds: how long the answer may take; the server's choice where None.
+
+        Returns:
+            An answer for each, in their order; one that fails has an ``error`` in its place.
+
+        Raises:
+            ApiError: the server refuses all of it.
+        """
+        return ask_for_predictions(
+            self._connection,
+            f"{_job(job_id)}/predict",
+            inputs,
+            truncate=truncate,
+            timeout_seconds=timeout_seconds,
+        )
+
     def _ask_to(self, what: str, job_id: str) -> Job:
         job: Job = self._connection.ask("POST", f"{_job(job_id)}/{what}")
         return job
@@ -304,6 +339,25 @@ class Keys:
     def revoke(self, key_id: str) -> None:
         """Make a key worthless at once."""
         self._connection.ask("DELETE", f"/keys/{quote(key_id, safe='')}")
+
+
+def ask_for_predictions(
+    connection: Connection,
+    path: str,
+    inputs: Sequence[Input | JobInput],
+    *,
+    truncate: bool,
+    timeout_seconds: float | None,
+) -> Predictions:
+    """Post inputs; asked again where the connection breaks, since they change nothing."""
+    body = {"inputs": list(inputs), "truncate": truncate}
+    if timeout_seconds is not None:
+        body["timeout_seconds"] = timeout_seconds
+    patience = max(timeout_seconds or _PREDICTION_SECONDS, 0.0) + _SPARE_SECONDS
+    predictions: Predictions = connection.ask(
+        "POST", path, body=body, changes_nothing=True, timeout=patience
+    )
+    return predictions
 
 
 def _job(job_id: str) -> str:

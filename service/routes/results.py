@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
+from service.artifacts import find_artifact, not_ready
 from service.auth import Caller, CallerDep  # noqa: TC001 - as above
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.documents import HeadsDocument
 from service.downloads import answer_with_file, content_disposition, file_name
-from service.inference_client import MergeRequest, ProxiedFile
+from service.inference_client import ProxiedFile
 from service.openapi import problems
+from service.orders import DeltaOrder
 from service.parameters import JobId  # noqa: TC001 - as above
-from service.problems import ProblemError
+from service.waiting import while_connected
 from store.jobs import get_job, list_artifacts
 from store.storage import Blob
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
 
-_Done = TypeVar("_Done")
 Encoding = Literal["float32", "bfloat16", "int8"]
 
 _OCTETS = "application/octet-stream"
 _TAR = "application/x-tar"
-_HANG_UP_SECONDS = 0.5  # until we see that a caller who waits for us has gone
 
 router = APIRouter(tags=["results"])
 
@@ -58,7 +57,7 @@ def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDoc
     with gateway.database.read() as session:
         job = get_job(session, caller.tenant_id, job_id, with_heads=True)
         if job.heads is None:
-            raise _not_ready(job, "heads")
+            raise not_ready(job.id, status=job.status, what="heads")
         return HeadsDocument.of(job, list_artifacts(session, job))
 
 
@@ -117,35 +116,12 @@ async def get_merged(
 ) -> Response:
     """Download the backbone with the head delta merged into it, in a tar file."""
     job, delta = await run_in_threadpool(_artifact, gateway, caller, job_id, encoding="float32")
-    merge = MergeRequest(
-        tenant=job.tenant_id,
-        job=job.id,
-        model=job.model,
-        revision=job.revision,
-        sha256=delta.sha256,
-    )
-    asked = gateway.inference.merged_model(merge, request_id=request.state.request_id)
-    upstream = await _while_connected(request, asked)
+    order = DeltaOrder.of(job, delta)
+    asked = gateway.inference.merged_model(order, request_id=request.state.request_id)
+    upstream = await while_connected(request, asked)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
     return ProxiedFile(upstream, headers=headers, media_type=_TAR)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _Done]) -> _Done:
-    """Wait for work that takes long, and give it up when the caller does.
-
-    Raises:
-        ClientDisconnect: the caller has hung up.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait([task], timeout=_HANG_UP_SECONDS))[0]:
-            # What is done by now is given all the same: somebody has to close it.
-            if await request.is_disconnected() and not task.done():
-                raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
 
 
 def _stored(
@@ -174,17 +150,4 @@ def _artifact(
     gateway: Gateway, caller: Caller, job_id: str, *, encoding: str
 ) -> tuple[Job, Artifact]:
     with gateway.database.read() as session:
-        job = get_job(session, caller.tenant_id, job_id)
-        for artifact in list_artifacts(session, job):
-            if artifact.encoding == encoding:
-                return job, artifact
-    raise _not_ready(job, "head delta")
-
-
-def _not_ready(job: Job, what: str) -> ProblemError:
-    ending = "and never will" if job.status.is_finished else "yet"
-    return ProblemError(
-        "not_ready",
-        status=HTTPStatus.CONFLICT,
-        detail=f"job {job.id} is {job.status} and has no {what} {ending}",
-    )
+        return find_artifact(session, caller.tenant_id, job_id, encoding=encoding)

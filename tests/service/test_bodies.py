@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import time
+from contextlib import suppress
 
-from service.bodies import JsonBody
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.bodies import JsonBody, _check_count
+from service.problems import ProblemError
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
 
 
@@ -30,8 +37,10 @@ class TestBadBodies:
             (b"\xff\xfe", 400, "invalid_json"),
             (b'{"model": "\xff"}', 400, "invalid_json"),
             (b'{"model": "\\ud800"}', 400, "invalid_json"),
-            (b"[" * 100_000, 400, "invalid_json"),
-            (b'{"metadata":' * 50_000, 400, "invalid_json"),
+            (b"[" * 10_000, 400, "invalid_json"),
+            (b'{"metadata":' * 1_000, 400, "invalid_json"),
+            (b"[" * 100_000, 422, "invalid_request"),
+            (b'{"metadata":' * 50_000, 422, "invalid_request"),
             (b"9" * 10_000, 400, "invalid_json"),
             (b"\x00", 400, "invalid_json"),
         ],
@@ -124,6 +133,51 @@ class TestBadBodies:
         headers = {**alice.headers, "content-type": "application/json"}
         content = b'{"name": "' + b"x" * (1 << 20) + b'"}'
         assert problem_of(client.post("/jobs", content=content, headers=headers))["status"] == 413
+
+
+def marks_of(value: object) -> int:
+    """Count what a comma or an opening bracket is written for."""
+    if not isinstance(value, dict | list):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return max(len(value), 1) + sum(map(marks_of, inner))
+
+
+texts = st.text(alphabet=',[]{}:"\\\n é', max_size=8)
+json_values = st.recursive(
+    texts | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+class TestCheckCount:
+    @given(json_values, st.booleans())
+    def test_counts_values_and_no_letters_of_texts(self, value: object, is_ascii: bool):
+        raw = json.dumps(value, ensure_ascii=is_ascii).encode()
+        count = marks_of(value)
+        _check_count(raw, most=count)
+        if count > 1:
+            with pytest.raises(ProblemError) as caught:
+                _check_count(raw, most=count - 1)
+            assert caught.value.status == 422
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b'"' * (1 << 20),
+            b"[" * (1 << 20),
+            b'["' + b'\\"' * (1 << 20),
+            b'["' + b"\\" * (1 << 20),
+            b'["' + b"," * (1 << 20),
+            b'"",' * (1 << 20),
+        ],
+    )
+    def test_takes_no_time_for_what_is_no_json(self, raw: bytes):
+        started = time.perf_counter()
+        with suppress(ProblemError):
+            _check_count(raw, most=1000)
+        assert time.perf_counter() - started < 1
 
 
 class TestHash:

@@ -11,6 +11,9 @@ import pytest
 from hifi import cli
 from service.app import build_app
 from service.metrics import Metrics
+from service.prediction_documents import MAX_VALUES
+from service.routes.predictions import MAX_BODY_BYTES
+from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
 from store.settings import PREFIX, Settings
 from store.states import JobStatus
 
@@ -36,6 +39,7 @@ class TestSettings:
         ("name", "told"),
         [
             ("port", "`8000`"),
+            ("infer_timeout_seconds", "30"),
             ("tenant_max_queued", "1000"),
             ("tenant_max_running", "16"),
             ("lease_seconds", "60"),
@@ -94,22 +98,36 @@ class TestCalls:
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / "docs" / path).exists()
 
+    def test_limits_of_predictions_are_those_that_hold(self):
+        text = SERVICE.partition("## Predictions")[2].partition("\n## ")[0]
+        assert f"1 to {MAX_INPUTS} inputs, {MAX_BODY_BYTES >> 20} MiB" in text
+        assert f"{MAX_VALUES:,} JSON values" in text
+        assert f"{MAX_LETTERS:,} letters" in text
+        assert f"{MAX_SECONDS:g} at most" in text
+
     def test_codes_are_raised_somewhere(self):
         sources = "".join(
             path.read_text(encoding="utf-8")
             for room in ("service", "store", "worker")
             for path in (ROOT / room).rglob("*.py")
         )
-        table = SERVICE.partition("## Codes")[2]
-        for code in re.findall(r"`([a-z]+_[a-z_]+)`[^|]*\|", table):
+        tables = SERVICE.partition("## Codes")[2] + SERVICE.partition("| code of an item")[2]
+        rows = re.findall(r"^\| (`[a-z]+_[^|]*) \|", tables, re.MULTILINE)
+        codes = {code for row in rows for code in re.findall(r"`([a-z]+_[a-z_]+)`", row)}
+        assert codes >= {"invalid_request", "engine_crashed", "text_too_long", "blob_lost"}
+        for code in codes:
             assert f'"{code}"' in sources, code
 
 
 class TestMetrics:
     def test_those_that_are_told_are_there(self):
         text = Metrics().render(None).decode()
-        source = (ROOT / "service" / "metrics.py").read_text(encoding="utf-8")
-        told = re.findall(r"^\| `(hifi_\w+)(?:\{.*\})?` \|", OPERATIONS, re.MULTILINE)
-        assert len(told) >= 8
+        source = "".join(
+            (ROOT / path).read_text(encoding="utf-8")
+            for path in ("service/metrics.py", "worker/inference/metrics.py")
+        )
+        rows = re.findall(r"^\| (`hifi_[^|]*) \|", OPERATIONS, re.MULTILINE)
+        told = [name for row in rows for name in re.findall(r"`(hifi_\w+)(?:\{[^`]*\})?`", row)]
+        assert len(told) >= 14
         for name in told:
             assert name in text or f'"{name.removesuffix("_total")}"' in source, name

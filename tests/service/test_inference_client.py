@@ -15,14 +15,16 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.inference_client import InferenceClient, MergeRequest, ProxiedFile
+from service import inference_client as module
+from service.inference_client import InferenceClient, ProxiedFile
+from service.orders import DeltaOrder
 from service.problems import ProblemError
 from store.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-REQUEST = MergeRequest(tenant="ten_1", job="job_1", model="minilm", revision=None, sha256="a" * 64)
+ORDER = DeltaOrder(tenant="ten_1", job="job_1", model="minilm", revision=None, sha256="a" * 64)
 TAR = bytes(range(256)) * 1000
 
 
@@ -35,12 +37,13 @@ class Inference:
         self.headers: list[dict[str, str]] = []
         self.closed = threading.Event()
         routes = [
-            Route("/merged", self._merged, methods=["POST"]),
+            Route("/merged", self._answer, methods=["POST"]),
+            Route("/predict", self._answer, methods=["POST"]),
             Route("/healthz", lambda _request: JSONResponse({})),
         ]
         self.app = Starlette(routes=routes)
 
-    async def _merged(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         self.bodies.append(await request.json())
         self.headers.append(dict(request.headers))
         return self.answer()
@@ -99,7 +102,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 async def fetched(url: str, **settings: Any) -> bytes:
     async with connected(url, **settings) as client:
-        answer = await client.merged_model(REQUEST, request_id="req-1")
+        answer = await client.merged_model(ORDER, request_id="req-1")
         content: bytes = await answer.aread()
         return content
 
@@ -169,6 +172,65 @@ class TestMergedModel:
             assert (caught.value.status, caught.value.code) == (503, "inference_unavailable")
 
 
+async def predicted(url: str, **settings: Any) -> bytes:
+    async with connected(url, **settings) as client:
+        return await client.predict(b'{"orders": []}', timeout_seconds=5, request_id="req-2")
+
+
+class TestPredict:
+    def test_gives_what_is_answered(self, inference: Inference, url: str):
+        assert run(predicted(url, infer_token="sesame")) == TAR  # noqa: S106 - a test's
+        assert inference.bodies == [{"orders": []}]
+        assert inference.headers[0]["x-request-id"] == "req-2"
+        assert inference.headers[0]["authorization"] == "Bearer sesame"
+        assert inference.headers[0]["content-type"] == "application/json"
+
+    def test_comes_through_a_unix_socket(self, inference: Inference, tmp_path: Path):
+        path = tmp_path / "infer sock"
+        with served(inference.app, uds=str(path)):
+            assert run(predicted(f"unix://{path}")) == TAR
+
+    def test_an_answer_that_breaks_off_is_an_absence(self, inference: Inference, url: str):
+        headers = {"content-length": str(2 * len(TAR))}
+        inference.answer = lambda: StreamingResponse(iter([TAR]), headers=headers)
+        with pytest.raises(ProblemError) as caught:
+            run(predicted(url))
+        assert (caught.value.status, caught.value.code) == (503, "inference_unavailable")
+
+
+class TestConnections:
+    def test_streams_and_predictions_do_not_wait_for_each_other(
+        self, inference: Inference, url: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "_MAX_STREAMS", 1)
+        monkeypatch.setattr(module, "_MAX_PREDICTIONS", 1)
+        monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.2)
+
+        async def ask() -> None:
+            async with connected(url) as client:
+                inference.answer = inference.endless
+                streams = [await client.merged_model(ORDER, request_id="req-1") for _ in range(2)]
+                with pytest.raises(ProblemError):
+                    await client.merged_model(ORDER, request_id="req-1")
+                inference.answer = lambda: Response(TAR)
+                assert await client.predict(b"{}", timeout_seconds=5, request_id="req-2") == TAR
+                for stream in streams:
+                    await stream.aclose()
+                # And the other way round: a prediction that nobody answers holds up no stream.
+                inference.answer = inference.endless
+                predicting = asyncio.ensure_future(
+                    client.predict(b"{}", timeout_seconds=5, request_id="req-2")
+                )
+                await asyncio.sleep(0.1)
+                with pytest.raises(ProblemError):
+                    await client.predict(b"{}", timeout_seconds=5, request_id="req-2")
+                stream = await client.merged_model(ORDER, request_id="req-1")
+                await stream.aclose()
+                predicting.cancel()
+
+        run(ask())
+
+
 class TestIsReachable:
     def test_tells_whether_somebody_answers(self, inference: Inference, tmp_path: Path):
         path = tmp_path / "sock"
@@ -200,7 +262,7 @@ class TestProxiedFile:
 
         async def proxy() -> None:
             async with connected(url) as client:
-                upstream = await client.merged_model(REQUEST, request_id="req-1")
+                upstream = await client.merged_model(ORDER, request_id="req-1")
                 response = ProxiedFile(upstream, headers={}, media_type="application/x-tar")
                 await response(scope, receive, send)
                 assert upstream.is_closed
@@ -217,7 +279,7 @@ class TestProxiedFile:
                 found = []
                 for answer in (Response(TAR), StreamingResponse(iter([TAR]))):
                     inference.answer = lambda answer=answer: answer
-                    upstream = await client.merged_model(REQUEST, request_id="req-1")
+                    upstream = await client.merged_model(ORDER, request_id="req-1")
                     response = ProxiedFile(upstream, headers={}, media_type="application/x-tar")
                     found.append(response.headers.get("content-length"))
                     await upstream.aclose()

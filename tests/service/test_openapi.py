@@ -69,6 +69,29 @@ class TestDocument:
         assert spec["required"] == ["model", "dataset"]
         assert spec["additionalProperties"] is False
 
+    @pytest.mark.parametrize(
+        ("path", "model", "items"),
+        [
+            ("/jobs/{job_id}/predict", "PredictionRequest", ["TextInput", "ImageInput"]),
+            ("/predict", "MixedPredictionRequest", ["JobInput"]),
+        ],
+    )
+    def test_what_is_predicted_is_all_there(self, document, path, model, items):
+        operation = document["paths"][path]["post"]
+        body = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{model}"}
+        inputs = document["components"]["schemas"][model]["properties"]["inputs"]
+        assert (inputs["minItems"], inputs["maxItems"]) == (1, 256)
+        *named, anything = inputs["items"]["anyOf"]
+        assert named == [{"$ref": f"#/components/schemas/{name}"} for name in items]
+        assert set(anything) == {"description"}  # each is looked at by itself
+        answers = document["components"]["schemas"]["PredictionList"]["properties"]["data"]
+        assert answers["items"]["anyOf"] == [
+            {"$ref": f"#/components/schemas/{name}Prediction"}
+            for name in ("Label", "Value", "Failed")
+        ]
+        assert {"429", "503", "413", "415"} <= set(operation["responses"])
+
     def test_without_keys_none_is_asked_for(self, tmp_path, sqlite_url):
         with opened(settings_for(tmp_path / "home", sqlite_url, auth="none")) as client:
             document = client.get("/openapi.json").json()

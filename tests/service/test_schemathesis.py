@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python.asgi import shutdown_lifespans
 from starlette.applications import Starlette
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.app import build_app
 from store.database import Database
+from store.prediction_limits import MAX_INPUTS
 from tests.service.gateways import (
     MODEL,
     Member,
@@ -45,15 +47,34 @@ CONFIG = {
 }
 
 
+OUTCOMES = (
+    {"label": "a", "score": 0.75, "scores": {"a": 0.75, "b": 0.25}},
+    {"value": -1.5},
+    {"error": {"code": "text_too_long", "message": "600 tokens", "param": "text"}},
+)
+
+
 class Inference:
-    """Stands in for the inference process, which merges."""
+    """Stands in for the inference process, which merges and predicts."""
 
     def __init__(self) -> None:
         self.is_overloaded = False
-        self.app = Starlette(routes=[Route("/merged", self._merge, methods=["POST"])])
+        self.app = Starlette(
+            routes=[
+                Route("/merged", self._merge, methods=["POST"]),
+                Route("/predict", self._predict, methods=["POST"]),
+            ]
+        )
 
     def _merge(self, _request: Request) -> Response:
         return Response(status_code=500) if self.is_overloaded else Response(b"tar")
+
+    async def _predict(self, request: Request) -> Response:
+        if self.is_overloaded:
+            return Response(status_code=500)
+        items = (await request.json())["items"]
+        answers = zip(items, cycle(OUTCOMES), strict=False)
+        return JSONResponse({"data": [outcome for _, outcome in answers]})
 
 
 class Gateway:
@@ -119,13 +140,28 @@ def test_so_it_is_for_what_is_there(case: Case) -> None:
         case.path_parameters[name] = GATEWAY.ids[name]
     if case.path == "/jobs" and isinstance(case.body, dict):
         case.body = {**case.body, "model": MODEL, "dataset": GATEWAY.ids["dataset_id"]}
+    if case.path == "/predict" and is_good(case.body):
+        named = {"job": GATEWAY.ids["job_id"], "input": {"text": "a text"}}
+        case.body = {**case.body, "inputs": [named, *case.body["inputs"][1:], named]}
     case.call_and_validate(headers=GATEWAY.member.headers)
 
 
-def test_so_it_is_where_nobody_merges() -> None:
-    case = DOCUMENT["/jobs/{job_id}/merged"]["GET"].Case(
-        path_parameters={"job_id": GATEWAY.ids["job_id"]}
-    )
+def is_good(body: object) -> bool:
+    """Tell whether a body for `/predict` has items in which one more is as good."""
+    inputs = body.get("inputs") if isinstance(body, dict) else None
+    return isinstance(inputs, list) and 0 < len(inputs) < MAX_INPUTS
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body"),
+    [
+        ("/jobs/{job_id}/merged", "GET", None),
+        ("/jobs/{job_id}/predict", "POST", {"inputs": [{"text": "a text"}]}),
+    ],
+)
+def test_so_it_is_where_inference_fails(path: str, method: str, body: object) -> None:
+    sent = {} if body is None else {"body": body, "media_type": "application/json"}
+    case = DOCUMENT[path][method].Case(path_parameters={"job_id": GATEWAY.ids["job_id"]}, **sent)
     GATEWAY.inference.is_overloaded = True
     try:
         answer = case.call(headers=GATEWAY.member.headers)

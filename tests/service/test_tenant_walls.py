@@ -23,7 +23,7 @@ LISTS = {"/jobs", "/datasets"}
 # Backbones are the server's, documents about the API are everybody's.
 SHARED = {"/models", "/openapi.json"}
 # What they read is in the body; tests of their own say what they must not show.
-POSTS = {("POST", "/jobs"), ("POST", "/datasets")}
+POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
 
 
 @pytest.fixture
@@ -150,3 +150,17 @@ class TestBodies:
         assert first["sha256"] == second["sha256"]
         answer = client.get(f"/datasets/{first['id']}", headers=bob.headers)
         assert problem_of(answer)["status"] == 404
+
+    def test_a_prediction_cannot_use_anothers_job(self, client, bob, owned):
+        def ask(job: str) -> dict[str, Any]:
+            inputs = [{"job": job, "input": {"text": "a text"}}]
+            answer = client.post("/predict", json={"inputs": inputs}, headers=bob.headers)
+            assert answer.status_code == 200
+            (item,) = answer.json()["data"]
+            assert item.pop("job") == job
+            return item
+
+        there, missing = ask(owned["job_id"]), ask(OWNED["job_id"])
+        assert there["error"]["code"] == missing["error"]["code"] == "not_found"
+        message = there["error"]["message"].replace(owned["job_id"], OWNED["job_id"])
+        assert {**there, "error": {**there["error"], "message": message}} == missing

@@ -14,7 +14,8 @@ from service.app import build_app
 from service.client import Client
 from store.database import Database
 from store.jobs import cancel
-from tests.service.gateways import CSV, MODEL, served
+from tests.service.gateways import CSV, MODEL, finished_job, served
+from tests.service.predictors import Predictor
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -148,3 +149,37 @@ class TestJobs:
         monkeypatch.setenv("HIFI_API_KEY", "hifi_wrong")
         assert main(["jobs", "list", "--url", url]) == 1
         assert "set HIFI_API_KEY" in capsys.readouterr().err
+
+
+class TestPredictions:
+    @pytest.fixture
+    def settings(self, settings):
+        """Give settings with an inference process that answers."""
+        with served(Predictor().app) as url:
+            yield settings.model_copy(update={"infer_url": url})
+
+    @pytest.fixture
+    def job_id(self, database, settings, alice):
+        return finished_job(database, settings, alice)
+
+    def test_predict(self, ask, job_id, capsys):
+        document = ask("jobs", "predict", job_id, "a text", "number")
+        assert [item["job"] for item in document["data"]] == [job_id] * 2
+        assert (document["data"][0]["label"], document["data"][1]["value"]) == ("short", 1.5)
+        assert main(["jobs", "predict", job_id, "a text"]) == 0
+        assert "0.7500  a text" in capsys.readouterr().out
+
+    def test_predict_for_many_jobs(self, ask, job_id, tmp_path, capsys):
+        rows = [{"job": name, "input": {"text": "a"}} for name in (job_id, "job_0")] * 200
+        (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        document = ask("jobs", "predict", "--file", str(tmp_path / "rows.jsonl"), code=1)
+        assert ["label" in item for item in document["data"]] == [True, False] * 200
+        assert document["data"][301]["error"]["param"] == "inputs.301.job"
+        assert main(["jobs", "predict", "job_0", "a"]) == 1
+        assert "there is no job 'job_0'" in capsys.readouterr().err
+
+    def test_predict_what_the_job_cannot_read(self, ask, job_id, capsys):
+        document = ask("jobs", "predict", job_id, "", "a text", code=1)
+        assert document["data"][0]["error"]["param"] == "inputs.0.text"
+        assert main(["jobs", "predict", job_id, ""]) == 1
+        assert "row 1: text: " in capsys.readouterr().err

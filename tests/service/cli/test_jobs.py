@@ -395,7 +395,7 @@ class TestHelp:
         "action",
         [
             *("submit", "list", "show", "watch", "cancel", "pause", "resume"),
-            *("heads", "download", "delete"),
+            *("heads", "download", "delete", "predict"),
         ],
     )
     def test_every_action_has_one(self, action, capsys):

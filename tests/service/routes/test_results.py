@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -16,7 +16,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.app import build_app
-from service.routes import results as module
 from store.storage import ArtifactStorage
 from tests.service.gateways import Member, add_member, opened, problem_of, served, settings_for
 from tests.service.work import FILES, finished_job, running_job, select
@@ -372,32 +371,3 @@ class TestMerged:
         started = time.monotonic()
         assert inference.gone.wait(SECONDS)
         assert time.monotonic() - started < 3
-
-
-class TestWhileConnected:
-    def test_work_that_ends_as_the_caller_goes_is_given_and_not_lost(
-        self, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(module, "_HANG_UP_SECONDS", 0.01)
-
-        class Leaving:
-            """A request whose caller goes while the answer comes in."""
-
-            def __init__(self) -> None:
-                self.is_answered = asyncio.Event()
-
-            async def is_disconnected(self) -> bool:
-                self.is_answered.set()
-                await asyncio.sleep(0.01)
-                return True
-
-        async def run() -> str:
-            leaving = Leaving()
-
-            async def work() -> str:
-                await leaving.is_answered.wait()
-                return "a body that somebody has to close"
-
-            return await module._while_connected(cast("Request", leaving), work())
-
-        assert asyncio.run(run()) == "a body that somebody has to close"

@@ -1,0 +1,274 @@
+"""``hifi jobs predict``: rows from the command line or a file, and what the server says to each."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+
+from rich.console import Console
+
+from service.cli import options, output
+from service.cli.progress import transfer_display
+from service.client.errors import ClientError, LocalFileError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from service.cli.actions import Actions
+    from service.client import Client
+    from service.client.documents import Prediction
+
+# Of one request; the server takes twice the bytes.
+_MOST_ROWS, _MOST_BYTES = 256, 8 << 20
+_SHOWN_LETTERS = 60
+_SHOWN_ERRORS = 20
+_SOURCES = {"texts": "TEXT", "pair": "--pair", "image": "--image", "file": "--file"}
+
+
+class RowsError(ClientError):
+    """Rows that the options do not make, or that no request can hold."""
+
+
+class Row(NamedTuple):
+    """An item of a request, and how it is shown."""
+
+    item: Any
+    shown: str
+
+
+def add_action(actions: Actions) -> None:
+    """Add ``predict`` to the actions of ``hifi jobs``."""
+    parser = actions.add(
+        "predict",
+        _predict,
+        summary="predict with what a job made",
+        notes="Give texts, pairs, images or a file: one of them. The exit code is 0 only if every "
+        "row has its answer.",
+    )
+    parser.add_argument(
+        "job_id",
+        nargs="?",
+        metavar="JOB",
+        help="its id, job_…; without it each row of --file names its own",
+    )
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="a text for each row, right behind JOB"
+    )
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        metavar=("TEXT", "TEXT"),
+        help="both texts of a row, for a job on pairs of texts; may be repeated",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="an image file, for a job on images; may be repeated",
+    )
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        help='JSON Lines, an input on each: {"text": …}, {"text": …, "text_pair": …} or {"image": '
+        '"<Base64>"}; without JOB {"job": …, "input": …}; - is stdin',
+    )
+    parser.add_argument(
+        "--no-truncate",
+        dest="truncate",
+        action="store_false",
+        help="refuse a text of more tokens than the job's max_length, rather than cut it as the "
+        "training did",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long an answer may take, 300 at most (default: the server's)",
+    )
+    options.add_server(parser)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return seconds
+
+
+def _predict(args: argparse.Namespace) -> int:
+    rows = _read_rows(args)
+    sizes = [_size(row, number=number) for number, row in enumerate(rows, start=1)]
+    answers: list[Prediction] = []
+    with (
+        options.connect(args) as client,
+        transfer_display(Console(stderr=True), "predicting") as display,
+    ):
+        for chunk in _chunks(sizes):
+            items = [row.item for row in rows[chunk]]
+            answers += [_placed(answer, chunk.start) for answer in _ask(client, items, args)]
+            display(sum(sizes[: chunk.stop]), sum(sizes))
+    if args.json:
+        output.print_json({"object": "list", "data": answers})
+    else:
+        _print_answers(rows, answers, names_jobs=args.job_id is None)
+    return _tell_errors(answers)
+
+
+def _ask(client: Client, items: Sequence[Any], args: argparse.Namespace) -> list[Prediction]:
+    choices = {"truncate": args.truncate, "timeout_seconds": args.timeout}
+    if args.job_id is None:
+        return client.predict(items, **choices)["data"]
+    return client.jobs.predict(args.job_id, items, **choices)["data"]
+
+
+def _read_rows(args: argparse.Namespace) -> list[Row]:
+    """Read the rows that the options give.
+
+    Raises:
+        RowsError: there are none, or several options give some.
+        LocalFileError: a file cannot be read.
+    """
+    given = [option for name, option in _SOURCES.items() if getattr(args, name)]
+    if not given:
+        raise RowsError(f"say what to predict: {' or '.join(_SOURCES.values())}")
+    if len(given) > 1:
+        raise RowsError(f"give {' or '.join(given)}, not both")
+    if args.file:
+        return list(_read_file(args.file))
+    if args.job_id is None:
+        raise RowsError("say which job: its id comes first")
+    if args.image:
+        return [Row({"image": _read_image(path)}, shown=str(path)) for path in args.image]
+    pairs = args.pair or [[text] for text in args.texts]
+    return [_row(dict(zip(("text", "text_pair"), texts, strict=False))) for texts in pairs]
+
+
+def _row(item: object) -> Row:
+    """Take a row, and how it begins."""
+    given = item.get("input", item) if isinstance(item, dict) else item
+    fields = given if isinstance(given, dict) else {}
+    texts = [fields[name] for name in ("text", "text_pair") if isinstance(fields.get(name), str)]
+    if not texts:
+        return Row(item, shown="image" if "image" in fields else "")
+    letters = _SHOWN_LETTERS // len(texts)
+    return Row(item, shown=" | ".join(_beginning(text, letters=letters) for text in texts))
+
+
+def _beginning(text: str, *, letters: int) -> str:
+    line = " ".join(text[: 10 * letters].split())
+    return line if len(line) <= letters else f"{line[: letters - 1]}…"
+
+
+def _read_file(name: str) -> Iterator[Row]:
+    """Read JSON Lines; blank ones are skipped.
+
+    Raises:
+        RowsError: a line is no JSON, or none has anything on it.
+        LocalFileError: the file cannot be read.
+    """
+    is_empty = True
+    try:
+        with _opened(name) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                is_empty = False
+                try:
+                    yield _row(json.loads(line, parse_constant=_refuse))
+                except (ValueError, RecursionError) as error:
+                    raise RowsError(f"{name}: line {number} is no JSON ({error})") from error
+    except OSError as error:
+        raise LocalFileError(f"cannot read {name}: {error.strerror or error}") from error
+    if is_empty:
+        raise RowsError(f"{name} has no rows")
+
+
+def _opened(name: str) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _read_image(path: Path) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _size(row: Row, *, number: int) -> int:
+    """Count the bytes that a row takes of a request.
+
+    Raises:
+        RowsError: it is nothing that JSON can say: half of a surrogate pair, an infinite number.
+    """
+    try:
+        return len(json.dumps(row.item, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as error:
+        raise RowsError(f"row {number} cannot be sent ({error})") from error
+
+
+def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
+    """Divide rows into requests of not too many and not too large ones."""
+    start = size = 0
+    for place, more in enumerate(sizes):
+        if place - start == _MOST_ROWS or (place > start and size + more > _MOST_BYTES):
+            yield slice(start, place)
+            start, size = place, 0
+        size += more
+    yield slice(start, len(sizes))
+
+
+def _placed(answer: Prediction, start: int) -> Prediction:
+    """Count from the first of all rows, rather than from the first of a request."""
+    placed: Prediction = {**answer, "index": answer["index"] + start}
+    error = answer.get("error")
+    if error is not None and error["param"] is not None:
+        here, there = f"inputs.{answer['index']}", f"inputs.{placed['index']}"
+        placed["error"] = {**error, "param": there + error["param"].removeprefix(here)}
+    return placed
+
+
+def _print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
+    """Print the rows that have an answer, with the columns that these have."""
+    cells = [
+        {
+            "row": str(answer["index"] + 1),
+            **({"job": answer["job"] or ""} if names_jobs else {}),
+            **_answer(answer),
+            "input": rows[answer["index"]].shown,
+        }
+        for answer in answers
+        if "error" not in answer
+    ]
+    used = {name for row in cells for name in row}
+    header = [name for name in ("row", "job", "label", "score", "value", "input") if name in used]
+    if cells:
+        output.print_table(header, [[row.get(name, "") for name in header] for row in cells])
+
+
+def _answer(answer: Prediction) -> Mapping[str, str]:
+    if "value" in answer:
+        return {"value": f"{answer['value']:.4f}"}
+    return {"label": answer["label"], "score": f"{answer['score']:.4f}"}
+
+
+def _tell_errors(answers: Sequence[Prediction]) -> int:
+    """Tell on stderr which rows have no answer, and give the exit code."""
+    failed = [(answer["index"], answer["error"]) for answer in answers if "error" in answer]
+    for index, error in failed[:_SHOWN_ERRORS]:
+        output.fail(f"row {index + 1}: {error['message']} ({error['code']})")
+    if len(failed) > _SHOWN_ERRORS:
+        output.fail(f"{len(failed)} of {len(answers)} rows have no answer; --json tells of all")
+    return output.EXIT_ERROR if failed else output.EXIT_OK

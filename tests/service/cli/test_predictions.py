@@ -1,0 +1,263 @@
+"""``hifi jobs predict``: what is asked of the server, what is shown, and the exit codes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hifi.cli import main
+from service.cli import predictions as module
+from tests.service.stub_server import document, problem
+
+if TYPE_CHECKING:
+    from tests.service.stub_server import StubServer
+
+PREDICT = ["jobs", "predict"]
+PATH = "/jobs/job_1/predict"
+SHORT = {"label": "short", "score": 0.75, "scores": {"long": 0.25, "short": 0.75}}
+
+
+class Answering:
+    """Answers every row that it is asked, and remembers them.
+
+    Args:
+        stub: the server.
+        paths: that it answers.
+    """
+
+    def __init__(self, stub: StubServer, *paths: str) -> None:
+        self.bodies: list[Any] = []
+        for path in paths:
+            stub.on("POST", path, self._answer)
+
+    def _answer(self, handler: Any, asked: Any) -> None:
+        self.bodies.append(asked.json)
+        data = [self._say(index, item) for index, item in enumerate(asked.json["inputs"])]
+        document({"object": "list", "data": data})(handler, asked)
+
+    def _say(self, index: int, item: Any) -> Any:
+        named = {"index": index, "job": item.get("job", "job_1")}
+        place = f"inputs.{index}" + (".input" if "job" in item else "")
+        given = item.get("input", item)
+        if given.get("text") == "wrong":
+            error = {"code": "text_too_long", "message": "too long", "param": f"{place}.text"}
+            return {**named, "error": error}
+        if given.get("text") == "late":
+            error = {"code": "deadline_exceeded", "message": "too late", "param": None}
+            return {**named, "error": error}
+        return {**named, "value": 1.5} if given.get("text") == "number" else {**named, **SHORT}
+
+
+@pytest.fixture
+def answering(stub) -> Answering:
+    return Answering(stub, PATH, "/predict")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Give a function that writes rows to a file, and its name."""
+
+    def write(*rows: object) -> str:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+class TestRows:
+    def test_are_the_texts_behind_the_job(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "a text", "another"]) == 0
+        assert answering.bodies == [
+            {"inputs": [{"text": "a text"}, {"text": "another"}], "truncate": True}
+        ]
+        assert capsys.readouterr().out.splitlines() == [
+            "row  label  score   input",
+            "1    short  0.7500  a text",
+            "2    short  0.7500  another",
+        ]
+
+    def test_are_pairs_of_texts(self, answering, capsys):
+        pairs = ["--pair", "a first", "a second", "--pair", "x" * 40, "y"]
+        assert main([*PREDICT, "job_1", *pairs]) == 0
+        assert answering.bodies[0]["inputs"] == [
+            {"text": "a first", "text_pair": "a second"},
+            {"text": "x" * 40, "text_pair": "y"},
+        ]
+        out = capsys.readouterr().out
+        assert "a first | a second" in out
+        assert f"{'x' * 29}… | y" in out
+
+    def test_are_images(self, answering, tmp_path, capsys):
+        images = [tmp_path / "one.png", tmp_path / "two.png"]
+        for number, image in enumerate(images):
+            image.write_bytes(bytes([number, 255]))
+        options = [word for image in images for word in ("--image", str(image))]
+        assert main([*PREDICT, "job_1", *options]) == 0
+        assert [base64.b64decode(given["image"]) for given in answering.bodies[0]["inputs"]] == [
+            b"\x00\xff",
+            b"\x01\xff",
+        ]
+        assert str(images[1]) in capsys.readouterr().out
+
+    def test_are_the_lines_of_a_file(self, answering, file, capsys):
+        rows = [{"text": "größe\n" * 40}, {"text": "a", "text_pair": "b"}, {"image": "aGk="}]
+        assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
+        assert answering.bodies[0]["inputs"] == rows
+        lines = capsys.readouterr().out.splitlines()[1:]
+        assert lines[0].endswith("größe größe…")
+        assert lines[1].endswith("a | b")
+        assert lines[2].endswith("image")
+
+    def test_may_come_from_stdin_with_blank_lines_between(self, answering, monkeypatch):
+        content = b'{"text": "a"}\n\n  \n{"text": "b"}'
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert main([*PREDICT, "job_1", "--file", "-"]) == 0
+        assert answering.bodies[0]["inputs"] == [{"text": "a"}, {"text": "b"}]
+
+    def test_of_a_file_may_name_their_jobs(self, answering, stub, file, capsys):
+        rows = [{"job": f"job_{number}", "input": {"text": f"t{number}"}} for number in (1, 2)]
+        assert main([*PREDICT, "--file", file(*rows)]) == 0
+        assert stub.paths() == ["POST /predict"]
+        assert answering.bodies[0]["inputs"] == rows
+        assert capsys.readouterr().out.splitlines() == [
+            "row  job    label  score   input",
+            "1    job_1  short  0.7500  t1",
+            "2    job_2  short  0.7500  t2",
+        ]
+
+    def test_with_numbers_have_a_column_for_these(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "number"]) == 0
+        assert answering.bodies
+        assert capsys.readouterr().out.splitlines() == [
+            "row  value   input",
+            "1    1.5000  number",
+        ]
+        main([*PREDICT, "job_1", "number", "a text"])
+        assert capsys.readouterr().out.splitlines() == [
+            "row  label  score   value   input",
+            "1                   1.5000  number",
+            "2    short  0.7500          a text",
+        ]
+
+    def test_cannot_steer_the_terminal(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "a\x1b[31mb\r\nc"]) == 0
+        assert answering.bodies
+        assert "\x1b" not in capsys.readouterr().out
+
+    def test_options_are_passed_on(self, answering):
+        assert main([*PREDICT, "job_1", "a", "--no-truncate", "--timeout", "7"]) == 0
+        assert answering.bodies == [
+            {"inputs": [{"text": "a"}], "truncate": False, "timeout_seconds": 7.0}
+        ]
+
+
+class TestManyRows:
+    def test_go_in_several_requests_and_count_through(self, answering, file, capsys):
+        texts = [f"text {number}" for number in range(600)]
+        texts[300] = "wrong"
+        code = main([*PREDICT, "job_1", "--json", "--file", file(*({"text": t} for t in texts))])
+        assert code == 1
+        assert [len(body["inputs"]) for body in answering.bodies] == [256, 256, 88]
+        assert [row["text"] for body in answering.bodies for row in body["inputs"]] == texts
+        captured = capsys.readouterr()
+        printed = json.loads(captured.out)
+        assert printed["object"] == "list"
+        assert [item["index"] for item in printed["data"]] == list(range(600))
+        assert printed["data"][299] == {"index": 299, "job": "job_1", **SHORT}
+        assert printed["data"][300]["error"]["param"] == "inputs.300.text"
+        assert captured.err == "hifi: error: row 301: too long (text_too_long)\n"
+
+    def test_that_are_large_go_in_more(self, answering, file, monkeypatch):
+        monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+        lengths = [400, 400, 400, 5000, 10, 10, 900]
+        rows = [{"text": "x" * length} for length in lengths]
+        assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
+        sent = [[len(row["text"]) for row in body["inputs"]] for body in answering.bodies]
+        assert sent == [[400, 400], [400], [5000], [10, 10, 900]]
+
+
+class TestErrors:
+    def test_of_rows_are_told_one_by_one(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "a text", "wrong", "late"]) == 1
+        assert answering.bodies
+        captured = capsys.readouterr()
+        assert captured.out.splitlines()[1:] == ["1    short  0.7500  a text"]
+        assert captured.err.splitlines() == [
+            "hifi: error: row 2: too long (text_too_long)",
+            "hifi: error: row 3: too late (deadline_exceeded)",
+        ]
+
+    def test_where_all_fail_there_is_no_table(self, answering, capsys):
+        assert main([*PREDICT, "job_1", *["wrong"] * 30]) == 1
+        assert answering.bodies
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 21
+        assert "30 of 30 rows" in captured.err
+
+    def test_of_the_whole_request_are_one_line(self, stub, capsys):
+        stub.on("POST", PATH, problem(404, "not_found", "there is no job 'job_1'"))
+        assert main([*PREDICT, "job_1", "a"]) == 1
+        assert capsys.readouterr() == ("", "hifi: error: there is no job 'job_1'\n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            ([], "say what to predict"),
+            (["job_1"], "say what to predict"),
+            (["--pair", "a", "b"], "say which job"),
+            (["job_1", "a", "--pair", "a", "b"], "give TEXT or --pair"),
+            (["job_1", "--image", "{missing}", "--file", "-"], "give --image or --file"),
+            (["job_1", "--image", "{missing}"], "cannot read"),
+            (["job_1", "--file", "{missing}"], "cannot read"),
+            (["job_1", "--file", "{folder}"], "cannot read"),
+            (["job_1", "--file", "{empty}"], "has no rows"),
+            (["job_1", "--file", "{broken}"], "line 3 is no JSON"),
+            (["job_1", "--file", "{nan}"], "line 1 is no JSON"),
+            (["job_1", "--file", "{infinite}"], "row 1 cannot be sent"),
+            (["job_1", "--file", "{latin}"], "line 1 is no JSON"),
+            (["job_1", "--file", "{half}"], "row 2 cannot be sent"),
+            (["job_1", "\udcff"], "row 1 cannot be sent"),
+        ],
+    )
+    def test_what_makes_no_rows_is_one_line_and_nothing_is_asked(
+        self, stub, arguments, told, tmp_path, capsys
+    ):
+        contents = {
+            "empty": b"\n\n",
+            "broken": b'{"text": "a"}\n\n{"text": \n',
+            "nan": b'{"text": NaN}\n',
+            "infinite": b'{"text": 1e999}\n',
+            "latin": b'{"text": "\xff"}\n',
+            "half": b'{"text": "a"}\n{"text": "\\ud800"}\n',
+        }
+        names = {name: str(tmp_path / name) for name in ("missing", *contents)}
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        command = [word.format(folder=str(tmp_path), **names) for word in arguments]
+        assert main([*PREDICT, *command]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("hifi: error: ")
+        assert told in err
+        assert err.count("\n") == 1
+        assert stub.asked == []
+
+    @pytest.mark.parametrize("seconds", ["soon", "nan", "inf"])
+    def test_a_time_is_a_number(self, seconds, capsys):
+        assert main([*PREDICT, "job_1", "a", "--timeout", seconds]) == 2
+        assert "--timeout" in capsys.readouterr().err
+
+
+class TestHelp:
+    def test_says_how_rows_are_given(self, capsys):
+        assert main([*PREDICT, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("usage: hifi jobs predict")
+        for option in ("--pair TEXT TEXT", "--image", "--file", "--no-truncate", "--url"):
+            assert option in out
