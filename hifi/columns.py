@@ -29,6 +29,8 @@ from hifi.errors import DataError
 Label = str | int
 T = TypeVar("T")
 
+# Of what Pillow reads: no format that starts other programs (EPS) or is decoded on opening (ICO).
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 # The mark is a datasets.Value's `id`, which is free for use and survives selecting and shuffling.
@@ -374,8 +376,19 @@ def decode_image(encoded: bytes) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: it is broken or huge.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=_IMAGE_FORMATS) as image:
         return image.convert("RGB")
+
+
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """Read width and height of an image, in pixels, without decoding it.
+
+    Raises:
+        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: as for
+            :func:`decode_image`.
+    """
+    with Image.open(io.BytesIO(encoded), formats=_IMAGE_FORMATS) as image:
+        return image.size
 
 
 def _read(dataset: Dataset, column: str, check: Callable[..., T], *, split: str) -> list[T]:

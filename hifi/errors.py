@@ -93,6 +93,27 @@ class AmbiguousTaskError(DataError):
         self.param = param
 
 
+class InputError(HifiError):
+    """An input for a prediction is not what the task takes.
+
+    Args:
+        reason: what is wrong and what is allowed.
+        param: the part of the input: ``text``, ``text_pair`` or ``image``.
+    """
+
+    def __init__(self, reason: str, *, param: str) -> None:
+        super().__init__(reason)
+        self.param = param
+
+
+class TextTooLongError(InputError):
+    """A text has more tokens than the task reads, and was not to be cut."""
+
+
+class ImageInputError(InputError):
+    """An image that cannot be decoded, or is too large to be."""
+
+
 class DeltaFileError(HifiError):
     """A file is not a readable head delta: truncated, malformed or foreign."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,11 +23,13 @@ from hifi.errors import (
 from hifi.fingerprint import backbone_fingerprint
 from hifi.models import (
     ModelSource,
+    check_reads,
     find_folder,
     load_config,
     load_for_task,
     load_image_processor,
     load_tokenizer,
+    reads,
     resolve_model,
     usable_pad_token,
 )
@@ -133,6 +135,46 @@ def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
         source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
     )
     return LoadedBackbone(loaded.model, source, dict(delta.metadata.task or {}))
+
+
+@dataclass(frozen=True)
+class BareBackbone:
+    """A backbone without a task head, on its device.
+
+    Attributes:
+        model: at the dtype it is stored in, in eval mode.
+        fingerprint: of it as stored.
+    """
+
+    model: PreTrainedModel
+    fingerprint: str
+
+
+def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBackbone:
+    """Load a backbone for the head deltas of any tasks.
+
+    Args:
+        source: the model.
+        device: where it is to run.
+
+    Raises:
+        ModelError: it cannot be loaded, reads neither texts nor images, or reads texts and has no
+            tokenizer.
+        UnsupportedArchitectureError: its heads are not known.
+    """
+    config = load_config(source)
+    is_image = reads(config, input_kind="image")
+    kind = get_task("image-classification" if is_image else "classification")
+    check_reads(source, config, input_kind=kind.input_kind)
+    loaded = load_for_task(
+        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+    )
+    model = cast("PreTrainedModel", loaded.model.base_model)
+    fingerprint = backbone_fingerprint(model)
+    if not is_image:  # a task that names no pad token is padded as its merged model is
+        model.config.pad_token_id = usable_pad_token(config, load_tokenizer(source))
+    cast_to(model, model.dtype)  # a pooler that the file lacks is of another
+    return BareBackbone(model.to(device=device), fingerprint)  # type: ignore[call-arg]
 
 
 def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> type[Task]:

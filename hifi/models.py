@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _SNAPSHOT_FOLDER = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
 _MOST_LETTERS = 300  # of another library's message
+# Held while transformers builds a model: for that time it sets torch's default dtype, which is the
+# whole process's, and two at once would each build some of the other's.
+BUILDING = threading.Lock()
 _INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
 
 
@@ -240,7 +244,7 @@ def load_for_task(
     """
     try:
         # Heads that the file lacks, or has in another size, are drawn here for nothing.
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with BUILDING, _quiet(), torch.random.fork_rng(devices=[]):
             model, report = auto_class.from_pretrained(
                 source.path,
                 config=config,
@@ -308,6 +312,15 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
         )
 
 
+def reads(config: transformers.PreTrainedConfig, *, input_kind: Literal["text", "image"]) -> bool:
+    """Say whether transformers has a class that classifies such inputs by this model."""
+    classes = {
+        "text": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "image": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    }
+    return type(config) in classes[input_kind]
+
+
 def check_reads(
     source: ModelSource,
     config: transformers.PreTrainedConfig,
@@ -319,11 +332,7 @@ def check_reads(
     Raises:
         ModelError: transformers has no class that could classify such inputs by this model.
     """
-    classes = {
-        "text": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        "image": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    }
-    if type(config) not in classes[input_kind]:
+    if not reads(config, input_kind=input_kind):
         raise ModelError(
             f"{source.name} is of architecture {config.model_type!r}, which does not read "
             f"{input_kind}s; this task needs a model that does"

@@ -58,10 +58,10 @@ class TestServices:
     def test_are_those_of_the_design(self):
         assert SERVICES.keys() == {
             *("postgres", "redis", "storage-volume", "storage", "storage-bucket"),
-            *("migrate", "gateway", "inference", "worker", "worker-gpu"),
+            *("migrate", "gateway", "inference", "inference-gpu", "worker", "worker-gpu"),
         }
         assert {"storage-volume", "storage-bucket", "migrate"} == ONE_SHOTS
-        assert {"migrate", "gateway", "inference", "worker", "worker-gpu"} == OURS
+        assert {"migrate", "gateway", "inference", "inference-gpu", "worker", "worker-gpu"} == OURS
 
     @pytest.mark.parametrize("name", sorted(LASTING))
     def test_a_lasting_one_is_watched_and_comes_back(self, name):
@@ -180,9 +180,12 @@ class TestOurProcesses:
         environment = settings_of(SERVICES["gateway"])
         assert (environment["HIFI_AUTH"], environment["HIFI_HOST"]) == ("keys", "0.0.0.0")  # noqa: S104
 
-    def test_the_gateway_finds_the_inference_process_where_it_listens(self):
+    @pytest.mark.parametrize("name", ["inference", "inference-gpu"])
+    def test_the_gateway_finds_the_inference_process_where_it_listens(self, name):
         asked = settings_of(SERVICES["gateway"])
-        listens = settings_of(SERVICES["inference"])
+        listens = settings_of(SERVICES[name])
+        networks = SERVICES[name]["networks"]
+        assert name == "inference" or "inference" in networks["inside"]["aliases"]
         assert asked["HIFI_INFER_URL"] == "http://inference:8001"
         assert listens["HIFI_INFER_URL"] == "http://0.0.0.0:8001"
         assert asked["HIFI_INFER_TOKEN"] == listens["HIFI_INFER_TOKEN"]

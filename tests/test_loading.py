@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import huggingface_hub
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    T5Config,
+)
 from transformers.utils import logging
 
 from hifi.backbone import HeadId
+from hifi.bank import HeadBank
 from hifi.delta import HeadDelta
-from hifi.errors import BackboneMismatchError, DeltaFileError, ModelError, TaskNotSupportedError
+from hifi.errors import (
+    BackboneMismatchError,
+    DeltaFileError,
+    ModelError,
+    TaskNotSupportedError,
+    UnsupportedArchitectureError,
+)
 from hifi.fingerprint import backbone_fingerprint
 from hifi.head_selection import HeadSelection
-from hifi.loading import load_backbone, quiet_transformers
+from hifi.loading import load_backbone, load_bare_backbone, quiet_transformers
+from hifi.models import resolve_model
 from hifi.tuning import HeadTuner
-from tests.architectures import PAD, VOCABULARY, tiny_model
-from tests.tiny_tasks import END, save_text_model, tiny_tokenizer
+from tests.architectures import ARCHITECTURES, NAMES, PAD, VOCABULARY, tiny_model
+from tests.tiny_tasks import END, save_image_model, save_text_model, tiny_tokenizer
 
+CPU = torch.device("cpu")
 PADDED = {"pad_token": "[PAD]"}
 
 
@@ -111,6 +128,69 @@ class TestLoadBackbone:
         told = recording(delta, pad_token_id=VOCABULARY - 1, padding_side="left", max_length=1)
         loaded = load_backbone(told, model=str(backbone), revision=None)
         assert loaded.model.config.pad_token_id == VOCABULARY - 1
+
+
+class TestLoadBareBackbone:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_is_the_backbone_of_every_task(self, name, tmp_path):
+        save = save_image_model if ARCHITECTURES[name].image else save_text_model
+        folder = save(tmp_path / name, name)
+        bare = load_bare_backbone(resolve_model(folder), device=CPU)
+        reference = AutoModel.from_pretrained(folder).state_dict()
+        weights = bare.model.state_dict()
+        assert all(weights[key].equal(reference[key]) for key in weights)
+        assert bare.fingerprint == backbone_fingerprint(tiny_model(name))
+        assert bare.model.base_model is bare.model
+        assert not bare.model.training
+        assert (bare.model.device, bare.model.dtype) == (CPU, torch.float32)
+        HeadBank(bare.model).close()
+
+    def test_has_the_fingerprint_that_its_deltas_record(self, delta, backbone):
+        bare = load_bare_backbone(resolve_model(backbone), device=CPU)
+        assert bare.fingerprint == delta.metadata.fingerprint
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_is_all_of_the_dtype_it_is_stored_in(self, dtype, tmp_path):
+        folder = save_text_model(tmp_path)
+        config = BertConfig(**ARCHITECTURES["bert"].arguments)
+        BertModel(config, add_pooling_layer=False).to(dtype).save_pretrained(folder)
+        model = load_bare_backbone(resolve_model(folder), device=CPU).model
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert model.pooler is not None
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 5, 2]]))
+
+    @pytest.mark.parametrize(("special", "expected"), [({}, 2), (PADDED, PAD)])
+    def test_pads_with_what_its_merged_models_pad_with(self, special, expected, tmp_path):
+        folder = save_text_model(tmp_path, "gpt2", pad_token_id=None)
+        tiny_tokenizer(eos_token=END, **special).save_pretrained(folder)
+        model = load_bare_backbone(resolve_model(folder), device=CPU).model
+        assert model.config.pad_token_id == expected
+
+    def test_several_at_once_do_not_mix_their_dtypes(self, backbone, tmp_path):
+        half = save_text_model(tmp_path)
+        tiny_model("bert", dtype=torch.bfloat16).base_model.save_pretrained(half)
+        dtypes = {backbone: torch.float32, half: torch.bfloat16}
+
+        def load(folder):
+            return load_bare_backbone(resolve_model(folder), device=CPU).model.dtype
+
+        folders = [*dtypes] * 30
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(load, folders)) == [dtypes[folder] for folder in folders]
+        assert torch.get_default_dtype() == torch.float32
+
+    def test_of_what_is_no_backbone(self, tmp_path):
+        folder = save_text_model(tmp_path / "model")
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(ModelError, match="tokenizer"):
+            load_bare_backbone(resolve_model(folder), device=CPU)
+        (folder / "model.safetensors").write_bytes(b"nonsense")
+        with pytest.raises(ModelError):
+            load_bare_backbone(resolve_model(folder), device=CPU)
+        T5Config().save_pretrained(folder)
+        with pytest.raises(UnsupportedArchitectureError):
+            load_bare_backbone(resolve_model(folder), device=CPU)
 
 
 class TestLoadProcessor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hifi.cli import options, output
-from hifi.cli.demo_story import MODEL, say
+from hifi.cli.demo_story import KINDS, MODEL, say
 from hifi.cli.docstrings import LIBRARIES, build_data_set
 
 ROWS_PER_LIBRARY = 240
@@ -71,7 +71,10 @@ def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
     is_kept = args.dir is not None or args.keep
     is_local = args.local or (args.url is None and not _has_service())
     with _folder(args) as folder:
-        rows = build_data_set(folder, rows_per_library=args.rows, seed=SEED)
+        kinds = None if is_local else folder / KINDS
+        if kinds is not None:
+            kinds.mkdir()
+        rows = build_data_set(folder, rows_per_library=args.rows, seed=SEED, kinds=kinds)
         say(
             f"Which library does a docstring come from: {', '.join(LIBRARIES)}?\n"
             f"{rows['train']} sentences for training and {rows['validation']} for validation, "

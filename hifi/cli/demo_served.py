@@ -1,4 +1,4 @@
-"""The demo with a service: one real job, posted, followed and fetched by commands alone."""
+"""The demo with a service: posted, followed, fetched and asked for answers by commands alone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from hifi.cli import output
-from hifi.cli.demo_story import DELTA, MODEL, TASK, DemoError, prove, say, show_command
+from hifi.cli.demo_story import (
+    DELTA,
+    KINDS,
+    MODEL,
+    SECOND_TASK,
+    TASK,
+    DemoError,
+    prove,
+    prove_answers,
+    say,
+    show_command,
+)
 
 _HIFI = (sys.executable, "-m", "hifi.cli")
 _READY = re.compile(r"^HiFi is ready at (\S+)", re.MULTILINE)
 _START_SECONDS = 300.0  # the first start compiles every module of torch and transformers
 _STOP_SECONDS = 90.0
 # Of the user's settings the demo's own service follows these alone.
+_ASKED = 4  # sentences, each by both tasks
 _KEPT_SETTINGS = ("HIFI_DEBUG", "HIFI_LOG_FORMAT", "HIFI_MODELS")
 
 
 def demonstrate(folder: Path, *, model: str, url: str | None) -> dict[str, Any]:
-    """Serve, push, submit, follow, download, merge, and prove what was promised.
+    """Serve, push, submit, follow, download, merge, prove what was promised; then mix two tasks.
 
     Args:
         folder: with the data set; everything else is put there too.
@@ -163,23 +175,15 @@ class _Commands:
 
 
 def _tell(commands: _Commands, folder: Path, *, model: str, source: str) -> dict[str, Any]:
-    """Run the commands of one job, from its data to the proof.
+    """Run the commands of one job, from its data to the proof, and mix it with a second one.
 
     Args:
         commands: of a service.
-        folder: with the data set.
+        folder: with the data sets.
         model: the backbone's name in the service.
         source: its name or folder here.
     """
-    train, validation = (str(folder / f"{split}.jsonl") for split in ("train", "validation"))
-    pushed = commands.run_and_read(
-        "datasets", "push", train, "--validation", validation, "--name", "libraries"
-    )
-    submitted = commands.run_and_read(
-        *("jobs", "submit", "--model", model, "--dataset", _identifier("ds", pushed), *TASK),
-        *("--name", "demo", "--watch"),
-    )
-    job = commands.look_up("jobs", "show", _identifier("job", submitted))
+    job = _run_job(commands, folder, *TASK, model=model, name="libraries")
     metrics: dict[str, Any] = job["result"]["metrics"]
     commands.run("jobs", "heads", job["id"])
     delta = str(folder / DELTA)
@@ -188,7 +192,43 @@ def _tell(commands: _Commands, folder: Path, *, model: str, source: str) -> dict
     backbone = () if source == MODEL else ("--model", source)
     commands.run("merge", "--delta", delta, *backbone, "--out", str(folder / "merged"))
     prove(folder, model=source, metrics=metrics)
+    say(
+        "\nA second task on the same backbone: does such a sentence describe a class or a function?"
+    )
+    other = _run_job(commands, folder / KINDS, *SECOND_TASK, model=model, name=KINDS)
+    _ask_both(commands, folder, jobs=(job["id"], other["id"]))
     return metrics
+
+
+def _run_job(commands: _Commands, data: Path, *task: str, model: str, name: str) -> dict[str, Any]:
+    """Push a data set, post a job, and follow it to its end; give the job."""
+    train, validation = (str(data / f"{split}.jsonl") for split in ("train", "validation"))
+    pushed = commands.run_and_read(
+        "datasets", "push", train, "--validation", validation, "--name", name
+    )
+    submitted = commands.run_and_read(
+        *("jobs", "submit", "--model", model, "--dataset", _identifier("ds", pushed), *task),
+        *("--name", name, "--watch"),
+    )
+    return commands.look_up("jobs", "show", _identifier("job", submitted))
+
+
+def _ask_both(commands: _Commands, folder: Path, *, jobs: tuple[str, str]) -> None:
+    """Ask for answers of both jobs in one batch, and compare the first job's with its merged model.
+
+    Raises:
+        DemoError: they differ, or there is none.
+    """
+    lines = (folder / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:_ASKED]
+    texts = [json.loads(line)["text"] for line in lines]
+    mixed = folder / "mixed.jsonl"
+    asked = [{"job": job, "input": {"text": text}} for text in texts for job in jobs]
+    mixed.write_text("".join(f"{json.dumps(row)}\n" for row in asked), encoding="utf-8")
+    say("\nBoth tasks in one batch, over one backbone in memory:")
+    commands.run("jobs", "predict", "--file", str(mixed))
+    document = commands.look_up("jobs", "predict", "--file", str(mixed))
+    answers = [row.get("label") for row in document["data"] if row["job"] == jobs[0]]
+    prove_answers(folder, texts=texts, answers=answers)
 
 
 def _identifier(kind: str, printed: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo's data set: which library does the first sentence of a docstring come from?"""
+"""The demo's data sets: what does the first sentence of a docstring tell of where it stands?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hifi.errors import HifiError, InvalidArgumentError
@@ -27,7 +28,17 @@ _MARKUP = re.compile(r"--|==|::|>>>|\.\. ")  # a heading or an example, no sente
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def build_data_set(folder: Path, *, rows_per_library: int, seed: int) -> dict[str, int]:
+@dataclass(frozen=True)
+class _Sentence:
+    """The first sentence of a docstring, and whether a class or a function has it."""
+
+    text: str
+    kind: str
+
+
+def build_data_set(
+    folder: Path, *, rows_per_library: int, seed: int, kinds: Path | None = None
+) -> dict[str, int]:
     """Write ``train.jsonl`` and ``validation.jsonl``, a fifth of the rows for validation.
 
     The libraries' files are parsed and never imported. A library's own name is cut out of its
@@ -37,6 +48,8 @@ def build_data_set(folder: Path, *, rows_per_library: int, seed: int) -> dict[st
         folder: where to write; it exists.
         rows_per_library: sentences of each library, training and validation together.
         seed: of the draw; equal versions of the libraries give equal files.
+        kinds: takes the same sentences with another label, for a second task: does it describe a
+            class or a function? It exists.
 
     Returns:
         The rows of each split.
@@ -57,23 +70,27 @@ def build_data_set(folder: Path, *, rows_per_library: int, seed: int) -> dict[st
     seen: dict[str, set[str]] = {}
     for library, found in sentences.items():
         for sentence in found:
-            seen.setdefault(sentence.lower(), set()).add(library)
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": []}
+            seen.setdefault(sentence.text.lower(), set()).add(library)
+    splits: dict[str, list[tuple[_Sentence, str]]] = {"train": [], "validation": []}
     for library, found in sentences.items():
-        own = [sentence for sentence in found if len(seen[sentence.lower()]) == 1]
+        own = [sentence for sentence in found if len(seen[sentence.text.lower()]) == 1]
         if len(own) < rows_per_library:
             raise HifiError(
                 f"{library} has {len(own)} usable docstrings here, the demo needs "
                 f"{rows_per_library}; reinstall {library}"
             )
         drawn = generator.sample(own, rows_per_library)
-        rows = [{"text": sentence, "library": library} for sentence in drawn]
+        rows = [(sentence, library) for sentence in drawn]
         cut = rows_per_library // 5
         splits["validation"] += rows[:cut]
         splits["train"] += rows[cut:]
     for split, rows in splits.items():
         generator.shuffle(rows)
-        _write(folder / f"{split}.jsonl", rows)
+        named = [{"text": sentence.text, "library": library} for sentence, library in rows]
+        _write(folder / f"{split}.jsonl", named)
+        if kinds is not None:
+            sorted_out = [{"text": sentence.text, "kind": sentence.kind} for sentence, _ in rows]
+            _write(kinds / f"{split}.jsonl", sorted_out)
     return {split: len(rows) for split, rows in splits.items()}
 
 
@@ -82,15 +99,15 @@ def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _sentences(library: str, *, enough: int, generator: random.Random) -> list[str]:
+def _sentences(library: str, *, enough: int, generator: random.Random) -> list[_Sentence]:
     """List usable first sentences of a library's docstrings, each once, from files drawn."""
-    found: dict[str, str] = {}
+    found: dict[str, _Sentence] = {}
     paths = _source_files(library)
     for path in generator.sample(paths, len(paths)):
-        for docstring in _docstrings(path):
+        for docstring, kind in _docstrings(path):
             sentence = first_sentence(docstring, own_name=_OWN_NAMES[library])
             if len(sentence) in _LETTERS and not _MARKUP.search(sentence):
-                found.setdefault(sentence.lower(), sentence)
+                found.setdefault(sentence.lower(), _Sentence(sentence, kind))
         if len(found) >= enough:
             break
     return list(found.values())
@@ -104,7 +121,7 @@ def _source_files(library: str) -> list[Path]:
     return [path for path in sorted(root.rglob("*.py")) if not _TESTS & set(path.parts)]
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about other people's code
@@ -115,7 +132,7 @@ def _docstrings(path: Path) -> Iterator[str]:
         if isinstance(node, _Documented) and not node.name.startswith("_"):
             docstring = ast.get_docstring(node)
             if docstring:
-                yield docstring
+                yield docstring, "class" if isinstance(node, ast.ClassDef) else "function"
 
 
 def first_sentence(docstring: str, *, own_name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,21 @@ def measure_accuracy(model: Path, data: Path, *, delta: HeadDelta) -> float:
         names = [network.config.id2label[index] for index in predicted]
         right += sum(name == row["library"] for name, row in zip(names, batch, strict=True))
     return right / len(rows)
+
+
+def predict_labels(model: Path, texts: Sequence[str]) -> list[str]:
+    """Predict texts with a merged model as anyone would load it.
+
+    Args:
+        model: the merged model's folder.
+        texts: in one batch.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    inputs = tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = network(**inputs).logits.argmax(-1).tolist()
+    return [network.config.id2label[index] for index in predicted]
 
 
 def undo_is_exact(delta: HeadDelta, *, model: str) -> bool:

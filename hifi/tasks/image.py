@@ -51,7 +51,7 @@ class ImageEncoder(Encoder):
         self.settings = canonical_json(processor.to_dict())
         self._processor = processor
         self._column = column
-        made = tuple(self._scale([Image.new("RGB", (width, height))]).shape[1:])
+        made = tuple(self.scale([Image.new("RGB", (width, height))]).shape[1:])
         wanted = (int(config.num_channels), height, width)
         if made != wanted:
             raise ModelError(
@@ -61,9 +61,10 @@ class ImageEncoder(Encoder):
 
     def pixels(self, images: Sequence[bytes]) -> Tensor:
         """Decode and scale encoded images: float32 ``[B, channels, height, width]``."""
-        return self._scale([decode_image(image) for image in images])
+        return self.scale([decode_image(image) for image in images])
 
-    def _scale(self, images: Sequence[Image.Image]) -> Tensor:
+    def scale(self, images: Sequence[Image.Image]) -> Tensor:
+        """Scale decoded images: float32 ``[B, channels, height, width]``."""
         pixels: Tensor = self._processor(list(images), return_tensors="pt")["pixel_values"]
         return pixels
 

@@ -24,6 +24,8 @@ _LABEL_BYTES = 1024  # longer texts are no classes
 _DISTINCT_BYTES = 1 << 20
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
+# What the library reads, by Pillow's names; a test compares them.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass
@@ -168,7 +170,7 @@ def _is_image(content: bytes) -> bool:
     from PIL import Image  # noqa: PLC0415 - hardly ever needed
 
     try:
-        with Image.open(io.BytesIO(content)):
+        with Image.open(io.BytesIO(content), formats=_FORMATS):
             return True
     except Image.DecompressionBombError:
         return True  # an image, though one that nobody will decode

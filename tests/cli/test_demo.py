@@ -14,7 +14,10 @@ import torch
 from hifi.cli import demo_served, main, proof
 
 LOCAL = ("tune", "inspect", "merge", "export-lora")
-SERVED = ("datasets push", "jobs submit", "jobs heads", "jobs download", "merge")
+SERVED = (
+    *("datasets push", "jobs submit", "jobs heads", "jobs download", "merge"),
+    *("datasets push", "jobs submit", "jobs predict"),
+)
 
 # Plays `hifi`: keeps what it was called with, and answers from a folder.
 DATASET, JOB = f"ds_{'d' * 24}", f"job_{'j' * 24}"
@@ -170,6 +173,15 @@ class Fake:
         self.say("jobs-show", job)
         self.say("jobs-heads", "a heat map")
         self.say("jobs-download", f"sha256  {artifact['sha256']}")
+        lines = (ran / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+        texts = [json.loads(line)["text"] for line in lines]
+        self.labels = proof.predict_labels(ran / "merged", texts)
+        self.answer(self.labels)
+
+    def answer(self, labels):
+        """Let both tasks be asked, the second one under an id of its own."""
+        answers = [{"job": job, "label": label} for label in labels for job in (JOB, "job_other")]
+        self.say("jobs-predict", {"object": "list", "data": answers})
 
     def say(self, name, document):
         (self.folder / f"{name}.out").write_text(json.dumps(document))
@@ -216,8 +228,9 @@ class TestServed:
         assert ", as the job says." in out
         assert "the very same" in out
         assert "bit for bit" in out
+        assert "The merged model gives the first task's answers" in out
         assert fake.was_stopped
-        made = {"libraries.safetensors", "merged", "serve.log", "service"}
+        made = {"libraries.safetensors", "merged", "serve.log", "service", "kinds", "mixed.jsonl"}
         assert {path.name for path in (tmp_path / "demo").iterdir()} > made
 
     def test_its_service_is_its_own_whatever_the_users_settings_are(
@@ -292,6 +305,22 @@ class TestServed:
         fake.say("jobs-show", job)
         assert main(arguments) == 1
         assert "the merged model's accuracy is" in capfd.readouterr().err
+
+    @pytest.mark.parametrize("wrong", ["another label", None])
+    def test_a_mixed_batch_that_answers_otherwise_fails(self, fake, arguments, wrong, capfd):
+        fake.answer([*fake.labels[:-1], wrong])
+        assert main(arguments) == 1
+        assert "the mixed batch answered" in capfd.readouterr().err
+        assert fake.was_stopped
+
+    def test_both_tasks_are_asked_of_every_sentence(self, fake, arguments, tmp_path):
+        assert main(arguments) == 0
+        lines = (tmp_path / "demo" / "mixed.jsonl").read_text(encoding="utf-8").splitlines()
+        asked = [json.loads(line) for line in lines]
+        assert [row["input"] for row in asked[::2]] == [row["input"] for row in asked[1::2]]
+        pushed = [call[0][2] for call in fake.calls() if call[0][:2] == ["datasets", "push"]]
+        folder = tmp_path / "demo"
+        assert pushed == [str(folder / "train.jsonl"), str(folder / "kinds" / "train.jsonl")]
 
     def test_local_and_url_exclude_each_other(self):
         assert main(["demo", "--local", "--url", "http://127.0.0.1:7"]) == 2

@@ -90,6 +90,10 @@ class TestPixels:
             assert np.array_equal(pixels.numpy(), expected["pixel_values"][index])
         assert made.sequence_length == 65
 
+    def test_of_decoded_images_are_those_of_encoded_ones(self, made: ImageEncoder):
+        encoded = [png(shade, size=(5, 9), mode="RGB") for shade in (0, 128, 255)]
+        assert made.scale([decode_image(each) for each in encoded]).equal(made.pixels(encoded))
+
 
 class TestSequenceLength:
     def test_counts_patches_and_the_class_token(self, made: ImageEncoder):

@@ -98,6 +98,46 @@ class TestBatches:
                 load_encoder(tmp_path, columns=columns, max_length=max_length)
             assert caught.value.param == "max_length"
 
+    @pytest.mark.parametrize("side", ["right", "left"])
+    @pytest.mark.parametrize("max_length", range(5, 16))
+    def test_are_cut_as_the_tokenizers_library_cuts(
+        self, minilm_path: Path, max_length: int, side: str
+    ):
+        made = load_encoder(minilm_path, max_length=max_length)
+        made._tokenizer.truncation_side = side
+        tokenizer = tf.AutoTokenizer.from_pretrained(minilm_path)
+        tokenizer.truncation_side = side
+        sizes = range(1, 10)
+        pairs = [("w " * first, "unbelievable x " * second) for first in sizes for second in sizes]
+        texts = [list(column) for column in zip(*pairs, strict=True)]
+        expected = tokenizer(*texts, truncation=True, max_length=max_length)
+        whole = tokenizer(*texts)["input_ids"]
+        tokenized = made.tokenize(texts)
+        for name, rows in tokenized.tokens.items():
+            assert rows == expected[name]
+        assert tokenized.are_cut == [len(row) > max_length for row in whole]
+
+    def test_of_a_tokenizer_in_python_are_cut_by_itself(self, minilm_path: Path):
+        made = load_encoder(minilm_path, max_length=6)
+        texts = [["a b c d e f g", "a"], ["b", "b"]]
+        expected = made.tokenize(texts)
+
+        class Slow:
+            truncation_side = "right"
+
+            def __call__(self, *texts: list[str], **settings):
+                settings["max_length"] = settings["max_length"] or 512
+                return tf.BatchEncoding(dict(tokenizer(*texts, **settings)))
+
+        tokenizer, made._tokenizer = made._tokenizer, Slow()
+        assert made.tokenize(texts).tokens == expected.tokens
+        assert made.tokenize(texts).are_cut == expected.are_cut == [True, False]
+
+    def test_of_long_pairs_take_little_memory(self, minilm_path: Path):
+        made = load_encoder(minilm_path, max_length=16)
+        rows = [{"first": "a " * 30_000, "second": "b " * 30_000}]
+        assert encode(made, rows).lengths.tolist() == [16]
+
     def test_may_have_one_text(self, tmp_path: Path):
         made = encoder(tmp_path, columns=("text",))
         assert made.metadata["text"] == ["text"]

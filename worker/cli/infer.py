@@ -1,4 +1,4 @@
-"""``hifi infer``: merge head deltas into backbones for the gateway, until told to stop."""
+"""``hifi infer``: predictions and merged models for the gateway, until told to stop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class InferenceError(HifiError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi infer``: it has none, its settings are the environment's."""
     parser.description = (
-        "Give merged models to the gateway, until SIGTERM. It listens on HIFI_INFER_URL "
-        "(http://host:port, or unix:///a/socket for this user alone) and asks for "
-        "HIFI_INFER_TOKEN where that is set. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS "
+        "Give predictions and merged models to the gateway, until SIGTERM. It keeps each backbone "
+        "in memory once, on HIFI_DEVICE, and answers inputs of many tasks in one batch. It listens "
+        "on HIFI_INFER_URL (http://host:port, or unix:///a/socket for this user alone) and asks "
+        "for HIFI_INFER_TOKEN where that is set. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS "
         "and HIFI_ALLOW_HUB as the workers."
     )
 

@@ -1,1 +1,1 @@
-"""The inference process: it has backbones at hand, and puts head deltas into them."""
+"""The inference process: backbones in memory, answers of many tasks in one batch, merges."""

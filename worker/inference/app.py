@@ -1,14 +1,15 @@
-"""The inference process's application: merged models, made one at a time."""
+"""The inference process's application: predictions in mixed batches, and merged models."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 import structlog
@@ -22,8 +23,10 @@ from starlette.routing import Route
 from store.storage import ArtifactStorage
 from worker.inference.deltas import DeltaCache
 from worker.inference.merging import Merger
-from worker.inference.orders import MergeOrder, check_token, read_order
+from worker.inference.metrics import CONTENT_TYPE
+from worker.inference.orders import DeltaOrder, PredictionRequest, check_token, read_body
 from worker.inference.problems import ProblemError, problem_response
+from worker.inference.serving import Serving, open_serving
 from worker.scratch import own_folder
 from worker.tar import stream_tar, tar_size
 
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
+_Done = TypeVar("_Done")
 # At work or waiting: each may have a whole model on disk until its caller has it.
 MAX_REQUESTS = 8
-_DELTA_BYTES = 1 << 30
+_MAX_ORDER_BYTES = 1 << 14
+_MAX_PREDICTION_BYTES = 32 << 20  # twice what a gateway takes, for its own words beside the inputs
 _NOBODY_LISTENS = 499
 _log = structlog.get_logger(__name__)
 
@@ -54,27 +59,30 @@ def build_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         with own_folder(settings.home / "inference", label="infer") as folder:
-            yield {"settings": settings, "desk": _open_desk(settings, storage, folder=folder)}
+            models = folder / "models"
+            models.mkdir()
+            deltas = DeltaCache(
+                storage, folder=folder / "deltas", max_bytes=settings.infer_disk_bytes
+            )
+            merging = MergeDesk(Merger(settings, deltas=deltas, folder=models))
+            with open_serving(settings, deltas=deltas) as serving:
+                yield {"settings": settings, "merging": merging, "serving": serving}
 
     return Starlette(
         routes=[
             Route("/merged", _merged, methods=["POST"]),
+            Route("/predict", _predict, methods=["POST"]),
             Route("/healthz", _health, methods=["GET"]),
+            Route("/metrics", _metrics, methods=["GET"]),
         ],
         lifespan=lifespan,
         exception_handlers={
             ProblemError: _show_problem,
             HTTPException: _show_refusal,
+            ClientDisconnect: _show_hang_up,
             Exception: _show_failure,
         },
     )
-
-
-def _open_desk(settings: Settings, storage: ArtifactStorage, *, folder: Path) -> MergeDesk:
-    deltas, models = folder / "deltas", folder / "models"
-    models.mkdir()
-    cache = DeltaCache(storage, folder=deltas, max_bytes=_DELTA_BYTES)
-    return MergeDesk(Merger(settings, deltas=cache, folder=models))
 
 
 class MergeDesk:
@@ -89,7 +97,7 @@ class MergeDesk:
         self._turn = anyio.Lock()  # first come, first served
         self._at_work = 0
 
-    async def serve(self, order: MergeOrder, request: Request) -> Response:
+    async def serve(self, order: DeltaOrder, request: Request) -> Response:
         """Give the tar of a merged model; its files are gone once it was sent, or could not be.
 
         Raises:
@@ -115,7 +123,7 @@ class MergeDesk:
             raise
         return MergedModel(folder, size=size, on_end=self._leave)
 
-    def _merge(self, order: MergeOrder) -> tuple[Path, int]:
+    def _merge(self, order: DeltaOrder) -> tuple[Path, int]:
         folder = self._merger.merge(order)
         return folder, tar_size(folder)
 
@@ -158,8 +166,8 @@ def _remove(folder: Path) -> None:
 
 async def _merged(request: Request) -> Response:
     check_token(request, token=request.state.settings.infer_token)
-    order = await read_order(request)
-    desk: MergeDesk = request.state.desk
+    order = await read_body(request, DeltaOrder, max_bytes=_MAX_ORDER_BYTES)
+    desk: MergeDesk = request.state.merging
     request_id = request.headers.get("x-request-id")
     with structlog.contextvars.bound_contextvars(
         request_id=request_id, tenant=order.tenant, job=order.job
@@ -167,8 +175,53 @@ async def _merged(request: Request) -> Response:
         return await desk.serve(order, request)
 
 
-async def _health(_: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+async def _predict(request: Request) -> Response:
+    check_token(request, token=request.state.settings.infer_token)
+    asked = await read_body(request, PredictionRequest, max_bytes=_MAX_PREDICTION_BYTES)
+    serving: Serving = request.state.serving
+    with structlog.contextvars.bound_contextvars(request_id=request.headers.get("x-request-id")):
+        answers = await _while_connected(request, serving.predict(asked))
+    return JSONResponse({"data": answers})
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _Done]) -> _Done:
+    """Wait for work, and give it up when its caller hangs up.
+
+    Raises:
+        ClientDisconnect: the caller has gone.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_hang_up(request))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _wait_for_hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _metrics(request: Request) -> Response:
+    check_token(request, token=request.state.settings.infer_token)
+    serving: Serving = request.state.serving
+    return Response(serving.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _health(request: Request) -> Response:
+    serving: Serving = request.state.serving
+    if serving.executor.is_alive:
+        return JSONResponse({"status": "ok"})
+    raise ProblemError(
+        "executor_ended",
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        detail="the thread that computes has ended: start the process again",
+    )
 
 
 async def _show_problem(_: Request, error: Exception) -> Response:
@@ -183,6 +236,10 @@ async def _show_refusal(_: Request, error: Exception) -> Response:
     return problem_response(
         ProblemError(code, status=status, detail=refusal.detail, headers=refusal.headers)
     )
+
+
+async def _show_hang_up(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_NOBODY_LISTENS)
 
 
 async def _show_failure(_: Request, error: Exception) -> Response:

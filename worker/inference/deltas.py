@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from worker.inference.recency import LeastRecentlyUsed
 
 if TYPE_CHECKING:
     from store.storage import ArtifactStorage
+
+_Key: TypeAlias = tuple[str, str]  # tenant and hash
 
 
 class DeltaCache:
@@ -17,17 +23,28 @@ class DeltaCache:
     Args:
         storage: where all of them are.
         folder: of this process alone.
-        max_bytes: of what is kept; one file that is larger is fetched all the same.
+        max_bytes: of what is kept; files that are in use are kept all the same.
     """
 
     def __init__(self, storage: ArtifactStorage, *, folder: Path, max_bytes: int) -> None:
         self._storage = storage
         self._folder = folder
-        self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._kept: LeastRecentlyUsed[_Key, Path] = LeastRecentlyUsed(max_bytes)
+        self._users: Counter[_Key] = Counter()
+        self._fetching: dict[_Key, threading.Lock] = {}
 
-    def fetch(self, tenant: str, sha256: str) -> Path:
-        """Give a blob's file. It may be removed as soon as another blob is fetched.
+    @property
+    def nbytes(self) -> int:
+        """Add up the bytes of all files that are kept."""
+        return self._kept.held
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @contextmanager
+    def hold(self, tenant: str, sha256: str) -> Iterator[Path]:
+        """Give a blob's file, for the time of a block. Fetching one keeps nobody from another.
 
         Args:
             tenant: whose blob it is; a blob of another tenant is not found, be it the same.
@@ -38,21 +55,26 @@ class DeltaCache:
             ArtifactStorageError: the store cannot be reached.
             OSError: there is no room for it here.
         """
+        key = tenant, sha256
         file = self._folder / tenant / sha256
         with self._lock:
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._storage.fetch(tenant, sha256, to=file)
-            os.utime(file)  # now it is the one used last
-            self._make_room(keep=file)
-        return file
+            self._users[key] += 1
+            fetching = self._fetching.setdefault(key, threading.Lock())
+        try:
+            with fetching:  # one of those who want it fetches it
+                if not file.is_file():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    self._storage.fetch(tenant, sha256, to=file)
+                self._keep(key, file)
+            yield file
+        finally:
+            with self._lock:
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._users[key], self._fetching[key]
 
-    def _make_room(self, *, keep: Path) -> None:
-        facts = [(path, path.stat()) for path in self._folder.glob("*/*")]
-        held = sum(stat.st_size for _, stat in facts)
-        for path, stat in sorted(facts, key=lambda fact: fact[1].st_mtime_ns):
-            if held <= self._max_bytes:
-                return
-            if path != keep:
-                path.unlink()
-                held -= stat.st_size
+    def _keep(self, key: _Key, file: Path) -> None:
+        with self._lock:
+            self._kept.put(key, file, size=file.stat().st_size)
+            for _, old in self._kept.shrink(is_used=self._users.__contains__):
+                old.unlink(missing_ok=True)

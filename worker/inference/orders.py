@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hmac
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
 from worker.inference.problems import ProblemError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
     from starlette.requests import Request
 
-_MAX_BYTES = 1 << 14
+    from worker.inference.backbones import BackboneName
 
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+_Text = Annotated[str, StringConstraints(max_length=MAX_LETTERS)]
 # The name of a folder, or of a model on the hub with its owner.
 _Model = Annotated[
     str,
@@ -26,8 +35,12 @@ _Model = Annotated[
 ]
 
 
-class MergeOrder(BaseModel):
-    """Which head delta to merge into which backbone.
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DeltaOrder(_Body):
+    """Which head delta is meant, and on which backbone.
 
     Attributes:
         tenant: whose blob the delta is.
@@ -37,32 +50,80 @@ class MergeOrder(BaseModel):
         sha256: of the delta's blob.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
     tenant: _Identifier
     job: _Identifier
     model: _Model
     revision: _Commit | None = None
     sha256: _Sha256
 
+    @property
+    def backbone(self) -> BackboneName:
+        """Name the backbone."""
+        return self.model, self.revision
 
-async def read_order(request: Request) -> MergeOrder:
+
+class Input(_Body):
+    """One input, as its caller wrote it: texts, or an image in base64."""
+
+    text: _Text | None = None
+    text_pair: _Text | None = None
+    image: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Give the parts that are there."""
+        return {name: value for name, value in self if value is not None}
+
+
+class Item(_Body):
+    """One input, and for which of the orders' head deltas it is."""
+
+    order: Annotated[int, Field(ge=0)]
+    input: Input
+
+
+class PredictionRequest(_Body):
+    """What is to be predicted.
+
+    Attributes:
+        orders: the head deltas.
+        items: the inputs.
+        truncate: whether texts are cut as in training, or refused.
+        timeout_seconds: after which what is not answered is given up.
+    """
+
+    orders: Annotated[list[DeltaOrder], Field(min_length=1, max_length=MAX_INPUTS)]
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INPUTS)]
+    truncate: bool
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
+
+    @model_validator(mode="after")
+    def _check_orders(self) -> PredictionRequest:
+        if any(item.order >= len(self.orders) for item in self.items):
+            raise ValueError("an item is for an order that is not there")
+        return self
+
+
+_Wanted = TypeVar("_Wanted", bound=BaseModel)
+
+
+async def read_body(request: Request, model: type[_Wanted], *, max_bytes: int) -> _Wanted:
     """Read the body of a request.
 
     Raises:
-        ProblemError: it is too large, no JSON, or says something else than an order.
+        ProblemError: it is too large, no JSON, or says something else than the model.
     """
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > _MAX_BYTES:
+    pieces, size = [], 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
             raise ProblemError(
                 "body_too_large",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                detail=f"the body has more than {_MAX_BYTES} bytes",
+                detail=f"the body has more than {max_bytes} bytes",
             )
     try:
-        return MergeOrder.model_validate_json(content)
+        return model.model_validate_json(b"".join(pieces))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(map(str, first["loc"])) or None

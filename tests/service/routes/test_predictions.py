@@ -509,7 +509,7 @@ class TestManyAtOnce:
 
     @pytest.mark.parametrize(("inputs", "most"), [(1, 16), (12, 2)], ids=["small", "large"])
     def test_one_more_than_a_tenant_may_have_is_refused(
-        self, gateway, predictor, alice, bob, job_id, inputs, most
+        self, gateway, predictor, alice, bob, job_id, *, inputs, most
     ):
         predictor.is_silent = True
         text = TEXT if inputs == 1 else {"text": "a" * 100_000}  # together more than a mebibyte

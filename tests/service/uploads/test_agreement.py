@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from datasets import ClassLabel, Features, Value
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import parquet
 
 import hifi.errors
@@ -177,8 +179,13 @@ class TestOutcomes:
             assert found == expected or found[:2] == ("refused", "validation")
 
     def test_of_images(self, tmp_path: Path):
+        icon, pixmap = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (4, 4)).save(icon, format="ICO")  # decoded on opening, so not read
+        Image.new("RGB", (4, 4)).save(pixmap, format="PPM")
         content = {"good": png(1), "bad": b"no image", "none": None, "cut": png(2)[:30]}
-        for names in (["good", "good"], ["good", "bad"], ["none", "good"]):
+        content |= {"icon": icon.getvalue(), "pixmap": pixmap.getvalue()}
+        lists = [["good", "good"], ["good", "bad"], ["none", "good"], ["good", "icon"]]
+        for names in (*lists, ["pixmap", "good"]):
             rows = [
                 {"image": {"bytes": content[name], "path": "/x.png"}, "label": index % 2}
                 for index, name in enumerate(names)

@@ -1,17 +1,24 @@
-"""A home with a tiny backbone in it, a head delta of it in the artifact store, and orders."""
+"""A home with tiny backbones in it, head deltas of them in the artifact store, and orders."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from starlette.testclient import TestClient
 
 from store.settings import Settings
 from store.storage import ArtifactStorage
+from tests.tiny_tasks import save_image_model
+from tests.worker.inference.tuned import Tuned, tune
+from worker.inference.app import build_app
 
 TENANT, JOB = "ten_1", "job_1"
 
@@ -26,6 +33,14 @@ class Home:
     def put(self, file: Path, *, tenant: str = TENANT) -> str:
         return self.storage.put(tenant, file).sha256
 
+    def order(self, tuned: Tuned, *, tenant: str = TENANT, job: str = JOB) -> dict[str, Any]:
+        """Store a head delta and give the order for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "delta"
+            tuned.delta.save(file)
+            digest = self.put(file, tenant=tenant)
+        return order_of(digest, model=tuned.folder.name, tenant=tenant, job=job)
+
     @property
     def left_behind(self) -> list[Path]:
         """What lies in the process's folder that is neither its lock nor a cached delta."""
@@ -33,11 +48,50 @@ class Home:
         return list(found)
 
 
+def order_of(
+    sha256: str, *, model: str = "tiny-bert", tenant: str = TENANT, job: str = JOB
+) -> dict[str, Any]:
+    return {"tenant": tenant, "job": job, "model": model, "revision": None, "sha256": sha256}
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> Iterator[None]:
+    """Write plain tracebacks: structlog's own choice takes seconds for one with tensors in it."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    before = structlog.get_config()
+    structlog.configure(processors=[*before["processors"][:-1], renderer])
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a tiny ViT."""
+    return save_image_model(tmp_path_factory.mktemp("models") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def tasks(backbone: Path, vit: Path) -> dict[str, Tuned]:
+    """Give tasks that differ in everything: heads, labels, kind, columns, length, backbone."""
+    from hifi.backbone import HeadId  # noqa: PLC0415 - after the environment is set
+
+    return {
+        "two": tune(backbone, seed=1),
+        "same": tune(backbone, seed=2),
+        "three": tune(backbone, seed=3, labels=(7, 8, 9), heads=[HeadId(1, 0)], max_length=8),
+        "pair": tune(backbone, seed=4, columns=2, max_length=16),
+        "number": tune(backbone, seed=5, labels=None, heads=[HeadId(0, 0), HeadId(0, 1)]),
+        "numbers": tune(backbone, seed=6, labels=None, columns=2),
+        "image": tune(vit, seed=7, labels=("cat", "dog", "owl"), is_image=True),
+    }
+
+
 @pytest.fixture
-def home(tmp_path: Path, backbone: Path) -> Home:
+def home(tmp_path: Path, backbone: Path, vit: Path) -> Home:
     models = tmp_path / "models"
     shutil.copytree(backbone, models / "tiny-bert")
-    settings = Settings(home=tmp_path / "home", models=models)
+    shutil.copytree(vit, models / "tiny-vit")
+    settings = Settings(home=tmp_path / "home", models=models, device="cpu")
     return Home(settings, ArtifactStorage(settings.artifacts_url))
 
 
@@ -45,4 +99,10 @@ def home(tmp_path: Path, backbone: Path) -> Home:
 def order(home: Home, delta_file: Path) -> dict[str, Any]:
     digest = home.put(delta_file)
     assert digest == hashlib.sha256(delta_file.read_bytes()).hexdigest()
-    return {"tenant": TENANT, "job": JOB, "model": "tiny-bert", "revision": None, "sha256": digest}
+    return order_of(digest)
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[TestClient]:
+    with TestClient(build_app(home.settings), raise_server_exceptions=False) as client:
+        yield client

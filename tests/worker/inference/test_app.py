@@ -6,7 +6,6 @@ import io
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +22,10 @@ from store.settings import Settings
 from tests.tiny_deltas import save_bare_backbone
 from worker.inference import merging
 from worker.inference.app import MAX_REQUESTS, build_app
+from worker.inference.executor import Executor
 
 if TYPE_CHECKING:
     from tests.worker.inference.conftest import Home
-
-
-@pytest.fixture
-def client(home: Home) -> Iterator[TestClient]:
-    with TestClient(build_app(home.settings), raise_server_exceptions=False) as client:
-        yield client
 
 
 def unpack(content: bytes) -> dict[str, bytes]:
@@ -286,6 +280,10 @@ class TestToken:
     def test_odd_bytes_are_only_wrong(self, client: TestClient):
         headers = {"Authorization": b"Bearer \xff\xe9"}
         check_problem(client.post("/merged", content=b"", headers=headers), 401, "unauthorized")
+
+    def test_health_tells_of_a_thread_that_has_ended(self, client: TestClient, monkeypatch):
+        monkeypatch.setattr(Executor, "is_alive", False)
+        check_problem(client.get("/healthz"), 503, "executor_ended")
 
     def test_health_is_public(self, client: TestClient):
         assert client.get("/healthz").json() == {"status": "ok"}

@@ -1,0 +1,142 @@
+"""Requests for predictions, as a gateway writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hifi.bank import HeadBank
+from store.storage import ArtifactStorage
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+Given = Mapping[str, str]
+WAIT = 30.0
+
+
+def body(
+    orders: Sequence[Mapping[str, Any]], items: Sequence[tuple[int, Given]], **change: Any
+) -> dict[str, Any]:
+    """Write a request; an item is the place of its order and its input."""
+    asked = [{"order": order, "input": dict(given)} for order, given in items]
+    return {
+        "orders": list(orders),
+        "items": asked,
+        "truncate": True,
+        "timeout_seconds": WAIT,
+        **change,
+    }
+
+
+def predict(
+    client: TestClient,
+    orders: Sequence[Mapping[str, Any]],
+    items: Sequence[tuple[int, Given]],
+    **change: Any,
+) -> list[dict[str, Any]]:
+    """Ask, and give the answers of a request that is answered."""
+    response = client.post("/predict", json=body(orders, items, **change))
+    assert response.status_code == 200, response.text
+    answers = response.json()["data"]
+    assert len(answers) == len(items)
+    return answers
+
+
+def ask(client: TestClient, order: Mapping[str, Any], *given: Given, **change: Any) -> list[dict]:
+    """Ask one head delta."""
+    return predict(client, [order], [(0, each) for each in given], **change)
+
+
+def codes(answers: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Give the error code of each answer; None where it is one."""
+    return [answer.get("error", {"code": None})["code"] for answer in answers]
+
+
+def measured(client: TestClient) -> dict[str, float]:
+    """Scrape the metrics, by their names with labels."""
+    lines = client.get("/metrics").text.splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def wait_until(is_true: Callable[[], object], *, seconds: float = 30.0) -> None:
+    """Wait for something that other threads do."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it does not become true"
+        time.sleep(0.005)
+
+
+async def until(is_true: Callable[[], object], *, seconds: float = 30.0) -> None:
+    """Wait on an event loop for something that other threads and tasks do."""
+    async with asyncio.timeout(seconds):
+        while not is_true():  # noqa: ASYNC110 - the code under test knows of no such event
+            await asyncio.sleep(0.005)
+
+
+class Background:
+    """Calls something in a thread, and gives what it returned."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._result: Any = None
+        self._thread = threading.Thread(target=self._run, args=(work,))
+        self._thread.start()
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        try:
+            self._result = work()
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            self._result = error
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def result(self) -> Any:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._result
+
+
+class HangingStorage(ArtifactStorage):
+    """Counts the fetches; those of some blobs hang until they are let through."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.fetched: list[str] = []
+        self.hanging: set[str] = set()
+        self.gate = threading.Event()
+
+    def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
+        self.fetched.append(sha256)
+        if sha256 in self.hanging:
+            assert self.gate.wait(60)
+        super().fetch(tenant_id, sha256, to=to)
+
+
+class Gate:
+    """Stands before every pass over a backbone: closed, it holds the executor up.
+
+    Attributes:
+        holds: tells by a batch whether it has to stop here.
+        passes: the names of each pass that has begun.
+    """
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.holds: Callable[[Mapping[str, Any]], bool] = lambda _: True
+        self.passes: list[list[str | None]] = []
+        self._whole = HeadBank.forward
+
+    def __call__(self, bank: HeadBank, batch: Any, names: Sequence[str | None]) -> Any:
+        self.passes.append(list(names))
+        assert not self.holds(batch) or self.open.wait(60)
+        return self._whole(bank, batch, names)

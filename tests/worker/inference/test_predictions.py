@@ -1,0 +1,628 @@
+"""worker.inference.predictions: each input for itself, in time, and within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from hifi.bank import HeadBank
+from store.errors import ArtifactStorageError
+from tests.tiny_deltas import save_bare_backbone
+from tests.worker.inference.asking import (
+    Background,
+    Gate,
+    HangingStorage,
+    ask,
+    body,
+    codes,
+    measured,
+    predict,
+    until,
+    wait_until,
+)
+from tests.worker.inference.conftest import order_of
+from tests.worker.inference.test_app import check_problem
+from tests.worker.inference.tuned import Tuned, image, tune
+from worker.inference import app as app_module
+from worker.inference import executor, predictions
+from worker.inference.app import build_app
+from worker.inference.deltas import DeltaCache
+from worker.inference.executor import NotPlacedError
+from worker.inference.orders import PredictionRequest
+from worker.inference.predictions import Places, PredictionDesk
+from worker.inference.problems import ProblemError
+from worker.inference.serving import Serving, open_serving
+
+if TYPE_CHECKING:
+    from tests.worker.inference.conftest import Home
+
+TEXT = {"text": "w1 w2 w3"}
+UNDER_WAY, WAITING = "hifi_inference_under_way", "hifi_inference_waiting"
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Give what every pass over a backbone has to go through."""
+    gate = Gate()
+
+    def forward(self: HeadBank, batch: Any, names: Any) -> Any:
+        return gate(self, batch, names)
+
+    monkeypatch.setattr(HeadBank, "forward", forward)
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def storage(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingStorage]:
+    """Put a storage that can hang into the application."""
+    storage = HangingStorage(home.settings.artifacts_url)
+    monkeypatch.setattr(app_module, "ArtifactStorage", lambda _: storage)
+    yield storage
+    storage.gate.set()
+
+
+def serve(home: Home, **update: Any) -> TestClient:
+    settings = home.settings.model_copy(update=update)
+    return TestClient(build_app(settings), raise_server_exceptions=False)
+
+
+def check_idle(client: TestClient) -> None:
+    """See that nothing is left of what was asked."""
+    figures = measured(client)
+    assert (figures[UNDER_WAY], figures[WAITING]) == (0, 0)
+
+
+def distinct(home: Home, folder: Path, *, count: int) -> tuple[list[dict], list[Tuned]]:
+    """Give orders for so many head deltas, all of one layout."""
+    tuned = [tune(folder, seed=100 + number) for number in range(count)]
+    return [home.order(each) for each in tuned], tuned
+
+
+class TestErrors:
+    def test_are_of_their_input_alone(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        names = ("two", "pair", "image")
+        orders = [home.order(tasks[name]) for name in names]
+        broken = image(3)[:-40]
+        cases: list[tuple[int, dict, str | None, str | None]] = [
+            (0, TEXT, None, None),
+            (0, {"text": ""}, "invalid_input", "text"),
+            (0, {"text": " \n\u00a0"}, "invalid_input", "text"),
+            (0, {}, "invalid_input", "text"),
+            (0, {"image": image(3)}, "invalid_input", "text"),
+            (0, {**TEXT, "text_pair": "w1"}, "invalid_input", "text_pair"),
+            (0, {**TEXT, "image": image(3)}, "invalid_input", "image"),
+            (1, TEXT, "invalid_input", "text_pair"),
+            (1, {**TEXT, "text_pair": ""}, "invalid_input", "text_pair"),
+            (1, {**TEXT, "text_pair": "w1"}, None, None),
+            (2, TEXT, "invalid_input", "text"),
+            (2, {}, "invalid_input", "image"),
+            (2, {"image": ""}, "invalid_image", "image"),
+            (2, {"image": "%%%"}, "invalid_image", "image"),
+            (2, {"image": "ä"}, "invalid_image", "image"),
+            (2, {"image": broken}, "invalid_image", "image"),
+            (2, {"image": image(3)}, None, None),
+            (0, {"text": "w9"}, None, None),
+        ]
+        answers = predict(client, orders, [(place, given) for place, given, *_ in cases])
+        for answer, (place, given, code, param) in zip(answers, cases, strict=True):
+            if code is None:
+                tasks[names[place]].check(answer, given)
+                continue
+            assert answer.keys() == {"error"}
+            assert (answer["error"]["code"], answer["error"]["param"]) == (code, param)
+            assert answer["error"]["message"]
+        check_idle(client)
+
+    def test_too_long_where_it_is_not_to_be_cut(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        orders = [home.order(tasks[name]) for name in ("two", "pair")]
+        fits, over = {"text": "w1 " * 30}, {"text": "w1 " * 31}  # of 32, with [CLS] and [SEP]
+        pairs = [{"text": "w1 " * 10, "text_pair": "w2 " * n} for n in (3, 4)]  # of 16
+        items = [(0, fits), (0, over), (1, pairs[0]), (1, pairs[1])]
+        answers = predict(client, orders, items, truncate=False)
+        assert codes(answers) == [None, "text_too_long", None, "text_too_long"]
+        assert [a["error"]["param"] for a in answers if "error" in a] == ["text", "text"]
+        assert codes(predict(client, orders, items)) == [None] * 4
+
+    def test_of_a_head_delta_are_of_its_inputs_alone(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned], tmp_path: Path
+    ):
+        (tmp_path / "blob").write_bytes(b"no delta at all")
+        save_bare_backbone(home.settings.models / "other", seed=1)
+        good, delta = home.order(tasks["two"]), tasks["two"].delta
+        task = dict(delta.metadata.task or {})
+
+        def changed(**entries: Any) -> dict:
+            metadata = replace(delta.metadata, **entries)
+            return home.order(Tuned(replace(delta, metadata=metadata), tasks["two"].folder))
+
+        no_head = Tuned(replace(delta, task_head={}), tasks["two"].folder)
+        cases = {
+            "blob_lost": [order_of("0" * 64), {**good, "tenant": "ten_2"}],
+            "backbone_mismatch": [{**good, "model": "other"}, {**good, "model": "tiny-vit"}],
+            "model_not_found": [{**good, "model": "gone"}],
+            "delta_invalid": [
+                order_of(home.put(tmp_path / "blob")),
+                home.order(no_head),
+                changed(task=None),
+                changed(labels=None),
+                changed(labels=["a", "b", "c"]),
+                changed(task={**task, "type": "image-classification", "image": "i"}),
+                changed(task={**task, "type": "unheard-of"}),
+                *(changed(task={**task, "text": text}) for text in (None, "ab", [], ["a"] * 3)),
+                *(changed(task={**task, "max_length": size}) for size in (2, 129, 1 << 30)),
+                changed(task={**task, "pad_token_id": 10_000}),
+            ],
+        }
+        expected = [code for code, orders in cases.items() for _ in orders]
+        orders = [*(order for orders in cases.values() for order in orders), good]
+        answers = predict(client, orders, [(place, TEXT) for place in range(len(orders))])
+        assert codes(answers) == [*expected, None]
+        tasks["two"].check(answers[-1], TEXT)
+        assert str(home.settings.home) not in json.dumps(answers)
+        check_idle(client)
+
+    def test_of_a_store_that_cannot_be_reached_pass(
+        self,
+        client: TestClient,
+        home: Home,
+        tasks: dict[str, Tuned],
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        def fail(*_: Any, **__: Any) -> None:
+            raise ArtifactStorageError("secret.example is down")
+
+        order = home.order(tasks["two"])
+        with monkeypatch.context() as patch:
+            patch.setattr("store.storage.ArtifactStorage.fetch", fail)
+            (answer,) = ask(client, order, TEXT)
+        assert answer["error"]["code"] == "artifact_storage"
+        assert "secret" not in answer["error"]["message"]
+        assert codes(ask(client, order, TEXT)) == [None]
+
+    def test_of_what_nobody_foresaw_say_nothing(
+        self,
+        client: TestClient,
+        home: Home,
+        tasks: dict[str, Tuned],
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("secret")
+
+        order = home.order(tasks["two"])
+        with monkeypatch.context() as patch:
+            patch.setattr(HeadBank, "pack", fail)
+            (answer,) = ask(client, order, TEXT)
+        assert answer["error"]["code"] == "internal_error"
+        assert "secret" not in answer["error"]["message"]
+        assert codes(ask(client, order, TEXT)) == [None]
+
+
+class TestTenants:
+    def test_do_not_see_each_others_deltas(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        order = home.order(tasks["two"])
+        assert codes(ask(client, order, TEXT)) == [None]  # on disk, and on the device
+        for _ in range(2):
+            assert codes(ask(client, {**order, "tenant": "ten_2"}, TEXT)) == ["blob_lost"]
+        assert codes(ask(client, order, TEXT)) == [None]
+
+    def test_with_equal_deltas_each_have_their_own(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2")]
+        assert orders[0]["sha256"] == orders[1]["sha256"]
+        for answer in predict(client, orders, [(0, TEXT), (1, TEXT)]):
+            tasks["two"].check(answer, TEXT)
+        assert measured(client)['hifi_inference_deltas{tier="device"}'] == 2
+
+    def test_a_job_tuned_anew_gives_its_new_answers(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        for name in ("two", "same"):  # of one job's id: the content is the key
+            (answer,) = ask(client, home.order(tasks[name]), TEXT)
+            tasks[name].check(answer, TEXT)
+
+
+class TestLittleRoom:
+    """More head deltas than the device has room for: all are answered all the same."""
+
+    @pytest.mark.parametrize("room", [1, 2, 3])
+    def test_one_request_for_many(self, home: Home, backbone: Path, room: int):
+        orders, tuned = distinct(home, backbone, count=8)
+        with serve(home) as client:
+            ask(client, orders[0], TEXT)
+            size = int(measured(client)['hifi_inference_delta_bytes{tier="device"}'])
+        with serve(home, infer_device_bytes=room * size) as client:
+            items = [(place, TEXT) for place in range(8)]
+            for _ in range(2):
+                for place, answer in enumerate(predict(client, orders, items)):
+                    tuned[place].check(answer, TEXT)
+                figures = measured(client)
+                assert figures['hifi_inference_delta_bytes{tier="device"}'] == room * size
+                assert figures['hifi_inference_deltas{tier="device"}'] == room
+
+    def test_many_requests_at_once(self, home: Home, backbone: Path):
+        orders, tuned = distinct(home, backbone, count=6)
+
+        def work(client: TestClient, start: int) -> None:
+            for step in range(6):
+                place = (start * 5 + step) % 6
+                given = [{"text": f"w{start} w{step} w{word}"} for word in range(3)]
+                for answer, each in zip(ask(client, orders[place], *given), given, strict=True):
+                    tuned[place].check(answer, each)
+
+        for each in tuned:
+            each.logits(TEXT)  # loaded once, before threads want it
+        with serve(home, infer_device_bytes=1, infer_disk_bytes=1) as client:
+            jobs = [Background(lambda start=start: work(client, start)) for start in range(6)]
+            for job in jobs:
+                job.result()
+            check_idle(client)
+
+    def test_a_delta_that_left_the_device_while_its_sample_waited_is_loaded_again(
+        self, home: Home, backbone: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ):
+        told: list[NotPlacedError] = []
+
+        class NotedError(NotPlacedError):
+            def __init__(self) -> None:
+                told.append(self)
+
+        monkeypatch.setattr(executor, "NotPlacedError", NotedError)
+        orders, tuned = distinct(home, backbone, count=2)
+        with serve(home, infer_device_bytes=1, infer_batch_tokens=1) as client:
+            ask(client, orders[0], TEXT)
+            gate.open.clear()
+            asked = []
+            for waiting, place in enumerate((0, 1, 0)):  # the second takes the only room there is
+                asked.append(Background(lambda place=place: ask(client, orders[place], TEXT)))
+                wait_until(lambda: len(gate.passes) == 2)
+                wait_until(lambda waiting=waiting: measured(client)[WAITING] == waiting)
+            gate.open.set()
+            for each, place in zip(asked, (0, 1, 0), strict=True):
+                tuned[place].check(each.result()[0], TEXT)
+        assert len(told) == 1
+
+    def test_backbones_take_turns_too(self, home: Home, tasks: dict[str, Tuned]):
+        orders = [home.order(tasks[name]) for name in ("two", "image")]
+        given = [TEXT, {"image": image(9)}]
+        with serve(home, infer_backbone_bytes=1) as client:
+            for _ in range(3):
+                for order, each, name in zip(orders, given, ("two", "image"), strict=True):
+                    (answer,) = ask(client, order, each)
+                    tasks[name].check(answer, each)
+            assert measured(client)['hifi_inference_deltas{tier="device"}'] == 1
+            answers = predict(client, orders, list(enumerate(given)))
+            assert codes(answers) == [None, None]
+
+
+class TestLoading:
+    def test_holds_up_nobody_whose_delta_is_here(
+        self, home: Home, backbone: Path, storage: HangingStorage
+    ):
+        orders, tuned = distinct(home, backbone, count=3)
+        with serve(home) as client:
+            ask(client, orders[0], TEXT)
+            storage.hanging.add(orders[1]["sha256"])
+            slow = Background(lambda: predict(client, orders[:2], [(0, TEXT), (1, TEXT)]))
+            wait_until(lambda: orders[1]["sha256"] in storage.fetched)
+            for _ in range(3):
+                tuned[0].check(ask(client, orders[0], TEXT)[0], TEXT)
+            tuned[2].check(ask(client, orders[2], TEXT)[0], TEXT)  # nor who loads another
+            assert slow.is_running
+            storage.gate.set()
+            for place, answer in enumerate(slow.result()):
+                tuned[place].check(answer, TEXT)
+
+    def test_is_done_once_for_all_who_wait(
+        self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
+    ):
+        order = home.order(tasks["two"])
+        storage.hanging.add(order["sha256"])
+        with serve(home) as client:
+            waiting = [Background(lambda: ask(client, order, TEXT)) for _ in range(20)]
+            wait_until(lambda: measured(client)[UNDER_WAY] == 20)
+            storage.gate.set()
+            for each in waiting:
+                tasks["two"].check(each.result()[0], TEXT)
+            assert storage.fetched == [order["sha256"]]
+
+    def test_goes_on_when_who_wanted_it_has_given_up(
+        self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
+    ):
+        order = home.order(tasks["two"])
+        storage.hanging.add(order["sha256"])
+        with serve(home) as client:
+            assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
+            check_idle(client)
+            storage.gate.set()
+            tasks["two"].check(ask(client, order, TEXT)[0], TEXT)
+            assert storage.fetched == [order["sha256"]]
+
+    def test_goes_on_for_those_who_still_wait(
+        self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
+    ):
+        order = home.order(tasks["two"])
+        storage.hanging.add(order["sha256"])
+        with serve(home) as client:
+            patient = Background(lambda: ask(client, order, TEXT))
+            wait_until(lambda: storage.fetched)
+            assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
+            storage.gate.set()
+            tasks["two"].check(patient.result()[0], TEXT)
+            assert storage.fetched == [order["sha256"]]
+
+    def test_is_tried_again_after_it_failed(
+        self, home: Home, tasks: dict[str, Tuned], tmp_path: Path
+    ):
+        order = home.order(tasks["two"])
+        blob = next((home.settings.home).rglob(order["sha256"]))
+        blob.rename(tmp_path / "away")
+        with serve(home) as client:
+            assert codes(ask(client, order, TEXT)) == ["blob_lost"]
+            (tmp_path / "away").rename(blob)
+            assert codes(ask(client, order, TEXT)) == [None]
+
+
+class TestDeadline:
+    def test_what_is_done_by_then_is_delivered(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        order = home.order(tasks["two"])
+        with serve(home) as client:
+            ask(client, order, TEXT)
+            gate.holds = lambda batch: len(batch["input_ids"][0]) > 9
+            gate.open.clear()
+            longer = {"text": "w1 " * 20}  # too unlike the other for one batch
+            short, long, wrong = ask(client, order, TEXT, longer, {}, timeout_seconds=0.5)
+            tasks["two"].check(short, TEXT)
+            assert long["error"]["code"] == "deadline_exceeded"
+            assert wrong["error"]["code"] == "invalid_input"
+            assert measured(client)[UNDER_WAY] == 0
+            gate.open.set()
+
+    def test_nothing_of_it_stays_in_the_queue(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        order = home.order(tasks["two"])
+        with serve(home) as client:
+            ask(client, order, TEXT)
+            gate.open.clear()
+            first = Background(lambda: ask(client, order, TEXT))
+            wait_until(lambda: len(gate.passes) == 2)
+            late = ask(client, order, TEXT, TEXT, {"text": ""}, timeout_seconds=0.2)
+            assert codes(late) == ["deadline_exceeded", "deadline_exceeded", "invalid_input"]
+            assert "0.2 seconds" in late[0]["error"]["message"]
+            assert late[0]["error"]["param"] is None
+            figures = measured(client)
+            assert (figures[UNDER_WAY], figures[WAITING]) == (1, 0)
+            gate.open.set()
+            assert codes(first.result()) == [None]
+            assert len(gate.passes) == 2  # nothing was computed for nobody
+            check_idle(client)
+
+
+class TestPlaces:
+    def test_of_all_and_of_one_tenant(self):
+        places = Places(10)
+        with places.take({"a": 5}):
+            assert len(places) == 5
+            for wanted in ({"a": 1}, {"b": 6}, {"b": 3, "c": 3}):
+                with pytest.raises(ProblemError) as refused, places.take(wanted):
+                    pass
+                assert refused.value.status == 429
+                assert refused.value.headers["Retry-After"] == "1"
+                assert len(places) == 5
+            with places.take({"b": 5}):
+                assert len(places) == 10
+        assert len(places) == 0
+
+    def test_are_given_back_whatever_happens_and_nobody_is_remembered(self):
+        places = Places(10)
+        for number in range(100):
+            with pytest.raises(RuntimeError), places.take({f"t{number}": 5}):
+                raise RuntimeError
+        assert len(places) == 0
+        assert not places._taken
+
+    def test_too_many_are_told_to_come_again(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
+        orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2", "ten_3")]
+        half = [TEXT] * 128
+        with serve(home, infer_max_inputs=512) as client:
+            ask(client, orders[0], TEXT)
+            gate.open.clear()
+            mine = [Background(lambda: ask(client, orders[0], *half)) for _ in range(2)]
+            wait_until(lambda: measured(client)[UNDER_WAY] == 256)
+            refused = client.post("/predict", json=body(orders[:1], [(0, TEXT)]))
+            assert "one tenant" in check_problem(refused, 429, "too_many_requests")
+            assert refused.headers["retry-after"] == "1"
+            others = [Background(lambda: ask(client, orders[1], *half)) for _ in range(2)]
+            wait_until(lambda: measured(client)[UNDER_WAY] == 512)
+            refused = client.post("/predict", json=body(orders[2:], [(0, TEXT)]))
+            assert "512 inputs" in check_problem(refused, 429, "too_many_requests")
+            assert client.get("/healthz").json() == {"status": "ok"}
+            gate.open.set()
+            for each in (*mine, *others):
+                assert codes(each.result()) == [None] * 128
+            assert codes(ask(client, orders[2], TEXT)) == [None]
+            check_idle(client)
+
+
+class TestFairness:
+    def test_one_input_is_not_behind_a_thousand(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2")]
+        with serve(home, infer_batch_tokens=64) as client:
+            for order in orders:
+                ask(client, order, TEXT)
+            gate.open.clear()
+            many = [Background(lambda: ask(client, orders[0], *[TEXT] * 256)) for _ in range(4)]
+            wait_until(lambda: measured(client)[WAITING] > 900)
+            before = len(gate.passes)
+            one = Background(lambda: ask(client, orders[1], TEXT))
+            wait_until(lambda: measured(client)[UNDER_WAY] == 1025)
+            wait_until(lambda: measured(client)[WAITING] > 1000)
+            gate.open.set()
+            assert codes(one.result()) == [None]
+            for each in many:
+                assert codes(each.result()) == [None] * 256
+            key = f"ten_2/{orders[1]['sha256']}"
+            assert any(key in names for names in gate.passes[before : before + 2])
+
+    def test_nor_behind_the_texts_and_deltas_of_one_who_has_many(
+        self, home: Home, backbone: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Whoever asks hundreds of head deltas takes turns in loading and encoding, too."""
+        (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
+        other = home.order(tuned, tenant="ten_2")
+        gate, encoded, loaded = threading.Event(), [], []
+        read, load = predictions._read, PredictionDesk._load_now
+
+        def slow_read(order: Any, *arguments: Any, **settings: Any) -> Any:
+            encoded.append(order.tenant)
+            assert gate.wait(60)
+            return read(order, *arguments, **settings)
+
+        def slow_load(self: PredictionDesk, order: Any, key: str) -> Any:
+            loaded.append(order.tenant)
+            assert gate.wait(60)
+            return load(self, order, key)
+
+        with serve(home) as client:
+            ask(client, mine, TEXT)
+            monkeypatch.setattr(predictions, "_read", slow_read)
+            monkeypatch.setattr(PredictionDesk, "_load_now", slow_load)
+            lost = [order_of(f"{number:064x}") for number in range(100)]
+            many = [
+                Background(lambda: predict(client, [mine] * 100, [(n, TEXT) for n in range(100)])),
+                Background(lambda: predict(client, lost, [(n, TEXT) for n in range(100)])),
+            ]
+            wait_until(lambda: len(encoded) == 2)
+            wait_until(lambda: len(loaded) == 2)
+            one = Background(lambda: ask(client, other, TEXT))
+            wait_until(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
+            gate.set()
+            tuned.check(one.result()[0], TEXT)
+            for each in many:
+                each.result()
+        assert loaded.index("ten_2") == 2
+        assert encoded.index("ten_2") < 60
+
+
+class TestGivingUp:
+    """A caller who hangs up leaves nothing behind."""
+
+    def test_frees_places_and_takes_samples_back(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    ):
+        order = home.order(tasks["two"])
+        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+
+        async def run() -> None:
+            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
+            with open_serving(home.settings, deltas=deltas) as serving:
+                await serving.predict(request)
+                gate.open.clear()
+                first = asyncio.create_task(serving.predict(request))
+                await until(lambda: len(gate.passes) == 2)
+                second = asyncio.create_task(serving.predict(request))
+                await until(lambda: len(serving.desk._scheduler) == 3)
+                for task in (first, second):
+                    task.cancel()
+                await asyncio.wait([first, second], timeout=5)
+                assert first.cancelled()
+                assert second.cancelled()
+                assert len(serving.desk._places) == 0
+                assert len(serving.desk._scheduler) == 0
+                assert not serving.desk._backbones._users
+                gate.open.set()
+                answers = await serving.predict(request)
+                assert codes(answers) == [None] * 3
+                assert len(gate.passes) == 3
+                assert not serving.desk._loads
+
+        asyncio.run(run())
+
+    def test_over_http(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
+        """The other side is gone in the middle of a pass: the application sees it, and stops."""
+        order = home.order(tasks["two"])
+        content = json.dumps(body([order], [(0, TEXT)])).encode()
+        sent: list[dict] = []
+
+        async def run() -> None:
+            app = build_app(home.settings)
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "raw_path": b"/predict",
+                "query_string": b"",
+                "headers": [],
+            }
+            gone = asyncio.Event()
+            incoming = [{"type": "http.request", "body": content, "more_body": False}]
+
+            async def receive() -> dict:
+                if incoming:
+                    return incoming.pop()
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            async with app.router.lifespan_context(app) as state:
+                serving: Serving = state["serving"]
+                gate.open.clear()
+                call = asyncio.create_task(app({**scope, "state": state}, receive, send))
+                await until(lambda: gate.passes)
+                assert len(serving.desk._places) == 1
+                gone.set()
+                await asyncio.wait_for(call, 5)
+                await until(lambda: not serving.desk._places)
+                assert not serving.desk._backbones._users
+                gate.open.set()
+
+        asyncio.run(run())
+        assert sent[0]["status"] == 499
+
+    def test_the_end_of_the_process_waits_for_nothing_that_is_queued(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    ):
+        order = home.order(tasks["two"])
+        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+
+        async def run() -> None:
+            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
+            with open_serving(home.settings, deltas=deltas) as serving:
+                await serving.predict(request)
+                gate.open.clear()
+                asked = [asyncio.create_task(serving.predict(request))]
+                await until(lambda: len(gate.passes) == 2)
+                asked.append(asyncio.create_task(serving.predict(request)))
+                await until(lambda: len(serving.desk._scheduler) == 3)
+                opener = threading.Timer(0.2, gate.open.set)
+                opener.start()
+            for task in asked:
+                task.cancel()
+            await asyncio.wait(asked, timeout=5)
+
+        asyncio.run(run())
+        assert len(gate.passes) == 2  # the batch that was under way, and no other
+        assert not any(thread.name == "executor" for thread in threading.enumerate())

@@ -1,0 +1,179 @@
+"""worker.inference.turns: a few threads, tenants in turn, and no turn lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from tests.worker.inference.asking import until
+from worker.inference.turns import FairPool, Turns
+
+
+class Desk:
+    """A pool of which each piece of work notes whose it was, and waits for a gate."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool = FairPool(threads, most_each=threads, name="test")
+        self.gate = threading.Event()
+        self.done: list[str] = []
+        self.most = 0
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def ask(self, tenant: str) -> asyncio.Task[str]:
+        return asyncio.create_task(self.pool.run(lambda: self._work(tenant), tenant=tenant))
+
+    def _work(self, tenant: str) -> str:
+        with self._lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+            self.done.append(tenant)
+        assert self.gate.wait(30)
+        with self._lock:
+            self._running -= 1
+        return tenant
+
+
+def run(work: Callable[[Desk], Awaitable[None]], *, threads: int = 1) -> Desk:
+    desk = Desk(threads)
+
+    async def whole() -> None:
+        try:
+            await work(desk)
+        finally:
+            desk.gate.set()
+            desk.pool.close()
+
+    asyncio.run(whole())
+    return desk
+
+
+class TestFairPool:
+    def test_tenants_take_turns(self):
+        async def work(desk: Desk) -> None:
+            tasks = [desk.ask("a") for _ in range(50)]
+            await until(lambda: desk.done)
+            tasks += [desk.ask(tenant) for tenant in "bcb"]
+            await asyncio.sleep(0)
+            desk.gate.set()
+            assert await asyncio.gather(*tasks) == ["a"] * 50 + list("bcb")
+
+        desk = run(work)
+        assert desk.done[:6] == ["a", "a", "b", "c", "a", "b"]
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_uses_so_many_threads(self, threads: int):
+        async def work(desk: Desk) -> None:
+            tasks = [desk.ask("a") for _ in range(20)]
+            await until(lambda: len(desk.done) == threads)
+            desk.gate.set()
+            await asyncio.gather(*tasks)
+
+        assert run(work, threads=threads).most == threads
+
+    def test_a_thread_is_taken_until_its_work_is_done(self):
+        async def work(desk: Desk) -> None:
+            first = desk.ask("a")
+            await until(lambda: desk.done)
+            first.cancel()
+            second = desk.ask("b")
+            await asyncio.wait([first, second], timeout=0.1)
+            assert first.cancelled()
+            assert desk.done == ["a"]
+            desk.gate.set()
+            assert await second == "b"
+
+        run(work)
+
+    def test_no_turn_is_lost_to_who_has_given_up(self):
+        async def work(desk: Desk) -> None:
+            tasks = [desk.ask("a"), *(desk.ask(tenant) for tenant in "bcbcd")]
+            await until(lambda: desk.done)
+            for task in tasks[1:4]:
+                task.cancel()
+            desk.gate.set()
+            await asyncio.wait(tasks)
+            assert desk.done in (["a", "c", "d"], ["a", "d", "c"])
+            assert not desk.pool._turns._waiting
+            await until(lambda: desk.pool._turns._free == 1)
+
+        run(work)
+
+    def test_nor_to_one_who_gives_up_as_it_comes(self):
+        async def work(desk: Desk) -> None:
+            desk.gate.set()
+            first = desk.ask("a")
+            second, third = desk.ask("b"), desk.ask("c")
+            await asyncio.sleep(0)
+            turn = desk.pool._turns._waiting["b"][0]
+            turn.add_done_callback(lambda _: second.cancel())
+            await asyncio.wait([first, second, third])
+            assert second.cancelled()
+            assert third.result() == "c"
+            await until(lambda: desk.pool._turns._free == 1)
+
+        run(work)
+
+    def test_what_fails_is_told_and_gives_its_thread_back(self):
+        async def work(desk: Desk) -> None:
+            def fail() -> None:
+                raise ValueError("no")
+
+            for _ in range(3):
+                with pytest.raises(ValueError, match="no"):
+                    await desk.pool.run(fail, tenant="a")
+
+        run(work)
+
+
+class TestTurns:
+    def test_a_tenant_leaves_some_to_the_others(self):
+        async def work() -> None:
+            turns, had = Turns(3, most_each=2), []
+
+            async def hold(tenant: str, gate: asyncio.Event) -> None:
+                async with turns.hold(tenant):
+                    had.append(tenant)
+                    await gate.wait()
+
+            gate = asyncio.Event()
+            tasks = [asyncio.create_task(hold("a", gate)) for _ in range(5)]
+            await asyncio.sleep(0)
+            assert had == ["a", "a"]  # though one is free
+            tasks.append(asyncio.create_task(hold("b", gate)))
+            await asyncio.sleep(0)
+            assert had == ["a", "a", "b"]
+            gate.set()
+            await asyncio.gather(*tasks)
+            assert had == ["a", "a", "b", "a", "a", "a"]
+            assert (turns._free, dict(turns._held), turns._waiting) == (3, {}, {})
+
+        asyncio.run(work())
+
+    def test_one_who_gives_up_has_no_turn(self):
+        async def work() -> None:
+            turns = Turns(1, most_each=1)
+            await turns.take("a")
+            second, third = (asyncio.create_task(turns.take(tenant)) for tenant in "bc")
+            await asyncio.sleep(0)
+            second.cancel()
+            turns.give_back("a")
+            await asyncio.wait([second, third])
+            assert second.cancelled()
+            assert third.exception() is None
+            turns.give_back("c")
+            assert turns._free == 1
+
+        asyncio.run(work())
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("test_"):
+            thread.join(10)
+            assert not thread.is_alive()

@@ -1,0 +1,194 @@
+"""The thread that computes: one batch at a time, split where it fails, and nobody's answer lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+import torch
+
+from hifi.prediction import Sample, collate
+from worker.inference.scheduler import Scheduler, Ticket
+from worker.inference.tiers import Placement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hifi.bank import PackedDelta
+    from hifi.prediction import TaskRecord
+    from worker.inference.backbones import ServedBackbone
+    from worker.inference.tiers import DeltaKey, DeviceTier
+
+# What torch's allocator of the CPU raises is a plain RuntimeError.
+_NO_MEMORY = "can't allocate memory"
+_log = structlog.get_logger(__name__)
+
+
+class NotPlacedError(Exception):
+    """The sample's head delta has left the device while the sample waited: load it again."""
+
+
+class NoMemoryError(Exception):
+    """The device has no memory for this sample, even alone."""
+
+
+class ComputationError(Exception):
+    """The sample could not be computed, for a reason that is in the log."""
+
+
+Failure: TypeAlias = NotPlacedError | NoMemoryError | ComputationError
+Outcome: TypeAlias = "Tensor | Failure"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be computed of a sample.
+
+    Attributes:
+        backbone: on which.
+        key: of the head delta.
+        record: of the head delta.
+        packed: the head delta in host memory; None where it was on the device.
+        sample: encoded.
+        settle: takes logits ``[labels]`` on the CPU, or why there are none; called on the event
+            loop.
+    """
+
+    backbone: ServedBackbone
+    key: DeltaKey
+    record: TaskRecord
+    packed: PackedDelta | None
+    sample: Sample
+    settle: Callable[[Outcome], None]
+
+
+_Tickets: TypeAlias = Sequence[Ticket[Work]]
+
+
+class Executor:
+    """Computes what a scheduler says, in a thread of its own, until that is closed.
+
+    Args:
+        scheduler: gives the batches.
+        tier: where head deltas are on the device; no other thread places any.
+        loop: on which the outcomes are told.
+        observe: told the samples and the tokens of every pass, padding included.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler[Work],
+        *,
+        tier: DeviceTier,
+        loop: asyncio.AbstractEventLoop,
+        observe: Callable[[int, int], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._tier = tier
+        self._loop = loop
+        self._observe = observe
+        self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the thread still computes."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Wait for the batch that is being computed; the scheduler is closed already."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._scheduler.take():
+            self._compute_all(batch)
+
+    def _compute_all(self, batch: _Tickets) -> None:
+        """Compute a batch, in as many passes as there is room for its head deltas."""
+        while batch:
+            placed = self._place(batch)
+            if not isinstance(placed, Placement):
+                self._split(batch, placed, compute=self._compute_all)
+                return
+            self._tell([(t, NotPlacedError()) for t in batch if t.work.key in placed.missing])
+            ready = [ticket for ticket in batch if ticket.work.key in placed.ready]
+            if ready:
+                self._compute(ready)
+            batch = [ticket for ticket in batch if ticket.work.key in placed.later]
+
+    def _place(self, batch: _Tickets) -> Placement | Failure:
+        """See that a batch's head deltas are on the device, or say why they cannot be."""
+        works = [ticket.work for ticket in batch]
+        try:
+            return self._tier.place(
+                works[0].backbone,
+                {work.key: work.record for work in works},
+                packed={work.key: work.packed for work in works if work.packed is not None},
+            )
+        except Exception as error:  # noqa: BLE001 - one head delta's fault is not the others'
+            return _describe(error, samples=len(batch))
+
+    def _compute(self, batch: _Tickets) -> None:
+        """Compute samples whose head deltas are on the device; halve the batch where that fails."""
+        try:
+            answers = self._forward(batch)
+        except Exception as error:  # noqa: BLE001 - one sample's fault is not the others'
+            failure = _describe(error, samples=len(batch))
+        else:
+            self._tell(list(zip(batch, answers, strict=True)))
+            return
+        self._split(batch, failure, compute=self._compute)
+
+    def _split(
+        self, batch: _Tickets, failure: Failure, *, compute: Callable[[_Tickets], None]
+    ) -> None:
+        """Try the halves of a batch that has failed; tell of one that cannot be split."""
+        if len(batch) == 1:
+            self._tell([(batch[0], failure)])
+            return
+        if isinstance(failure, NoMemoryError) and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        compute(batch[:middle])
+        compute(batch[middle:])
+
+    def _forward(self, batch: _Tickets) -> Sequence[Tensor]:
+        """Give the logits of each sample, on the CPU."""
+        works = [ticket.work for ticket in batch]
+        model, bank = works[0].backbone.model, works[0].backbone.bank
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in collate([work.sample for work in works]).items()
+        }
+        self._observe(len(works), len(works) * max(ticket.length for ticket in batch))
+        answers = bank.forward(inputs, [work.key for work in works])
+        flat = torch.cat(answers).float().cpu()  # one copy from the device for all
+        parts: Sequence[Tensor] = flat.split([len(answer) for answer in answers])
+        return parts
+
+    def _tell(self, outcomes: Sequence[tuple[Ticket[Work], Outcome]]) -> None:
+        if outcomes:
+            settle = partial(_settle, [(ticket.work, outcome) for ticket, outcome in outcomes])
+            self._loop.call_soon_threadsafe(settle)
+
+
+def _settle(outcomes: Sequence[tuple[Work, Outcome]]) -> None:
+    for work, outcome in outcomes:
+        work.settle(outcome)
+
+
+def _describe(error: Exception, *, samples: int) -> Failure:
+    """Say what went wrong with a batch; with one of several it may be a single sample's fault."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in str(error):
+        _log.warning("out of memory", samples=samples, error=str(error).partition("\n")[0])
+        return NoMemoryError()
+    if samples == 1:
+        _log.error("a sample cannot be computed", exc_info=error)
+    else:
+        _log.warning("a batch failed, its halves are tried", samples=samples, error=repr(error))
+    return ComputationError()

@@ -1,0 +1,58 @@
+"""What may go wrong with a head delta and its backbone, as problems that callers may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import structlog
+from safetensors import SafetensorError
+
+from hifi.errors import (
+    BackboneMismatchError,
+    HifiError,
+    ModelError,
+    StorageError,
+    UnsupportedArchitectureError,
+)
+from store.errors import ArtifactStorageError
+from worker.inference.problems import ProblemError
+
+if TYPE_CHECKING:
+    from worker.inference.orders import DeltaOrder
+
+_DISK = (StorageError, SafetensorError, OSError)
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def typed_problems(order: DeltaOrder) -> Iterator[None]:
+    """Turn what goes wrong into problems; what tells of this machine stays in the log.
+
+    Raises:
+        ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
+            ``artifact_storage``, ``blob_lost`` or ``disk_full``.
+    """
+    try:
+        yield
+    except BackboneMismatchError as error:
+        raise _problem("backbone_mismatch", HTTPStatus.CONFLICT, str(error), error) from error
+    except (ModelError, UnsupportedArchitectureError) as error:
+        detail = f"the inference process has no backbone {order.model!r} that it can load"
+        raise _problem("model_not_found", HTTPStatus.NOT_FOUND, detail, error) from error
+    except ArtifactStorageError as error:
+        detail = "the head delta cannot be had from the artifact store"
+        raise _problem(error.code, HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
+    except _DISK as error:
+        detail = "the inference process cannot write to its disk"
+        raise _problem("disk_full", HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
+    except HifiError as error:
+        detail = "the head delta cannot be read, or has no task for which a model could be built"
+        raise _problem("delta_invalid", HTTPStatus.UNPROCESSABLE_ENTITY, detail, error) from error
+
+
+def _problem(code: str, status: HTTPStatus, detail: str, cause: Exception) -> ProblemError:
+    _log.warning("refused", code=code, reason=str(cause))
+    return ProblemError(code, status=status, detail=detail)

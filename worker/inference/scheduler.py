@@ -1,0 +1,223 @@
+"""Who is computed next: batches of similar length, full or old enough, fair to every tenant."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Work = TypeVar("Work")
+
+# Of a batch's tokens, padding included, the share that must be real. Measured on MRPC at 70 % of
+# capacity with benchmarks.serving: see RESULTS.md.
+_LEAST_FILL = 0.8
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[Work]):
+    """One sample that waits to be computed.
+
+    Attributes:
+        group: only samples of one group can be in a batch: a backbone.
+        tenant: whose it is.
+        length: in tokens.
+        work: for whoever computes it.
+        came_at: by the scheduler's clock.
+    """
+
+    group: Hashable
+    tenant: str
+    length: int
+    work: Work
+    came_at: float = field(default=0.0, init=False)
+
+
+class Scheduler(Generic[Work]):
+    """Puts samples into batches.
+
+    The next batch begins with the oldest sample of the tenants whose turn it is: of all that wait
+    those that have had the fewest tokens computed, or at most a batch's tokens more (nobody saves
+    up turns while nothing of theirs waits). To it come further samples, each of the tenant that has
+    had the fewest by then, as long as the batch stays within its tokens and little of it is
+    padding. So a tenant with one sample waits for a batch or two, however many samples the others
+    have; and a sample that suits no other is not passed over for ever.
+
+    Used by any number of threads.
+
+    Args:
+        max_tokens: of a batch, padding included; a single longer sample makes a batch of its own.
+        max_wait_seconds: that a sample waits for others, where nothing else is to be computed.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        max_wait_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_tokens = max_tokens
+        self._max_wait = max_wait_seconds
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._queues: dict[str, deque[Ticket[Work]]] = {}  # of tenants for whom something waits
+        self._tokens: dict[str, float] = {}  # virtual: what each has had, or would have had
+        self._now = 0.0  # virtual: of the tenant that was last
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        """Count the samples that wait."""
+        with self._changed:
+            return sum(map(len, self._queues.values()))
+
+    def add(self, tickets: Collection[Ticket[Work]]) -> None:
+        """Let samples wait for their turn."""
+        with self._changed:
+            now = self._clock()
+            for ticket in tickets:
+                ticket.came_at = now
+                queue = self._queues.get(ticket.tenant)
+                if queue is None:
+                    queue = self._queues[ticket.tenant] = deque()
+                    had = self._tokens.get(ticket.tenant, 0.0)
+                    self._tokens[ticket.tenant] = max(had, self._now)
+                queue.append(ticket)
+            self._changed.notify()
+
+    def withdraw(self, tickets: Collection[Ticket[Work]]) -> None:
+        """Take samples back; those that are in a batch already are computed all the same."""
+        gone = set(map(id, tickets))
+        with self._changed:
+            for tenant in {ticket.tenant for ticket in tickets}:
+                left = deque(t for t in self._queues.get(tenant, ()) if id(t) not in gone)
+                self._replace(tenant, left)
+
+    def close(self) -> None:
+        """Let no batch begin any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def take(self) -> list[Ticket[Work]]:
+        """Wait for a batch.
+
+        Returns:
+            At least one sample; none where the scheduler is closed.
+        """
+        with self._changed:
+            while not self._is_closed:
+                if not self._queues:
+                    self._changed.wait()
+                    continue
+                patience = self._patience()
+                if patience <= 0.0:
+                    return self._form()
+                self._changed.wait(patience)
+            return []
+
+    def _patience(self) -> float:
+        """Tell how many seconds the next batch may still wait for more samples."""
+        waiting = sum(ticket.length for queue in self._queues.values() for ticket in queue)
+        if waiting >= self._max_tokens:
+            return 0.0
+        oldest = min(queue[0].came_at for queue in self._queues.values())
+        return oldest + self._max_wait - self._clock()
+
+    def _form(self) -> list[Ticket[Work]]:
+        """Take the next batch out of the queues."""
+        self._now = min(self._tokens[tenant] for tenant in self._queues)
+        batch = _Batch[Work](max_tokens=self._max_tokens)
+        lines = {tenant: _Line(queue) for tenant, queue in self._queues.items()}
+        first = self._find_first()
+        order = [(-1.0 if tenant == first else self._tokens[tenant], tenant) for tenant in lines]
+        heapq.heapify(order)
+        while order and not batch.is_full:
+            _, tenant = heapq.heappop(order)
+            ticket = lines[tenant].next_fitting(batch)
+            if ticket is not None:
+                batch.add(ticket)
+                self._tokens[tenant] += ticket.length
+                heapq.heappush(order, (self._tokens[tenant], tenant))
+        for tenant, line in lines.items():
+            self._replace(tenant, line.rest())
+        self._forget_idle()
+        return batch.tickets
+
+    def _find_first(self) -> str:
+        """Find the tenant whose oldest sample begins the next batch."""
+        limit = self._now + self._max_tokens
+        turns = [tenant for tenant in self._queues if self._tokens[tenant] <= limit]
+        return min(turns, key=lambda tenant: self._queues[tenant][0].came_at)
+
+    def _replace(self, tenant: str, queue: deque[Ticket[Work]]) -> None:
+        if queue:
+            self._queues[tenant] = queue
+        else:
+            self._queues.pop(tenant, None)
+
+    def _forget_idle(self) -> None:
+        """Forget tenants whose account says no more than that of one who has just come.
+
+        Where nothing waits any more, nobody is ahead of anybody.
+        """
+        if not self._queues:
+            self._now = max(self._tokens.values(), default=self._now)
+        self._tokens = {
+            tenant: tokens
+            for tenant, tokens in self._tokens.items()
+            if tenant in self._queues or tokens > self._now
+        }
+
+
+class _Batch(Generic[Work]):
+    """A batch that is being put together."""
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self.tickets: list[Ticket[Work]] = []
+        self._max_tokens = max_tokens
+        self._longest = 0
+        self._real = 0
+
+    @property
+    def is_full(self) -> bool:
+        return bool(self.tickets) and (len(self.tickets) + 1) * self._longest > self._max_tokens
+
+    def fits(self, ticket: Ticket[Work]) -> bool:
+        if not self.tickets:
+            return True
+        if ticket.group != self.tickets[0].group:
+            return False
+        padded = (len(self.tickets) + 1) * max(self._longest, ticket.length)
+        real = self._real + ticket.length
+        return padded <= self._max_tokens and real >= _LEAST_FILL * padded
+
+    def add(self, ticket: Ticket[Work]) -> None:
+        self.tickets.append(ticket)
+        self._longest = max(self._longest, ticket.length)
+        self._real += ticket.length
+
+
+class _Line(Generic[Work]):
+    """One tenant's queue while a batch is put together: gone through once, in order."""
+
+    def __init__(self, queue: deque[Ticket[Work]]) -> None:
+        self._ahead = queue
+        self._passed: deque[Ticket[Work]] = deque()
+
+    def next_fitting(self, batch: _Batch[Work]) -> Ticket[Work] | None:
+        while self._ahead:
+            ticket = self._ahead.popleft()
+            if batch.fits(ticket):
+                return ticket
+            self._passed.append(ticket)
+        return None
+
+    def rest(self) -> deque[Ticket[Work]]:
+        """Give those that were not taken, in their order."""
+        self._passed.extend(self._ahead)
+        return self._passed

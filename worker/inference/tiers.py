@@ -1,0 +1,218 @@
+"""Where head deltas are kept: on the device, in host memory; the least recently used go first.
+
+The third tier, the local disk before the artifact store, is :mod:`worker.inference.deltas`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakSet
+
+import torch
+
+from worker.inference.recency import LeastRecentlyUsed
+
+if TYPE_CHECKING:
+    from hifi.bank import HeadBank, PackedDelta
+    from hifi.prediction import TaskRecord
+    from worker.inference.backbones import LoadedDelta, ServedBackbone
+
+DeltaKey: TypeAlias = str  # tenant and content: the same delta under any job's id, and no other
+_Entry: TypeAlias = "tuple[ServedBackbone, DeltaKey]"
+
+
+class HostTier:
+    """Head deltas in host memory, pinned where the device is a GPU.
+
+    Args:
+        max_bytes: of all of them; with 0 none is kept, as on a CPU, where the device's memory is
+            the same.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._kept: LeastRecentlyUsed[_Entry, LoadedDelta] = LeastRecentlyUsed(max_bytes)
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Add up the bytes of all that are kept."""
+        return self._kept.held
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, backbone: ServedBackbone, key: DeltaKey) -> LoadedDelta | None:
+        """Give a head delta that is here; now it is the one used last."""
+        with self._lock:
+            return self._kept.use((backbone, key))
+
+    def keep(self, backbone: ServedBackbone, key: DeltaKey, loaded: LoadedDelta) -> None:
+        """Keep a head delta, as far as there is room."""
+        with self._lock:
+            self._kept.put((backbone, key), loaded, size=loaded.packed.nbytes)
+            self._kept.shrink(is_used=lambda _: False)
+
+    def drop(self, backbone: ServedBackbone) -> None:
+        """Let go of all of a backbone's head deltas."""
+        with self._lock:
+            for entry in [entry for entry in self._kept if entry[0] is backbone]:
+                self._kept.pop(entry)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What became of the head deltas that a batch wants.
+
+    Attributes:
+        ready: on the device.
+        later: here, but there is no room for them beside those that are ready.
+        missing: not here: they have to be loaded first.
+    """
+
+    ready: frozenset[DeltaKey]
+    later: frozenset[DeltaKey]
+    missing: frozenset[DeltaKey]
+
+
+class DeviceTier:
+    """Head deltas on the device, in slots of their backbone's bank.
+
+    Args:
+        max_bytes: of all slots, free ones included. A single delta that is larger is placed all the
+            same.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._banks: set[HeadBank] = set()
+        self._dropped: WeakSet[ServedBackbone] = WeakSet()
+        self._placed: dict[_Entry, TaskRecord] = {}  # the least recently used first
+
+    @property
+    def nbytes(self) -> int:
+        """Add up the bytes of all slots."""
+        with self._lock:
+            return self._held()
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+    def find(self, backbone: ServedBackbone, key: DeltaKey) -> TaskRecord | None:
+        """Tell of a head delta that is here; now it is the one used last."""
+        with self._lock:
+            return self._use((backbone, key))
+
+    def place(
+        self,
+        backbone: ServedBackbone,
+        wanted: Mapping[DeltaKey, TaskRecord],
+        *,
+        packed: Mapping[DeltaKey, PackedDelta],
+    ) -> Placement:
+        """See that head deltas are on the device, as many as there is room for.
+
+        Args:
+            backbone: whose they are.
+            wanted: all that a batch uses.
+            packed: in host memory, as far as they are there.
+
+        Returns:
+            At least one of them is ready or missing. Of a backbone that was dropped all are
+            missing.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for one of them, not even alone.
+        """
+        with self._lock:
+            if backbone in self._dropped:  # its last user gave up while a batch was formed
+                return Placement(frozenset(), frozenset(), frozenset(wanted))
+            self._banks.add(backbone.bank)
+            ready = {key for key in wanted if self._use((backbone, key)) is not None}
+            missing = wanted.keys() - ready - packed.keys()
+            later = set()
+            for key in sorted(wanted.keys() - ready - missing):
+                if self._put(backbone, key, packed[key], keep=ready):
+                    self._placed[backbone, key] = wanted[key]
+                    ready.add(key)
+                else:
+                    later.add(key)
+            return Placement(frozenset(ready), frozenset(later), frozenset(missing))
+
+    def drop(self, backbone: ServedBackbone) -> None:
+        """Let go of a backbone and of all its head deltas."""
+        with self._lock:
+            self._dropped.add(backbone)
+            self._banks.discard(backbone.bank)
+            for entry in [entry for entry in self._placed if entry[0] is backbone]:
+                del self._placed[entry]
+        backbone.bank.close()
+
+    def _use(self, entry: _Entry) -> TaskRecord | None:
+        record = self._placed.pop(entry, None)
+        if record is not None:
+            self._placed[entry] = record
+        return record
+
+    def _held(self) -> int:
+        return sum(bank.nbytes for bank in self._banks)
+
+    def _put(
+        self,
+        backbone: ServedBackbone,
+        key: DeltaKey,
+        packed: PackedDelta,
+        *,
+        keep: Collection[DeltaKey],
+    ) -> bool:
+        """Put a head delta into a bank if there is room beside those of the backbone that are kept.
+
+        Others may use the device's memory too: where it ends before the budget does, head deltas
+        make room as at the budget's end.
+        """
+        while self._make_room(backbone, packed, keep=keep):
+            try:
+                backbone.bank.put(key, packed)
+            except torch.OutOfMemoryError:
+                if not (self._release_free_slots() or self._evict(backbone, keep=keep)):
+                    if keep:
+                        return False
+                    raise
+            else:
+                return True
+        return False
+
+    def _make_room(
+        self, backbone: ServedBackbone, packed: PackedDelta, *, keep: Collection[DeltaKey]
+    ) -> bool:
+        """Find a slot, or room for one, without touching those of the backbone that are kept.
+
+        A slot that becomes free is taken as it is where the next delta is of the same layout: then
+        nothing is allocated.
+        """
+        while (
+            not backbone.bank.has_free_slot(packed.layout)
+            and self._held() + packed.nbytes > self._max_bytes
+        ):
+            if not (self._release_free_slots() or self._evict(backbone, keep=keep)):
+                return not keep  # alone it is placed all the same
+        return True
+
+    def _evict(self, backbone: ServedBackbone, *, keep: Collection[DeltaKey]) -> bool:
+        """Let the least recently used head delta go that is not to be kept; False without one."""
+        victims = (e for e in self._placed if not (e[0] is backbone and e[1] in keep))
+        victim = next(victims, None)
+        if victim is None:
+            return False
+        del self._placed[victim]
+        victim[0].bank.remove(victim[1])
+        return True
+
+    def _release_free_slots(self) -> bool:
+        before = self._held()
+        for bank in self._banks:
+            bank.release_free_slots()
+        return self._held() < before

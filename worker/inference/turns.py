@@ -1,0 +1,115 @@
+"""Turns at what few can have at once: tenants have theirs one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TypeVar
+
+_Done = TypeVar("_Done")
+
+
+class Turns:
+    """Lets so many be at something at once; where more want to be, tenants take turns.
+
+    So a tenant's first turn waits for no more than one of each other's, however many they want.
+    Used on one event loop.
+
+    Args:
+        most: at once.
+        most_each: of one tenant, so that what hangs of one leaves room for the others.
+    """
+
+    def __init__(self, most: int, *, most_each: int) -> None:
+        self._free = most
+        self._most_each = most_each
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next comes first
+
+    @asynccontextmanager
+    async def hold(self, tenant: str) -> AsyncIterator[None]:
+        """Have a turn for the time of a block."""
+        await self.take(tenant)
+        try:
+            yield
+        finally:
+            self.give_back(tenant)
+
+    async def take(self, tenant: str) -> None:
+        """Wait for a turn, and have it until it is given back."""
+        if self._free and self._held[tenant] < self._most_each:
+            self._grant(tenant)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self.give_back(tenant)
+            raise
+
+    def give_back(self, tenant: str) -> None:
+        """Let the next who waits have the turn."""
+        self._free += 1
+        self._held[tenant] -= 1
+        if not self._held[tenant]:  # tenants that hold nothing are not remembered
+            del self._held[tenant]
+        while self._free and (following := self._find_next()) is not None:
+            self._grant_next(following)
+
+    def _find_next(self) -> str | None:
+        return next((t for t in self._waiting if self._held[t] < self._most_each), None)
+
+    def _grant_next(self, tenant: str) -> None:
+        turns = self._waiting.pop(tenant)
+        turn = turns.popleft()
+        if turns:
+            self._waiting[tenant] = turns  # behind the others
+        if not turn.done():  # one that was given up is only forgotten
+            self._grant(tenant)
+            turn.set_result(None)
+
+    def _grant(self, tenant: str) -> None:
+        self._free -= 1
+        self._held[tenant] += 1
+
+
+class FairPool:
+    """Runs work in a few threads, given to tenants in turn. Used on one event loop.
+
+    Args:
+        threads: how many.
+        most_each: of one tenant.
+        name: of the threads.
+    """
+
+    def __init__(self, threads: int, *, most_each: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._turns = Turns(threads, most_each=most_each)
+
+    async def run(self, work: Callable[[], _Done], *, tenant: str) -> _Done:
+        """Give what the work gives; where that is not waited for, it has its thread all the same.
+
+        Args:
+            work: done in a thread.
+            tenant: whose it is.
+        """
+        loop = asyncio.get_running_loop()
+        await self._turns.take(tenant)
+
+        def leave(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(partial(self._turns.give_back, tenant))
+
+        future = self._pool.submit(work)
+        future.add_done_callback(leave)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Begin nothing any more; what is under way ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
