@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    churn,
     claims,
     end_to_end,
     memory,
@@ -12,6 +13,7 @@ from benchmarks import (
     service_claim,
     service_gateway,
     service_overhead,
+    serving,
     training,
 )
 from benchmarks.deployment import end_in_order
@@ -21,7 +23,8 @@ from benchmarks.rows import print_rows
 end_in_order()
 print(describe(), end="\n\n", flush=True)
 for benchmark in (
-    *(selection, training, end_to_end, memory, serve),
+    *(selection, training, end_to_end, memory),
+    *(serve, serving, churn),
     *(service_overhead, service_claim, service_gateway, claims),
 ):
     print(f"## {(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)

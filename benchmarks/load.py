@@ -219,7 +219,7 @@ class _Load:
             p99=waits[len(waits) * 99 // 100],
             worst=waits[-1],
             accepted=[answer.job for answer in accepted],
-            errors=errors,
+            errors=dict(errors),  # a Counter's keys do not survive asdict
             cpu=cpu,
         )
 

@@ -163,11 +163,25 @@ class HeadDelta:
             TunerError: a tuner, an adapter or a quantiser holds the model's projections.
             UnsupportedArchitectureError: the model's heads are not known.
         """
-        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
-        self._check_rows_fingerprint(present)
+        present = self._read_base(model)
         self._check_width(present)
         metadata = replace(self.metadata, encoding="float32")
-        return replace(self, rows=self._rows_on(present), base=present, metadata=metadata)
+        return replace(self, rows=self._rows_in_place_of(present), base=present, metadata=metadata)
+
+    def rows_on(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """Give W', as ``merge`` puts it into a model.
+
+        Args:
+            model: the delta's backbone, with any task head, the delta not merged into it; in
+                float32, bfloat16 or float64.
+
+        Returns:
+            The rows by name, on the CPU, not yet rounded to the model's dtype.
+
+        Raises:
+            BackboneMismatchError, TunerError, UnsupportedArchitectureError: as ``merge`` does.
+        """
+        return self._rows_in_place_of(self._read_base(model))
 
     def merge(self, model: PreTrainedModel, *, task_head: bool = True) -> HeadDelta:
         """Put the tuned rows and the task head into a model, in place.
@@ -195,11 +209,10 @@ class HeadDelta:
             TunerError: a tuner, an adapter or a quantiser holds the model's projections.
             UnsupportedArchitectureError: the model's heads are not known.
         """
-        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
-        self._check_rows_fingerprint(present)
+        present = self._read_base(model)
         head = self.task_head if task_head else {}
         displaced_head = read_matching_task_head(model, head)
-        rows = self._rows_on(present)
+        rows = self._rows_in_place_of(present)
         merged = {name: rows[name].to(tensor.dtype) for name, tensor in present.items()}
         displaced = HeadDelta(
             rows=present,
@@ -255,7 +268,13 @@ class HeadDelta:
             )
         return differences(self.rows, base=self.base, compute_dtype=self.metadata.compute_dtype)
 
-    def _rows_on(self, present: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _read_base(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """Copy W out of a model, and refuse one that is not the delta's."""
+        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
+        self._check_rows_fingerprint(present)
+        return present
+
+    def _rows_in_place_of(self, present: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Give W' for a model whose rows are ``present``."""
         if self.values == "rows":
             return self.rows

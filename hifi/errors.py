@@ -114,6 +114,10 @@ class ImageInputError(InputError):
     """An image that cannot be decoded, or is too large to be."""
 
 
+class AnswerError(HifiError):
+    """A model's answer to an input cannot be read: it is infinite or not a number."""
+
+
 class DeltaFileError(HifiError):
     """A file is not a readable head delta: truncated, malformed or foreign."""
 
@@ -128,6 +132,10 @@ class BackboneMismatchError(HifiError):
 
 class TaskHeadMismatchError(HifiError):
     """The model has no task head that matches the delta's."""
+
+
+class BankClosedError(HifiError):
+    """A bank was asked for an answer, or given a head delta, after it was closed."""
 
 
 class CheckpointError(HifiError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -153,6 +154,11 @@ class TaskRows:
     places: RowPlaces
     parts: Mapping[str, Tensor]
 
+    @cached_property
+    def widest(self) -> int:
+        """Count the bytes of the weight of the layer that has most."""
+        return max((self.weight(layer).nbytes for layer in self.places.layers), default=0)
+
     def weight(self, layer: int) -> Tensor:
         """Give W'ᵀ of a layer, ``[D, c]``."""
         return self.parts[_part(layer, "weight")]
@@ -177,7 +183,8 @@ class Block:
     def project(self, layer: int, inputs: Tensor) -> Tensor:
         """Project the samples' inputs to a layer ``[n, S, D]`` with their rows, to ``[n, S, c]``.
 
-        Many tasks' weights are copied beside each other first, which is one kernel on a GPU.
+        Many tasks' weights are copied beside each other first, which is one kernel on a GPU:
+        blocks are made so that this is not too much.
         """
         if len(self.rows) == 1:
             weight, bias = self.rows[0].weight(layer), self.rows[0].bias(layer)

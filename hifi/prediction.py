@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hifi.columns import decode_image, image_size
 from hifi.errors import (
-    HifiError,
+    AnswerError,
     ImageInputError,
     InputError,
     InvalidArgumentError,
@@ -23,7 +24,7 @@ from hifi.errors import (
     TextTooLongError,
 )
 from hifi.loading import configure_for
-from hifi.models import load_tokenizer, max_positions, reads
+from hifi.models import max_positions, reads
 from hifi.tasks.image import ImageEncoder
 from hifi.tasks.text import TextEncoder
 
@@ -82,7 +83,8 @@ class TaskRecord:
         kind: the task's type.
         columns: how many columns were read.
         labels: in the order of the logits; None for numbers.
-        max_length: tokens of a text at most; None where the delta does not say.
+        max_length: tokens of a text at most; None where the delta does not say: then what the model
+            takes.
         pad_token_id: None where the delta does not say.
     """
 
@@ -150,21 +152,20 @@ class TaskRecord:
             config.pad_token_id = self.pad_token_id
         names = ("first", "second")[: self.columns]
         task = self.kind(inputs=names, label="label", metric=self.kind.metrics[0])
-        encoder = task.load_encoder(source, config, max_length=self._length_for(source, model))
+        encoder = task.load_encoder(source, config, max_length=self._length_for(model))
         if isinstance(encoder, ImageEncoder):
             return _ImageReader(encoder)
         if isinstance(encoder, TextEncoder):
             return _TextReader(encoder, columns=self.columns)
         raise TypeError(f"no reader for {type(encoder).__name__}")
 
-    def _length_for(self, source: ModelSource, model: PreTrainedModel) -> int:
+    def _length_for(self, model: PreTrainedModel) -> int:
         """Give the tokens of a text at most."""
         if self.kind.input_kind == "image":
             return 1  # nobody asks
         limit = max_positions(model)
         if self.max_length is None:
-            own = load_tokenizer(source).model_max_length
-            return int(own if limit is None else min(own, limit))
+            return sys.maxsize if limit is None else limit
         if limit is not None and self.max_length > limit:
             # A GPU does not survive a token that has no position.
             raise InvalidArgumentError("max_length", value=self.max_length, limit=f"1 to {limit}")
@@ -181,11 +182,11 @@ class TaskRecord:
             every class by name; or ``{"value"}``.
 
         Raises:
-            HifiError: the logits are no numbers.
+            AnswerError: the logits are no numbers.
         """
         exact = logits.double()
         if not exact.isfinite().all():
-            raise HifiError("the model's answer to this input is not a number")
+            raise AnswerError("the model's answer to this input is not a number")
         if self.labels is None:
             return {"value": exact.item()}
         shares = exact.softmax(-1).tolist()
@@ -318,8 +319,15 @@ def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
     Returns:
         What the backbone's ``forward`` takes, ``[B, …]``.
+
+    Raises:
+        InvalidArgumentError: an input that some samples have and others have not.
     """
-    names = [name for name in samples[0].inputs if all(name in s.inputs for s in samples)]
+    names = list(samples[0].inputs)
+    for sample in samples:
+        if sample.inputs.keys() != samples[0].inputs.keys():
+            limit = f"{names} of every sample"
+            raise InvalidArgumentError("samples", value=list(sample.inputs), limit=limit)
     longest = max(sample.length for sample in samples)
     return {
         name: torch.stack([_padded(sample, name, length=longest) for sample in samples])

@@ -95,14 +95,14 @@ class Slots:
         self._device = device
         self._holders: dict[Slot, int] = {}
         self._free: dict[Layout, list[Slot]] = {}
+        self._nbytes = 0
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all slots, free ones included."""
+        """Count the bytes of all slots, free ones included."""
         with self._lock:
-            free = [slot for slots in self._free.values() for slot in slots]
-            return sum(slot.layout.nbytes for slot in (*self._holders, *free))
+            return self._nbytes
 
     def has_free(self, layout: Layout) -> bool:
         """Say whether something of this layout would be taken in without an allocation."""
@@ -144,6 +144,7 @@ class Slots:
     def release_free(self) -> None:
         """Give back the memory of free slots."""
         with self._lock:
+            self._nbytes -= sum(layout.nbytes * len(slots) for layout, slots in self._free.items())
             self._free.clear()
 
     def _take(self, layout: Layout) -> Slot | None:
@@ -164,4 +165,5 @@ class Slots:
             slot = Slot(layout, flat, layout.split(flat))
         with self._lock:
             self._holders[slot] = 1
+            self._nbytes += layout.nbytes
         return slot

@@ -62,9 +62,9 @@ class Settings(BaseSettings):
         infer_host_bytes: of head deltas in host memory beside a GPU; a CPU needs no such copies.
         infer_disk_bytes: of head deltas on its disk.
         infer_backbone_bytes: of backbones in its memory.
-        infer_batch_tokens: of a pass over a backbone, padding included.
+        infer_batch_tokens: of a pass over a backbone, padding included; by the device where unset.
         infer_batch_wait_ms: how long an input waits for others where nothing else is computed.
-        infer_max_inputs: under way at a time; a tenant may have half of them.
+        infer_max_inputs: under way at a time; a tenant may have as many as are free beside its own.
         infer_timeout_seconds: how long a prediction may take whose request says nothing else.
         max_upload_bytes: of one upload, all files together.
         tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     infer_host_bytes: PositiveInt = 4 * _GIB
     infer_disk_bytes: PositiveInt = 8 * _GIB
     infer_backbone_bytes: PositiveInt = 8 * _GIB
-    infer_batch_tokens: PositiveInt = 4096
-    infer_batch_wait_ms: NonNegativeFloat = 5.0
+    infer_batch_tokens: PositiveInt | None = None
+    infer_batch_wait_ms: NonNegativeFloat = 0.0
     infer_max_inputs: int = Field(default=4096, ge=2 * MAX_INPUTS)  # half takes one whole request
     infer_timeout_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
     max_upload_bytes: PositiveInt = _GIB

@@ -11,17 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from hifi import bank as bank_module
 from hifi.backbone import HeadId
 from hifi.bank import HeadBank
 from hifi.delta import HeadDelta
 from hifi.errors import (
     BackboneMismatchError,
+    BankClosedError,
+    HifiError,
     InvalidArgumentError,
     TaskHeadMismatchError,
     TaskNotSupportedError,
     TunerError,
 )
 from hifi.head_selection import HeadSelection
+from hifi.task_logits import TaskLogits
 from hifi.tuning import HeadTuner
 from tests.architectures import LAYERS, NAMES, tiny_batch, tiny_model
 from tests.tuned_tasks import CLOSE, Tuned, bank_of, bare, heads_of, row, several, tune
@@ -54,14 +58,34 @@ class Asked(threading.Thread):
         self._bank, self._name = bank, name
         self._batch = tiny_batch("bert", lengths=(5, 9))
         self._answers: list[Tensor] = []
+        self.error: HifiError | None = None
 
     def run(self) -> None:
-        self._answers = self._bank.forward(self._batch, [self._name] * 2)
+        try:
+            self._answers = self._bank.forward(self._batch, [self._name] * 2)
+        except HifiError as error:
+            self.error = error
 
     def assert_answers_as(self, tuned: Tuned) -> None:
         self.join(timeout=60)
         difference = torch.stack(self._answers) - tuned.answer(self._batch)
         assert difference.abs().max() <= CLOSE
+
+
+class LateTurn:
+    """A bank's turn of batches that the first who asks for it waits for until told."""
+
+    def __init__(self, turn: threading.Lock) -> None:
+        self._turn = turn
+        self.asked, self.on = threading.Event(), threading.Event()
+
+    def __enter__(self) -> None:
+        self.asked.set()
+        assert self.on.wait(timeout=60)
+        self._turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._turn.release()
 
 
 @contextmanager
@@ -103,8 +127,13 @@ class TestMixedBatch:
             plain = without.forward(row(batch, place), ["head"])[0]
             assert (answer - plain).abs().max() > 100 * CLOSE  # the rows do matter
 
-    @pytest.mark.parametrize("share", [1, 3, 4, 8])
-    def test_of_any_number_of_rows_per_task(self, share: int):
+    @pytest.mark.parametrize("share", [1, 2, 3, 4, 8])
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_of_any_number_of_rows_per_task(
+        self, share: int, device: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        enough = bank_module._enough_on(torch.device(device))
+        monkeypatch.setattr(bank_module, "_enough_on", lambda _device: enough)
         tasks = several("bert")
         bank = bank_of("bert", tasks)
         batch = tiny_batch("bert", lengths=(5, 9, 7) * 4)
@@ -150,6 +179,35 @@ class TestMixedBatch:
                 merged = model(**batch).logits
             answers = torch.stack(bank.forward(batch, ["c", "c"]))
             assert (answers - merged).abs().max() <= CLOSE
+
+    @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+    def test_of_a_float32_delta_on_a_backbone_stored_in_bfloat16(self, encoding: str, tmp_path):
+        several("bert")["c"].delta.save(tmp_path / "c", encoding=encoding)
+        delta = HeadDelta.load(tmp_path / "c")
+        bank = HeadBank(bare("bert", dtype=torch.bfloat16))
+        bank.add("c", delta)
+        model = tiny_model("bert", num_labels=3, dtype=torch.bfloat16)
+        batch = tiny_batch("bert", lengths=(5, 9))
+        displaced = delta.merge(model)
+        with torch.no_grad():
+            merged = model(**batch).logits
+        answers = torch.stack(bank.forward(batch, ["c", "c"]))
+        assert torch.allclose(answers, merged, rtol=0, atol=0.1)
+        replace(displaced, task_head={}).merge(model)
+        with torch.no_grad():
+            assert not torch.allclose(answers, model(**batch).logits, rtol=0, atol=0.2)
+
+    def test_whose_weights_are_copied_in_small_parts(self, monkeypatch: pytest.MonkeyPatch):
+        tasks = several("roberta")
+        bank = bank_of("roberta", tasks)
+        batch = tiny_batch("roberta", lengths=LENGTHS)
+        names = [*"abcdabcdaa"]
+        whole = bank.forward(batch, names)
+        monkeypatch.setattr(bank_module, "_STACKED_BYTES", 1)
+        for place, answer in enumerate(bank.forward(batch, names)):
+            assert (answer - whole[place]).abs().max() <= CLOSE
+            merged = tasks[names[place]].answer(row(batch, place))[0]
+            assert (answer - merged).abs().max() <= CLOSE
 
     def test_without_a_task_head_gives_the_hidden_state_of_the_merged_backbone(self):
         delta = replace(several("bert")["a"].delta, task_head={})
@@ -209,6 +267,50 @@ class TestFirstToken:
         assert self.tokens_at_the_end(bank, model, ["a", None, "d"]) == max(LENGTHS[:3])
         assert self.tokens_at_the_end(bank, model, ["a", "headless"]) == max(LENGTHS[:2])
         assert self.tokens_at_the_end(bank, model, [None, None]) == max(LENGTHS[:2])
+
+
+class TestTaskHeads:
+    """Those of one shape that read the first token alone are multiplied together."""
+
+    @staticmethod
+    def calls(bank: HeadBank, names: list[str | None], monkeypatch: pytest.MonkeyPatch) -> int:
+        """Count how often a batch runs transformers' code of task heads."""
+        apply, calls = TaskLogits.apply, []
+
+        def counted(self: TaskLogits, *args: object, **settings: object) -> Tensor:
+            calls.append(self)
+            return apply(self, *args, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskLogits, "apply", counted)
+            bank.forward(tiny_batch("bert", lengths=LENGTHS[: len(names)]), names)
+        return len(calls)
+
+    def test_run_once_for_all_with_as_many_samples(self, monkeypatch: pytest.MonkeyPatch):
+        heads = heads_of("bert", seed=0, per_layer=(1, 1, 1))
+        tasks = {f"{n}": tune("bert", heads, seed=n, labels=2) for n in range(4)}
+        bank = bank_of("bert", {**tasks, "c": several("bert")["c"]})
+        assert self.calls(bank, ["0", "1", "2", "3"], monkeypatch) == 1
+        assert self.calls(bank, ["0", None, "1", "0", "2", "1", "3"], monkeypatch) == 2
+        assert self.calls(bank, ["0", "c", "1"], monkeypatch) == 2
+        monkeypatch.setattr(bank_module, "_STACKED_BYTES", 1)
+        assert self.calls(bank, ["0", "1", "2", "3"], monkeypatch) == 4
+
+    @pytest.mark.parametrize("architecture", NAMES)
+    @pytest.mark.parametrize("share", [1, 3])
+    def test_answer_as_merged_models(self, architecture: str, share: int):
+        heads = heads_of(architecture, seed=0, per_layer=(1, 1, 1))
+        tasks = {f"{n}": tune(architecture, heads, seed=n, labels=3) for n in range(3)}
+        bank = bank_of(architecture, tasks)
+        names: list[str | None] = [*tasks] * share
+        for more in ([], [None]):
+            asked = names + more
+            batch = tiny_batch(architecture, lengths=LENGTHS[: len(asked)])
+            answers = bank.forward(batch, asked)
+            for place, name in enumerate(names):
+                merged = tasks[name].answer(row(batch, place))[0]
+                assert answers[place].shape == merged.shape
+                assert (answers[place] - merged).abs().max() <= CLOSE
 
 
 class TestSlots:
@@ -338,7 +440,7 @@ class TestWhileABatchRuns:
         assert bank.has_free_slot(packed.layout)
         assert_answers(bank, "x", tasks["b"])
 
-    def test_one_that_waits_for_its_turn_keeps_its_slots(self):
+    def test_one_that_waits_for_its_turn_finds_what_is_there_then(self):
         tasks = several("bert")
         model = bare("bert")
         bank = HeadBank(model)
@@ -348,15 +450,45 @@ class TestWhileABatchRuns:
             first, second = Asked(bank, "c"), Asked(bank, "a")
             first.start()
             assert there.wait(timeout=60)
+            late = bank._turn = LateTurn(bank._turn)
             second.start()
-            holders = bank._slots._holders
-            slot = bank._tasks["a"].slot
-            while holders[slot] < 2:
-                second.join(timeout=0.01)
-            bank.remove("a")
-            bank.add("b", tasks["b"].delta)  # of a's layout
+            assert late.asked.wait(timeout=60)
+            bank.add("a", tasks["b"].delta)
+            assert bank.has_free_slot(bank.pack(tasks["a"].delta).layout)  # the former one's
         first.assert_answers_as(tasks["c"])
-        second.assert_answers_as(tasks["a"])
+        late.on.set()
+        second.assert_answers_as(tasks["b"])
+
+    def test_one_that_waits_for_its_turn_is_refused_where_the_bank_is_closed_first(self):
+        bank = bank_of("bert", {"a": several("bert")["a"]})
+        turn = bank._turn
+        late = bank._turn = LateTurn(turn)
+        asked = Asked(bank, "a")
+        asked.start()
+        assert late.asked.wait(timeout=60)
+        bank._turn = turn
+        bank.close()
+        late.on.set()
+        asked.join(timeout=60)
+        assert isinstance(asked.error, BankClosedError)
+        assert bank.nbytes == 0
+
+    def test_closing_waits_for_it(self):
+        tasks = several("bert")
+        model = bare("bert")
+        bank = HeadBank(model)
+        bank.add("a", tasks["a"].delta)
+        with standing_still(model) as there:
+            asked = Asked(bank, "a")
+            asked.start()
+            assert there.wait(timeout=60)
+            closing = threading.Thread(target=bank.close, daemon=True)
+            closing.start()
+            closing.join(timeout=0.1)
+            assert closing.is_alive()
+        asked.assert_answers_as(tasks["a"])
+        closing.join(timeout=60)
+        assert len(bank) == bank.nbytes == 0
 
     def test_packing_leaves_the_default_dtype_alone(self, monkeypatch: pytest.MonkeyPatch):
         """It is every thread's, and a batch may make tensors meanwhile."""
@@ -461,6 +593,19 @@ class TestRefusals:
         with pytest.raises(BackboneMismatchError):
             bank.add("x", other.delta)
         assert len(bank) == 0
+
+    def test_all_that_is_asked_of_a_closed_bank(self):
+        bank = HeadBank(bare("bert"))
+        packed = bank.pack(several("bert")["a"].delta)
+        bank.put("a", packed)
+        bank.close()
+        bank.close()  # a second time changes nothing
+        for names in (["a"], [None]):
+            with pytest.raises(BankClosedError):
+                bank.forward(tiny_batch("bert", lengths=(5,)), names)
+        with pytest.raises(BankClosedError):
+            bank.put("a", packed)
+        assert len(bank) == bank.nbytes == 0
 
     def test_a_delta_that_another_bank_has_packed(self):
         model = bare("bert")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hifi import bank as bank_module
 from hifi import mixed_rows
 from hifi.bank import HeadBank
 from hifi.mixed_rows import Placing, place_by_index, place_by_slices, placing_on
-from tests.architectures import LAYERS, NAMES, tiny_batch
+from tests.architectures import HIDDEN, LAYERS, NAMES, QUERY_HEADS, tiny_batch
 from tests.tuned_tasks import bare, heads_of, several, tune
 
 if TYPE_CHECKING:
@@ -97,12 +98,22 @@ class TestPlacing:
 
     def test_by_index_is_one_kernel_for_a_module(self, place_by: Callable[[Placing], None]):
         place_by(place_by_index)
-        few, many = counted(2, [0, 1]), counted(6, [0, 1, 2, 3, 4, 5] * 3)
+        few, many = counted(2, [0, 1]), counted(6, [0, 1, 2, 3, 4, 5])
         for counts in (few, many):
             assert counts["scatter_"] == MODULES
             assert counts["cat"] + counts["stack"] == 2 * LAYERS  # weights and biases
             assert counts["copy_"] == 0
         assert few["baddbmm"] == many["baddbmm"] == LAYERS
+
+    def test_copies_no_more_weights_together_than_allowed(self, monkeypatch: pytest.MonkeyPatch):
+        one = 4 * HIDDEN * 3 * 2 * (HIDDEN // QUERY_HEADS)  # bytes of two heads' q, k and v
+        for allowed, products in ((6 * one, 1), (2 * one, 3), (3 * one - 1, 3)):
+            monkeypatch.setattr(bank_module, "_STACKED_BYTES", allowed)
+            assert counted(6, range(6))["baddbmm"] == products * LAYERS
+        monkeypatch.setattr(bank_module, "_STACKED_BYTES", one - 1)  # one task at least
+        alone = counted(6, range(6))
+        assert alone["addmm"] - counted(6, [0])["addmm"] == 5 * LAYERS
+        assert alone["baddbmm"] == alone["stack"] == 0
 
     def test_by_slices_is_one_copy_for_a_head(self, place_by: Callable[[Placing], None]):
         place_by(place_by_slices)

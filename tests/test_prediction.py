@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import normalizers, processors
+from transformers import AutoTokenizer
 
 from hifi import prediction
 from hifi.data import load_split
 from hifi.delta import HeadDelta
 from hifi.errors import (
+    AnswerError,
     DeltaFileError,
-    HifiError,
     ImageInputError,
     InputError,
     InvalidArgumentError,
@@ -142,6 +143,31 @@ class TestTexts:
         reader = reader_of(backbone, record_of(max_length=None))
         (sample,) = samples_of(reader.read([{"text": "w1 " * 500}], truncate=True))
         assert sample.length == 128
+
+    @pytest.mark.parametrize("max_length", [None, 16])
+    def test_are_read_with_a_tokenizer_that_is_loaded_once(
+        self, backbone: Path, max_length: int | None, monkeypatch: pytest.MonkeyPatch
+    ):
+        source = resolve_model(backbone)
+        model = load_bare_backbone(source, device=CPU).model
+        load, loaded = AutoTokenizer.from_pretrained, []
+        monkeypatch.setattr(
+            AutoTokenizer,
+            "from_pretrained",
+            lambda path, **settings: (loaded.append(path), load(path, **settings))[1],
+        )
+        record_of(max_length=max_length).load_reader(source, model)
+        assert len(loaded) == 1
+
+    def test_of_which_some_lack_an_input_are_no_batch(self, backbone: Path):
+        first, second = samples_of(
+            reader_of(backbone, record_of()).read([{"text": "w1"}, {"text": "w2"}], truncate=True)
+        )
+        fewer = replace(second, inputs={"input_ids": second.inputs["input_ids"]})
+        for samples in ([first, fewer], [fewer, first]):
+            with pytest.raises(InvalidArgumentError, match="input_ids"):
+                collate(samples)
+        assert collate([fewer, fewer]).keys() == {"input_ids"}
 
     def test_are_padded_with_the_recorded_token(self, backbone: Path):
         reader = reader_of(backbone, record_of(pad_token_id=7))
@@ -362,5 +388,5 @@ class TestTaskRecord:
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_of_what_is_no_number_says_so(self, value: float):
         for record in (record_of(), record_of("regression", labels=None)):
-            with pytest.raises(HifiError, match="not a number"):
+            with pytest.raises(AnswerError, match="not a number"):
                 record.read_answer(torch.tensor([value, 1.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
@@ -92,6 +93,36 @@ class TestSlots:
         assert not slots.has_free(layout)
         assert slots.nbytes == layout.nbytes
         assert (held.flat == 1).all()
+
+    def test_are_counted_whatever_comes_and_goes(self):
+        slots, held, free = Slots(CPU), [], []
+        layouts = [layout_of(), Layout.of({"one": (100, 3)}, dtype=torch.float64)]
+        draw = random.Random(0)  # noqa: S311 - a draw, not a secret
+        for _ in range(500):
+            step = draw.randrange(8)
+            if step < 4:
+                layout = draw.choice(layouts)
+                if layout in free:
+                    free.remove(layout)
+                held.append(slots.fill(flat_of(layout), layout=layout))
+            elif step < 7 and held:
+                slot = held.pop(draw.randrange(len(held)))
+                free.append(slot.layout)
+                slots.hold(slot)
+                slots.let_go(slot)
+                slots.let_go(slot)
+            elif step == 7:
+                slots.release_free()
+                free = []
+            there = [slot.layout for slot in held] + free
+            assert slots.nbytes == sum(layout.nbytes for layout in there)
+
+    def test_are_counted_without_looking_at_each(self, monkeypatch: pytest.MonkeyPatch):
+        slots, layout = Slots(CPU), layout_of()
+        nbytes = layout.nbytes
+        slots.fill(flat_of(layout), layout=layout)
+        monkeypatch.delattr(Layout, "nbytes")
+        assert slots.nbytes == nbytes
 
     def test_are_never_given_to_two_at_a_time(self):
         slots, layout = Slots(CPU), layout_of()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
@@ -17,6 +19,7 @@ from hifi.loading import load_bare_backbone
 from hifi.models import ModelSource, download_model, identify_folder
 from hifi.prediction import InputReader, TaskRecord
 from worker.inference.recency import LeastRecentlyUsed
+from worker.inference.turns import FairPool, SingleFlight
 from worker.models import find_backbones
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from store.settings import Settings
 
 BackboneName: TypeAlias = tuple[str, str | None]  # id, or hub id and commit
+_LOADERS = 4  # threads: downloads wait for the hub most of the time
 _READERS = 16  # of one backbone: each has a tokenizer of its own
 _log = structlog.get_logger(__name__)
 
@@ -73,11 +77,15 @@ class ServedBackbone:
         source: where it was found.
         model: the backbone, in eval mode.
         fingerprint: of it as stored.
+
+    Attributes:
+        is_dropped: whether it was let go of: the tiers keep nothing of it any more.
     """
 
     def __init__(self, source: ModelSource, model: PreTrainedModel, *, fingerprint: str) -> None:
         self.model = model
         self.bank = HeadBank(model)
+        self.is_dropped = False
         self._source = source
         self._fingerprint = fingerprint
         self._readers: LeastRecentlyUsed[object, InputReader] = LeastRecentlyUsed(_READERS)
@@ -120,11 +128,14 @@ class ServedBackbone:
 
 
 class Backbones:
-    """Loads backbones, and keeps those that were used last.
+    """Loads backbones, and keeps those that were used last. Used on one event loop.
+
+    There is never more of them than the budget allows, but for a single one that is larger: before
+    one is loaded, those that nobody uses make room; where that is not enough, it waits for users to
+    end, and no new ones begin until it has its room.
 
     Args:
-        settings: where they are, and how many bytes of them are kept; those in use are kept all
-            the same.
+        settings: where they are, and how many bytes of them are kept.
         device: where they compute.
         on_drop: told of each that is let go of; nobody uses it any more.
     """
@@ -139,57 +150,81 @@ class Backbones:
         self._settings = settings
         self._device = device
         self._on_drop = on_drop
-        self._lock = threading.Lock()
         self._kept: LeastRecentlyUsed[BackboneName, ServedBackbone] = LeastRecentlyUsed(
             settings.infer_backbone_bytes
         )
         self._users: Counter[BackboneName] = Counter()
-        self._loading: dict[BackboneName, threading.Lock] = {}
+        self._reserved = 0  # bytes of those that are being loaded
+        self._door = asyncio.Lock()  # closed while one waits for room
+        self._freed = asyncio.Event()
+        self._loads: SingleFlight[BackboneName, None] = SingleFlight()
+        self._threads = FairPool(_LOADERS, most_each=1, spare=0, name="backbone")
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    @contextmanager
-    def hold(self, name: BackboneName) -> Iterator[None]:
-        """Let go of no backbone of that name for the time of a block."""
-        with self._lock:
-            self._users[name] += 1
-            self._loading.setdefault(name, threading.Lock())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users[name] -= 1
-                if not self._users[name]:
-                    del self._users[name], self._loading[name]
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._threads.close()
 
-    def find(self, name: BackboneName) -> ServedBackbone | None:
-        """Give a backbone that is in memory."""
-        with self._lock:
-            return self._kept.use(name)
+    @asynccontextmanager
+    async def hold(self, name: BackboneName, *, tenant: str) -> AsyncIterator[ServedBackbone]:
+        """Use a backbone for the time of a block; where it is not in memory, it is loaded first.
 
-    def load(self, name: BackboneName) -> ServedBackbone:
-        """Give a backbone that the caller holds; where it is not in memory, that takes seconds.
+        Args:
+            name: of it.
+            tenant: who wants it; loading is given to tenants in turn.
 
         Raises:
             ModelError, UnsupportedArchitectureError, OSError: there is none that can be loaded.
+            torch.OutOfMemoryError: the device has no memory for it.
         """
-        with self._loading[name]:  # one of those who want it loads it
-            backbone = self.find(name)
-            if backbone is None:
-                backbone = self._load(name)
-                self._keep(name, backbone)
-            return backbone
+        if self._door.locked():
+            async with self._door:
+                pass
+        self._users[name] += 1  # before it is there, so that it is not let go of again at once
+        try:
+            while (backbone := self._kept.use(name)) is None:
+                await self._loads.join(name, partial(self._load, name, tenant=tenant))
+            yield backbone
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+                self._freed.set()
 
-    def _load(self, name: BackboneName) -> ServedBackbone:
-        source = find_backbone(self._settings, name)
-        loaded = load_bare_backbone(source, device=self._device)
+    async def _load(self, name: BackboneName, *, tenant: str) -> None:
+        find = partial(_find_with_size, self._settings, name)
+        source, size = await self._threads.run(find, tenant=tenant)
+        await self._reserve(size)
+        try:
+            load = partial(load_bare_backbone, source, device=self._device)
+            loaded = await self._threads.run(load, tenant=tenant)
+        finally:
+            self._reserved -= size
+            self._freed.set()
         _log.info("backbone loaded", model=name[0], revision=name[1])
-        return ServedBackbone(source, loaded.model, fingerprint=loaded.fingerprint)
+        backbone = ServedBackbone(source, loaded.model, fingerprint=loaded.fingerprint)
+        self._kept.put(name, backbone, size=backbone.nbytes)
 
-    def _keep(self, name: BackboneName, backbone: ServedBackbone) -> None:
-        with self._lock:
-            self._kept.put(name, backbone, size=backbone.nbytes)
-            dropped = self._kept.shrink(is_used=self._users.__contains__)
-        for _, old in dropped:
+    async def _reserve(self, size: int) -> None:
+        """Wait until there is room for so many bytes."""
+        if not self._has_room(size):
+            async with self._door:
+                while not self._has_room(size):
+                    self._freed.clear()
+                    await self._freed.wait()
+        self._reserved += size
+
+    def _has_room(self, size: int) -> bool:
+        """Let go of what nobody uses as far as that is needed, and say whether it was enough."""
+        taken = self._reserved + size
+        for _, old in self._kept.shrink(is_used=self._users.__contains__, beside=taken):
             self._on_drop(old)
+        is_alone = not self._kept and not self._reserved
+        return is_alone or self._kept.held + taken <= self._kept.budget
+
+
+def _find_with_size(settings: Settings, name: BackboneName) -> tuple[ModelSource, int]:
+    source = find_backbone(settings, name)
+    return source, sum(file.stat().st_size for file in source.path.glob("*.safetensors"))

@@ -78,6 +78,8 @@ class Executor:
         tier: where head deltas are on the device; no other thread places any.
         loop: on which the outcomes are told.
         observe: told the samples and the tokens of every pass, padding included.
+        on_end: called where nothing can be computed any more: on a GPU one error that is no lack of
+            memory makes all that follows fail, until the process begins anew.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class Executor:
         tier: DeviceTier,
         loop: asyncio.AbstractEventLoop,
         observe: Callable[[int, int], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
         self._tier = tier
         self._loop = loop
         self._observe = observe
+        self._on_end = on_end
         self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
         self._thread.start()
 
@@ -105,8 +109,19 @@ class Executor:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._scheduler.take():
-            self._compute_all(batch)
+        try:
+            while self._compute_next():
+                pass
+        except Exception:
+            _log.exception("nothing can be computed any more")
+            self._on_end()
+            raise
+
+    def _compute_next(self) -> bool:
+        """Compute one batch, of which nothing is kept afterwards; False where none will come."""
+        batch = self._scheduler.take()
+        self._compute_all(batch)
+        return bool(batch)
 
     def _compute_all(self, batch: _Tickets) -> None:
         """Compute a batch, in as many passes as there is room for its head deltas."""
@@ -150,9 +165,11 @@ class Executor:
         """Try the halves of a batch that has failed; tell of one that cannot be split."""
         if len(batch) == 1:
             self._tell([(batch[0], failure)])
-            return
-        if isinstance(failure, NoMemoryError) and torch.cuda.is_available():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # raises where the device is lost, and nothing can be computed
             torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return
         middle = len(batch) // 2
         compute(batch[:middle])
         compute(batch[middle:])

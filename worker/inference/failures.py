@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from worker.inference.orders import DeltaOrder
 
 _DISK = (StorageError, SafetensorError, OSError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = structlog.get_logger(__name__)
 
 
@@ -33,7 +35,7 @@ def typed_problems(order: DeltaOrder) -> Iterator[None]:
 
     Raises:
         ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
-            ``artifact_storage``, ``blob_lost`` or ``disk_full``.
+            ``artifact_storage``, ``blob_lost``, ``disk_full`` or ``disk_failed``.
     """
     try:
         yield
@@ -46,8 +48,10 @@ def typed_problems(order: DeltaOrder) -> Iterator[None]:
         detail = "the head delta cannot be had from the artifact store"
         raise _problem(error.code, HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
     except _DISK as error:
-        detail = "the inference process cannot write to its disk"
-        raise _problem("disk_full", HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
+        is_full = not isinstance(error, OSError) or error.errno in _FULL
+        code = "disk_full" if is_full else "disk_failed"
+        detail = "the inference process cannot use its disk"
+        raise _problem(code, HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
     except HifiError as error:
         detail = "the head delta cannot be read, or has no task for which a model could be built"
         raise _problem("delta_invalid", HTTPStatus.UNPROCESSABLE_ENTITY, detail, error) from error

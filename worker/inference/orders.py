@@ -6,6 +6,7 @@ import hmac
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from anyio import to_thread
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from worker.inference.backbones import BackboneName
+    from worker.inference.tiers import DeltaKey
 
+_ASIDE_BYTES = 1 << 17
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
@@ -60,6 +63,11 @@ class DeltaOrder(_Body):
     def backbone(self) -> BackboneName:
         """Name the backbone."""
         return self.model, self.revision
+
+    @property
+    def key(self) -> DeltaKey:
+        """Name the head delta by its tenant and content: under any job's id the same."""
+        return f"{self.tenant}/{self.sha256}"
 
 
 class Input(_Body):
@@ -122,8 +130,11 @@ async def read_body(request: Request, model: type[_Wanted], *, max_bytes: int) -
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 detail=f"the body has more than {max_bytes} bytes",
             )
+    content = b"".join(pieces)
     try:
-        return model.model_validate_json(b"".join(pieces))
+        if size > _ASIDE_BYTES:  # or everybody would wait for it
+            return await to_thread.run_sync(model.model_validate_json, content)
+        return model.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(map(str, first["loc"])) or None

@@ -12,8 +12,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
+import torch
 
-from hifi.delta import HeadDelta
 from hifi.errors import HifiError, ImageInputError, InputError, TextTooLongError
 from worker.inference.executor import (
     ComputationError,
@@ -25,22 +25,19 @@ from worker.inference.executor import (
 from worker.inference.failures import typed_problems
 from worker.inference.problems import ProblemError
 from worker.inference.scheduler import Scheduler, Ticket
-from worker.inference.turns import FairPool, Turns
+from worker.inference.turns import FairPool
 
 if TYPE_CHECKING:
     from hifi.bank import PackedDelta
     from hifi.prediction import Sample, TaskRecord
-    from worker.inference.backbones import BackboneName, Backbones, ServedBackbone
-    from worker.inference.deltas import DeltaCache
+    from worker.inference.backbones import Backbones, ServedBackbone
+    from worker.inference.loading import DeltaLoader
     from worker.inference.orders import DeltaOrder, PredictionRequest
-    from worker.inference.tiers import DeltaKey, DeviceTier, HostTier
+    from worker.inference.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
-# Loading mostly waits for the artifact store, or for one thread that loads a backbone.
-_LOADERS, _LOADERS_EACH = 8, 2
+# Threads that tokenise and decode; one is for tenants that have none.
 _ENCODERS = 2
-# Head deltas on their way from the disk to the device: they take memory that no tier counts.
-_LOADED, _LOADED_EACH = 64, 32
 _CHUNK_LETTERS = 100_000  # encoded at a time, so that requests with little text need not wait long
 _RETRY_SECONDS = "1"
 _log = structlog.get_logger(__name__)
@@ -52,7 +49,8 @@ class Places:
     Used on one event loop.
 
     Args:
-        most: of all tenants; one may have half of it.
+        most: of all tenants. One may have as many as are free then: alone half of them, beside one
+            that has half a quarter, so that there are always some for those who come.
     """
 
     def __init__(self, most: int) -> None:
@@ -73,14 +71,13 @@ class Places:
         Raises:
             ProblemError: 429 ``too_many_requests``.
         """
-        own = self._most // 2
-        is_full = len(self) + sum(wanted.values()) > self._most
-        if is_full or any(self._taken[name] + count > own for name, count in wanted.items()):
-            whose = f"{self._most} inputs" if is_full else f"{own} inputs of one tenant"
+        free = self._most - len(self) - sum(wanted.values())
+        if free < 0 or any(self._taken[name] + count > free for name, count in wanted.items()):
             raise ProblemError(
                 "too_many_requests",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{whose} are under way already, the most allowed; try again soon",
+                detail=f"{len(self)} inputs are under way, of {self._most} at most, and so many of "
+                "one tenant as there are places left; try again soon",
                 headers={"Retry-After": _RETRY_SECONDS},
             )
         self._taken.update(wanted)
@@ -93,7 +90,7 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class _Delta:
-    """A head delta that is at hand: in host memory, or on the device, or both."""
+    """A head delta that can be computed with: on the device, or in host memory."""
 
     backbone: ServedBackbone
     record: TaskRecord
@@ -114,10 +111,6 @@ class _Part:
     inputs: Mapping[int, Mapping[str, str]]
     answers: dict[int, Answer]
 
-    @property
-    def key(self) -> DeltaKey:
-        return f"{self.order.tenant}/{self.order.sha256}"
-
     def fail(self, code: str, message: str, *, param: str | None = None) -> None:
         """Answer with an error what has no answer yet."""
         for index in self.inputs:
@@ -130,13 +123,12 @@ def item_error(code: str, message: str, *, param: str | None = None) -> Answer:
 
 
 class PredictionDesk:
-    """Answers requests; used on one event loop, with threads for what takes time.
+    """Answers requests. Used on one event loop, with threads for what takes time.
 
     Args:
         places: how much may be under way.
-        deltas: head deltas on disk.
         backbones: in memory.
-        host: head deltas in host memory.
+        loader: brings head deltas into host memory.
         device: head deltas on the device.
         scheduler: takes what is to be computed.
     """
@@ -145,27 +137,22 @@ class PredictionDesk:
         self,
         *,
         places: Places,
-        deltas: DeltaCache,
         backbones: Backbones,
-        host: HostTier,
+        loader: DeltaLoader,
         device: DeviceTier,
         scheduler: Scheduler[Work],
     ) -> None:
         self._places = places
-        self._deltas = deltas
         self._backbones = backbones
-        self._host = host
+        self._loader = loader
         self._device = device
         self._scheduler = scheduler
-        self._loaders = FairPool(_LOADERS, most_each=_LOADERS_EACH, name="loader")
-        self._encoders = FairPool(_ENCODERS, most_each=_ENCODERS, name="encoder")
-        self._loaded = Turns(_LOADED, most_each=_LOADED_EACH)
-        self._loads: dict[tuple[BackboneName, DeltaKey], asyncio.Task[_Delta]] = {}
+        self._encoders = FairPool(_ENCODERS, most_each=1, spare=0, name="encoder")
 
     def close(self) -> None:
         """Begin nothing any more."""
-        for pool in (self._loaders, self._encoders):
-            pool.close()
+        for part in (self._backbones, self._loader, self._encoders):
+            part.close()
 
     async def predict(self, request: PredictionRequest) -> list[Answer]:
         """Answer a request; an input that fails does not disturb the others.
@@ -198,77 +185,32 @@ class PredictionDesk:
 
     async def _serve(self, part: _Part, *, truncate: bool) -> None:
         """Answer what a request asks of one head delta."""
+        order = part.order
         try:
-            with self._backbones.hold(part.order.backbone):
-                placed = self._find_placed(part)
-                samples = None
-                if placed is not None:
-                    samples = await self._encode(part, placed, truncate=truncate)
-                    samples = await self._compute(part, placed, samples)
-                if samples is None or samples:  # or others have taken its place on the device
-                    await self._serve_loaded(part, samples, truncate=truncate)
+            with typed_problems(order):
+                async with self._backbones.hold(order.backbone, tenant=order.tenant) as backbone:
+                    await self._serve_on(backbone, part, truncate=truncate)
         except ProblemError as problem:
             part.fail(problem.code, problem.detail)
+        except torch.OutOfMemoryError:
+            part.fail("out_of_memory", "the device has no memory for the job's backbone")
         except Exception:  # noqa: BLE001 - one head delta's fault is not the others'
-            _log.exception("a prediction failed", job=part.order.job)
+            _log.exception("a prediction failed", job=order.job)
             part.fail("internal_error", "the inference process failed; its log says why")
 
-    async def _serve_loaded(
-        self, part: _Part, samples: dict[int, Sample] | None, *, truncate: bool
-    ) -> None:
-        """Answer by a head delta that is not on the device.
-
-        Args:
-            part: of the request.
-            samples: encoded already; None where none are.
-            truncate: whether texts are cut.
-        """
-        async with self._loaded.hold(part.order.tenant):
-            delta = await self._load(part)
-            if samples is None:
-                samples = await self._encode(part, delta, truncate=truncate)
-            while samples:  # a second time only where the backbone was let go of meanwhile
-                samples = await self._compute(part, delta, samples)
-                if samples:
-                    delta = await self._load(part)
-
-    def _find_placed(self, part: _Part) -> _Delta | None:
-        """Find a head delta on the device."""
-        backbone = self._backbones.find(part.order.backbone)
-        if backbone is None:
-            return None
-        record = self._device.find(backbone, part.key)
-        return None if record is None else _Delta(backbone, record, None)
-
-    async def _load(self, part: _Part) -> _Delta:
-        """Load a head delta, once for all who wait for it; it goes on when they give up.
-
-        Raises:
-            ProblemError: it cannot be loaded.
-        """
-        key = part.order.backbone, part.key
-        task = self._loads.get(key)
-        if task is None:
-            load = partial(self._load_now, part.order, part.key)
-            task = asyncio.create_task(self._loaders.run(load, tenant=part.order.tenant))
-            task.add_done_callback(partial(self._end_load, key))
-            self._loads[key] = task
-        return await asyncio.shield(task)
-
-    def _end_load(self, key: tuple[BackboneName, DeltaKey], task: asyncio.Task[_Delta]) -> None:
-        del self._loads[key]
-        if not task.cancelled():
-            task.exception()  # whoever still waits for it sees it, perhaps nobody
-
-    def _load_now(self, order: DeltaOrder, key: DeltaKey) -> _Delta:
-        with typed_problems(order), self._backbones.hold(order.backbone):
-            backbone = self._backbones.load(order.backbone)
-            found = self._host.find(backbone, key)
-            if found is None:
-                with self._deltas.hold(order.tenant, order.sha256) as file:
-                    found = backbone.load(HeadDelta.load(file))
-                self._host.keep(backbone, key, found)
-            return _Delta(backbone, found.record, found.packed)
+    async def _serve_on(self, backbone: ServedBackbone, part: _Part, *, truncate: bool) -> None:
+        samples: dict[int, Sample] | None = None
+        record = self._device.find(backbone, part.order.key)
+        if record is not None:
+            placed = _Delta(backbone, record, None)
+            samples = await self._encode(part, placed, truncate=truncate)
+            samples = await self._compute(part, placed, samples)
+        if samples is None or samples:  # or others have taken its place on the device meanwhile
+            async with self._loader.loaded(part.order, backbone) as loaded:
+                delta = _Delta(backbone, loaded.record, loaded.packed)
+                if samples is None:
+                    samples = await self._encode(part, delta, truncate=truncate)
+                await self._compute(part, delta, samples)
 
     async def _encode(self, part: _Part, delta: _Delta, *, truncate: bool) -> dict[int, Sample]:
         """Encode the inputs; those that cannot be are answered."""
@@ -300,7 +242,7 @@ class PredictionDesk:
         for index, sample in samples.items():
             future = waiting[index] = loop.create_future()
             work = Work(
-                delta.backbone, part.key, delta.record, delta.packed, sample, _settler(future)
+                delta.backbone, part.order.key, delta.record, delta.packed, sample, _settler(future)
             )
             tickets.append(Ticket(delta.backbone, part.order.tenant, sample.length, work))
         self._scheduler.add(tickets)
@@ -330,8 +272,9 @@ def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
     letters = 0
     for index, given in inputs.items():
         chunk.append(index)
-        letters += sum(map(len, given.values()))
-        if letters > _CHUNK_LETTERS:
+        # Of an image the letters tell nothing of the work.
+        letters += _CHUNK_LETTERS if "image" in given else sum(map(len, given.values()))
+        if letters >= _CHUNK_LETTERS:
             yield chunk
             chunk, letters = [], 0
     if chunk:

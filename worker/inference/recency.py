@@ -58,18 +58,21 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         self._held -= entry[1]
         return entry[0]
 
-    def shrink(self, *, is_used: Callable[[Key], object]) -> list[tuple[Key, Value]]:
+    def shrink(
+        self, *, is_used: Callable[[Key], object], beside: int = 0
+    ) -> list[tuple[Key, Value]]:
         """Let go of things until the rest is within the budget.
 
         Args:
             is_used: tells what is to stay all the same.
+            beside: what else the budget is needed for.
 
         Returns:
             What was let go of.
         """
         gone: list[tuple[Key, Value]] = []
         for key in list(self._entries):
-            if self._held <= self.budget:
+            if self._held + beside <= self.budget:
                 break
             if not is_used(key):
                 value, size = self._entries.pop(key)

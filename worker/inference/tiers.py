@@ -9,7 +9,6 @@ import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import WeakSet
 
 import torch
 
@@ -52,12 +51,15 @@ class HostTier:
     def keep(self, backbone: ServedBackbone, key: DeltaKey, loaded: LoadedDelta) -> None:
         """Keep a head delta, as far as there is room."""
         with self._lock:
+            if backbone.is_dropped:
+                return
             self._kept.put((backbone, key), loaded, size=loaded.packed.nbytes)
             self._kept.shrink(is_used=lambda _: False)
 
     def drop(self, backbone: ServedBackbone) -> None:
         """Let go of all of a backbone's head deltas."""
         with self._lock:
+            backbone.is_dropped = True
             for entry in [entry for entry in self._kept if entry[0] is backbone]:
                 self._kept.pop(entry)
 
@@ -80,6 +82,8 @@ class Placement:
 class DeviceTier:
     """Head deltas on the device, in slots of their backbone's bank.
 
+    One thread alone places them. Looking for one never waits for a copy to the device.
+
     Args:
         max_bytes: of all slots, free ones included. A single delta that is larger is placed all the
             same.
@@ -89,14 +93,12 @@ class DeviceTier:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._banks: set[HeadBank] = set()
-        self._dropped: WeakSet[ServedBackbone] = WeakSet()
         self._placed: dict[_Entry, TaskRecord] = {}  # the least recently used first
 
     @property
     def nbytes(self) -> int:
         """Add up the bytes of all slots."""
-        with self._lock:
-            return self._held()
+        return self._held()
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -128,28 +130,36 @@ class DeviceTier:
             torch.OutOfMemoryError: the device has no room for one of them, not even alone.
         """
         with self._lock:
-            if backbone in self._dropped:  # its last user gave up while a batch was formed
+            if backbone.is_dropped:  # its last user gave up while a batch was formed
                 return Placement(frozenset(), frozenset(), frozenset(wanted))
             self._banks.add(backbone.bank)
             ready = {key for key in wanted if self._use((backbone, key)) is not None}
-            missing = wanted.keys() - ready - packed.keys()
-            later = set()
-            for key in sorted(wanted.keys() - ready - missing):
-                if self._put(backbone, key, packed[key], keep=ready):
-                    self._placed[backbone, key] = wanted[key]
-                    ready.add(key)
-                else:
-                    later.add(key)
-            return Placement(frozenset(ready), frozenset(later), frozenset(missing))
+        missing = wanted.keys() - ready - packed.keys()
+        later = set()
+        for key in sorted(wanted.keys() - ready - missing):
+            if self._put(backbone, key, packed[key], keep=ready):
+                self._note(backbone, key, wanted[key])
+                ready.add(key)
+            else:
+                later.add(key)
+        return Placement(frozenset(ready), frozenset(later), frozenset(missing))
 
     def drop(self, backbone: ServedBackbone) -> None:
         """Let go of a backbone and of all its head deltas."""
         with self._lock:
-            self._dropped.add(backbone)
+            backbone.is_dropped = True
             self._banks.discard(backbone.bank)
-            for entry in [entry for entry in self._placed if entry[0] is backbone]:
+            entries = [entry for entry in self._placed if entry[0] is backbone]
+            for entry in entries:
                 del self._placed[entry]
-        backbone.bank.close()
+        for _, key in entries:
+            backbone.bank.remove(key)
+        backbone.bank.release_free_slots()
+
+    def _note(self, backbone: ServedBackbone, key: DeltaKey, record: TaskRecord) -> None:
+        with self._lock:
+            if not backbone.is_dropped:
+                self._placed[backbone, key] = record
 
     def _use(self, entry: _Entry) -> TaskRecord | None:
         record = self._placed.pop(entry, None)
@@ -158,7 +168,11 @@ class DeviceTier:
         return record
 
     def _held(self) -> int:
-        return sum(bank.nbytes for bank in self._banks)
+        return sum(bank.nbytes for bank in self._known_banks())
+
+    def _known_banks(self) -> list[HeadBank]:
+        with self._lock:
+            return list(self._banks)
 
     def _put(
         self,
@@ -203,16 +217,17 @@ class DeviceTier:
 
     def _evict(self, backbone: ServedBackbone, *, keep: Collection[DeltaKey]) -> bool:
         """Let the least recently used head delta go that is not to be kept; False without one."""
-        victims = (e for e in self._placed if not (e[0] is backbone and e[1] in keep))
-        victim = next(victims, None)
-        if victim is None:
-            return False
-        del self._placed[victim]
+        with self._lock:
+            victims = (e for e in self._placed if not (e[0] is backbone and e[1] in keep))
+            victim = next(victims, None)
+            if victim is None:
+                return False
+            del self._placed[victim]
         victim[0].bank.remove(victim[1])
         return True
 
     def _release_free_slots(self) -> bool:
         before = self._held()
-        for bank in self._banks:
+        for bank in self._known_banks():
             bank.release_free_slots()
         return self._held() < before

@@ -1,15 +1,16 @@
-"""Turns at what few can have at once: tenants have theirs one after the other."""
+"""Turns at what few can have at once, tenant after tenant; and doing a thing once for all."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
+_Key = TypeVar("_Key", bound=Hashable)
 _Done = TypeVar("_Done")
 
 
@@ -22,11 +23,13 @@ class Turns:
     Args:
         most: at once.
         most_each: of one tenant, so that what hangs of one leaves room for the others.
+        spare: so many are left to tenants that have none, so that what hangs of a few does, too.
     """
 
-    def __init__(self, most: int, *, most_each: int) -> None:
+    def __init__(self, most: int, *, most_each: int, spare: int) -> None:
         self._free = most
         self._most_each = most_each
+        self._spare = spare
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next comes first
 
@@ -41,7 +44,7 @@ class Turns:
 
     async def take(self, tenant: str) -> None:
         """Wait for a turn, and have it until it is given back."""
-        if self._free and self._held[tenant] < self._most_each:
+        if self._may_have(tenant):
             self._grant(tenant)
             return
         turn = asyncio.get_running_loop().create_future()
@@ -49,7 +52,9 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it came at the same moment
+            if turn.cancelled():
+                self._forget(tenant, turn)
+            else:  # it came at the same moment
                 self.give_back(tenant)
             raise
 
@@ -59,20 +64,28 @@ class Turns:
         self._held[tenant] -= 1
         if not self._held[tenant]:  # tenants that hold nothing are not remembered
             del self._held[tenant]
-        while self._free and (following := self._find_next()) is not None:
+        while (following := next(filter(self._may_have, self._waiting), None)) is not None:
             self._grant_next(following)
 
-    def _find_next(self) -> str | None:
-        return next((t for t in self._waiting if self._held[t] < self._most_each), None)
+    def _may_have(self, tenant: str) -> bool:
+        held = self._held.get(tenant, 0)
+        return held < self._most_each and self._free > (self._spare if held else 0)
 
     def _grant_next(self, tenant: str) -> None:
         turns = self._waiting.pop(tenant)
         turn = turns.popleft()
         if turns:
             self._waiting[tenant] = turns  # behind the others
-        if not turn.done():  # one that was given up is only forgotten
+        if not turn.done():  # one that is being given up is only forgotten
             self._grant(tenant)
             turn.set_result(None)
+
+    def _forget(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(tenant)
+        if turns is not None and turn in turns:
+            turns.remove(turn)
+            if not turns:
+                del self._waiting[tenant]
 
     def _grant(self, tenant: str) -> None:
         self._free -= 1
@@ -85,12 +98,13 @@ class FairPool:
     Args:
         threads: how many.
         most_each: of one tenant.
+        spare: threads that are left to tenants that have none.
         name: of the threads.
     """
 
-    def __init__(self, threads: int, *, most_each: int, name: str) -> None:
+    def __init__(self, threads: int, *, most_each: int, spare: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._turns = Turns(threads, most_each=most_each)
+        self._turns = Turns(threads, most_each=most_each, spare=spare)
 
     async def run(self, work: Callable[[], _Done], *, tenant: str) -> _Done:
         """Give what the work gives; where that is not waited for, it has its thread all the same.
@@ -113,3 +127,31 @@ class FairPool:
     def close(self) -> None:
         """Begin nothing any more; what is under way ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class SingleFlight(Generic[_Key, _Done]):
+    """Does what several want at once a single time. Used on one event loop.
+
+    It goes on when those who wait for it give up: others will want it.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[_Key, asyncio.Task[_Done]] = {}
+
+    async def join(self, key: _Key, work: Callable[[], Coroutine[None, None, _Done]]) -> _Done:
+        """Wait for the work of a key, which is begun where nobody has begun it.
+
+        Args:
+            key: tells one work from another.
+            work: begins it.
+        """
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(work())
+            task.add_done_callback(partial(self._end, key))
+        return await asyncio.shield(task)
+
+    def _end(self, key: _Key, task: asyncio.Task[_Done]) -> None:
+        del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # whoever still waits for it sees it, perhaps nobody

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,14 @@ class Bench:
         self.scheduler: Scheduler[Work] = Scheduler(max_tokens=4096, max_wait_seconds=0.0)
         self.tier = DeviceTier(device_bytes)
         self.passes: list[tuple[int, int]] = []
+        self.ends: list[int] = []
+        self.works: list[weakref.ref[Work]] = []
         self.executor = Executor(
             self.scheduler,
             tier=self.tier,
             loop=DirectLoop(),  # type: ignore[arg-type]
             observe=lambda samples, tokens: self.passes.append((samples, tokens)),
+            on_end=lambda: self.ends.append(1),
         )
 
     def close(self) -> None:
@@ -85,6 +89,7 @@ class Bench:
                 sample,
                 told[place].append,
             )
+            self.works.append(weakref.ref(work))
             tickets.append(Ticket(self.backbone, "ten_1", sample.length, work))
         self.scheduler.add(tickets)
         wait_until(lambda: all(told))
@@ -205,6 +210,38 @@ class TestPoison:
                 told = bench.run(ASKED)
             assert all(isinstance(outcome, ComputationError) for (outcome,) in told)
         bench.check(ASKED, bench.run(ASKED))
+
+
+class TestEnd:
+    """On a GPU one error may make all that follows fail: the process has to begin anew."""
+
+    def test_a_device_that_is_lost_is_told(
+        self, bench: Bench, forward: Callable, monkeypatch: pytest.MonkeyPatch
+    ):
+        def lose(*_: object) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", lose)
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the log has it
+        forward(lose)
+        (outcomes,) = bench.run(ASKED[:1])
+        assert isinstance(outcomes[0], ComputationError)
+        wait_until(lambda: bench.ends)
+        wait_until(lambda: not bench.executor.is_alive)
+
+    def test_an_error_of_one_batch_is_none(self, bench: Bench, forward: Callable):
+        def fail(*_: object) -> None:
+            raise RuntimeError("no such shape")
+
+        forward(fail)
+        bench.run(ASKED[:2])
+        assert bench.executor.is_alive
+        assert bench.ends == []
+
+    def test_nothing_is_kept_of_a_batch_while_none_comes(self, bench: Bench):
+        bench.run(ASKED)
+        wait_until(lambda: not any(work() for work in bench.works))
 
 
 class TestLoop:

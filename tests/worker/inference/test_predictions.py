@@ -36,8 +36,9 @@ from worker.inference import executor, predictions
 from worker.inference.app import build_app
 from worker.inference.deltas import DeltaCache
 from worker.inference.executor import NotPlacedError
+from worker.inference.loading import DeltaLoader
 from worker.inference.orders import PredictionRequest
-from worker.inference.predictions import Places, PredictionDesk
+from worker.inference.predictions import Places
 from worker.inference.problems import ProblemError
 from worker.inference.serving import Serving, open_serving
 
@@ -418,18 +419,18 @@ class TestDeadline:
 
 
 class TestPlaces:
-    def test_of_all_and_of_one_tenant(self):
+    def test_one_tenant_has_as_many_as_are_left_for_others(self):
         places = Places(10)
         with places.take({"a": 5}):
             assert len(places) == 5
-            for wanted in ({"a": 1}, {"b": 6}, {"b": 3, "c": 3}):
+            for wanted in ({"a": 1}, {"b": 6}, {"b": 3}, {"b": 2, "c": 2}):
                 with pytest.raises(ProblemError) as refused, places.take(wanted):
                     pass
                 assert refused.value.status == 429
                 assert refused.value.headers["Retry-After"] == "1"
                 assert len(places) == 5
-            with places.take({"b": 5}):
-                assert len(places) == 10
+            with places.take({"b": 2}), places.take({"c": 1}), places.take({"d": 1}):
+                assert len(places) == 9
         assert len(places) == 0
 
     def test_are_given_back_whatever_happens_and_nobody_is_remembered(self):
@@ -451,16 +452,29 @@ class TestPlaces:
             refused = client.post("/predict", json=body(orders[:1], [(0, TEXT)]))
             assert "one tenant" in check_problem(refused, 429, "too_many_requests")
             assert refused.headers["retry-after"] == "1"
-            others = [Background(lambda: ask(client, orders[1], *half)) for _ in range(2)]
-            wait_until(lambda: measured(client)[UNDER_WAY] == 512)
-            refused = client.post("/predict", json=body(orders[2:], [(0, TEXT)]))
-            assert "512 inputs" in check_problem(refused, 429, "too_many_requests")
+            other = Background(lambda: ask(client, orders[1], *half))
+            wait_until(lambda: measured(client)[UNDER_WAY] == 384)
+            refused = client.post("/predict", json=body(orders[1:2], [(0, TEXT)] * 65))
+            assert "of 512" in check_problem(refused, 429, "too_many_requests")
+            third = Background(lambda: ask(client, orders[2], *half[:64]))  # there are some left
+            wait_until(lambda: measured(client)[UNDER_WAY] == 448)
             assert client.get("/healthz").json() == {"status": "ok"}
             gate.open.set()
-            for each in (*mine, *others):
+            for each in (*mine, other):
                 assert codes(each.result()) == [None] * 128
-            assert codes(ask(client, orders[2], TEXT)) == [None]
+            assert codes(third.result()) == [None] * 64
             check_idle(client)
+
+
+class TestChunks:
+    """What is encoded at a time, so that those with little need not wait long."""
+
+    def test_are_of_so_many_letters_or_of_one_image(self):
+        texts = {number: {"text": "a" * 60_000} for number in range(4)}
+        images = {number: {"image": "aGk="} for number in range(4, 7)}
+        small = {number: {"text": "a", "text_pair": "b"} for number in range(7, 99)}
+        chunks = list(predictions._chunks({**texts, **images, **small}))
+        assert chunks == [[0, 1], [2, 3], [4], [5], [6], list(range(7, 99))]
 
 
 class TestFairness:
@@ -492,28 +506,28 @@ class TestFairness:
         (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
         other = home.order(tuned, tenant="ten_2")
         gate, encoded, loaded = threading.Event(), [], []
-        read, load = predictions._read, PredictionDesk._load_now
+        read, fetch = predictions._read, DeltaLoader._fetch
 
         def slow_read(order: Any, *arguments: Any, **settings: Any) -> Any:
             encoded.append(order.tenant)
             assert gate.wait(60)
             return read(order, *arguments, **settings)
 
-        def slow_load(self: PredictionDesk, order: Any, key: str) -> Any:
+        def slow_fetch(self: DeltaLoader, order: Any) -> Any:
             loaded.append(order.tenant)
             assert gate.wait(60)
-            return load(self, order, key)
+            return fetch(self, order)
 
         with serve(home) as client:
             ask(client, mine, TEXT)
             monkeypatch.setattr(predictions, "_read", slow_read)
-            monkeypatch.setattr(PredictionDesk, "_load_now", slow_load)
+            monkeypatch.setattr(DeltaLoader, "_fetch", slow_fetch)
             lost = [order_of(f"{number:064x}") for number in range(100)]
             many = [
                 Background(lambda: predict(client, [mine] * 100, [(n, TEXT) for n in range(100)])),
                 Background(lambda: predict(client, lost, [(n, TEXT) for n in range(100)])),
             ]
-            wait_until(lambda: len(encoded) == 2)
+            wait_until(lambda: len(encoded) == 1)
             wait_until(lambda: len(loaded) == 2)
             one = Background(lambda: ask(client, other, TEXT))
             wait_until(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
@@ -555,7 +569,7 @@ class TestGivingUp:
                 answers = await serving.predict(request)
                 assert codes(answers) == [None] * 3
                 assert len(gate.passes) == 3
-                assert not serving.desk._loads
+                assert not serving.desk._loader._packings._tasks
 
         asyncio.run(run())
 

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from tests.worker.inference.asking import until
-from worker.inference.turns import FairPool, Turns
+from worker.inference.turns import FairPool, SingleFlight, Turns
 
 
 class Desk:
     """A pool of which each piece of work notes whose it was, and waits for a gate."""
 
     def __init__(self, threads: int) -> None:
-        self.pool = FairPool(threads, most_each=threads, name="test")
+        self.pool = FairPool(threads, most_each=threads, spare=0, name="test")
         self.gate = threading.Event()
         self.done: list[str] = []
         self.most = 0
@@ -132,7 +132,7 @@ class TestFairPool:
 class TestTurns:
     def test_a_tenant_leaves_some_to_the_others(self):
         async def work() -> None:
-            turns, had = Turns(3, most_each=2), []
+            turns, had = Turns(3, most_each=2, spare=0), []
 
             async def hold(tenant: str, gate: asyncio.Event) -> None:
                 async with turns.hold(tenant):
@@ -153,9 +153,38 @@ class TestTurns:
 
         asyncio.run(work())
 
+    def test_the_last_ones_are_for_those_who_have_none(self):
+        async def work() -> None:
+            turns = Turns(8, most_each=3, spare=3)
+            greedy = [
+                asyncio.create_task(turns.take(tenant)) for tenant in "abcd" for _ in range(9)
+            ]
+            await asyncio.sleep(0)
+            taken = dict(turns._held)
+            assert sum(taken.values()) < 8
+            assert min(taken.values()) == 1  # each of them had its first
+            await asyncio.wait_for(turns.take("e"), 1)
+            for task in greedy:
+                task.cancel()
+            await asyncio.wait(greedy)
+            assert not turns._waiting
+
+        asyncio.run(work())
+
+    def test_nobody_is_remembered_who_gave_up(self):
+        async def work() -> None:
+            turns = Turns(1, most_each=1, spare=0)
+            await turns.take("a")
+            for number in range(100):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(turns.take(f"ten_{number % 7}"), 0.001)
+            assert not turns._waiting
+
+        asyncio.run(work())
+
     def test_one_who_gives_up_has_no_turn(self):
         async def work() -> None:
-            turns = Turns(1, most_each=1)
+            turns = Turns(1, most_each=1, spare=0)
             await turns.take("a")
             second, third = (asyncio.create_task(turns.take(tenant)) for tenant in "bc")
             await asyncio.sleep(0)
@@ -166,6 +195,43 @@ class TestTurns:
             assert third.exception() is None
             turns.give_back("c")
             assert turns._free == 1
+
+        asyncio.run(work())
+
+
+class TestSingleFlight:
+    def test_does_once_what_many_want(self):
+        async def work() -> None:
+            flight: SingleFlight[str, int] = SingleFlight()
+            begun, gate = [], asyncio.Event()
+
+            async def fly() -> int:
+                begun.append(1)
+                await gate.wait()
+                return len(begun)
+
+            first, *others = [asyncio.create_task(flight.join("a", fly)) for _ in range(5)]
+            other = asyncio.create_task(flight.join("b", fly))
+            await asyncio.sleep(0.01)
+            first.cancel()  # it goes on
+            gate.set()
+            assert await asyncio.gather(*others, other) == [2] * 5
+            assert len(begun) == 2
+            assert await flight.join("a", fly) == 3  # it is not kept
+            assert not flight._tasks
+
+        asyncio.run(work())
+
+    def test_tells_all_of_a_failure(self):
+        async def work() -> None:
+            flight: SingleFlight[str, None] = SingleFlight()
+
+            async def fail() -> None:
+                raise KeyError("no")
+
+            tasks = [asyncio.create_task(flight.join("a", fail)) for _ in range(3)]
+            await asyncio.wait(tasks)
+            assert all(isinstance(task.exception(), KeyError) for task in tasks)
 
         asyncio.run(work())
 

@@ -1,0 +1,57 @@
+"""What the gateway writes is what the inference process reads, field by field."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.orders import DeltaOrder, PredictionOrder
+from store.prediction_limits import MAX_LETTERS, MAX_SECONDS
+from worker.inference import orders
+
+TEXTS = st.text(max_size=40)
+INPUTS = st.one_of(
+    st.fixed_dictionaries({"text": TEXTS}, optional={"text_pair": TEXTS}),
+    st.fixed_dictionaries({"image": st.just("aGk=")}),
+)
+
+
+def delta(number: int, revision: str | None) -> DeltaOrder:
+    return DeltaOrder(
+        tenant="ten_1",
+        job=f"job_{number}",
+        model="all-MiniLM-L6-v2" if revision is None else "owner/name",
+        revision=revision,
+        sha256=f"{number:064x}",
+    )
+
+
+@given(
+    items=st.lists(st.tuples(st.integers(0, 2), INPUTS), min_size=1, max_size=8),
+    truncate=st.booleans(),
+    seconds=st.floats(0.001, MAX_SECONDS),
+)
+def test_a_request_for_predictions(items, truncate, seconds):
+    deltas = [delta(0, None), delta(1, "a" * 40), delta(2, None)]
+    written = PredictionOrder(
+        deltas=deltas, items=items, truncate=truncate, timeout_seconds=seconds
+    ).to_json()
+    read = orders.PredictionRequest.model_validate_json(written)
+    assert [vars(order) for order in read.orders] == [vars(order) for order in deltas]
+    assert [(item.order, item.input.given()) for item in read.items] == items
+    assert (read.truncate, read.timeout_seconds) == (truncate, seconds)
+
+
+@pytest.mark.parametrize("revision", [None, "0" * 40])
+def test_an_order_for_a_merged_model(revision):
+    written = delta(5, revision)
+    assert vars(orders.DeltaOrder.model_validate_json(written.to_json())) == vars(written)
+
+
+def test_the_longest_text():
+    item = (0, {"text": "a" * MAX_LETTERS})
+    order = PredictionOrder(
+        deltas=[delta(0, None)], items=[item], truncate=True, timeout_seconds=MAX_SECONDS
+    )
+    assert orders.PredictionRequest.model_validate_json(order.to_json()).items[0].order == 0

@@ -1,0 +1,90 @@
+"""Head deltas on their way to the device: out of the artifact store, over the disk, into memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from hifi.delta import HeadDelta
+from worker.inference.heap import Heap
+from worker.inference.turns import FairPool, SingleFlight, Turns
+
+if TYPE_CHECKING:
+    from worker.inference.backbones import LoadedDelta, ServedBackbone
+    from worker.inference.deltas import DeltaCache
+    from worker.inference.orders import DeltaOrder
+    from worker.inference.tiers import HostTier
+
+_Key: TypeAlias = "tuple[ServedBackbone, str]"
+# Threads that mostly wait for the artifact store. One tenant has two of them at most, and the last
+# four are for tenants that have none: blobs that hang keep nobody else from loading.
+_FETCHERS, _FETCHERS_EACH, _FETCHERS_SPARE = 8, 2, 4
+_PACKERS = 2  # threads that compute
+# Head deltas in memory that no tier counts yet. Nothing that can hang is waited for meanwhile.
+_LOADED, _LOADED_EACH, _LOADED_SPARE = 64, 32, 16
+
+
+class DeltaLoader:
+    """Brings head deltas into host memory. Used on one event loop.
+
+    Args:
+        deltas: on disk, and behind it the artifact store.
+        host: keeps some of them in memory.
+    """
+
+    def __init__(self, *, deltas: DeltaCache, host: HostTier) -> None:
+        self._deltas = deltas
+        self._host = host
+        self._heap = Heap()
+        self._fetchers = FairPool(
+            _FETCHERS, most_each=_FETCHERS_EACH, spare=_FETCHERS_SPARE, name="fetcher"
+        )
+        self._packers = FairPool(_PACKERS, most_each=_PACKERS, spare=0, name="packer")
+        self._loaded = Turns(_LOADED, most_each=_LOADED_EACH, spare=_LOADED_SPARE)
+        self._fetches: SingleFlight[tuple[str, str], None] = SingleFlight()
+        self._packings: SingleFlight[_Key, LoadedDelta] = SingleFlight()
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        for pool in (self._fetchers, self._packers):
+            pool.close()
+
+    @asynccontextmanager
+    async def loaded(
+        self, order: DeltaOrder, backbone: ServedBackbone
+    ) -> AsyncIterator[LoadedDelta]:
+        """Give a head delta in host memory for the time of a block.
+
+        Args:
+            order: for it.
+            backbone: whose it is; the caller holds it.
+
+        Raises:
+            BlobLostError, ArtifactStorageError: it cannot be had.
+            HifiError: it is no head delta of this backbone.
+            OSError: there is no room for it on the disk.
+        """
+        found = self._host.find(backbone, order.key)
+        if found is not None:
+            yield found
+            return
+        fetch = partial(self._fetch, order)
+        on_disk = partial(self._fetchers.run, fetch, tenant=order.tenant)
+        await self._fetches.join((order.tenant, order.sha256), on_disk)
+        async with self._loaded.hold(order.tenant):
+            pack = partial(self._pack, order, backbone)
+            in_memory = partial(self._packers.run, pack, tenant=order.tenant)
+            yield await self._packings.join((backbone, order.key), in_memory)
+
+    def _fetch(self, order: DeltaOrder) -> None:
+        with self._deltas.hold(order.tenant, order.sha256):
+            pass  # it is on the disk now
+
+    def _pack(self, order: DeltaOrder, backbone: ServedBackbone) -> LoadedDelta:
+        with self._deltas.hold(order.tenant, order.sha256) as file:
+            loaded = backbone.load(HeadDelta.load(file))
+        self._host.keep(backbone, order.key, loaded)
+        self._heap.trim()
+        return loaded
