@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,17 +14,25 @@ from torch import Tensor
 
 from hifi.backbone import describe
 from hifi.errors import BankClosedError, InvalidArgumentError
-from hifi.mixed_rows import Block, MixedRows, RowPlaces, TaskRows
+from hifi.mixed_batch import (
+    TASK_HEAD,
+    BankedTask,
+    Group,
+    answer_alike,
+    arrange,
+    blocks_of,
+    by_head,
+    enough_on,
+)
+from hifi.mixed_rows import MixedRows, RowPlaces
 from hifi.row_names import shapes_of
-from hifi.slots import Layout, Slot, Slots
+from hifi.slots import Layout, Slots
 from hifi.task_logits import TaskLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hifi.delta import HeadDelta
-
-_TASK_HEAD = "task_head."  # before the names of its parts; a row part's begins otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,87 +59,6 @@ class PackedDelta:
     def nbytes(self) -> int:
         """Count the bytes of the flat tensor, which are those of its slot."""
         return self.layout.nbytes
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """A head delta in the bank.
-
-    Attributes:
-        slot: holds its tensors.
-        rows: its rows, in the slot.
-        head: what makes logits of a hidden state; None without a task head.
-        weights: of the task head, in the slot.
-    """
-
-    slot: Slot
-    rows: TaskRows
-    head: TaskLogits | None
-    weights: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, packed: PackedDelta, *, slot: Slot) -> _Task:
-        weights = {
-            name.removeprefix(_TASK_HEAD): part
-            for name, part in slot.parts.items()
-            if name.startswith(_TASK_HEAD)
-        }
-        return cls(slot, TaskRows(packed.places, slot.parts), packed.head, weights)
-
-
-_Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # one of these, and RowPlaces.shape
-_BARE, _FEW, _MANY = range(3)
-# Samples of one task for a product of their own. MiniLM on one core, 64 samples of 8 tokens, 3
-# heads tuned per layer, all products of a pass in ms, each task's own / one stacked for all: one
-# sample per task 65 / 75, two 41 / 69, three 33 / 67, four 30 / 68, six 24 / 63, eight 24 / 66.
-# With 32 and with 128 tokens their own are ahead from two samples on as well; with one sample the
-# two are within 8 %. A GPU pays a launch for each product: there it is chosen, not measured.
-_ENOUGH_ON_CPU, _ENOUGH = 2, 4
-_STACKED_BYTES = 1 << 26  # of weights that are copied beside each other for one product
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The samples of one task in a batch.
-
-    Attributes:
-        task: None for the bare backbone.
-        places: of the samples in the batch.
-        start: place of the first of them in the arranged batch, where they are neighbours.
-        kind: what groups have in common that are multiplied in the same way.
-    """
-
-    task: _Task | None
-    places: tuple[int, ...]
-    start: int
-    kind: _Kind
-
-    @property
-    def samples(self) -> slice:
-        """Give the samples' places in the arranged batch."""
-        return slice(self.start, self.start + len(self.places))
-
-    @property
-    def head(self) -> tuple[object, ...]:
-        """Give what groups have in common whose task heads are computed together."""
-        if self.task is None or self.task.head is None or self.first_token_from is None:
-            return (self.start,)  # nothing with any other
-        return self.task.head, len(self.places)
-
-    @property
-    def first_token_from(self) -> str | None:
-        """Name the module from which on the first token alone is read, as TaskLogits does."""
-        if self.task is None or self.task.head is None:
-            return None
-        return self.task.head.first_token_from
-
-    def answer(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Give logits, or the last hidden state where there is no task head."""
-        given = hidden[self.samples]
-        if self.task is None or self.task.head is None:
-            return given
-        part = {key: tensor[self.samples] for key, tensor in batch.items()}
-        return self.task.head.apply(self.task.weights, hidden=given, batch=part)
 
 
 class HeadBank:
@@ -177,7 +103,7 @@ class HeadBank:
         self._mixed = MixedRows(model)
         self._slots = Slots(model.device)
         self._owner = object()
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, BankedTask] = {}
         self._is_closed = False
         self._heads: WeakValueDictionary[str, TaskLogits] = WeakValueDictionary()
         self._lock = threading.Lock()  # what is in the bank
@@ -222,7 +148,7 @@ class HeadBank:
         head = self._head_for(delta) if delta.task_head else None
         if head is not None:
             head.check(delta.task_head)
-        weights = {_TASK_HEAD + name: tensor for name, tensor in sorted(delta.task_head.items())}
+        weights = {TASK_HEAD + name: tensor for name, tensor in sorted(delta.task_head.items())}
         layout = Layout.of({**places.parts, **shapes_of(weights)}, dtype=self._model.dtype)
         flat = torch.zeros(
             layout.size, dtype=layout.dtype, pin_memory=self._model.device.type == "cuda"
@@ -253,7 +179,9 @@ class HeadBank:
             raise InvalidArgumentError("packed", value="another bank's", limit=limit)
         slot = self._slots.fill(packed.flat, layout=packed.layout)
         try:
-            former = self._exchange(name, _Task.of(packed, slot=slot))
+            former = self._exchange(
+                name, BankedTask.of(slot, places=packed.places, head=packed.head)
+            )
         except BankClosedError:
             self._slots.let_go(slot)
             self.release_free_slots()
@@ -333,7 +261,7 @@ class HeadBank:
             return self._forward(batch, tasks)
 
     @contextmanager
-    def _held(self, names: Sequence[str | None]) -> Iterator[list[_Task | None]]:
+    def _held(self, names: Sequence[str | None]) -> Iterator[list[BankedTask | None]]:
         """Give each sample's task, and keep their slots from others for a block of code."""
         with self._lock:
             self._check_open()
@@ -348,21 +276,23 @@ class HeadBank:
             for slot in slots:
                 self._slots.let_go(slot)
 
-    def _forward(self, batch: Mapping[str, Tensor], tasks: Sequence[_Task | None]) -> list[Tensor]:
-        groups = _arrange(tasks, enough=_enough_on(self._model.device))
+    def _forward(
+        self, batch: Mapping[str, Tensor], tasks: Sequence[BankedTask | None]
+    ) -> list[Tensor]:
+        groups = arrange(tasks, enough=enough_on(self._model.device))
         order = [place for group in groups for place in group.places]
         index = torch.tensor(order, device=self._model.device)
         arranged = {key: tensor[index] for key, tensor in batch.items()}
-        with self._mixed.mixing(_blocks(groups)), self._cutting(groups):
+        with self._mixed.mixing(blocks_of(groups)), self._cutting(groups):
             hidden: Tensor = self._model(**arranged).last_hidden_state
         answers: dict[int, Tensor] = {}
-        for alike in _by_head(groups):
-            for group, answer in zip(alike, _answer(alike, hidden, arranged), strict=True):
+        for alike in by_head(groups):
+            for group, answer in zip(alike, answer_alike(alike, hidden, arranged), strict=True):
                 answers.update(zip(group.places, answer, strict=True))
         return [answers[place] for place in range(len(tasks))]
 
     @contextmanager
-    def _cutting(self, groups: Sequence[_Group]) -> Iterator[None]:
+    def _cutting(self, groups: Sequence[Group]) -> Iterator[None]:
         """Let the last layer go on with the first token alone if nobody reads another."""
         modules = {group.first_token_from for group in groups}  # one, or None, or both
         name = modules.pop() if len(modules) == 1 else None
@@ -379,7 +309,7 @@ class HeadBank:
         """Read the backbone's rows beside a batch that a GPU still computes, and not after it."""
         return nullcontext() if self._side is None else torch.cuda.stream(self._side)
 
-    def _exchange(self, name: str, task: _Task) -> _Task | None:
+    def _exchange(self, name: str, task: BankedTask) -> BankedTask | None:
         """Give a name to a task, and return the one that had it."""
         with self._lock:
             self._check_open()
@@ -422,85 +352,3 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _cut(_module: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Cut ``[B, S, D]`` arguments to ``[B, 1, D]`` (a forward pre-hook)."""
     return tuple(argument[:, :1].contiguous() for argument in arguments)
-
-
-def _enough_on(device: torch.device) -> int:
-    """Say how many samples of one task have a product of their own on a device."""
-    return _ENOUGH_ON_CPU if device.type == "cpu" else _ENOUGH
-
-
-def _arrange(tasks: Sequence[_Task | None], *, enough: int) -> list[_Group]:
-    """Group samples by task, and stand tasks beside each other that are one product."""
-    places: dict[_Task | None, list[int]] = {}
-    for place, task in enumerate(tasks):
-        places.setdefault(task, []).append(place)
-    kinds = {task: _kind_of(task, len(mine), enough=enough) for task, mine in places.items()}
-    groups: list[_Group] = []
-    start = 0
-    for task in sorted(places, key=kinds.__getitem__):
-        groups.append(_Group(task, tuple(places[task]), start, kinds[task]))
-        start += len(places[task])
-    return groups
-
-
-def _kind_of(task: _Task | None, count: int, *, enough: int) -> _Kind:
-    if task is None:
-        return _BARE, ()
-    return _MANY if count >= enough else _FEW, task.rows.places.shape
-
-
-def _blocks(groups: Sequence[_Group]) -> list[Block]:
-    """Say what is multiplied together: the many samples of a task, or the few of many tasks."""
-    blocks: list[Block] = []
-    for (size, _), alike in groupby(groups, key=lambda group: group.kind):
-        for part in _cut_to_size(alike, _bytes_of_rows) if size == _FEW else ([g] for g in alike):
-            rows = [group.task.rows for group in part if group.task for _ in group.places]
-            if rows:
-                samples = slice(part[0].samples.start, part[-1].samples.stop)
-                blocks.append(Block(samples, rows if len(part) > 1 else rows[:1]))
-    return blocks
-
-
-def _by_head(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-    """Say whose task heads are computed together."""
-    alike: dict[object, list[_Group]] = {}
-    for group in groups:
-        alike.setdefault(group.head, []).append(group)
-    for members in alike.values():
-        yield from _cut_to_size(members, _bytes_of_head)
-
-
-def _answer(
-    alike: Sequence[_Group], hidden: Tensor, batch: Mapping[str, Tensor]
-) -> Iterable[Tensor]:
-    """Give what each of some groups answers that :func:`_by_head` has put together."""
-    tasks = [group.task for group in alike if group.task]
-    if len(alike) == 1 or tasks[0].head is None:
-        return [group.answer(hidden, batch) for group in alike]
-    first = torch.stack([hidden[group.samples, :1] for group in alike])  # [t, n, 1, D]
-    return tasks[0].head.apply_to_many([task.weights for task in tasks], hidden=first)
-
-
-def _bytes_of_rows(group: _Group) -> int:
-    return 0 if group.task is None else group.task.rows.widest * len(group.places)
-
-
-def _bytes_of_head(group: _Group) -> int:
-    return 0 if group.task is None else sum(w.nbytes for w in group.task.weights.values())
-
-
-def _cut_to_size(
-    groups: Iterable[_Group], count_bytes: Callable[[_Group], int]
-) -> Iterator[list[_Group]]:
-    """Part groups so that weights copied beside each other stay within bounds."""
-    part: list[_Group] = []
-    held = 0
-    for group in groups:
-        more = count_bytes(group)
-        if part and held + more > _STACKED_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(group)
-        held += more
-    if part:
-        yield part

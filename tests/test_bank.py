@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hifi import bank as bank_module
+from hifi import mixed_batch
 from hifi.backbone import HeadId
 from hifi.bank import HeadBank
 from hifi.delta import HeadDelta
@@ -132,8 +133,8 @@ class TestMixedBatch:
     def test_of_any_number_of_rows_per_task(
         self, share: int, device: str, monkeypatch: pytest.MonkeyPatch
     ):
-        enough = bank_module._enough_on(torch.device(device))
-        monkeypatch.setattr(bank_module, "_enough_on", lambda _device: enough)
+        enough = mixed_batch.enough_on(torch.device(device))
+        monkeypatch.setattr(bank_module, "enough_on", lambda _device: enough)
         tasks = several("bert")
         bank = bank_of("bert", tasks)
         batch = tiny_batch("bert", lengths=(5, 9, 7) * 4)
@@ -203,7 +204,7 @@ class TestMixedBatch:
         batch = tiny_batch("roberta", lengths=LENGTHS)
         names = [*"abcdabcdaa"]
         whole = bank.forward(batch, names)
-        monkeypatch.setattr(bank_module, "_STACKED_BYTES", 1)
+        monkeypatch.setattr(mixed_batch, "_STACKED_BYTES", 1)
         for place, answer in enumerate(bank.forward(batch, names)):
             assert (answer - whole[place]).abs().max() <= CLOSE
             merged = tasks[names[place]].answer(row(batch, place))[0]
@@ -293,7 +294,7 @@ class TestTaskHeads:
         assert self.calls(bank, ["0", "1", "2", "3"], monkeypatch) == 1
         assert self.calls(bank, ["0", None, "1", "0", "2", "1", "3"], monkeypatch) == 2
         assert self.calls(bank, ["0", "c", "1"], monkeypatch) == 2
-        monkeypatch.setattr(bank_module, "_STACKED_BYTES", 1)
+        monkeypatch.setattr(mixed_batch, "_STACKED_BYTES", 1)
         assert self.calls(bank, ["0", "1", "2", "3"], monkeypatch) == 4
 
     @pytest.mark.parametrize("architecture", NAMES)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hifi import bank as bank_module
-from hifi import mixed_rows
+from hifi import mixed_batch, mixed_rows
 from hifi.bank import HeadBank
 from hifi.mixed_rows import Placing, place_by_index, place_by_slices, placing_on
 from tests.architectures import HIDDEN, LAYERS, NAMES, QUERY_HEADS, tiny_batch
@@ -108,9 +107,9 @@ class TestPlacing:
     def test_copies_no_more_weights_together_than_allowed(self, monkeypatch: pytest.MonkeyPatch):
         one = 4 * HIDDEN * 3 * 2 * (HIDDEN // QUERY_HEADS)  # bytes of two heads' q, k and v
         for allowed, products in ((6 * one, 1), (2 * one, 3), (3 * one - 1, 3)):
-            monkeypatch.setattr(bank_module, "_STACKED_BYTES", allowed)
+            monkeypatch.setattr(mixed_batch, "_STACKED_BYTES", allowed)
             assert counted(6, range(6))["baddbmm"] == products * LAYERS
-        monkeypatch.setattr(bank_module, "_STACKED_BYTES", one - 1)  # one task at least
+        monkeypatch.setattr(mixed_batch, "_STACKED_BYTES", one - 1)  # one task at least
         alone = counted(6, range(6))
         assert alone["addmm"] - counted(6, [0])["addmm"] == 5 * LAYERS
         assert alone["baddbmm"] == alone["stack"] == 0
