@@ -89,7 +89,7 @@ class HeadBank:
     Example:
         >>> bank = HeadBank(AutoModel.from_pretrained(path).eval())
         >>> bank.add("mrpc", HeadDelta.load("mrpc.safetensors"))
-        >>> logits, hidden = bank.forward(batch, ["mrpc", None])
+        >>> answers = bank.forward(batch, ["mrpc", None])  # logits; a hidden state
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -41,7 +41,7 @@ def find_artifact(
 
 def not_ready(job_id: str, *, status: JobStatus, what: str) -> ProblemError:
     """Say that a job has not made a thing yet, or will not."""
-    ending = "and never will" if status.is_finished else "yet"
+    ending = "and will never have one" if status.is_finished else "yet"
     return ProblemError(
         "not_ready",
         status=HTTPStatus.CONFLICT,

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from hifi.cli import output
 from hifi.cli.demo_story import (
@@ -95,6 +97,7 @@ def _served(environment: Mapping[str, str], *, log: Path) -> Iterator[str]:
             stderr=messages,
             process_group=0,  # Ctrl-C is ours: we stop it in order
         )
+    before = signal.signal(signal.SIGTERM, _end_in_order)
     try:
         url = _wait_until_ready(process, log=log)
         say(f"HiFi is ready at {url}")
@@ -107,6 +110,12 @@ def _served(environment: Mapping[str, str], *, log: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_in_order(number: int, _frame: FrameType | None) -> NoReturn:
+    """End by way of every ``finally``: a service of which nobody knows must not stay behind."""
+    raise SystemExit(128 + number)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], *, log: Path) -> str:

@@ -92,13 +92,16 @@ def add_action(actions: Actions) -> None:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="how long an answer may take, 300 at most (default: the server's)",
+        help="how long a request of up to 256 rows may take, 300 at most (default: the server's)",
     )
     options.add_server(parser)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not math.isfinite(seconds):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return seconds

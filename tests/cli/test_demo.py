@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import signal
 import sys
 import tempfile
 
@@ -29,6 +30,9 @@ named = {name: value for name, value in os.environ.items() if name.startswith("H
 with (folder / "calls.jsonl").open("a") as file:
     print(json.dumps([arguments, named]), file=file)
 name = "-".join(word for word in arguments[:2] if not word.startswith("-"))
+if (folder / f"{name}.ends-the-demo").exists():
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 if (folder / f"{name}.fails").exists():
     print("it will not", file=sys.stderr)
     sys.exit(1)
@@ -285,6 +289,15 @@ class TestServed:
         assert "it will not" in err
         assert f"`hifi {name.replace('-', ' ')}` failed (exit code 1)" in err[-1]
         assert fake.was_stopped
+
+    def test_ended_by_a_signal_it_leaves_no_service_behind(self, fake, arguments):
+        before = signal.getsignal(signal.SIGTERM)
+        (fake.folder / "jobs-submit.ends-the-demo").touch()
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 128 + signal.SIGTERM
+        assert fake.was_stopped
+        assert signal.getsignal(signal.SIGTERM) is before
 
     def test_a_service_that_does_not_start_is_told_with_its_last_words(
         self, fake, arguments, capfd

@@ -251,7 +251,9 @@ class TestErrors:
     @pytest.mark.parametrize("seconds", ["soon", "nan", "inf"])
     def test_a_time_is_a_number(self, seconds, capsys):
         assert main([*PREDICT, "job_1", "a", "--timeout", seconds]) == 2
-        assert "--timeout" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "--timeout" in err
+        assert "no number of seconds" in err
 
 
 class TestHelp:
