@@ -53,6 +53,12 @@ def job(
     return describe_job(ready, settings=settings, selection=selection or {})
 
 
+@pytest.fixture
+def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this processor be one that multiplies bfloat16 natively, whichever it is."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+
 class TestPrepare:
     def test_the_fingerprint_is_of_the_backbone_as_stored(self, bert: Path):
         ready = make(bert)
@@ -73,11 +79,13 @@ class TestPrepare:
         assert config.num_labels == 3
 
     @pytest.mark.parametrize(("max_length", "name"), [(16, "eager"), (129, "sdpa")])
+    @pytest.mark.usefixtures("bfloat16_processor")
     def test_attention_suits_the_length(self, max_length: int, name: str, tmp_path: Path):
         folder = save_text_model(tmp_path, max_position_embeddings=200)
         ready = make(folder, settings=Hyperparameters(max_length=max_length))
         assert ready.loaded.model.config._attn_implementation == name
 
+    @pytest.mark.usefixtures("bfloat16_processor")
     def test_of_an_image_patches_count(self, tmp_path: Path):
         folder = save_image_model(tmp_path)
         rows = image_rows(4)
