@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from worker.inference.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
-# Threads that tokenise and decode; one is for tenants that have none.
-_ENCODERS = 2
+_ENCODERS = 2  # threads that tokenise and decode; a tenant has one of them at most
 _CHUNK_LETTERS = 100_000  # encoded at a time, so that requests with little text need not wait long
 _RETRY_SECONDS = "1"
 _log = structlog.get_logger(__name__)
@@ -217,7 +216,7 @@ class PredictionDesk:
         samples: dict[int, Sample] = {}
         for chunk in _chunks(part.inputs):
             inputs = [part.inputs[index] for index in chunk]
-            read = partial(_read, part.order, delta, inputs, truncate=truncate)
+            read = partial(_read, delta, inputs, truncate=truncate)
             entries = await self._encoders.run(read, tenant=part.order.tenant)
             for index, entry in zip(chunk, entries, strict=True):
                 if isinstance(entry, InputError):
@@ -282,10 +281,9 @@ def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
 
 
 def _read(
-    order: DeltaOrder, delta: _Delta, inputs: Sequence[Mapping[str, str]], *, truncate: bool
+    delta: _Delta, inputs: Sequence[Mapping[str, str]], *, truncate: bool
 ) -> list[Sample | InputError]:
-    with typed_problems(order):
-        return delta.backbone.reader_for(delta.record).read(inputs, truncate=truncate)
+    return delta.backbone.reader_for(delta.record).read(inputs, truncate=truncate)
 
 
 def _code_of(error: InputError) -> str:

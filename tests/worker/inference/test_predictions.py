@@ -504,14 +504,14 @@ class TestFairness:
     ):
         """Whoever asks hundreds of head deltas takes turns in loading and encoding, too."""
         (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
-        other = home.order(tuned, tenant="ten_2")
+        other, theirs = home.order(tuned, tenant="ten_2"), {"text": "w7 w8 w9 w10"}
         gate, encoded, loaded = threading.Event(), [], []
         read, fetch = predictions._read, DeltaLoader._fetch
 
-        def slow_read(order: Any, *arguments: Any, **settings: Any) -> Any:
-            encoded.append(order.tenant)
+        def slow_read(delta: Any, inputs: Any, **settings: Any) -> Any:
+            encoded.append("ten_2" if inputs == [theirs] else "ten_1")
             assert gate.wait(60)
-            return read(order, *arguments, **settings)
+            return read(delta, inputs, **settings)
 
         def slow_fetch(self: DeltaLoader, order: Any) -> Any:
             loaded.append(order.tenant)
@@ -529,10 +529,10 @@ class TestFairness:
             ]
             wait_until(lambda: len(encoded) == 1)
             wait_until(lambda: len(loaded) == 2)
-            one = Background(lambda: ask(client, other, TEXT))
+            one = Background(lambda: ask(client, other, theirs))
             wait_until(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
             gate.set()
-            tuned.check(one.result()[0], TEXT)
+            tuned.check(one.result()[0], theirs)
             for each in many:
                 each.result()
         assert loaded.index("ten_2") == 2
