@@ -47,8 +47,8 @@ class TestPython:
         names: dict[str, Any] = {}
         for words in ("optimizer.step()", "displaced", "HeadBank("):
             exec(block(words), names)  # noqa: S102 - our own
-        assert names["logits"].shape == (2,)
-        assert names["hidden"].dim() == 2
+        assert names["answers"][0].shape == (2,)
+        assert names["answers"][1].dim() == 2
         assert HeadDelta.load("films.safetensors").metadata.labels == ["bad", "good"]
         assert cli.main(["merge", "--delta", "films.safetensors", "--out", "merged"]) == 0
 
