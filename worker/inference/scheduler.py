@@ -18,6 +18,12 @@ Work = TypeVar("Work")
 # 324, 244, 207 and 211 ms; with 1 it is 314.
 _LEAST_FILL = 0.9
 
+# Batches of which one begins with the oldest sample of all. A tenant with far more than its share
+# never has a turn, and of its samples those of a rare length suit no other's batch. The same tasks
+# asked by 128 clients without a pause: the tenant with a seventh of the load waits 43 s at p95 and
+# 58 s at most without this, with 2, 4 and 8 19, 26 and 31 s and 23, 33 and 44 s.
+_OLDEST_EVERY = 4
+
 
 @dataclass(eq=False, slots=True)
 class Ticket(Generic[Work]):
@@ -46,7 +52,8 @@ class Scheduler(Generic[Work]):
     up turns while nothing of theirs waits). To it come further samples, each of the tenant that has
     had the fewest by then, as long as the batch stays within its tokens and little of it is
     padding. So a tenant with one sample waits for a batch or two, however many samples the others
-    have; and a sample that suits no other is not passed over for ever.
+    have. One batch of a few begins with the oldest sample of all: one that suits no other is not
+    passed over for ever, however many others its tenant has.
 
     Used by any number of threads.
 
@@ -71,6 +78,7 @@ class Scheduler(Generic[Work]):
         self._tokens: dict[str, float] = {}  # virtual: what each has had, or would have had
         self._now = 0.0  # virtual: of the tenant that was last
         self._is_closed = False
+        self._formed = 0  # batches
 
     def __len__(self) -> int:
         """Count the samples that wait."""
@@ -152,8 +160,11 @@ class Scheduler(Generic[Work]):
 
     def _find_first(self) -> str:
         """Find the tenant whose oldest sample begins the next batch."""
-        limit = self._now + self._max_tokens
-        turns = [tenant for tenant in self._queues if self._tokens[tenant] <= limit]
+        self._formed += 1
+        turns = list(self._queues)
+        if self._formed % _OLDEST_EVERY:
+            limit = self._now + self._max_tokens
+            turns = [tenant for tenant in turns if self._tokens[tenant] <= limit]
         return min(turns, key=lambda tenant: self._queues[tenant][0].came_at)
 
     def _replace(self, tenant: str, queue: deque[Ticket[Work]]) -> None:
