@@ -12,7 +12,7 @@ from hifi.backbone import HeadId, describe
 from hifi.bank import HeadBank
 from hifi.head_selection import HeadSelection
 from hifi.tuning import HeadTuner
-from tests.architectures import ARCHITECTURES, LAYERS, PAD, tiny_model
+from tests.architectures import ARCHITECTURES, LAYERS, PAD, tiny_batch, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,3 +104,9 @@ def bank_of(architecture: str, tasks: dict[str, Tuned]) -> HeadBank:
 
 def row(batch: dict[str, Tensor], place: int) -> dict[str, Tensor]:
     return {key: tensor[place : place + 1] for key, tensor in batch.items()}
+
+
+def assert_answers(bank: HeadBank, name: str, tuned: Tuned) -> None:
+    """See that a bank answers as a tuned task's merged model."""
+    batch = tiny_batch("bert", lengths=(5, 9))
+    assert (torch.stack(bank.forward(batch, [name] * 2)) - tuned.answer(batch)).abs().max() <= CLOSE

@@ -9,14 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.testclient import TestClient
+
 from hifi.bank import HeadBank
 from store.storage import ArtifactStorage
+from tests.worker.inference.tuned import Tuned, tune
+from worker.inference.app import build_app
 
 if TYPE_CHECKING:
-    from starlette.testclient import TestClient
+    from tests.worker.inference.conftest import Home
 
 Given = Mapping[str, str]
 WAIT = 30.0
+TEXT = {"text": "w1 w2 w3"}
+UNDER_WAY, WAITING = "hifi_inference_under_way", "hifi_inference_waiting"
 
 
 def body(
@@ -62,6 +68,24 @@ def measured(client: TestClient) -> dict[str, float]:
     lines = client.get("/metrics").text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
+
+
+def serve(home: Home, **update: Any) -> TestClient:
+    """Give a client of an application of its own."""
+    settings = home.settings.model_copy(update=update)
+    return TestClient(build_app(settings), raise_server_exceptions=False)
+
+
+def check_idle(client: TestClient) -> None:
+    """See that nothing is left of what was asked."""
+    figures = measured(client)
+    assert (figures[UNDER_WAY], figures[WAITING]) == (0, 0)
+
+
+def distinct(home: Home, folder: Path, *, count: int) -> tuple[list[dict], list[Tuned]]:
+    """Give orders for so many head deltas, all of one layout."""
+    tuned = [tune(folder, seed=100 + number) for number in range(count)]
+    return [home.order(each) for each in tuned], tuned
 
 
 def wait_until(is_true: Callable[[], object], *, seconds: float = 30.0) -> None:

@@ -14,10 +14,13 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
+from hifi.bank import HeadBank
 from store.settings import Settings
 from store.storage import ArtifactStorage
 from tests.tiny_tasks import save_image_model
+from tests.worker.inference.asking import Gate, HangingStorage
 from tests.worker.inference.tuned import Tuned, tune
+from worker.inference import app as app_module
 from worker.inference.app import build_app
 
 TENANT, JOB = "ten_1", "job_1"
@@ -106,3 +109,25 @@ def order(home: Home, delta_file: Path) -> dict[str, Any]:
 def client(home: Home) -> Iterator[TestClient]:
     with TestClient(build_app(home.settings), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Give what every pass over a backbone has to go through."""
+    gate = Gate()
+
+    def forward(self: HeadBank, batch: Any, names: Any) -> Any:
+        return gate(self, batch, names)
+
+    monkeypatch.setattr(HeadBank, "forward", forward)
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def storage(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingStorage]:
+    """Put a storage that can hang into the application."""
+    storage = HangingStorage(home.settings.artifacts_url)
+    monkeypatch.setattr(app_module, "ArtifactStorage", lambda _: storage)
+    yield storage
+    storage.gate.set()

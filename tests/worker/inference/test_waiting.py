@@ -1,0 +1,243 @@
+"""worker.inference.predictions: who waits has a deadline, a fair turn, and may hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.worker.inference.asking import (
+    TEXT,
+    UNDER_WAY,
+    WAITING,
+    Background,
+    Gate,
+    ask,
+    body,
+    check_idle,
+    codes,
+    distinct,
+    measured,
+    predict,
+    serve,
+    until,
+    wait_until,
+)
+from tests.worker.inference.conftest import order_of
+from worker.inference import predictions
+from worker.inference.app import build_app
+from worker.inference.deltas import DeltaCache
+from worker.inference.loading import DeltaLoader
+from worker.inference.orders import PredictionRequest
+from worker.inference.serving import Serving, open_serving
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.worker.inference.conftest import Home
+    from tests.worker.inference.tuned import Tuned
+
+
+class TestDeadline:
+    def test_what_is_done_by_then_is_delivered(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        order = home.order(tasks["two"])
+        with serve(home) as client:
+            ask(client, order, TEXT)
+            gate.holds = lambda batch: len(batch["input_ids"][0]) > 9
+            gate.open.clear()
+            longer = {"text": "w1 " * 20}  # too unlike the other for one batch
+            short, long, wrong = ask(client, order, TEXT, longer, {}, timeout_seconds=0.5)
+            tasks["two"].check(short, TEXT)
+            assert long["error"]["code"] == "deadline_exceeded"
+            assert wrong["error"]["code"] == "invalid_input"
+            assert measured(client)[UNDER_WAY] == 0
+            gate.open.set()
+
+    def test_nothing_of_it_stays_in_the_queue(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        order = home.order(tasks["two"])
+        with serve(home) as client:
+            ask(client, order, TEXT)
+            gate.open.clear()
+            first = Background(lambda: ask(client, order, TEXT))
+            wait_until(lambda: len(gate.passes) == 2)
+            late = ask(client, order, TEXT, TEXT, {"text": ""}, timeout_seconds=0.2)
+            assert codes(late) == ["deadline_exceeded", "deadline_exceeded", "invalid_input"]
+            assert "0.2 seconds" in late[0]["error"]["message"]
+            assert late[0]["error"]["param"] is None
+            figures = measured(client)
+            assert (figures[UNDER_WAY], figures[WAITING]) == (1, 0)
+            gate.open.set()
+            assert codes(first.result()) == [None]
+            assert len(gate.passes) == 2  # nothing was computed for nobody
+            check_idle(client)
+
+
+class TestFairness:
+    def test_one_input_is_not_behind_a_thousand(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
+        orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2")]
+        with serve(home, infer_batch_tokens=64) as client:
+            for order in orders:
+                ask(client, order, TEXT)
+            gate.open.clear()
+            many = [Background(lambda: ask(client, orders[0], *[TEXT] * 256)) for _ in range(4)]
+            wait_until(lambda: measured(client)[WAITING] > 900)
+            before = len(gate.passes)
+            one = Background(lambda: ask(client, orders[1], TEXT))
+            wait_until(lambda: measured(client)[UNDER_WAY] == 1025)
+            wait_until(lambda: measured(client)[WAITING] > 1000)
+            gate.open.set()
+            assert codes(one.result()) == [None]
+            for each in many:
+                assert codes(each.result()) == [None] * 256
+            key = f"ten_2/{orders[1]['sha256']}"
+            assert any(key in names for names in gate.passes[before : before + 2])
+
+    def test_nor_behind_the_texts_and_deltas_of_one_who_has_many(
+        self, home: Home, backbone: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Whoever asks hundreds of head deltas takes turns in loading and encoding, too."""
+        (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
+        other, theirs = home.order(tuned, tenant="ten_2"), {"text": "w7 w8 w9 w10"}
+        gate, encoded, loaded = threading.Event(), [], []
+        read, fetch = predictions._read, DeltaLoader._fetch
+
+        def slow_read(delta: Any, inputs: Any, **settings: Any) -> Any:
+            encoded.append("ten_2" if inputs == [theirs] else "ten_1")
+            assert gate.wait(60)
+            return read(delta, inputs, **settings)
+
+        def slow_fetch(self: DeltaLoader, order: Any) -> Any:
+            loaded.append(order.tenant)
+            assert gate.wait(60)
+            return fetch(self, order)
+
+        with serve(home) as client:
+            ask(client, mine, TEXT)
+            monkeypatch.setattr(predictions, "_read", slow_read)
+            monkeypatch.setattr(DeltaLoader, "_fetch", slow_fetch)
+            lost = [order_of(f"{number:064x}") for number in range(100)]
+            many = [
+                Background(lambda: predict(client, [mine] * 100, [(n, TEXT) for n in range(100)])),
+                Background(lambda: predict(client, lost, [(n, TEXT) for n in range(100)])),
+            ]
+            wait_until(lambda: len(encoded) == 1)
+            wait_until(lambda: len(loaded) == 2)
+            one = Background(lambda: ask(client, other, theirs))
+            wait_until(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
+            gate.set()
+            tuned.check(one.result()[0], theirs)
+            for each in many:
+                each.result()
+        assert loaded.index("ten_2") == 2
+        assert encoded.index("ten_2") < 60
+
+
+class TestGivingUp:
+    """A caller who hangs up leaves nothing behind."""
+
+    def test_frees_places_and_takes_samples_back(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    ):
+        order = home.order(tasks["two"])
+        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+
+        async def run() -> None:
+            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
+            with open_serving(home.settings, deltas=deltas) as serving:
+                await serving.predict(request)
+                gate.open.clear()
+                first = asyncio.create_task(serving.predict(request))
+                await until(lambda: len(gate.passes) == 2)
+                second = asyncio.create_task(serving.predict(request))
+                await until(lambda: len(serving.desk._scheduler) == 3)
+                for task in (first, second):
+                    task.cancel()
+                await asyncio.wait([first, second], timeout=5)
+                assert first.cancelled()
+                assert second.cancelled()
+                assert len(serving.desk._places) == 0
+                assert len(serving.desk._scheduler) == 0
+                assert not serving.desk._backbones._users
+                gate.open.set()
+                answers = await serving.predict(request)
+                assert codes(answers) == [None] * 3
+                assert len(gate.passes) == 3
+                assert not serving.desk._loader._packings._tasks
+
+        asyncio.run(run())
+
+    def test_over_http(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
+        """The other side is gone in the middle of a pass: the application sees it, and stops."""
+        order = home.order(tasks["two"])
+        content = json.dumps(body([order], [(0, TEXT)])).encode()
+        sent: list[dict] = []
+
+        async def run() -> None:
+            app = build_app(home.settings)
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "raw_path": b"/predict",
+                "query_string": b"",
+                "headers": [],
+            }
+            gone = asyncio.Event()
+            incoming = [{"type": "http.request", "body": content, "more_body": False}]
+
+            async def receive() -> dict:
+                if incoming:
+                    return incoming.pop()
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            async with app.router.lifespan_context(app) as state:
+                serving: Serving = state["serving"]
+                gate.open.clear()
+                call = asyncio.create_task(app({**scope, "state": state}, receive, send))
+                await until(lambda: gate.passes)
+                assert len(serving.desk._places) == 1
+                gone.set()
+                await asyncio.wait_for(call, 5)
+                await until(lambda: not serving.desk._places)
+                assert not serving.desk._backbones._users
+                gate.open.set()
+
+        asyncio.run(run())
+        assert sent[0]["status"] == 499
+
+    def test_the_end_of_the_process_waits_for_nothing_that_is_queued(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    ):
+        order = home.order(tasks["two"])
+        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+
+        async def run() -> None:
+            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
+            with open_serving(home.settings, deltas=deltas) as serving:
+                await serving.predict(request)
+                gate.open.clear()
+                asked = [asyncio.create_task(serving.predict(request))]
+                await until(lambda: len(gate.passes) == 2)
+                asked.append(asyncio.create_task(serving.predict(request)))
+                await until(lambda: len(serving.desk._scheduler) == 3)
+                opener = threading.Timer(0.2, gate.open.set)
+                opener.start()
+            for task in asked:
+                task.cancel()
+            await asyncio.wait(asked, timeout=5)
+
+        asyncio.run(run())
+        assert len(gate.passes) == 2  # the batch that was under way, and no other
+        assert not any(thread.name == "executor" for thread in threading.enumerate())
