@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
@@ -308,6 +308,46 @@ def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequ
     for artifact in session.scalars(query):
         found.setdefault(artifact.job_id, []).append(artifact)
     return found
+
+
+class JobArtifact(NamedTuple):
+    """A job, and the head delta that it may have made."""
+
+    job_id: str
+    status: JobStatus
+    model: str
+    revision: str | None
+    sha256: str | None  # of the delta
+
+
+def find_artifacts(
+    session: Session, tenant_id: str, job_ids: Collection[str], *, encoding: str
+) -> Sequence[JobArtifact]:
+    """Find several of a tenant's jobs, each with its head delta in one encoding, in one query.
+
+    Args:
+        session: a transaction.
+        tenant_id: whose jobs they must be.
+        job_ids: which; those that are not there, or another tenant's, are missing in the answer.
+        encoding: of the deltas.
+    """
+    rows = session.execute(
+        _JOB_ARTIFACTS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
+    )
+    return [JobArtifact(*row) for row in rows]
+
+
+_JOB_ARTIFACTS = (
+    sa.select(Job.id, Job.status, Job.model, Job.revision, Artifact.sha256)
+    .outerjoin(
+        Artifact,
+        sa.and_(Artifact.job_id == Job.id, Artifact.encoding == sa.bindparam("encoding")),
+    )
+    .where(
+        Job.tenant_id == sa.bindparam("tenant_id"),
+        Job.id.in_(sa.bindparam("ids", expanding=True)),
+    )
+)
 
 
 def count_jobs(session: Session, tenant_id: str) -> Mapping[JobStatus, int]:
