@@ -21,6 +21,8 @@ from hifi.bank import HeadBank
 from hifi.head_selection import HeadSelection
 from hifi.models import resolve_model
 from hifi.tuning import HeadTuner
+from worker.inference.scheduler import Scheduler, Ticket
+from worker.inference.serving import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,9 +77,37 @@ def _merge_in_turn(
     answers = []
     for place, delta in enumerate(deltas):
         displaced = delta.merge(model)
-        answers.append(_logits(model, {key: t[place : place + 1] for key, t in batch.items()}))
+        answers.append(_logits(model, _part(batch, [place])))
         displaced.merge(model)
     return torch.cat(answers)
+
+
+def _part(batch: dict[str, Tensor], places: Sequence[int]) -> dict[str, Tensor]:
+    """Take some rows, padded to the longest of them."""
+    index = torch.tensor(places)
+    longest = int(batch["attention_mask"][index].sum(dim=1).max())
+    return {key: tensor[index, :longest] for key, tensor in batch.items()}
+
+
+def _by_length(batch: dict[str, Tensor]) -> list[list[int]]:
+    """Sort rows into batches as the inference process would, each of a tenant of its own."""
+    scheduler = Scheduler[int](max_tokens=BATCH_TOKENS["cpu"], max_wait_seconds=0.0)
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    scheduler.add([Ticket(None, str(place), length, place) for place, length in enumerate(lengths)])
+    batches = []
+    while len(scheduler):
+        batches.append([ticket.work for ticket in scheduler.take()])
+    return batches
+
+
+def _in_batches(
+    bank: HeadBank, batch: dict[str, Tensor], names: Sequence[str], *, parts: list[list[int]]
+) -> list[Tensor]:
+    answers: dict[int, Tensor] = {}
+    for places in parts:
+        said = bank.forward(_part(batch, places), [names[place] for place in places])
+        answers.update(zip(places, said, strict=True))
+    return [answers[place] for place in range(len(names))]
 
 
 @torch.inference_mode()
@@ -113,15 +143,26 @@ def main() -> Iterator[Row]:
     deltas[0].merge(merged)
     plain = minilm().eval()
     mixed = partial(bank.forward, batch, names)
-    one, ours, turns = interleaved(
-        [partial(_logits, merged, batch), mixed, partial(_merge_in_turn, plain, deltas, batch)]
+    parts = _by_length(batch)
+    served = partial(_in_batches, bank, batch, names, parts=parts)
+    one, ours, turns, cut = interleaved(
+        [
+            partial(_logits, merged, batch),
+            mixed,
+            partial(_merge_in_turn, plain, deltas, batch),
+            served,
+        ]
     )
     label = f"a batch of {ROWS} rows of MRPC over {TASKS} tasks (k={K}, MiniLM)"
     yield Row(f"{label}: rows per second", ROWS / ours, unit="/s")
     yield Row(f"{label} / one merged model on the same rows", one / ours, "≥ 0.85")
     yield Row(f"{label} / merging each task's delta in turn", turns / ours, "≥ 5")
+    label_cut = f"the same {ROWS} rows in the inference process's {len(parts)} batches by length"
+    yield Row(f"{label_cut}: rows per second", ROWS / cut, unit="/s")
+    yield Row(f"{label_cut} / merging each task's delta in turn", turns / cut)
     reference = _merge_in_turn(plain, deltas, batch)
-    worst = (torch.stack(mixed()) - reference).abs().max().item()
+    answers = [torch.stack(way()) for way in (mixed, served)]
+    worst = max((given - reference).abs().max().item() for given in answers)
     yield Row(f"{label}: largest difference to the merged models' logits", worst, f"≤ {CLOSE:g}")
     with tempfile.TemporaryDirectory() as folder:
         model = _adapters(deltas, Path(folder))

@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -126,9 +127,10 @@ def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
     turns = ", ".join(f"{value:.2f}" for value in ratios)
     yield Row(f"p95 of {len(deltas):,} tasks / of 1 task (by turns: {turns})", ratio, "≤ 1.5")
     everything = [*full, *many, *one]
-    errors = sum(sum(report.errors.values()) for report in everything)
+    errors = sum((Counter(report.errors) for report in everything), Counter[str]())
     answered = sum(report.answered for report in everything)
-    yield Row(f"errors beside {answered:,} answers", errors, "≤ 0")
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
+    yield Row(f"errors beside {answered:,} answers ({kinds or 'none'})", errors.total(), "≤ 0")
     yield Row("share of a core that the load generator took", max(r.cpu for r in everything))
     yield Row("99 % of requests were sent within", max(r.late for r in many + one), unit="ms")
     yield Row("resident memory of the inference process", server.megabytes, unit="MB")

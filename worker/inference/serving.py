@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # On two CPU cores the rate is the same from 500 tokens on, and whoever comes waits for a batch to
 # end, a third of a second. A GPU is filled by more; that figure is not measured.
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]
         tier.drop(backbone)
 
     scheduler: Scheduler[Work] = Scheduler(
-        max_tokens=settings.infer_batch_tokens or _BATCH_TOKENS[device.type],
+        max_tokens=settings.infer_batch_tokens or BATCH_TOKENS[device.type],
         max_wait_seconds=settings.infer_batch_wait_ms / 1000,
     )
     places = Places(settings.infer_max_inputs)
