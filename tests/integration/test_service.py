@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Main:
     job: dict[str, Any]
     events: list[Any]
     hashes: dict[str, str]
+    seconds_to_prediction: float  # after its end was seen, the backbone not in memory yet
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,25 @@ def main_job(service: Served, tmp_path_factory: pytest.TempPathFactory) -> Main:
     dataset = service.push(tmp_path_factory.mktemp("data"))
     job = service.client.jobs.create({**SPEC, "dataset": dataset})
     events = list(service.client.jobs.watch(job["id"]))
+    ended = time.monotonic()
+    service.client.jobs.predict(job["id"], [{"text": "the first"}])
+    seconds = time.monotonic() - ended
     done = dict(service.client.jobs.get(job["id"]))
     assert done["status"] == "succeeded", done["error"]
-    return Main(dataset, done, events, service.hashes(job["id"]))
+    return Main(dataset, done, events, service.hashes(job["id"]), seconds)
+
+
+@pytest.fixture(scope="module")
+def merged(
+    service: Served, main_job: Main, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Give the merged model of the main job."""
+    folder = tmp_path_factory.mktemp("merged")
+    service.client.jobs.download_merged(main_job.job["id"], folder / "merged.tar")
+    with tarfile.open(folder / "merged.tar") as tar:
+        tar.extractall(folder / "model", filter="data")
+    yield folder / "model"
+    shutil.rmtree(folder)
 
 
 class TestMainJob:
@@ -79,14 +97,38 @@ class TestMainJob:
         assert estimate["seconds"] is not None
 
     def test_the_merged_model_answers_as_its_evaluation_did(
-        self, service: Served, main_job: Main, tmp_path: Path
+        self, main_job: Main, merged: Path, tmp_path: Path
     ):
-        file, folder = tmp_path / "merged.tar", tmp_path / "merged"
-        service.client.jobs.download_merged(main_job.job["id"], file)
-        with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as tar:
-            tar.extractall(folder, filter="data")
-        accuracy = _accuracy(folder, tmp_path)
-        assert accuracy == main_job.job["result"]["metrics"]["accuracy"]
+        texts, labels = _validation(tmp_path)
+        named = _labels(merged, texts)
+        right = sum(name == label for name, label in zip(named, labels, strict=True))
+        assert right / len(labels) == main_job.job["result"]["metrics"]["accuracy"]
+
+    def test_it_predicts_as_the_merged_model(
+        self, service: Served, main_job: Main, merged: Path, tmp_path: Path
+    ):
+        texts, _ = _validation(tmp_path)
+        inputs = [{"text": text} for text in texts]
+        answers = service.client.jobs.predict(main_job.job["id"], inputs)["data"]
+        assert [answer["label"] for answer in answers] == _labels(merged, texts)
+
+    def test_it_predicts_seconds_after_it_has_succeeded(self, main_job: Main):
+        assert main_job.seconds_to_prediction < 20
+
+    def test_a_deleted_one_predicts_no_more(self, service: Served, main_job: Main):
+        jobs = service.client.jobs
+        spec = {**SPEC, "dataset": main_job.dataset, "training": {**SPEC["training"], "epochs": 1}}
+        job_id = jobs.create(spec)["id"]
+        list(jobs.watch(job_id))
+        items = [{"job": name, "input": {"text": "a"}} for name in (job_id, main_job.job["id"])]
+        assert all("label" in answer for answer in service.client.predict(items)["data"])
+        jobs.delete(job_id)
+        gone, there = service.client.predict(items)["data"]
+        assert gone["error"]["code"] == "not_found"
+        assert "label" in there
+        with pytest.raises(ApiError) as caught:
+            jobs.predict(job_id, [{"text": "a"}])
+        assert caught.value.status == 404
 
     def test_the_lora_adapter_is_one(self, service: Served, main_job: Main, tmp_path: Path):
         file = tmp_path / "lora.tar"
@@ -95,23 +137,27 @@ class TestMainJob:
             assert sorted(tar.getnames()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def _accuracy(model: Path, folder: Path) -> float:
-    import torch  # noqa: PLC0415 - for this test alone
-    from pyarrow import parquet  # noqa: PLC0415
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+def _validation(folder: Path) -> tuple[list[str], list[str]]:
+    """Give texts and labels of the main job's validation split."""
+    from pyarrow import parquet  # noqa: PLC0415 - for these tests alone
 
     from tests.integration.jobs import write_splits  # noqa: PLC0415
 
-    _, validation = write_splits(folder)
-    rows = parquet.read_table(validation).to_pydict()
+    rows = parquet.read_table(write_splits(folder)[1]).to_pydict()
+    return rows["text"], [str(label) for label in rows["label"]]
+
+
+def _labels(model: Path, texts: list[str]) -> list[str]:
+    """Let plain transformers predict."""
+    import torch  # noqa: PLC0415 - for these tests alone
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    inputs = tokenizer(rows["text"], padding=True, truncation=True, return_tensors="pt")
+    inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         predicted = network(**inputs).logits.argmax(-1).tolist()
-    names = [network.config.id2label[index] for index in predicted]
-    right = sum(name == str(label) for name, label in zip(names, rows["label"], strict=True))
-    return right / len(names)
+    return [network.config.id2label[index] for index in predicted]
 
 
 class TestIdempotency:
