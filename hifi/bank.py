@@ -324,7 +324,9 @@ class HeadBank:
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._tasks:
-                raise InvalidArgumentError("names", value=name, limit="a delta in the bank")
+                raise InvalidArgumentError(
+                    "names", value=name, limit="no head delta of that name is in it"
+                )
 
     def _head_for(self, delta: HeadDelta) -> TaskLogits:
         """Find what makes logits for tasks like this one, or build it."""

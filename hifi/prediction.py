@@ -229,7 +229,8 @@ class _TextReader(InputReader):
         for name in self._names:
             if name not in given:
                 what = "pairs of texts" if len(self._names) == 2 else "texts"
-                return InputError(f"the task reads {what}: {name} is missing", param=name)
+                reason = "this is an image" if _IMAGE in given else f"{name} is missing"
+                return InputError(f"the task reads {what}: {reason}", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
         for name in sorted(given.keys() - set(self._names)):
@@ -244,19 +245,22 @@ class _TextReader(InputReader):
         return [
             self._sample(
                 {name: rows[place] for name, rows in tokenized.tokens.items()},
-                is_refused=is_cut and not truncate,
+                whole_length=whole,
+                truncate=truncate,
             )
-            for place, is_cut in enumerate(tokenized.are_cut)
+            for place, whole in enumerate(tokenized.lengths)
         ]
 
-    def _sample(self, row: Mapping[str, list[int]], *, is_refused: bool) -> Sample | InputError:
+    def _sample(
+        self, row: Mapping[str, list[int]], *, whole_length: int, truncate: bool
+    ) -> Sample | InputError:
         length = len(row["input_ids"])
         if not length:
             return InputError("the tokenizer makes no token of this text", param=_FIRST)
-        if is_refused:
+        if whole_length > length and not truncate:
             return TextTooLongError(
-                f"the text has more than the {self._encoder.sequence_length} tokens that the task "
-                "reads; with truncate it is cut as in training",
+                f"the text has {whole_length} tokens, the task reads {length} at most; with "
+                "truncate it is cut as in training",
                 param=_FIRST,
             )
         inputs = {name: torch.tensor(values) for name, values in row.items()}

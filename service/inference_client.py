@@ -78,8 +78,9 @@ class InferenceClient:
             An answer whose body, a tar file, has not been read yet; for whoever closes it.
 
         Raises:
-            ProblemError: 503 ``inference_unavailable`` where the process does not answer, or what
-                it says is wrong with the request.
+            ProblemError: 503 ``inference_unavailable`` where the process does not answer, 429
+                ``too_many_requests`` where too many ask it, or what it says is wrong with the
+                request.
         """
         request = self._streams.build_request(
             "POST",
@@ -102,8 +103,8 @@ class InferenceClient:
             The answer, whole and not looked at.
 
         Raises:
-            ProblemError: 503 ``inference_unavailable`` where the process does not answer, or what
-                it says of its load.
+            ProblemError: 503 ``inference_unavailable`` where the process does not answer, 429
+                ``too_many_requests`` where too many ask it, or what it says of its load.
         """
         request = self._predictions.build_request(
             "POST",
@@ -173,6 +174,12 @@ async def _send(
 def _telling_absence() -> Iterator[None]:
     try:
         yield
+    except httpx2.PoolTimeout as error:
+        raise ProblemError(
+            "too_many_requests",
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            detail="as many requests as may be are at the inference process; try again soon",
+        ) from error
     except httpx2.RequestError as error:
         _log.warning("inference_unavailable", error=repr(error))
         raise inference_unavailable() from error

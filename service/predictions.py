@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import sqlalchemy as sa
 import structlog
 from pydantic import BaseModel, ValidationError
 
@@ -28,7 +27,7 @@ from service.prediction_documents import (
 )
 from service.problems import ProblemError, describe, dotted
 from store.errors import NotFoundError
-from store.tables import Artifact, Job
+from store.jobs import find_artifacts
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -40,17 +39,10 @@ _Refusal: TypeAlias = NotFoundError | ProblemError
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _ENCODING = "float32"  # it holds the tuned rows themselves
-_JOBS = (
-    sa.select(Job.id, Job.status, Job.model, Job.revision, Artifact.sha256)
-    .outerjoin(Artifact, sa.and_(Artifact.job_id == Job.id, Artifact.encoding == _ENCODING))
-    .where(
-        Job.tenant_id == sa.bindparam("tenant_id"),
-        Job.id.in_(sa.bindparam("ids", expanding=True)),
-    )
-)
 _INVALID = "invalid_input"
 _TOO_LONG = "text_too_long"
 _SHOWN_CHARACTERS = 64
+_SHOWN_NAMES = 3
 _log = structlog.get_logger(__name__)
 
 
@@ -69,6 +61,11 @@ class Item:
     place: str
     input: _Input | None = None
     error: ItemError | None = None
+
+    @property
+    def shown_job(self) -> str | None:
+        """Cut a name that is too long to be a job's."""
+        return None if self.job is None else self.job[:_SHOWN_CHARACTERS]
 
     def refused(self, code: str, message: str, *, param: str | None) -> Item:
         """Give it an answer: what is wrong with it."""
@@ -159,7 +156,7 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
         outcomes = [] if content is None else _Outcomes.model_validate_json(content).data
         by_index = dict(zip(asked, outcomes, strict=True))
         answers = [
-            {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.job}
+            {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.shown_job}
             for index, item in enumerate(plan.items)
         ]
         document = PredictionList.model_validate({"data": answers})
@@ -213,13 +210,16 @@ def _find_orders(
     """Find the head deltas of a tenant's jobs: an order for each, or why there is none."""
     orders: dict[str, DeltaOrder] = {}
     refusals: dict[str, _Refusal] = {}
-    rows: Sequence[Any] = session.execute(_JOBS, {"tenant_id": tenant_id, "ids": job_ids}).all()
-    for job_id, status, model, revision, sha256 in rows:
-        if sha256 is None:
-            refusals[job_id] = not_ready(job_id, status=status, what=HEAD_DELTA)
+    for found in find_artifacts(session, tenant_id, job_ids, encoding=_ENCODING):
+        if found.sha256 is None:
+            refusals[found.job_id] = not_ready(found.job_id, status=found.status, what=HEAD_DELTA)
         else:
-            orders[job_id] = DeltaOrder(
-                tenant=tenant_id, job=job_id, model=model, revision=revision, sha256=sha256
+            orders[found.job_id] = DeltaOrder(
+                tenant=tenant_id,
+                job=found.job_id,
+                model=found.model,
+                revision=found.revision,
+                sha256=found.sha256,
             )
     for job_id in set(job_ids) - orders.keys() - refusals.keys():
         refusals[job_id] = NotFoundError("job", job_id)
@@ -256,11 +256,18 @@ def _read_input(item: Item, given: object) -> Item:
     models = [model for name, model in _MODELS.items() if name in fields]
     if len(models) != 1:
         message = "an input is an object with either `text`, of a pair with `text_pair`, or `image`"
+        if fields:
+            message += f", not with {_names(fields)}"
         return item.refused(_INVALID, message, param=item.place)
     checked = _check(models[0], given, item, place=item.place)
     if isinstance(checked, Item):
         return checked
     return replace(item, input=checked.model_dump(exclude_none=True))
+
+
+def _names(fields: Mapping[str, object]) -> str:
+    names = [f"`{name[:_SHOWN_CHARACTERS]}`" for name in fields]
+    return " and ".join(names) if len(names) <= _SHOWN_NAMES else f"{len(names)} fields"
 
 
 _MODELS: dict[str, type[BaseModel]] = {"text": TextInput, "image": ImageInput}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,15 @@ _STATUS_BY_CODE = {
     "not_found": HTTPStatus.NOT_FOUND,
     "quota_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
 }
-# Where pydantic's words say less than they could.
-_REASONS = {"extra_forbidden": "there is no such field", "missing": "this field is required"}
+# Where pydantic's words say less than they could; `given` is the length of what was sent.
+_REASONS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is required",
+    "string_too_short": "{given} characters, at least {min_length} wanted",
+    "string_too_long": "{given} characters, at most {max_length} allowed",
+    "too_short": "{given} entries, at least {min_length} wanted",
+    "too_long": "{given} entries, at most {max_length} allowed",
+}
 _CODE_BY_STATUS = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.UNAUTHORIZED: "unauthorized",
@@ -211,10 +218,14 @@ def dotted(location: Iterable[str | int]) -> str | None:
 
 def describe(entry: Mapping[str, Any], param: str | None) -> str:
     """Say what is wrong with a field: mostly pydantic's words, and the value where it is short."""
-    reason = _REASONS.get(entry["type"]) or str(entry["msg"]).removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
-    shown = "" if entry["type"] in ("missing", "extra_forbidden") else _show(entry.get("input"))
-    return f"{param}: {reason}{shown}" if param else f"{reason}{shown}"
+    value = entry.get("input")
+    if entry["type"] in _REASONS:
+        given = len(value) if isinstance(value, Sized) else 0
+        reason = _REASONS[entry["type"]].format(given=given, **entry.get("ctx", {}))
+    else:
+        said = str(entry["msg"]).removeprefix("Value error, ")
+        reason = f"{said[:1].lower()}{said[1:]}{_show(value)}"
+    return f"{param}: {reason}" if param else reason
 
 
 def _show(value: object) -> str:

@@ -47,11 +47,11 @@ class TokenizedTexts:
 
     Attributes:
         tokens: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them, each sample's.
-        are_cut: of each sample, whether it had more tokens than ``max_length``.
+        lengths: tokens that each sample had before it was cut to ``max_length``.
     """
 
     tokens: Mapping[str, list[list[int]]]
-    are_cut: Sequence[bool]
+    lengths: Sequence[int]
 
 
 class TextEncoder(Encoder):
@@ -146,19 +146,20 @@ class TextEncoder(Encoder):
         """
         whole = self._call(texts, truncation=False)
         tokens = {name: whole[name] for name in self.pads if name in whole}
-        are_cut = [len(row) > self.sequence_length for row in tokens[_IDS]]
-        if not any(are_cut):
-            return TokenizedTexts(tokens, are_cut)
+        lengths = [len(row) for row in tokens[_IDS]]
+        too_long = [place for place, n in enumerate(lengths) if n > self.sequence_length]
+        if not too_long:
+            return TokenizedTexts(tokens, lengths)
         if whole.encodings is None:  # a tokenizer that is written in Python
             cut = self._call(texts, truncation=True)
-            return TokenizedTexts({name: cut[name] for name in tokens}, are_cut)
+            return TokenizedTexts({name: cut[name] for name in tokens}, lengths)
         # The tokenizers library would also give what it cuts off, of a pair each piece of one text
         # with each of the other: gigabytes for two texts of 16,000 letters.
-        for place in np.flatnonzero(are_cut).tolist():
+        for place in too_long:
             kept = self._find_kept(whole.encodings[place].sequence_ids)
             for rows in tokens.values():
                 rows[place] = [rows[place][index] for index in kept]
-        return TokenizedTexts(tokens, are_cut)
+        return TokenizedTexts(tokens, lengths)
 
     def _call(self, texts: Sequence[Sequence[str]], *, truncation: bool) -> BatchEncoding:
         encoded: BatchEncoding = self._tokenizer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from service.cli import output
@@ -11,7 +11,6 @@ from service.client import ApiError, ClientError
 from store.errors import StoreError
 
 Action: TypeAlias = Callable[[argparse.Namespace], int]
-_Parser: TypeAlias = argparse.ArgumentParser
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -19,6 +18,31 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+
+class ActionParser(argparse.ArgumentParser):
+    """An action's own parser: what it does not know is its own error, with its own usage.
+
+    Attributes:
+        words: the positional argument, a list, that also takes words behind options; argparse gives
+            a list only the words that stand together.
+    """
+
+    words: str | None = None
+
+    def parse_known_args(  # type: ignore[override] # as argparse calls it, without overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the arguments; none is ever left over."""
+        known, left = super().parse_known_args(args, namespace)
+        if self.words is not None:
+            end = left.index("--") if "--" in left else len(left)  # of the options
+            words = [word for word in left[:end] if not word.startswith("-")]
+            getattr(known, self.words).extend([*words, *left[end + 1 :]])
+            left = [word for word in left[:end] if word.startswith("-")]
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return known, left
 
 
 class Actions:
@@ -30,9 +54,11 @@ class Actions:
     """
 
     def __init__(self, parser: argparse.ArgumentParser, *, title: str = "actions") -> None:
-        self._actions = parser.add_subparsers(title=title, metavar="ACTION", required=True)
+        self._actions = parser.add_subparsers(
+            title=title, metavar="ACTION", required=True, parser_class=ActionParser
+        )
 
-    def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> _Parser:
+    def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> ActionParser:
         """Add an action and give its parser.
 
         Args:
@@ -45,7 +71,7 @@ class Actions:
         parser.set_defaults(act=act)
         return parser
 
-    def add_group(self, name: str, *, summary: str, notes: str = "") -> _Parser:
+    def add_group(self, name: str, *, summary: str, notes: str = "") -> ActionParser:
         """Add what has actions of its own."""
         return self._actions.add_parser(
             name,

@@ -7,8 +7,9 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _MOST_ROWS, _MOST_BYTES = 256, 8 << 20
 _SHOWN_LETTERS = 60
 _SHOWN_ERRORS = 20
+_JOB = "job_"  # how a job's id begins
 _SOURCES = {"texts": "TEXT", "pair": "--pair", "image": "--image", "file": "--file"}
 
 
@@ -58,9 +60,8 @@ def add_action(actions: Actions) -> None:
         metavar="JOB",
         help="its id, job_…; without it each row of --file names its own",
     )
-    parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="a text for each row, right behind JOB"
-    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text for each row, behind JOB")
+    parser.words = "texts"
     parser.add_argument(
         "--pair",
         nargs=2,
@@ -115,9 +116,9 @@ def _predict(args: argparse.Namespace) -> int:
         options.connect(args) as client,
         transfer_display(Console(stderr=True), "predicting") as display,
     ):
+        ask = partial(_ask, client, args=args)
         for chunk in _chunks(sizes):
-            items = [row.item for row in rows[chunk]]
-            answers += [_placed(answer, chunk.start) for answer in _ask(client, items, args)]
+            answers += _answers([row.item for row in rows[chunk]], ask, start=chunk.start)
             display(sum(sizes[: chunk.stop]), sum(sizes))
     if args.json:
         output.print_json({"object": "list", "data": answers})
@@ -126,7 +127,33 @@ def _predict(args: argparse.Namespace) -> int:
     return _tell_errors(answers)
 
 
-def _ask(client: Client, items: Sequence[Any], args: argparse.Namespace) -> list[Prediction]:
+def _answers(
+    items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Prediction]], *, start: int
+) -> list[Prediction]:
+    """Ask for some rows; for those that were too late again, as long as fewer are.
+
+    Args:
+        items: of one request.
+        ask: sends one.
+        start: the number of the first among all rows.
+    """
+    answers: dict[int, Prediction] = {}
+    late = list(range(len(items)))
+    while late:
+        asked = late
+        said = zip(asked, ask([items[place] for place in asked]), strict=True)
+        answers |= {place: _placed(answer, start + place) for place, answer in said}
+        late = [place for place in asked if _is_late(answers[place])]
+        if len(late) == len(asked):
+            break
+    return [answers[place] for place in range(len(items))]
+
+
+def _is_late(answer: Prediction) -> bool:
+    return "error" in answer and answer["error"]["code"] == "deadline_exceeded"
+
+
+def _ask(client: Client, items: Sequence[Any], *, args: argparse.Namespace) -> list[Prediction]:
     choices = {"truncate": args.truncate, "timeout_seconds": args.timeout}
     if args.job_id is None:
         return client.predict(items, **choices)["data"]
@@ -140,19 +167,37 @@ def _read_rows(args: argparse.Namespace) -> list[Row]:
         RowsError: there are none, or several options give some.
         LocalFileError: a file cannot be read.
     """
+    if args.job_id is not None and not args.job_id.startswith(_JOB):
+        raise RowsError(f"{args.job_id!r} is no job's id: that comes first, a text behind it")
     given = [option for name, option in _SOURCES.items() if getattr(args, name)]
     if not given:
         raise RowsError(f"say what to predict: {' or '.join(_SOURCES.values())}")
     if len(given) > 1:
         raise RowsError(f"give {' or '.join(given)}, not both")
     if args.file:
-        return list(_read_file(args.file))
+        rows = list(_read_file(args.file))
+        _check_jobs(rows, job_id=args.job_id)
+        return rows
     if args.job_id is None:
         raise RowsError("say which job: its id comes first")
     if args.image:
         return [Row({"image": _read_image(path)}, shown=str(path)) for path in args.image]
     pairs = args.pair or [[text] for text in args.texts]
     return [_row(dict(zip(("text", "text_pair"), texts, strict=False))) for texts in pairs]
+
+
+def _check_jobs(rows: Sequence[Row], *, job_id: str | None) -> None:
+    """Look whether rows name their jobs where the command line does not, and only there.
+
+    Raises:
+        RowsError: some do beside a job of the command line, or none without one.
+    """
+    named = [isinstance(row.item, dict) and "job" in row.item for row in rows]
+    if job_id is None and not any(named):
+        raise RowsError('no row names its job: give the job\'s id, or {"job": …, "input": …}')
+    if job_id is not None and any(named):
+        number = named.index(True) + 1
+        raise RowsError(f"row {number} names its own job: leave {job_id} out, or the row's")
 
 
 def _row(item: object) -> Row:
@@ -233,9 +278,9 @@ def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def _placed(answer: Prediction, start: int) -> Prediction:
+def _placed(answer: Prediction, index: int) -> Prediction:
     """Count from the first of all rows, rather than from the first of a request."""
-    placed: Prediction = {**answer, "index": answer["index"] + start}
+    placed: Prediction = {**answer, "index": index}
     error = answer.get("error")
     if error is not None and error["param"] is not None:
         here, there = f"inputs.{answer['index']}", f"inputs.{placed['index']}"

@@ -210,7 +210,7 @@ class TestConnections:
             async with connected(url) as client:
                 inference.answer = inference.endless
                 streams = [await client.merged_model(ORDER, request_id="req-1") for _ in range(2)]
-                with pytest.raises(ProblemError):
+                with pytest.raises(ProblemError) as merge:
                     await client.merged_model(ORDER, request_id="req-1")
                 inference.answer = lambda: Response(TAR)
                 assert await client.predict(b"{}", timeout_seconds=5, request_id="req-2") == TAR
@@ -222,8 +222,10 @@ class TestConnections:
                     client.predict(b"{}", timeout_seconds=5, request_id="req-2")
                 )
                 await asyncio.sleep(0.1)
-                with pytest.raises(ProblemError):
+                with pytest.raises(ProblemError) as prediction:
                     await client.predict(b"{}", timeout_seconds=5, request_id="req-2")
+                for refusal in (merge.value, prediction.value):
+                    assert (refusal.status, refusal.code) == (429, "too_many_requests")
                 stream = await client.merged_model(ORDER, request_id="req-1")
                 await stream.aclose()
                 predicting.cancel()

@@ -115,7 +115,7 @@ class TestBatches:
         tokenized = made.tokenize(texts)
         for name, rows in tokenized.tokens.items():
             assert rows == expected[name]
-        assert tokenized.are_cut == [len(row) > max_length for row in whole]
+        assert tokenized.lengths == [len(row) for row in whole]
 
     def test_of_a_tokenizer_in_python_are_cut_by_itself(self, minilm_path: Path):
         made = load_encoder(minilm_path, max_length=6)
@@ -131,7 +131,7 @@ class TestBatches:
 
         tokenizer, made._tokenizer = made._tokenizer, Slow()
         assert made.tokenize(texts).tokens == expected.tokens
-        assert made.tokenize(texts).are_cut == expected.are_cut == [True, False]
+        assert made.tokenize(texts).lengths == expected.lengths == [11, 5]
 
     def test_of_long_pairs_take_little_memory(self, minilm_path: Path):
         made = load_encoder(minilm_path, max_length=16)

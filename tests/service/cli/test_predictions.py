@@ -114,6 +114,24 @@ class TestRows:
         assert lines[1].endswith("a | b")
         assert lines[2].endswith("image")
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["--json", "job_1", "a", "b"],
+            ["job_1", "--json", "a", "b"],
+            ["job_1", "a", "--json", "b"],
+            ["job_1", "a", "b", "--json"],
+            ["job_1", "a", "--no-truncate", "--json", "b"],
+            ["job_1", "--timeout", "3", "a", "--json", "b"],
+            ["job_1", "--json", "--", "a", "b"],
+            ["job_1", "a", "--json", "--", "b"],
+        ],
+    )
+    def test_stand_before_and_behind_options(self, answering, words):
+        assert main([*PREDICT, *words]) == 0
+        (body,) = answering.bodies
+        assert body["inputs"] == [{"text": "a"}, {"text": "b"}]
+
     def test_may_come_from_stdin_with_blank_lines_between(self, answering, monkeypatch):
         content = b'{"text": "a"}\n\n  \n{"text": "b"}'
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -182,6 +200,34 @@ class TestManyRows:
         assert sent == [[400, 400], [400], [5000], [10, 10, 900]]
 
 
+class TestLateRows:
+    def test_are_asked_for_again_without_the_others(self, stub, file):
+        asked: list[list[str]] = []
+
+        def answer(handler: Any, request: Any) -> None:
+            texts = [row["text"] for row in request.json["inputs"]]
+            asked.append(texts)
+            late = {"code": "deadline_exceeded", "message": "too late", "param": None}
+            data = [
+                {"index": index, "job": "job_1", **(SHORT if index < 2 else {"error": late})}
+                for index in range(len(texts))
+            ]
+            document({"object": "list", "data": data})(handler, request)
+
+        stub.on("POST", PATH, answer)
+        rows = [{"text": name} for name in "abcde"]
+        assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
+        assert asked == [["a", "b", "c", "d", "e"], ["c", "d", "e"], ["e"]]
+
+    def test_are_given_up_where_none_comes_in_time(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "late", "a", "late"]) == 1
+        assert [len(body["inputs"]) for body in answering.bodies] == [3, 2]
+        assert capsys.readouterr().err.splitlines() == [
+            "hifi: error: row 1: too late (deadline_exceeded)",
+            "hifi: error: row 3: too late (deadline_exceeded)",
+        ]
+
+
 class TestErrors:
     def test_of_rows_are_told_one_by_one(self, answering, capsys):
         assert main([*PREDICT, "job_1", "a text", "wrong", "late"]) == 1
@@ -212,6 +258,10 @@ class TestErrors:
             ([], "say what to predict"),
             (["job_1"], "say what to predict"),
             (["--pair", "a", "b"], "say which job"),
+            (["a text"], "'a text' is no job's id"),
+            (["a text", "another"], "'a text' is no job's id"),
+            (["job_1", "--file", "{mixed}"], "row 2 names its own job"),
+            (["--file", "{unmixed}"], "no row names its job"),
             (["job_1", "a", "--pair", "a", "b"], "give TEXT or --pair"),
             (["job_1", "--image", "{missing}", "--file", "-"], "give --image or --file"),
             (["job_1", "--image", "{missing}"], "cannot read"),
@@ -235,6 +285,8 @@ class TestErrors:
             "nan": b'{"text": NaN}\n',
             "infinite": b'{"text": 1e999}\n',
             "latin": b'{"text": "\xff"}\n',
+            "mixed": b'{"text": "a"}\n{"job": "job_2", "input": {"text": "a"}}\n',
+            "unmixed": b'{"text": "a"}\n{"input": {"text": "a"}}\n5\n',
             "half": b'{"text": "a"}\n{"text": "\\ud800"}\n',
         }
         names = {name: str(tmp_path / name) for name in ("missing", *contents)}
@@ -246,6 +298,13 @@ class TestErrors:
         assert err.startswith("hifi: error: ")
         assert told in err
         assert err.count("\n") == 1
+        assert stub.asked == []
+
+    def test_an_unknown_option_is_told_with_the_actions_own_usage(self, stub, capsys):
+        assert main([*PREDICT, "job_1", "a", "--labels", "b"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("usage: hifi jobs predict")
+        assert "unrecognized arguments: --labels" in err
         assert stub.asked == []
 
     @pytest.mark.parametrize("seconds", ["soon", "nan", "inf"])

@@ -265,7 +265,7 @@ class TestWrongItems:
         items = ask(most, more)
         assert items[0]["label"] == "long"
         assert fault(items[1]) == ("text_too_long", "inputs.1.text_pair")
-        assert "100000" in items[1]["error"]["message"]
+        assert "100001 characters, at most 100000" in items[1]["error"]["message"]
         assert len(items[1]["error"]["message"]) < 200
         (item,) = mix({"job": job_id, "input": more})
         assert fault(item) == ("text_too_long", "inputs.0.input.text_pair")
@@ -275,6 +275,21 @@ class TestWrongItems:
         items = ask({}, {"text": ""}, 5)
         assert [fault(item)[0] for item in items] == ["invalid_input"] * 3
         assert predictor.asked == []
+
+    def test_name_the_fields_of_an_input_that_is_none(self, ask):
+        items = ask({"txt": "a"}, {"x" * 1000: 1, "y": 2}, dict.fromkeys("abcdefg", 1), {}, 5)
+        messages = [item["error"]["message"] for item in items]
+        assert [message.rpartition("`image`")[2] for message in messages] == [
+            ", not with `txt`",
+            f", not with `{'x' * 64}` and `y`",
+            ", not with 7 fields",
+            "",
+            "",
+        ]
+
+    def test_say_that_an_empty_text_is_one(self, ask):
+        (item,) = ask({"text": ""})
+        assert "0 characters, at least 1 wanted" in item["error"]["message"]
 
     def test_of_the_inference_process_have_their_place(self, ask, mix, job_id):
         items = ask(TEXT, {}, {"text": "too long"}, {"text": "too late"})
@@ -307,13 +322,19 @@ class TestOfManyJobs:
         assert "label" in items[1]
         for place in (0, 2, 3, 4, 5, 6):
             assert fault(items[place]) == ("not_found", f"inputs.{place}.job")
-            assert items[place]["job"] == names[place]
+            assert items[place]["job"] == names[place][:64]
         there, missing = (items[place]["error"]["message"] for place in (0, 2))
         assert there.replace(theirs, MISSING) == missing
         (asked,) = predictor.asked
         assert [(order["tenant"], order["job"]) for order in asked["orders"]] == [
             (alice.tenant_id, job_id)
         ]
+
+    def test_a_name_that_is_too_long_is_not_repeated_whole(self, mix):
+        (item,) = mix({"job": "job_" + "x" * 10_000, "input": TEXT})
+        assert fault(item) == ("not_found", "inputs.0.job")
+        assert item["job"] == "job_" + "x" * 60
+        assert len(item["error"]["message"]) < 200
 
     def test_one_that_has_no_delta_is_an_items_error(self, mix, database, alice, job_id):
         running, lease = running_job(database, alice.tenant_id)
