@@ -174,7 +174,6 @@ class TestFairness:
         for _ in range(100):
             for ticket in scheduler.take():
                 had[ticket.tenant] += ticket.length
-            # One batch ahead, and one more that begins with the oldest sample.
             assert max(had.values()) - min(had[name] for name in lengths) <= 2 * TOKENS
 
     def test_many_tenants_share_each_batch(self, clock: Clock):
@@ -218,20 +217,6 @@ class TestFairness:
         assert len(scheduler._tokens) <= 1
         assert not scheduler._queues
 
-    def test_nor_is_one_of_a_tenant_that_never_has_a_turn(self, clock: Clock):
-        """It has more than its share, of which each batch is filled up, and others always come."""
-        scheduler = scheduler_with(clock)
-        scheduler.add(tickets(20))
-        odd = tickets(1, length=60)
-        for number in range(100):
-            clock.now += 1.0
-            scheduler.add([*tickets(9), *tickets(1, tenant=f"new {number}")])
-            if number == 20:
-                scheduler.add(odd)
-            if odd[0] in scheduler.take():
-                break
-        assert 20 <= number <= 60
-
     def test_a_sample_that_suits_no_other_is_not_passed_over_for_ever(self, clock: Clock):
         scheduler = scheduler_with(clock, tokens=128)
         odd = Ticket[object]("y", "a", 13, "odd")
@@ -247,6 +232,44 @@ class TestFairness:
                 scheduler.add(tickets(missing, tenant=who, length=size))
             taken += scheduler.take()
         assert odd in taken
+
+    def test_nor_is_one_of_a_tenant_that_never_has_a_turn(self, clock: Clock):
+        """It has more than its share, of which each batch is filled up, and others always come."""
+        scheduler = scheduler_with(clock)
+        scheduler.add(tickets(20))
+        odd = tickets(1, length=60)
+        for number in range(100):
+            clock.now += 1.0
+            scheduler.add([*tickets(9), *tickets(1, tenant=f"new {number}")])
+            if number == 20:
+                scheduler.add(odd)
+            if odd[0] in scheduler.take():
+                break
+        assert 20 <= number < 36
+
+    def test_who_filled_others_batches_up_is_little_behind_for_it(self, clock: Clock):
+        """It took what nobody wanted, for long; and one that asks as much comes."""
+        scheduler = scheduler_with(clock)
+        scheduler.add(tickets(20))
+        for number in range(1000):
+            clock.now += 1.0
+            scheduler.add([*tickets(9), *tickets(1, tenant=f"new {number}")])
+            scheduler.take()
+        scheduler.add([*tickets(500), *tickets(500, tenant="b")])
+        had: Counter[str] = Counter()
+        for _ in range(40):
+            had += tenants_of(scheduler.take())
+        assert had.total() == 400
+        assert had["b"] - had["a"] <= 5 * TOKENS // 10
+
+    def test_a_flood_of_long_ones_begins_an_eighth_of_the_batches(self, clock: Clock):
+        scheduler = scheduler_with(clock)
+        scheduler.add(tickets(500, tenant="flood", length=100))
+        clock.now += 1.0
+        for name in range(50):
+            scheduler.add(tickets(100, tenant=f"small {name}", length=10))
+        floods = sum("flood" in tenants_of(scheduler.take()) for _ in range(160))
+        assert 160 / 8 <= floods <= 160 / 8 + 160 / 50 + 2
 
 
 class TestWithdraw:
