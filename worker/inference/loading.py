@@ -21,8 +21,9 @@ _Key: TypeAlias = "tuple[ServedBackbone, str]"
 # Threads that mostly wait for the artifact store. One tenant has two of them at most, and the last
 # four are for tenants that have none: blobs that hang keep nobody else from loading.
 _FETCHERS, _FETCHERS_EACH, _FETCHERS_SPARE = 8, 2, 4
-_PACKERS = 2  # threads that compute
-# Head deltas in memory that no tier counts yet. Nothing that can hang is waited for meanwhile.
+_PACKERS = 2  # threads that compute; a tenant has one of them at most
+# Head deltas in memory that no tier counts yet. Nothing that can hang is waited for meanwhile, but
+# where the disk has had to let go of a file in the moment after it came.
 _LOADED, _LOADED_EACH, _LOADED_SPARE = 64, 32, 16
 
 
@@ -41,7 +42,7 @@ class DeltaLoader:
         self._fetchers = FairPool(
             _FETCHERS, most_each=_FETCHERS_EACH, spare=_FETCHERS_SPARE, name="fetcher"
         )
-        self._packers = FairPool(_PACKERS, most_each=_PACKERS, spare=0, name="packer")
+        self._packers = FairPool(_PACKERS, most_each=1, spare=0, name="packer")
         self._loaded = Turns(_LOADED, most_each=_LOADED_EACH, spare=_LOADED_SPARE)
         self._fetches: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._packings: SingleFlight[_Key, LoadedDelta] = SingleFlight()

@@ -146,12 +146,13 @@ class SingleFlight(Generic[_Key, _Done]):
             work: begins it.
         """
         task = self._tasks.get(key)
-        if task is None:
+        if task is None or task.done():  # and has not been taken out yet
             task = self._tasks[key] = asyncio.create_task(work())
             task.add_done_callback(partial(self._end, key))
         return await asyncio.shield(task)
 
     def _end(self, key: _Key, task: asyncio.Task[_Done]) -> None:
-        del self._tasks[key]
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
         if not task.cancelled():
             task.exception()  # whoever still waits for it sees it, perhaps nobody
