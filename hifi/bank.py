@@ -324,9 +324,8 @@ class HeadBank:
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._tasks:
-                raise InvalidArgumentError(
-                    "names", value=name, limit="no head delta of that name is in it"
-                )
+                limit = "the name of a head delta in the bank"
+                raise InvalidArgumentError("names", value=name, limit=limit)
 
     def _head_for(self, delta: HeadDelta) -> TaskLogits:
         """Find what makes logits for tasks like this one, or build it."""

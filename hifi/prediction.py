@@ -258,9 +258,10 @@ class _TextReader(InputReader):
         if not length:
             return InputError("the tokenizer makes no token of this text", param=_FIRST)
         if whole_length > length and not truncate:
+            having = "the text has" if len(self._names) == 1 else "both texts together have"
             return TextTooLongError(
-                f"the text has {whole_length} tokens, the task reads {length} at most; with "
-                "truncate it is cut as in training",
+                f"{having} {whole_length} tokens, the task reads {length} at most; with truncate "
+                "they are cut as in training",
                 param=_FIRST,
             )
         inputs = {name: torch.tensor(values) for name, values in row.items()}

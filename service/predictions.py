@@ -27,7 +27,7 @@ from service.prediction_documents import (
 )
 from service.problems import ProblemError, describe, dotted
 from store.errors import NotFoundError
-from store.jobs import find_artifacts
+from store.jobs import find_deltas
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -210,7 +210,7 @@ def _find_orders(
     """Find the head deltas of a tenant's jobs: an order for each, or why there is none."""
     orders: dict[str, DeltaOrder] = {}
     refusals: dict[str, _Refusal] = {}
-    for found in find_artifacts(session, tenant_id, job_ids, encoding=_ENCODING):
+    for found in find_deltas(session, tenant_id, job_ids, encoding=_ENCODING):
         if found.sha256 is None:
             refusals[found.job_id] = not_ready(found.job_id, status=found.status, what=HEAD_DELTA)
         else:
@@ -257,7 +257,7 @@ def _read_input(item: Item, given: object) -> Item:
     if len(models) != 1:
         message = "an input is an object with either `text`, of a pair with `text_pair`, or `image`"
         if fields:
-            message += f", not with {_names(fields)}"
+            message += f"; this one has {_names(fields)}"
         return item.refused(_INVALID, message, param=item.place)
     checked = _check(models[0], given, item, place=item.place)
     if isinstance(checked, Item):

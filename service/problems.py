@@ -220,8 +220,8 @@ def describe(entry: Mapping[str, Any], param: str | None) -> str:
     """Say what is wrong with a field: mostly pydantic's words, and the value where it is short."""
     value = entry.get("input")
     if entry["type"] in _REASONS:
-        given = len(value) if isinstance(value, Sized) else 0
-        reason = _REASONS[entry["type"]].format(given=given, **entry.get("ctx", {}))
+        given = len(value) if isinstance(value, Sized) else "too few or many"
+        reason = _REASONS[entry["type"]].format(**{**entry.get("ctx", {}), "given": given})
     else:
         said = str(entry["msg"]).removeprefix("Value error, ")
         reason = f"{said[:1].lower()}{said[1:]}{_show(value)}"

@@ -310,34 +310,37 @@ def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequ
     return found
 
 
-class JobArtifact(NamedTuple):
+class JobDelta(NamedTuple):
     """A job, and the head delta that it may have made."""
 
     job_id: str
     status: JobStatus
     model: str
     revision: str | None
-    sha256: str | None  # of the delta
+    sha256: str | None  # of the delta; None where there is none
 
 
-def find_artifacts(
+def find_deltas(
     session: Session, tenant_id: str, job_ids: Collection[str], *, encoding: str
-) -> Sequence[JobArtifact]:
-    """Find several of a tenant's jobs, each with its head delta in one encoding, in one query.
+) -> Sequence[JobDelta]:
+    """Find several of a tenant's jobs and what they made in one encoding, in one query.
 
     Args:
         session: a transaction.
         tenant_id: whose jobs they must be.
-        job_ids: which; those that are not there, or another tenant's, are missing in the answer.
-        encoding: of the deltas.
+        job_ids: which.
+        encoding: of the head deltas.
+
+    Returns:
+        One for each job that is there, in no order; those of other tenants are not.
     """
     rows = session.execute(
-        _JOB_ARTIFACTS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
+        _JOB_DELTAS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
     )
-    return [JobArtifact(*row) for row in rows]
+    return [JobDelta(*row) for row in rows]
 
 
-_JOB_ARTIFACTS = (
+_JOB_DELTAS = (
     sa.select(Job.id, Job.status, Job.model, Job.revision, Artifact.sha256)
     .outerjoin(
         Artifact,

@@ -127,7 +127,8 @@ class TestTexts:
             if isinstance(read, TextTooLongError):
                 assert read.param == "text"
                 length = words + (2 if columns == 1 else 3)
-                assert f"has {length} tokens, the task reads 9 at most" in str(read)
+                having = "the text has" if columns == 1 else "both texts together have"
+                assert f"{having} {length} tokens, the task reads 9 at most" in str(read)
                 assert isinstance(reader.read([given], truncate=True)[0], Sample)
 
     def test_of_a_pair_that_is_very_long_take_no_memory_to_speak_of(self, minilm_path: Path):
@@ -235,6 +236,11 @@ class TestBadTexts:
     )
     def test_of_a_pair(self, backbone: Path, given: dict, param: str):
         assert error_of(reader_of(backbone, record_of(columns=2)), **given).param == param
+
+    def test_say_what_was_given_instead(self, backbone: Path):
+        reader = reader_of(backbone, record_of())
+        assert "this is an image" in str(error_of(reader, image="aaaa"))
+        assert "text is missing" in str(error_of(reader, text_pair="w1"))
 
     def test_disturb_no_other(self, backbone: Path):
         reader = reader_of(backbone, record_of())

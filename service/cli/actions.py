@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from service.cli import output
 from service.client import ApiError, ClientError
 from store.errors import StoreError
+
+_WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # that begins like an option
 
 Action: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -37,12 +40,17 @@ class ActionParser(argparse.ArgumentParser):
         known, left = super().parse_known_args(args, namespace)
         if self.words is not None:
             end = left.index("--") if "--" in left else len(left)  # of the options
-            words = [word for word in left[:end] if not word.startswith("-")]
+            words = [word for word in left[:end] if not _is_option(word)]
             getattr(known, self.words).extend([*words, *left[end + 1 :]])
-            left = [word for word in left[:end] if word.startswith("-")]
+            left = [word for word in left[:end] if _is_option(word)]
         if left:
             self.error(f"unrecognized arguments: {' '.join(left)}")
         return known, left
+
+
+def _is_option(word: str) -> bool:
+    """Tell an option from a word, as argparse does where no option looks like a number."""
+    return word[:1] == "-" and _WORD.fullmatch(word) is None
 
 
 class Actions:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Of one request; the server takes twice the bytes.
 _MOST_ROWS, _MOST_BYTES = 256, 8 << 20
+_MOST_ATTEMPTS = 5
 _SHOWN_LETTERS = 60
 _SHOWN_ERRORS = 20
 _JOB = "job_"  # how a job's id begins
@@ -130,23 +131,34 @@ def _predict(args: argparse.Namespace) -> int:
 def _answers(
     items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Prediction]], *, start: int
 ) -> list[Prediction]:
-    """Ask for some rows; for those that were too late again, as long as fewer are.
+    """Ask for rows, and again for those that came too late, a few times as long as some are done.
 
     Args:
         items: of one request.
         ask: sends one.
         start: the number of the first among all rows.
+
+    Returns:
+        An answer for each, in their order.
+
+    Raises:
+        ClientError: the first request has no answer.
     """
     answers: dict[int, Prediction] = {}
     late = list(range(len(items)))
-    while late:
+    for attempt in range(_MOST_ATTEMPTS):
         asked = late
-        said = zip(asked, ask([items[place] for place in asked]), strict=True)
-        answers |= {place: _placed(answer, start + place) for place, answer in said}
-        late = [place for place in asked if _is_late(answers[place])]
-        if len(late) == len(asked):
+        try:
+            said = ask([items[place] for place in asked])
+        except ClientError:
+            if not attempt:
+                raise
             break
-    return [answers[place] for place in range(len(items))]
+        answers |= dict(zip(asked, said, strict=True))
+        late = [place for place in asked if _is_late(answers[place])]
+        if len(late) in (0, len(asked)):
+            break
+    return [_placed(answers[place], start + place) for place in range(len(items))]
 
 
 def _is_late(answer: Prediction) -> bool:

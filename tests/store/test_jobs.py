@@ -174,6 +174,28 @@ class TestOwner:
         assert str(theirs.value).replace(job_id, "job_none") == str(nobodys.value)
 
 
+class TestDeltas:
+    def test_of_jobs_that_are_there_in_one_encoding(self, database, tenant):
+        job_id = add_job(database, tenant)
+        _, lease = claimed(database)
+        lease.advance(JobStatus.TRAINING, message="")
+        blobs = {name: Blob(sha256=name[0] * 64, bytes=1) for name in ("float32", "bfloat16")}
+        lease.succeed(result={}, artifacts=blobs)
+        waiting = add_job(database, tenant)
+        theirs = add_job(database, add_tenant(database, "b"))
+        with database.read() as session:
+            found = {
+                delta.job_id: (delta.status, delta.model, delta.sha256)
+                for delta in jobs.find_deltas(
+                    session, tenant, [job_id, waiting, theirs, "job_none"], encoding="float32"
+                )
+            }
+        assert found == {
+            job_id: (JobStatus.SUCCEEDED, NEW.model, "f" * 64),
+            waiting: (JobStatus.QUEUED, NEW.model, None),
+        }
+
+
 class TestPages:
     def test_go_from_newest_to_oldest_without_gap(self, database, tenant):
         made = [add_job(database, tenant) for _ in range(7)]

@@ -125,12 +125,19 @@ class TestRows:
             ["job_1", "--timeout", "3", "a", "--json", "b"],
             ["job_1", "--json", "--", "a", "b"],
             ["job_1", "a", "--json", "--", "b"],
+            ["job_1", "--json", "a", "--url", "{url}", "b"],
         ],
     )
-    def test_stand_before_and_behind_options(self, answering, words):
-        assert main([*PREDICT, *words]) == 0
+    def test_stand_before_and_behind_options(self, answering, stub, words):
+        assert main([*PREDICT, *(word.format(url=stub.url) for word in words)]) == 0
         (body,) = answering.bodies
         assert body["inputs"] == [{"text": "a"}, {"text": "b"}]
+
+    @pytest.mark.parametrize("word", ["-", "-5", "-.5", "- a point", "-a point\nof mine"])
+    def test_may_begin_with_a_dash_before_and_behind_options(self, answering, word):
+        for words in ([word, "--json"], ["--json", word]):
+            assert main([*PREDICT, "job_1", *words]) == 0
+        assert [body["inputs"] for body in answering.bodies] == [[{"text": word}]] * 2
 
     def test_may_come_from_stdin_with_blank_lines_between(self, answering, monkeypatch):
         content = b'{"text": "a"}\n\n  \n{"text": "b"}'
@@ -218,6 +225,37 @@ class TestLateRows:
         rows = [{"text": name} for name in "abcde"]
         assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
         assert asked == [["a", "b", "c", "d", "e"], ["c", "d", "e"], ["e"]]
+
+    def test_are_told_as_late_where_the_server_has_gone_meanwhile(self, stub, file, capsys):
+        late = {"code": "deadline_exceeded", "message": "too late", "param": None}
+        rows = [{"index": 0, "job": "job_1", **SHORT}, {"index": 1, "job": "job_1", "error": late}]
+        refused = problem(503, "inference_unavailable", "it has gone", **{"Retry-After": "0"})
+        answers = iter([document({"object": "list", "data": rows})])
+
+        def answer(handler: Any, request: Any) -> None:
+            next(answers, refused)(handler, request)
+
+        stub.on("POST", PATH, answer)
+        assert main([*PREDICT, "job_1", "--file", file({"text": "a"}, {"text": "b"})]) == 1
+        captured = capsys.readouterr()
+        assert captured.out.splitlines()[1:] == ["1    short  0.7500  a"]
+        assert captured.err == "hifi: error: row 2: too late (deadline_exceeded)\n"
+
+    def test_are_not_asked_for_without_end(self, stub):
+        asked: list[int] = []
+
+        def answer(handler: Any, request: Any) -> None:
+            asked.append(len(request.json["inputs"]))
+            late = {"error": {"code": "deadline_exceeded", "message": "m", "param": None}}
+            data = [
+                {"index": index, "job": "job_1", **(late if index else SHORT)}
+                for index in range(asked[-1])
+            ]
+            document({"object": "list", "data": data})(handler, request)
+
+        stub.on("POST", PATH, answer)
+        assert main([*PREDICT, "job_1", *["a"] * 20]) == 1
+        assert asked == [20, 19, 18, 17, 16]
 
     def test_are_given_up_where_none_comes_in_time(self, answering, capsys):
         assert main([*PREDICT, "job_1", "late", "a", "late"]) == 1

@@ -280,9 +280,9 @@ class TestWrongItems:
         items = ask({"txt": "a"}, {"x" * 1000: 1, "y": 2}, dict.fromkeys("abcdefg", 1), {}, 5)
         messages = [item["error"]["message"] for item in items]
         assert [message.rpartition("`image`")[2] for message in messages] == [
-            ", not with `txt`",
-            f", not with `{'x' * 64}` and `y`",
-            ", not with 7 fields",
+            "; this one has `txt`",
+            f"; this one has `{'x' * 64}` and `y`",
+            "; this one has 7 fields",
             "",
             "",
         ]
@@ -397,6 +397,14 @@ class TestRequests:
         problem = problem_of(client.post(path, json=body, headers=alice.headers))
         assert (problem["status"], problem["code"]) == (422, "invalid_request")
         assert problem["param"] == param
+
+    @pytest.mark.parametrize(
+        ("count", "told"),
+        [(0, "0 entries, at least 1 wanted"), (257, "257 entries, at most 256 allowed")],
+    )
+    def test_of_no_or_too_many_inputs_say_how_many(self, client, alice, path, count, told):
+        response = client.post(path, json={"inputs": [TEXT] * count}, headers=alice.headers)
+        assert problem_of(response)["detail"] == f"inputs: {told}"
 
     @pytest.mark.parametrize(
         ("content", "status", "code"),
