@@ -126,16 +126,21 @@ def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
     ratio = statistics.median(r.p95 for r in many) / statistics.median(r.p95 for r in one)
     turns = ", ".join(f"{value:.2f}" for value in ratios)
     yield Row(f"p95 of {len(deltas):,} tasks / of 1 task (by turns: {turns})", ratio, "≤ 1.5")
-    everything = [*full, *many, *one]
-    errors = sum((Counter(report.errors) for report in everything), Counter[str]())
-    answered = sum(report.answered for report in everything)
-    kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
-    yield Row(f"errors beside {answered:,} answers ({kinds or 'none'})", errors.total(), "≤ 0")
-    yield Row("share of a core that the load generator took", max(r.cpu for r in everything))
+    yield _errors(f"{label}: errors", [*many, *one], limit="≤ 0")
+    yield _errors(f"{BUSY_CLIENTS} clients without a pause: errors", full, limit=None)
+    cpu = max(report.cpu for report in (*full, *many, *one))
+    yield Row("share of a core that the load generator took", cpu)
     yield Row("99 % of requests were sent within", max(r.late for r in many + one), unit="ms")
     yield Row("resident memory of the inference process", server.megabytes, unit="MB")
     own = server.metric('hifi_inference_delta_bytes{tier="device"}') / 1e6
     yield Row("of that, head deltas", own, unit="MB")
+
+
+def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
+    errors = sum((Counter(report.errors) for report in reports), Counter[str]())
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
+    answered = sum(report.answered for report in reports)
+    return Row(f"{label} beside {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
 
 
 def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
