@@ -97,8 +97,7 @@ class HeadBank:
         if model.base_model is not model:
             limit = "the bare backbone, as AutoModel loads it"
             raise InvalidArgumentError("model", value=type(model).__name__, limit=limit)
-        if model.training:
-            raise InvalidArgumentError("model", value="training mode", limit="model.eval()")
+        _check_mode(model)
         self._model = model
         self._mixed = MixedRows(model)
         self._slots = Slots(model.device)
@@ -250,9 +249,11 @@ class HeadBank:
             last hidden state ``[S, D]`` where the name is None or the delta has no task head.
 
         Raises:
-            InvalidArgumentError: a name that is not in the bank, or not one for each sample.
+            InvalidArgumentError: a name that is not in the bank, or not one for each sample; the
+                model is in training mode by now.
             BankClosedError: the bank is closed.
         """
+        _check_mode(self._model)
         sizes = {len(tensor) for tensor in batch.values()}
         if sizes != {len(names)} or not names:
             limit = f"one for each of the batch's {max(sizes, default=0)} samples"
@@ -339,6 +340,11 @@ class HeadBank:
             if head is None:
                 head = self._heads[key] = TaskLogits(self._model, delta)
             return head
+
+
+def _check_mode(model: PreTrainedModel) -> None:
+    if model.training:
+        raise InvalidArgumentError("model", value="training mode", limit="model.eval()")
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:

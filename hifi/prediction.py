@@ -229,8 +229,9 @@ class _TextReader(InputReader):
         for name in self._names:
             if name not in given:
                 what = "pairs of texts" if len(self._names) == 2 else "texts"
-                reason = "this is an image" if _IMAGE in given else f"{name} is missing"
-                return InputError(f"the task reads {what}: {reason}", param=name)
+                if _IMAGE in given:
+                    return InputError(f"the task reads {what}, and this is an image", param=_IMAGE)
+                return InputError(f"the task reads {what}: {name} is missing", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
         for name in sorted(given.keys() - set(self._names)):
@@ -260,8 +261,8 @@ class _TextReader(InputReader):
         if whole_length > length and not truncate:
             having = "the text has" if len(self._names) == 1 else "both texts together have"
             return TextTooLongError(
-                f"{having} {whole_length} tokens, the task reads {length} at most; with truncate "
-                "they are cut as in training",
+                f"{having} {whole_length} tokens, the task reads {length} at most, and truncate is "
+                "off",
                 param=_FIRST,
             )
         inputs = {name: torch.tensor(values) for name, values in row.items()}

@@ -427,6 +427,13 @@ class TestRefusals:
         with pytest.raises(InvalidArgumentError, match="eval"):
             HeadBank(bare("bert").train())
 
+    def test_a_batch_while_the_model_is_in_training_mode(self):
+        model = bare("bert")
+        bank = HeadBank(model)
+        model.train()
+        with pytest.raises(InvalidArgumentError, match="training mode"):
+            bank.forward(tiny_batch("bert", lengths=(5,)), [None])
+
     def test_a_model_that_is_being_tuned(self):
         model = bare("bert")
         HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=LAYERS))

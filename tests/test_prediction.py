@@ -215,7 +215,7 @@ class TestBadTexts:
             ({}, "text"),
             ({"text": ""}, "text"),
             ({"text": "  \t\n\u3000"}, "text"),
-            ({"image": "aaaa"}, "text"),
+            ({"image": "aaaa"}, "image"),
             ({"text_pair": "w1"}, "text"),
             ({"text": "w1", "text_pair": "w2"}, "text_pair"),
             ({"text": "w1", "image": "aaaa"}, "image"),

@@ -275,6 +275,8 @@ def _size(row: Row, *, number: int) -> int:
     """
     try:
         return len(json.dumps(row.item, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError as error:
+        raise RowsError(f"row {number} cannot be sent: it has bytes that are no text") from error
     except ValueError as error:
         raise RowsError(f"row {number} cannot be sent ({error})") from error
 

@@ -310,7 +310,7 @@ class TestErrors:
             (["job_1", "--file", "{nan}"], "line 1 is no JSON"),
             (["job_1", "--file", "{infinite}"], "row 1 cannot be sent"),
             (["job_1", "--file", "{latin}"], "line 1 is no JSON"),
-            (["job_1", "--file", "{half}"], "row 2 cannot be sent"),
+            (["job_1", "--file", "{half}"], "row 2 cannot be sent: it has bytes that are no text"),
             (["job_1", "\udcff"], "row 1 cannot be sent"),
         ],
     )

@@ -55,7 +55,7 @@ class TestErrors:
             (0, {"text": ""}, "invalid_input", "text"),
             (0, {"text": " \n\u00a0"}, "invalid_input", "text"),
             (0, {}, "invalid_input", "text"),
-            (0, {"image": image(3)}, "invalid_input", "text"),
+            (0, {"image": image(3)}, "invalid_input", "image"),
             (0, {**TEXT, "text_pair": "w1"}, "invalid_input", "text_pair"),
             (0, {**TEXT, "image": image(3)}, "invalid_input", "image"),
             (1, TEXT, "invalid_input", "text_pair"),
