@@ -175,6 +175,7 @@ class TestFairness:
             for ticket in scheduler.take():
                 had[ticket.tenant] += ticket.length
             assert max(had.values()) - min(had[name] for name in lengths) <= 2 * TOKENS
+        assert max(had.values()) - min(had.values()) <= TOKENS
 
     def test_many_tenants_share_each_batch(self, clock: Clock):
         scheduler = scheduler_with(clock)
