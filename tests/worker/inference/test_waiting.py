@@ -40,6 +40,19 @@ if TYPE_CHECKING:
     from tests.worker.inference.tuned import Tuned
 
 
+async def one_at_work_and_one_behind(
+    serving: Serving, request: PredictionRequest, gate: Gate
+) -> list[asyncio.Task[Any]]:
+    """Ask a request of three samples twice: one stands at the gate, one waits behind it."""
+    await serving.predict(request)  # loads what it needs
+    gate.open.clear()
+    asked = [asyncio.create_task(serving.predict(request))]
+    await until(lambda: len(gate.passes) == 2)
+    asked.append(asyncio.create_task(serving.predict(request)))
+    await until(lambda: len(serving.desk._scheduler) == 3)
+    return asked
+
+
 class TestDeadline:
     def test_what_is_done_by_then_is_delivered(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate
@@ -152,12 +165,7 @@ class TestGivingUp:
         async def run() -> None:
             deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
             with open_serving(home.settings, deltas=deltas) as serving:
-                await serving.predict(request)
-                gate.open.clear()
-                first = asyncio.create_task(serving.predict(request))
-                await until(lambda: len(gate.passes) == 2)
-                second = asyncio.create_task(serving.predict(request))
-                await until(lambda: len(serving.desk._scheduler) == 3)
+                first, second = await one_at_work_and_one_behind(serving, request, gate)
                 for task in (first, second):
                     task.cancel()
                 await asyncio.wait([first, second], timeout=5)
@@ -226,12 +234,7 @@ class TestGivingUp:
         async def run() -> None:
             deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
             with open_serving(home.settings, deltas=deltas) as serving:
-                await serving.predict(request)
-                gate.open.clear()
-                asked = [asyncio.create_task(serving.predict(request))]
-                await until(lambda: len(gate.passes) == 2)
-                asked.append(asyncio.create_task(serving.predict(request)))
-                await until(lambda: len(serving.desk._scheduler) == 3)
+                asked = await one_at_work_and_one_behind(serving, request, gate)
                 opener = threading.Timer(0.2, gate.open.set)
                 opener.start()
             for task in asked:
