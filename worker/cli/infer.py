@@ -38,6 +38,9 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
         configure_logging(settings.log_format, process="inference")
         if not settings.allow_hub:  # read once, when transformers is imported
             os.environ["HF_HUB_OFFLINE"] = "1"
+        from worker.inference.heap import keep_few_kernels
+
+        keep_few_kernels()
         from worker.inference.server import run_inference
 
         run_inference(settings)

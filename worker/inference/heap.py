@@ -1,12 +1,26 @@
-"""Giving memory back to the system that the C library's heap keeps for itself."""
+"""Keeping the C library's heap small, which does not give back all that is free in it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from contextlib import suppress
 
 _PAUSE_SECONDS = 2.0
+_KERNELS = "16"  # a batch has fewer shapes, which the layers have in common
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep the last few of its kernels; to be called before it makes the first.
+
+    It makes one for every shape that a batch has, and keeps 1,024 of them: small pieces among the
+    large ones of the batches, which can then be neither joined nor given back. In five minutes of
+    batches of all shapes the heap grows by 190 MB, with few kernels by 30. Making one takes less
+    than 0.1 ms, a batch hundreds of times that. Where ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` is set,
+    it stays as it is.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
 
 
 class Heap:

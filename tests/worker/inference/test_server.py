@@ -23,7 +23,7 @@ import uvicorn
 from hifi.cli import main
 from store import logs
 from store.errors import SettingsError
-from worker.inference import merging
+from worker.inference import merging, server
 from worker.inference.app import build_app
 from worker.inference.server import listen
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.worker.inference.conftest import Home
 
 ROOT = Path(__file__).parent.parent.parent.parent
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 BIG = 64 << 20  # more than all buffers on the way take
 
 
@@ -215,5 +216,19 @@ class TestCommand:
         monkeypatch.setenv("HIFI_HOME", str(home.settings.home))
         monkeypatch.setenv("HIFI_INFER_URL", "unix://nowhere")
         monkeypatch.setattr(logs, "configure_logging", lambda *_, **__: None)  # it is the process's
+        monkeypatch.setenv(KERNELS, "16")
         assert main(["infer"]) == 1
         assert "HIFI_INFER_URL=unix://nowhere cannot be listened on" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("given", "kept"), [(None, "16"), ("512", "512")])
+    def test_keeps_few_kernels_unless_told_otherwise(
+        self, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+    ):
+        monkeypatch.setenv(KERNELS, given or "")  # so that what follows is undone
+        if given is None:
+            monkeypatch.delenv(KERNELS)
+        monkeypatch.setattr(logs, "configure_logging", lambda *_, **__: None)
+        seen = []
+        monkeypatch.setattr(server, "run_inference", lambda _: seen.append(os.environ[KERNELS]))
+        assert main(["infer"]) == 0
+        assert seen == [kept]
