@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
+import sys
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -236,6 +238,16 @@ class TestLoad:
         loaded = HeadDelta.load(tmp_path / "d")
         (tmp_path / "d").write_bytes(b"\xff" * (tmp_path / "d").stat().st_size)
         assert equal_bits(loaded.rows, delta.rows)
+
+    def test_leaves_nothing_in_memory(self, delta: HeadDelta, tmp_path: Path):
+        delta.save(tmp_path / "d")
+        HeadDelta.load(tmp_path / "d")  # what is made once
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(50):
+            HeadDelta.load(tmp_path / "d")
+        gc.collect()
+        assert sys.getallocatedblocks() - before < 50 * len(delta.rows) / 2
 
     def test_reads_a_file_that_another_library_wrote(
         self, delta: HeadDelta, files: dict[str, bytes], tmp_path: Path
