@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Two workers with one thread each; `make test PYTEST_ARGS='tests/test_delta.py -x'` for anything else.
+# Two workers with one thread each; `make test PYTEST_ARGS='tests/hifi/deltas/test_delta.py -x'` for anything else.
 # Tests that share running processes stay on one worker (loadgroup).
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 

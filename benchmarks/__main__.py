@@ -16,9 +16,9 @@ from benchmarks import (
     serving,
     training,
 )
-from benchmarks.deployment import end_in_order
 from benchmarks.machine import describe
 from benchmarks.rows import print_rows
+from benchmarks.service.deployment import end_in_order
 
 end_in_order()
 print(describe(), end="\n\n", flush=True)

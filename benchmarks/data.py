@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from hifi.batching import TrainingBatches
-from hifi.models import resolve_model
+from hifi.backbones.models import resolve_model
+from hifi.training.batching import TrainingBatches
 
 MODEL = "all-MiniLM-L6-v2"
 MAX_LENGTH = 128

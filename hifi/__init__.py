@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hifi.backbone import HeadId
-    from hifi.bank import HeadBank
-    from hifi.delta import HeadDelta
+    from hifi.backbones.heads import HeadId
+    from hifi.backbones.models import resolve_model
+    from hifi.deltas.delta import HeadDelta
     from hifi.errors import HifiError
-    from hifi.events import Control, TrainingEvent
-    from hifi.finetuning import FinetuneResult, finetune
-    from hifi.head_selection import HeadSelection
-    from hifi.models import resolve_model
-    from hifi.selection import select_heads
-    from hifi.tuning import HeadTuner
+    from hifi.selection.head_selection import HeadSelection
+    from hifi.selection.scoring import select_heads
+    from hifi.serving.bank import HeadBank
+    from hifi.training.events import Control, TrainingEvent
+    from hifi.training.finetuning import FinetuneResult, finetune
+    from hifi.tuning.tuner import HeadTuner
 
 __version__ = "0.1.0"
 
@@ -41,18 +41,18 @@ __all__ = [
 
 # No module may bear the name of an export: importing it would put the module in the export's place.
 _HOME_OF = {
-    "Control": "hifi.events",
-    "FinetuneResult": "hifi.finetuning",
-    "HeadBank": "hifi.bank",
-    "HeadDelta": "hifi.delta",
-    "HeadId": "hifi.backbone",
-    "HeadSelection": "hifi.head_selection",
-    "HeadTuner": "hifi.tuning",
+    "Control": "hifi.training.events",
+    "FinetuneResult": "hifi.training.finetuning",
+    "HeadBank": "hifi.serving.bank",
+    "HeadDelta": "hifi.deltas.delta",
+    "HeadId": "hifi.backbones.heads",
+    "HeadSelection": "hifi.selection.head_selection",
+    "HeadTuner": "hifi.tuning.tuner",
     "HifiError": "hifi.errors",
-    "TrainingEvent": "hifi.events",
-    "finetune": "hifi.finetuning",
-    "resolve_model": "hifi.models",
-    "select_heads": "hifi.selection",
+    "TrainingEvent": "hifi.training.events",
+    "finetune": "hifi.training.finetuning",
+    "resolve_model": "hifi.backbones.models",
+    "select_heads": "hifi.selection.scoring",
 }
 
 

@@ -17,31 +17,27 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
-from service import problems
-from service.auth import admit_caller
-from service.batches import Batcher
 from service.context import Gateway
-from service.inference_client import InferenceClient
-from service.intake import Intake
-from service.metrics import Metrics
-from service.middleware import BodyLimit, Door
+from service.datasets import routes as datasets
+from service.http import problems
+from service.http.auth import admit_caller
+from service.http.batches import Batcher
+from service.http.middleware import BodyLimit, Door
+from service.http.parameters import check_query
+from service.http.shares import Shares
+from service.inference import routes as predictions
+from service.inference.client import InferenceClient
+from service.jobs import events, results
+from service.jobs import routes as jobs
+from service.jobs.intake import Intake
+from service.jobs.tailer import Tailer
 from service.openapi import document
-from service.parameters import check_query
-from service.readiness import Readiness
-from service.routes import (
-    dashboard,
-    datasets,
-    documentation,
-    events,
-    jobs,
-    models,
-    operations,
-    predictions,
-    results,
-    tenants,
-)
-from service.shares import Shares
-from service.tailer import Tailer
+from service.operations import models
+from service.operations import routes as operations
+from service.operations.metrics import Metrics
+from service.operations.readiness import Readiness
+from service.pages import dashboard, documentation
+from service.tenants import routes as tenants
 from store.database import Database
 from store.queue import TokenPublisher, make_app
 from store.schema import check

@@ -14,13 +14,13 @@ from store.tenants import KeyHolder, Quotas
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-    from service.batches import Batcher
-    from service.inference_client import InferenceClient
-    from service.intake import Intake
-    from service.metrics import Metrics
-    from service.readiness import Readiness
-    from service.shares import Shares
-    from service.tailer import Tailer
+    from service.http.batches import Batcher
+    from service.http.shares import Shares
+    from service.inference.client import InferenceClient
+    from service.jobs.intake import Intake
+    from service.jobs.tailer import Tailer
+    from service.operations.metrics import Metrics
+    from service.operations.readiness import Readiness
     from store.database import Database
     from store.queue import TokenPublisher
     from store.settings import Settings

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import sqlalchemy as sa
 
-from service.home import inference_socket
-from service.listening import reachable_host
+from service.embedded.home import inference_socket
+from service.embedded.listening import reachable_host
 from store.database import OUTAGES, Database, database_now
 from store.errors import StoreError
 from store.machine import machine_name

@@ -11,15 +11,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
-from service.auth import is_public
-from service.prediction_documents import (
+from service.http.auth import is_public
+from service.inference.documents import (
     ImageInput,
     JobInput,
     MixedPredictionRequest,
     PredictionRequest,
     TextInput,
 )
-from service.schemas import NewKey, NewQuotas, NewTenant, Problem
+from service.jobs.schemas import NewKey, NewQuotas, NewTenant, Problem
 from store.problem_details import MEDIA_TYPE
 from store.spec import JobSpec
 

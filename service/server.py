@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import build_app
-from service.outages import told_outages
+from service.embedded.outages import told_outages
 from store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run_gateway(settings: Settings, listener: socket.socket) -> None:
 
     Args:
         settings: from the environment.
-        listener: a listening socket, as :func:`service.listening.listen` gives it.
+        listener: a listening socket, as :func:`service.embedded.listening.listen` gives it.
 
     Raises:
         StoreError: it cannot be started; the message says what to do.

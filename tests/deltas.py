@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hifi.backbone import HeadId, describe, read_rows, task_head_names
-from hifi.delta import DeltaMetadata, HeadDelta, row_key
-from hifi.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.backbones.heads import HeadId, describe, read_rows, task_head_names
+from hifi.deltas.delta import DeltaMetadata, HeadDelta, row_key
 
 if TYPE_CHECKING:
     import transformers as tf

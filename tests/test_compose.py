@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,8 +13,8 @@ import yaml
 from hifi.cli import main
 from service.health import CHECKS
 from store.settings import PREFIX, Settings
+from tests.root import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES = COMPOSE["services"]

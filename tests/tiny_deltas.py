@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hifi.backbone import HeadId
-from hifi.head_selection import HeadSelection
-from hifi.tuning import HeadTuner
+from hifi.backbones.heads import HeadId
+from hifi.selection.head_selection import HeadSelection
+from hifi.tuning.tuner import HeadTuner
 from tests.architectures import LAYERS, tiny_model
 from tests.tiny_tasks import END, UNKNOWN, tiny_tokenizer
 

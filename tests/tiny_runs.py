@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hifi import finetune
-from hifi.events import Control, TrainingEvent
+from hifi.training.events import Control, TrainingEvent
 from tests.tiny_tasks import text_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from hifi.finetuning import FinetuneResult
+    from hifi.training.finetuning import FinetuneResult
 
 # 3 steps an epoch, 6 in all.
 SMALL = {"k": 1, "epochs": 2, "batch_size": 8, "max_length": 16, "n_samples": 10}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hifi.backbone import describe, task_head_names
-from hifi.head_selection import HeadSelection
+from hifi.backbones.heads import describe, task_head_names
+from hifi.selection.head_selection import HeadSelection
 from tests.architectures import LAYERS, tiny_batch
 from tests.deltas import HEADS
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hifi.backbone import HeadId, describe
-from hifi.bank import HeadBank
-from hifi.head_selection import HeadSelection
-from hifi.tuning import HeadTuner
+from hifi.backbones.heads import HeadId, describe
+from hifi.selection.head_selection import HeadSelection
+from hifi.serving.bank import HeadBank
+from hifi.tuning.tuner import HeadTuner
 from tests.architectures import ARCHITECTURES, LAYERS, PAD, tiny_batch, tiny_model
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 CLOSE = 1e-5
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 
-from hifi.checkpoint import checkpoint_folder
-from hifi.devices import resolve_device
+from hifi.backbones.devices import resolve_device
+from hifi.backbones.models import resolve_model
+from hifi.backbones.resident import ResidentBackbones
 from hifi.errors import (
     AmbiguousTaskError,
     CaptureError,
@@ -31,17 +32,16 @@ from hifi.errors import (
     TrainingDivergedError,
     UnsupportedArchitectureError,
 )
-from hifi.events import Control, TrainingEvent
-from hifi.finetuning import FinetuneResult, finetune
-from hifi.models import resolve_model
-from hifi.resident import ResidentBackbones
+from hifi.training.checkpoint import checkpoint_folder
+from hifi.training.events import Control, TrainingEvent
+from hifi.training.finetuning import FinetuneResult, finetune
 from worker.descriptions import describe_backbone
 from worker.messages import Described, Done, Failed, Message, RunJob, Stopped, Told, Wish
 from worker.results import write_artifacts
 from worker.translation import spec_field
 
 if TYPE_CHECKING:
-    from hifi.head_selection import HeadSelection
+    from hifi.selection.head_selection import HeadSelection
 
 _CODES: dict[type[HifiError], str] = {
     AmbiguousTaskError: "task_ambiguous",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hifi.backbone import Backbone, describe, read_rows, task_head_names
-from hifi.errors import ModelError
-from hifi.fingerprint import backbone_fingerprint
-from hifi.models import (
+from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.heads import Backbone, describe, read_rows, task_head_names
+from hifi.backbones.models import (
     AutoClass,
     LoadedModel,
     ModelSource,
@@ -17,6 +16,7 @@ from hifi.models import (
     load_for_task,
     max_positions,
 )
+from hifi.errors import ModelError
 from hifi.tasks import Task, get_task, task_types
 from store.workers import BackboneDescription
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hifi.packaged import PACKAGED_MODEL, find_packaged_folder
+from hifi.backbones.packaged import PACKAGED_MODEL, find_packaged_folder
 
 if TYPE_CHECKING:
     from store.settings import Settings

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hifi.delta_metadata import ENCODINGS
-from hifi.loading import cast_to, load_unchecked
-from hifi.models import identify_folder
+from hifi.backbones.models import identify_folder
+from hifi.deltas.loading import cast_to, load_unchecked
+from hifi.deltas.metadata import ENCODINGS
 from worker.tar import write_tar
 
 if TYPE_CHECKING:
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 LORA = "lora"
 

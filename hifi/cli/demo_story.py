@@ -57,8 +57,8 @@ def prove(folder: Path, *, model: str, metrics: Mapping[str, float]) -> None:
         DemoError: one of them is broken.
     """
     from hifi.cli.proof import measure_accuracy, undo_is_exact
-    from hifi.delta import HeadDelta
-    from hifi.loading import quiet_transformers
+    from hifi.deltas.delta import HeadDelta
+    from hifi.deltas.loading import quiet_transformers
 
     tuned = metrics["accuracy"]
     delta = HeadDelta.load(folder / DELTA)
@@ -85,7 +85,7 @@ def prove_answers(folder: Path, *, texts: Sequence[str], answers: Sequence[str |
         DemoError: they differ.
     """
     from hifi.cli.proof import predict_labels
-    from hifi.loading import quiet_transformers
+    from hifi.deltas.loading import quiet_transformers
 
     with quiet_transformers():
         expected = predict_labels(folder / "merged", texts)

@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_directory(args.out)
     import torch
 
-    from hifi.delta import HeadDelta
-    from hifi.loading import cast_to, load_backbone
+    from hifi.deltas.delta import HeadDelta
+    from hifi.deltas.loading import cast_to, load_backbone
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hifi.cli import options, output
 
 if TYPE_CHECKING:
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show a head delta's metadata, sizes and heads."""
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
     delta = HeadDelta.load(args.delta)
     document = describe_delta(delta, path=args.delta)
@@ -91,7 +91,7 @@ def _plain(value: object) -> str:
 def selection_of(delta: HeadDelta) -> dict[str, Any]:
     """Give the selection that a delta records; only its heads where the record is unsound."""
     from hifi.errors import InvalidArgumentError
-    from hifi.head_selection import HeadSelection
+    from hifi.selection.head_selection import HeadSelection
 
     try:
         selection = HeadSelection.from_dict(delta.metadata.selection)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hifi.events import Control
+from hifi.training.events import Control
 
 _STDERR = 2
 _NOTE = b"\nhifi: stopping at the next step; Ctrl-C again stops at once\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hifi.cli import options, output
 
 if TYPE_CHECKING:
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_directory(args.out)
     import torch
 
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
+    from hifi.deltas.loading import load_backbone, write_merged_model
     from hifi.files import write_directory_atomically
-    from hifi.loading import load_backbone, write_merged_model
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)

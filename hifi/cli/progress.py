@@ -16,7 +16,7 @@ from hifi.cli.render import format_metrics, format_seconds, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hifi.events import TrainingEvent
+    from hifi.training.events import TrainingEvent
 
 LINE_SECONDS = 10.0  # between two plain lines about the same thing
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hifi.devices import resolve_attention
-from hifi.models import resolve_model
+from hifi.backbones.devices import resolve_attention
+from hifi.backbones.models import resolve_model
 
 if TYPE_CHECKING:
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 _BATCH = 32
 

@@ -13,9 +13,9 @@ from hifi.cli import options, output
 if TYPE_CHECKING:
     import torch
 
-    from hifi.head_selection import HeadSelection
-    from hifi.hyperparameters import Hyperparameters
-    from hifi.preparation import Prepared
+    from hifi.selection.head_selection import HeadSelection
+    from hifi.training.hyperparameters import Hyperparameters
+    from hifi.training.preparation import Prepared
 
 _SCORING = ("k", "xi", "damping", "n_samples", "strategy", "teleport")
 
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
         output.check_new_file(args.out)
     from rich.console import Console
 
+    from hifi.backbones.devices import resolve_device
     from hifi.cli import render
     from hifi.cli.progress import progress_display
-    from hifi.devices import resolve_device
-    from hifi.events import TrainingEvent
-    from hifi.finetuning import select_prepared
-    from hifi.hyperparameters import Hyperparameters
-    from hifi.reproducibility import reproducible_kernels
+    from hifi.training.events import TrainingEvent
+    from hifi.training.finetuning import select_prepared
+    from hifi.training.hyperparameters import Hyperparameters
+    from hifi.training.reproducibility import reproducible_kernels
 
     splits = options.split_arguments(args)
     device = resolve_device(args.device)
@@ -95,9 +95,9 @@ def _prepare(
     settings: Hyperparameters,
     device: torch.device,
 ) -> Prepared:
-    from hifi.models import resolve_model
-    from hifi.preparation import prepare
+    from hifi.backbones.models import resolve_model
     from hifi.tasks import TaskSpec
+    from hifi.training.preparation import prepare
 
     return prepare(
         resolve_model(args.model, revision=args.revision),
@@ -111,7 +111,7 @@ def _prepare(
 
 def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
     """Give the API's heads document, without what only a server knows."""
-    from hifi.backbone import describe, read_rows, task_head_names
+    from hifi.backbones.heads import describe, read_rows, task_head_names
 
     model = ready.loaded.model
     backbone = describe(model)

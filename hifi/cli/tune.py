@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hifi.cli.progress import Display
-    from hifi.events import Control, TrainingEvent
-    from hifi.finetuning import FinetuneResult
-    from hifi.head_selection import HeadSelection
+    from hifi.selection.head_selection import HeadSelection
+    from hifi.training.events import Control, TrainingEvent
+    from hifi.training.finetuning import FinetuneResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
     output.check_new_file(args.out)
     from rich.console import Console
 
-    from hifi.checkpoint import remove_checkpoints
     from hifi.cli.interrupt import stop_on_interrupt
     from hifi.cli.progress import progress_display
-    from hifi.events import Control
+    from hifi.training.checkpoint import remove_checkpoints
+    from hifi.training.events import Control
 
     report = Console(stderr=args.json)
     stop = Control.CANCEL if args.checkpoint_dir is None else Control.PAUSE
@@ -139,7 +139,7 @@ def _show_heads(console: Console, selection: HeadSelection) -> None:
 
 
 def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
-    from hifi.finetuning import finetune
+    from hifi.training.finetuning import finetune
 
     return finetune(
         task=args.task,
@@ -156,7 +156,7 @@ def _read_selection(path: Path) -> HeadSelection:
     Raises:
         InvalidArgumentError: no file of a selection.
     """
-    from hifi.head_selection import HeadSelection
+    from hifi.selection.head_selection import HeadSelection
 
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hifi.data import check_columns
+from hifi.data.spec import TaskSpec
+from hifi.data.splits import check_columns
 from hifi.errors import InvalidArgumentError
-from hifi.tasks.base import Batch, Encoder, Examples, Task, TaskSpec
+from hifi.tasks.base import Batch, Encoder, Examples, Task
 from hifi.tasks.inference import infer
 from hifi.tasks.registry import get_task, task_types
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from hifi.columns import Label
-    from hifi.models import AutoClass, ModelSource
+    from hifi.backbones.models import AutoClass, ModelSource
+    from hifi.data.columns import Label
 
 InputKind: TypeAlias = Literal["text", "image"]
 
@@ -92,114 +92,6 @@ class Encoder(ABC):
         Raises:
             DataError: a row that cannot be used.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSpec:
-    """What the user says about the task; what is left out is inferred from the columns.
-
-    Attributes:
-        type: ``classification``, ``regression`` or ``image-classification``.
-        text: one or two text columns.
-        label: the column of classes or numbers.
-        image: the image column.
-        metric: the metric by which the best step is chosen.
-    """
-
-    type: str | None = None
-    text: tuple[str, ...] = ()
-    label: str | None = None
-    image: str | None = None
-    metric: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("type", "label", "image", "metric"):
-            value = getattr(self, name)
-            if not isinstance(value, str | None):
-                raise InvalidArgumentError(name, value=value, limit="a text")
-        object.__setattr__(self, "text", _names(self.text))
-        if len(self.text) > 2 or len(set(self.text)) < len(self.text):
-            raise InvalidArgumentError("text", value=self.text, limit="one or two columns")
-        if self.text and self.image is not None:
-            raise InvalidArgumentError(
-                "image", value=self.image, limit="a task has text columns or an image column"
-            )
-        if self.label is not None and self.label in (*self.text, self.image):
-            raise InvalidArgumentError(
-                "label", value=self.label, limit="another column than the inputs"
-            )
-
-    @classmethod
-    def of(
-        cls,
-        task: str | Mapping[str, Any] | TaskSpec | None = None,
-        *,
-        text: str | Sequence[str] | None = None,
-        label: str | None = None,
-        image: str | None = None,
-        metric: str | None = None,
-    ) -> TaskSpec:
-        """Collect what was said about a task in one place.
-
-        Args:
-            task: a type; or a mapping with the entries ``type, text, label, image, metric`` (all
-                optional), as in a job spec; or a TaskSpec.
-            text: one or two text columns.
-            label: the column of classes or numbers.
-            image: the image column.
-            metric: the metric by which the best step is chosen.
-
-        Raises:
-            InvalidArgumentError: an unknown entry, one of the wrong type, or one that is given
-                twice and differs.
-        """
-        said = cls._said(task)
-        given = cls(text=_names(text), label=label, image=image, metric=metric)
-        entries: dict[str, Any] = {}
-        for name in ("text", "label", "image", "metric"):
-            first, second = getattr(said, name), getattr(given, name)
-            if first and second and first != second:
-                raise InvalidArgumentError(
-                    name, value=second, limit=f"task says {first!r}; give one of the two"
-                )
-            entries[name] = first or second
-        return cls(type=said.type, **entries)
-
-    @classmethod
-    def _said(cls, task: object) -> TaskSpec:
-        """Read the argument ``task`` of :meth:`of`."""
-        if isinstance(task, TaskSpec):
-            return task
-        if isinstance(task, str | None):
-            return cls(type=task)
-        if not isinstance(task, Mapping):
-            limit = "a task type, a mapping or a TaskSpec"
-            raise InvalidArgumentError("task", value=task, limit=limit)
-        known = [field.name for field in fields(cls)]
-        for name in task:
-            if name not in known:
-                raise InvalidArgumentError("task", value=name, limit=f"entries {', '.join(known)}")
-        return cls(**task)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """List the columns that are named."""
-        return (*self.text, *(name for name in (self.image, self.label) if name is not None))
-
-    @property
-    def names_all_columns(self) -> bool:
-        """Whether no column is left to infer, so that others do not matter."""
-        return self.label is not None and bool(self.text or self.image)
-
-
-def _names(text: object) -> tuple[str, ...]:
-    """Read one column or several; None is none."""
-    if isinstance(text, str | None):
-        return () if text is None else (text,)
-    names = tuple(text) if isinstance(text, Iterable) else (text,)
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidArgumentError("text", value=text, limit="one or two columns")
-    return names
 
 
 @dataclass(frozen=True, kw_only=True)

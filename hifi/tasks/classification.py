@@ -9,15 +9,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hifi import metrics
-from hifi.columns import label_indices, label_order, read_labels
+from hifi.data.columns import label_indices, label_order, read_labels
+from hifi.tasks import metrics
 from hifi.tasks.base import Task
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hifi.models import AutoClass
+    from hifi.backbones.models import AutoClass
 
 
 @dataclass(frozen=True, kw_only=True)

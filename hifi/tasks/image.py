@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hifi.columns import decode_image, read_images
-from hifi.delta_metadata import canonical_json
+from hifi.canonical import canonical_json
+from hifi.data.columns import decode_image, read_images
 from hifi.errors import ModelError
 from hifi.tasks.base import Batch, Digest, Encoder, Examples
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import transformers
 
-from hifi.models import load_image_processor
+from hifi.backbones.models import load_image_processor
 from hifi.tasks.classification import ClassTask
 from hifi.tasks.image import ImageEncoder
 
 if TYPE_CHECKING:
-    from hifi.models import AutoClass, ModelSource
+    from hifi.backbones.models import AutoClass, ModelSource
     from hifi.tasks.base import Encoder, InputKind
 
 

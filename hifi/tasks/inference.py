@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.columns import is_float, is_image, is_label, is_text, is_whole, kind_of
+from hifi.data.columns import is_float, is_image, is_label, is_text, is_whole, kind_of
 from hifi.errors import AmbiguousTaskError, DataError
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
@@ -16,7 +16,7 @@ from hifi.tasks.regression import Regression
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hifi.tasks.base import TaskSpec
+    from hifi.data.spec import TaskSpec
 
 _LABEL_NAMES = ("label", "labels")
 

@@ -10,14 +10,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hifi import metrics
-from hifi.columns import read_targets
+from hifi.data.columns import read_targets
+from hifi.tasks import metrics
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hifi.models import AutoClass
+    from hifi.backbones.models import AutoClass
 
 
 @dataclass(frozen=True, kw_only=True)

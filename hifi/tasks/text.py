@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hifi.columns import read_texts
+from hifi.backbones.models import load_tokenizer, usable_pad_token
+from hifi.data.columns import read_texts
 from hifi.errors import DataError, InvalidArgumentError, ModelError
-from hifi.models import load_tokenizer, usable_pad_token
 from hifi.tasks.base import Batch, Digest, Encoder, Examples, Task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
     from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
-    from hifi.models import ModelSource
+    from hifi.backbones.models import ModelSource
     from hifi.tasks.base import InputKind
 
 _IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"

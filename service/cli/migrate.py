@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _migrate(args: argparse.Namespace) -> int:
-    from service.home import make_home
-    from service.outages import told_outages
+    from service.embedded.home import make_home
+    from service.embedded.outages import told_outages
     from store.schema import downgrade, upgrade
     from store.settings import read_settings
 

@@ -56,7 +56,7 @@ def _serve(args: argparse.Namespace) -> int:
     settings = read_settings()
     if args.only == "gateway":
         return _serve_gateway(settings, listener=args.listener)
-    from service.embedded import serve_embedded
+    from service.embedded.serve import serve_embedded
     from store.logs import configure_logging
 
     configure_logging(settings.log_format, process="serve")
@@ -69,8 +69,8 @@ def _announce(url: str) -> None:
 
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
-    from service.listening import listen, url_of
-    from service.outages import told_outages
+    from service.embedded.listening import listen, url_of
+    from service.embedded.outages import told_outages
     from service.server import run_gateway
     from store.database import Database
     from store.logs import configure_logging

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from service.cli import options
-from service.outages import told_outages
-from service.schemas import (
+from service.embedded.outages import told_outages
+from service.jobs.schemas import (
     KeyDocument,
     KeyList,
     NewKey,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client
-from service.listening import free_loopback_port
+from service.embedded.listening import free_loopback_port
 from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, children, deployed, kill
 from tests.integration.jobs import write_splits

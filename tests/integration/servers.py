@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import redis
 
-from service.listening import free_loopback_port
+from service.embedded.listening import free_loopback_port
 from tests.integration.deployment import wait_for
 
 

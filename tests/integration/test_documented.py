@@ -14,8 +14,8 @@ import pytest
 
 from hifi.cli.docstrings import build_data_set
 from tests.integration.served import Served, served
+from tests.root import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 URL = "http://127.0.0.1:8000"
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 IDENTIFIER = re.compile(r"\b(ds|job)_[a-z0-9]{24}\b")

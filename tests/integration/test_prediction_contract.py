@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.orders import DeltaOrder, PredictionOrder
+from store.orders import DeltaOrder, PredictionOrder
 from store.prediction_limits import MAX_LETTERS, MAX_SECONDS
 from worker.inference import orders
 

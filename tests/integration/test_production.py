@@ -17,16 +17,17 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from service.client import ApiError, Client
-from service.listening import free_loopback_port
+from service.embedded.listening import free_loopback_port
 from store.queue import make_app
 from store.settings import Settings
 from tests.integration.conftest import QUICK
 from tests.integration.deployment import Deployment, deployed
 from tests.integration.jobs import write_splits
 from tests.integration.servers import PostgresServer, RedisServer, running
+from tests.root import ROOT
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("production")]
-COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text("utf-8"))
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SPEC: dict[str, Any] = {
     "model": "all-MiniLM-L6-v2",
     "k": 1,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.churn import Churned, churn
-from benchmarks.churn_tasks import CLOSE, is_right
+from benchmarks.serving.churn import Churned, churn
+from benchmarks.serving.churn_tasks import CLOSE, is_right
 from tests.tiny_tasks import WORDS
 
 SECONDS, TASKS, TEXTS = 20.0, 36, 12

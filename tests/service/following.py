@@ -11,7 +11,7 @@ from store.jobs import cancel
 from store.tables import JobEvent
 
 if TYPE_CHECKING:
-    from service.tailer import ProgressSeen
+    from service.jobs.tailer import ProgressSeen
     from store.database import Database
 
 SECONDS = 20.0  # no test waits longer for what should come at once

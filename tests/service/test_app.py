@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
-from service.intake import Intake, Posting
+from service.jobs.intake import Intake, Posting
 from store.errors import SchemaError, SettingsError
 from store.spec import JobSpec
 from store.tables import Job

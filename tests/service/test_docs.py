@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from hifi import cli
 from service.app import build_app
-from service.metrics import Metrics
-from service.prediction_documents import MAX_VALUES
-from service.routes.predictions import MAX_BODY_BYTES
+from service.inference.documents import MAX_VALUES
+from service.inference.routes import MAX_BODY_BYTES
+from service.operations.metrics import Metrics
 from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
 from store.settings import PREFIX, Settings
 from store.states import JobStatus
+from tests.root import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SERVICE = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", OPERATIONS + SERVICE, re.DOTALL)
@@ -124,7 +123,7 @@ class TestMetrics:
         text = Metrics().render(None).decode()
         source = "".join(
             (ROOT / path).read_text(encoding="utf-8")
-            for path in ("service/metrics.py", "worker/inference/metrics.py")
+            for path in ("service/operations/metrics.py", "worker/inference/metrics.py")
         )
         rows = re.findall(r"^\| (`hifi_[^|]*) \|", OPERATIONS, re.MULTILINE)
         told = [name for row in rows for name in re.findall(r"`(hifi_\w+)(?:\{[^`]*\})?`", row)]

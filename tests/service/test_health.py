@@ -10,19 +10,17 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from service.embedded.home import choose_infer_url
+from service.embedded.listening import free_loopback_port
 from service.health import gateway_is_healthy, inference_is_healthy, main, worker_is_healthy
-from service.home import choose_infer_url
-from service.listening import free_loopback_port
 from store.database import Database
 from store.settings import Settings
 from store.workers import leave, register
+from tests.root import ROOT
 from tests.service.stub_server import document, stub_server
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager

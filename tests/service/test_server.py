@@ -9,15 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
 import pytest
 
-from service.listening import free_loopback_port, listen
+from service.embedded.listening import free_loopback_port, listen
 from store.settings import Settings
+from tests.root import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
 
 

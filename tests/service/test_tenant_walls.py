@@ -13,7 +13,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from service.app import build_app
-from service.auth import administrator, is_public
+from service.http.auth import administrator, is_public
 from store.states import JobStatus
 from tests.service.gateways import CSV, add_dataset_row, finished_job, job_spec, problem_of
 

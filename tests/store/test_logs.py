@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.root import ROOT
 
 KEY = "hifi_" + "aB3-_" * 8 + "xyz"
 SCRIPT = """
@@ -37,7 +38,7 @@ def lines(form: str) -> list[str]:
         check=True,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.stdout == ""
     return done.stderr.splitlines()

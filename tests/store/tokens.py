@@ -7,19 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from store.queue import TokenPublisher, make_app
+from tests.root import ROOT
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from store.settings import Settings
 
-ROOT = Path(__file__).parents[2]
 PUBLISHER = """
 import os, sys, time
 from store.queue import TokenPublisher, make_app

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers as tf
 
+from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.errors import ModelError, UnsupportedArchitectureError
-from hifi.fingerprint import backbone_fingerprint
 from tests.architectures import ARCHITECTURES, HIDDEN, NAMES, QUERY_HEADS, heads_per_layer
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_runs import run

@@ -16,17 +16,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hifi.delta import HeadDelta
+from hifi.deltas.delta import HeadDelta
 from hifi.errors import BackboneMismatchError
+from tests.root import ROOT
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_runs import run
 from tests.tiny_tasks import save_text_model
 from worker.results import write_artifacts
 
 if TYPE_CHECKING:
-    from hifi.finetuning import FinetuneResult
-
-ROOT = Path(__file__).parent.parent.parent
+    from hifi.training.finetuning import FinetuneResult
 
 
 def write(result: FinetuneResult, model: Path, folder: Path) -> dict[str, Path]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
-from hifi.bank import HeadBank
+from hifi.backbones.models import ModelSource, download_model, identify_folder
+from hifi.deltas.loading import load_bare_backbone
 from hifi.errors import BackboneMismatchError, ModelError
-from hifi.loading import load_bare_backbone
-from hifi.models import ModelSource, download_model, identify_folder
-from hifi.prediction import InputReader, TaskRecord
+from hifi.serving.bank import HeadBank
+from hifi.serving.prediction import InputReader, TaskRecord
 from worker.inference.recency import LeastRecentlyUsed
 from worker.inference.turns import FairPool, SingleFlight
 from worker.models import find_backbones
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from hifi.bank import PackedDelta
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
+    from hifi.serving.bank import PackedDelta
     from store.settings import Settings
 
 BackboneName: TypeAlias = tuple[str, str | None]  # id, or hub id and commit

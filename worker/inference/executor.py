@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 import torch
 
-from hifi.prediction import Sample, collate
+from hifi.serving.prediction import Sample, collate
 from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.tiers import Placement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hifi.bank import PackedDelta
-    from hifi.prediction import TaskRecord
+    from hifi.serving.bank import PackedDelta
+    from hifi.serving.prediction import TaskRecord
     from worker.inference.backbones import ServedBackbone
     from worker.inference.tiers import DeltaKey, DeviceTier
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from hifi.delta import HeadDelta
+from hifi.deltas.delta import HeadDelta
 from worker.inference.heap import Heap
 from worker.inference.turns import FairPool, SingleFlight, Turns
 

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hifi.delta import HeadDelta
-from hifi.loading import load_backbone_at, write_merged_model
+from hifi.deltas.delta import HeadDelta
+from hifi.deltas.loading import load_backbone_at, write_merged_model
 from worker.inference.backbones import find_backbone
 from worker.inference.failures import typed_problems
 

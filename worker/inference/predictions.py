@@ -28,8 +28,8 @@ from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.turns import FairPool
 
 if TYPE_CHECKING:
-    from hifi.bank import PackedDelta
-    from hifi.prediction import Sample, TaskRecord
+    from hifi.serving.bank import PackedDelta
+    from hifi.serving.prediction import Sample, TaskRecord
     from worker.inference.backbones import Backbones, ServedBackbone
     from worker.inference.loading import DeltaLoader
     from worker.inference.orders import DeltaOrder, PredictionRequest

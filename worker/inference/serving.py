@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hifi.devices import resolve_device
+from hifi.backbones.devices import resolve_device
 from worker.inference.backbones import Backbones, ServedBackbone
 from worker.inference.executor import Executor, Work
 from worker.inference.loading import DeltaLoader

@@ -15,8 +15,8 @@ import torch
 from worker.inference.recency import LeastRecentlyUsed
 
 if TYPE_CHECKING:
-    from hifi.bank import HeadBank, PackedDelta
-    from hifi.prediction import TaskRecord
+    from hifi.serving.bank import HeadBank, PackedDelta
+    from hifi.serving.prediction import TaskRecord
     from worker.inference.backbones import LoadedDelta, ServedBackbone
 
 DeltaKey: TypeAlias = str  # tenant and content: the same delta under any job's id, and no other

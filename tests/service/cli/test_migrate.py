@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hifi.cli import main
-from service.listening import free_loopback_port
+from service.embedded.listening import free_loopback_port
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from service.client import (
     UnreachableError,
 )
 from service.client.connection import ATTEMPTS
-from service.listening import free_loopback_port
+from service.embedded.listening import free_loopback_port
 from tests.service.stub_server import document, hang_up, problem, reply
 
 JOB = {"id": "job_1", "status": "queued"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.testclient import TestClient
 
-from hifi.bank import HeadBank
+from hifi.serving.bank import HeadBank
 from store.storage import ArtifactStorage
 from tests.worker.inference.tuned import Tuned, tune
 from worker.inference.app import build_app

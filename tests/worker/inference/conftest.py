@@ -14,7 +14,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
-from hifi.bank import HeadBank
+from hifi.serving.bank import HeadBank
 from store.settings import Settings
 from store.storage import ArtifactStorage
 from tests.tiny_tasks import save_image_model
@@ -76,7 +76,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tasks(backbone: Path, vit: Path) -> dict[str, Tuned]:
     """Give tasks that differ in everything: heads, labels, kind, columns, length, backbone."""
-    from hifi.backbone import HeadId  # noqa: PLC0415 - after the environment is set
+    from hifi.backbones.heads import HeadId  # noqa: PLC0415 - after the environment is set
 
     return {
         "two": tune(backbone, seed=1),

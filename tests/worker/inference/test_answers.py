@@ -18,7 +18,7 @@ import transformers as tf
 from datasets import load_dataset
 from starlette.testclient import TestClient
 
-from hifi.backbone import HeadId
+from hifi.backbones.heads import HeadId
 from tests.architectures import ARCHITECTURES, NAMES, tiny_model
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import END, UNKNOWN, WORDS, save_image_model, tiny_tokenizer

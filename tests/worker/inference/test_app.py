@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hifi.cli import main
-from hifi.delta import HeadDelta
+from hifi.deltas.delta import HeadDelta
 from store.settings import Settings
 from tests.tiny_deltas import save_bare_backbone
 from worker.inference import merging

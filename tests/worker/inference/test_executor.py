@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hifi.bank import HeadBank
-from hifi.loading import load_bare_backbone
-from hifi.models import resolve_model
-from hifi.prediction import Sample
+from hifi.backbones.models import resolve_model
+from hifi.deltas.loading import load_bare_backbone
+from hifi.serving.bank import HeadBank
+from hifi.serving.prediction import Sample
 from tests.worker.inference.asking import wait_until
 from tests.worker.inference.tuned import CLOSE, Tuned, tune
 from worker.inference.backbones import LoadedDelta, ServedBackbone

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hifi.bank import HeadBank
+from hifi.serving.bank import HeadBank
 from store.errors import ArtifactStorageError
 from tests.tiny_deltas import save_bare_backbone
 from tests.worker.inference.asking import (

@@ -23,6 +23,7 @@ import uvicorn
 from hifi.cli import main
 from store import logs
 from store.errors import SettingsError
+from tests.root import ROOT
 from worker.inference import merging, server
 from worker.inference.app import build_app
 from worker.inference.server import listen
@@ -30,7 +31,6 @@ from worker.inference.server import listen
 if TYPE_CHECKING:
     from tests.worker.inference.conftest import Home
 
-ROOT = Path(__file__).parent.parent.parent.parent
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 BIG = 64 << 20  # more than all buffers on the way take
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hifi.backbone import HeadId
-from hifi.loading import load_bare_backbone
-from hifi.models import resolve_model
-from hifi.slots import Slots
+from hifi.backbones.heads import HeadId
+from hifi.backbones.models import resolve_model
+from hifi.deltas.loading import load_bare_backbone
+from hifi.serving.slots import Slots
 from tests.worker.inference.tuned import tune
 from worker.inference.backbones import LoadedDelta, ServedBackbone
 from worker.inference.tiers import DeviceTier, HostTier, Placement

@@ -15,13 +15,13 @@ import torch
 import transformers as tf
 from PIL import Image
 
-from hifi.backbone import HeadId, describe
-from hifi.head_selection import HeadSelection
-from hifi.tuning import HeadTuner
+from hifi.backbones.heads import HeadId, describe
+from hifi.selection.head_selection import HeadSelection
+from hifi.tuning.tuner import HeadTuner
 from tests.tiny_tasks import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from hifi.delta import HeadDelta
+    from hifi.deltas.delta import HeadDelta
 
 CLOSE = 1e-5
 HEADS = (HeadId(0, 1), HeadId(2, 3))

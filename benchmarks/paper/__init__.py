@@ -1,0 +1,1 @@
+"""The paper's tables: metrics of HiFi and its rivals."""

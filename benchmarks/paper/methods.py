@@ -1,0 +1,100 @@
+"""The ways to fine-tune that are compared, each on a fresh copy of the same model."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from hifi.backbones.heads import HeadId, describe, task_head_names
+from hifi.selection.head_selection import HeadSelection
+from hifi.tuning.first_token import first_token_only
+from hifi.tuning.tuner import HeadTuner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedModel
+
+LORA_TARGETS = {"lora-qk": ["query", "key"], "lora-qv": ["query", "value"]}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model made ready for training.
+
+    Attributes:
+        network: what the loop calls.
+        parameters: what the optimizer gets.
+        during: makes the context that is entered around the training loop.
+    """
+
+    network: nn.Module
+    parameters: list[nn.Parameter]
+    during: Callable[[], AbstractContextManager[Any]]
+
+    @property
+    def trainable(self) -> int:
+        """Count the trained weights."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+def prepare(name: str, model: PreTrainedModel, *, selection: HeadSelection | None = None) -> Method:
+    """Make ``model`` train by the method ``name``.
+
+    Args:
+        name: ``full``, ``head-only``, ``lora-qk`` and ``lora-qv`` (stock PEFT, r=8), ``tuner``
+            (HeadTuner alone), ``hifi`` (HeadTuner as ``hifi.finetune`` runs it: with
+            ``first_token_only``) or ``hifi-mid-top``.
+        model: a sequence classifier; changed in place.
+        selection: the heads; three random ones per layer by default, which cost the same.
+    """
+    if name in LORA_TARGETS:
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=LORA_TARGETS[name]
+        )
+        network: nn.Module = get_peft_model(model, config)
+        return Method(network, _trainable(network), nullcontext)
+    if name == "head-only":
+        head = set(task_head_names(model))
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name in head)
+        return Method(model, _trainable(model), nullcontext)
+    if name == "full":
+        return Method(model, _trainable(model), nullcontext)
+    strategy = "mid-top" if name == "hifi-mid-top" else "layer-wise"
+    tuner = HeadTuner(model, selection or random_heads(model, k=3, seed=0, strategy=strategy))
+    during = nullcontext if name == "tuner" else partial(first_token_only, model)
+    return Method(model, tuner.parameters(), during)
+
+
+def random_heads(
+    model: PreTrainedModel, *, k: int, seed: int, strategy: str = "layer-wise"
+) -> HeadSelection:
+    """Draw ``k`` heads of every layer, or of every upper layer."""
+    backbone = describe(model)
+    generator = random.Random(seed)  # noqa: S311 - an ablation, not a secret
+    first = 0 if strategy == "layer-wise" else -(-backbone.num_layers // 2)
+    heads = [
+        HeadId(layer, head)
+        for layer in range(first, backbone.num_layers)
+        for head in generator.sample(range(backbone.num_heads), k)
+    ]
+    return HeadSelection.from_heads(heads, num_layers=backbone.num_layers)
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Run forward passes in ``float32``, or in bfloat16 by autocast."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+        yield
+
+
+def _trainable(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -1,0 +1,1 @@
+"""The gateway, the queue and the whole service."""

@@ -1,0 +1,88 @@
+"""What the gateway is measured against: servers that take the same body and store nothing.
+
+``python -m benchmarks.service.bare_servers KIND PORT`` serves ``POST /jobs`` until it is killed:
+``loop`` and ``thread`` are FastAPI endpoints, ``async def`` and ``def``, that validate a job spec;
+``socket`` reads nothing of what comes, to see how fast the load generator is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from benchmarks.service.deployment import wait_for_port
+from service.embedded.listening import free_loopback_port
+from store.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
+
+_KEEP_ALIVE_SECONDS = 30  # as the gateway's
+_ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-length: 16\r\n\r\n{"object":"job"}'
+
+
+def _app(kind: str) -> FastAPI:
+    app = FastAPI()
+    document = {"object": "job", "status": "queued"}
+
+    def take(spec: JobSpec) -> dict[str, str]:  # noqa: ARG001 - validated, and that is all
+        return document
+
+    async def take_at_once(spec: JobSpec) -> dict[str, str]:  # noqa: ARG001 - as above
+        return document
+
+    app.post("/jobs", status_code=202)(take if kind == "thread" else take_at_once)
+    return app
+
+
+def _serve(kind: str, port: int) -> None:
+    """Serve with the settings of the gateway's own server."""
+    uvicorn.run(
+        _app(kind),
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    )
+
+
+class _Socket(asyncio.Protocol):
+    """Answers whatever comes in one piece."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            self._transport = transport
+
+    def data_received(self, _data: bytes) -> None:
+        self._transport.write(_ACCEPTED)
+
+
+async def _answer_sockets(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(_Socket, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+@contextmanager
+def bare_server(kind: str) -> Iterator[int]:
+    """Run one; give its port."""
+    port = free_loopback_port()
+    command = [sys.executable, "-m", "benchmarks.service.bare_servers", kind, str(port)]
+    process = subprocess.Popen(command)  # noqa: S603 - this module
+    try:
+        wait_for_port(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "socket":
+        asyncio.run(_answer_sockets(int(sys.argv[2])))
+    else:
+        _serve(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,238 @@
+"""What a job costs beyond its fine-tune: through the service, and by ``hifi.finetune`` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from benchmarks.data import read_rows
+from benchmarks.rows import Row, print_rows
+from benchmarks.service.deployment import (
+    THREADS,
+    Deployment,
+    database_of,
+    embedded,
+    end_in_order,
+    stopped,
+)
+from benchmarks.service.line_process import line_process
+from hifi.backbones.models import resolve_model
+from hifi.backbones.packaged import PACKAGED_MODEL
+from hifi.cli.docstrings import build_data_set
+from service.client import Client
+from store.storage import ArtifactStorage
+from store.tables import Dataset, Job, JobEvent
+from worker.translation import file_data, finetune_arguments
+
+_MRPC = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
+_DOCSTRINGS = {"type": "classification", "text": ["text"], "label": "library"}
+_SETTLE_SECONDS = 3.0  # for processes that were stopped to do what they have missed
+_STAGES = {
+    "claim": "POST to the claim",
+    "loading": "claim to the first scores: data and backbone",
+    "selection": "selection",
+    "training": "training, evaluations and checkpoints",
+    "storing": "artifacts written and stored",
+    "telling": "end of the job to its client",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        rows: of training, at most.
+        epochs: of the measured jobs.
+        repetitions: of both sides.
+    """
+
+    rows: int
+    epochs: int
+    repetitions: int
+
+
+FULL = Size(rows=4000, epochs=2, repetitions=5)
+QUICK = Size(rows=160, epochs=1, repetitions=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fine-tune.
+
+    Attributes:
+        seconds: all of it.
+        stages: parts of these by name.
+        sha256: of the delta in float32.
+        costs: seconds of what the service does with a delta, measured alone.
+    """
+
+    seconds: float
+    stages: Mapping[str, float]
+    sha256: str
+    costs: Mapping[str, float]
+
+
+class Service:
+    """The embedded service with a data set in it, and one job after another."""
+
+    def __init__(self, deployment: Deployment, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._deployment = deployment
+        self._spec: dict[str, Any] = {"model": PACKAGED_MODEL}
+        self._stored_spec: dict[str, Any] = {}
+
+    def push(self, folder: Path, size: Size) -> None:
+        """Upload the data set."""
+        self._spec["task"] = _write_data(folder, rows=size.rows)
+        with Client(self._deployment.url) as client:
+            train, validation = (folder / f"{split}.jsonl" for split in ("train", "validation"))
+            self._spec["dataset"] = client.datasets.push(train, validation=validation)["id"]
+
+    def run(self, *, epochs: int) -> Run:
+        """Post a job and follow it to its end."""
+        spec = {**self._spec, "training": {"epochs": epochs}}
+        with Client(self._deployment.url) as client:
+            posted, start = time.time(), time.perf_counter()
+            identifier = client.jobs.create(spec)["id"]
+            for _ in client.jobs.watch(identifier):
+                pass
+            seconds, seen = time.perf_counter() - start, time.time()
+            job = client.jobs.get(identifier)
+        if job["status"] != "succeeded" or job["artifact"] is None:
+            raise RuntimeError(f"{identifier} {job['status']}: {job['error']}")
+        self._stored_spec = dict(job["spec"])
+        return Run(
+            seconds=seconds,
+            stages=self._stages(identifier, posted=posted, seen=seen),
+            sha256=job["artifact"]["encodings"]["float32"]["sha256"],
+            costs={},
+        )
+
+    def _stages(self, identifier: str, *, posted: float, seen: float) -> dict[str, float]:
+        """Read when the job came to what, by the clock that the database and we share."""
+        with database_of(self._deployment) as database, database.read() as session:
+            job = session.get_one(Job, identifier)
+            events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == identifier)).all()
+        at = {
+            event.data["status"]: event.created_at.timestamp()
+            for event in events
+            if event.type == "status"
+        }
+        told = [event.created_at.timestamp() for event in events if event.type == "message"]
+        if job.started_at is None:
+            raise RuntimeError(f"{identifier} was never claimed")
+        moments = [
+            *(posted, job.started_at.timestamp(), at["selecting"], at["training"]),
+            *(told[-1], at["succeeded"], seen),
+        ]
+        lengths = (b - a for a, b in pairwise(moments))
+        return dict(zip(_STAGES, lengths, strict=True))
+
+    def arguments(self, folder: Path) -> dict[str, Any]:
+        """Give the arguments of the last job's ``hifi.finetune``, on copies of the same files."""
+        storage = ArtifactStorage(str(self._deployment.home / "artifacts"))
+        with database_of(self._deployment) as database, database.read() as session:
+            dataset = session.get_one(Dataset, self._spec["dataset"])
+            files = {split: folder / f"{split}.parquet" for split in dataset.splits}
+            for split, file in files.items():
+                storage.fetch(dataset.tenant_id, dataset.splits[split]["sha256"], to=file)
+        arguments = finetune_arguments(
+            self._stored_spec,
+            data=file_data(files),
+            model=str(resolve_model(PACKAGED_MODEL).path),
+            revision=None,
+        )
+        return {**arguments, "device": "cpu"}
+
+
+def _write_data(folder: Path, *, rows: int) -> dict[str, Any]:
+    """Write MRPC where it is at hand, else the demo's data set; give the task."""
+    if not os.environ.get("HIFI_TEST_DATA"):
+        build_data_set(folder, rows_per_library=min(rows // 4, 1000), seed=0)
+        return _DOCSTRINGS
+    for split in ("train", "validation"):
+        lines = [json.dumps(row) for row in read_rows("mrpc", split)[:rows]]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return _MRPC
+
+
+@contextmanager
+def _service(folder: Path, size: Size) -> Iterator[Service]:
+    with embedded() as deployment:
+        service = Service(deployment, deployment.processes[0])
+        service.push(folder, size)
+        yield service
+
+
+def measure(size: Size) -> Iterator[tuple[Run, Run]]:
+    """Run the same fine-tune through the service and alone, in turns, the backbone in memory.
+
+    The service's processes are stopped while the other side runs, so that it has the machine to
+    itself.
+    """
+    as_in_a_worker = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": THREADS, **as_in_a_worker}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        service = stack.enter_context(_service(folder, size))
+        ask = stack.enter_context(line_process("benchmarks.service.alone", environment=environment))
+
+        def alone(arguments: Mapping[str, Any]) -> Run:
+            with stopped(service.process.pid), tempfile.TemporaryDirectory() as output:
+                run = Run(**ask({"arguments": dict(arguments), "folder": output}))
+            time.sleep(_SETTLE_SECONDS)
+            return run
+
+        service.run(epochs=1)
+        arguments = service.arguments(folder)
+        alone(arguments)
+        arguments["epochs"] = size.epochs
+        sides: tuple[Callable[[], Run], Callable[[], Run]] = (
+            lambda: service.run(epochs=size.epochs),
+            lambda: alone(arguments),
+        )
+        for turn in range(size.repetitions):
+            first, second = sides if turn % 2 == 0 else sides[::-1]
+            pair = first(), second()
+            yield pair if turn % 2 == 0 else pair[::-1]
+
+
+def main(size: Size = FULL) -> Iterator[Row]:
+    """Measure, eight minutes on two cores."""
+    pairs = list(measure(size))
+    served, alone = zip(*pairs, strict=True)
+    ours, theirs = (statistics.median(run.seconds for run in side) for side in (served, alone))
+    what = "MRPC" if os.environ.get("HIFI_TEST_DATA") else "the demo's data"
+    label = f"a job on {what}, {size.epochs} epochs, {THREADS} threads: "
+    yield Row(f"{label}through the embedded service", ours, unit="s")
+    yield Row(f"{label}hifi.finetune alone", theirs, unit="s")
+    yield Row(f"{label}service / alone", ours / theirs, "≤ 1.05")
+    yield Row(f"{label}service − alone", ours - theirs, "≤ 2", unit="s")
+    for name, stage in _STAGES.items():
+        lengths = [(run.stages[name], other.stages.get(name, 0.0)) for run, other in pairs]
+        difference = statistics.median(here - there for here, there in lengths)
+        yield Row(f"{label}of that, {stage}", difference, unit="s")
+    for name in alone[0].costs:
+        cost = statistics.median(run.costs[name] for run in alone)
+        yield Row(f"what the service does with a delta, without it: {name}", cost, unit="s")
+    different = sum(run.sha256 != other.sha256 for run, other in pairs)
+    yield Row(f"{label}deltas that are not the same on both sides", different, "≤ 0")
+
+
+if __name__ == "__main__":
+    end_in_order()
+    print_rows(main(QUICK if "--quick" in sys.argv[1:] else FULL))

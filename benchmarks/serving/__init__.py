@@ -1,0 +1,1 @@
+"""The bank and the inference process under load."""

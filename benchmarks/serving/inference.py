@@ -1,0 +1,126 @@
+"""An inference process for a measurement, and many head deltas for it in an artifact store."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+import torch
+
+from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
+from benchmarks.service.deployment import Deployment, deployed, resident_megabytes
+from benchmarks.serving.serve import noise_deltas
+from service.embedded.listening import free_loopback_port
+from store.storage import ArtifactStorage
+
+if TYPE_CHECKING:
+    from hifi.deltas.delta import HeadDelta
+
+SELECTIONS = 64  # of heads; further deltas have other weights in the same heads
+NOISE = 0.01
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An inference process that runs.
+
+    Attributes:
+        port: on the loopback interface.
+        pid: of the process.
+    """
+
+    port: int
+    pid: int
+
+    @property
+    def megabytes(self) -> float:
+        """Read its resident memory, in MB."""
+        return resident_megabytes(self.pid)
+
+    def metric(self, name: str) -> float:
+        """Read one of its metrics, named with its labels as Prometheus writes it."""
+        text = httpx2.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False).text
+        for line in text.splitlines():
+            written, _, value = line.rpartition(" ")
+            if written == name:
+                return float(value)
+        raise KeyError(name)
+
+
+@contextmanager
+def inference(artifacts: Path, **settings: str) -> Iterator[Inference]:
+    """Run ``hifi infer`` as an operator does, in a home of its own; it ends with the block.
+
+    Args:
+        artifacts: the folder of the artifact store.
+        settings: further ``HIFI_…`` variables, without the prefix.
+    """
+    port = free_loopback_port()
+    with deployed(
+        INFER_URL=f"http://127.0.0.1:{port}", ARTIFACTS_URL=str(artifacts), **settings
+    ) as deployment:
+        process = deployment.start("infer")
+        _wait_for(deployment, port)
+        yield Inference(port, process.pid)
+
+
+def _wait_for(deployment: Deployment, port: int) -> None:
+    def answers() -> bool:
+        try:
+            return httpx2.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).is_success
+        except httpx2.TransportError:
+            return False
+
+    deployment.wait_for(answers, message="inference process that answers")
+
+
+def write_order(tenant: str, sha256: str, *, job: str, model: str = MODEL) -> str:
+    """Write the order for a head delta, as a JSON text."""
+    document = {"tenant": tenant, "job": job, "model": model, "revision": None, "sha256": sha256}
+    return json.dumps(document)
+
+
+def store_noise_deltas(artifacts: Path, *, count: int, tenants: int) -> list[str]:
+    """Put head deltas of MiniLM into an artifact store, the tenants taking turns.
+
+    Returns:
+        Their orders, JSON texts.
+    """
+    storage = ArtifactStorage(str(artifacts))
+    orders = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "delta"
+        for number, delta in enumerate(_noise_deltas(count)):
+            delta.save(file)
+            tenant = f"ten_{number % tenants}"
+            blob = storage.put(tenant, file)
+            orders.append(write_order(tenant, blob.sha256, job=f"job_{number}"))
+    return orders
+
+
+def _noise_deltas(count: int) -> Iterator[HeadDelta]:
+    """Make deltas like those of ``benchmarks.serving.serve``, many in a short time."""
+    selections = list(noise_deltas(minilm().eval(), count=min(count, SELECTIONS)))
+    generator = torch.Generator().manual_seed(1)
+    for number in range(count):
+        delta = selections[number % len(selections)]
+        task = {**(delta.metadata.task or {}), "max_length": MAX_LENGTH}
+        rows = {
+            name: rows + NOISE * torch.randn(rows.shape, generator=generator)
+            for name, rows in delta.rows.items()
+        }
+        yield replace(delta, rows=rows, metadata=replace(delta.metadata, task=task))
+
+
+def mrpc_inputs() -> Sequence[str]:
+    """Write the pairs of MRPC's validation split as inputs, JSON texts."""
+    return [
+        json.dumps({"text": row["sentence1"], "text_pair": row["sentence2"]})
+        for row in read_rows("mrpc", "validation")
+    ]

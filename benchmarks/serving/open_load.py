@@ -1,0 +1,171 @@
+"""The inference process under open load: a thousand tasks against one, at the same rate."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.rows import Row, print_rows
+from benchmarks.service.deployment import end_in_order
+from benchmarks.service.line_process import line_process
+from benchmarks.serving.inference import Inference, inference, mrpc_inputs, store_noise_deltas
+from benchmarks.serving.prediction_load import Connection, Order, Report, percentile, request_body
+
+TENANTS = 64
+EXPONENT = 1.0
+LOAD = 0.7
+BUSY_CLIENTS = 128  # of a closed load: about three full batches wait at any time
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    tasks: int
+    turns: int
+    seconds: float
+    warmup_seconds: float
+    cold: int
+
+
+FULL = Size(tasks=1024, turns=5, seconds=40.0, warmup_seconds=4.0, cold=200)
+
+
+class Generator:
+    """The load generator, ordered about."""
+
+    def __init__(
+        self, ask: Callable[[dict[str, object]], dict[str, object]], *, port: int, size: Size
+    ) -> None:
+        self._ask = ask
+        self._port = port
+        self._size = size
+        self._inputs = mrpc_inputs()
+
+    def load(self, deltas: Sequence[str], *, per_second: float | None, seed: int) -> Report:
+        """Ask for predictions of MRPC's pairs, one input a request."""
+        order = Order(
+            port=self._port,
+            deltas=deltas,
+            inputs=self._inputs,
+            exponent=EXPONENT,
+            clients=BUSY_CLIENTS,
+            warmup_seconds=self._size.warmup_seconds,
+            seconds=self._size.seconds,
+            per_second=per_second,
+            seed=seed,
+        )
+        return Report(**self._ask(asdict(order)))  # type: ignore[arg-type] # its own fields
+
+
+@contextmanager
+def generator(server: Inference, size: Size) -> Iterator[Generator]:
+    """Start the load generator for a server."""
+    with line_process("benchmarks.serving.prediction_load") as ask:
+        yield Generator(ask, port=server.port, size=size)
+
+
+def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
+    """Ask for one prediction of each head delta, some of them in one request.
+
+    Returns:
+        The milliseconds that each request took; they follow one another.
+
+    Raises:
+        RuntimeError: there is one without an answer.
+    """
+    inputs = mrpc_inputs()
+
+    async def run() -> list[float]:
+        connection = await Connection.open(port)
+        took = []
+        for start in range(0, len(deltas), at_once):
+            some = deltas[start : start + at_once]
+            items = [(n, inputs[(start + n) % len(inputs)]) for n in range(len(some))]
+            started = time.perf_counter()
+            connection.send(request_body(some, items))
+            status, document = await connection.receive()
+            took.append(1000 * (time.perf_counter() - started))
+            if status != 200 or any("error" in answer for answer in document["data"]):
+                raise RuntimeError(f"no answers: {status} {document}")
+        connection.close()
+        return took
+
+    return asyncio.run(run())
+
+
+def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
+    """Measure all tasks and one of them in turns, everything resident before."""
+    ask_each(server.port, deltas, at_once=_AT_ONCE)
+    label = f"{len(deltas):,} tasks of {TENANTS} tenants by Zipf, one input of MRPC a request"
+    resident = server.metric('hifi_inference_deltas{tier="device"}')
+    yield Row(f"{label}: tasks that are not resident", len(deltas) - resident, "≤ 0")
+    with generator(server, size) as load:
+        full = [load.load(deltas, per_second=None, seed=turn) for turn in range(size.turns)]
+        capacity = statistics.median(report.rate for report in full)
+        yield Row(f"{label}: capacity, {BUSY_CLIENTS} clients", capacity, unit="/s")
+        rate = LOAD * capacity
+        many, one = [], []
+        for turn in range(size.turns):
+            many.append(load.load(deltas, per_second=rate, seed=turn))
+            one.append(load.load(deltas[:1], per_second=rate, seed=turn))
+    label = f"arriving at random, {LOAD:.0%} of that capacity ({rate:.1f}/s)"
+    for whose, reports in ((f"{len(deltas):,} tasks", many), ("1 task", one)):
+        for name in ("p50", "p95", "p99", "worst"):
+            value = statistics.median(getattr(report, name) for report in reports)
+            yield Row(f"{label}, {whose}: {name}", value, unit="ms")
+    ratios = [ours.p95 / theirs.p95 for ours, theirs in zip(many, one, strict=True)]
+    ratio = statistics.median(r.p95 for r in many) / statistics.median(r.p95 for r in one)
+    turns = ", ".join(f"{value:.2f}" for value in ratios)
+    yield Row(f"p95 of {len(deltas):,} tasks / of 1 task (by turns: {turns})", ratio, "≤ 1.5")
+    yield _errors(f"{label}: errors", [*many, *one], limit="≤ 0")
+    yield _errors(f"{BUSY_CLIENTS} clients without a pause: errors", full, limit=None)
+    cpu = max(report.cpu for report in (*full, *many, *one))
+    yield Row("share of a core that the load generator took", cpu)
+    yield Row("99 % of requests were sent within", max(r.late for r in many + one), unit="ms")
+    yield Row("resident memory of the inference process", server.megabytes, unit="MB")
+    own = server.metric('hifi_inference_delta_bytes{tier="device"}') / 1e6
+    yield Row("of that, head deltas", own, unit="MB")
+
+
+def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
+    errors = sum((Counter(report.errors) for report in reports), Counter[str]())
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
+    answered = sum(report.answered for report in reports)
+    return Row(f"{label} beside {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
+
+
+def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
+    """Measure first requests, each for a head delta that is nowhere but in the artifact store."""
+    first, *others = deltas[-size.cold - 1 :]
+    ask_each(server.port, [first], at_once=1)  # loads the backbone
+    for what in ("that is only in the artifact store", "that is resident"):
+        took = sorted(ask_each(server.port, others, at_once=1))
+        label = f"a request for a head delta {what}, nothing else under way"
+        for share in (0.5, 0.95):
+            yield Row(f"{label}: p{share * 100:.0f}", percentile(took, share), unit="ms")
+
+
+def main() -> Iterator[Row]:
+    """Measure all of it, fifteen minutes."""
+    size = FULL
+    with tempfile.TemporaryDirectory(prefix="hifi-artifacts-") as folder:
+        artifacts = Path(folder)
+        deltas = store_noise_deltas(artifacts, count=size.tasks, tenants=TENANTS)
+        with inference(artifacts) as server:
+            yield from measure_load(server, deltas, size)
+        with inference(artifacts) as server:
+            yield from measure_cold(server, deltas, size)
+
+
+if __name__ == "__main__":
+    end_in_order()
+    print_rows(main())

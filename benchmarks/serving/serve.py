@@ -1,0 +1,180 @@
+"""Answers for many tasks at once: a bank of head deltas against merged models and adapters."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
+from benchmarks.rows import Row, print_rows
+from benchmarks.speed.selection import interleaved
+from hifi.backbones.heads import HeadId
+from hifi.backbones.models import resolve_model
+from hifi.selection.head_selection import HeadSelection
+from hifi.serving.bank import HeadBank
+from hifi.tuning.tuner import HeadTuner
+from worker.inference.scheduler import Scheduler, Ticket
+from worker.inference.serving import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.deltas.delta import HeadDelta
+
+TASKS = ROWS = 64
+LAYERS, HEADS, K = 6, 12, 3
+CLOSE = 1e-5
+_TASK = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
+
+
+def noise_deltas(model: PreTrainedModel, *, count: int) -> Iterator[HeadDelta]:
+    """Make head deltas of ``K`` heads per layer, with noise in the place of training."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        heads = [
+            HeadId(layer, int(head))
+            for layer in range(LAYERS)
+            for head in torch.randperm(HEADS, generator=generator)[:K]
+        ]
+        tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=LAYERS))
+        for parameter in tuner.parameters():
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+        yield tuner.delta(task=_TASK, labels=["0", "1"])
+        tuner.undo()
+
+
+def mrpc_batch(rows: int) -> dict[str, Tensor]:
+    """Tokenize the first rows of MRPC's validation split as one batch."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
+    first, second = (
+        [row[name] for row in read_rows("mrpc", "validation")[:rows]]
+        for name in ("sentence1", "sentence2")
+    )
+    encoded = tokenizer(
+        first, second, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
+    )
+    return dict(encoded)
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    logits: Tensor = model(**batch).logits
+    return logits
+
+
+@torch.inference_mode()
+def _merge_in_turn(
+    model: PreTrainedModel, deltas: Sequence[HeadDelta], batch: dict[str, Tensor]
+) -> Tensor:
+    answers = []
+    for place, delta in enumerate(deltas):
+        displaced = delta.merge(model)
+        answers.append(_logits(model, _part(batch, [place])))
+        displaced.merge(model)
+    return torch.cat(answers)
+
+
+def _part(batch: dict[str, Tensor], places: Sequence[int]) -> dict[str, Tensor]:
+    """Take some rows, padded to the longest of them."""
+    index = torch.tensor(places)
+    longest = int(batch["attention_mask"][index].sum(dim=1).max())
+    return {key: tensor[index, :longest] for key, tensor in batch.items()}
+
+
+def _by_length(batch: dict[str, Tensor]) -> list[list[int]]:
+    """Sort rows into batches as the inference process would, each of a tenant of its own."""
+    scheduler = Scheduler[int](max_tokens=BATCH_TOKENS["cpu"], max_wait_seconds=0.0)
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    scheduler.add([Ticket(None, str(place), length, place) for place, length in enumerate(lengths)])
+    batches = []
+    while len(scheduler):
+        batches.append([ticket.work for ticket in scheduler.take()])
+    return batches
+
+
+def _in_batches(
+    bank: HeadBank, batch: dict[str, Tensor], names: Sequence[str], *, parts: list[list[int]]
+) -> list[Tensor]:
+    answers: dict[int, Tensor] = {}
+    for places in parts:
+        said = bank.forward(_part(batch, places), [names[place] for place in places])
+        answers.update(zip(places, said, strict=True))
+    return [answers[place] for place in range(len(names))]
+
+
+@torch.inference_mode()
+def _by_adapters(model: PeftModel, batch: dict[str, Tensor], names: list[str]) -> Tensor:
+    logits: Tensor = model(**batch, adapter_names=names).logits
+    return logits
+
+
+def _adapters(deltas: Sequence[HeadDelta], folder: Path) -> PeftModel:
+    """Load all deltas as stock PEFT adapters on one model."""
+    model: PeftModel | None = None
+    for number, delta in enumerate(deltas):
+        path, name = folder / str(number), f"task{number}"
+        delta.to_lora(path, minilm().eval())
+        if model is None:
+            model = PeftModel.from_pretrained(minilm(), path, adapter_name=name)
+        else:
+            model.load_adapter(path, adapter_name=name)
+    if model is None:
+        raise ValueError("no deltas")
+    return model.eval()
+
+
+def main() -> Iterator[Row]:
+    """Measure all of it, ten minutes."""
+    deltas = list(noise_deltas(minilm().eval(), count=TASKS))
+    batch = mrpc_batch(ROWS)
+    bank = HeadBank(AutoModel.from_pretrained(resolve_model(MODEL).path).eval())
+    for number, delta in enumerate(deltas):
+        bank.add(str(number), delta)
+    names = [str(number) for number in range(TASKS)]
+    merged = minilm().eval()
+    deltas[0].merge(merged)
+    plain = minilm().eval()
+    mixed = partial(bank.forward, batch, names)
+    parts = _by_length(batch)
+    served = partial(_in_batches, bank, batch, names, parts=parts)
+    one, ours, turns, cut = interleaved(
+        [
+            partial(_logits, merged, batch),
+            mixed,
+            partial(_merge_in_turn, plain, deltas, batch),
+            served,
+        ]
+    )
+    label = f"a batch of {ROWS} rows of MRPC over {TASKS} tasks (k={K}, MiniLM)"
+    yield Row(f"{label}: rows per second", ROWS / ours, unit="/s")
+    yield Row(f"{label} / one merged model on the same rows", one / ours, "≥ 0.85")
+    yield Row(f"{label} / merging each task's delta in turn", turns / ours, "≥ 5")
+    label_cut = f"the same {ROWS} rows in the inference process's {len(parts)} batches by length"
+    yield Row(f"{label_cut}: rows per second", ROWS / cut, unit="/s")
+    yield Row(f"{label_cut} / merging each task's delta in turn", turns / cut)
+    reference = _merge_in_turn(plain, deltas, batch)
+    for answered, way in ((label, mixed), (label_cut, served)):
+        worst = (torch.stack(way()) - reference).abs().max().item()
+        far = f"{answered}: largest difference to the merged models' logits"
+        yield Row(far, worst, f"≤ {CLOSE:g}")
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = [f"task{number}" for number in range(TASKS)]
+        by_adapters = partial(_by_adapters, _adapters(deltas, Path(folder)), batch, adapters)
+        ours, peft = interleaved([mixed, by_adapters])
+        yield Row(f"{label} / stock PEFT, {TASKS} adapters, adapter_names=", peft / ours, "≥ 15")
+        worst = (by_adapters() - reference).abs().max().item()
+        yield Row("stock PEFT: largest difference to the merged models' logits", worst)
+    size = sum(t.nbytes for t in (*deltas[0].rows.values(), *deltas[0].task_head.values()))
+    yield Row("bytes of a resident task / the delta's own", bank.bytes_of("0") / size, "≤ 1.02")
+
+
+if __name__ == "__main__":
+    print_rows(main())

@@ -1,0 +1,103 @@
+"""What a user would do instead: ``hifi.finetune`` against ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+
+from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
+from benchmarks.paper.methods import prepare
+from benchmarks.rows import Row, print_rows
+from hifi.backbones.models import resolve_model
+from hifi.training.finetuning import finetune
+
+ROWS = 1024
+REPETITIONS = 3
+REACH = {"full": "≥ 2.0", "lora-qk": "≥ 1.5", "lora-qv": "≥ 1.5"}
+
+
+def hifi_rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Run ``hifi.finetune`` for one epoch.
+
+    Returns:
+        Samples per second of training, and of training and selection together.
+    """
+    result = finetune(
+        model=MODEL, train=rows, text=["sentence1", "sentence2"], label="label", epochs=1
+    )
+    total = result.train_seconds + result.selection_seconds
+    return result.samples_per_second, len(rows) / total
+
+
+def trainer_rate(method: str, dataset: Dataset, *, bf16: bool) -> float:
+    """Run ``transformers.Trainer`` for one epoch with length grouping; samples per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=32,
+            num_train_epochs=1,
+            learning_rate=3e-4,
+            train_sampling_strategy="group_by_length",
+            bf16=bf16,
+            use_cpu=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
+        trainer = Trainer(
+            prepare(method, minilm()).network,
+            arguments,
+            train_dataset=dataset,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        begin = time.perf_counter()
+        trainer.train()
+        return len(dataset) / (time.perf_counter() - begin)
+
+
+def _tokenised(rows: list[dict[str, Any]]) -> Dataset:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
+    encoded = tokenizer(
+        [row["sentence1"] for row in rows],
+        [row["sentence2"] for row in rows],
+        truncation=True,
+        max_length=MAX_LENGTH,
+    )
+    return Dataset.from_dict({**encoded, "labels": [row["label"] for row in rows]})
+
+
+def main() -> list[Row]:
+    """Measure in turns; every rival at whichever precision is faster for it."""
+    rows = read_rows("mrpc", "train")[:ROWS]
+    dataset = _tokenised(rows)
+    rivals = [(method, bf16) for method in REACH for bf16 in (False, True)]
+    ours: list[tuple[float, float]] = []
+    theirs: dict[tuple[str, bool], list[float]] = {rival: [] for rival in rivals}
+    for _ in range(REPETITIONS):
+        ours.append(hifi_rates(rows))
+        for method, bf16 in rivals:
+            theirs[method, bf16].append(trainer_rate(method, dataset, bf16=bf16))
+    rate, rate_with_selection = (statistics.median(values) for values in zip(*ours, strict=True))
+    label = f"{ROWS} rows of MRPC, one epoch: "
+    result = [
+        Row(f"{label}hifi.finetune, training", rate, unit="samples/s"),
+        Row(f"{label}hifi.finetune, with selection", rate_with_selection, unit="samples/s"),
+    ]
+    for (method, bf16), values in theirs.items():
+        name = f"Trainer {method} {'bf16' if bf16 else 'float32'}"
+        result.append(Row(f"{label}{name}", statistics.median(values), unit="samples/s"))
+    for method, reach in REACH.items():
+        best = max(statistics.median(theirs[method, bf16]) for bf16 in (False, True))
+        result.append(Row(f"{label}hifi.finetune / Trainer {method}", rate / best, reach))
+    return result
+
+
+if __name__ == "__main__":
+    print_rows(main())

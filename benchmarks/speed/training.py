@@ -1,0 +1,122 @@
+"""Training speed in one and the same loop: HiFi against full fine-tuning and stock PEFT LoRA."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from benchmarks.data import minilm, mrpc_batches
+from benchmarks.paper.methods import Method, precision, prepare
+from benchmarks.rows import Row, print_rows
+
+REPETITIONS = 5
+LEARNING_RATE = 3e-4
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+def measure(
+    names: Sequence[str], build: Callable[[str], PreTrainedModel], batches: Batches, *, dtype: str
+) -> dict[str, float]:
+    """Time the methods over the same batches, taking turns.
+
+    Args:
+        names: of the methods.
+        build: makes a method's model, given its name.
+        batches: what every method trains on, in this order.
+        dtype: of forward passes.
+
+    Returns:
+        Median seconds per method, over :data:`REPETITIONS` after a warm-up turn.
+    """
+    methods = {name: prepare(name, build(name)) for name in names}
+    optimizers = {
+        name: torch.optim.AdamW(method.parameters, lr=LEARNING_RATE, fused=True)
+        for name, method in methods.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(REPETITIONS + 1):
+        for name, method in methods.items():
+            begin = time.perf_counter()
+            train(method, optimizers[name], batches, dtype=dtype)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def train(
+    method: Method, optimizer: torch.optim.Optimizer, batches: Batches, *, dtype: str
+) -> None:
+    """Run the loop that every method shares: one step per batch, in the order given."""
+    method.network.train()
+    with method.during():
+        for batch in batches:
+            with precision(dtype):
+                loss = method.network(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _same_loop(
+    dtype: str,
+    attention: str,
+    *,
+    settings: Mapping[str, float] = NO_DROPOUT,
+    frozen: str = "float32",
+) -> list[Row]:
+    """Compare the methods; ``frozen`` is the dtype of the backbone that HiFi and LoRA freeze."""
+
+    def build(name: str) -> PreTrainedModel:
+        held = getattr(torch, "float32" if name == "full" else frozen)
+        return minilm(attn_implementation=attention, dtype=held, **settings)
+
+    names = ("full", "lora-qk", "lora-qv", "tuner", "hifi")
+    batches = mrpc_batches(12)
+    seconds = measure(names, build, batches, dtype=dtype)
+    dropout = "dropout off" if settings else "dropout as configured"
+    label = f"MRPC, {dtype}, frozen weights in {frozen}, {attention}, {dropout}: "
+    reach = {"full": 1.6, "lora-qk": 1.15, "lora-qv": 1.15}
+    rate = sum(len(batch["labels"]) for batch in batches) / seconds["hifi"]
+    rows = [Row(f"{label}HiFi", rate, unit="samples/s")]
+    for rival, least in reach.items():
+        rows.append(Row(f"{label}HiFi / {rival}", seconds[rival] / seconds["hifi"], f"≥ {least}"))
+        rows.append(Row(f"{label}HeadTuner alone / {rival}", seconds[rival] / seconds["tuner"]))
+    return rows
+
+
+def _bert_base() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**NO_DROPOUT))
+
+
+def _one_step() -> list[Row]:
+    torch.manual_seed(0)
+    ids = torch.randint(1000, 30000, (16, 128))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+    names = ("full", "tuner", "hifi", "hifi-mid-top")
+    seconds = measure(names, lambda _: _bert_base(), [batch] * 2, dtype="float32")
+    label = "one step, BERT-base shape, 16×128, float32: "
+    return [
+        Row(f"{label}HiFi / full", seconds["hifi"] / seconds["full"], "≤ 0.62"),
+        Row(f"{label}HeadTuner alone / full", seconds["tuner"] / seconds["full"]),
+        Row(f"{label}mid-top / full", seconds["hifi-mid-top"] / seconds["full"], "≤ 0.44"),
+    ]
+
+
+def main() -> Iterator[Row]:
+    """Measure all of it, half an hour on two cores."""
+    yield from _same_loop("float32", "sdpa")
+    yield from _same_loop("bfloat16", "eager")
+    yield from _same_loop("bfloat16", "eager", frozen="bfloat16")
+    yield from _same_loop("float32", "sdpa", settings={})
+    yield from _one_step()
+
+
+if __name__ == "__main__":
+    print_rows(main())

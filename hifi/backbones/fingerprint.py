@@ -1,0 +1,184 @@
+"""Hashes that tell backbones apart: of a whole backbone, and of some heads' rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbones.heads import Backbone, describe, optional_parameter_names, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PREFIX = "sha256:"
+
+# One fact goes by several names in the configurations; only its value takes part.
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation", "activation_function")
+_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps")
+# What the formulas of rotary positions read.
+_ROPE = (
+    "rope_type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "original_max_position_embeddings",
+)
+
+
+def backbone_fingerprint(model: PreTrainedModel) -> str:
+    """Hash every weight of a model's backbone, at the dtype in which they are loaded.
+
+    The hash is SHA-256 over, in this order: the architecture, its sizes and what else of its
+    configuration shapes the forward pass (activation, the norms' ε, rotary positions, windows);
+    the query, key and value rows of every head in (layer, head, projection) order, as
+    ``nn.Linear`` counts rows; for each layer the sorted hashes of its other parameters; the sorted
+    hashes of the parameters outside the layers. No parameter name takes part, since they differ
+    between memory and disk and between versions of transformers.
+
+    Left out are the task head, whatever it is, and those parameters of the base model that some
+    classes lack (a pooler): so a checkpoint has one fingerprint, be it loaded bare or with any
+    task head.
+
+    Args:
+        model: a transformers model. Weights are hashed as they are: one that is loaded in another
+            dtype, or that has been tuned or merged into, has another fingerprint.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits.
+
+    Raises:
+        UnsupportedArchitectureError: the heads of this architecture are not known.
+    """
+    backbone = describe(model)
+    total = hashlib.sha256()
+    total.update(_facts(backbone, model.config))
+    for digest in _head_digests(model, backbone):
+        total.update(digest)
+    for group in _other_parameters(model, backbone):
+        total.update(b"group")
+        for digest in sorted(_digest(parameter.detach()) for parameter in group):
+            total.update(digest)
+    return PREFIX + total.hexdigest()
+
+
+def rows_fingerprint(rows: Mapping[str, Tensor]) -> str:
+    """Hash the rows of some heads, rounded to bfloat16.
+
+    Rounding gives one hash to a backbone loaded in float32 and in bfloat16. Changes that no
+    bfloat16 shows (its steps are 0.4 to 0.8 % of a value) leave the hash as it is.
+
+    Args:
+        rows: any floating dtype, under a head delta's tensor names, which take part in the hash.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits; the order of ``rows`` does not matter.
+    """
+    total = hashlib.sha256()
+    for name in sorted(rows):
+        total.update(name.encode("utf-8") + b"\0")
+        total.update(_digest(rows[name].detach().to(torch.bfloat16)))
+    return PREFIX + total.hexdigest()
+
+
+def _facts(backbone: Backbone, config: PreTrainedConfig) -> bytes:
+    facts = {
+        "architecture": backbone.architecture,
+        "num_layers": backbone.num_layers,
+        "num_heads": backbone.num_heads,
+        "group_size": backbone.group_size,
+        "head_dim": backbone.head_dim,
+        "hidden_size": backbone.hidden_size,
+        "activation": _first(config, _ACTIVATIONS),
+        "norm_eps": _first(config, _NORM_EPS),
+        "rope": _rope(getattr(config, "rope_parameters", None)),
+        "windows": _windows(config),
+    }
+    return json.dumps(facts, sort_keys=True).encode("utf-8")
+
+
+def _first(config: PreTrainedConfig, names: Iterable[str]) -> str | None:
+    """Read the field that goes by one of these names, numbers in one spelling."""
+    value = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    return None if value is None else _spelled(value)
+
+
+def _spelled(value: object) -> str:
+    """Write a value as a text: 10000 and 10000.0 are one number."""
+    if isinstance(value, (int, float)):
+        return repr(float(value))
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=repr)
+
+
+def _rope(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read the rotary positions' base and scaling, one level deeper where layers differ in them.
+
+    What is at its default is left out, whether the configuration spells it out or not.
+    """
+    return {
+        name: _rope(value) if isinstance(value, Mapping) else _spelled(value)
+        for name, value in (parameters or {}).items()
+        if isinstance(value, Mapping) or (name in _ROPE and value not in (None, "default"))
+    }
+
+
+def _windows(config: PreTrainedConfig) -> list[str]:
+    """Give each layer's attention span where some layer's is a window; otherwise nothing."""
+    types = getattr(config, "layer_types", None) or ()
+    if all(kind == "full_attention" for kind in types):
+        return []
+    return [str(getattr(config, "sliding_window", None)), *types]
+
+
+def _head_digests(model: nn.Module, backbone: Backbone) -> Iterable[bytes]:
+    for layer in backbone.layers:
+        for head in range(backbone.num_heads):
+            for projection in layer.projections:
+                weight, bias = read_rows(model, projection, head)
+                yield _digest(weight)
+                yield b"no bias" if bias is None else _digest(bias)
+
+
+def _other_parameters(model: PreTrainedModel, backbone: Backbone) -> list[list[nn.Parameter]]:
+    """Sort the backbone's parameters other than head rows by layer; the last group has no layer."""
+    skipped = {id(model.get_parameter(name)) for name in optional_parameter_names(model)}
+    for layer in backbone.layers:
+        for name in layer.module_names:
+            skipped.update(id(parameter) for parameter in model.get_submodule(name).parameters())
+    groups = []
+    for block in [*_blocks(model, backbone), model.base_model]:
+        group = [parameter for parameter in block.parameters() if id(parameter) not in skipped]
+        skipped.update(id(parameter) for parameter in group)
+        groups.append(group)
+    return groups
+
+
+def _blocks(model: PreTrainedModel, backbone: Backbone) -> list[nn.Module]:
+    """Find the modules that are the layers: the list whose i-th entry holds projection i."""
+    inner = [model.get_submodule(layer.module_names[0]) for layer in backbone.layers]
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == len(inner):
+            blocks = list(module)
+            pairs = zip(blocks, inner, strict=True)
+            if all(any(part is wanted for part in block.modules()) for block, wanted in pairs):
+                return blocks
+    raise AssertionError("describe() found the layers in a ModuleList")
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Hash one tensor: dtype, shape and little-endian bytes, without a copy where it is on CPU."""
+    data = tensor.cpu().contiguous()
+    dtype = str(data.dtype).removeprefix("torch.")
+    digest = hashlib.sha256(f"{dtype}{list(data.shape)}".encode("ascii"))
+    digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,320 @@
+"""Backbones that stay in memory between fine-tunes, each lent to one of them at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hifi.arguments import check_count
+from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.heads import task_head_names
+from hifi.backbones.models import AutoClass, LoadedModel, ModelSource, load_for_task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+_READ = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model with a fresh task head, on its device and at its dtype.
+
+    Attributes:
+        loaded: the model, its task head at the dtype of the rest.
+        fingerprint: of the backbone as stored.
+    """
+
+    loaded: LoadedModel
+    fingerprint: str
+
+
+class Load(Protocol):
+    """Loads a backbone with a fresh task head, as :func:`load_on_device` does."""
+
+    def __call__(
+        self,
+        source: ModelSource,
+        *,
+        config: PreTrainedConfig,
+        auto_class: AutoClass,
+        attention: str,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> PlacedModel:
+        """Load a model for one task."""
+
+
+def load_on_device(
+    source: ModelSource,
+    *,
+    config: PreTrainedConfig,
+    auto_class: AutoClass,
+    attention: str,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PlacedModel:
+    """Load a backbone with a fresh task head, and put it on its device at its dtype.
+
+    Args:
+        source: where it is.
+        config: with the task's settings in it.
+        auto_class: the transformers class that gives it the task's head.
+        attention: transformers' name of the attention function.
+        seed: of the task head.
+        device: where the model is to run.
+        dtype: of the whole model.
+
+    Raises:
+        ModelError, UnsupportedArchitectureError: as ``load_for_task`` and ``backbone_fingerprint``.
+    """
+    loaded = load_for_task(
+        source, config=config, auto_class=auto_class, attention=attention, seed=seed
+    )
+    fingerprint = backbone_fingerprint(loaded.model)
+    loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    return PlacedModel(loaded, fingerprint)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What tells residents apart: one folder's weights on one device at one dtype."""
+
+    folder: str
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> _Key:
+        has_number = device.type == "cpu" or device.index is not None
+        name = str(device) if has_number else f"cuda:{torch.cuda.current_device()}"
+        return cls(str(source.path.resolve()), name, dtype)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Resident:
+    """The weights of a backbone in memory.
+
+    Attributes:
+        stamp: tells its files from others of the same names.
+        fingerprint: as stored.
+        weights: parameter name to tensor, for every model that was made of it so far.
+        checksums: of these.
+        is_lent: whether a fine-tune may be writing into them.
+    """
+
+    stamp: str
+    fingerprint: str
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    checksums: dict[str, bytes] = field(default_factory=dict)
+    is_lent: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.weights.values())
+
+    def share_with(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Put the weights into a model that was just loaded, whose own were never read."""
+        for name in parameters.keys() & self.weights.keys():
+            parameters[name].data = self.weights[name]
+
+    def learn(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Keep those weights of a model on its device that are not kept yet."""
+        new = {name: parameters[name].data for name in parameters.keys() - self.weights.keys()}
+        self.checksums.update({name: _checksum(tensor) for name, tensor in new.items()})
+        self.weights = {**self.weights, **new}  # others may be adding up the old ones just now
+
+    def changed(self) -> list[str]:
+        """Name the weights that are not what they were."""
+        return [
+            name
+            for name, tensor in self.weights.items()
+            if _checksum(tensor) != self.checksums[name]
+        ]
+
+
+class ResidentBackbones:
+    """Keeps the weights of backbones in memory, so that the next fine-tune finds them there.
+
+    Every fine-tune gets a model of its own, with its own fresh task head, around weights that it
+    shares with those before and after it: they are neither copied nor read again. It tunes some of
+    their rows in place and puts these back at its end. Before the weights are lent once more they
+    are compared with what was loaded; had anything of a tuning stayed in them, they would be read
+    from disk anew, with a warning. So are, without one, those whose files have changed.
+
+    One fine-tune at a time has a backbone. Another that asks for it meanwhile loads it for itself.
+
+    Args:
+        max_bytes: of all weights together, on all devices; the least recently used go first. One
+            backbone that is larger is not kept.
+
+    Raises:
+        InvalidArgumentError: ``max_bytes`` is no positive integer.
+
+    Example:
+        >>> backbones = ResidentBackbones(max_bytes=8 << 30)
+        >>> for train in splits:
+        ...     finetune(model="all-MiniLM-L6-v2", train=train, backbones=backbones)
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = check_count("max_bytes", max_bytes, most=None, of="bytes")
+        self._residents: dict[_Key, _Resident] = {}  # the least recently used first
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Count the backbones that are kept."""
+        return len(self._residents)
+
+    @property
+    def nbytes(self) -> int:
+        """Add up the bytes of all weights that are kept."""
+        with self._lock:
+            return sum(resident.nbytes for resident in self._residents.values())
+
+    def clear(self) -> None:
+        """Let go of every backbone that is not lent."""
+        self._make_room(self._max_bytes)
+
+    @contextmanager
+    def job(self) -> Iterator[Load]:
+        """Lend backbones to one fine-tune.
+
+        Yields:
+            A function like :func:`load_on_device`. At the end of the block every model that it
+            gave must have its backbone's own weights again; it must not be used after that.
+        """
+        lent: list[_Resident] = []
+        try:
+            yield partial(self._load, lent)
+        finally:
+            for resident in lent:
+                resident.is_lent = False
+
+    def _load(
+        self,
+        lent: list[_Resident],
+        source: ModelSource,
+        *,
+        config: PreTrainedConfig,
+        auto_class: AutoClass,
+        attention: str,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> PlacedModel:
+        """Load a model around the weights that are in memory, where they are."""
+        stamp = _stamp(source.path)
+        # This makes modules and task head, and sees which weights the files lack. The files are
+        # mapped: of weights that are replaced below nothing is ever read.
+        loaded = load_for_task(
+            source, config=config, auto_class=auto_class, attention=attention, seed=seed
+        )
+        parameters = _backbone_parameters(loaded)
+        key = _Key.of(source, device=device, dtype=dtype)
+        resident = self._borrow(key, stamp=stamp, lent=lent)
+        if resident is None:
+            resident = _Resident(stamp=stamp, fingerprint=backbone_fingerprint(loaded.model))
+            self._make_room(_bytes_at(dtype, parameters.values()))
+        else:
+            resident.share_with(parameters)
+        loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        resident.learn(parameters)
+        self._keep(key, resident, lent=lent)
+        return PlacedModel(loaded, resident.fingerprint)
+
+    def _borrow(self, key: _Key, *, stamp: str, lent: list[_Resident]) -> _Resident | None:
+        """Take a resident that nobody has and that is what it was, as the last one used."""
+        with self._lock:
+            resident = self._residents.get(key)
+            if resident is None or resident.is_lent:
+                return None
+            del self._residents[key]  # out of reach for others until it is known to be sound
+        if resident.stamp != stamp:
+            return None
+        changed = resident.changed()
+        if changed:
+            warnings.warn(
+                f"{len(changed)} weights of {key.folder} in memory are not what was loaded "
+                f"({changed[0]}): the backbone is read from disk again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        resident.is_lent = True
+        self._keep(key, resident, lent=lent)
+        return resident
+
+    def _keep(self, key: _Key, resident: _Resident, *, lent: list[_Resident]) -> None:
+        """Take a resident in as the last one used, if there is room and none in its place."""
+        with self._lock:
+            if key not in self._residents and resident.nbytes <= self._max_bytes:
+                self._residents[key] = resident
+                lent.append(resident)
+
+    def _make_room(self, nbytes: int) -> None:
+        """Let go of residents that nobody has until so many bytes are free."""
+        with self._lock:
+            held = sum(resident.nbytes for resident in self._residents.values())
+            for key, resident in list(self._residents.items()):
+                if held + nbytes <= self._max_bytes:
+                    return
+                if not resident.is_lent:
+                    held -= resident.nbytes
+                    del self._residents[key]
+
+
+def _backbone_parameters(loaded: LoadedModel) -> dict[str, nn.Parameter]:
+    """Name the parameters that the checkpoint brought; those that are tied have one name."""
+    head = set(task_head_names(loaded.model, extra=loaded.task_head_modules))
+    return {
+        name: parameter for name, parameter in loaded.model.named_parameters() if name not in head
+    }
+
+
+def _bytes_at(dtype: torch.dtype, parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters) * dtype.itemsize
+
+
+def _stamp(folder: Path) -> str:
+    """Tell a model's files from others that had the same names, without opening them."""
+    files = sorted(path for pattern in _READ for path in folder.glob(pattern))
+    facts = [(path.name, path.stat()) for path in files]
+    return repr([(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in facts])
+
+
+def _checksum(weights: Tensor) -> bytes:
+    """Hash a weight's sums, as integers, along each of its dimensions.
+
+    The sums are taken where the weight is: a GPU takes them a hundred times as fast as its weights
+    could be copied to the CPU, which itself takes them in a quarter of the time of a SHA-256. A
+    change of single rows, or an exchange of some, changes them.
+    """
+    bits = _as_integers(weights.detach().contiguous())
+    sums = [bits] if bits.dim() == 1 else [bits.sum(dim, dtype=torch.int64) for dim in (0, 1)]
+    digest = hashlib.sha256()
+    for part in sums:
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.digest()
+
+
+def _as_integers(weights: Tensor) -> Tensor:
+    """View a contiguous weight as a vector or matrix of the widest integers that fit."""
+    rows = weights.reshape(len(weights), -1) if weights.dim() > 1 else weights.reshape(-1)
+    nbytes = rows.shape[-1] * rows.element_size()
+    width = next(width for width in _INTEGERS if nbytes % width == weights.data_ptr() % width == 0)
+    return rows.view(torch.uint8).view(_INTEGERS[width])

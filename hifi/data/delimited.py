@@ -1,0 +1,254 @@
+"""CSV and TSV, read in constant memory, every cell as the text that it is."""
+
+from __future__ import annotations
+
+import csv as standard_csv
+import io
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pyarrow as pa
+from pyarrow import csv
+
+from hifi.data.types import CELLS, check_names, check_texts
+from service.datasets.checking.exchange import Refusal, quoted
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from hifi.data.budget import Budget
+
+_BLOCK_BYTES = 2 << 20  # and so of a row; pyarrow reads 32 of them ahead
+_CELL_BYTES = 256 << 20  # pyarrow sets a block's room aside for each column
+_BATCH_BYTES = 8 << 20
+_HEADER_BYTES = 1 << 20
+_HEADER_LETTERS = 10_000  # of a header that is looked at for its delimiter
+_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_NAMES = {",": ".csv", "\t": ".tsv"}
+_RETURN = ord("\r")
+_UNCLOSED = "a quotation mark in this row is not closed"
+
+
+class DelimitedReader:
+    """One split with a header.
+
+    A row is added to the file as it is read, and expected at the end: it is not there where a
+    quotation mark was never closed.
+
+    Args:
+        path: the file.
+        delimiter: a comma or a tab.
+        budget: of the upload.
+
+    Raises:
+        Refusal: a header that cannot be used.
+    """
+
+    class_names: Mapping[str, tuple[str, ...]] = {}
+    metadata: Mapping[bytes, bytes] = CELLS
+
+    def __init__(self, path: Path, *, delimiter: str, budget: Budget) -> None:
+        self._path = path
+        self._delimiter = delimiter
+        self._budget = budget
+        self._token = secrets.token_hex(16)
+        self._bad: list[csv.InvalidRow] = []
+        self._rows = 0
+        with path.open("rb") as file:
+            beginning = file.read(_HEADER_BYTES)
+        _check_header(beginning, delimiter=delimiter, most=budget.max_columns)
+        self._names = self._read_names(beginning)
+        check_names(self._names, most=budget.max_columns)
+        self._block_bytes = min(_BLOCK_BYTES, _CELL_BYTES // len(self._names))
+        self.cells = frozenset(self._names)
+        self.schema = pa.schema([(name, pa.string()) for name in self._names])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Give all rows.
+
+        Raises:
+            Refusal: it names the row.
+        """
+        kept: list[pa.RecordBatch] = []  # the last one ends with our own row
+        size = 0
+        try:
+            for batch in self._open(dict.fromkeys(self._names, pa.binary())):
+                if size > _BATCH_BYTES:
+                    yield self._to_texts(kept)
+                    kept, size = [], 0
+                kept.append(_compact(batch))
+                size += batch.nbytes
+        except pa.ArrowInvalid as error:
+            self._refuse(error, row=self._rows + _count(kept) + 1)
+        if not kept or not self._is_ours(kept[-1]):
+            raise Refusal(_UNCLOSED, row=self._rows + _count(kept))
+        kept[-1] = kept[-1].slice(0, kept[-1].num_rows - 1)
+        if _count(kept):
+            yield self._to_texts(kept)
+
+    def _open(self, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
+        ending = self._delimiter.join([self._token] * max(1, len(types)))
+        return csv.open_csv(
+            pa.PythonFile(_Ended(self._path, f"\n{ending}\n".encode()), mode="r"),
+            read_options=csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
+            parse_options=csv.ParseOptions(
+                delimiter=self._delimiter,
+                newlines_in_values=True,
+                invalid_row_handler=self._remember,
+            ),
+            convert_options=csv.ConvertOptions(column_types=dict(types)),
+        )
+
+    def _read_names(self, beginning: bytes) -> list[str]:
+        """Read the header as the parser does that reads the rows."""
+        try:
+            header = csv.open_csv(
+                pa.BufferReader(beginning + b"\n"),  # its end may be half a row
+                read_options=csv.ReadOptions(use_threads=False, block_size=_HEADER_BYTES),
+                parse_options=csv.ParseOptions(
+                    delimiter=self._delimiter,
+                    newlines_in_values=True,
+                    invalid_row_handler=lambda _: "skip",
+                ),
+            )
+            return list(header.schema.names)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise Refusal("the header cannot be read; is it UTF-8?") from error
+
+    def _remember(self, row: csv.InvalidRow) -> str:
+        self._bad.append(row)
+        return "error"
+
+    def _is_ours(self, batch: pa.RecordBatch) -> bool:
+        last = batch.slice(batch.num_rows - 1)
+        return all(column[0].as_py() == self._token.encode() for column in last.columns)
+
+    def _to_texts(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+        """Decode cells, and count them."""
+        arrays = []
+        for place, name in enumerate(self._names):
+            array = pa.concat_arrays([batch.column(place) for batch in batches])
+            texts = _decode(array, first_row=self._rows + 1, column=name)
+            check_texts(texts, first_row=self._rows + 1, column=name)
+            arrays.append(texts)
+        self._rows += _count(batches)
+        self._budget.add_rows(_count(batches))
+        return pa.record_batch(arrays, schema=self.schema)
+
+    def _refuse(self, error: pa.ArrowInvalid, *, row: int) -> NoReturn:
+        """Say what pyarrow could not parse, in the row after those that it gave."""
+        if self._bad:
+            bad = self._bad[0]
+            reason = f"{bad.actual_columns} fields, the header has {bad.expected_columns}"
+            if self._token in bad.text:
+                reason = _UNCLOSED
+            elif '"' in bad.text:
+                reason += "; a quotation mark may stand where none belongs, or not be closed"
+            place = None if bad.number is None else bad.number - 1  # the header is counted
+            raise Refusal(reason, row=place) from error
+        if "straddling" in str(error):
+            reason = f"the row has more than {self._block_bytes >> 10} KiB, or {_UNCLOSED}"
+            raise Refusal(reason, row=row) from error
+        raise Refusal("the file cannot be parsed", row=row) from error
+
+
+def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Copy a batch out of the room that was set aside for it, which is a block for each column."""
+    nothing = pa.array([], pa.binary())
+    columns = [pa.concat_arrays([column, nothing]) for column in batch.columns]
+    return pa.record_batch(columns, names=batch.schema.names)
+
+
+def _count(batches: list[pa.RecordBatch]) -> int:
+    return sum(batch.num_rows for batch in batches)
+
+
+class _Ended(io.RawIOBase):
+    """A file with something added at its end.
+
+    No piece that is read ends between the two bytes of a line break: pyarrow would drop the second,
+    in the middle of a cell as well.
+    """
+
+    def __init__(self, path: Path, ending: bytes) -> None:
+        self._file = path.open("rb")
+        self._ending = io.BytesIO(ending)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        count = self._file.readinto(view)
+        if count < len(view):
+            return count + self._ending.readinto(view[count:])
+        if count > 1 and view[-1] == _RETURN:
+            self._file.seek(-1, io.SEEK_CUR)
+            return count - 1
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _check_header(beginning: bytes, *, delimiter: str, most: int) -> None:
+    """Look at the beginning of a file before any parser does.
+
+    Raises:
+        Refusal: no UTF-8, too many columns, or fields that are separated by something else.
+    """
+    text = beginning.decode("utf-8-sig", errors="surrogateescape").lstrip("\r\n")
+    if not text:
+        raise Refusal("the file is empty")
+    line = io.StringIO(text, newline=None).readline()
+    _check_delimiter(line[:_HEADER_LETTERS].strip("\n"), delimiter=delimiter)
+    if any("\udc80" <= letter <= "\udcff" for letter in line[:-1]):
+        raise Refusal("the header is not UTF-8: save the file as UTF-8")
+    is_whole = line.endswith("\n") or len(beginning) < _HEADER_BYTES
+    count = _count_fields(line, delimiter=delimiter)
+    if count > most:
+        words = f"{count}" if is_whole else f"at least {count}"
+        raise Refusal(f"{words} columns; at most {most} are allowed")
+    if not is_whole:
+        raise Refusal(f"the header has more than {_HEADER_BYTES >> 20} MiB")
+
+
+def _count_fields(line: str, *, delimiter: str) -> int:
+    try:
+        return len(next(standard_csv.reader([line], delimiter=delimiter), ()))
+    except standard_csv.Error:  # a field that is huge: the parser will see
+        return 1
+
+
+def _check_delimiter(header: str, *, delimiter: str) -> None:
+    others = [sign for sign in _DELIMITERS if sign in header]
+    if others and delimiter not in header:
+        raise Refusal(
+            f"the file has one column, {quoted(header)}: fields of a {_NAMES[delimiter]} file are "
+            f"separated by {_DELIMITERS[delimiter]}, not by {_DELIMITERS[others[0]]}"
+        )
+
+
+def _decode(array: pa.Array, *, first_row: int, column: str) -> pa.Array:
+    """Read cells as UTF-8.
+
+    Raises:
+        Refusal: it names the first that is none.
+    """
+    try:
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        for index, cell in enumerate(array):
+            try:
+                cell.as_py().decode()
+            except UnicodeDecodeError as error:
+                raise Refusal(
+                    f"not UTF-8 ({error.reason} at byte {error.start + 1} of the cell): save the "
+                    "file as UTF-8",
+                    row=first_row + index,
+                    column=column,
+                ) from error
+        raise

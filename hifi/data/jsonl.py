@@ -1,0 +1,277 @@
+"""JSON Lines, read in constant memory: once to learn the columns' types, once to give them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hifi.data.types import (
+    UnfitError,
+    check_names,
+    check_texts,
+    count_leaves,
+    first_true,
+    kept_type,
+    merged_type,
+    type_name,
+)
+from service.datasets.checking.exchange import Refusal, quoted
+
+if TYPE_CHECKING:
+    from hifi.data.budget import Budget
+
+_ROW_BYTES = 2 << 20
+_BATCH_BYTES, _BATCH_ROWS = 2 << 20, 16_384
+# What pyarrow raises of values that no column holds.
+_UNFIT = (pa.ArrowException, UnfitError, ValueError, TypeError, OverflowError)
+_ROUNDED = (
+    "the column has fractions and whole numbers beyond 2**53, which a floating-point number would "
+    "round"
+)
+_WORDS = {
+    bool: "a boolean",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class JsonlReader:
+    """One split of JSON objects, one per line; blank lines are skipped and not counted.
+
+    Whole numbers become floating ones where others of their column are; a key that a row lacks is
+    null there.
+
+    Args:
+        path: the file.
+        budget: of the upload.
+        spool: a file to use meanwhile.
+
+    Raises:
+        Refusal: it names the row, and the column where one is to blame.
+    """
+
+    cells: frozenset[str] = frozenset()
+    class_names: Mapping[str, tuple[str, ...]] = {}
+    metadata: Mapping[bytes, bytes] = {}
+
+    def __init__(self, path: Path, *, budget: Budget, spool: Path) -> None:
+        self._types: dict[str, pa.DataType] = {}
+        self._budget = budget
+        self._scanned = budget.fork()
+        self._spool = spool
+        self._rows = 0
+        self._counts: list[int] = []
+        with pa.OSFile(str(spool), "wb") as file:
+            for rows in self._batches_of_rows(path):
+                batch = self._learn(rows)
+                with pa.ipc.new_stream(file, batch.schema) as stream:
+                    stream.write_batch(batch)
+                self._rows += len(rows)
+                self._counts.append(len(rows))
+        if self._rows:
+            check_names(list(self._types), most=budget.max_columns)
+        self.schema = pa.schema([(name, kept_type(kind)) for name, kind in self._types.items()])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Give all rows, in the types of the whole column."""
+        first_row = 1
+        with pa.OSFile(str(self._spool), "rb") as file:
+            for count in self._counts:
+                with pa.ipc.open_stream(file) as stream:
+                    for batch in stream:
+                        yield self._fit(batch, first_row, count)
+                first_row += count
+        self._spool.unlink()
+
+    def _fit(self, batch: pa.RecordBatch, first_row: int, count: int) -> pa.RecordBatch:
+        arrays = []
+        for field in self.schema:
+            place = batch.schema.get_field_index(field.name)
+            if place < 0:
+                arrays.append(pa.nulls(count, field.type))
+                continue
+            try:
+                arrays.append(batch.column(place).cast(field.type))
+            except pa.ArrowInvalid:
+                _refuse_large_integer(batch.column(place), field, first_row)
+        return pa.record_batch(arrays, schema=self.schema)
+
+    def _batches_of_rows(self, path: Path) -> Iterator[list[dict[str, Any]]]:
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for row, line in enumerate(_filled_lines(path), start=1):
+            rows.append(_parse(line, row))
+            size += len(line)
+            if size >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
+                self._budget.add_rows(len(rows))
+                yield rows
+                rows, size = [], 0
+        if rows:
+            self._budget.add_rows(len(rows))
+            yield rows
+
+    def _learn(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
+        """Make columns of some rows, and learn their types."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        for name in names:
+            if name not in self._types:
+                self._meet(name, rows)
+        arrays = {}
+        for name in names:
+            values = [row.get(name) for row in rows]
+            array = self._column(name, values)
+            self._types[name] = merged_type(self._types[name], array.type)
+            check_texts(array, first_row=self._rows + 1, column=name)
+            self._check_numbers(array, name)
+            self._scanned.add_bytes(array.nbytes)
+            arrays[name] = array
+        self._check_width(rows)
+        return pa.record_batch(list(arrays.values()), names=list(arrays))
+
+    def _meet(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Take a column's name where it is sound and there is room for it."""
+        try:
+            check_names([*self._types, name], most=self._budget.max_columns)
+        except Refusal as refusal:
+            place = next(index for index, row in enumerate(rows) if name in row)
+            refusal.row = self._rows + 1 + place
+            raise
+        self._types[name] = pa.null()
+
+    def _check_width(self, rows: list[dict[str, Any]]) -> None:
+        leaves = sum(map(count_leaves, self._types.values()))
+        if leaves > self._budget.max_columns:
+            raise Refusal(
+                f"the objects in this row or in one of the {len(rows)} after it bring the columns "
+                f"and their entries to {leaves}; at most {self._budget.max_columns} are allowed",
+                row=self._rows + 1,
+            )
+
+    def _column(self, name: str, values: list[Any]) -> pa.Array:
+        known = self._types[name]
+        try:
+            array = pa.array(values)
+            kept_type(merged_type(known, array.type))
+        except _UNFIT:
+            self._blame(name, values)
+        return array
+
+    def _blame(self, name: str, values: list[Any]) -> NoReturn:
+        """Refuse a column, naming the first row that does not fit.
+
+        Raises:
+            Refusal: always.
+        """
+        known = self._types[name]
+        low, high = 0, len(values)  # the first `low` values fit, the first `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _fits(values[:middle], known) else (low, middle)
+        value = values[high - 1]
+        above = known
+        if low:
+            above = merged_type(known, pa.array(values[:low]).type)
+        raise Refusal(_why(value, above), row=self._rows + high, column=name)
+
+    def _check_numbers(self, array: pa.Array, name: str) -> None:
+        """Refuse what json reads as infinite: 1e999."""
+        if not pa.types.is_floating(array.type):
+            return
+        place = first_true(pc.is_inf(array))
+        if place is not None:
+            reason = "the number is beyond what 64 bits hold"
+            raise Refusal(reason, row=self._rows + 1 + place, column=name)
+
+
+def _filled_lines(path: Path) -> Iterator[bytes]:
+    """Give the lines that are not blank, without the mark that some editors begin a file with."""
+    row = 1
+    with path.open("rb") as file:
+        line = file.readline(_ROW_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+        while line:
+            if len(line) > _ROW_BYTES:
+                raise Refusal(f"the row has more than {_ROW_BYTES >> 20} MiB", row=row)
+            if line.strip():
+                yield line
+                row += 1
+            line = file.readline(_ROW_BYTES + 1)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number; leave the entry out, or write null")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _parse(line: bytes, row: int) -> dict[str, Any]:
+    try:
+        value = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"not UTF-8 ({error.reason} at byte {error.start + 1} of the line): save the file as "
+            "UTF-8",
+            row=row,
+        ) from error
+    except RecursionError as error:
+        raise Refusal("lists or objects are nested too deeply", row=row) from error
+    except ValueError as error:
+        hint = ": NUL bytes; save the file as UTF-8" if b"\0" in line else f": {error}"
+        raise Refusal(f"not JSON{hint}", row=row) from error
+    if not isinstance(value, dict):
+        word = _WORDS.get(type(value), "null")
+        raise Refusal(f"a JSON object is needed in every line, here is {word}", row=row)
+    return value
+
+
+def _fits(values: list[Any], known: pa.DataType) -> bool:
+    try:
+        kept_type(merged_type(known, pa.array(values).type))
+    except _UNFIT:
+        return False
+    return True
+
+
+def _why(value: object, above: pa.DataType) -> str:
+    """Say why a value fits no column, or not the rows above it."""
+    if not _fits([value], pa.null()):
+        return _why_alone(value)
+    if type(value) in (int, float) and above in (pa.int64(), pa.float64()):
+        return _ROUNDED
+    word = _WORDS.get(type(value), "null")
+    if isinstance(value, list | dict):
+        return f"here is {word} that does not fit the rows above, which hold {type_name(above)}"
+    return f"{quoted(value)} is {word}, the rows above hold {type_name(above)}"
+
+
+def _why_alone(value: object) -> str:
+    """Say why a value fits no column at all."""
+    try:
+        kept_type(pa.array([value]).type)
+    except UnfitError as error:
+        return str(error)
+    except OverflowError:
+        return f"{quoted(value)} is beyond what a whole number of 64 bits holds"
+    except UnicodeEncodeError:
+        return f"{quoted(value)} holds half a surrogate pair, which is no text"
+    except _UNFIT:
+        pass
+    return f"{quoted(value)} mixes types, which no column holds"
+
+
+def _refuse_large_integer(array: pa.Array, field: pa.Field, first_row: int) -> NoReturn:
+    for index in range(len(array)):
+        try:
+            array.slice(index, 1).cast(field.type)
+        except pa.ArrowInvalid as error:
+            raise Refusal(_ROUNDED, row=first_row + index, column=field.name) from error
+    raise Refusal(_ROUNDED, column=field.name)

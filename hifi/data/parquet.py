@@ -1,0 +1,303 @@
+"""Parquet, whose declarations are believed no further than its bytes bear them out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from hifi.data.types import (
+    CELLS,
+    UnfitError,
+    check_names,
+    check_texts,
+    count_leaves,
+    is_bytes,
+    is_list,
+    is_text,
+    kept_type,
+)
+from service.datasets.checking.exchange import Refusal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hifi.data.budget import Budget
+
+_FEATURES_KEY = b"huggingface"
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
+_TRAILER_BYTES = 8
+_FOOTER_BYTES = 32 << 20
+_FOOTER_ENTRIES = 4_000_000
+_BUFFER_BYTES = 1 << 20
+_BATCH_BYTES, _BATCH_ROWS = 8 << 20, 16_384
+_CLASS_LETTERS = 1 << 20  # of all classes of a column
+
+
+class ParquetReader:
+    """One split as another program wrote it.
+
+    Texts and bytes are read as dictionaries where they are stored so: a value that stands in a
+    million rows is one value in memory until it was counted.
+
+    Args:
+        path: the file.
+        budget: of the upload.
+
+    Raises:
+        Refusal: no sound Parquet file, or columns that no task reads.
+    """
+
+    metadata: Mapping[bytes, bytes] = {}
+
+    def __init__(self, path: Path, *, budget: Budget) -> None:
+        self._budget = budget
+        self._rows = 0
+        _check_footer(path)
+        try:
+            self._file = _open(path)
+            declared = self._file.schema_arrow
+            names = declared.names
+            _check_declared(self._file.metadata, budget)
+        except _UNSOUND as error:
+            raise _unsound(error) from error
+        check_names(names, most=budget.max_columns)
+        self.schema = pa.schema([(field.name, _kept(field)) for field in declared])
+        leaves = sum(count_leaves(field.type) for field in self.schema)
+        if leaves > budget.max_columns:
+            raise Refusal(f"{leaves} columns and entries; at most {budget.max_columns} are allowed")
+        metadata = declared.metadata or {}
+        are_cells = CELLS.items() <= metadata.items()
+        texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
+        self.cells = frozenset(texts if are_cells else ())
+        features = _kept_features(metadata.get(_FEATURES_KEY), self.schema)
+        self.class_names: Mapping[str, tuple[str, ...]] = {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if "names" in feature
+        }
+        if self.cells:
+            self.metadata = CELLS
+        elif features:
+            self.metadata = {_FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Give all rows.
+
+        Raises:
+            Refusal: the file is not sound, or unpacks to too much.
+        """
+        try:
+            for batch in self._file.iter_batches(self._batch_rows(), use_threads=False):
+                for piece in _cut(batch):
+                    yield self._plain(piece)
+        except _UNSOUND as error:
+            raise _unsound(error, row=self._rows + 1) from error
+        declared = self._file.metadata.num_rows
+        if self._rows != declared:
+            raise Refusal(f"the file declares {declared} rows and holds {self._rows}")
+
+    def _batch_rows(self) -> int:
+        """Choose how many rows are read at once by what the file says of their size."""
+        metadata = self._file.metadata
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size / max(1, group.num_rows) for group in groups]
+        return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max([1, *sizes]))))
+
+    def _plain(self, piece: pa.RecordBatch) -> pa.RecordBatch:
+        self._budget.add_rows(piece.num_rows)
+        arrays = []
+        for field, array in zip(self.schema, piece.columns, strict=True):
+            plain = array.cast(field.type)
+            _check_content(plain, first_row=self._rows + 1, column=field.name)
+            check_texts(plain, first_row=self._rows + 1, column=field.name)
+            arrays.append(plain)
+        self._rows += piece.num_rows
+        return pa.record_batch(arrays, schema=self.schema)
+
+
+# What pyarrow raises of a damaged file; memory errors are told apart by whoever is above.
+_UNSOUND = (
+    pa.ArrowInvalid,
+    pa.ArrowTypeError,
+    pa.ArrowNotImplementedError,
+    pa.ArrowKeyError,
+    pa.ArrowIndexError,
+    pa.ArrowSerializationError,
+    OSError,
+    OverflowError,
+    UnicodeDecodeError,
+)
+
+
+def _unsound(error: BaseException, *, row: int | None = None) -> Refusal:
+    reason = "this is no sound Parquet file: it is damaged, or cut off"
+    if isinstance(error, pa.ArrowNotImplementedError):
+        reason = "the Parquet file uses an encoding, compression or type that is not supported"
+    return Refusal(reason, row=row)
+
+
+def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
+    """Refuse texts that are not UTF-8, which no reader looks at.
+
+    Raises:
+        Refusal: it names the first.
+    """
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        for index in range(len(array)):
+            try:
+                pa.concat_arrays([array.slice(index, 1)]).validate(full=True)
+            except pa.ArrowInvalid:
+                row = first_row + index
+                raise Refusal("the text is not UTF-8", row=row, column=column) from error
+        raise
+
+
+def _check_footer(path: Path) -> None:
+    """Look at the ends of a file before any parser does."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(len(_MAGIC))
+        file.seek(max(0, size - _TRAILER_BYTES))
+        trailer = file.read()
+    if size == 0:
+        raise Refusal("the file is empty")
+    if trailer[4:] == _ENCRYPTED:
+        raise Refusal("the Parquet file is encrypted: upload it decrypted")
+    length = int.from_bytes(trailer[:4], "little")
+    if head != _MAGIC or trailer[4:] != _MAGIC or length > size - _TRAILER_BYTES - len(_MAGIC):
+        raise Refusal("this is no Parquet file, or it is cut off")
+    if length > _FOOTER_BYTES:
+        raise Refusal(
+            f"the Parquet file's footer has {length} bytes; at most {_FOOTER_BYTES} are allowed"
+        )
+
+
+def _open(path: Path) -> parquet.ParquetFile:
+    """Open a file so that it is read piece by piece, texts and bytes as dictionaries."""
+    options: dict[str, Any] = {
+        "buffer_size": _BUFFER_BYTES,
+        "pre_buffer": False,
+        "thrift_string_size_limit": _FOOTER_BYTES,
+        "thrift_container_size_limit": _FOOTER_ENTRIES,
+    }
+    plain = parquet.ParquetFile(path, **options)
+    schema = plain.schema
+    coded = [
+        schema.column(index).path
+        for index in range(len(schema))
+        if schema.column(index).physical_type == "BYTE_ARRAY"
+        and schema.column(index).logical_type.type != "DECIMAL"
+    ]
+    return parquet.ParquetFile(path, read_dictionary=coded, **options)
+
+
+def _check_declared(metadata: parquet.FileMetaData, budget: Budget) -> None:
+    """Refuse what a file itself says is too much, or cannot be.
+
+    Raises:
+        Refusal: rows, bytes or pieces that are too many, or encrypted columns.
+    """
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    if metadata.num_rows < 0 or sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise Refusal("the Parquet file's rows do not add up: it is damaged")
+    declared = budget.fork()
+    declared.add_rows(metadata.num_rows)
+    for group in groups:
+        declared.add_bytes(max(0, group.total_byte_size))
+
+
+def _kept(field: pa.Field) -> pa.DataType:
+    try:
+        return kept_type(field.type)
+    except UnfitError as error:
+        raise Refusal(str(error), column=field.name) from error
+
+
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch into pieces that are small when unpacked; a row is never cut."""
+    sizes = np.zeros(batch.num_rows, dtype=np.int64)
+    for array in batch.columns:
+        sizes += _row_sizes(array)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < batch.num_rows:
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + _BATCH_BYTES, side="right")))
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
+    """Give the bytes of every row as it would be unpacked, ``[rows]``."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        sizes = pc.take(_row_lengths(array.dictionary), array.indices)
+        return np.asarray(pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False), dtype=np.int64)
+    if pa.types.is_struct(kind):
+        total = np.zeros(len(array), dtype=np.int64)
+        for child in array.flatten():
+            total += _row_sizes(child)
+        return total
+    if is_list(kind):
+        counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        ends = np.concatenate([[0], np.cumsum(_row_sizes(array.flatten()))])
+        edges = np.concatenate([[0], np.cumsum(counts)])
+        return np.asarray(ends[edges[1:]] - ends[edges[:-1]], dtype=np.int64)
+    if is_text(kind) or is_bytes(kind):
+        lengths = _row_lengths(array).to_numpy(zero_copy_only=False)
+        return np.asarray(lengths, dtype=np.int64)
+    return np.full(len(array), 8, dtype=np.int64)
+
+
+def _row_lengths(values: pa.Array) -> pa.Array:
+    if is_text(values.type) or is_bytes(values.type):
+        return pc.fill_null(pc.binary_length(values.cast(pa.large_binary())), 0)
+    return pa.array(np.full(len(values), 8, dtype=np.int64))
+
+
+def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Keep of what ``datasets`` wrote about the columns which name their classes, or hold images.
+
+    Raises:
+        Refusal: names of classes that cannot be told apart.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for column, feature in _features(features).items():
+        place = schema.get_field_index(column)
+        if place < 0 or not isinstance(feature, dict):
+            continue
+        kind = schema.field(place).type
+        if feature.get("_type") == "Image" and pa.types.is_struct(kind):
+            found[column] = {"_type": "Image"}
+        elif feature.get("_type") == "ClassLabel" and kind == pa.int64():
+            names = feature.get("names")
+            if isinstance(names, list) and names:
+                found[column] = {"names": _check_classes(names, column), "_type": "ClassLabel"}
+    return found
+
+
+def _check_classes(names: list[Any], column: str) -> list[str]:
+    if not all(isinstance(name, str) and name.strip() and "\0" not in name for name in names):
+        raise Refusal("the names of its classes are not all texts", column=column)
+    if len(set(names)) < len(names):
+        raise Refusal("the names of its classes are not different", column=column)
+    if sum(map(len, names)) > _CLASS_LETTERS:
+        raise Refusal("the names of its classes are too long", column=column)
+    return names
+
+
+def _features(features: bytes | None) -> Mapping[str, Any]:
+    try:
+        found = json.loads(features or b"{}")["info"]["features"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return {}
+    return found if isinstance(found, dict) else {}

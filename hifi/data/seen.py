@@ -1,0 +1,199 @@
+"""What was seen of a column of one split: first rows of all that may stand in a task's way."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hifi.data import cells
+from hifi.data.types import first_true, is_image, is_text, type_name
+
+Value = str | int | float | bool
+
+BLANKS = (  # what str.isspace takes for white space
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
+    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+_LABEL_BYTES = 1024  # longer texts are no classes
+_DISTINCT_BYTES = 1 << 20
+_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+_HEAD_BYTES = 12
+# What the library reads, by Pillow's names; a test compares them.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+@dataclass
+class FirstRows:
+    """Different values and the row in which each stands first, up to a number.
+
+    Attributes:
+        most: values that are kept.
+        rows: by value.
+        is_full: there are more.
+    """
+
+    most: int
+    rows: dict[Value, int] = field(default_factory=dict)
+    is_full: bool = False
+    _bytes: int = 0
+
+    def add(self, array: pa.Array, first_row: int) -> None:
+        """Add a piece of a column; nulls are left out."""
+        if self.is_full:
+            return
+        if is_text(array.type):
+            longest = pc.max(pc.binary_length(array)).as_py() or 0
+            if longest > _LABEL_BYTES:
+                self.is_full = True
+                return
+        if pa.types.is_float16(array.type):
+            array = array.cast(pa.float32())
+        codes = array.dictionary_encode()
+        places = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        numbers, firsts = np.unique(places, return_index=True)
+        for code, place in sorted(zip(numbers, firsts, strict=True), key=lambda pair: pair[1]):
+            if code >= 0 and not self._keep(codes.dictionary[code].as_py(), first_row + int(place)):
+                return
+
+    def _keep(self, value: Value, row: int) -> bool:
+        if value in self.rows or (isinstance(value, float) and math.isnan(value)):
+            return True
+        self._bytes += len(value) if isinstance(value, str) else 8
+        self.is_full = len(self.rows) >= self.most or self._bytes > _DISTINCT_BYTES
+        if not self.is_full:
+            self.rows[value] = row
+        return not self.is_full
+
+
+@dataclass
+class Seen:
+    """A column of one split, read to its end.
+
+    Rows are numbered from 1; each is the first of its kind, None where there is none.
+
+    Attributes:
+        kind: its type.
+        distinct: the different values, in the order in which they occur.
+        are_cells: whether the column comes from a delimited file; its texts may be anything then.
+        class_names: of a column that names its classes.
+        missing: a null.
+        nan: a floating-point number that is none.
+        blank: an empty text, or one of white space alone.
+        not_finite: a number that 32 bits do not hold, and the number.
+        bad_image: bytes that are no image, and why.
+        appearance: of cells, which have no nulls.
+        are_whole: whether floating-point numbers are all whole.
+    """
+
+    kind: pa.DataType
+    distinct: FirstRows
+    are_cells: bool = False
+    class_names: tuple[str, ...] | None = None
+    missing: int | None = None
+    nan: int | None = None
+    blank: int | None = None
+    not_finite: tuple[int, float] | None = None
+    bad_image: tuple[int, str] | None = None
+    appearance: cells.Appearance = field(default_factory=cells.Appearance)
+    are_whole: bool = True
+
+    def add(self, array: pa.Array, first_row: int) -> None:
+        """Look at a piece of the column."""
+        if self.are_cells:
+            self.appearance.add(array, first_row)
+        elif self.missing is None:
+            self.missing = _row(first_true(array.is_null()), first_row)
+        if is_text(self.kind):
+            if self.blank is None:
+                trimmed = pc.utf8_trim(array, characters=BLANKS)
+                self.blank = _row(first_true(pc.equal(trimmed, "")), first_row)
+        elif pa.types.is_floating(self.kind):
+            self._add_floats(array, first_row)
+        elif is_image(self.kind):
+            self._add_images(array, first_row)
+            return
+        if _can_be_label(self.kind) and self.are_whole:
+            self.distinct.add(array, first_row)
+
+    def _add_floats(self, array: pa.Array, first_row: int) -> None:
+        wide = array.cast(pa.float64())
+        if self.nan is None:
+            self.nan = _row(first_true(pc.is_nan(wide)), first_row)
+        if self.not_finite is None:
+            within = pc.less_equal(pc.abs(wide), cells.MOST_FLOAT32)  # NaN is within nothing
+            place = first_true(pc.invert(within))
+            if place is not None:
+                self.not_finite = (first_row + place, wide[place].as_py())
+        if self.are_whole:
+            whole = pc.and_(pc.equal(pc.floor(wide), wide), pc.is_finite(wide))
+            self.are_whole = pc.all(pc.or_(whole, pc.is_nan(wide))).as_py() is not False
+
+    def _add_images(self, array: pa.Array, first_row: int) -> None:
+        if self.bad_image is not None:
+            return
+        content = array.field("bytes") if pa.types.is_struct(self.kind) else array
+        if not pa.types.is_binary(content.type):
+            self.bad_image = (first_row, "an image is bytes, here is " + type_name(content.type))
+            return
+        place = first_true(pc.or_(array.is_null(), content.is_null()))
+        heads = pc.binary_slice(content, 0, _HEAD_BYTES).to_pylist()
+        for index, head in enumerate(heads if place is None else heads[:place]):
+            if not _looks_like_image(head) and not _is_image(content[index].as_py()):
+                self.bad_image = (first_row + index, "these bytes are no image of a known format")
+                return
+        if place is not None:
+            reason = "the image has no bytes (a path alone is not followed)"
+            self.bad_image = (first_row + place, reason)
+
+
+def _row(place: int | None, first_row: int) -> int | None:
+    return None if place is None else first_row + place
+
+
+def _can_be_label(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
+    return is_text(kind) or any(test(kind) for test in tests)
+
+
+def _looks_like_image(head: bytes) -> bool:
+    return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+
+
+def _is_image(content: bytes) -> bool:
+    """See whether one of the rarer formats is known; nothing is decoded."""
+    from PIL import Image  # noqa: PLC0415 - hardly ever needed
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True  # an image, though one that nobody will decode
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged bytes make Pillow's readers raise anything at all
+        return False
+
+
+def see(
+    schema: pa.Schema,
+    *,
+    cell_columns: frozenset[str],
+    class_names: dict[str, tuple[str, ...]],
+    most_distinct: int,
+) -> Sequence[Seen]:
+    """Begin to look at the columns of a split, in their order."""
+    return [
+        Seen(
+            kind=field.type,
+            distinct=FirstRows(most_distinct),
+            are_cells=field.name in cell_columns,
+            class_names=class_names.get(field.name),
+        )
+        for field in schema
+    ]

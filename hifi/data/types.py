@@ -1,0 +1,219 @@
+"""What a column may hold: types that are kept, their names, and how two of them become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from service.datasets.checking.exchange import Refusal, quoted
+
+_MOST_NAME_LETTERS = 256  # more cannot be named in a job spec
+_MOST_TYPE_LETTERS = 120
+CELLS = {b"hifi.cells": b"1"}  # of a Parquet file whose texts are a delimited file's cells
+_NAMES = {"double": "float64", "float": "float32", "halffloat": "float16"}
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+_SCALARS = (
+    pa.types.is_null,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_temporal,
+    pa.types.is_decimal128,
+    pa.types.is_decimal256,
+)
+
+
+class UnfitError(Exception):
+    """Two types that no column has in common, or one that is not kept; says why."""
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a type holds texts."""
+    return any(test(kind) for test in _TEXTS)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Say whether a type holds bytes."""
+    return any(test(kind) for test in _BYTES)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Say whether a type holds lists."""
+    return any(test(kind) for test in _LISTS)
+
+
+def is_image(kind: pa.DataType) -> bool:
+    """Say whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return is_bytes(kind)
+
+
+def kept_type(kind: pa.DataType) -> pa.DataType:
+    """Give the plain type under which a column is kept.
+
+    Scalars, lists of scalars, and objects of these are kept: the columns of every task that there
+    is, or will be.
+
+    Raises:
+        UnfitError: any other type.
+    """
+    if pa.types.is_struct(kind):
+        fields = [(field.name, field.type) for field in kind]
+        if not fields:
+            raise UnfitError("its objects have no entries")
+        if len({name for name, _ in fields}) < len(fields):
+            raise UnfitError("an entry of its objects occurs twice")
+        return pa.struct([(name, _listed_type(inner, whole=kind)) for name, inner in fields])
+    return _listed_type(kind, whole=kind)
+
+
+def _listed_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
+    if is_list(kind):
+        return pa.list_(_scalar_type(kind.value_type, whole=whole))
+    return _scalar_type(kind, whole=whole)
+
+
+def _scalar_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if is_text(kind):
+        return pa.string()
+    if is_bytes(kind):
+        return pa.binary()
+    if any(test(kind) for test in _SCALARS) and not pa.types.is_interval(kind):
+        return kind
+    raise UnfitError(
+        f"columns of {type_name(whole)} are read by no task: leave the column out, or make it "
+        "texts, numbers, booleans, images, or lists of these"
+    )
+
+
+def type_name(kind: pa.DataType, *, depth: int = 3) -> str:
+    """Name a type for people, down to some depth."""
+    if pa.types.is_nested(kind) and depth == 0:
+        return "…"
+    if is_list(kind):
+        return f"list<{type_name(kind.value_type, depth=depth - 1)}>"[:_MOST_TYPE_LETTERS]
+    if pa.types.is_struct(kind):
+        entries = [f"{field.name}: {type_name(field.type, depth=depth - 1)}" for field in kind]
+        return f"struct<{', '.join(entries)}>"[:_MOST_TYPE_LETTERS]
+    if pa.types.is_dictionary(kind):
+        return type_name(kind.value_type, depth=depth)
+    name = str(kind)
+    return _NAMES.get(name, name)[:_MOST_TYPE_LETTERS]
+
+
+def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """Give the type that holds what two types hold; whole numbers may become floating ones.
+
+    Raises:
+        UnfitError: there is none.
+    """
+    if first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    if {first, second} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if is_list(first) and is_list(second):
+        return pa.list_(merged_type(first.value_type, second.value_type))
+    if pa.types.is_struct(first) and pa.types.is_struct(second):
+        types = {field.name: field.type for field in first}
+        for field in second:
+            types[field.name] = merged_type(types.get(field.name, pa.null()), field.type)
+        return pa.struct(list(types.items()))
+    raise UnfitError(f"the rows above hold {type_name(first)}")
+
+
+def check_names(names: Sequence[Any], *, most: int) -> None:
+    """Refuse columns that could not be told apart, named in a job, or counted.
+
+    Raises:
+        Refusal: none or too many, two of one name, or a name that is empty, huge or no text.
+    """
+    if not names:
+        raise Refusal("there are no columns")
+    if len(names) > most:
+        raise Refusal(f"{len(names)} columns; at most {most} are allowed")
+    seen: set[str] = set()
+    for place, name in enumerate(names, start=1):
+        if not name.strip():
+            raise Refusal(
+                f"column {place} has no name: give it one, or leave the column out (a table's "
+                "index is written without a name)"
+            )
+        if len(name) > _MOST_NAME_LETTERS:
+            raise Refusal(
+                f"the name of column {place} has {len(name)} letters; at most "
+                f"{_MOST_NAME_LETTERS} are allowed"
+            )
+        if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
+            raise Refusal(f"the name of column {place} is no text: {quoted(name)}")
+        if name in seen:
+            raise Refusal("the column occurs more than once", column=name)
+        seen.add(name)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def count_leaves(kind: pa.DataType) -> int:
+    """Count the entries of a nested type; 1 for any other."""
+    if pa.types.is_struct(kind):
+        return sum(count_leaves(field.type) for field in kind)
+    return count_leaves(kind.value_type) if is_list(kind) else 1
+
+
+def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
+    """Refuse NUL characters, which no tokenizer reads and no database stores.
+
+    Args:
+        array: a piece of the column, of a kept type.
+        first_row: number of its first row.
+        column: its name.
+
+    Raises:
+        Refusal: it names the first row with one.
+    """
+    if not any(_has_nul(texts) for texts in _texts_in(array)):
+        return
+    for index in range(len(array)):
+        if any(_has_nul(texts) for texts in _texts_in(array.slice(index, 1))):
+            raise Refusal("the text holds a NUL character", row=first_row + index, column=column)
+
+
+def _texts_in(array: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_struct(array.type):
+        for piece in array.flatten():
+            yield from _texts_in(piece)
+    elif is_list(array.type):
+        yield from _texts_in(array.flatten())
+    elif is_text(array.type):
+        yield array
+
+
+def _has_nul(texts: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring(texts, "\0")).as_py())
+
+
+def first_true(mask: pa.Array) -> int | None:
+    """Give the place of the first True; None where there is none."""
+    place = pc.index(mask, value=True).as_py()
+    return None if place < 0 else int(place)

@@ -1,0 +1,325 @@
+"""Load backbones: the one that a head delta belongs to, with a task head of the right shape."""
+
+from __future__ import annotations
+
+import copy
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.models import (
+    ModelSource,
+    check_reads,
+    find_folder,
+    load_config,
+    load_for_task,
+    load_image_processor,
+    load_tokenizer,
+    reads,
+    resolve_model,
+    usable_pad_token,
+)
+from hifi.backbones.packaged import PACKAGED_MODEL
+from hifi.errors import (
+    BackboneMismatchError,
+    DeltaFileError,
+    ModelError,
+    TaskNotSupportedError,
+)
+from hifi.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from hifi.deltas.delta import HeadDelta
+
+_MOST_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A delta's backbone, fresh from disk, and where it was found.
+
+    Attributes:
+        model: at the dtype it is stored in, its task head shaped as the delta's.
+        source: the folder and the name.
+        task: what the delta records about its task.
+    """
+
+    model: PreTrainedModel
+    source: ModelSource
+    task: dict[str, Any]
+
+    def load_processor(self) -> PreTrainedTokenizerBase | BaseImageProcessor:
+        """Load the tokenizer or image processor, set to what the fine-tune used.
+
+        Tokenizer and model agree on the pad token afterwards.
+
+        Raises:
+            ModelError: there is none that can be loaded.
+        """
+        if _task_type(self.task).input_kind == "image":
+            return load_image_processor(self.source)
+        tokenizer = load_tokenizer(self.source)
+        _agree_on_pad_token(tokenizer, self.model.config)
+        tokenizer.padding_side = self.task.get("padding_side", tokenizer.padding_side)
+        tokenizer.model_max_length = self.task.get("max_length", tokenizer.model_max_length)
+        return tokenizer
+
+
+def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) -> LoadedBackbone:
+    """Find and load the backbone that a delta was tuned on.
+
+    Args:
+        delta: says which task head it needs.
+        model: a folder or name; by default the one that the delta names, where that is the packaged
+            model, a hub id, or the name of a folder here.
+        revision: of a hub id; the one that the delta names, where the model is that one too.
+
+    Raises:
+        TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
+        ModelError: there is no such model, or it cannot be loaded.
+        BackboneMismatchError: it is not the delta's backbone.
+    """
+    _task_type(dict(delta.metadata.task or {}))  # refuse before a download
+    if model is None:
+        source = _named_backbone(delta, revision=revision or delta.metadata.revision)
+    else:
+        source = resolve_model(model, revision=revision)
+    return load_backbone_at(source, delta=delta)
+
+
+def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
+    """Load the backbone that a delta was tuned on, from where it was found.
+
+    Args:
+        source: the model.
+        delta: says which task head it needs.
+
+    Raises:
+        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as for
+            :func:`load_backbone`.
+    """
+    backbone = load_unchecked(source, delta=delta)
+    _check_backbone(delta, backbone.model)
+    return backbone
+
+
+def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
+    """Load a model that the caller knows to be a delta's backbone.
+
+    Its weights are mapped from the file and not read until they are used, which for a whole
+    fingerprint all of them would be.
+
+    Args:
+        source: the model.
+        delta: says which task head it needs.
+
+    Raises:
+        TaskNotSupportedError, DeltaFileError, ModelError: as for :func:`load_backbone`.
+    """
+    config = load_config(source)
+    kind = configure_for(config, delta)
+    loaded = load_for_task(
+        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+    )
+    return LoadedBackbone(loaded.model, source, dict(delta.metadata.task or {}))
+
+
+@dataclass(frozen=True)
+class BareBackbone:
+    """A backbone without a task head, on its device.
+
+    Attributes:
+        model: at the dtype it is stored in, in eval mode.
+        fingerprint: of it as stored.
+    """
+
+    model: PreTrainedModel
+    fingerprint: str
+
+
+def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBackbone:
+    """Load a backbone for the head deltas of any tasks.
+
+    Args:
+        source: the model.
+        device: where it is to run.
+
+    Raises:
+        ModelError: it cannot be loaded, reads neither texts nor images, or reads texts and has no
+            tokenizer.
+        UnsupportedArchitectureError: its heads are not known.
+    """
+    config = load_config(source)
+    is_image = reads(config, input_kind="image")
+    kind = get_task("image-classification" if is_image else "classification")
+    check_reads(source, config, input_kind=kind.input_kind)
+    loaded = load_for_task(
+        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+    )
+    model = cast("PreTrainedModel", loaded.model.base_model)
+    fingerprint = backbone_fingerprint(model)
+    if not is_image:  # a task that names no pad token is padded as its merged model is
+        model.config.pad_token_id = usable_pad_token(config, load_tokenizer(source))
+    cast_to(model, model.dtype)  # a pooler that the file lacks is of another
+    return BareBackbone(model.to(device=device), fingerprint)  # type: ignore[call-arg]
+
+
+def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> type[Task]:
+    """Put into a backbone's configuration what a delta's task needs of its model.
+
+    Args:
+        config: changed in place.
+        delta: says which task it is for.
+
+    Returns:
+        The task's type, which names the transformers class.
+
+    Raises:
+        TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
+    """
+    task = dict(delta.metadata.task or {})
+    kind, labels = _task_type(task), delta.metadata.labels
+    described = kind(
+        inputs=(),
+        label="",
+        metric=kind.metrics[0],
+        classes=None if labels is None else tuple(labels),
+    )
+    for name, value in described.settings().items():
+        setattr(config, name, value)
+    _check_record(task, config=config)
+    if "pad_token_id" in task:
+        config.pad_token_id = task["pad_token_id"]
+    return kind
+
+
+def write_merged_model(
+    folder: Path,
+    *,
+    delta: HeadDelta,
+    backbone: LoadedBackbone,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Merge a delta into its backbone, and write the plain model with its tokenizer or processor.
+
+    Args:
+        folder: takes the files, in the ``save_pretrained`` layout.
+        delta: what is merged.
+        backbone: of the delta; its model is the merged one afterwards.
+        dtype: of the merged model; by default that in which the backbone is stored.
+
+    Raises:
+        ModelError: the backbone has no tokenizer or image processor that can be loaded.
+        BackboneMismatchError, TaskHeadMismatchError: as ``HeadDelta.merge`` does.
+    """
+    processor, model = backbone.load_processor(), backbone.model
+    delta.merge(cast_to(model, dtype or model.dtype))
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
+    """Find the backbone that a delta names; the hub is not asked for what was a folder's name."""
+    name = delta.metadata.model
+    is_known = name == PACKAGED_MODEL or "/" in name or revision is not None
+    if not is_known and find_folder(Path(name)) is None:
+        raise ModelError(
+            f"the head delta knows of its backbone only that it was called {name!r}, and there is "
+            "no such folder here: say with --model where it is (a folder, or a hub id)"
+        )
+    return resolve_model(name, revision=revision)
+
+
+def _task_type(task: dict[str, Any]) -> type[Task]:
+    name = task.get("type")
+    if not isinstance(name, str):
+        raise TaskNotSupportedError(
+            "the head delta does not record its task, so its task head cannot be built here; "
+            "in Python, load the model with your task head and call delta.merge(model)"
+        )
+    return get_task(name)
+
+
+def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
+    """Refuse what no tokenizer or model could take: the file may be anyone's.
+
+    Raises:
+        DeltaFileError: it names the entry, its value and the limit.
+    """
+    vocabulary = getattr(config, "vocab_size", 0)
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "pad_token_id": (
+            lambda token: type(token) is int and 0 <= token < vocabulary,
+            f"one of the backbone's {vocabulary} tokens, which count from 0",
+        ),
+        "padding_side": (lambda side: side in ("left", "right"), "left or right"),
+        "max_length": (
+            lambda length: type(length) is int and 1 <= length <= _MOST_TOKENS,
+            f"an integer from 1 to {_MOST_TOKENS}",
+        ),
+    }
+    for name, (is_allowed, limit) in checks.items():
+        if name in task and not is_allowed(task[name]):
+            value = reprlib.repr(task[name])
+            raise DeltaFileError(f"the head delta's task records {name}={value}: {limit} is needed")
+
+
+def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
+    """Compare fingerprints at the stored dtype, and at the dtype of the tuning.
+
+    A tuner that was given a model in memory knows only the latter.
+    """
+    tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
+    try:
+        delta.check_backbone(model)
+    except BackboneMismatchError:
+        if tuned_at == model.dtype:
+            raise
+        cast = cast_to(copy.deepcopy(model), tuned_at)
+        if backbone_fingerprint(cast) != delta.metadata.fingerprint:
+            raise  # with the fingerprint of the model as stored, which the other commands show
+
+
+def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Let both pad with the same token, where there is one."""
+    pad = usable_pad_token(config, tokenizer)
+    if pad is None:
+        return
+    config.pad_token_id = pad
+    if pad != tokenizer.pad_token_id and pad < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+
+
+def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a model, its task head included, in place."""
+    return nn.Module.to(model, dtype=dtype)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing bars and printing reports of its own."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if was_on:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,192 @@
+"""Where a head delta's tensors lie in a model: checked, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hifi.backbones.heads import (
+    Backbone,
+    HeadId,
+    Projection,
+    describe,
+    optional_parameter_names,
+    plain_projection,
+    read_rows,
+    task_head_names,
+    write_rows,
+)
+from hifi.deltas.row_names import Shape, describe_shape, heads_of_rows, row_key, shapes_of
+from hifi.errors import BackboneMismatchError, InvalidArgumentError, TaskHeadMismatchError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Rows of a float16 model may overflow, and never hash as those of a float32 or bfloat16 one.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def read_matching_rows(
+    model: PreTrainedModel, rows: Mapping[str, Tensor], *, architecture: str
+) -> dict[str, Tensor]:
+    """Copy out of a model the rows that ``rows`` would replace.
+
+    Args:
+        model: a transformers model whose projections are plain.
+        rows: a head delta's rows; only their names and shapes count.
+        architecture: the delta's; the model must be of it.
+
+    Returns:
+        The present rows under the same names, on the CPU, in the model's dtype.
+
+    Raises:
+        BackboneMismatchError: another architecture, heads that the model lacks, other shapes,
+            biases on one side only, rows in a dtype (float16) that no delta goes into.
+        TunerError: a tuner, an adapter or a quantiser holds the projections.
+        UnsupportedArchitectureError: the model's heads are not known.
+    """
+    backbone = describe(model)
+    if backbone.architecture != architecture:
+        raise BackboneMismatchError(
+            f"the head delta is for {architecture!r}, the model is {backbone.architecture!r}"
+        )
+    heads = heads_of_rows(rows)
+    try:
+        backbone.check_heads(heads)
+    except InvalidArgumentError as error:
+        raise BackboneMismatchError(f"the model lacks heads of the head delta: {error}") from error
+    present: dict[str, Tensor] = {}
+    for head, projection in _places(backbone, heads):
+        plain_projection(model, projection)
+        weight, bias = read_rows(model, projection, head.head)
+        present[row_key(head, projection.name, "weight")] = weight.cpu()
+        if bias is not None:
+            present[row_key(head, projection.name, "bias")] = bias.cpu()
+    _check_equal_shapes(present, rows)
+    _check_dtypes(present)
+    return present
+
+
+def write_matching_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
+    """Copy rows into a model, in place.
+
+    Args:
+        model: one out of which ``read_matching_rows`` has read for these rows.
+        rows: by row name, rounded to the model's dtype on the way.
+    """
+    for head, projection in _places(describe(model), heads_of_rows(rows)):
+        weight = rows[row_key(head, projection.name, "weight")]
+        bias = rows.get(row_key(head, projection.name, "bias"))
+        write_rows(model, projection, head.head, weight=weight, bias=bias)
+
+
+def read_matching_task_head(
+    model: PreTrainedModel, task_head: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Copy out of a model the task head that ``task_head`` would replace.
+
+    Args:
+        model: a transformers model.
+        task_head: parameter name to tensor; only names and shapes count. Empty: the delta has no
+            task head, and any model's is left alone.
+
+    Returns:
+        The present parameters under the same names, on the CPU, in their dtype.
+
+    Raises:
+        TaskHeadMismatchError: a parameter of the backbone, one that the model lacks or has in
+            another shape, or a task head of the model that the delta would replace only in part.
+    """
+    if not task_head:
+        return {}
+    parameters = dict(model.named_parameters())
+    _check_outside_backbone(model, task_head)
+    wanted = shapes_of(task_head)
+    present = {name: parameters[name].detach() for name in wanted if name in parameters}
+    found = shapes_of(present)
+    found |= {name: tuple(parameters[name].shape) for name in task_head_names(model)}
+    check_same(
+        wanted,
+        found,
+        hint="load the model with the task head that the delta was tuned with, or leave the task "
+        "head out with task_head=False",
+    )
+    return {name: tensor.clone().cpu() for name, tensor in present.items()}
+
+
+def write_matching_task_head(model: PreTrainedModel, task_head: Mapping[str, Tensor]) -> None:
+    """Copy a task head into a model, in place.
+
+    Args:
+        model: one out of which ``read_matching_task_head`` has read for this task head.
+        task_head: parameter name to tensor, rounded to the model's dtype on the way.
+    """
+    with torch.no_grad():
+        for name, tensor in task_head.items():
+            model.get_parameter(name).data.copy_(tensor)
+
+
+def _places(backbone: Backbone, heads: tuple[HeadId, ...]) -> Iterator[tuple[HeadId, Projection]]:
+    for head in heads:
+        for projection in backbone.layers[head.layer].projections:
+            yield head, projection
+
+
+def _check_outside_backbone(model: PreTrainedModel, task_head: Iterable[str]) -> None:
+    """Refuse a task head that would change the backbone, past every check of its rows.
+
+    A task head may hold what lies outside the base model, and what not every class has of it (a
+    pooler): what a ``HeadTuner`` can train.
+    """
+    optional = set(optional_parameter_names(model))
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    # Under every name of a tied parameter: an output embedding may be the backbone's own.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in task_head and id(parameter) in base and name not in optional:
+            raise TaskHeadMismatchError(
+                f"task head: {name} is part of the model's backbone, of which a head delta "
+                "replaces its heads' rows alone; leave the task head out with task_head=False"
+            )
+
+
+def _check_dtypes(present: Mapping[str, Tensor]) -> None:
+    for name, tensor in present.items():
+        if tensor.dtype not in _DTYPES:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise BackboneMismatchError(
+                f"the model is {dtype} ({name}), and a head delta goes into float32 and bfloat16 "
+                "only: load the backbone with dtype=torch.float32 or torch.bfloat16, and convert "
+                f"to {dtype} after merging, if at all"
+            )
+
+
+def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
+    found, wanted = shapes_of(present), shapes_of(rows)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise BackboneMismatchError(
+                f"{name} is {describe_shape(wanted.get(name))} in the head delta and "
+                f"{describe_shape(found.get(name))} in the model"
+            )
+
+
+def check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, hint: str) -> None:
+    """Refuse a task head whose parameters are not those of a model.
+
+    Args:
+        wanted: name to shape in the head delta.
+        found: and in the model.
+        hint: what to do about it.
+
+    Raises:
+        TaskHeadMismatchError: parameters that one side lacks, or has in another shape.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise TaskHeadMismatchError(
+                f"task head: {name} is {describe_shape(wanted.get(name))} in the head delta and "
+                f"{describe_shape(found.get(name))} in the model; {hint}"
+            )

@@ -1,0 +1,129 @@
+"""The tensor names of a head delta's rows, and the shapes that belong together."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
+
+from hifi.backbones.heads import PROJECTION_NAMES, HeadId, ProjectionName
+from hifi.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Part = Literal["weight", "bias"]
+Shape = tuple[int, ...]
+
+_INDEX = r"(0|[1-9][0-9]{0,4})"  # no leading zeros: one name per head; no model has 100,000 layers
+_PATTERN = re.compile(rf"layers\.{_INDEX}\.heads\.{_INDEX}\.(query|key|value)\.(weight|bias)")
+
+
+@dataclass(frozen=True, order=True)
+class RowName:
+    """Which rows a tensor of a head delta holds.
+
+    Attributes:
+        head: the head, or key-value group.
+        projection: ``query``, ``key`` or ``value``.
+        part: ``weight`` or ``bias``.
+    """
+
+    head: HeadId
+    projection: ProjectionName
+    part: Part
+
+    @classmethod
+    def parse(cls, text: str) -> RowName:
+        """Read a name.
+
+        Raises:
+            InvalidArgumentError: not exactly as ``row_key`` writes it.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            limit = "layers.{l}.heads.{h}.{query|key|value}.{weight|bias}"
+            raise InvalidArgumentError("tensor name", value=text, limit=limit)
+        layer, head, projection, part = match.groups()
+        return cls(
+            HeadId(int(layer), int(head)), cast("ProjectionName", projection), cast("Part", part)
+        )
+
+
+def row_key(head: HeadId, projection: ProjectionName, part: Part) -> str:
+    """Name the rows of one head in one projection."""
+    return f"layers.{head.layer}.heads.{head.head}.{projection}.{part}"
+
+
+def heads_of_rows(names: Iterable[str]) -> tuple[HeadId, ...]:
+    """List the heads that these row names speak of, in order.
+
+    Raises:
+        InvalidArgumentError: something that is not a row name.
+    """
+    return tuple(sorted({RowName.parse(name).head for name in names}))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Give the shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def describe_shape(shape: Shape | None) -> str:
+    """Say in an error what shape a tensor is of, or that there is none."""
+    return "missing" if shape is None else f"of shape {list(shape)}"
+
+
+def check_shapes(shapes: Mapping[str, Shape]) -> None:
+    """Refuse rows that cannot be those of one backbone's heads.
+
+    A head has query, key and value weights ``[rows, D]`` with one D; key and value have as many
+    rows, D', the query a multiple of it; a bias is ``[rows]``. Every head is shaped as the first.
+
+    Args:
+        shapes: row name to shape.
+
+    Raises:
+        InvalidArgumentError: which tensor does not fit, and what would.
+    """
+    by_head: dict[HeadId, dict[tuple[ProjectionName, Part], Shape]] = defaultdict(dict)
+    for text, shape in shapes.items():
+        name = RowName.parse(text)
+        by_head[name.head][name.projection, name.part] = shape
+    first: dict[tuple[ProjectionName, Part], Shape] | None = None
+    for head in sorted(by_head):
+        parts = by_head[head]
+        if first is None:
+            _check_head(head, parts)
+            first = parts
+        for projection, part in sorted(first.keys() | parts.keys()):
+            wanted = first.get((projection, part))
+            if parts.get((projection, part)) != wanted:
+                limit = f"{describe_shape(wanted)}, as in head {min(by_head)}"
+                _refuse(head, projection, part, parts.get((projection, part)), limit)
+
+
+def _check_head(head: HeadId, parts: Mapping[tuple[ProjectionName, Part], Shape]) -> None:
+    key = parts.get(("key", "weight"))
+    for projection in reversed(PROJECTION_NAMES):
+        weight = parts.get((projection, "weight"))
+        if weight is None or len(weight) != 2 or 0 in weight:
+            _refuse(head, projection, "weight", weight, "a matrix [rows, D]")
+        bias = parts.get((projection, "bias"))
+        if bias not in (None, weight[:1]):
+            _refuse(head, projection, "bias", bias, describe_shape(weight[:1]))
+    query, value = parts["query", "weight"], parts["value", "weight"]
+    if key != value:
+        _refuse(head, "key", "weight", key, f"{describe_shape(value)}, as the value's")
+    if query[1] != value[1] or query[0] % value[0]:
+        limit = f"[a multiple of {value[0]}, {value[1]}], as the value's is {describe_shape(value)}"
+        _refuse(head, "query", "weight", query, limit)
+
+
+def _refuse(
+    head: HeadId, projection: ProjectionName, part: Part, shape: Shape | None, limit: str
+) -> NoReturn:
+    value = "missing" if shape is None else list(shape)
+    raise InvalidArgumentError(row_key(head, projection, part), value=value, limit=limit)

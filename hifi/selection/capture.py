@@ -1,0 +1,285 @@
+"""Head outputs O_h, seen at the input of the output projections while a model runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbones.heads import Backbone, describe
+from hifi.errors import CaptureError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OnHeadOutput = Callable[[int, Tensor, Tensor], None]
+RunBatch = Callable[[Mapping[str, Any]], int]
+
+# What no score needs. Arguments win over the configuration, so that one stays untouched.
+_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
+_RECORDING = {*_RECORD_NOTHING, "return_dict", "use_cache"}  # a batch has no say in these
+
+
+@contextmanager
+def capture_head_outputs(
+    model: PreTrainedModel, *, on_head_output: OnHeadOutput
+) -> Iterator[RunBatch]:
+    """Run batches through a model and see every layer's head outputs as they appear.
+
+    Only the backbone runs, in eval mode and without gradients; no head output is kept. Each
+    sample's real tokens are moved to the front first, so that padding on the left shifts no
+    absolute position, and columns that hold nothing but padding are cut off. When the block ends,
+    also by an exception, the hooks are gone and every module's ``training`` flag is what it was.
+
+    Args:
+        model: a transformers model, bare or with a task head, tuned or not.
+        on_head_output: called as ``on_head_output(layer, head_output, real)`` in the order of the
+            layers: O_h before W^O, shape ``[B, S, H·G, D']`` in the model's dtype, where H·G
+            counts query heads; and bool ``[B, S]``, True at real tokens.
+
+    Yields:
+        A function that runs one batch and returns B, the number of its samples. A batch is a
+        mapping as ``model.forward`` takes it; what the backbone has no use for, such as labels,
+        is left out, as are requests to record or to cache. ``attention_mask`` marks real tokens;
+        without one all tokens are real, as are all patches of an image. Batches
+        ``[B, choices, S]`` count each choice as a sample.
+
+        The function raises InvalidArgumentError for a batch that cannot be scored and
+        CaptureError for a forward pass that does not show every layer once, in order.
+
+    Raises:
+        UnsupportedArchitectureError: the model's heads cannot be located.
+    """
+    capture = _Capture(model, describe(model), on_head_output)
+    training = [(module, module.training) for module in model.modules()]
+    handles = []
+    try:
+        for layer in capture.backbone.layers:
+            projection = model.get_submodule(layer.output_name)
+            see = partial(capture.see, layer.index)
+            handles.append(projection.register_forward_pre_hook(see))
+        model.eval()
+        yield capture.run
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in training:
+            module.training = flag
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The tensors of one batch, as the backbone takes them.
+
+    ``real`` is bool ``[B, S]``, None for images.
+    """
+
+    inputs: dict[str, Tensor]
+    samples: int
+    real: Tensor | None
+
+
+class _LastLayerSeenError(Exception):
+    """Ends a forward pass whose remainder nobody needs; never leaves this file."""
+
+
+class _Capture:
+    """One capture's place in the stream: which sample, which layer comes next."""
+
+    def __init__(
+        self, model: PreTrainedModel, backbone: Backbone, on_head_output: OnHeadOutput
+    ) -> None:
+        self.backbone = backbone
+        self._model = model
+        self._on_head_output = on_head_output
+        self._names = set(inspect.signature(model.base_model.forward).parameters)
+        self._samples = 0
+        self._running = False
+        self._next_layer = 0
+        self._verified = False
+        self._batch = _Batch({}, samples=0, real=None)
+
+    def run(self, batch: Mapping[str, Any]) -> int:
+        """Run one batch; return its number of samples."""
+        inputs = _backbone_inputs(batch, model=self._model, names=self._names)
+        flags = {
+            name: batch[name]
+            for name in self._names & batch.keys() - _RECORDING
+            if isinstance(batch[name], bool)
+        }
+        self._batch = _real_tokens_first(inputs, samples_before=self._samples)
+        quiet = {**_RECORD_NOTHING, **({"use_cache": False} if "use_cache" in self._names else {})}
+        self._next_layer = 0
+        self._running = True
+        try:
+            # Not inference_mode: what a model caches on the way (rotary tables) must still be
+            # fit for training afterwards.
+            with torch.no_grad():
+                self._model.base_model(**self._batch.inputs, **flags, **quiet)
+        except _LastLayerSeenError:
+            pass
+        finally:
+            self._running = False
+        if self._next_layer != self.backbone.num_layers:
+            raise CaptureError(
+                f"the forward pass showed {self._next_layer} of {self.backbone.num_layers} layers"
+            )
+        self._verified = True
+        self._samples += self._batch.samples
+        return self._batch.samples
+
+    def see(self, layer: int, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Hand on the input of one layer's output projection (a forward pre-hook)."""
+        if not self._running:  # between batches the model is the caller's
+            return
+        if layer != self._next_layer:
+            raise CaptureError(
+                f"layer {layer} ran when layer {self._next_layer} of {self.backbone.num_layers} "
+                "was due: a forward pass must run every layer once, in order"
+            )
+        head_output = self._checked(layer, arguments[0] if arguments else None)
+        real = self._batch.real
+        if real is None:
+            real = head_output.new_ones(head_output.shape[:2], dtype=torch.bool)
+        self._on_head_output(layer, head_output, real)
+        self._next_layer += 1
+        # The first forward pass runs to its end and shows that no layer runs twice. The others
+        # stop here: nobody needs the last layer's feed-forward block.
+        if self._verified and self._next_layer == self.backbone.num_layers:
+            raise _LastLayerSeenError
+
+    def _checked(self, layer: int, output: object) -> Tensor:
+        """Give W^O's input ``[B, S, H·G·D']`` as ``[B, S, H·G, D']``."""
+        if not isinstance(output, Tensor):
+            raise CaptureError(f"layer {layer}: W^O was called without a tensor as first argument")
+        heads, width = self.backbone.num_query_heads, self.backbone.head_dim
+        real, got = self._batch.real, tuple(output.shape)
+        # How many patches an image has is known only here.
+        tokens = got[1:2] if real is None else (real.shape[1],)
+        expected = (self._batch.samples, *tokens, heads * width)
+        if got != expected:
+            raise CaptureError(
+                f"layer {layer}: the head outputs have shape {got}; expected {expected}, "
+                "that is samples, tokens, heads times width"
+            )
+        return output.view(*got[:2], heads, width)
+
+
+def _backbone_inputs(
+    batch: Mapping[str, Any], *, model: PreTrainedModel, names: set[str]
+) -> dict[str, Tensor]:
+    """Pick the tensors that the backbone takes; move them to its device and dtype.
+
+    Raises:
+        InvalidArgumentError: no mapping, no input among them, or an input that is no tensor.
+    """
+    if not isinstance(batch, Mapping):
+        raise InvalidArgumentError(
+            "batches", value=type(batch).__name__, limit="an iterable of mappings, each one batch"
+        )
+    inputs = {}
+    for name, value in batch.items():
+        if name not in names or name in _RECORDING or value is None or isinstance(value, bool):
+            continue
+        if not isinstance(value, Tensor):
+            raise InvalidArgumentError(name, value=type(value).__name__, limit="a tensor")
+        dtype = model.dtype if value.is_floating_point() else value.dtype
+        inputs[name] = value.to(device=model.device, dtype=dtype)
+    if not inputs.keys() & {"input_ids", "inputs_embeds", "pixel_values"}:
+        raise InvalidArgumentError(
+            "batches",
+            value=sorted(batch),
+            limit="input_ids, inputs_embeds or pixel_values in every batch",
+        )
+    for name, value in inputs.items():
+        if value.numel() == 0:
+            limit = "at least one sample with at least one token"
+            raise InvalidArgumentError(name, value=tuple(value.shape), limit=limit)
+    return inputs
+
+
+def _real_tokens_first(inputs: dict[str, Tensor], *, samples_before: int) -> _Batch:
+    """Move each sample's padding behind its real tokens and cut off what all samples pad.
+
+    Args:
+        inputs: as the backbone takes them; text with a dimension of choices or without.
+        samples_before: how many samples earlier batches had, to number a refused one.
+
+    Raises:
+        InvalidArgumentError: tokens of another rank, or a mask that does not mark them.
+    """
+    if "pixel_values" in inputs:
+        return _Batch(inputs, samples=len(inputs["pixel_values"]), real=None)
+    inputs = _each_choice_a_sample(inputs)
+    tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
+    if tokens.ndim != 2:
+        raise InvalidArgumentError(
+            "batches", value=tuple(tokens.shape), limit="[B, S] or [B, choices, S] tokens"
+        )
+    samples, length = tokens.shape
+    if "attention_mask" not in inputs:
+        return _Batch(inputs, samples=samples, real=torch.ones_like(tokens, dtype=torch.bool))
+    real = _checked_mask(
+        inputs["attention_mask"], shape=(samples, length), samples_before=samples_before
+    )
+    inputs["attention_mask"] = real.long()
+    steps = torch.arange(length, device=real.device)
+    order = (steps + real.int().argmax(1, keepdim=True)) % length  # [B, S], from where
+    real = real.gather(1, order)
+    longest = int((real * (steps + 1)).max())
+    rows = torch.arange(samples, device=real.device)[:, None]
+    moved = {}
+    for name, value in inputs.items():
+        per_token = value.expand(tokens.shape) if value.shape == (1, length) else value
+        is_per_token = per_token.shape[:2] == tokens.shape
+        moved[name] = per_token[rows, order[:, :longest]] if is_per_token else value
+    return _Batch(moved, samples=samples, real=real[:, :longest])
+
+
+def _each_choice_a_sample(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Flatten ``[B, choices, S]`` to ``[B·choices, S]``; leave other inputs as they are."""
+    choices = [
+        inputs[name].shape[:2]
+        for name, rank in (("input_ids", 3), ("inputs_embeds", 4))
+        if name in inputs and inputs[name].ndim == rank
+    ]
+    if not choices:
+        return dict(inputs)
+    return {
+        name: value.flatten(0, 1) if value.shape[:2] == choices[0] else value
+        for name, value in inputs.items()
+    }
+
+
+def _checked_mask(mask: Tensor, *, shape: tuple[int, ...], samples_before: int) -> Tensor:
+    """Give the attention mask as bool ``[B, S]``.
+
+    Raises:
+        InvalidArgumentError: another shape, other values than 0 and 1, or a sample of padding
+            alone.
+    """
+    if tuple(mask.shape) != shape:
+        raise InvalidArgumentError(
+            "attention_mask",
+            value=tuple(mask.shape),
+            limit=f"shape {shape}, one entry per token; masks over pairs of tokens do not say "
+            "which tokens are real",
+        )
+    real = mask != 0
+    if not torch.equal(real.to(mask.dtype), mask):
+        odd = mask[real & (mask != 1)][0].item()
+        raise InvalidArgumentError("attention_mask", value=odd, limit="1 at real tokens, else 0")
+    if not bool(real.any(1).all()):
+        sample = samples_before + int(real.any(1).int().argmin()) + 1
+        raise InvalidArgumentError(
+            "attention_mask",
+            value=f"all zero for sample {sample}",
+            limit="at least one real token in every sample (samples counted from 1)",
+        )
+    return real

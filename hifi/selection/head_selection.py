@@ -1,0 +1,317 @@
+"""The heads to tune, and the scores by which they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import index
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hifi.arguments import as_integer, check_count, check_number
+from hifi.backbones.heads import HeadId
+from hifi.errors import InvalidArgumentError
+from hifi.selection.pagerank import Teleport, check_damping, check_teleport
+
+Strategy = Literal["layer-wise", "mid-top"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+_DECIMALS = 12  # scores that agree so far are equal, and the lower index goes first
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerScores:
+    """What selection found out about one layer; H counts key-value groups where keys are grouped.
+
+    Attributes:
+        information_richness: I, float64 ``[H]``, mean over the samples (Eq. 3).
+        correlation: r, float64 ``[H, H]``, mean over the samples (Eq. 7), zero diagonal.
+        importance: p*, float64 ``[H]``, sums to 1 (Eq. 10).
+        iterations: steps that PageRank took.
+        selected: indices of the selected heads, ascending; empty where the strategy leaves the
+            layer frozen.
+    """
+
+    information_richness: Tensor
+    correlation: Tensor
+    importance: Tensor
+    iterations: int
+    selected: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeadSelection:
+    """The heads to tune, and how they were found.
+
+    Attributes:
+        heads: the selected heads, ascending, each once.
+        num_layers: L.
+        layers: the scores of every layer, bottom first; empty for a selection made by hand.
+        k: heads per layer; None where the heads were named.
+        xi: the share ξ; like the rest None for a selection made by hand.
+        damping: d.
+        strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
+        teleport: ``information`` or ``uniform``.
+        n_samples: calibration samples, n.
+        fingerprint: of the backbone whose heads these are, where it is recorded; ``finetune``
+            refuses another backbone then.
+    """
+
+    heads: tuple[HeadId, ...]
+    num_layers: int
+    layers: tuple[LayerScores, ...] = ()
+    k: int | None = None
+    xi: float | None = None
+    damping: float | None = None
+    strategy: Strategy | None = None
+    teleport: Teleport | None = None
+    n_samples: int | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def from_heads(cls, heads: Iterable[HeadId], *, num_layers: int) -> HeadSelection:
+        """Select the named heads.
+
+        Args:
+            heads: in any order; doubles count once.
+            num_layers: L of the model that they are meant for.
+
+        Raises:
+            InvalidArgumentError: a layer that is not there, a negative head, or no integers.
+        """
+        named = set()
+        for each in heads:
+            layer, head = as_integer(each.layer), as_integer(each.head)
+            if layer is None or head is None or not 0 <= layer < num_layers or head < 0:
+                raise InvalidArgumentError(
+                    "heads", value=each, limit=f"layers 0..{num_layers - 1}, heads from 0"
+                )
+            named.add(HeadId(layer, head))
+        return cls(heads=tuple(sorted(named)), num_layers=num_layers)
+
+    @classmethod
+    def from_scores(
+        cls, scores: Tensor, *, k: int, strategy: Strategy = "layer-wise"
+    ) -> HeadSelection:
+        """Select the ``k`` heads with the highest score in every layer.
+
+        Made for ablations: whatever orders the heads is a tensor of scores. A layer's scores are
+        divided by the sum of their magnitudes, so that they compare as p* does, and rounded to 12
+        decimals; ties go to the lower index.
+
+        Args:
+            scores: ``[L, H]``, finite.
+            k: heads per layer, 1 to H.
+            strategy: ``layer-wise`` or ``mid-top``.
+
+        Raises:
+            InvalidArgumentError: an argument outside its range.
+
+        Example:
+            >>> richness = torch.stack([layer.information_richness for layer in selection.layers])
+            >>> least_informative = HeadSelection.from_scores(-richness, k=3)
+        """
+        shape = tuple(scores.shape)
+        if len(shape) != 2 or 0 in shape or not bool(scores.isfinite().all()):
+            raise InvalidArgumentError("scores", value=shape, limit="finite scores of shape [L, H]")
+        k = check_count("k", k, most=shape[1], of="heads of a layer")
+        check_strategy(strategy, num_layers=shape[0])
+        scores = scores.detach().to("cpu", torch.float64)
+        scores = scores / scores.abs().amax(1, keepdim=True).clamp(
+            min=torch.finfo(torch.float64).tiny
+        )
+        scores = scores / scores.abs().sum(1, keepdim=True).clamp(min=1)
+        layers = _open_layers(shape[0], strategy=strategy)
+        heads = [HeadId(layer, head) for layer in layers for head in _top(scores[layer], k=k)]
+        return cls(heads=tuple(heads), num_layers=shape[0], k=k, strategy=strategy)
+
+    def selected_in(self, layer: int) -> tuple[int, ...]:
+        """Name the selected heads of one layer, ascending."""
+        return tuple(head.head for head in self.heads if head.layer == layer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain JSON values; floats keep every bit.
+
+        Returns:
+            ``k, xi, d, strategy, teleport, n_samples, num_layers`` and ``layers``: one object per
+            layer with ``layer``, ``selected`` and, unless made by hand, its scores; and
+            ``fingerprint`` where it is recorded.
+        """
+        layers: list[dict[str, Any]] = [
+            {"layer": layer, "selected": list(self.selected_in(layer))}
+            for layer in range(self.num_layers)
+        ]
+        for entry, scores in zip(layers, self.layers, strict=False):
+            entry["information_richness"] = scores.information_richness.tolist()
+            entry["correlation"] = scores.correlation.tolist()
+            entry["importance"] = scores.importance.tolist()
+            entry["iterations"] = scores.iterations
+        return {
+            "k": self.k,
+            "xi": self.xi,
+            "d": self.damping,
+            "strategy": self.strategy,
+            "teleport": self.teleport,
+            "n_samples": self.n_samples,
+            "num_layers": self.num_layers,
+            "layers": layers,
+            **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> HeadSelection:
+        """Read back what :meth:`to_dict` gave.
+
+        Raises:
+            InvalidArgumentError: something is missing, or is not what it should be; ``param``
+                names it, as in ``selection.k``.
+        """
+        try:
+            return _read(entry)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(
+                f"selection.{error.param}", value=error.value, limit=error.limit
+            ) from error
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                "selection", value=f"{type(error).__name__}: {error}", limit="as to_dict gives it"
+            ) from error
+
+
+def check_strategy(strategy: object, *, num_layers: int) -> None:
+    """Refuse a strategy that is unknown, or that a model of so few layers cannot follow.
+
+    Raises:
+        InvalidArgumentError: neither ``layer-wise`` nor ``mid-top``, or ``mid-top`` of one layer.
+    """
+    if strategy not in STRATEGIES:
+        limit = f"one of {', '.join(STRATEGIES)}"
+        raise InvalidArgumentError("strategy", value=strategy, limit=limit)
+    if strategy == "mid-top" and num_layers < 2:
+        raise InvalidArgumentError(
+            "strategy", value=strategy, limit="a model of two layers or more"
+        )
+
+
+def check_open_share(xi: object) -> float:
+    """Give ξ as a float: a whole share is left to ``information_richness`` alone.
+
+    Raises:
+        InvalidArgumentError: no number, or outside (0, 1).
+    """
+    return check_number(
+        "xi", xi, is_allowed=lambda share: 0 < share < 1, limit="a number in (0, 1)"
+    )
+
+
+def _open_layers(num_layers: int, *, strategy: Strategy) -> range:
+    """Name the layers in which heads are selected."""
+    return range((num_layers + 1) // 2 if strategy == "mid-top" else 0, num_layers)
+
+
+def _top(scores: Tensor, *, k: int) -> list[int]:
+    """Name the ``k`` best heads of one layer, ascending."""
+    rounded = [round(score, _DECIMALS) for score in scores.tolist()]
+    return sorted(sorted(range(len(rounded)), key=lambda head: (-rounded[head], head))[:k])
+
+
+def _read(entry: Mapping[str, Any]) -> HeadSelection:
+    """Read a selection from its JSON form.
+
+    Raises:
+        InvalidArgumentError, LookupError, TypeError, ValueError: something is missing or malformed.
+    """
+    layers = entry["layers"]
+    if as_integer(entry["num_layers"]) != len(layers):
+        raise InvalidArgumentError(
+            "num_layers", value=entry["num_layers"], limit=f"{len(layers)}, the number of layers"
+        )
+    for position, scores in enumerate(layers):
+        if as_integer(scores["layer"]) != position:
+            raise InvalidArgumentError(
+                f"layers[{position}].layer", value=scores["layer"], limit=f"its place, {position}"
+            )
+    named = HeadSelection.from_heads(
+        (HeadId(layer, head) for layer, scores in enumerate(layers) for head in scores["selected"]),
+        num_layers=len(layers),
+    )
+    by_hand = all("importance" not in scores for scores in layers)
+    selection = HeadSelection(
+        heads=named.heads,
+        num_layers=named.num_layers,
+        layers=()
+        if by_hand
+        else tuple(
+            _read_layer(scores, selected=named.selected_in(layer))
+            for layer, scores in enumerate(layers)
+        ),
+        k=entry["k"],
+        xi=entry["xi"],
+        damping=entry["d"],
+        strategy=entry["strategy"],
+        teleport=entry["teleport"],
+        n_samples=entry["n_samples"],
+        fingerprint=entry.get("fingerprint"),
+    )
+    _check_settings(selection)
+    return selection
+
+
+def _check_settings(selection: HeadSelection) -> None:
+    """Refuse settings outside their range; None stands where no scores are.
+
+    Raises:
+        InvalidArgumentError: a setting or a head that cannot be.
+    """
+    is_scored = bool(selection.layers)
+    heads = len(selection.layers[0].importance) if is_scored else None
+    if is_scored or selection.k is not None:
+        check_count("k", selection.k, most=heads, of="heads of a layer")
+    if is_scored or selection.xi is not None:
+        check_open_share(selection.xi)
+    if is_scored or selection.damping is not None:
+        check_damping(selection.damping)
+    if is_scored or selection.strategy is not None:
+        check_strategy(selection.strategy, num_layers=selection.num_layers)
+    if is_scored or selection.teleport is not None:
+        check_teleport(selection.teleport)
+    if is_scored or selection.n_samples is not None:
+        check_count("n_samples", selection.n_samples, most=None, of="samples")
+    if not isinstance(selection.fingerprint, str | None):
+        raise InvalidArgumentError("fingerprint", value=selection.fingerprint, limit="a text")
+
+
+def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> LayerScores:
+    """Read one layer's scores from their JSON form.
+
+    Raises:
+        InvalidArgumentError, LookupError, TypeError, ValueError: something is missing or malformed.
+    """
+    information, correlation, importance = (
+        torch.tensor(entry[name], dtype=torch.float64)
+        for name in ("information_richness", "correlation", "importance")
+    )
+    heads = len(importance)
+    if information.shape != (heads,) or correlation.shape != (heads, heads):
+        raise ValueError("scores of different numbers of heads")
+    if not bool(((importance >= 0) & (importance <= 1)).all()):
+        raise InvalidArgumentError(
+            f"layers[{entry['layer']}].importance",
+            value=importance.tolist(),
+            limit="shares in [0, 1], one per head",
+        )
+    if selected and selected[-1] >= heads:
+        raise InvalidArgumentError(
+            f"layers[{entry['layer']}].selected",
+            value=list(selected),
+            limit=f"heads 0..{heads - 1}, as many as have scores",
+        )
+    return LayerScores(
+        information_richness=information,
+        correlation=correlation,
+        importance=importance,
+        iterations=index(entry["iterations"]),
+        selected=selected,
+    )

@@ -1,0 +1,190 @@
+"""The samples of a mixed batch: which are multiplied together, and whose task heads are one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hifi.serving.mixed_rows import Block, TaskRows
+
+if TYPE_CHECKING:
+    from hifi.serving.mixed_rows import RowPlaces
+    from hifi.serving.slots import Slot
+    from hifi.serving.task_logits import TaskLogits
+
+TASK_HEAD = "task_head."  # before the names of its parts; a row part's begins otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class BankedTask:
+    """A head delta in the bank.
+
+    Attributes:
+        slot: holds its tensors.
+        rows: its rows, in the slot.
+        head: what makes logits of a hidden state; None without a task head.
+        weights: of the task head, in the slot.
+    """
+
+    slot: Slot
+    rows: TaskRows
+    head: TaskLogits | None
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, slot: Slot, *, places: RowPlaces, head: TaskLogits | None) -> BankedTask:
+        """Find a head delta's parts in its slot.
+
+        Args:
+            slot: filled.
+            places: where its rows go in the model.
+            head: what makes logits of a hidden state; None without a task head.
+        """
+        weights = {
+            name.removeprefix(TASK_HEAD): part
+            for name, part in slot.parts.items()
+            if name.startswith(TASK_HEAD)
+        }
+        return cls(slot, TaskRows(places, slot.parts), head, weights)
+
+
+_Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # one of these, and RowPlaces.shape
+_BARE, _FEW, _MANY = range(3)
+# Samples of one task for a product of their own. MiniLM on one core, 64 samples of 8 tokens, 3
+# heads tuned per layer, all products of a pass in ms, each task's own / one stacked for all: one
+# sample per task 65 / 75, two 41 / 69, three 33 / 67, four 30 / 68, six 24 / 63, eight 24 / 66.
+# With 32 and with 128 tokens their own are ahead from two samples on as well; with one sample the
+# two are within 8 %. A GPU pays a launch for each product: there it is chosen, not measured.
+_ENOUGH_ON_CPU, _ENOUGH = 2, 4
+_STACKED_BYTES = 1 << 26  # of weights that are copied beside each other for one product
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one task in a batch.
+
+    Attributes:
+        task: None for the bare backbone.
+        places: of the samples in the batch.
+        start: place of the first of them in the arranged batch, where they are neighbours.
+        kind: what groups have in common that are multiplied in the same way.
+    """
+
+    task: BankedTask | None
+    places: tuple[int, ...]
+    start: int
+    kind: _Kind
+
+    @property
+    def samples(self) -> slice:
+        """Give the samples' places in the arranged batch."""
+        return slice(self.start, self.start + len(self.places))
+
+    @property
+    def head(self) -> tuple[object, ...]:
+        """Give what groups have in common whose task heads are computed together."""
+        if self.task is None or self.task.head is None or self.first_token_from is None:
+            return (self.start,)  # nothing with any other
+        return self.task.head, len(self.places)
+
+    @property
+    def first_token_from(self) -> str | None:
+        """Name the module from which on the first token alone is read, as TaskLogits does."""
+        if self.task is None or self.task.head is None:
+            return None
+        return self.task.head.first_token_from
+
+    def answer(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Give logits, or the last hidden state where there is no task head."""
+        given = hidden[self.samples]
+        if self.task is None or self.task.head is None:
+            return given
+        part = {key: tensor[self.samples] for key, tensor in batch.items()}
+        return self.task.head.apply(self.task.weights, hidden=given, batch=part)
+
+
+def enough_on(device: torch.device) -> int:
+    """Say how many samples of one task have a product of their own on a device."""
+    return _ENOUGH_ON_CPU if device.type == "cpu" else _ENOUGH
+
+
+def arrange(tasks: Sequence[BankedTask | None], *, enough: int) -> list[Group]:
+    """Group samples by task, and stand tasks beside each other that are one product."""
+    places: dict[BankedTask | None, list[int]] = {}
+    for place, task in enumerate(tasks):
+        places.setdefault(task, []).append(place)
+    kinds = {task: _kind_of(task, len(mine), enough=enough) for task, mine in places.items()}
+    groups: list[Group] = []
+    start = 0
+    for task in sorted(places, key=kinds.__getitem__):
+        groups.append(Group(task, tuple(places[task]), start, kinds[task]))
+        start += len(places[task])
+    return groups
+
+
+def _kind_of(task: BankedTask | None, count: int, *, enough: int) -> _Kind:
+    if task is None:
+        return _BARE, ()
+    return _MANY if count >= enough else _FEW, task.rows.places.shape
+
+
+def blocks_of(groups: Sequence[Group]) -> list[Block]:
+    """Say what is multiplied together: the many samples of a task, or the few of many tasks."""
+    blocks: list[Block] = []
+    for (size, _), alike in groupby(groups, key=lambda group: group.kind):
+        for part in _cut_to_size(alike, _bytes_of_rows) if size == _FEW else ([g] for g in alike):
+            rows = [group.task.rows for group in part if group.task for _ in group.places]
+            if rows:
+                samples = slice(part[0].samples.start, part[-1].samples.stop)
+                blocks.append(Block(samples, rows if len(part) > 1 else rows[:1]))
+    return blocks
+
+
+def by_head(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Say whose task heads are computed together."""
+    alike: dict[object, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(group.head, []).append(group)
+    for members in alike.values():
+        yield from _cut_to_size(members, _bytes_of_head)
+
+
+def answer_alike(
+    alike: Sequence[Group], hidden: Tensor, batch: Mapping[str, Tensor]
+) -> Iterable[Tensor]:
+    """Give what each of some groups answers that :func:`by_head` has put together."""
+    tasks = [group.task for group in alike if group.task]
+    if len(alike) == 1 or tasks[0].head is None:
+        return [group.answer(hidden, batch) for group in alike]
+    first = torch.stack([hidden[group.samples, :1] for group in alike])  # [t, n, 1, D]
+    return tasks[0].head.apply_to_many([task.weights for task in tasks], hidden=first)
+
+
+def _bytes_of_rows(group: Group) -> int:
+    return 0 if group.task is None else group.task.rows.widest * len(group.places)
+
+
+def _bytes_of_head(group: Group) -> int:
+    return 0 if group.task is None else sum(w.nbytes for w in group.task.weights.values())
+
+
+def _cut_to_size(
+    groups: Iterable[Group], count_bytes: Callable[[Group], int]
+) -> Iterator[list[Group]]:
+    """Part groups so that weights copied beside each other stay within bounds."""
+    part: list[Group] = []
+    held = 0
+    for group in groups:
+        more = count_bytes(group)
+        if part and held + more > _STACKED_BYTES:
+            yield part
+            part, held = [], 0
+        part.append(group)
+        held += more
+    if part:
+        yield part

@@ -1,0 +1,151 @@
+"""Task heads without a backbone: what a task's model makes of a given last hidden state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from hifi.backbones.heads import first_token_layer
+from hifi.backbones.models import BUILDING
+from hifi.deltas.loading import cast_to, configure_for, quiet_transformers
+from hifi.deltas.placement import check_same
+from hifi.deltas.row_names import shapes_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.deltas.delta import HeadDelta
+
+
+class _GivenBackbone(nn.Module):
+    """Stands in for the base model of a task's model: gives what was computed elsewhere.
+
+    Args:
+        base: the base model; of its modules a pooler alone is kept.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.pooler: nn.Module | None = getattr(base, "pooler", None)
+        self.hidden: Tensor | None = None
+
+    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Give the last hidden state, and what the pooler makes of it."""
+        hidden = self.hidden
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+        )
+
+
+class TaskLogits:
+    """The task heads of one shape, on one backbone.
+
+    A task's model is built without weights, and its base model replaced by one that repeats what
+    the bank has computed: so whatever transformers does between the last hidden state and the
+    logits is done here too, for every architecture.
+
+    Args:
+        model: the bare backbone.
+        delta: of any of the tasks.
+
+    Attributes:
+        first_token_from: dotted path of the backbone's module from which on the first token alone
+            is read; it takes ``[B, S, D]`` tensors. None where the task heads read others, too.
+
+    Raises:
+        TaskNotSupportedError: the delta does not say what task it is for.
+        DeltaFileError: it records a pad token, padding side or length that cannot be.
+    """
+
+    def __init__(self, model: PreTrainedModel, delta: HeadDelta) -> None:
+        config = copy.deepcopy(model.config)
+        kind = configure_for(config, delta)
+        config.architectures = config.architectures or []  # where a list is needed, None is one
+        with BUILDING, torch.device("meta"), quiet_transformers():
+            build: Callable[..., PreTrainedModel] = kind.auto_class.from_config
+            # Another dtype would be every thread's default for that time, and one may be computing.
+            task_model = cast_to(build(config, dtype=torch.get_default_dtype()), model.dtype)
+        last = first_token_layer(task_model)
+        base = task_model.base_model
+        self._prefix = next(name for name, module in task_model.named_modules() if module is base)
+        self.first_token_from = None if last is None else self._bare(last.output)
+        self._given = _GivenBackbone(base)
+        setattr(task_model, self._prefix, self._given)
+        self._model = task_model.eval()
+        pooler = dict(model.named_parameters())
+        names = [name for name, _ in self._model.named_parameters()]
+        own = {name: self._bare(name) for name in names}
+        # What belongs to the backbone is its own unless a task has trained it: a pooler.
+        self._shared = {name: pooler[bare] for name, bare in own.items() if bare in pooler}
+        self._shapes = shapes_of(dict(self._model.named_parameters()))
+
+    def check(self, task_head: Mapping[str, Tensor]) -> None:
+        """Refuse a delta's task head that is none of these; may be called from any thread.
+
+        Raises:
+            TaskHeadMismatchError: parameters that are missing, unknown or of another shape.
+        """
+        check_same(
+            {**shapes_of(self._shared), **shapes_of(task_head)},
+            self._shapes,
+            hint=f"the delta's task calls for that of a {type(self._model).__name__}",
+        )
+
+    def apply(
+        self, weights: Mapping[str, Tensor], *, hidden: Tensor, batch: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Compute logits; one call at a time.
+
+        Args:
+            weights: a task head that :meth:`check` takes, on the backbone's device, in its dtype.
+            hidden: the last hidden state, ``[n, S, D]``; ``[n, 1, D]`` suffices where
+                ``first_token_from`` is not None.
+            batch: what the backbone was given for these samples: some heads look at its padding.
+
+        Returns:
+            Logits ``[n, labels]``.
+        """
+        self._given.hidden = hidden
+        try:
+            answer: Any = functional_call(
+                self._model, {**self._shared, **weights}, kwargs=dict(batch), strict=False
+            )
+        finally:
+            self._given.hidden = None
+        logits: Tensor = answer.logits
+        return logits
+
+    def apply_to_many(self, weights: Sequence[Mapping[str, Tensor]], *, hidden: Tensor) -> Tensor:
+        """Compute logits of several tasks at once, where ``first_token_from`` is not None.
+
+        Their task heads are copied beside each other and multiplied together, which takes a
+        fourteenth of the time of one after the other (MiniLM on one core, 64 tasks of one sample:
+        2.0 ms, not 28 ms). Heads that look at the padding choose tokens by their values, which
+        ``vmap`` cannot.
+
+        Args:
+            weights: each task's, as :meth:`apply` takes them.
+            hidden: of the first token, ``[t, n, 1, D]``: n samples of each of t tasks.
+
+        Returns:
+            Logits ``[t, n, labels]``.
+        """
+        stacked = {name: torch.stack([own[name] for own in weights]) for name in weights[0]}
+
+        def apply(own: Mapping[str, Tensor], given: Tensor) -> Tensor:
+            return self.apply(own, hidden=given, batch={})
+
+        logits: Tensor = torch.vmap(apply)(stacked, hidden)
+        return logits
+
+    def _bare(self, name: str) -> str:
+        """Say what a module or parameter of the task's model is called in the bare backbone."""
+        return name.removeprefix(f"{self._prefix}.")

@@ -1,0 +1,303 @@
+"""Checkpoints of a fine-tune: folders of safetensors and JSON from which it goes on exactly.
+
+A checkpoint is the folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``. It
+appears under that name complete or not at all, and replaces the one before it. There is no pickle
+in it; opening one executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load, save_file
+
+from hifi.canonical import canonical_json, parse_json_object
+from hifi.errors import CheckpointError, StorageError
+from hifi.files import TEMPORARY_PREFIX, write_directory_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Best:
+    """The best step so far.
+
+    Attributes:
+        step: optimizer steps done.
+        metrics: of the validation split.
+        parameters: tuned rows and task head, by name.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    parameters: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """Everything that the rest of a run depends on.
+
+    The step gives the learning rate and the place in the data: its epoch and its batch.
+
+    Attributes:
+        job: what is computed, part by part (settings as they are, of model and data a hash): only
+            the same job may go on.
+        selection: ``HeadSelection.to_dict()``.
+        step: optimizer steps done.
+        parameters: tuned rows and task head, by name.
+        optimizer: the optimizer's tensors of each parameter.
+        random: the state of each random generator, uint8.
+        best: the best step so far; None before the first evaluation.
+        evaluations_without_gain: since the best step.
+        event_number: of the event that tells of this checkpoint.
+        train_seconds: spent in steps, evaluations not counted.
+        selection_seconds: spent in selection.
+        samples: seen in steps.
+    """
+
+    job: Mapping[str, str]
+    selection: Mapping[str, Any]
+    step: int
+    parameters: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    random: Mapping[str, Tensor] = field(default_factory=dict)
+    best: Best | None = None
+    evaluations_without_gain: int = 0
+    event_number: int = 0
+    train_seconds: float = 0.0
+    selection_seconds: float = 0.0
+    samples: int = 0
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint and remove the older ones.
+
+    Args:
+        directory: holds the checkpoints of one run and is made where it is missing.
+        checkpoint: tensors may be on any device.
+
+    Returns:
+        The checkpoint's folder. One of that step that is there already is left as it is: the
+        same job at the same step is the same checkpoint.
+
+    Raises:
+        StorageError: it cannot be written; the one before it is still there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {directory}: {error.strerror}") from error
+    path = checkpoint_folder(directory, step=checkpoint.step)
+    if not path.exists():
+        with write_directory_atomically(path) as folder:
+            tensors = {
+                name: value.to("cpu", copy=True).contiguous()  # none may share memory
+                for name, value in _flatten(checkpoint)
+            }
+            save_file(tensors, folder / _TENSORS)
+            digest = hashlib.sha256((folder / _TENSORS).read_bytes()).hexdigest()
+            state = _state(checkpoint, digest=digest)
+            own = hashlib.sha256(canonical_json(state)).hexdigest()
+            (folder / _STATE).write_bytes(canonical_json({"sha256": own, "state": state}))
+    _remove_all(directory, but=path)
+    return path
+
+
+def checkpoint_folder(directory: Path, *, step: int) -> Path:
+    """Name the folder of a step's checkpoint.
+
+    Args:
+        directory: holds the checkpoints of one run.
+        step: optimizer steps done.
+    """
+    return directory / f"step-{step:08d}"
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove the checkpoints of a run whose result is safe, and their folder if it is empty then.
+
+    Args:
+        directory: what cannot be removed of it is left.
+    """
+    if directory.is_dir():
+        _remove_all(directory, but=None)
+        with suppress(OSError):  # not empty, or not ours to remove
+            directory.rmdir()
+
+
+def _remove_all(directory: Path, *, but: Path | None) -> None:
+    for path in directory.iterdir():
+        if path != but and (_NAME.fullmatch(path.name) or _is_leftover(path)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Recognise what a killed run was writing."""
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
+def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
+    """Read the newest checkpoint, of whatever job it is.
+
+    Args:
+        directory: holds the checkpoints of one run, or none, or does not exist.
+
+    Returns:
+        Its folder and its content, tensors on the CPU; None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: the newest is of another format, or damaged (renaming a folder is atomic,
+            so this is a fault of the disk or of somebody's hands, and nothing is guessed).
+    """
+    path = _newest(directory)
+    if path is None:
+        return None
+    state = _read_state(path / _STATE)
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        raise _foreign(path, f"format version {version}, this library has {FORMAT_VERSION}")
+    return path, _assemble(state, _read_tensors(path / _TENSORS, digest=state["tensors_sha256"]))
+
+
+def check_job(path: Path, checkpoint: Checkpoint, *, job: Mapping[str, str]) -> None:
+    """Refuse to go on from a checkpoint of another job.
+
+    Args:
+        path: its folder, for the error.
+        checkpoint: its content.
+        job: what is to be computed.
+
+    Raises:
+        CheckpointError: the jobs differ; it names the parts in which they do.
+    """
+    theirs = checkpoint.job
+    different = [part for part in {**job, **theirs} if theirs.get(part) != job.get(part)]
+    if different:
+        named = [_difference(part, theirs.get(part), job.get(part)) for part in different]
+        raise _foreign(path, ", ".join(named))
+
+
+def _difference(part: str, theirs: str | None, ours: str | None) -> str:
+    if any(value is None or _HASH.fullmatch(value) for value in (theirs, ours)):
+        return f"another {part}"
+    return f"{part} {theirs} and not {ours}"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        entry = parse_json_object(path.read_text(encoding="utf-8"))
+        state: dict[str, Any] = entry["state"]
+        is_sound = entry["sha256"] == hashlib.sha256(canonical_json(state)).hexdigest()
+    except (OSError, ValueError, LookupError) as error:
+        raise _damaged(path, str(error)) from error
+    if not is_sound:
+        raise _damaged(path, "it does not match its own hash")
+    return state
+
+
+def _read_tensors(path: Path, *, digest: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _damaged(path, f"it does not match the hash in {_STATE}")
+    return load(data)
+
+
+def _newest(directory: Path) -> Path | None:
+    if not directory.is_dir():
+        return None
+    steps = {
+        int(match[1]): path
+        for path in directory.iterdir()
+        if (match := _NAME.fullmatch(path.name)) is not None
+    }
+    return steps[max(steps)] if steps else None
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint file {path} is damaged: {reason}; remove its folder to start anew"
+    )
+
+
+def _foreign(path: Path, difference: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is of another run ({difference}); give an empty folder to "
+        "start anew, or the arguments with which that run was started"
+    )
+
+
+def _flatten(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Name every tensor ``group/…``."""
+    for name, value in checkpoint.parameters.items():
+        yield f"parameters/{name}", value.detach()
+    for name, entries in checkpoint.optimizer.items():
+        for entry, value in entries.items():
+            yield f"optimizer/{entry}/{name}", value.detach()
+    for name, value in checkpoint.random.items():
+        yield f"random/{name}", value
+    if checkpoint.best is not None:
+        for name, value in checkpoint.best.parameters.items():
+            yield f"best/{name}", value.detach()
+
+
+def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
+    best = checkpoint.best
+    return {
+        "format_version": FORMAT_VERSION,
+        "job": dict(checkpoint.job),
+        "selection": dict(checkpoint.selection),
+        "step": checkpoint.step,
+        "best": None if best is None else {"step": best.step, "metrics": dict(best.metrics)},
+        "evaluations_without_gain": checkpoint.evaluations_without_gain,
+        "event_number": checkpoint.event_number,
+        "train_seconds": checkpoint.train_seconds,
+        "selection_seconds": checkpoint.selection_seconds,
+        "samples": checkpoint.samples,
+        "tensors_sha256": digest,
+    }
+
+
+def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "random": {}, "best": {}}
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        if group == "optimizer":
+            entry, _, name = name.partition("/")
+            optimizer.setdefault(name, {})[entry] = value
+        else:
+            groups[group][name] = value
+    best = state["best"]
+    return Checkpoint(
+        job=state["job"],
+        selection=state["selection"],
+        step=state["step"],
+        parameters=groups["parameters"],
+        optimizer=optimizer,
+        random=groups["random"],
+        best=None
+        if best is None
+        else Best(step=best["step"], metrics=best["metrics"], parameters=groups["best"]),
+        evaluations_without_gain=state["evaluations_without_gain"],
+        event_number=state["event_number"],
+        train_seconds=state["train_seconds"],
+        selection_seconds=state["selection_seconds"],
+        samples=state["samples"],
+    )

@@ -1,0 +1,505 @@
+"""Fine-tune a backbone's selected heads and task head on one task (Alg. 3), in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hifi.arguments import check_count
+from hifi.backbones.devices import Precision, resolve_device
+from hifi.backbones.heads import describe
+from hifi.backbones.models import resolve_model
+from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
+from hifi.errors import BackboneMismatchError, InvalidArgumentError
+from hifi.selection.head_selection import HeadSelection, Strategy, check_open_share, check_strategy
+from hifi.selection.pagerank import check_damping, check_teleport
+from hifi.selection.scoring import DEFAULT_XI, select_heads
+from hifi.tasks import TaskSpec
+from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
+from hifi.training.events import Emitter, OnEvent, TrainingEvent
+from hifi.training.hyperparameters import Hyperparameters
+from hifi.training.preparation import (
+    Prepared,
+    calibration_batches,
+    count_calibration_samples,
+    describe_job,
+    prepare,
+)
+from hifi.training.reproducibility import reproducible_kernels
+from hifi.training.trainer import CheckpointPlan, Outcome, Trainer
+from hifi.tuning.tuner import HeadTuner
+
+if TYPE_CHECKING:
+    import torch
+
+    from hifi.data.splits import Source
+    from hifi.deltas.delta import HeadDelta
+    from hifi.selection.pagerank import Teleport
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinetuneResult:
+    """What a fine-tune came to.
+
+    Attributes:
+        delta: tuned rows and task head of the best step, with what a prediction needs to know.
+        selection: the heads that were tuned, and the scores by which they were selected.
+        metrics: of ``delta`` on the validation split, all that the task has, and ``loss``; empty
+            without a validation split.
+        best_step: the step that ``delta`` is of: the best on validation, else the last.
+        train_seconds: spent in training steps; evaluations and loading not counted.
+        selection_seconds: spent in selection.
+        samples_per_second: training samples over ``train_seconds``.
+        trainable_parameters: trained weights: the rows of the tuned heads, and the task head.
+        fraction: these over all weights of the model, the task head included.
+    """
+
+    delta: HeadDelta
+    selection: HeadSelection
+    metrics: Mapping[str, float]
+    best_step: int
+    train_seconds: float
+    selection_seconds: float
+    samples_per_second: float
+    trainable_parameters: int
+    fraction: float
+
+
+def finetune(
+    *,
+    model: str | Path,
+    train: Source,
+    validation: Source | None = None,
+    task: str | Mapping[str, Any] | TaskSpec | None = None,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    image: str | None = None,
+    metric: str | None = None,
+    k: int = 3,
+    xi: float | None = None,
+    damping: float = 0.85,
+    n_samples: int | None = None,
+    strategy: Strategy = "layer-wise",
+    teleport: Teleport = "information",
+    selection: HeadSelection | None = None,
+    epochs: int = 3,
+    learning_rate: float = 3e-4,
+    batch_size: int = 32,
+    max_length: int = 128,
+    warmup_ratio: float = 0.06,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    precision: Precision = "auto",
+    early_stopping_patience: int | None = None,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    backbones: ResidentBackbones | None = None,
+    on_event: OnEvent | None = None,
+) -> FinetuneResult:
+    """Select the heads that matter for a task, tune them and a task head, and give a head delta.
+
+    Equal calls on one machine (device, thread count, library versions) give equal deltas, byte for
+    byte, whether they ran through or were stopped and resumed, and whether the backbone was read
+    from disk or lay in memory.
+
+    Args:
+        model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
+        train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
+            a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
+        validation: likewise; measured after every epoch to keep the best step. Without one the
+            last step is kept.
+        task: the type (``classification``, ``regression``, ``image-classification``), or a
+            mapping with ``type, text, label, image, metric``; inferred from the columns, as all
+            five are, where they leave no doubt.
+        text: one or two text columns.
+        label: the column of classes or numbers.
+        image: the image column.
+        metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
+            else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
+            or ``spearman``.
+        k: heads per layer to select (key-value groups where keys are grouped).
+        xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 where not given.
+        damping: d of Eq. (10), 0 ≤ d < 1.
+        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
+        strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
+        teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
+        selection: the heads to tune, of this very backbone where it records one; nothing is
+            scored then, and the six arguments before this one have no effect.
+        epochs: passes over the training split.
+        learning_rate: the highest; after warm-up it falls linearly.
+        batch_size: samples of a step.
+        max_length: tokens of a text, or of a pair, at most.
+        warmup_ratio: share of the steps in which the learning rate rises.
+        weight_decay: of AdamW; not for biases and norms.
+        seed: of the task head, the calibration samples, the order of the data and dropout. The
+            caller's random state is left alone.
+        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device has it.
+            Tuned rows and task head are float32 anyway.
+        early_stopping_patience: stop after so many evaluations without gain on ``validation``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        revision: branch, tag or commit of a hub id.
+        checkpoint_dir: a folder of this run's own; made where it is missing. A checkpoint in it
+            is resumed. It is left there at the end: once the result is safe,
+            ``hifi.training.checkpoint.remove_checkpoints`` removes it.
+        checkpoint_seconds: between two checkpoints. There is one after selection, and at a pause.
+        backbones: keeps the backbone in memory for the next call that is given the same object;
+            None reads it from disk. However this call ends, the backbone is left as it was.
+        on_event: called with every TrainingEvent, at least once per step and calibration batch;
+            answers with a Control, or None to go on.
+
+    Returns:
+        The head delta with selection, metrics and timings.
+
+    Raises:
+        InvalidArgumentError: an argument outside its range.
+        BackboneMismatchError: ``selection`` records another backbone.
+        DataError: a split that cannot be used; it names row and column.
+        TaskNotSupportedError: a task type that is unknown or not built yet.
+        ModelError: a model that cannot be found or must not be loaded.
+        UnsupportedArchitectureError: a model whose heads are not known.
+        CaptureError: a model whose head outputs cannot be observed, or are not finite.
+        ConvergenceError: PageRank does not converge.
+        CheckpointError: a checkpoint that is damaged or of another run.
+        TrainingDivergedError: a loss or a trained weight that is not finite.
+        StorageError: a checkpoint cannot be written.
+        JobPaused: ``on_event`` answered PAUSE; call again with the same arguments to go on.
+        JobCancelled: ``on_event`` answered CANCEL.
+
+    Example:
+        >>> result = finetune(
+        ...     model="all-MiniLM-L6-v2", train="train.jsonl", validation="validation.jsonl"
+        ... )
+        >>> result.delta.save("task.safetensors")
+
+    Source: Gui & Xiao, "HiFi", Findings of ACL 2023, Algorithm 3.
+    """
+    settings = Hyperparameters(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        seed=seed,
+        precision=precision,
+        early_stopping_patience=early_stopping_patience,
+    )
+    scoring = _Scoring(
+        k=k,
+        xi=xi,
+        damping=damping,
+        n_samples=n_samples,
+        strategy=strategy,
+        teleport=teleport,
+        given=selection,
+    )
+    _check_patience(settings, validation=validation)
+    plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
+    spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
+    where = resolve_device(device)
+    found = None if plan.directory is None else load_checkpoint(plan.directory)
+    emitter = Emitter(on_event)
+    if found is not None:
+        emitter.checkpoint, emitter.number = found[0], found[1].event_number
+    _tell(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
+    source = resolve_model(model, revision=revision)
+    with reproducible_kernels(where), _lending(backbones) as load:
+        ready = prepare(
+            source,
+            spec=spec,
+            train=train,
+            validation=validation,
+            settings=settings,
+            device=where,
+            load=load,
+        )
+        _tell(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
+        start = _start(ready, settings, scoring=scoring, found=found, emitter=emitter)
+        return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
+
+
+def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load]:
+    return nullcontext(load_on_device) if backbones is None else backbones.job()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """How heads are selected; ``given`` heads are taken as they are.
+
+    Raises:
+        InvalidArgumentError: a value that is out of range for every model and data set.
+    """
+
+    k: int
+    xi: float | None
+    damping: float
+    n_samples: int | None
+    strategy: Strategy
+    teleport: Teleport
+    given: HeadSelection | None
+
+    def __post_init__(self) -> None:
+        plain: dict[str, int | float] = {
+            "k": check_count("k", self.k, most=None, of="heads of a layer"),
+            "damping": check_damping(self.damping),
+        }
+        if self.xi is not None:
+            plain["xi"] = check_open_share(self.xi)
+        if self.n_samples is not None:
+            plain["n_samples"] = check_count("n_samples", self.n_samples, most=None, of="samples")
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        check_strategy(self.strategy, num_layers=2)  # mid-top may be refused for a model of one
+        check_teleport(self.teleport)
+        _check_given(self.given)
+
+    def describe(self, *, rows: int) -> dict[str, Any]:
+        """Give what the selection depends on, as plain JSON; a default is the value it stands for.
+
+        Args:
+            rows: of the training split.
+
+        Raises:
+            InvalidArgumentError: more samples than rows.
+        """
+        if self.given is not None:
+            return self.given.to_dict()
+        return {
+            "k": self.k,
+            "xi": DEFAULT_XI if self.xi is None else self.xi,
+            "d": self.damping,
+            "n_samples": count_calibration_samples(self.n_samples, rows=rows),
+            "strategy": self.strategy,
+            "teleport": self.teleport,
+        }
+
+
+def _check_given(selection: object) -> None:
+    if selection is not None and not isinstance(selection, HeadSelection):
+        limit = "a HeadSelection, or None to score the heads"
+        raise InvalidArgumentError("selection", value=selection, limit=limit)
+
+
+def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> None:
+    if settings.early_stopping_patience is not None and validation is None:
+        raise InvalidArgumentError(
+            "early_stopping_patience",
+            value=settings.early_stopping_patience,
+            limit="only with a validation split, on which a gain could be seen",
+        )
+
+
+def _tell(emitter: Emitter, event: TrainingEvent) -> None:
+    emitter.emit(event)
+    emitter.stop_if_paused("paused while loading, before there was anything new to keep")
+
+
+def _start(
+    ready: Prepared,
+    settings: Hyperparameters,
+    *,
+    scoring: _Scoring,
+    found: tuple[Path, Checkpoint] | None,
+    emitter: Emitter,
+) -> Checkpoint:
+    """Give the checkpoint to go on from; without one select heads and make step 0."""
+    wanted = scoring.describe(rows=len(ready.data.train))
+    job = describe_job(ready, settings=settings, selection=wanted)
+    if found is not None:
+        path, checkpoint = found
+        check_job(path, checkpoint, job=job)
+        message = f"going on from the checkpoint of step {checkpoint.step}"
+        if not checkpoint.step:
+            message = "going on after the selection: no step was kept yet"
+        emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
+        return checkpoint
+    _check_backbone(ready, selection=scoring.given)
+    started = time.perf_counter()
+    selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
+    seconds = time.perf_counter() - started
+    return Checkpoint(
+        job=job,
+        selection=selection.to_dict(),
+        step=0,
+        parameters={},
+        selection_seconds=seconds,
+    )
+
+
+def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None:
+    scored = None if selection is None else selection.fingerprint
+    if scored not in (None, ready.fingerprint):
+        raise BackboneMismatchError(
+            f"the selection holds heads of a backbone whose fingerprint is {scored}; that of "
+            f"{ready.source.name} is {ready.fingerprint}: score its own heads with `hifi select`, "
+            "or without selection="
+        )
+
+
+def _tune(
+    ready: Prepared,
+    settings: Hyperparameters,
+    *,
+    start: Checkpoint,
+    plan: CheckpointPlan,
+    emitter: Emitter,
+) -> FinetuneResult:
+    """Train from the checkpoint on, and make the head delta."""
+    model = ready.loaded.model
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    selection = HeadSelection.from_dict(start.selection)
+    with _tuning(ready, selection=selection) as tuner:
+        trained = sum(parameter.numel() for parameter in tuner.parameters())
+        if not start.parameters:  # nothing was trained yet: these heads are news
+            emitter.emit(
+                TrainingEvent(
+                    kind="selected",
+                    message=f"selected {len(selection.heads)} heads",
+                    selection=selection,
+                    trainable_parameters=trained,
+                    fraction=trained / weights,
+                    head_dim=describe(model).head_dim,
+                )
+            )
+        outcome = _train(ready, settings, tuner=tuner, start=start, plan=plan, emitter=emitter)
+        return FinetuneResult(
+            delta=tuner.delta(
+                model=ready.source.name,
+                revision=ready.source.revision,
+                task=ready.data.describe(),
+                labels=ready.data.task.classes,
+                training=settings.describe(),
+            ),
+            selection=selection,
+            metrics=outcome.metrics,
+            best_step=outcome.best_step,
+            train_seconds=outcome.train_seconds,
+            selection_seconds=start.selection_seconds,
+            samples_per_second=outcome.samples_per_second,
+            trainable_parameters=trained,
+            fraction=trained / weights,
+        )
+
+
+@contextmanager
+def _tuning(ready: Prepared, *, selection: HeadSelection) -> Iterator[HeadTuner]:
+    """Tune the model for a while; others may need its backbone as it was, whatever happens."""
+    tuner = HeadTuner(
+        ready.loaded.model,
+        selection,
+        task_head=ready.loaded.task_head_modules,
+        fingerprint=ready.fingerprint,
+    )
+    try:
+        yield tuner
+    finally:
+        tuner.undo()
+
+
+def _train(
+    ready: Prepared,
+    settings: Hyperparameters,
+    *,
+    tuner: HeadTuner,
+    start: Checkpoint,
+    plan: CheckpointPlan,
+    emitter: Emitter,
+) -> Outcome:
+    """Train from the checkpoint on, and tell that it is finished."""
+    trainer = Trainer(
+        tuner,
+        task=ready.data.task,
+        train=ready.data.train,
+        validation=ready.data.validation,
+        settings=settings,
+        start=start,
+        plan=plan,
+        emitter=emitter,
+    )
+    outcome = trainer.run()
+    is_early = outcome.last_step < outcome.total_steps
+    verb = f"stopped early, after step {outcome.last_step}" if is_early else "finished"
+    emitter.emit(
+        TrainingEvent(
+            kind="finished",
+            message=f"{verb}; the best step is {outcome.best_step}",
+            step=outcome.last_step,
+            total_steps=outcome.total_steps,
+            epoch=outcome.epochs,
+            metrics=outcome.metrics,
+            samples_per_second=outcome.samples_per_second,
+        )
+    )
+    return outcome
+
+
+def _select(
+    ready: Prepared, settings: Hyperparameters, *, scoring: _Scoring, emitter: Emitter
+) -> HeadSelection:
+    def tell(seen: int, total: int) -> None:
+        message = f"scored {seen} of {total} samples"
+        emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
+        emitter.stop_if_paused("paused during selection: the next call selects anew")
+
+    return select_prepared(
+        ready,
+        settings=settings,
+        k=scoring.k,
+        xi=scoring.xi,
+        damping=scoring.damping,
+        n_samples=scoring.n_samples,
+        strategy=scoring.strategy,
+        teleport=scoring.teleport,
+        on_batch=tell,
+    )
+
+
+def select_prepared(
+    ready: Prepared,
+    *,
+    settings: Hyperparameters,
+    k: int = 3,
+    xi: float | None = None,
+    damping: float = 0.85,
+    n_samples: int | None = None,
+    strategy: Strategy = "layer-wise",
+    teleport: Teleport = "information",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> HeadSelection:
+    """Select heads for a prepared task, as :func:`finetune` with the same arguments does.
+
+    Args:
+        ready: the encoded data and the model.
+        settings: the seed draws the calibration samples; ``batch_size`` of them run at once.
+        k: heads per layer.
+        xi: the share ξ of Eq. (2); 0.9 where not given.
+        damping: d of Eq. (10).
+        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
+        strategy: ``layer-wise`` or ``mid-top``.
+        teleport: ``information`` or ``uniform``.
+        on_batch: called after each batch with the samples seen so far and with n.
+
+    Returns:
+        The selection, with the backbone's fingerprint.
+
+    Raises:
+        InvalidArgumentError, CaptureError, ConvergenceError: as ``select_heads`` does.
+    """
+    n = count_calibration_samples(n_samples, rows=len(ready.data.train))
+    selection = select_heads(
+        ready.loaded.model,
+        calibration_batches(ready, n=n, settings=settings),
+        k=k,
+        xi=xi,
+        damping=damping,
+        strategy=strategy,
+        teleport=teleport,
+        on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
+    )
+    return replace(selection, fingerprint=ready.fingerprint)

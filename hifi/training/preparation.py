@@ -1,0 +1,217 @@
+"""Before the first step: the data encoded, the model loaded with a fresh task head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hifi.arguments import check_count
+from hifi.backbones.devices import resolve_attention, resolve_dtype
+from hifi.backbones.models import LoadedModel, ModelSource, check_reads, load_config, max_positions
+from hifi.backbones.resident import load_on_device
+from hifi.canonical import canonical_json
+from hifi.data.splits import Source, load_split
+from hifi.errors import InvalidArgumentError, shorten
+from hifi.selection.scoring import sample_indices
+from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
+from hifi.training.batching import evaluation_batches
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from hifi.backbones.resident import Load
+    from hifi.training.hyperparameters import Hyperparameters
+
+_CALIBRATION_SAMPLES = 300
+_NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
+_SETTING_BYTES = 30  # of a setting that a checkpoint's refusal may quote
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskData:
+    """The splits as the model takes them."""
+
+    task: Task
+    encoder: Encoder
+    train: Examples
+    validation: Examples | None
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a prediction needs to know about the task, as plain JSON."""
+        return {**self.task.describe(), **self.encoder.metadata}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A model on its device, and data for it.
+
+    Attributes:
+        fingerprint: of the backbone as stored.
+    """
+
+    source: ModelSource
+    loaded: LoadedModel
+    data: TaskData
+    fingerprint: str
+
+    def summary(self) -> str:
+        """Say in one line, for people, what was understood of the task and the data."""
+        task, validation = self.data.task, self.data.validation
+        classes = task.classes or ()
+        names = ", ".join(shorten(str(name), letters=_LETTERS) for name in classes[:_NAMED_CLASSES])
+        more = ", …" if len(classes) > _NAMED_CLASSES else ""
+        rows = f"{len(self.data.train)} rows"
+        if validation is not None:
+            rows += f", {len(validation)} of validation"
+        model = self.loaded.model
+        return (
+            f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
+            + (f" ({len(classes)} classes: {names}{more})" if classes else "")
+            + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+        )
+
+
+def prepare(
+    source: ModelSource,
+    *,
+    spec: TaskSpec,
+    train: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+    device: torch.device,
+    load: Load = load_on_device,
+) -> Prepared:
+    """Read the data, load the model, and put it on its device at its dtype.
+
+    Args:
+        source: the model.
+        spec: what is known about the task.
+        train: the training split.
+        validation: the validation split, where there is one.
+        settings: the hyperparameters.
+        device: where the model is to run.
+        load: gives the model; by default every call loads one of its own.
+
+    Raises:
+        InvalidArgumentError: ``max_length`` is more than the model reads.
+        DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: as their names
+            say.
+    """
+    dtype = resolve_dtype(settings.precision, device=device)
+    config = load_config(source)
+    data = _load_data(
+        source, config, spec=spec, train=train, validation=validation, settings=settings
+    )
+    placed = load(
+        source,
+        config=config,
+        auto_class=data.task.auto_class,
+        attention=resolve_attention(
+            device=device, dtype=dtype, max_length=data.encoder.sequence_length
+        ),
+        seed=settings.seed,
+        device=device,
+        dtype=dtype,
+    )
+    limit = max_positions(placed.loaded.model)
+    if limit is not None and settings.max_length > limit:
+        raise InvalidArgumentError(
+            "max_length", value=settings.max_length, limit=f"{source.name} reads {limit} tokens"
+        )
+    return Prepared(source=source, loaded=placed.loaded, data=data, fingerprint=placed.fingerprint)
+
+
+def describe_job(
+    ready: Prepared, *, settings: Hyperparameters, selection: Mapping[str, Any]
+) -> dict[str, str]:
+    """Say of each part what is computed: a checkpoint of anything else is refused.
+
+    Args:
+        ready: the encoded data and the model, not tuned yet.
+        settings: the hyperparameters.
+        selection: what the selection depends on, as plain JSON.
+
+    Returns:
+        Names to texts: settings as they are, of all else a hash.
+    """
+    source, data, model = ready.source, ready.data, ready.loaded.model
+    job = {
+        "model": [source.name, source.revision, ready.fingerprint, str(model.dtype)],
+        "device": model.device.type,  # each computes other bits, and has a random state of its own
+        "task": [data.describe(), data.task.classes],
+        "train": data.train.digest(),
+        "validation": None if data.validation is None else data.validation.digest(),
+    }
+    parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
+    for name, value in {**selection, **settings.describe()}.items():
+        text = canonical_json(value)
+        is_short = len(text) <= _SETTING_BYTES
+        parts[name] = text.decode() if is_short else hashlib.sha256(text).hexdigest()
+    return parts
+
+
+def _load_data(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    *,
+    spec: TaskSpec,
+    train: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+) -> TaskData:
+    """Read and encode the splits; the configuration learns about the task."""
+    columns = spec.columns if spec.names_all_columns else None
+    dataset = load_split(train, split="train", columns=columns)
+    task = make_task(spec, dataset)
+    check_reads(source, config, input_kind=task.input_kind)
+    for name, value in task.settings().items():
+        setattr(config, name, value)
+    encoder = task.load_encoder(source, config, max_length=settings.max_length)
+
+    def encode(dataset: Dataset, split: str) -> Examples:
+        targets = task.targets(dataset, split=split)
+        return encoder.encode(dataset, split=split, targets=targets)
+
+    examples = encode(dataset, "train")
+    if validation is None:
+        return TaskData(task=task, encoder=encoder, train=examples, validation=None)
+    dataset = load_split(validation, split="validation", columns=task.columns)
+    return TaskData(
+        task=task, encoder=encoder, train=examples, validation=encode(dataset, "validation")
+    )
+
+
+def count_calibration_samples(n_samples: int | None, *, rows: int) -> int:
+    """Give n, the calibration samples of a training split.
+
+    Args:
+        n_samples: what the user asks for; None is 300, or all rows where there are fewer.
+        rows: of the training split.
+
+    Raises:
+        InvalidArgumentError: more samples than rows, or none.
+    """
+    if n_samples is None:
+        return min(_CALIBRATION_SAMPLES, rows)
+    return check_count("n_samples", n_samples, most=rows, of="rows of train")
+
+
+def calibration_batches(
+    ready: Prepared, *, n: int, settings: Hyperparameters
+) -> Iterator[Mapping[str, Tensor]]:
+    """Walk over ``n`` calibration samples of the training split, drawn by the seed (Alg. 1).
+
+    Yields:
+        Batches as ``select_heads`` takes them, on the model's device, the longest first.
+    """
+    train, model = ready.data.train, ready.loaded.model
+    drawn = np.array(sample_indices(len(train), n=n, seed=settings.seed))
+    for chosen in evaluation_batches(train.lengths[drawn], batch_size=settings.batch_size):
+        yield train.batch(drawn[chosen]).to(model.device, dtype=model.dtype).inputs

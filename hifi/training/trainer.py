@@ -1,0 +1,383 @@
+"""The training loop: steps, evaluations, checkpoints, and the best step's rows (Alg. 3)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hifi.arguments import check_number
+from hifi.backbones.heads import first_token_layer
+from hifi.errors import InvalidArgumentError, TrainingDivergedError
+from hifi.training.batching import Indices, TrainingBatches, evaluation_batches
+from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
+from hifi.training.events import TrainingEvent
+from hifi.training.reproducibility import (
+    own_random_state,
+    random_states,
+    seed_random,
+    set_random_states,
+)
+from hifi.tuning.first_token import first_token_only
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.tasks import Batch, Examples, Task
+    from hifi.training.events import Emitter, EventKind
+    from hifi.training.hyperparameters import Hyperparameters
+    from hifi.tuning.tuner import HeadTuner
+
+_MAX_GRADIENT_NORM = 1.0
+_REMEDY = "lower the learning rate, or look for extreme values in the data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPlan:
+    """Where and how often a run is saved.
+
+    Attributes:
+        directory: None keeps no checkpoints.
+        seconds: between two checkpoints, at least.
+
+    Raises:
+        InvalidArgumentError: seconds that are no number, negative or infinite.
+    """
+
+    directory: Path | None = None
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        seconds = check_number(
+            "checkpoint_seconds",
+            self.seconds,
+            is_allowed=lambda seconds: seconds >= 0,
+            limit="a finite number of at least 0",
+        )
+        object.__setattr__(self, "seconds", seconds)
+
+    @classmethod
+    def of(cls, directory: str | Path | None, *, seconds: float) -> CheckpointPlan:
+        """Make a plan of what a caller gave.
+
+        Raises:
+            InvalidArgumentError: ``checkpoint_dir`` or ``checkpoint_seconds`` cannot be used.
+        """
+        try:
+            path = None if directory is None else Path(directory)
+        except TypeError as error:
+            raise InvalidArgumentError(
+                "checkpoint_dir", value=directory, limit="a folder's path, or None to keep none"
+            ) from error
+        return cls(directory=path, seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What training came to.
+
+    Attributes:
+        best_step: whose rows the tuner now holds: the best on validation, else the last.
+        metrics: of that step on validation; empty without a validation split.
+        last_step: steps done.
+        total_steps: steps that were planned; more than were done after an early stop.
+        epochs: epochs done, a fraction where training stopped within one.
+        train_seconds: spent in steps, over all attempts; evaluations not counted.
+        samples_per_second: samples of all steps over those seconds.
+    """
+
+    best_step: int
+    metrics: Mapping[str, float]
+    last_step: int
+    total_steps: int
+    epochs: float
+    train_seconds: float
+    samples_per_second: float
+
+
+class Trainer:
+    """Train what a tuner tunes.
+
+    Everything random comes from the hyperparameters' seed and the caller's random state is left
+    alone, so equal calls on one machine give equal bits.
+
+    Args:
+        tuner: on a model that stands on its device, at its dtype.
+        task: loss and metrics.
+        train: the training split.
+        validation: the split on which the best step is chosen; None takes the last step.
+        settings: the hyperparameters.
+        start: a fresh run's step 0, or the checkpoint to go on from.
+        plan: where checkpoints go.
+        emitter: tells the caller, and is told to pause or cancel.
+    """
+
+    def __init__(
+        self,
+        tuner: HeadTuner,
+        *,
+        task: Task,
+        train: Examples,
+        validation: Examples | None,
+        settings: Hyperparameters,
+        start: Checkpoint,
+        plan: CheckpointPlan,
+        emitter: Emitter,
+    ) -> None:
+        self._model = tuner.model
+        self._device = tuner.model.device
+        self._parameters = dict(tuner.named_parameters())
+        self._optimizer = _make_optimizer(self._parameters, settings=settings)
+        self._arguments = set(inspect.signature(tuner.model.forward).parameters)
+        self._task = task
+        self._train = train
+        self._validation = validation
+        self._settings = settings
+        self._batches = TrainingBatches(
+            lengths=train.lengths, batch_size=settings.batch_size, seed=settings.seed
+        )
+        self._order: tuple[int, list[Indices]] = (-1, [])
+        self._total_steps = self._batches.per_epoch * settings.epochs
+        self._plan = plan
+        self._emitter = emitter
+        self._state = start
+
+    def run(self) -> Outcome:
+        """Train to the end and leave the best step's parameters in the tuner.
+
+        Where the emitter was asked for a pause already, step 0 is saved, and that is all.
+
+        Raises:
+            JobPaused: the caller asked for it; the error has the checkpoint.
+            JobCancelled: the caller asked for it.
+            TrainingDivergedError: a loss or a trained weight that is not finite.
+            StorageError: a checkpoint cannot be written.
+        """
+        with own_random_state(self._device), first_token_only(self._model):
+            self._restore()
+            self._model.eval()
+            if self._state.step == 0:
+                self._save()
+            saved = time.monotonic()
+            while not self._emitter.is_pause_wanted and not self._is_done():
+                self._step()
+                if self._state.step % self._batches.per_epoch == 0 and self._validation is not None:
+                    self._evaluate(self._validation)
+                is_due = time.monotonic() - saved >= self._plan.seconds
+                if is_due or self._emitter.is_pause_wanted:
+                    self._save()
+                    saved = time.monotonic()
+        kept = "" if self._emitter.checkpoint else "; without checkpoint_dir nothing was kept"
+        self._emitter.stop_if_paused(f"paused after step {self._state.step}{kept}")
+        return self._finish()
+
+    def _is_done(self) -> bool:
+        patience = self._settings.early_stopping_patience
+        is_stale = patience is not None and self._state.evaluations_without_gain >= patience
+        return self._state.step >= self._total_steps or is_stale
+
+    def _step(self) -> None:
+        """Take one optimizer step."""
+        step = self._state.step
+        started = time.perf_counter()
+        rate = self._settings.learning_rate_at(step, total_steps=self._total_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        if not self._model.training:
+            _set_training_mode(self._model)
+        batch = self._next_batch()
+        loss = self._task.loss(self._logits(batch), batch.targets)
+        value = _finite(loss, where=f"the training loss at step {step + 1}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters.values(), _MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._state = replace(
+            self._state,
+            step=step + 1,
+            samples=self._state.samples + len(batch.targets),
+            train_seconds=self._state.train_seconds + time.perf_counter() - started,
+        )
+        self._tell_step(loss=value, rate=rate)
+
+    def _tell_step(self, *, loss: float, rate: float) -> None:
+        state = self._state
+        left = self._total_steps - state.step
+        event = replace(
+            self._event("step", f"step {state.step} of {self._total_steps}: loss {loss:.4f}"),
+            loss=loss,
+            learning_rate=rate,
+            samples_per_second=state.samples / max(state.train_seconds, 1e-9),
+            eta_seconds=left * state.train_seconds / state.step,
+        )
+        self._emitter.emit(event)
+
+    def _event(self, kind: EventKind, message: str) -> TrainingEvent:
+        return TrainingEvent(
+            kind=kind,
+            message=message,
+            step=self._state.step,
+            total_steps=self._total_steps,
+            epoch=self._epoch,
+        )
+
+    @property
+    def _epoch(self) -> float:
+        return self._state.step / self._batches.per_epoch
+
+    def _next_batch(self) -> Batch:
+        epoch, index = divmod(self._state.step, self._batches.per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self._batches.epoch(epoch))
+        return self._train.batch(self._order[1][index]).to(self._device, dtype=self._model.dtype)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
+        if "use_cache" in self._arguments:
+            logits: Tensor = self._model(**inputs, use_cache=False).logits
+        else:
+            logits = self._model(**inputs).logits
+        return logits
+
+    def _evaluate(self, examples: Examples) -> None:
+        """Measure the validation split and keep the best step."""
+        self._model.eval()
+        logits = torch.empty(len(examples), self._task.num_labels)
+        batches = evaluation_batches(examples.lengths, batch_size=self._settings.batch_size)
+        for number, indices in enumerate(batches, start=1):
+            batch = examples.batch(indices).to(self._device, dtype=self._model.dtype)
+            with torch.no_grad():
+                logits[torch.from_numpy(indices)] = self._logits(batch).float().cpu()
+            message = f"validation batch {number} of {len(batches)}"
+            self._emitter.emit(self._event("evaluating", message))
+        loss = self._task.loss(logits, examples.targets)
+        value = _finite(loss, where=f"the validation loss at step {self._state.step}")
+        metrics = {**self._task.evaluate(logits, examples.targets), "loss": value}
+        self._keep_best(dict(sorted(metrics.items())))
+
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        state, metric = self._state, self._task.metric
+        if state.best is None or metrics[metric] > state.best.metrics[metric]:
+            best = Best(step=state.step, metrics=metrics, parameters=self._copy_parameters())
+            self._state = replace(state, best=best, evaluations_without_gain=0)
+        else:
+            stale = state.evaluations_without_gain + 1
+            self._state = replace(state, evaluations_without_gain=stale)
+        event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
+        self._emitter.emit(replace(event, metrics=metrics))
+
+    def _save(self) -> None:
+        """Write a checkpoint, where one is wanted."""
+        if self._plan.directory is None:
+            return
+        whole = replace(
+            self._state,
+            parameters=self._parameters,
+            optimizer=_optimizer_tensors(self._optimizer, names=self._names_in_order()),
+            random=random_states(self._device),
+            event_number=self._emitter.number + 1,  # of the event that tells of this checkpoint
+        )
+        self._emitter.checkpoint = save_checkpoint(self._plan.directory, whole)
+        self._emitter.emit(self._event("checkpoint", f"checkpoint at step {self._state.step}"))
+
+    def _restore(self) -> None:
+        """Put parameters, optimizer and random states where the checkpoint has them."""
+        self._load_parameters(self._state.parameters)
+        if self._state.optimizer:
+            entries = [self._state.optimizer[name] for name in self._names_in_order()]
+            whole = self._optimizer.state_dict()
+            self._optimizer.load_state_dict({**whole, "state": dict(enumerate(entries))})
+        seed_random(self._settings.seed, device=self._device)
+        set_random_states(self._state.random, device=self._device)
+        self._state = replace(self._state, parameters={}, optimizer={}, random={})
+
+    def _names_in_order(self) -> list[str]:
+        """Name the parameters in the optimizer's own order."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        groups = self._optimizer.param_groups
+        return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    def _copy_parameters(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self._parameters.items()}
+
+    @torch.no_grad()
+    def _load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._parameters[name].copy_(value)
+
+    def _finish(self) -> Outcome:
+        state = self._state
+        if state.best is not None:
+            self._load_parameters(state.best.parameters)
+        self._check_parameters()
+        self._model.eval()
+        return Outcome(
+            best_step=state.step if state.best is None else state.best.step,
+            metrics={} if state.best is None else state.best.metrics,
+            last_step=state.step,
+            total_steps=self._total_steps,
+            epochs=self._epoch,
+            train_seconds=state.train_seconds,
+            samples_per_second=state.samples / max(state.train_seconds, 1e-9),
+        )
+
+    def _check_parameters(self) -> None:
+        """Refuse what a last step has ruined that no loss was measured after."""
+        for name, value in self._parameters.items():
+            if not bool(value.isfinite().all()):
+                raise TrainingDivergedError(
+                    f"after step {self._state.step} {name} is not finite: {_REMEDY}"
+                )
+
+
+def _make_optimizer(
+    parameters: Mapping[str, nn.Parameter], *, settings: Hyperparameters
+) -> torch.optim.AdamW:
+    """Make AdamW that decays matrices, and leaves biases and norms (one dimension) alone."""
+    matrices = [value for value in parameters.values() if value.dim() > 1]
+    others = [value for value in parameters.values() if value.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, *, names: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in zip(names, parameters, strict=True)
+        if parameter in optimizer.state
+    }
+
+
+def _set_training_mode(model: PreTrainedModel) -> None:
+    """Let the task head's own dropout work, and nothing else.
+
+    The frozen backbone runs as in evaluation: dropout in it costs time and memory on every layer,
+    and regularises what is not trained. The block that ``first_token_only`` looks at is told that
+    this is training; it has no dropout of its own but in a child.
+    """
+    backbone = set(model.base_model.modules())
+    for module in model.modules():
+        module.training = module not in backbone
+    last = first_token_layer(model)
+    if last is not None:
+        model.get_submodule(last.output).training = True
+
+
+def _finite(loss: Tensor, *, where: str) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingDivergedError(f"{where} is {value}: {_REMEDY}")
+    return value

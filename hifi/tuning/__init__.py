@@ -1,0 +1,5 @@
+"""Tuning: train only the selected heads' rows, inside any training loop."""
+
+from hifi.tuning.tuner import HeadTuner, detach
+
+__all__ = ["HeadTuner", "detach"]

@@ -1,0 +1,146 @@
+"""Skip, while training, what a task head that reads only the first token never looks at."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbones.heads import first_token_layer
+from hifi.tuning.row_sliced import TunedProjection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedModel
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+_ATTENTIONS = ("eager", "sdpa")  # whose masks have the shape and meaning that is read here
+
+
+@contextmanager
+def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
+    """Let the last layer compute its first token alone, in training mode.
+
+    A BERT-family classifier reads the last layer at the first token and nowhere else, so that layer
+    needs query, attention, W^O and feed-forward block of that token only: their other rows reach
+    neither the logits nor any gradient. And for a single query its products can be taken in an
+    order that spares it all keys and values. Logits and gradients stay what they were, up to
+    rounding; the last hidden state has one token. In eval mode nothing is skipped. The last layer's
+    attention shares are not given then. Not for the replicas of torch's DataParallel. Keep backward
+    passes inside the block: gradient checkpointing runs the layer once more there.
+
+    Args:
+        model: a transformers model, tuned or not.
+
+    Yields:
+        True where the model allows it; False where it does not, and nothing is changed.
+
+    Example:
+        >>> with first_token_only(model):
+        ...     model(**batch).loss.backward()
+    """
+    last = first_token_layer(model)
+    if last is None:
+        yield False
+        return
+    output = model.get_submodule(last.output)
+    attention = cast("BertSelfAttention", model.get_submodule(last.attention))
+    hook = output.register_forward_pre_hook(_keep_first_token)
+    own = vars(attention)
+    is_plain = "forward" not in own  # nobody else has put another one in its place
+    if is_plain:
+        own["forward"] = partial(_attend, attention, output=output, whole=attention.forward)
+    try:
+        yield True
+    finally:
+        hook.remove()
+        if is_plain:
+            del own["forward"]
+
+
+def _keep_first_token(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Cut ``[B, S, D]`` arguments to ``[B, 1, D]`` (a forward pre-hook)."""
+    if not module.training:
+        return None
+    return tuple(
+        argument[:, :1].contiguous() if isinstance(argument, Tensor) else argument
+        for argument in arguments
+    )
+
+
+def _attend(
+    attention: BertSelfAttention,
+    hidden_states: Tensor,  # X, [B, S, D]
+    attention_mask: Tensor | None = None,  # [B, 1, 1 or S, S]
+    *,
+    output: nn.Module,
+    whole: Callable[..., tuple[Tensor, ...]],
+    **arguments: object,
+) -> tuple[Tensor | None, ...]:
+    """Attend from the first token alone, in the place of a self-attention's ``forward``.
+
+    For one query neither keys nor values are computed: products may be taken in another order,
+    q·(X W_Kᵀ + b_K) = (q W_K)·X + q·b_K  and  p (X W_Vᵀ + b_V) = (p X) W_Vᵀ + Σp b_V.
+
+    Legend: B samples, S tokens, D hidden size, H heads, D' head size.
+    """
+    if not (output.training and _can_reorder(attention) and _is_shared(attention_mask)):
+        return whole(hidden_states, attention_mask=attention_mask, **arguments)
+    size = attention.attention_head_size
+    key, key_bias = _by_head(attention.key, size=size)
+    value, value_bias = _by_head(attention.value, size=size)
+    query = attention.query(hidden_states[:, :1])  # [B, 1, D]
+    query = query.unflatten(-1, (-1, size)).squeeze(1)  # [B, H, D']
+    asked = (query.transpose(0, 1) @ key).transpose(0, 1)  # q W_K, [B, H, D]
+    scores = asked @ hidden_states.transpose(1, 2)  # [B, H, S]
+    # Alike for all tokens, so that it changes no share: it is here for the bias's (zero) gradient.
+    scores = scores + (query * key_bias).sum(-1, keepdim=True)
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(precise) * attention.scaling
+    if attention_mask is not None:
+        scores = _mask(scores, attention_mask[:, 0, :1])
+    shares = nn.functional.dropout(
+        scores.softmax(-1), attention.dropout.p, training=attention.training
+    ).to(query.dtype)
+    seen = shares @ hidden_states  # p X, [B, H, D]
+    heads = (seen.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)  # [B, H, D']
+    heads = heads + shares.sum(-1, keepdim=True) * value_bias
+    return heads.flatten(1).unsqueeze(1), None  # [B, 1, D]
+
+
+def _can_reorder(attention: BertSelfAttention) -> bool:
+    """Say whether the projections do what their weights say: no adapters, hooks, offloading."""
+    return attention.config._attn_implementation in _ATTENTIONS and all(  # noqa: SLF001
+        type(projection) in (nn.Linear, TunedProjection)
+        and not projection._forward_hooks  # noqa: SLF001 - told nowhere else
+        and not projection._forward_pre_hooks  # noqa: SLF001
+        and "forward" not in vars(projection)
+        for projection in (attention.query, attention.key, attention.value)
+    )
+
+
+def _is_shared(mask: Tensor | None) -> bool:
+    """Say whether all heads and queries of a sample may have the one mask that is read here."""
+    return mask is None or (mask.dim() == 4 and mask.shape[1] == 1)
+
+
+def _by_head(projection: nn.Linear | TunedProjection, *, size: int) -> tuple[Tensor, Tensor]:
+    """Give weight ``[H, D', D]`` and bias ``[H, D']``, with gradients to whatever is trained."""
+    if isinstance(projection, TunedProjection):
+        weight, bias = projection.trainable_weight()
+    else:
+        weight, bias = projection.weight, projection.bias
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    return weight.unflatten(0, (-1, size)), bias.unflatten(0, (-1, size))
+
+
+def _mask(scores: Tensor, mask: Tensor) -> Tensor:
+    """Hide tokens: a mask is False, or a large negative number, where nothing is to be seen."""
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask

@@ -1,0 +1,376 @@
+"""Tune only the selected heads' rows, inside any training loop (Alg. 3, lines 2-4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.backbones.heads import (
+    AttentionLayer,
+    HeadId,
+    Projection,
+    describe,
+    plain_projection,
+    read_rows,
+    task_head_names,
+    write_rows,
+)
+from hifi.backbones.models import find_folder, identify_folder
+from hifi.deltas.delta import HeadDelta
+from hifi.deltas.metadata import DeltaMetadata
+from hifi.deltas.row_names import row_key
+from hifi.errors import InvalidArgumentError, TunerError
+from hifi.tuning.row_sliced import TunedProjection, refuse_dtype_change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+    from hifi.selection.head_selection import HeadSelection
+
+_GUARD = "head_tuner_guard"
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Guard(nn.Module):
+    """First child of a tuned model: what detaching needs, and a refusal of other dtypes.
+
+    As the first child it refuses before any parameter has changed.
+
+    Attributes:
+        dtype: of the backbone.
+        task_head: names of the task head's parameters.
+        projections: dotted paths of the tuned projections.
+        requires_grad: what every parameter required before.
+        hooks: on the task head.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, extra: tuple[str, ...]) -> None:
+        super().__init__()
+        self.dtype = model.dtype
+        self.task_head = task_head_names(model, extra=extra)
+        self.projections: list[str] = []
+        self.requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+        self.hooks: list[RemovableHandle] = []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        refuse_dtype_change(fn, dtypes=(self.dtype, torch.float32))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn a tuned model, or a copy of one, back into a plain one, tuned rows in place.
+
+    The task head goes back to the backbone's dtype; every parameter requires a gradient as it did
+    before.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TunerError: the model has no tuner.
+    """
+    guard = getattr(model, _GUARD, None)
+    if not isinstance(guard, _Guard):
+        raise TunerError("the model has no tuner that could be detached")
+    for name in guard.projections:
+        tuned = cast("TunedProjection", model.get_submodule(name))
+        model.set_submodule(name, tuned.plain())
+    for hook in guard.hooks:
+        hook.remove()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = guard.requires_grad.get(name, parameter.requires_grad)
+        if name in guard.task_head:
+            parameter.data = parameter.data.to(guard.dtype)
+    delattr(model, _GUARD)
+    return model
+
+
+def _cast_input(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast floating inputs of a float32 task head module to its dtype (a forward pre-hook)."""
+    dtype = next(module.parameters(recurse=False)).dtype
+    return tuple(
+        argument.to(dtype)
+        if isinstance(argument, Tensor) and argument.is_floating_point()
+        else argument
+        for argument in arguments
+    )
+
+
+class HeadTuner:
+    """Make a model train its selected heads and its task head, and nothing else.
+
+    The model is changed in place and works under any training loop, ``transformers.Trainer``
+    included. Every other parameter keeps its bits.
+
+    Args:
+        model: a transformers model in float32 or bfloat16; its heads' rows and its task head are
+            trained in float32 either way.
+        selection: the heads to tune.
+        task_head: dotted names of further modules to train and to store: outside the base model,
+            or the pooler that the checkpoint lacked.
+        fingerprint: of the backbone as stored, where the caller knows it; otherwise it is taken
+            from the model as it is in memory.
+
+    Raises:
+        TunerError: the model has a tuner already, or wrapped or quantised projections.
+        InvalidArgumentError: the selection has heads that the model lacks, or none at all.
+        UnsupportedArchitectureError: an architecture whose heads are not known.
+
+    Example:
+        >>> tuner = HeadTuner(model, select_heads(model, batches))
+        >>> optimizer = torch.optim.AdamW(tuner.parameters(), lr=3e-4)
+        >>> ...  # train
+        >>> tuner.delta().save("task.safetensors")
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        selection: HeadSelection,
+        *,
+        task_head: Iterable[str] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        backbone = describe(model)
+        _check_model(model)
+        if not selection.heads:
+            raise InvalidArgumentError("selection", value=(), limit="at least one head")
+        if selection.num_layers != backbone.num_layers:
+            raise InvalidArgumentError(
+                "selection",
+                value=f"{selection.num_layers} layers",
+                limit=f"made for the {backbone.num_layers} layers of this model",
+            )
+        backbone.check_heads(selection.heads)
+        heads = {
+            layer: [head.head for head in selection.heads if head.layer == layer.index]
+            for layer in backbone.layers
+        }
+        self.model = model
+        self.selection = selection
+        self._attached = True
+        self._tuned = {layer: chosen for layer, chosen in heads.items() if chosen}
+        for layer in self._tuned:
+            for projection in layer.projections:
+                plain_projection(model, projection)  # refuse before anything is changed
+        guard = _Guard(model, extra=tuple(task_head or ()))
+        self.fingerprint = fingerprint or backbone_fingerprint(model)
+        self.base_rows = self.rows()
+        self._source = _own_name(model.config)
+        self._task_head = guard.task_head
+        self._compute_dtype = guard.dtype
+        model.requires_grad_(requires_grad=False)
+        self._prepare_task_head(guard)
+        for layer, chosen in self._tuned.items():
+            self._wrap(layer, chosen, guard=guard)
+        children = dict(model.named_children())
+        for name in children:
+            delattr(model, name)
+        for name, child in {_GUARD: guard, **children}.items():
+            model.add_module(name, child)
+
+    def _prepare_task_head(self, guard: _Guard) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name in guard.task_head:
+            parameters[name].data = parameters[name].data.float()
+            parameters[name].requires_grad = True
+        guard.hooks = [
+            self.model.get_submodule(name).register_forward_pre_hook(_cast_input)
+            for name in dict.fromkeys(name.rpartition(".")[0] for name in guard.task_head)
+            if guard.dtype != torch.float32
+        ]
+
+    def _wrap(self, layer: AttentionLayer, heads: list[int], *, guard: _Guard) -> None:
+        for module_name in layer.module_names:
+            rows = torch.cat(
+                [
+                    torch.arange(projection.rows(head).start, projection.rows(head).stop)
+                    for projection in layer.projections
+                    if projection.module_name == module_name
+                    for head in heads
+                ]
+            )
+            plain = cast("nn.Linear | Conv1D", self.model.get_submodule(module_name))
+            tuned = TunedProjection(plain, rows=rows)
+            tuned.train(plain.training)
+            self.model.set_submodule(module_name, tuned)
+            guard.projections.append(module_name)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Walk over the tuned rows and the task head, with their names in the model.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        self._check_attached()
+        tuned = {
+            id(parameter)
+            for module in self.model.modules()
+            if isinstance(module, TunedProjection)
+            for parameter in (module.tuned_weight, module.tuned_bias)
+        }
+        for name, parameter in self.model.named_parameters():
+            if name in self._task_head or id(parameter) in tuned:
+                yield name, parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List what is trained: tuned rows and task head, nothing else.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def rows(self) -> dict[str, Tensor]:
+        """Copy the selected heads' rows as they are now.
+
+        Returns:
+            ``layers.{l}.heads.{h}.{query|key|value}.{weight|bias}`` to a tensor, weight
+            ``[rows, D]`` as in ``nn.Linear``; float32 while the tuner is attached.
+        """
+        copies: dict[str, Tensor] = {}
+        for layer, heads in self._tuned.items():
+            for head in (HeadId(layer.index, head) for head in heads):
+                for projection in layer.projections:
+                    weight, bias = _current_rows(self.model, projection, head.head)
+                    copies[row_key(head, projection.name, "weight")] = weight
+                    if bias is not None:
+                        copies[row_key(head, projection.name, "bias")] = bias
+        return copies
+
+    def task_head_state(self) -> dict[str, Tensor]:
+        """Copy the task head as it is now: parameter name to tensor."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name].detach().clone() for name in self._task_head}
+
+    def delta(
+        self,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        task: Mapping[str, Any] | None = None,
+        labels: Sequence[str | int] | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> HeadDelta:
+        """Copy the tuned rows and the task head, as they are now, into a head delta.
+
+        Args:
+            model: the backbone's name; by default what it was loaded by: the packaged model, a hub
+                id, or a folder's own name.
+            revision: the hub commit of the backbone; by default that of the snapshot that it was
+                loaded from, where it was one.
+            task: what a prediction needs, as plain JSON.
+            labels: the classes in the order of the logits; the model's own by default, where it
+                was given any.
+            training: the hyperparameters, as plain JSON.
+
+        Raises:
+            TunerError: after :meth:`detach`.
+        """
+        self._check_attached()
+        config = self.model.config
+        if model is None:
+            model, revision = self._source[0], revision or self._source[1]
+        metadata = DeltaMetadata(
+            model=model,
+            revision=revision,
+            fingerprint=self.fingerprint,
+            rows_fingerprint=rows_fingerprint(self.base_rows),
+            architecture=str(config.model_type),
+            compute_dtype=str(self._compute_dtype).removeprefix("torch."),
+            task=task,
+            labels=_own_labels(config) if labels is None else labels,
+            selection=replace(self.selection, fingerprint=None).to_dict(),  # it has its own above
+            training=training or {},
+        )
+        return HeadDelta(
+            rows=self.rows(),
+            task_head=self.task_head_state(),
+            metadata=metadata,
+            base=self.base_rows,
+        )
+
+    def detach(self) -> PreTrainedModel:
+        """Turn the model back into a plain transformers model, tuned rows in place.
+
+        The task head goes back to the backbone's dtype; every parameter requires a gradient as it
+        did before.
+
+        Returns:
+            The model that the tuner was given.
+
+        Raises:
+            TunerError: the tuner was detached before.
+        """
+        self._check_attached()
+        detach(self.model)
+        self._attached = False
+        return self.model
+
+    def undo(self) -> PreTrainedModel:
+        """Detach, and put the backbone's own rows back: the backbone is what it was, bit for bit.
+
+        The task head keeps what it learnt.
+
+        Returns:
+            The model that the tuner was given.
+        """
+        if self._attached:
+            self.detach()
+        for layer, heads in self._tuned.items():
+            for head in (HeadId(layer.index, head) for head in heads):
+                for projection in layer.projections:
+                    weight = self.base_rows[row_key(head, projection.name, "weight")]
+                    bias = self.base_rows.get(row_key(head, projection.name, "bias"))
+                    write_rows(self.model, projection, head.head, weight=weight, bias=bias)
+        return self.model
+
+    def _check_attached(self) -> None:
+        if not self._attached:
+            raise TunerError("this tuner was detached: attach a new one to go on tuning")
+
+
+def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
+    """Give name and commit of what transformers loaded; of a hub id it does not tell the commit."""
+    loaded_from = str(config.name_or_path or config.model_type)
+    folder = find_folder(Path(loaded_from))
+    if folder is None:
+        return loaded_from, None
+    source = identify_folder(folder)
+    return source.name, source.revision
+
+
+def _own_labels(config: PreTrainedConfig) -> list[str] | None:
+    """Give the labels that a configuration was given; None where it only numbers them."""
+    labels = cast("dict[int, str]", config.id2label or {})
+    numbered = {index: f"LABEL_{index}" for index in labels}
+    return None if labels == numbered else [labels[index] for index in sorted(labels)]
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if hasattr(model, _GUARD):
+        raise TunerError("the model has a tuner already: detach that one first")
+    if model.dtype not in _DTYPES:
+        raise TunerError(
+            f"the model is {model.dtype}; rows are tuned in float32, so the backbone must be one "
+            "of " + ", ".join(str(dtype) for dtype in _DTYPES)
+        )
+
+
+def _current_rows(
+    model: PreTrainedModel, projection: Projection, head: int
+) -> tuple[Tensor, Tensor | None]:
+    module = model.get_submodule(projection.module_name)
+    if isinstance(module, TunedProjection):
+        return module.tuned_slice(projection.rows(head))
+    return read_rows(model, projection, head)

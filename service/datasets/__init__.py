@@ -1,0 +1,1 @@
+"""Data sets: uploads, checked and kept as Parquet."""

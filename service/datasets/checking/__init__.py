@@ -1,0 +1,1 @@
+"""The child process that checks an upload and writes it as Parquet, and its parent's side."""

@@ -1,0 +1,203 @@
+"""Data sets: uploaded as files, kept as Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from anyio import CancelScope
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
+from starlette.responses import Response
+
+from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.datasets.checking.conversion import convert
+from service.datasets.checking.exchange import ENDINGS, SPLITS, Limits, UploadedFile
+from service.datasets.spool import Expected, Form, SpooledFile, receive_form
+from service.http.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
+from service.http.problems import ProblemError, invalid_request
+from service.http.replay import Answer, Keep, Once, request_key
+from service.jobs.schemas import DatasetDocument, DatasetList, envelope
+from service.openapi import problems
+from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
+from store.errors import QuotaExceededError
+
+router = APIRouter(tags=["datasets"])
+
+UPLOAD_PATH = "/datasets"
+_LOCK_SECONDS = 120.0
+_MAX_NAME = 128
+_UNPACKED = 4  # how many times as large as it comes an upload may be
+_EXPECTED = Expected(files=SPLITS, fields=("name",))
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": f"a file whose name ends in {', '.join(ENDINGS)}",
+}
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["train"],
+    "additionalProperties": False,
+    "properties": {
+        **dict.fromkeys(SPLITS, _FILE),
+        "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME},
+    },
+}
+
+
+@router.post(
+    UPLOAD_PATH,
+    status_code=HTTPStatus.CREATED,
+    response_model=DatasetDocument,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
+    },
+    responses=problems(
+        HTTPStatus.CONFLICT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.TOO_MANY_REQUESTS
+    ),
+)
+async def post_dataset(
+    request: Request, gateway: GatewayDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """Upload a data set; every row is checked before it is kept."""
+    check_key(request)
+    with gateway.shares.uploads.hold(caller.tenant_id):
+        return await _receive(request, gateway, caller, key)
+
+
+async def _receive(request: Request, gateway: Gateway, caller: Caller, key: str | None) -> Response:
+    folder = await run_in_threadpool(_make_folder, gateway.uploads)
+    try:
+        form = await receive_form(request, folder=folder, expected=_EXPECTED)
+        upload = _Upload(
+            gateway=gateway, tenant_id=caller.tenant_id, form=form, folder=folder, name=_check(form)
+        )
+        once = Once(
+            database=gateway.database,
+            key=request_key(key, caller, method="POST", path=UPLOAD_PATH),
+            request_sha256=_digest(form),
+            lock_seconds=_LOCK_SECONDS,
+            limiter=gateway.converting,
+        )
+        return await once.answer(upload.add)
+    finally:
+        # Also when the client has hung up or the server stops.
+        with CancelScope(shield=True):
+            await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+
+
+@router.get("/datasets", responses=problems(HTTPStatus.NOT_FOUND))
+def get_datasets(
+    gateway: GatewayDep, caller: CallerDep, after: After = None, limit: Limit = 20
+) -> DatasetList:
+    """List the data sets, newest first."""
+    with gateway.database.read() as session:
+        page = list_datasets(session, caller.tenant_id, after=after, limit=limit)
+    data = [DatasetDocument.of(dataset) for dataset in page.rows]
+    return DatasetList(**envelope(data, has_more=page.has_more))
+
+
+@router.get("/datasets/{dataset_id}", responses=problems(HTTPStatus.NOT_FOUND))
+def get_one_dataset(
+    gateway: GatewayDep, caller: CallerDep, dataset_id: DatasetId
+) -> DatasetDocument:
+    """Look at a data set."""
+    with gateway.database.read() as session:
+        return DatasetDocument.of(get_dataset(session, caller.tenant_id, dataset_id))
+
+
+@router.delete(
+    "/datasets/{dataset_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+)
+def remove_dataset(gateway: GatewayDep, caller: CallerDep, dataset_id: DatasetId) -> Response:
+    """Remove a data set that no live job needs."""
+    with gateway.database.write() as session:
+        delete_dataset(session, caller.tenant_id, dataset_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _make_folder(uploads: Path) -> Path:
+    uploads.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=uploads))
+
+
+def _check(form: Form) -> str | None:
+    """Refuse a form without training rows, and give the data set's name."""
+    if "train" not in form.files:
+        raise invalid_request("the form has no file train", param="train")
+    name = form.fields.get("name")
+    if name is not None and not (0 < len(name) <= _MAX_NAME and "\x00" not in name):
+        raise invalid_request(f"name must have 1 to {_MAX_NAME} characters, no NUL", param="name")
+    return name
+
+
+def _digest(form: Form) -> str:
+    """Hash what the form says; a file's ending is part of it: it says how to read the file."""
+    document = {
+        "fields": form.fields,
+        "files": {
+            split: [file.sha256, _uploaded(file).ending] for split, file in form.files.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Upload:
+    """Files that have arrived, and what is to become of them."""
+
+    gateway: Gateway
+    tenant_id: str
+    form: Form
+    folder: Path
+    name: str | None
+
+    def add(self, keep: Keep) -> Answer:
+        """Convert the files, store them, and make them a data set; the blobs first."""
+        parquet = self.folder / "parquet"
+        parquet.mkdir()
+        files = {split: _uploaded(file) for split, file in self.form.files.items()}
+        unpacked = _UNPACKED * self.gateway.settings.max_upload_bytes
+        limits = Limits(max_bytes=max(Limits.max_bytes, unpacked))
+        converted = convert(files, folder=parquet, limits=limits)
+        storage = self.gateway.storage
+        splits = {
+            split: Split(blob=storage.put(self.tenant_id, part.path), rows=part.rows)
+            for split, part in converted.splits.items()
+        }
+        try:
+            with self.gateway.database.write() as session:
+                dataset = add_dataset(
+                    session,
+                    self.tenant_id,
+                    name=self.name,
+                    splits=splits,
+                    columns=converted.columns,
+                    profile=converted.profile,
+                    max_bytes=self.gateway.settings.tenant_max_bytes,
+                )
+                answer = Answer(
+                    status=HTTPStatus.CREATED,
+                    headers={"Location": f"{UPLOAD_PATH}/{dataset.id}"},
+                    body=DatasetDocument.of(dataset).model_dump_json(),
+                )
+                keep(session, answer)
+        except QuotaExceededError as error:
+            # Unlike with a full queue waiting does not help: something has to be deleted.
+            status = HTTPStatus.FORBIDDEN
+            raise ProblemError(error.code, status=status, detail=str(error)) from error
+        return answer
+
+
+def _uploaded(file: SpooledFile) -> UploadedFile:
+    return UploadedFile(path=file.path, filename=file.filename)

@@ -1,0 +1,152 @@
+"""The embedded service: gateway, one worker and inference on one machine, out of one folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+import sqlalchemy as sa
+import structlog
+
+from service.embedded.home import choose_infer_url, own_home
+from service.embedded.listening import listen, url_of
+from service.embedded.outages import told_outages
+from service.embedded.supervisor import Part, Supervisor
+from store.database import OUTAGES, Database
+from store.schema import upgrade
+from store.tables import Worker
+
+if TYPE_CHECKING:
+    from store.settings import Settings
+
+_WORKER_GRACE_SECONDS = 60.0  # to the next step, a checkpoint, and back into the queue
+_LEFT_OVER_SECONDS = 15.0  # what a gateway takes to end whose supervisor was killed
+_LOOK_SECONDS = 0.5
+_WAITING_SECONDS = 15.0  # between two lines about what is missing
+_log = structlog.get_logger(__name__)
+
+
+def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> int:
+    """Serve until a signal asks to end.
+
+    Args:
+        settings: from the environment, which the parts read too.
+        announce: told the URL once, when the service can take and run jobs.
+
+    Returns:
+        The signal.
+
+    Raises:
+        HomeError: another service has the folder.
+        ListenError: the port is in use.
+        SchemaError, DatabaseAwayError: the tables cannot be brought up to date.
+        CrashLoopError: a part cannot be kept alive.
+    """
+    with own_home(settings.home) as is_left_over:
+        patience = _LEFT_OVER_SECONDS if is_left_over else 0.0
+        with listen(settings, patience=patience) as listener:
+            with told_outages():
+                upgrade(settings.database_url)
+            database = Database(settings.database_url, pool_size=1)
+            try:
+                arrival = _Arrival(settings, url_of(listener), database, announce=announce)
+                supervisor = Supervisor(
+                    _parts(listener.fileno()), environment=_environment(settings, os.environ)
+                )
+                return supervisor.run(watch=arrival.look)
+            finally:
+                database.close()
+
+
+def _parts(listener: int) -> Sequence[Part]:
+    """List the parts; the worker stops first, since it still needs the others' tables and files.
+
+    The gateway inherits the listening socket: while it is started again callers wait, and are not
+    refused.
+    """
+    hifi = (sys.executable, "-m", "hifi.cli")
+    gateway = (*hifi, "serve", "--only", "gateway", "--listener", str(listener))
+    return (
+        Part(name="gateway", command=gateway, descriptors=(listener,), rank=1),
+        Part(name="worker", command=(*hifi, "worker"), grace_seconds=_WORKER_GRACE_SECONDS),
+        Part(name="inference", command=(*hifi, "infer"), rank=1),
+    )
+
+
+def _environment(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
+    """Give what all parts must agree on, beside what the operator has set."""
+    environment = {**given, "HIFI_HOME": str(settings.home)}
+    if "infer_url" not in settings.model_fields_set:
+        environment["HIFI_INFER_URL"] = choose_infer_url(settings.home)
+    if settings.secret_key is None:  # so that a gateway that is started again keeps its sessions
+        environment["HIFI_SECRET_KEY"] = secrets.token_urlsafe(32)
+    return environment
+
+
+class _Arrival:
+    """Finds out when the service is ready, and says so once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        database: Database,
+        *,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._url = url
+        self._host = settings.allowed_hosts[0]
+        self._models: Path = settings.models
+        self._database = database
+        self._announce = announce
+        self._old_workers = self._workers()  # of a service before this one, perhaps killed
+        self._is_ready = False
+        self._look_at = 0.0
+        self._tell_at = time.monotonic() + _WAITING_SECONDS
+
+    def look(self) -> None:
+        """Look whether it is ready by now."""
+        now = time.monotonic()
+        if self._is_ready or now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        missing = self._missing()
+        if not missing:
+            self._is_ready = True
+            self._announce(self._url)
+        elif now >= self._tell_at:
+            self._tell_at = now + _WAITING_SECONDS
+            _log.info("waiting", missing=missing, models=str(self._models), url=self._url)
+
+    def _missing(self) -> list[str]:
+        """Name what is not there yet; the worker first, which takes the longest."""
+        if not self._has_new_worker():
+            return ["worker"]
+        try:
+            answer = httpx2.get(
+                f"{self._url}/readyz",
+                headers={"Host": self._host},
+                timeout=_LOOK_SECONDS * 4,
+                trust_env=False,
+            )
+            document = answer.json()
+            missing = [*document.get("failing", ()), *document["degraded"]]
+        except (httpx2.TransportError, ValueError, KeyError):
+            return ["gateway"]
+        return missing if answer.is_success or missing else ["gateway"]
+
+    def _has_new_worker(self) -> bool:
+        try:
+            return bool(self._workers() - self._old_workers)
+        except OUTAGES:
+            return False
+
+    def _workers(self) -> set[str]:
+        with self._database.read() as session:
+            return set(session.scalars(sa.select(Worker.id)))

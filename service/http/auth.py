@@ -1,0 +1,119 @@
+"""Who is calling: a tenant, by its key; and who may call without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import structlog
+from fastapi import Depends
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
+
+from service.context import gateway_of
+from service.http.problems import ProblemError
+
+if TYPE_CHECKING:
+    from service.context import Gateway
+
+_Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
+_MARK = "answers_without_a_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The tenant in whose name a request comes, and its key; None where none is asked for."""
+
+    tenant_id: str
+    tenant_name: str
+    is_admin: bool
+    key_id: str | None
+
+
+def public(endpoint: _Endpoint) -> _Endpoint:
+    """Mark an endpoint that answers without a key; every other one asks for it."""
+    setattr(endpoint, _MARK, True)
+    return endpoint
+
+
+def is_public(endpoint: object) -> bool:
+    """Tell whether an endpoint answers without a key."""
+    return getattr(endpoint, _MARK, False) is True
+
+
+async def admit_caller(request: Request) -> Caller | None:
+    """Find out who calls, and note it in the request's state.
+
+    Returns:
+        The caller; None at a public endpoint.
+
+    Raises:
+        ProblemError: 401 ``unauthorized``, no key or not a valid one.
+    """
+    if is_public(request.scope["endpoint"]):
+        return None
+    gateway = gateway_of(request)
+    caller = _everybody(gateway) or await _by_key(request, gateway)
+    request.state.caller = caller
+    structlog.contextvars.bind_contextvars(tenant=caller.tenant_id)
+    return caller
+
+
+def caller_of(request: Request) -> Caller:
+    """Tell who calls an endpoint that is not public."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def _everybody(gateway: Gateway) -> Caller | None:
+    """With ``HIFI_AUTH=none`` every caller is the one tenant, and administers the server."""
+    if gateway.default_tenant_id is None:
+        return None
+    return Caller(gateway.default_tenant_id, tenant_name="default", is_admin=True, key_id=None)
+
+
+async def _by_key(request: Request, gateway: Gateway) -> Caller:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise _unauthorized("send a key: Authorization: Bearer hifi_…", challenge="Bearer")
+    holder = await gateway.callers.ask(secret.strip())
+    if holder is None:
+        raise _unauthorized(
+            "the key is unknown or revoked", challenge='Bearer error="invalid_token"'
+        )
+    return Caller(
+        holder.tenant_id,
+        tenant_name=holder.tenant_name,
+        is_admin=holder.is_admin,
+        key_id=holder.key_id,
+    )
+
+
+def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
+    return ProblemError(
+        "unauthorized",
+        status=HTTPStatus.UNAUTHORIZED,
+        detail=detail,
+        headers={"WWW-Authenticate": challenge},
+    )
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
+
+
+async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    """Refuse all but administrators before anything is looked up, so that ids tell them nothing.
+
+    Raises:
+        ProblemError: 403 ``forbidden``.
+    """
+    if not caller.is_admin:
+        raise ProblemError(
+            "forbidden", status=HTTPStatus.FORBIDDEN, detail="only administrators may do this"
+        )
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]

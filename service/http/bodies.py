@@ -1,0 +1,165 @@
+"""JSON bodies: read raw, so that JSON's own types hold, and described for the documentation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
+
+from service.http.problems import ProblemError, describe, dotted, invalid_fields, invalid_request
+from service.http.waiting import aside
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+_JSON = "application/json"
+# While a body is parsed and what is wrong with it is found, nobody else is answered: 16 MiB of
+# empty lists take 2.5 s and 300 MiB, a mebibyte of zeros where two texts are wanted five seconds.
+_UNCOUNTED_BYTES = 16 << 10
+_MOST_VALUES = 1000  # of a larger body; a job spec has less than a hundred
+# It ends with the body where its quote is missing, so that no byte is looked at twice.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_MARKS = (b",", b"[", b"{")  # before every value is one of them
+_MOST_ERRORS = 100  # that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody(Generic[Model]):
+    """A body that was checked.
+
+    Attributes:
+        value: what it says.
+        raw: its bytes as they came.
+    """
+
+    value: Model
+    raw: bytes
+
+    def sha256(self) -> str:
+        """Hash it in canonical form: sorted names, no white space, 1.0 as 1."""
+        document = json.loads(self.raw, parse_float=_shortest)
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _shortest(text: str) -> float | int:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+async def read_json(
+    request: Request, model: type[Model], *, most_values: int = _MOST_VALUES
+) -> JsonBody[Model]:
+    """Read a request's body as a model; a large one is parsed in a thread.
+
+    Args:
+        request: nobody has read its body yet.
+        model: a strict pydantic model.
+        most_values: that a body of more than a few kilobytes may have.
+
+    Raises:
+        ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_json``, or 422
+            ``invalid_request`` with the field at fault.
+    """
+    raw = await request.body()
+    if not raw:
+        raise invalid_request("the request has no body: send a JSON object")
+    _check_type(request.headers.get("content-type", ""))
+    parse = partial(_parse, raw, model, most_values=most_values)
+    return JsonBody(await aside(parse, size=len(raw)), raw)
+
+
+def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
+    """Make a dependency that reads a request's body as a model, as :func:`read_json` does."""
+
+    async def read(request: Request) -> JsonBody[Model]:
+        return await read_json(request, model)
+
+    return read
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a route's body, as ``openapi_extra``; :mod:`service.openapi` adds the schema."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
+def _check_type(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        raise ProblemError(
+            "unsupported_media_type",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            detail=f"the body must be JSON: send Content-Type: {_JSON}",
+            param="Content-Type",
+        )
+
+
+def _parse(raw: bytes, model: type[Model], *, most_values: int) -> Model:
+    if len(raw) > _UNCOUNTED_BYTES:
+        _check_count(raw, most=most_values)
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise _refusal(error, raw) from None
+
+
+def _check_count(raw: bytes, *, most: int) -> None:
+    """Refuse a body of so many values that it would take long to look at each, unparsed."""
+    if _count_marks(raw, 0, len(raw)) <= most:
+        return  # be they all outside of strings
+    count = strings = end = 0
+    for string in _STRING.finditer(raw):
+        count += _count_marks(raw, end, string.start())
+        end = string.end()
+        strings += 1
+        if max(count, strings // 2) > most:  # of a name and a string one is a value
+            break
+    else:
+        count += _count_marks(raw, end, len(raw))
+    if max(count, strings // 2) > most:
+        raise invalid_request(f"the body has more than {most} values, the most allowed")
+
+
+def _count_marks(raw: bytes, start: int, end: int) -> int:
+    return sum(raw.count(mark, start, end) for mark in _MARKS)
+
+
+def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
+    if error.error_count() > _MOST_ERRORS:
+        return invalid_request(f"{error.error_count()} things are wrong with the body's fields")
+    entries = error.errors(include_url=False)
+    if entries[0]["type"] == "json_invalid":
+        return ProblemError(
+            "invalid_json", status=HTTPStatus.BAD_REQUEST, detail=f"the body: {entries[0]['msg']}"
+        )
+    document = from_json(raw)
+    placed = [(_field(entry, document), entry) for entry in entries]
+    # Of a field that may be this or that, the entry that reaches deepest is for what was meant.
+    placed.sort(key=lambda pair: -len(pair[0]))
+    return invalid_fields(
+        [(dotted(location), describe(entry, dotted(location))) for location, entry in placed]
+    )
+
+
+def _field(entry: ErrorDetails, document: Any) -> list[str | int]:  # noqa: ANN401 - any JSON
+    """Find a field by the document itself: pydantic's location also names branches of unions."""
+    field: list[str | int] = []
+    for part in entry["loc"]:
+        is_index = isinstance(part, int) and isinstance(document, list) and part < len(document)
+        if is_index or (isinstance(document, dict) and part in document):
+            document = document[part]
+            field.append(part)
+    if entry["type"] == "missing":
+        field.append(entry["loc"][-1])
+    return field

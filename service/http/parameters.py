@@ -1,0 +1,128 @@
+"""What a request says beside its body: ids in the path, the query, the idempotency key."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Header, Path, Query
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query as QueryInfo
+from pydantic import BeforeValidator, PlainValidator
+
+from service.http.auth import is_public
+from service.http.problems import invalid_request
+from store.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_IDENTIFIER = re.compile(r"[a-z]+_[0-9a-z]{1,64}", re.ASCII)
+_CURSOR = re.compile(r"[^\x00]{1,256}")
+_SHOWN_CHARACTERS = 64
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_KEY_HEADER = "Idempotency-Key"
+MAX_LIMIT = 100
+
+
+def check_identifier(value: str, *, kind: str) -> str:
+    """Take an id that could be one; anything else is not there, and no database is asked.
+
+    Raises:
+        NotFoundError: there is no such thing of this kind.
+    """
+    if _IDENTIFIER.fullmatch(value) is None:
+        raise NotFoundError(kind, value[:_SHOWN_CHARACTERS])
+    return value
+
+
+def _identifier(kind: str) -> BeforeValidator:
+    return BeforeValidator(partial(check_identifier, kind=kind))
+
+
+def _cursor(value: str | None) -> str | None:
+    if value is not None and _CURSOR.fullmatch(value) is None:
+        shown = value[:_SHOWN_CHARACTERS]
+        raise NotFoundError("row to go on after", shown, param="after")
+    return value
+
+
+def _whole_number(value: object) -> object:
+    """Let ``20`` be a number, and neither ``2e1`` nor ``+20`` nor ``2_0``."""
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) is None:
+        raise ValueError(f"a whole number from 1 to {MAX_LIMIT} is wanted")
+    return value
+
+
+def _truth(value: object) -> bool:
+    """Let ``true`` and ``false`` be truth values, and nothing else: a job depends on it."""
+    if value in ("true", "false"):
+        return value == "true"
+    raise ValueError("true or false is wanted")
+
+
+JobId = Annotated[str, Path(description="of a job"), _identifier("job")]
+DatasetId = Annotated[str, Path(description="of a data set"), _identifier("dataset")]
+TenantId = Annotated[str, Path(description="of a tenant"), _identifier("tenant")]
+KeyId = Annotated[str, Path(description="of a key"), _identifier("key")]
+After = Annotated[
+    str | None,
+    Query(description="id of the last row of the page before"),
+    BeforeValidator(_cursor),
+]
+Limit = Annotated[
+    int, Query(description="rows of the page", ge=1, le=MAX_LIMIT), BeforeValidator(_whole_number)
+]
+DryRun = Annotated[
+    bool,
+    Query(description="only estimate what the job would take; nothing is stored"),
+    PlainValidator(_truth, json_schema_input_type=bool),
+]
+
+
+def check_query(request: Request) -> None:
+    """Refuse what the route does not know and what comes twice: a misspelt word must not pass.
+
+    Raises:
+        ProblemError: 422 ``invalid_request``, it names the parameter.
+    """
+    if not request.scope["query_string"] or is_public(request.scope["endpoint"]):
+        return
+    names = [name for name, _ in request.query_params.multi_items()]
+    route = request.scope["route"]
+    known = [
+        field.alias
+        for field in get_flat_params(route.dependant)
+        if isinstance(field.field_info, QueryInfo)
+    ]
+    for name in names:
+        shown = name[:_SHOWN_CHARACTERS]
+        if name not in known:
+            listed = " and ".join(known) or "no parameters"
+            raise invalid_request(f"{shown!r} is unknown: there are {listed}", param=shown)
+        if names.count(name) > 1:
+            raise invalid_request(f"{shown} is given {names.count(name)} times", param=shown)
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=_KEY_HEADER,
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]*$",
+        description="a request that is repeated with its key within 24 hours is done once, "
+        "and answered the same",
+    ),
+]
+
+
+def check_key(request: Request) -> None:
+    """Refuse a request with two idempotency keys: nobody can tell which is meant.
+
+    Raises:
+        ProblemError: 422 ``invalid_request``.
+    """
+    if len(request.headers.getlist(_KEY_HEADER)) > 1:
+        raise invalid_request(f"{_KEY_HEADER} is given more than once", param=_KEY_HEADER)

@@ -1,0 +1,153 @@
+"""The ``Idempotency-Key`` at the door: a request sent twice is done once and answered the same."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+from anyio import to_thread
+from starlette.responses import Response
+
+from service.http.problems import ProblemError
+from store.database import OUTAGES
+from store.errors import RequestTakenOverError
+from store.idempotency import RequestKey, begin, finish, forget
+from store.problem_details import RETRY_SECONDS
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+    from sqlalchemy.orm import Session
+
+    from service.http.auth import Caller
+    from store.database import Database
+
+_WAIT_SECONDS = 30.0
+_FIRST_POLL_SECONDS = 0.02
+_LAST_POLL_SECONDS = 0.5
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer that can be kept and given again, byte for byte.
+
+    Attributes:
+        body: JSON text.
+    """
+
+    status: int
+    body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def again(self) -> Answer:
+        """Mark it as one that was given before."""
+        return replace(self, headers={**self.headers, "Idempotent-Replayed": "true"})
+
+    def respond(self) -> Response:
+        """Give it to the caller."""
+        return Response(
+            self.body, status_code=self.status, headers=self.headers, media_type="application/json"
+        )
+
+
+def request_key(key: str | None, caller: Caller, *, method: str, path: str) -> RequestKey | None:
+    """Say of whose request, and of which, a key is; None where the caller gave none."""
+    if key is None:
+        return None
+    return RequestKey(tenant_id=caller.tenant_id, method=method, path=path, key=key)
+
+
+Keep = Callable[["Session", Answer], None]
+Work = Callable[[Keep], Answer]
+
+
+def still_at_work() -> ProblemError:
+    """Say that a twin of a request takes its time."""
+    return ProblemError(
+        "idempotency_in_progress",
+        status=HTTPStatus.CONFLICT,
+        detail="a request with this key is still at work; ask again later",
+        param="Idempotency-Key",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """A request that is to be done once.
+
+    Attributes:
+        key: which; None where the caller gave no key and every request is a new one.
+        request_sha256: of its canonical body.
+        lock_seconds: how long the work may take before a twin takes over.
+        limiter: how many such pieces of work are done at once; None for as many as threads.
+    """
+
+    database: Database
+    key: RequestKey | None
+    request_sha256: str
+    lock_seconds: float
+    limiter: CapacityLimiter | None = None
+
+    async def answer(self, work: Work) -> Response:
+        """Do the work, or wait for a twin at it, and answer.
+
+        Args:
+            work: run in a thread; it gives its answer to the function that it is given, in the
+                transaction that does what must be done once, and returns it.
+
+        Raises:
+            IdempotencyKeyReusedError: the key was used with another body.
+            ProblemError: 409 ``idempotency_in_progress``, the twin takes too long.
+        """
+        if self.key is None:
+            answer = await to_thread.run_sync(work, _keep_nothing, limiter=self.limiter)
+            return answer.respond()
+        end = time.monotonic() + _WAIT_SECONDS
+        pause = _FIRST_POLL_SECONDS
+        while time.monotonic() < end:
+            found = await to_thread.run_sync(self._begin, self.key)
+            if found == "started":
+                done = await to_thread.run_sync(self._do, self.key, work, limiter=self.limiter)
+                if done is not None:
+                    return done.respond()
+            elif found != "running":
+                return Answer(**found).again().respond()
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LAST_POLL_SECONDS)
+        raise still_at_work()
+
+    def _begin(self, key: RequestKey) -> Mapping[str, Any] | Literal["started", "running"]:
+        with self.database.write() as session:
+            return begin(
+                session,
+                key,
+                request_sha256=self.request_sha256,
+                lock_seconds=self.lock_seconds,
+            )
+
+    def _do(self, key: RequestKey, work: Work) -> Answer | None:
+        """Do the work that was begun; None where a twin took over and has answered."""
+        try:
+            return work(lambda session, answer: finish(session, key, vars(answer)))
+        except RequestTakenOverError:
+            return None
+        except BaseException:
+            self._forget(key)
+            raise
+
+    def _forget(self, key: RequestKey) -> None:
+        try:
+            with self.database.write() as session:
+                forget(session, key)
+        except OUTAGES:
+            _log.warning("idempotency_key_stays_locked", seconds=self.lock_seconds)
+
+
+def _keep_nothing(session: Session, answer: Answer) -> None:
+    """Stand in where there is no key."""

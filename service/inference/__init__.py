@@ -1,0 +1,1 @@
+"""Predictions and merged models, through the inference process."""

@@ -1,0 +1,1 @@
+"""Jobs: admitted, posted, followed, and what they leave."""

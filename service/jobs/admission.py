@@ -1,0 +1,295 @@
+"""Admission: whether a job can be done here, said before it is queued."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from hifi.data.inference import complete_hub_task, complete_task, count_labels
+from hifi.data.profile import DatasetProfile
+from service.http.problems import ProblemError, invalid_request
+from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
+from store.datasets import get_dataset
+from store.errors import NotFoundError
+from store.jobs import NewJob
+from store.spec import HubDataset
+from store.tables import Backbone
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.settings import Settings
+    from store.spec import JobSpec, TaskFields
+    from store.tables import Dataset
+
+DEFAULT_XI = 0.9
+DEFAULT_SAMPLES = 300  # or all rows where there are fewer
+_NAMED_MODELS = 10
+_COMPLETIONS = 1024  # kept, of a few hundred bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """A job that can be queued, and what its cost depends on.
+
+    Attributes:
+        new_job: to be submitted.
+        backbone: None for a model of the hub that no worker has described.
+        dataset: None for one of the hub.
+        task: completed; on the hub's data sets as far as it was said.
+        train_rows: None where nobody has counted them.
+        num_labels: logits of the task head; None where nobody knows.
+    """
+
+    new_job: NewJob
+    backbone: Backbone | None
+    dataset: Dataset | None
+    task: TaskFields
+    train_rows: int | None
+    num_labels: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A task completed from a data set's columns, and what else a job has to know of its rows."""
+
+    task: TaskFields
+    num_labels: int | None
+    rows: int
+    has_validation: bool
+
+    @classmethod
+    def of(cls, fields: TaskFields, dataset: Dataset) -> Completion:
+        """Complete a task.
+
+        Raises:
+            ProblemError: as :func:`hifi.data.inference.complete_task`.
+        """
+        profile = DatasetProfile.from_json(dataset.profile)
+        task = complete_task(fields, profile)
+        return cls(
+            task=task,
+            num_labels=count_labels(task, profile),
+            rows=profile.rows["train"],
+            has_validation="validation" in profile.rows,
+        )
+
+
+class Completions:
+    """The completions that were asked for lately: a data set never changes, so neither do they.
+
+    For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, TaskFields], Completion] = OrderedDict()
+
+    def of(self, fields: TaskFields, dataset: Dataset) -> Completion:
+        """Complete a task as :meth:`Completion.of` does, or remember how it was."""
+        key = (dataset.id, fields)
+        known = self._known.pop(key, None) or Completion.of(fields, dataset)
+        self._known[key] = known
+        if len(self._known) > _COMPLETIONS:
+            self._known.popitem(last=False)
+        return known
+
+
+def admit(
+    session: Session,
+    *,
+    tenant_id: str,
+    spec: JobSpec,
+    settings: Settings,
+    hub: Hub | None = None,
+    completions: Completions | None = None,
+) -> Admission:
+    """See whether a job can be done here, and complete its spec.
+
+    Where the hub is asked, it is asked before the session is used, so that no connection to the
+    database waits for it.
+
+    Args:
+        session: a transaction that has done nothing yet.
+        tenant_id: whose job it is.
+        spec: as the caller wrote it.
+        settings: of the server.
+        hub: the Hugging Face hub where none is given.
+        completions: of this thread, where many jobs are admitted.
+
+    Raises:
+        ProblemError: 422 with the field at fault: ``model_not_found``, ``model_not_suitable``,
+            ``pickled_weights``, ``hub_not_allowed``, ``hub_unavailable``, ``dataset_not_found``,
+            ``dataset_invalid``, ``task_ambiguous``, ``task_not_supported``,
+            ``column_not_found``, ``invalid_request``.
+        NotFoundError: there is no such data set, or it is another tenant's.
+    """
+    hub = hub or HuggingFaceHub()
+    revision = _pin_model(spec, settings=settings, hub=hub)
+    source = _pin_dataset(spec, settings=settings, hub=hub)
+    backbone = _find_backbone(session, spec, is_pinned=revision is not None)
+    if source is None:
+        dataset = _find_dataset(session, tenant_id, str(spec.dataset))
+        completed = (completions or Completions()).of(spec.task, dataset)
+        admission = _admit_dataset(
+            spec, dataset, completed=completed, backbone=backbone, revision=revision
+        )
+    else:
+        task = complete_hub_task(spec.task)
+        admission = Admission(
+            new_job=_new_job(
+                spec, task, dataset=source, n_samples=spec.n_samples, revision=revision
+            ),
+            backbone=backbone,
+            dataset=None,
+            task=task,
+            train_rows=None,
+            num_labels=1 if task.type == "regression" else None,
+        )
+    if backbone is not None:
+        _check_backbone(spec, admission.task, backbone)
+    return admission
+
+
+def _pin_model(spec: JobSpec, *, settings: Settings, hub: Hub) -> str | None:
+    """Give the commit of a hub's model; None for any other name."""
+    if not settings.allow_hub or not is_hub_id(spec.model):
+        return None
+    return hub.pin_model(spec.model)
+
+
+def _pin_dataset(spec: JobSpec, *, settings: Settings, hub: Hub) -> dict[str, Any] | None:
+    """Give a hub's data set with its commit; None for an uploaded one."""
+    if not isinstance(spec.dataset, HubDataset):
+        return None
+    source = spec.dataset
+    if not settings.allow_hub:
+        raise ProblemError(
+            "hub_not_allowed",
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            detail="this server takes no data sets from the hub: upload the files to /datasets",
+            param="dataset.hub",
+        )
+    if "/" in source.hub and not is_hub_id(source.hub):
+        raise invalid_request(f"{source.hub!r} is no id of the hub", param="dataset.hub")
+    commit = hub.pin_dataset(source.hub, revision=source.revision)
+    return {**source.model_dump(), "revision": commit}
+
+
+def _find_backbone(session: Session, spec: JobSpec, *, is_pinned: bool) -> Backbone | None:
+    backbone = session.get(Backbone, spec.model)
+    if backbone is not None or is_pinned:
+        return backbone
+    names = session.scalars(
+        sa.select(Backbone.id).order_by(Backbone.id).limit(_NAMED_MODELS + 1)
+    ).all()
+    there = ", ".join([repr(name) for name in names[:_NAMED_MODELS]] or ["none yet"])
+    more = ", …" * (len(names) > _NAMED_MODELS)
+    if is_hub_id(spec.model):
+        reason = f"{spec.model!r} would come from the hub, which this server does not use"
+    elif "/" in spec.model or "\\" in spec.model or spec.model.startswith((".", "~")):
+        reason = f"{spec.model!r} is a path; a model is named, as GET /models lists them"
+    else:
+        reason = f"there is no model {spec.model!r}"
+    raise ProblemError(
+        "model_not_found",
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        detail=f"{reason}; there are: {there}{more}",
+        param="model",
+    )
+
+
+def _admit_dataset(
+    spec: JobSpec,
+    dataset: Dataset,
+    *,
+    completed: Completion,
+    backbone: Backbone | None,
+    revision: str | None,
+) -> Admission:
+    rows = completed.rows
+    samples = min(DEFAULT_SAMPLES, rows) if spec.n_samples is None else spec.n_samples
+    if samples > rows:
+        raise invalid_request(
+            f"n_samples={samples} is not allowed: train has {rows} rows", param="n_samples"
+        )
+    if spec.training.early_stopping_patience is not None and not completed.has_validation:
+        raise invalid_request(
+            "early stopping needs a validation split, on which a gain could be seen",
+            param="training.early_stopping_patience",
+        )
+    return Admission(
+        new_job=_new_job(
+            spec, completed.task, dataset=dataset.id, n_samples=samples, revision=revision
+        ),
+        backbone=backbone,
+        dataset=dataset,
+        task=completed.task,
+        train_rows=rows,
+        num_labels=completed.num_labels,
+    )
+
+
+def _find_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    try:
+        return get_dataset(session, tenant_id, dataset_id)
+    except NotFoundError as error:
+        error.param = "dataset"
+        raise
+
+
+def _check_backbone(spec: JobSpec, task: TaskFields, backbone: Backbone) -> None:
+    """Refuse what this backbone cannot do."""
+    if task.type is not None and task.type not in backbone.task_heads:
+        does = ", ".join(sorted(backbone.task_heads)) or "no task"
+        raise ProblemError(
+            "model_not_suitable",
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            detail=f"{backbone.id!r} ({backbone.architecture}) does {does}, not {task.type}",
+            param="model",
+        )
+    heads = backbone.num_key_value_heads
+    if spec.k > heads:
+        raise invalid_request(
+            f"k={spec.k} is not allowed: a layer of {backbone.id!r} has {heads} heads to choose "
+            "from",
+            param="k",
+        )
+    if spec.strategy == "mid-top" and backbone.num_layers < 2:
+        raise invalid_request("mid-top needs a model of two layers or more", param="strategy")
+    limit = backbone.max_positions
+    if limit is not None and spec.training.max_length > limit:
+        raise invalid_request(
+            f"max_length={spec.training.max_length} is not allowed: {backbone.id!r} reads {limit} "
+            "tokens",
+            param="training.max_length",
+        )
+
+
+def _new_job(
+    spec: JobSpec,
+    task: TaskFields,
+    *,
+    dataset: str | Mapping[str, Any],
+    n_samples: int | None,
+    revision: str | None,
+) -> NewJob:
+    """Write the spec down with all its defaults."""
+    document = spec.model_dump(mode="json")
+    document["task"] = task.model_dump(mode="json")
+    document["dataset"] = dataset
+    document["xi"] = DEFAULT_XI if spec.xi is None else spec.xi
+    document["n_samples"] = n_samples
+    return NewJob(
+        spec=document,
+        model=spec.model,
+        revision=revision,
+        needs_hub=revision is not None or not isinstance(dataset, str),
+        dataset_id=dataset if isinstance(dataset, str) else None,
+        name=spec.name,
+        metadata=spec.metadata,
+    )

@@ -1,0 +1,49 @@
+"""A job's stored files: found for its owner, or said why there are none."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from service.http.problems import ProblemError
+from store.jobs import get_job, list_artifacts
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.states import JobStatus
+    from store.tables import Artifact, Job
+
+HEAD_DELTA = "head delta"
+
+
+def find_artifact(
+    session: Session, tenant_id: str, job_id: str, *, encoding: str
+) -> tuple[Job, Artifact]:
+    """Find the head delta of a tenant's job.
+
+    Args:
+        session: a transaction.
+        tenant_id: whose job it must be.
+        job_id: which.
+        encoding: of the delta, or ``lora``.
+
+    Raises:
+        NotFoundError: there is no such job, or it is another tenant's.
+        ProblemError: 409 ``not_ready``.
+    """
+    job = get_job(session, tenant_id, job_id)
+    for artifact in list_artifacts(session, job):
+        if artifact.encoding == encoding:
+            return job, artifact
+    raise not_ready(job_id, status=job.status, what=HEAD_DELTA)
+
+
+def not_ready(job_id: str, *, status: JobStatus, what: str) -> ProblemError:
+    """Say that a job has not made a thing yet, or will not."""
+    ending = "and will never have one" if status.is_finished else "yet"
+    return ProblemError(
+        "not_ready",
+        status=HTTPStatus.CONFLICT,
+        detail=f"job {job_id} is {status} and has no {what} {ending}",
+    )

@@ -1,0 +1,134 @@
+"""A job's events: page by page, or live as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, cast
+
+from fastapi import APIRouter, Depends, Header
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when it runs
+
+from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as above
+from service.jobs.documents import EventDocument, EventList, event_number
+from service.jobs.schemas import JobProgress, envelope
+from service.jobs.tailer import ProgressSeen
+from service.openapi import problems
+from store.jobs import get_job, list_events
+
+if TYPE_CHECKING:
+    import anyio
+
+STREAM = "text/event-stream"
+PING_SECONDS = 15
+_GRACE_SECONDS = 2.0  # for streams to end when the server does; more than they need
+_LONGEST_CURSOR = 256
+
+router = APIRouter(tags=["jobs"])
+
+AcceptHeader = Annotated[str, Header(include_in_schema=False)]
+
+_STREAM_DESCRIPTION = (
+    "With `Accept: text/event-stream` a live stream: a message for each event, with its id and "
+    "its document as data; a message `progress` without an id, with the job's `progress`, "
+    "whenever that changes; a comment every 15 seconds. It ends with the job's last event, when "
+    "the job is deleted or the key revoked. A tenant may have a hundred open at a gateway "
+    "process; one more is refused with `too_many_streams`."
+)
+
+
+async def _hold_stream(
+    gateway: GatewayDep, caller: CallerDep, accept: AcceptHeader = ""
+) -> AsyncIterator[None]:
+    """Count a stream as its tenant's until its last byte is sent, or its caller has gone.
+
+    Raises:
+        ProblemError: 429 ``too_many_streams``.
+    """
+    if not _wants_stream(accept):
+        yield
+        return
+    with gateway.shares.streams.hold(caller.tenant_id):
+        yield
+
+
+def _wants_stream(accept: str) -> bool:
+    return STREAM in accept.lower()
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=EventList,
+    responses={
+        HTTPStatus.OK: {"description": _STREAM_DESCRIPTION, "content": {STREAM: {}}},
+        **problems(HTTPStatus.NOT_FOUND, HTTPStatus.TOO_MANY_REQUESTS),
+    },
+    dependencies=[Depends(_hold_stream)],
+)
+def get_events(
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    job_id: JobId,
+    after: After = None,
+    limit: Limit = 20,
+    accept: AcceptHeader = "",
+    last_event_id: Annotated[
+        str | None, Header(max_length=_LONGEST_CURSOR, description="where a stream goes on")
+    ] = None,
+) -> EventList | Response:
+    """Read a job's events, oldest first, or follow them live."""
+    is_stream = _wants_stream(accept)
+    with gateway.database.read() as session:
+        job = get_job(session, caller.tenant_id, job_id)
+        number = event_number(job, after, param="after") if after else 0
+        if not is_stream:
+            events, has_more = list_events(session, job, after=number, limit=limit)
+            documents = [EventDocument.of(event) for event in events]
+            return EventList(**envelope(documents, has_more=has_more))
+        if last_event_id:
+            # A client that reconnects repeats its first request: where it was comes second.
+            number = event_number(job, last_event_id, param="Last-Event-ID")
+    return EventSourceResponse(
+        _messages(gateway, job_id, after=number, key_id=caller.key_id),
+        ping=PING_SECONDS,
+        ping_message_factory=_ping,
+        sep="\n",
+        shutdown_event=cast("anyio.Event", _Shutdown(gateway)),
+        shutdown_grace_period=_GRACE_SECONDS,
+    )
+
+
+class _Shutdown:
+    """Stands where sse-starlette wants an event, of which it only ever calls ``set``.
+
+    Streams that end in order close their connections; those that are cancelled break them.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._tailer = gateway.tailer
+
+    def set(self) -> None:
+        """Hear that the server is to end."""
+        self._tailer.stop()
+
+
+async def _messages(
+    gateway: Gateway, job_id: str, *, after: int, key_id: str | None
+) -> AsyncIterator[ServerSentEvent]:
+    async with aclosing(gateway.tailer.follow(job_id, after=after, key_id=key_id)) as followed:
+        async for seen in followed:
+            if isinstance(seen, ProgressSeen):
+                data = JobProgress.of(seen).model_dump_json()
+                yield ServerSentEvent(data, event="progress", sep="\n")
+            else:
+                document = EventDocument.of(seen)
+                yield ServerSentEvent(document.model_dump_json(), id=document.id, sep="\n")
+
+
+def _ping() -> ServerSentEvent:
+    return ServerSentEvent(comment="ping", sep="\n")

@@ -1,0 +1,145 @@
+"""Jobs: posted, looked at, cancelled, paused, resumed, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
+from starlette.responses import Response
+
+from service.context import Gateway, GatewayDep, gateway_of
+from service.http.auth import Caller, CallerDep, caller_of
+from service.http.bodies import described, read_json
+from service.http.parameters import (
+    After,
+    DryRun,
+    IdempotencyKey,
+    JobId,
+    Limit,
+    check_key,
+)
+from service.http.replay import request_key
+from service.jobs.admission import admit
+from service.jobs.estimates import EstimateDocument, estimate
+from service.jobs.intake import PATH, Posting
+from service.jobs.schemas import JobDocument, JobList, envelope
+from service.openapi import problems
+from store import jobs
+from store.idempotency import KeyedRequest
+from store.spec import JobSpec
+from store.states import JobStatus  # noqa: TC001 - as above
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+_ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+
+
+@router.post(
+    PATH,
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobDocument,
+    openapi_extra=described(JobSpec),
+    responses={
+        HTTPStatus.OK: {"description": "With `dry_run=true`", "model": EstimateDocument},
+        **problems(
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.CONFLICT,
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            HTTPStatus.TOO_MANY_REQUESTS,
+        ),
+    },
+)
+async def post_job(
+    request: Request, *, key: IdempotencyKey = None, dry_run: DryRun = False
+) -> Response:
+    """Queue a fine-tune, or with `dry_run=true` estimate what it would take."""
+    # Not as dependencies: this is the busiest route, and each would cost it as much as its check.
+    gateway, caller = gateway_of(request), caller_of(request)
+    check_key(request)
+    body = await read_json(request, JobSpec)
+    if dry_run:
+        limiter = gateway.intake.limiter_for(body.value)
+        document = await to_thread.run_sync(_estimate, gateway, caller, body.value, limiter=limiter)
+        return Response(document.model_dump_json(), media_type="application/json")
+    name = request_key(key, caller, method="POST", path=PATH)
+    keyed = None if name is None else KeyedRequest(key=name, sha256=body.sha256())
+    posting = Posting(tenant_id=caller.tenant_id, spec=body.value, request=keyed)
+    return (await gateway.intake.post(posting)).respond()
+
+
+def _estimate(gateway: Gateway, caller: Caller, spec: JobSpec) -> EstimateDocument:
+    with gateway.database.read() as session:
+        admission = admit(session, tenant_id=caller.tenant_id, spec=spec, settings=gateway.settings)
+        return estimate(session, admission)
+
+
+@router.get(PATH, responses=problems(HTTPStatus.NOT_FOUND))
+def get_jobs(
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    status: Annotated[JobStatus | None, Query(description="of the jobs to list")] = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> JobList:
+    """List the jobs, newest first."""
+    with gateway.database.read() as session:
+        page = jobs.list_jobs(session, caller.tenant_id, status=status, after=after, limit=limit)
+        return JobList(**envelope(_show(session, page.rows), has_more=page.has_more))
+
+
+@router.get("/jobs/{job_id}", responses=problems(HTTPStatus.NOT_FOUND))
+def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Look at a job."""
+    with gateway.database.read() as session:
+        (document,) = _show(session, [jobs.get_job(session, caller.tenant_id, job_id)])
+        return document
+
+
+@router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT, responses=_ACTED_UPON)
+def delete_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
+    """Remove a finished job, with its events and artifacts."""
+    with gateway.database.write() as session:
+        jobs.delete(session, caller.tenant_id, job_id)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def cancel_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Cancel a job: at once where nobody works on it, else at its worker's next step."""
+    return _act(gateway, caller, job_id, jobs.cancel)
+
+
+@router.post("/jobs/{job_id}/pause", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def pause_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Stop a training job at its next step, with a checkpoint."""
+    return _act(gateway, caller, job_id, jobs.pause)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
+def resume_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    document = _act(gateway, caller, job_id, jobs.resume)
+    gateway.publisher.publish()
+    return document
+
+
+def _act(
+    gateway: Gateway, caller: Caller, job_id: str, act: Callable[[Session, str, str], Job]
+) -> JobDocument:
+    with gateway.database.write() as session:
+        return JobDocument.of(act(session, caller.tenant_id, job_id))
+
+
+def _show(session: Session, rows: Sequence[Job]) -> list[JobDocument]:
+    artifacts = jobs.artifacts_by_job(session, rows)
+    return [JobDocument.of(job, artifacts.get(job.id, ())) for job in rows]

@@ -1,0 +1,24 @@
+"""The backbones that workers have."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import APIRouter
+
+from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.parameters import After, Limit  # noqa: TC001 - as above
+from service.jobs.schemas import BackboneDocument, BackboneList, envelope
+from service.openapi import problems
+from store.workers import list_backbones
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", responses=problems(HTTPStatus.NOT_FOUND))
+def get_models(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> BackboneList:
+    """List the backbones that a job may name."""
+    with gateway.database.read() as session:
+        page = list_backbones(session, after=after, limit=limit)
+    data = [BackboneDocument.of(backbone) for backbone in page.rows]
+    return BackboneList(**envelope(data, has_more=page.has_more))

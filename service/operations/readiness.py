@@ -1,0 +1,147 @@
+"""Whether the gateway can do its work, found out in bounded time even where something hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from store.schema import check
+from store.workers import count_live_workers
+
+if TYPE_CHECKING:
+    from service.inference.client import InferenceClient
+    from store.database import Database
+    from store.queue import TokenPublisher
+    from store.storage import ArtifactStorage
+
+_DEADLINE_SECONDS = 2.0
+_FRESH_SECONDS = 1.0  # anybody may ask, and asking must not become a load
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        failing: what nothing works without: ``tables``, ``artifacts``.
+        degraded: what is missing while jobs are still accepted: ``broker``, ``worker``,
+            ``inference``.
+    """
+
+    failing: tuple[str, ...]
+    degraded: tuple[str, ...]
+
+
+class Readiness:
+    """Looks after all that a gateway depends on.
+
+    Args:
+        database, storage, publisher, inference: of this gateway.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        storage: ArtifactStorage,
+        publisher: TokenPublisher,
+        inference: InferenceClient,
+    ) -> None:
+        self._needed = {
+            "tables": _Probe(_in_thread(partial(_check_tables, database))),
+            "artifacts": _Probe(_in_thread(partial(_check_storage, storage))),
+        }
+        self._useful = {
+            "broker": _Probe(_in_thread(lambda: publisher.is_reachable)),
+            "worker": _Probe(_in_thread(partial(_has_worker, database))),
+            "inference": _Probe(inference.is_reachable),
+        }
+        self._asking = asyncio.Lock()
+        self._last: Report | None = None
+        self._last_at = 0.0
+
+    async def report(self) -> Report:
+        """Look at everything at once; what does not answer in two seconds is away.
+
+        What was found a second ago is given again, also to whoever asks meanwhile.
+        """
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if self._last is None or now - self._last_at > _FRESH_SECONDS:
+                self._last = await self._look()
+                self._last_at = asyncio.get_running_loop().time()
+            return self._last
+
+    async def close(self) -> None:
+        """Stop waiting for answers."""
+        for probe in (*self._needed.values(), *self._useful.values()):
+            probe.close()
+
+    async def _look(self) -> Report:
+        probes = {**self._needed, **self._useful}
+        answers = await asyncio.gather(*(probe.ask(name) for name, probe in probes.items()))
+        away = {name for name, is_there in zip(probes, answers, strict=True) if not is_there}
+        return Report(
+            failing=tuple(name for name in self._needed if name in away),
+            degraded=tuple(name for name in self._useful if name in away),
+        )
+
+
+class _Probe:
+    """One question that may hang; it is not asked again before it is answered."""
+
+    def __init__(self, question: Callable[[], Awaitable[bool]]) -> None:
+        self._question = question
+        self._asked: asyncio.Future[bool] | None = None
+
+    async def ask(self, name: str) -> bool:
+        """Ask, or go on waiting; no answer in time, and an error, are a no."""
+        if self._asked is None:
+            self._asked = asyncio.ensure_future(self._question())
+        done, _ = await asyncio.wait([self._asked], timeout=_DEADLINE_SECONDS)
+        if not done:
+            _log.warning("dependency_hangs", name=name)
+            return False
+        answered, self._asked = self._asked, None
+        error = answered.exception()
+        if error is not None:
+            _log.warning("dependency_failed", name=name, error=str(error))
+            return False
+        return answered.result()
+
+    def close(self) -> None:
+        if self._asked is not None:
+            self._asked.cancel()
+
+
+def _in_thread(question: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    """Ask outside the event loop, on no thread that requests wait for."""
+    limiter = CapacityLimiter(1)
+
+    async def ask() -> bool:
+        return await to_thread.run_sync(question, limiter=limiter, abandon_on_cancel=True)
+
+    return ask
+
+
+def _check_tables(database: Database) -> bool:
+    check(database)
+    return True
+
+
+def _check_storage(storage: ArtifactStorage) -> bool:
+    storage.check()
+    return True
+
+
+def _has_worker(database: Database) -> bool:
+    with database.read() as session:
+        return count_live_workers(session) > 0

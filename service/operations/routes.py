@@ -1,0 +1,91 @@
+"""For those who run the server: is it alive, can it work, how much does it do."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.auth import administrator, public
+from service.http.problems import ProblemError
+from service.openapi import problems
+from service.operations.metrics import CONTENT_TYPE
+from store.database import OUTAGES
+from store.telemetry import measure
+
+if TYPE_CHECKING:
+    from store.database import Database
+    from store.telemetry import Telemetry
+
+_log = structlog.get_logger(__name__)
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """The gateway can do its work, and what is missing behind it.
+
+    Attributes:
+        degraded: ``broker``: jobs wait for the reconciler; ``worker``: they wait for one to come;
+            ``inference``: no merged models.
+    """
+
+    status: Literal["ready"] = "ready"
+    degraded: list[Literal["broker", "worker", "inference"]]
+
+
+@router.get("/healthz")
+@public
+async def get_health() -> Health:
+    """Tell that the process is alive, whatever is behind it."""
+    return Health()
+
+
+@router.get("/readyz", responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
+@public
+async def get_readiness(gateway: GatewayDep) -> Ready:
+    """Tell whether tables and artifact store answer, and what else is missing."""
+    report = await gateway.readiness.report()
+    if report.failing:
+        raise ProblemError(
+            "unavailable",
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            detail=f"no answer in time or an error from: {', '.join(report.failing)}",
+            extra={"failing": report.failing, "degraded": report.degraded},
+        )
+    return Ready.model_validate({"degraded": report.degraded})
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    dependencies=[Depends(administrator)],
+    responses={
+        HTTPStatus.OK: {"description": "Prometheus' text format", "content": {"text/plain": {}}},
+        **problems(HTTPStatus.FORBIDDEN),
+    },
+)
+def get_metrics(gateway: GatewayDep) -> Response:
+    """Show the metrics of the queue and of this process."""
+    body = gateway.metrics.render(_telemetry(gateway.database))
+    return Response(body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _telemetry(database: Database) -> Telemetry | None:
+    try:
+        with database.read() as session:
+            return measure(session)
+    except OUTAGES as error:
+        _log.warning("metrics_without_tables", error=str(error))
+        return None

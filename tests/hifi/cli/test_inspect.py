@@ -1,0 +1,94 @@
+"""``hifi inspect``: what a file says, and never what it would do to a terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from hifi.cli import main
+from hifi.deltas.delta import HeadDelta
+
+
+def rewrite_metadata(source, target, change):
+    """Copy a delta file with other metadata."""
+    with safe_open(source, framework="pt") as file:
+        metadata = json.loads(file.metadata()["hifi"])
+    change(metadata)
+    save_file(load_file(source), target, {"hifi": json.dumps(metadata)})
+    return target
+
+
+class TestInspect:
+    def test_json_is_one_document_with_metadata_and_sizes(self, delta_file, capsys):
+        assert main(["inspect", str(delta_file), "--json"]) == 0
+        captured = capsys.readouterr()
+        document = json.loads(captured.out)
+        content = delta_file.read_bytes()
+        assert document["bytes"] == len(content)
+        assert document["sha256"] == hashlib.sha256(content).hexdigest()
+        assert document["heads"] == [{"layer": 0, "head": 1}, {"layer": 2, "head": 3}]
+        # Two heads of three 8×32 projections with biases; a classifier of 2×32 with bias.
+        assert document["trainable_parameters"] == 2 * 3 * (8 * 32 + 8) + 2 * 32 + 2
+        assert document["task_head"] == {"classifier.bias": [2], "classifier.weight": [2, 32]}
+        assert document["metadata"]["fingerprint"].startswith("sha256:")
+        assert document["metadata"]["labels"] == ["bad", "good"]
+        assert captured.err == ""
+
+    def test_a_person_reads_what_it_is_and_its_heads(self, delta_file, capsys):
+        assert main(["inspect", str(delta_file)]) == 0
+        out = capsys.readouterr().out
+        assert "bad, good" in out
+        assert "layer  0  heads 1" in out
+        assert "layer  2  heads 3" in out
+        assert HeadDelta.load(delta_file).metadata.fingerprint in out
+
+    def test_control_characters_in_a_foreign_file_do_not_reach_the_terminal(
+        self, delta_file, tmp_path, capsys
+    ):
+        def change(metadata):
+            metadata["labels"] = ["bad\x1b]0;owned\x07", "[red]good[/red]"]
+
+        path = rewrite_metadata(delta_file, tmp_path / "foreign.safetensors", change)
+        assert main(["inspect", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert "\x1b" not in out
+        assert "[red]good[/red]" in out
+
+    @pytest.mark.parametrize("importance", ["high", [1e308, -1e308, 0.5, 0.5]])
+    def test_unsound_scores_leave_the_list_of_heads(self, importance, delta_file, tmp_path, capsys):
+        def change(metadata):
+            selection = metadata["selection"]
+            scores = {"information_richness": [1] * 4, "correlation": [[0] * 4] * 4}
+            scores |= {"importance": importance, "iterations": 1}
+            settings = {"strategy": "layer-wise", "teleport": "information"}
+            selection.update(k=1, xi=0.9, d=0.85, n_samples=9, **settings)
+            for layer in selection["layers"]:
+                layer.update(scores)
+
+        path = rewrite_metadata(delta_file, tmp_path / "odd.safetensors", change)
+        assert main(["inspect", str(path)]) == 0
+        assert "layer  0  heads 1" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("content", [b"", b"not a delta", b"\xff" * 100])
+    def test_a_foreign_file_is_one_line(self, content, tmp_path, capsys):
+        path = tmp_path / "foreign.safetensors"
+        path.write_bytes(content)
+        assert main(["inspect", str(path)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert str(path) in captured.err
+
+    def test_a_truncated_file_is_refused(self, delta_file, tmp_path, capsys):
+        path = tmp_path / "short.safetensors"
+        path.write_bytes(delta_file.read_bytes()[:-1])
+        assert main(["inspect", str(path)]) == 1
+        assert str(path) in capsys.readouterr().err
+
+    def test_a_missing_file_is_named(self, tmp_path, capsys):
+        assert main(["inspect", str(tmp_path / "none.safetensors")]) == 1
+        assert "none.safetensors: no such head delta" in capsys.readouterr().err

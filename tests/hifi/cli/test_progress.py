@@ -1,0 +1,139 @@
+"""hifi.cli.progress: a bar for people, lines for logs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hifi.cli.progress import BarDisplay, LineDisplay, Pace, progress_display
+from hifi.training.events import TrainingEvent
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def step(number, *, total=100, **more):
+    return TrainingEvent(kind="step", number=number, step=number, total_steps=total, **more)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def lines(clock):
+    """Return a line display and a function that gives the lines printed so far."""
+    stream = io.StringIO()
+    display = LineDisplay(Console(file=stream, width=40), clock=clock)
+    return display, lambda: stream.getvalue().splitlines()
+
+
+class TestLineDisplay:
+    def test_steps_are_told_at_intervals_and_at_the_end(self, lines, clock):
+        display, printed = lines
+        for number in range(1, 101):
+            clock.now = 0.3 * number
+            display.show(step(number))
+        steps = [line.split()[1] for line in printed()]
+        assert steps == ["1/100", "35/100", "69/100", "100/100"]
+
+    def test_a_line_has_loss_speed_and_the_time_that_is_left(self, lines):
+        display, printed = lines
+        display.show(step(4, loss=0.5, samples_per_second=41.7, eta_seconds=75))
+        assert printed() == ["training 4/100 loss 0.500  42 samples/s  ETA 1:15"]
+
+    def test_every_evaluation_is_told(self, lines):
+        display, printed = lines
+        for number in (10, 20):
+            display.show(
+                TrainingEvent(
+                    kind="evaluated",
+                    number=number,
+                    step=number,
+                    total_steps=20,
+                    metrics={"f1": number / 100},
+                )
+            )
+        assert printed() == ["step 10/20  f1 0.1000", "step 20/20  f1 0.2000"]
+
+    def test_an_evaluation_is_told_only_while_it_is_long(self, lines, clock):
+        display, printed = lines
+        for number, clock.now in enumerate((0, 5, 11), start=1):
+            message = f"validation batch {number} of 9"
+            display.show(TrainingEvent(kind="evaluating", number=number, message=message))
+        assert printed() == ["validation batch 3 of 9"]
+
+    def test_each_evaluation_has_its_own_clock(self, lines, clock):
+        display, printed = lines
+        for number, clock.now in enumerate((0, 20, 40), start=1):
+            display.show(step(number))
+            display.show(TrainingEvent(kind="evaluating", number=number, message="batch 1 of 9"))
+        assert not any("batch" in line for line in printed())
+
+    def test_long_lines_are_not_wrapped(self, lines):
+        display, printed = lines
+        display.show(TrainingEvent(kind="loading", number=1, message="loading " + "x" * 99))
+        assert len(printed()) == 1
+
+
+@pytest.mark.parametrize("kind", ["loaded", "resumed"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_told_of_the_data_steers_no_terminal(kind, terminal):
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=terminal, width=200)
+    with progress_display(console) as display:
+        display.show(TrainingEvent(kind=kind, number=1, message="by \x1b]0;pwn\nlabel"))
+    assert "by ?]0;pwn?label" in drawn.getvalue()
+
+
+def test_an_early_stop_is_told_and_an_end_as_planned_is_not(lines):
+    display, printed = lines
+    for number, done in enumerate((100, 40)):
+        message = f"stopped after step {done}"
+        event = TrainingEvent(kind="finished", step=done, total_steps=100, message=message)
+        display.show(replace(event, number=number))
+    assert printed() == ["stopped after step 40"]
+
+
+class TestPace:
+    def test_estimates_from_the_time_that_the_steps_took(self, clock):
+        pace = Pace(clock=clock)
+        assert pace.eta(step(10)) is None
+        clock.now = 4.0
+        assert pace.eta(step(30)) == pytest.approx(14.0)  # 20 steps in 4 s, 70 to go
+
+    def test_the_events_own_estimate_comes_first(self, clock):
+        assert Pace(clock=clock).eta(step(10, eta_seconds=3)) == 3
+
+
+class TestBarDisplay:
+    def test_a_terminal_gets_a_bar_and_others_get_lines(self):
+        with progress_display(Console(file=io.StringIO(), force_terminal=True)) as display:
+            assert isinstance(display, BarDisplay)
+        with progress_display(Console(file=io.StringIO())) as display:
+            assert isinstance(display, LineDisplay)
+
+    def test_shows_step_count_and_time_left_and_keeps_evaluations(self):
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=True, width=100, color_system=None)
+        with progress_display(console) as display:
+            display.show(TrainingEvent(kind="loading", number=1, message="loading the model"))
+            display.show(step(40, loss=0.25, eta_seconds=75))
+            with display.make_room():
+                stream.write("| heat map |")
+            display.show(step(41, eta_seconds=74))
+            display.show(TrainingEvent(kind="evaluating", number=2, message="batch 1 of 2"))
+            display.show(TrainingEvent(kind="evaluated", number=3, metrics={"f1": 0.5}))
+            display.show(step(42, eta_seconds=73))
+        text = stream.getvalue()
+        for part in ("training", "40/100", "ETA 1:15", "| heat map |", "f1 0.5000", "42/100"):
+            assert part in text

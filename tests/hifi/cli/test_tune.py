@@ -1,0 +1,305 @@
+"""``hifi tune``: the delta of ``finetune``, one line per refusal, and Ctrl-C."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from hifi.backbones.heads import HeadId
+from hifi.cli import main
+from hifi.deltas.delta import HeadDelta
+from hifi.selection.head_selection import HeadSelection
+from hifi.training.finetuning import finetune
+from tests.architectures import LAYERS
+from tests.root import ROOT
+from tests.tiny_tasks import save_text_model
+
+
+def command(backbone, data, out, *more):
+    return [
+        *("tune", "--model", str(backbone), "--out", str(out)),
+        *("--train", str(data / "train.jsonl"), "--validation", str(data / "validation.jsonl")),
+        *("--text", "text", "--label", "label", "--batch-size", "8", *more),
+    ]
+
+
+class TestTune:
+    def test_writes_the_delta_that_finetune_gives(self, backbone, data, tmp_path, capsys):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["--metric", "f1", "--k", "2", "--xi", "0.8", "--damping", "0.7"]
+        arguments += ["--n-samples", "40", "--strategy", "mid-top", "--epochs", "2"]
+        arguments += ["--learning-rate", "0.01", "--warmup-ratio", "0.2", "--weight-decay", "0.1"]
+        arguments += ["--seed", "7", "--max-length", "16", "--precision", "float32"]
+        arguments += ["--early-stopping-patience", "9", "--task", "classification"]
+        assert main(command(backbone, data, out, *arguments)) == 0
+        result = finetune(
+            model=backbone,
+            train=data / "train.jsonl",
+            validation=data / "validation.jsonl",
+            task="classification",
+            text="text",
+            label="label",
+            metric="f1",
+            k=2,
+            xi=0.8,
+            damping=0.7,
+            n_samples=40,
+            strategy="mid-top",
+            epochs=2,
+            learning_rate=0.01,
+            warmup_ratio=0.2,
+            weight_decay=0.1,
+            seed=7,
+            max_length=16,
+            batch_size=8,
+            precision="float32",
+            early_stopping_patience=9,
+        )
+        result.delta.save(tmp_path / "python.safetensors")
+        assert out.read_bytes() == (tmp_path / "python.safetensors").read_bytes()
+        captured = capsys.readouterr()
+        assert f"f1 {result.metrics['f1']:.4f}" in captured.out
+        assert captured.out.startswith("layer 2 ")
+        assert captured.out.count("[") == 2
+        assert "training 12/12" in captured.err
+
+    def test_json_is_one_document_and_the_heat_map_goes_to_stderr(
+        self, backbone, data, tmp_path, capsys
+    ):
+        out = tmp_path / "delta.safetensors"
+        assert main(command(backbone, data, out, "--epochs", "1", "--json")) == 0
+        captured = capsys.readouterr()
+        document = json.loads(captured.out)
+        assert "layer 2 " in captured.err
+        content = out.read_bytes()
+        delta = HeadDelta.load(out)
+        trained = sum(part.numel() for part in (*delta.rows.values(), *delta.task_head.values()))
+        assert document["selection"]["trainable_parameters"] == trained
+        assert 0 < document["selection"]["fraction"] < 1
+        assert document["artifact"] == {
+            "path": str(out),
+            "encoding": "float32",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        heads = [{"layer": head.layer, "head": head.head} for head in HeadDelta.load(out).heads]
+        assert document["selection"]["heads"] == heads
+        assert document["result"]["best_step"] == 6
+        assert set(document["result"]["metrics"]) == {"accuracy", "f1", "matthews", "loss"}
+
+    def test_the_tiny_task_is_learnt(self, backbone, data, tmp_path, capsys):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["--epochs", "8", "--learning-rate", "0.02", "--precision", "float32"]
+        assert main(command(backbone, data, out, *arguments, "--json")) == 0
+        metrics = json.loads(capsys.readouterr().out)["result"]["metrics"]
+        assert metrics["accuracy"] > 0.9
+
+    @pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+    def test_encodings(self, encoding, backbone, data, tmp_path):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["--epochs", "1", "--encoding", encoding]
+        assert main(command(backbone, data, out, *arguments)) == 0
+        assert HeadDelta.load(out).metadata.encoding == encoding
+
+    def test_what_was_understood_is_told_in_a_line(self, backbone, data, tmp_path, capsys):
+        more = ["--epochs", "1", "--precision", "bfloat16"]
+        assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+        told = "classification of text by label (2 classes: 0, 1); 48 rows, 12 of validation; "
+        assert f"\n{told}bfloat16 on cpu\n" in capsys.readouterr().err
+
+    def test_a_result_that_is_one_class_is_remarked_on(self, backbone, data, tmp_path, capsys):
+        for rate, count in (("1e-12", 1), ("0.02", 0)):
+            more = ["--epochs", "6", "--learning-rate", rate, "--precision", "float32"]
+            assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+            told = capsys.readouterr().out
+            assert told.count("no better than always the same class") == count
+            assert told.count("matthews 0.0000") == count
+
+    def test_other_things_in_the_folder_of_the_checkpoints_stay(self, backbone, data, tmp_path):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+        more = ["--epochs", "1", "--checkpoint-dir", str(folder)]
+        assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
+        assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+    def test_without_validation_the_last_step_is_kept(self, backbone, data, tmp_path, capsys):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["tune", "--model", str(backbone), "--train", str(data / "train.jsonl")]
+        assert main([*arguments, "--epochs", "1", "--out", str(out)]) == 0
+        assert "no validation split  (step 2)" in capsys.readouterr().out
+
+    def test_a_given_selection_is_tuned(self, backbone, data, tmp_path):
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        arguments = ["select", "--model", str(backbone), "--train", str(data / "train.jsonl")]
+        arguments += ["--k", "1", "--batch-size", "8", "--seed", "3", "--out", str(selection)]
+        assert main(arguments) == 0
+        more = ["--epochs", "1", "--seed", "3"]
+        assert main(command(backbone, data, out, "--selection", str(selection), *more)) == 0
+        recorded = HeadSelection.from_dict(json.loads(selection.read_text(encoding="utf-8")))
+        delta = HeadDelta.load(out)
+        assert delta.metadata.fingerprint == recorded.fingerprint
+        assert delta.metadata.selection == replace(recorded, fingerprint=None).to_dict()
+
+    def test_a_selection_without_a_fingerprint_is_taken(self, backbone, data, tmp_path):
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        made = HeadSelection.from_heads([HeadId(1, 2)], num_layers=LAYERS)
+        selection.write_text(json.dumps(made.to_dict()), encoding="utf-8")
+        more = ["--epochs", "1", "--selection", str(selection)]
+        assert main(command(backbone, data, out, *more)) == 0
+        assert HeadDelta.load(out).heads == (HeadId(1, 2),)
+
+    def test_validation_none_keeps_the_last_step(self, backbone, data, tmp_path, capsys):
+        out = tmp_path / "delta.safetensors"
+        arguments = command(backbone, data, out, "--validation", "none", "--epochs", "1")
+        assert main(arguments) == 0
+        assert "no validation split  (step 6)" in capsys.readouterr().out
+
+    def test_a_hub_data_set_is_asked_for_by_name(self, backbone, tmp_path, capsys):
+        arguments = ["tune", "--model", str(backbone), "--hub", "nobody/nothing"]
+        arguments += ["--hub-config", "mrpc", "--out", str(tmp_path / "delta.safetensors")]
+        assert main(arguments) == 1
+        assert "'nobody/nothing' (config 'mrpc', split 'train')" in capsys.readouterr().err
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            (["--k", "9"], "k=9 is not allowed"),
+            (["--epochs", "0"], "epochs=0 is not allowed: an integer of at least 1"),
+            (["--metric", "pearson"], "metric='pearson'"),
+            (["--task", "regression", "--label", "text"], "label='text'"),
+            (["--selection", "no-such.json"], "selection='no-such.json'"),
+            (["--validation", "no-such.csv"], "there is no file 'no-such.csv'"),
+            (
+                ["--validation", "none", "--early-stopping-patience", "2"],
+                "patience=2 is not allowed: only with a validation split, on which a gain could be",
+            ),
+        ],
+    )
+    def test_are_one_line_and_leave_no_file(self, refusal, backbone, data, tmp_path, capsys):
+        arguments, expected = refusal
+        out = tmp_path / "delta.safetensors"
+        assert main(command(backbone, data, out, *arguments)) == 1
+        (error,) = (e for e in capsys.readouterr().err.splitlines() if e.startswith("hifi: "))
+        assert expected in error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_heads_that_were_scored_on_another_backbone(self, backbone, data, tmp_path, capsys):
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        arguments = ["select", "--model", str(backbone), "--train", str(data / "train.jsonl")]
+        assert main([*arguments, "--out", str(selection)]) == 0
+        other = save_text_model(tmp_path / "other", seed=1, max_position_embeddings=128)
+        assert main(command(other, data, out, "--selection", str(selection))) == 1
+        err = capsys.readouterr().err
+        assert "the selection holds heads of a backbone whose fingerprint is sha256:" in err
+        assert "that of other is sha256:" in err
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            ("[" * 100_000, "a file that `hifi select --out` wrote"),
+            ("[]", "selection="),
+            (json.dumps({"num_layers": 3, "layers": []}), "selection.num_layers=3"),
+        ],
+    )
+    def test_a_file_that_is_no_selection_is_named_as_the_option(
+        self, refusal, backbone, data, tmp_path, capsys
+    ):
+        content, expected = refusal
+        selection, out = tmp_path / "selection.json", tmp_path / "delta.safetensors"
+        selection.write_text(content, encoding="utf-8")
+        assert main(command(backbone, data, out, "--selection", str(selection))) == 1
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.endswith("(change --selection)\n")
+
+    def test_a_device_in_the_place_of_the_file_is_refused_before_training(
+        self, backbone, data, capsys
+    ):
+        assert main(command(backbone, data, "/dev/null")) == 1
+        err = capsys.readouterr().err
+        assert (
+            err
+            == "hifi: error: cannot write /dev/null: it is not a regular file; name another one\n"
+        )
+
+    def test_a_folder_in_the_place_of_the_file(self, backbone, data, tmp_path, capsys):
+        assert main(command(backbone, data, tmp_path)) == 1
+        assert "it is a folder" in capsys.readouterr().err
+
+    def test_a_folder_that_is_closed(self, backbone, data, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+        assert main(command(backbone, data, tmp_path / "delta.safetensors")) == 1
+        assert "not writable" in capsys.readouterr().err
+
+
+# Ctrl-C may be ignored where the tests run (a background job), and children inherit that.
+CHILD = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from hifi.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def interrupt_in_training(arguments):
+    """Start a run, press Ctrl-C as soon as it trains, and return exit code and stderr."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told = []
+        for line in child.stderr:
+            told.append(line)
+            if line.startswith("training"):
+                child.send_signal(signal.SIGINT)
+                break
+        told.append(child.stderr.read())
+        return child.wait(timeout=60), "".join(told)
+    finally:
+        child.kill()
+        child.stderr.close()
+        child.wait()
+
+
+class TestInterrupt:
+    def test_ctrl_c_in_training_exits_with_130_and_leaves_no_file(self, backbone, data, tmp_path):
+        out = tmp_path / "delta.safetensors"
+        code, told = interrupt_in_training(command(backbone, data, out, "--epochs", "99999"))
+        assert code == 130
+        assert "stopping at the next step" in told
+        assert "was not written" in told.splitlines()[-1]
+        assert "Traceback" not in told
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_interrupted_run_with_checkpoints_goes_on_to_the_same_file(
+        self, backbone, data, tmp_path, capsys
+    ):
+        out, folder = tmp_path / "delta.safetensors", tmp_path / "checkpoints"
+        arguments = command(backbone, data, out, "--epochs", "40")
+        resumable = [*arguments, "--checkpoint-dir", str(folder)]
+        code, told = interrupt_in_training(resumable)
+        assert code == 130
+        assert "run the same command again" in told.splitlines()[-1]
+        assert not out.exists()
+        assert main(resumable) == 0
+        captured = capsys.readouterr()
+        assert "layer 2 " in captured.out
+        assert "\ngoing on from the checkpoint of step " in captured.err
+        assert not folder.exists()
+        resumed = out.read_bytes()
+        out.unlink()
+        assert main(arguments) == 0
+        assert out.read_bytes() == resumed

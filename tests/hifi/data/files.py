@@ -1,0 +1,69 @@
+"""Files to upload, and what becomes of them with and without a child process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hifi.data.profile import DatasetProfile
+from service.datasets.checking.exchange import SPLITS, Limits, Refusal, Request, parquet_name
+from service.datasets.checking.work import convert_all
+
+LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What the child says at the end.
+
+    Attributes:
+        paths: Parquet files by split.
+    """
+
+    paths: Mapping[str, Path]
+    rows: Mapping[str, int]
+    columns: Mapping[str, str]
+    profile: DatasetProfile
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    """Write JSON lines."""
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Converted:
+    """Convert files in this process: what the child does, without its start."""
+    request = Request(
+        files={
+            split: (str(files[split]), files[split].suffix) for split in SPLITS if split in files
+        },
+        folder=str(folder),
+        limits=limits,
+        parent=os.getpid(),
+    )
+    done = json.loads(json.dumps(convert_all(request, tell=lambda _: None)))
+    return Converted(
+        paths={split: folder / parquet_name(split) for split in done["rows"]},
+        rows=done["rows"],
+        columns=done["columns"],
+        profile=DatasetProfile.from_json(done["profile"]),
+    )
+
+
+def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Refusal:
+    """Give the refusal of files that cannot be used."""
+    with pytest.raises(Refusal) as caught:
+        convert_here(folder, limits=limits, **files)
+    return caught.value

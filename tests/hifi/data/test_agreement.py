@@ -1,0 +1,314 @@
+"""Upload and library agree: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from datasets import ClassLabel, Features, Value
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import parquet
+
+import hifi.errors
+from hifi.data.columns import kind_of, read_images, read_texts
+from hifi.data.inference import complete_task, count_labels
+from hifi.data.splits import load_split
+from hifi.tasks import TaskSpec, get_task, make_task
+from service.datasets.checking.errors import DatasetInvalidError
+from service.datasets.checking.exchange import Refusal
+from service.http.problems import ProblemError
+from store.spec import TaskFields
+from tests.hifi.data.files import convert_here, jsonl, refusal_of, write
+from tests.tiny_tasks import png
+
+Outcome = tuple[Any, ...]
+
+
+def library_outcome(train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
+    """Say what the library makes of files: the task, or the error and the place that it names."""
+    try:
+        spec = TaskSpec.of(said)
+        if spec.type is not None:
+            get_task(spec.type)  # the library opens the files first, where all columns are named
+        dataset = load_split(
+            train, split="train", columns=spec.columns if spec.names_all_columns else None
+        )
+        task = make_task(spec, dataset)
+        for split, path in (("train", train), ("validation", validation)):
+            if path is None:
+                continue
+            dataset = load_split(path, split=split, columns=task.columns)
+            task.targets(dataset, split=split)
+            read = read_images if task.input_kind == "image" else read_texts
+            for column in task.inputs:
+                read(dataset, column, split=split)
+    except hifi.errors.AmbiguousTaskError as error:
+        return ("task_ambiguous", "type" if error.param == "task" else error.param)
+    except hifi.errors.TaskNotSupportedError:
+        return ("task_not_supported",)
+    except hifi.errors.InvalidArgumentError as error:
+        return ("invalid_request", error.param)
+    except hifi.errors.DataError as error:
+        if error.reason.startswith("there is no such column") and error.split == "train":
+            return ("column_not_found",)
+        return ("dataset_invalid", error.split, error.row, error.column)
+    return (task.type, task.inputs, task.label, task.metric, task.num_labels)
+
+
+def service_outcome(
+    folder: Path, train: Path, validation: Path | None, said: dict[str, Any]
+) -> Outcome:
+    """Say what the service makes of the same files."""
+    files = {"train": train} | ({} if validation is None else {"validation": validation})
+    try:
+        profile = convert_here(folder, **files).profile
+        task = complete_task(TaskFields.model_validate(said), profile)
+    except Refusal as refusal:
+        return ("refused", refusal.split, refusal.row, refusal.column)
+    except DatasetInvalidError as error:
+        return ("dataset_invalid", error.split, error.row, error.column)
+    except ProblemError as error:
+        field = (error.param or "").removeprefix("task.")
+        if error.code in ("column_not_found", "task_not_supported"):
+            return (error.code,)
+        return (error.code, field)
+    inputs = task.text if task.image is None else (task.image,)
+    return (task.type, tuple(inputs or ()), task.label, task.metric, count_labels(task, profile))
+
+
+CELLS = (
+    ["a", "b", "spam"],
+    ["a", "b", "spam", "NA", "", " ", "007", "yes", "é", "x y", "null"],
+    ["0", "1"],
+    ["0", "1", "-3", " 1", "", "NA"],
+    ["1.0", "0.0", "2e0", "1.", "nan"],
+    ["0.5", "1.0", "-2.5", "3"],
+    ["0.5", "1", "01", "+1", "nan", "inf", "1e39", "1e999", "-Infinity"],
+    ["true", "false"],
+    ["true", "false", "True", "FALSE", ""],
+    ["", "NA"],
+)
+NUMBER_CELLS = st.sampled_from(["0", "1", " 2", "0.5", "1e3", "NA", "", "true", "false", "007"])
+VALUES = (
+    ["a", "b", "spam"],
+    ["a", "b", "", " ", "12", None],
+    [0, 1],
+    [0, 1, -3, 7, None],
+    [0.5, -2.0, 3],
+    [0.5, 1.0, 1e39, None, 3],
+    [1.0, 2.0, None],
+    [True, False],
+    [True, False, None],
+    [None],
+    [[1], [2, 3], None],
+    [{"x": 1}, {"x": None}],
+)
+NAMES = ("text", "label", "labels", "other", "score")
+TYPES = ("classification", "regression", "image-classification", "causal-lm")
+
+
+@st.composite
+def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, dict[str, Any]]:
+    """Draw training rows, validation rows or None, and what is said of the task."""
+    few = st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4)
+    names = draw(st.just(["text", "label"]) | few)
+    pool_of = {
+        name: draw(st.sampled_from(pools[:2] if name == "text" else pools)) for name in names
+    }
+
+    def rows(columns: list[str]) -> st.SearchStrategy[list[dict[str, Any]]]:
+        cells = {name: st.sampled_from(pool_of[name]) for name in columns}
+        return st.lists(st.fixed_dictionaries(cells), min_size=1, max_size=6)
+
+    train = draw(rows(names))
+    validation = draw(st.none() | rows(names) | rows(names[:1]))
+    column = st.sampled_from([*names, *names, *names, "missing"])
+    said = st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(TYPES),
+            "text": column | st.lists(column, min_size=1, max_size=2),
+            "label": column,
+            "image": column,
+            "metric": st.sampled_from(["accuracy", "f1", "pearson"]),
+        },
+    )
+    kind = st.sampled_from(TYPES)
+    return train, validation, draw(st.just({}) | st.fixed_dictionaries({"type": kind}) | said)
+
+
+def csv_file(path: Path, rows: list[dict[str, str]]) -> Path:
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return write(path, "".join(",".join(f'"{cell}"' for cell in line) + "\n" for line in lines))
+
+
+class TestOutcomes:
+    """The same task, or a refusal of the same kind that names the same place."""
+
+    @settings(max_examples=100)
+    @given(data_sets(CELLS))
+    def test_of_delimited_files(self, drawn):
+        train, validation, said = drawn
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            first = csv_file(folder / "a.csv", train)
+            second = None if validation is None else csv_file(folder / "b.csv", validation)
+            expected = library_outcome(first, second, said)
+            event(str(expected[0]))
+            assert service_outcome(folder, first, second, said) == expected
+
+    @settings(max_examples=100)
+    @given(data_sets(VALUES))
+    def test_of_json_lines(self, drawn):
+        train, validation, said = drawn
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            first = jsonl(folder / "a.jsonl", train)
+            second = None if validation is None else jsonl(folder / "b.jsonl", validation)
+            expected = library_outcome(first, second, said)
+            event(str(expected[0]))
+            found = service_outcome(folder, first, second, said)
+            # Columns of other types are refused at once, whether the task wants them or not.
+            assert found == expected or found[:2] == ("refused", "validation")
+
+    def test_of_images(self, tmp_path: Path):
+        icon, pixmap = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (4, 4)).save(icon, format="ICO")  # decoded on opening, so not read
+        Image.new("RGB", (4, 4)).save(pixmap, format="PPM")
+        content = {"good": png(1), "bad": b"no image", "none": None, "cut": png(2)[:30]}
+        content |= {"icon": icon.getvalue(), "pixmap": pixmap.getvalue()}
+        lists = [["good", "good"], ["good", "bad"], ["none", "good"], ["good", "icon"]]
+        for names in (*lists, ["pixmap", "good"]):
+            rows = [
+                {"image": {"bytes": content[name], "path": "/x.png"}, "label": index % 2}
+                for index, name in enumerate(names)
+            ]
+            path = tmp_path / "a.parquet"
+            parquet.write_table(pa.Table.from_pylist(rows), path)
+            for said in (
+                {},
+                {"type": "image-classification"},
+                {"image": "image", "label": "label"},
+            ):
+                expected = library_outcome(path, path, said)
+                assert service_outcome(tmp_path, path, path, said) == expected
+
+    @pytest.mark.parametrize("labels", [[0, 1, 1], [1, 1, 1], [0, 1, 2], [0, None, 1]])
+    def test_of_named_classes(self, labels: list[int | None], tmp_path: Path):
+        features = {"text": Value("string"), "label": ClassLabel(names=["zebra", "ape"])}
+        path = tmp_path / "a.parquet"
+        rows = {"text": ["a", "b", "c"], "label": labels}
+        table = pa.table(rows, schema=Features(features).arrow_schema)
+        parquet.write_table(table, path)
+        assert load_split(path, split="train").features["label"].names == ["zebra", "ape"]
+        assert service_outcome(tmp_path, path, path, {}) == library_outcome(path, path, {})
+
+
+class TestContent:
+    """The library reads the same features and rows from the Parquet file as from the upload."""
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text,label\na,1\nb,0\n",
+            "text,label\na,0.5\nb,1\nc,-2e-3\n",
+            "text,label\na,1.0\nb,2.0\n",
+            "text,label\na,true\nb,false\n",
+            "text,label\na,TRUE\nb,False\n",
+            "text,label\na,NA\nb,1\nc,\n",
+            "text,label\na,NA\nb,\n",
+            "text,label\n a , 1\nb  ,0 \n",
+            "code,label\n007,1\n7,01\n",
+            "code,label\n12,1\n34,0\n",
+            'text,label\n"a, ""b""\nc",1\n"",0\n',
+            "text\na\n\nb\n",
+            "text,label\r\na,1\r\nb,0",
+            "\ufefftext,label\né,🙂\nü,x\n",
+            'x"y,label\na"b,1\n"c"d,0\n',
+        ],
+    )
+    @pytest.mark.parametrize("ending", [".csv", ".tsv"])
+    def test_of_cells(self, content: str, ending: str, tmp_path: Path):
+        path = tmp_path / f"a{ending}"
+        write(path, content.replace(",", "\t") if ending == ".tsv" else content)
+        self.check(path, tmp_path)
+
+    @given(
+        st.lists(
+            st.lists(
+                st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+                | NUMBER_CELLS,
+                min_size=2,
+                max_size=2,
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.sampled_from(["minimal", "all"]),
+        st.sampled_from(["\n", "\r\n"]),
+    )
+    def test_of_any_cells(self, rows: list[list[str]], quoting: str, newline: str):
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name, "a.csv")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                rule = {"minimal": csv.QUOTE_MINIMAL, "all": csv.QUOTE_ALL}[quoting]
+                csv.writer(file, quoting=rule, lineterminator=newline).writerows(
+                    [["x", "y"], *rows]
+                )
+            self.check(path, Path(name))
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [{"a": 1, "b": "x"}, {"a": 2.5, "b": None}, {"b": "ü"}],
+            [{"a": [1, 2], "b": {"x": ["y"], "z": 1}}, {"a": [], "b": {"x": []}}, {"a": [2.5]}],
+            [{"a": None}, {"a": None}],
+            [{"a": True}, {"a": None}, {"c": "new"}],
+            [{"a": {"bytes": "x"}}],
+            [{"a": -(2**63)}, {"a": 2**63 - 1}],
+        ],
+    )
+    def test_of_json_lines(self, rows: list[dict[str, Any]], tmp_path: Path):
+        self.check(jsonl(tmp_path / "a.jsonl", rows), tmp_path)
+
+    def test_of_json_lines_over_many_batches(self, tmp_path: Path):
+        rows: list[dict[str, Any]] = [{"a": None, "l": []} for _ in range(20_000)]
+        rows += [{"a": row, "l": [row], "late": "x"} for row in range(20_000)]
+        rows += [{"a": row / 2, "l": [0.5]} for row in range(20_000)]
+        self.check(jsonl(tmp_path / "a.jsonl", rows), tmp_path)
+
+    def test_of_parquet_files(self, tmp_path: Path, test_data: Path):
+        self.check(test_data / "data" / "mnist" / "validation.parquet", tmp_path)
+
+    @pytest.mark.parametrize("name", ["glue/mrpc", "glue/stsb", "squad"])
+    def test_of_real_data(self, name: str, tmp_path: Path, test_data: Path):
+        self.check(test_data / "data" / name / "validation.jsonl", tmp_path)
+
+    @staticmethod
+    def check(path: Path, folder: Path) -> None:
+        refused_row: int | None = 0
+        try:
+            expected = load_split(path, split="train")
+        except hifi.errors.DataError as error:
+            refused_row = error.row
+        if refused_row != 0:
+            assert refusal_of(folder, train=path).row == refused_row
+            return
+        converted = convert_here(folder, train=path)
+        found = load_split(converted.paths["train"], split="train")
+        assert found.features == expected.features
+        assert found.column_names == expected.column_names
+        assert found.to_list() == expected.to_list()
+        for name, feature in expected.features.items():
+            assert getattr(found.features[name], "id", None) == getattr(feature, "id", None)
+        kinds = [converted.columns[name] for name in expected.column_names]
+        names = [kind_of(expected, name).replace("double", "float64") for name in converted.columns]
+        plain = [kind for kind in kinds if "<" not in kind and kind != "image"]
+        assert plain == [name for name in names if "<" not in name]

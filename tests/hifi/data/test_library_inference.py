@@ -1,0 +1,220 @@
+"""hifi.tasks: the task that the columns tell, or the question that they leave."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hifi.backbones.models import load_config, resolve_model
+from hifi.data.splits import load_split
+from hifi.errors import AmbiguousTaskError, DataError, InvalidArgumentError, TaskNotSupportedError
+from hifi.tasks import TaskSpec, infer, make_task
+from tests.tiny_tasks import image_rows, png, save_text_model, text_rows, write_jsonl
+
+IMAGE = {"bytes": png(1), "path": None}
+PAIR = {"sentence1": "a", "sentence2": "b", "label": 0, "idx": 7}
+
+
+def split(*rows: dict[str, Any]):
+    return load_split(list(rows), split="train")
+
+
+class TestInfer:
+    @pytest.mark.parametrize(
+        ("row", "expected"),
+        [
+            (PAIR, ("classification", ("sentence1", "sentence2"), "label", None)),
+            ({**PAIR, "label": 2.5}, ("regression", ("sentence1", "sentence2"), "label", None)),
+            ({"text": "a", "label": "b"}, ("classification", ("text",), "label", None)),
+            ({"labels": "b", "text": "a"}, ("classification", ("text",), "labels", None)),
+            ({"review": "a", "stars": 3}, ("classification", ("review",), "stars", None)),
+            ({"review": "a", "spam": True}, ("classification", ("review",), "spam", None)),
+            ({"review": "a", "stars": 3.5}, ("regression", ("review",), "stars", None)),
+            ({"image": IMAGE, "label": 0}, ("image-classification", (), "label", "image")),
+            ({"pic": IMAGE, "animal": "cat"}, ("image-classification", (), "animal", "pic")),
+            ({"pic": IMAGE, "n": 1}, ("image-classification", (), "n", "pic")),
+            (
+                {"pic": IMAGE, "caption": "a cat", "label": 1},
+                ("image-classification", (), "label", "pic"),
+            ),
+        ],
+    )
+    def test_what_leaves_no_doubt(self, row: dict[str, Any], expected: tuple):
+        spec = infer(TaskSpec(), split(row))
+        assert (spec.type, spec.text, spec.label, spec.image) == expected
+
+    @pytest.mark.parametrize(
+        ("row", "argument"),
+        [
+            ({"a": "x", "b": "y"}, "label"),
+            ({"a": "x", "b": 1, "c": 2}, "label"),
+            ({"a": "x", "b": "y", "c": "z", "label": 1}, "text"),
+            ({"a": 1, "label": 2}, "text"),
+            ({"a": IMAGE, "b": IMAGE, "label": 1}, "image"),
+            ({"a": IMAGE, "b": "cat", "c": "dog"}, "label"),
+        ],
+    )
+    def test_what_leaves_a_doubt_says_which_argument_settles_it(
+        self, row: dict[str, Any], argument: str
+    ):
+        with pytest.raises(AmbiguousTaskError, match=f"say which with {argument}=") as caught:
+            infer(TaskSpec(), split(row))
+        assert caught.value.param == argument
+        assert all(name in caught.value.reason for name in row)
+
+    @pytest.mark.parametrize("label", [[1, 2], {"answer_start": 1}])
+    def test_what_is_no_label_at_all_is_no_doubt(self, label):
+        with pytest.raises(DataError, match="column 'label': no label can be read of") as caught:
+            infer(TaskSpec(), split({"text": "x", "label": label}))
+        assert not isinstance(caught.value, AmbiguousTaskError)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"label": "idx"},
+            {"text": "sentence2"},
+            {"type": "regression"},
+            {"metric": "f1"},
+            {"type": "classification", "text": ["sentence1"], "label": "sentence2"},
+        ],
+    )
+    def test_what_is_said_is_taken(self, said: dict[str, Any]):
+        spec = infer(TaskSpec.of(said), split(PAIR))
+        for name, value in TaskSpec.of(said).__dict__.items():
+            if value:
+                assert getattr(spec, name) == value
+
+    def test_texts_are_read_where_images_lie_about_too(self):
+        row = {"pic": IMAGE, "caption": "a", "label": 1}
+        assert infer(TaskSpec(text=("caption",)), split(row)).type == "classification"
+        assert infer(TaskSpec(type="classification"), split(row)).text == ("caption",)
+
+
+class TestMakeTask:
+    @pytest.mark.parametrize(
+        ("labels", "kind", "classes"),
+        [
+            ((0, 1), "classification", (0, 1)),
+            ((10, 9, -1), "classification", (-1, 9, 10)),
+            (("no", "yes"), "classification", ("no", "yes")),
+            ((True, False), "classification", ("false", "true")),
+            ((0.5, 1.0, -2.25e-7), "regression", None),
+        ],
+    )
+    def test_csv_and_json_tell_the_same(
+        self, labels: tuple, kind: str, classes: tuple | None, tmp_path: Path
+    ):
+        rows = [{**row, "text": row["text"] + ", 1"} for row in text_rows(9, labels=labels)]
+        paths = [write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "rows.csv"]
+        with paths[1].open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"])
+            writer.writeheader()
+            writer.writerows(rows)
+        source = resolve_model(save_text_model(tmp_path / "model"))
+        told = []
+        for path in paths:
+            dataset = load_split(path, split="train")
+            task = make_task(TaskSpec(), dataset)
+            encoder = task.load_encoder(source, load_config(source), max_length=16)
+            targets = task.targets(dataset, split="train")
+            told.append((task, encoder.encode(dataset, split="train", targets=targets).digest()))
+        assert told[0] == told[1]
+        assert (told[0][0].type, told[0][0].classes) == (kind, classes)
+
+    def test_a_csv_column_of_numbers_is_text_where_it_is_said_to_be(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("code,label\n12,1\n7,0\n")
+        dataset = load_split(tmp_path / "rows.csv", split="train")
+        with pytest.raises(AmbiguousTaskError, match="text="):
+            make_task(TaskSpec(), dataset)
+        assert make_task(TaskSpec(text=("code",)), dataset).inputs == ("code",)
+
+    @pytest.mark.parametrize(
+        "values", [("1.0", "0.0"), (" 1", "00.0"), ("1.", "0e0"), (1.0, 0.0), (1.0, None, 0.0)]
+    )
+    def test_whole_numbers_that_are_no_integers_are_asked_about(self, values, tmp_path: Path):
+        if isinstance(values[0], str):
+            lines = "".join(f"a,{value}\n" for value in values)
+            (tmp_path / "rows.csv").write_text(f"text,label\n{lines}")
+            dataset = load_split(tmp_path / "rows.csv", split="train")
+        else:
+            dataset = split(*({"text": "a", "label": value} for value in values))
+        with pytest.raises(AmbiguousTaskError, match="may be classes or values") as caught:
+            make_task(TaskSpec(), dataset)
+        assert caught.value.param == "task"
+        assert make_task(TaskSpec(type="regression"), dataset).classes is None
+        if None in values:
+            with pytest.raises(DataError, match="row 2, column 'label': the label is missing"):
+                make_task(TaskSpec(type="classification"), dataset)
+            return
+        task = make_task(TaskSpec(type="classification"), dataset)
+        assert task.classes == (0, 1)
+        for name in ("train", "validation"):
+            assert task.targets(dataset, split=name).tolist() == [1, 0]
+
+    def test_numbers_in_csv_of_which_one_is_not_whole_are_regressed_on(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("text,label\na,1.0\nb,0.5\n")
+        dataset = load_split(tmp_path / "rows.csv", split="train")
+        assert make_task(TaskSpec(), dataset).type == "regression"
+
+    def test_an_empty_csv_column_is_no_label(self, tmp_path: Path):
+        (tmp_path / "rows.csv").write_text("text,label\na,\nb,\n")
+        with pytest.raises(DataError, match="column 'label': no label can be read of null"):
+            make_task(TaskSpec(), load_split(tmp_path / "rows.csv", split="train"))
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "metric", "classes"),
+        [
+            ("mrpc", "classification", "accuracy", (0, 1)),
+            ("rte", "classification", "accuracy", (0, 1)),
+            ("cola", "classification", "accuracy", (0, 1)),
+            ("sst2", "classification", "accuracy", (0, 1)),
+            ("mnli", "classification", "accuracy", (0, 1, 2)),
+            ("stsb", "regression", "pearson", None),
+        ],
+    )
+    def test_real_texts(self, name: str, kind: str, metric: str, classes, test_data: Path):
+        path = test_data / "data" / "glue" / name / "validation.jsonl"
+        task = make_task(TaskSpec(), load_split(path, split="train"))
+        assert (task.type, task.metric, task.classes) == (kind, metric, classes)
+        assert task.num_labels == len(classes or [0])
+        assert task.inputs in (("sentence",), ("sentence1", "sentence2"))
+        assert task.label == "label"
+
+    def test_real_images(self, test_data: Path):
+        path = test_data / "data" / "mnist" / "validation.parquet"
+        task = make_task(TaskSpec(), load_split(path, split="train"))
+        assert task.type == "image-classification"
+        assert task.classes == tuple("0123456789")
+
+    @pytest.mark.parametrize(
+        "name", ["question-answering", "multiple-choice", "token-classification", "causal-lm"]
+    )
+    def test_a_type_that_is_not_built_yet(self, name: str):
+        with pytest.raises(TaskNotSupportedError, match=f"'{name}' is not built yet.*regression"):
+            make_task(TaskSpec(type=name), split(PAIR))
+
+    @pytest.mark.parametrize(
+        ("spec", "param"),
+        [
+            (TaskSpec(type="regression", image="image", label="label"), "image"),
+            (TaskSpec(type="classification", image="image"), "image"),
+            (TaskSpec(type="image-classification", text=("image",), label="label"), "image"),
+        ],
+    )
+    def test_inputs_of_another_type_are_refused(self, spec: TaskSpec, param: str):
+        with pytest.raises(InvalidArgumentError) as caught:
+            make_task(spec, split(*image_rows(2)))
+        assert caught.value.param == param
+
+    @pytest.mark.parametrize("metric", ["pearson", "loss", "Accuracy"])
+    def test_a_metric_of_another_task_is_refused_with_those_there_are(self, metric: str):
+        rows = split(PAIR, {**PAIR, "label": 1})
+        with pytest.raises(InvalidArgumentError, match=r"accuracy, f1, matthews"):
+            make_task(TaskSpec(metric=metric), rows)
+
+    def test_one_class_is_not_enough(self):
+        with pytest.raises(DataError, match="at least two classes"):
+            make_task(TaskSpec(), split(PAIR, PAIR))

@@ -1,0 +1,45 @@
+"""hifi.tasks.registry: a task type is found by its name, and says itself what it reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from hifi.data.splits import load_split
+from hifi.errors import TaskNotSupportedError
+from hifi.tasks import TaskSpec, get_task, make_task, registry, task_types
+from hifi.tasks.classification import Classification
+from hifi.tasks.image_classification import ImageClassification
+from tests.tiny_tasks import image_rows, text_rows
+
+
+class TestGetTask:
+    def test_finds_every_type(self):
+        assert set(task_types()) == {"classification", "regression", "image-classification"}
+        for name in task_types():
+            assert get_task(name).type == name
+
+    def test_one_that_is_unknown(self):
+        with pytest.raises(TaskNotSupportedError, match=r"'clasification' is unknown.*regression"):
+            get_task("clasification")
+
+    def test_one_that_is_not_built_yet(self):
+        with pytest.raises(TaskNotSupportedError, match=r"'causal-lm' is not built yet"):
+            get_task("causal-lm")
+
+
+class TestNewType:
+    @pytest.mark.parametrize(
+        ("base", "rows", "inputs"),
+        [
+            (ImageClassification, image_rows(4), ("image",)),
+            (Classification, text_rows(4), ("text",)),
+        ],
+    )
+    def test_needs_nothing_but_its_entry(
+        self, base: type, rows: list, inputs: tuple, monkeypatch: pytest.MonkeyPatch
+    ):
+        new = type("New", (base,), {"type": "new"})
+        monkeypatch.setitem(registry._TASKS, "new", new)
+        task = make_task(TaskSpec(type="new"), load_split(rows, split="train"))
+        assert isinstance(task, new)
+        assert task.inputs == inputs

@@ -1,0 +1,182 @@
+"""hifi.training.preparation: what is ready before the first step, and how it is identified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.models import resolve_model
+from hifi.errors import InvalidArgumentError, ModelError
+from hifi.tasks import TaskSpec
+from hifi.training.hyperparameters import Hyperparameters
+from hifi.training.preparation import (
+    Prepared,
+    calibration_batches,
+    count_calibration_samples,
+    describe_job,
+    prepare,
+)
+from tests.tiny_tasks import image_rows, save_image_model, save_text_model, text_rows
+
+SETTINGS = Hyperparameters(max_length=16, batch_size=4, precision="float32")
+TRAIN, VALIDATION = text_rows(20, seed=1), text_rows(6, seed=2)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_model(tmp_path_factory.mktemp("models") / "bert", dtype=torch.bfloat16)
+
+
+def make(folder: Path, *, settings: Hyperparameters = SETTINGS, **changes: Any) -> Prepared:
+    arguments = {"spec": TaskSpec(), "train": TRAIN, "validation": VALIDATION}
+    return prepare(
+        resolve_model(folder),
+        settings=settings,
+        device=torch.device("cpu"),
+        **{**arguments, **changes},
+    )
+
+
+def job(
+    folder: Path,
+    *,
+    settings: Hyperparameters = SETTINGS,
+    selection: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, str]:
+    ready = make(folder, settings=settings, **changes)
+    return describe_job(ready, settings=settings, selection=selection or {})
+
+
+@pytest.fixture
+def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this processor be one that multiplies bfloat16 natively, whichever it is."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+
+class TestPrepare:
+    def test_the_fingerprint_is_of_the_backbone_as_stored(self, bert: Path):
+        ready = make(bert)
+        stored = tf.AutoModel.from_pretrained(bert, dtype="auto")
+        assert ready.fingerprint == backbone_fingerprint(stored)
+        assert ready.loaded.model.dtype == torch.float32
+        assert ready.fingerprint != backbone_fingerprint(ready.loaded.model)
+
+    def test_the_whole_model_has_the_dtype_of_the_precision(self, bert: Path):
+        settings = Hyperparameters(max_length=16, precision="bfloat16")
+        parameters = make(bert, settings=settings).loaded.model.parameters()
+        assert {parameter.dtype for parameter in parameters} == {torch.bfloat16}
+
+    def test_the_configuration_knows_the_task(self, bert: Path):
+        rows = text_rows(6, labels=("no", "yes", "maybe"))
+        config = make(bert, train=rows, validation=rows).loaded.model.config
+        assert config.id2label == {0: "maybe", 1: "no", 2: "yes"}
+        assert config.num_labels == 3
+
+    @pytest.mark.parametrize(("max_length", "name"), [(16, "eager"), (129, "sdpa")])
+    @pytest.mark.usefixtures("bfloat16_processor")
+    def test_attention_suits_the_length(self, max_length: int, name: str, tmp_path: Path):
+        folder = save_text_model(tmp_path, max_position_embeddings=200)
+        ready = make(folder, settings=Hyperparameters(max_length=max_length))
+        assert ready.loaded.model.config._attn_implementation == name
+
+    @pytest.mark.usefixtures("bfloat16_processor")
+    def test_of_an_image_patches_count(self, tmp_path: Path):
+        folder = save_image_model(tmp_path)
+        rows = image_rows(4)
+        ready = make(folder, train=rows, validation=rows, settings=Hyperparameters(max_length=999))
+        assert ready.loaded.model.config._attn_implementation == "eager"
+
+    def test_a_length_beyond_the_model_is_refused_with_its_limit(self, bert: Path):
+        with pytest.raises(InvalidArgumentError, match="bert reads 64 tokens") as caught:
+            make(bert, settings=Hyperparameters(max_length=65))
+        assert caught.value.param == "max_length"
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            ("text", "is of architecture 'vit', which does not read texts"),
+            ("image", "is of architecture 'bert', which does not read images"),
+        ],
+    )
+    def test_a_model_that_does_not_read_the_inputs(self, kind: str, words: str, tmp_path: Path):
+        save, rows = {
+            "text": (save_image_model, TRAIN),
+            "image": (save_text_model, image_rows(4)),
+        }[kind]
+        with pytest.raises(ModelError, match=words):
+            make(save(tmp_path / "model"), train=rows, validation=None)
+
+    def test_a_summary_says_what_was_understood(self, bert: Path):
+        rows = text_rows(8, labels=("x" * 99, *"abcdefg"))
+        assert make(bert, train=rows, validation=None).summary() == (
+            "classification of text by label (8 classes: a, b, c, d, e, f, …); 8 rows; "
+            "float32 on cpu"
+        )
+        numbers = [{"text": "a", "other": "b", "score": 0.5}] * 3
+        assert make(bert, train=numbers, validation=numbers).summary() == (
+            "regression of text and other by score; 3 rows, 3 of validation; float32 on cpu"
+        )
+
+
+class TestJob:
+    @pytest.mark.parametrize(
+        ("part", "change"),
+        [
+            ("train", {"train": TRAIN[::-1]}),
+            ("validation", {"validation": None}),
+            ("validation", {"validation": VALIDATION[1:]}),
+            ("task", {"spec": TaskSpec(metric="f1")}),
+            ("k", {"selection": {"k": 2}}),
+            ("layers", {"selection": {"layers": [{"layer": 0, "selected": [1, 2, 3]}]}}),
+            ("batch_size", {"settings": Hyperparameters(max_length=16, precision="float32")}),
+        ],
+    )
+    def test_each_part_is_known_apart(self, part: str, change: dict[str, Any], bert: Path):
+        before, after = job(bert), job(bert, **change)
+        assert {name for name in after if before.get(name) != after[name]} == {part}
+
+    def test_equal_calls_are_the_same_job(self, bert: Path):
+        assert job(bert) == job(bert)
+
+    def test_another_kind_of_device_is_another_job(self, bert: Path):
+        ready = make(bert)
+        before = describe_job(ready, settings=SETTINGS, selection={})
+        ready.loaded.model.to("meta")
+        after = describe_job(ready, settings=SETTINGS, selection={})
+        assert {name for name in before if before[name] != after[name]} == {"device"}
+
+
+class TestCalibration:
+    def test_samples_are_drawn_once_each_and_the_longest_come_first(self, bert: Path):
+        ready = make(bert)
+        batches = list(calibration_batches(ready, n=10, settings=SETTINGS))
+        assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 2]
+        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+        assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+        rows = {tuple(row[row > 0].tolist()) for batch in batches for row in batch["input_ids"]}
+        assert len(rows) == 10
+
+    def test_the_seed_draws_them(self, bert: Path):
+        ready = make(bert)
+        drawn = [
+            [batch["input_ids"].tolist() for batch in calibration_batches(ready, n=5, settings=s)]
+            for s in (SETTINGS, SETTINGS, Hyperparameters(seed=1, batch_size=4))
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    @pytest.mark.parametrize(
+        ("asked", "rows", "n"), [(None, 5000, 300), (None, 7, 7), (7, 7, 7), (1, 9, 1)]
+    )
+    def test_by_default_there_are_300_or_all(self, asked: int | None, rows: int, n: int):
+        assert count_calibration_samples(asked, rows=rows) == n
+
+    @pytest.mark.parametrize("asked", [0, 8, -1, 2.0, True])
+    def test_more_than_there_are_is_refused(self, asked):
+        with pytest.raises(InvalidArgumentError, match=r"n_samples=.*1 to the 7 rows of train"):
+            count_calibration_samples(asked, rows=7)

@@ -1,0 +1,179 @@
+"""service.inference.plan: every item has its answer, whatever it is and whatever is said to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.http.problems import ProblemError
+from service.inference.documents import MixedPredictionRequest, PredictionRequest
+from service.inference.plan import Plan, answer, plan_for_job, plan_mixed
+from store.database import Database
+from store.orders import DeltaOrder
+from store.storage import ArtifactStorage
+from tests.service.work import finished_job
+
+ORDER = DeltaOrder(tenant="ten_1", job="job_1", model="minilm", revision=None, sha256="a" * 64)
+VALUE = {"value": 0.5}
+ABSENCE = (HTTPStatus.SERVICE_UNAVAILABLE, "inference_unavailable")
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+inputs = (
+    json_values
+    | st.fixed_dictionaries({"text": json_values}, optional={"text_pair": json_values})
+    | st.fixed_dictionaries({"image": json_values})
+    | st.builds(dict, text=st.text(min_size=1))
+)
+named = st.fixed_dictionaries({}, optional={"job": json_values, "input": inputs}) | json_values
+
+
+@pytest.fixture(scope="module")
+def nobody(
+    migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Database, str]]:
+    """Give a database without jobs, and a tenant that has none."""
+    file = tmp_path_factory.mktemp("nobody") / "hifi.db"
+    shutil.copyfile(migrated_sqlite, file)
+    database = Database(f"sqlite:///{file}")
+    yield database, "ten_1"
+    database.close()
+
+
+def plan(*inputs: Any) -> Plan:
+    return plan_for_job(PredictionRequest(inputs=list(inputs)), ORDER, timeout_seconds=30)
+
+
+def asked_of(plan: Plan) -> list[Any]:
+    found: list[Any] = [] if plan.order is None else json.loads(plan.order)["items"]
+    return found
+
+
+def answers_of(plan: Plan, said: Any) -> list[Any]:
+    found: list[Any] = json.loads(answer(plan, json.dumps({"data": said}).encode()))["data"]
+    return found
+
+
+class TestAnyItem:
+    @given(st.lists(inputs, min_size=1, max_size=6))
+    def test_is_asked_or_refused_and_never_both(self, given: list[Any]):
+        looked_at = plan(*given)
+        asked = asked_of(looked_at)
+        answers = (
+            answers_of(looked_at, [VALUE] * len(asked))
+            if asked
+            else json.loads(answer(looked_at, None))["data"]
+        )
+        assert [item["index"] for item in answers] == list(range(len(given)))
+        values = [given[item["index"]] for item in answers if "value" in item]
+        wanted = [{k: v for k, v in value.items() if v is not None} for value in values]
+        assert [item["input"] for item in asked] == wanted
+        for item in answers:
+            if "error" in item:
+                assert item["error"]["code"] == "invalid_input"
+                assert item["error"]["param"].startswith(f"inputs.{item['index']}")
+
+    @given(given=st.lists(named, min_size=1, max_size=6))
+    def test_may_name_any_job(self, nobody: tuple[Database, str], given: list[Any]):
+        body = MixedPredictionRequest(inputs=given)
+        looked_at = plan_mixed(body, *nobody, timeout_seconds=30)
+        assert looked_at.order is None
+        for item in json.loads(answer(looked_at, None))["data"]:
+            assert item["error"]["code"] in ("invalid_input", "not_found")
+
+
+class TestAnyAnswer:
+    @given(st.lists(json_values | st.just(VALUE), max_size=3) | json_values)
+    def test_is_taken_whole_or_not_at_all(self, said: Any):
+        looked_at = plan({"text": "a"}, {}, {"text": "b"})
+        try:
+            answers = answers_of(looked_at, said)
+        except ProblemError as problem:
+            told = (problem.status, problem.code)
+        else:
+            told = (HTTPStatus.OK, "")
+            assert len(said) == 2
+            assert [item["index"] for item in answers] == [0, 1, 2]
+        assert told in ((HTTPStatus.OK, ""), ABSENCE)
+
+    @given(st.binary())
+    def test_that_is_no_json_is_an_absence(self, content: bytes):
+        with pytest.raises(ProblemError):
+            answer(plan({"text": "a"}), content)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            [],
+            [VALUE, VALUE],
+            [None],
+            [{}],
+            [{"label": "a"}],
+            [{"label": 5, "score": 1.0, "scores": {}}],
+            [{"label": "a", "score": "x", "scores": {}}],
+            [{"label": "a", "score": 1.0, "scores": {"a": None}}],
+            [{"value": float("nan")}],
+            [{"value": float("inf")}],
+            [{"error": {"code": 5, "message": "", "param": None}}],
+            [{"error": {"code": "x"}}],
+        ],
+    )
+    def test_of_another_form_is_an_absence(self, said: Any):
+        with pytest.raises(ProblemError) as caught:
+            answers_of(plan({"text": "a"}), said)
+        assert caught.value.code == "inference_unavailable"
+
+    def test_may_say_more_than_is_known_here(self):
+        said = [{**VALUE, "job": "job_9", "index": 9, "seconds": 0.1}]
+        assert answers_of(plan({"text": "a"}), said) == [{"index": 0, "job": "job_1", **VALUE}]
+
+
+class TestPlanMixed:
+    @pytest.fixture
+    def queries(self, database: Database):
+        """Give the queries that the database gets."""
+        seen: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement != "BEGIN":
+                seen.append(statement)
+
+        sa.event.listen(database.engine, "before_cursor_execute", note)
+        return seen
+
+    def look(self, database: Database, tenant_id: str, *inputs: Any) -> Plan:
+        body = MixedPredictionRequest(inputs=list(inputs))
+        return plan_mixed(body, database, tenant_id, timeout_seconds=30)
+
+    def test_asks_the_database_once_for_all(self, database, settings, alice, queries):
+        storage = ArtifactStorage(settings.artifacts_url)
+        names = [finished_job(database, storage, alice.tenant_id) for _ in range(3)]
+        queries.clear()
+        items = [{"job": name, "input": {"text": "a"}} for name in [*names, "job_none"] * 5]
+        looked_at = self.look(database, alice.tenant_id, *items)
+        assert len(queries) == 1
+        assert len(json.loads(looked_at.order or b"")["orders"]) == 3
+        assert len(asked_of(looked_at)) == 15
+
+    def test_asks_it_nothing_where_no_item_could_have_a_job(self, database, alice, queries):
+        self.look(
+            *(database, alice.tenant_id),
+            {"job": "job_1", "input": {}},
+            {"job": "../etc/passwd", "input": {"text": "a"}},
+            {"job": "job_\x00", "input": {"text": "a"}},
+            {"job": None, "input": {"text": "a"}},
+        )
+        assert queries == []

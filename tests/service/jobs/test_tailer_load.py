@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from service.jobs.tailer import ProgressSeen, Tailer
+from store.database import Database
+from tests.service.following import finish, in_time, numbers
+from tests.store.queues import add_job, add_tenant
+
+
+@contextmanager
+def counted(database: Database) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+class Shaky(Database):
+    """A database that is away for as long as ``error`` is set."""
+
+    error: Exception | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        if self.error is not None:
+            raise self.error
+        with super().read() as session:
+            yield session
+
+
+@pytest.fixture
+def tenant(database: Database) -> str:
+    return add_tenant(database, "acme")
+
+
+class TestOutage:
+    def test_waits_for_a_database_that_is_away_and_goes_on(
+        self, sqlite_url: str, database: Database, tenant: str
+    ):
+        job_id = add_job(database, tenant)
+        shaky = Shaky(sqlite_url)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(shaky, interval=0.02)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0.2)
+            shaky.error = sa.exc.OperationalError("SELECT", {}, Exception("away"))
+            late = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(finish, database, tenant, job_id)
+            await asyncio.sleep(0.2)
+            assert not stream.done()
+            shaky.error = None
+            assert await late == [1, 2]
+            return await stream
+
+        try:
+            assert in_time(watch()) == [1, 2]
+        finally:
+            shaky.close()
+
+    def test_ends_the_streams_rather_than_fall_silent_and_starts_anew(
+        self, sqlite_url: str, database: Database, tenant: str
+    ):
+        job_id = add_job(database, tenant)
+        shaky = Shaky(sqlite_url)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(shaky, interval=0.02)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0.2)
+            shaky.error = RuntimeError("nobody foresaw this")
+            assert await stream == [1]
+            shaky.error = None
+            await asyncio.to_thread(finish, database, tenant, job_id)
+            return await numbers(tailer.follow(job_id, after=1))
+
+        try:
+            assert in_time(watch()) == [2]
+        finally:
+            shaky.close()
+
+
+class TestCost:
+    def test_a_thousand_streams_cost_one_query_a_poll(self, database: Database, tenant: str):
+        jobs = [add_job(database, tenant) for _ in range(40)]
+
+        async def watch() -> int:
+            tailer = Tailer(database, interval=0.1)
+            streams = [
+                asyncio.create_task(numbers(tailer.follow(job_id, after=1)))
+                for job_id in jobs
+                for _ in range(25)
+            ]
+            asked_themselves = True  # each does once, where its job is
+            while asked_themselves:
+                with counted(database) as statements:
+                    await asyncio.sleep(0.3)
+                asked_themselves = any("FROM job_events" in text for text in statements)
+            with counted(database) as statements:
+                await asyncio.sleep(1.05)
+                selects = [text for text in statements if text.startswith("SELECT jobs")]
+                asked = len([text for text in statements if "FROM" in text])
+                assert asked == len(selects)
+            for job_id in jobs:
+                await asyncio.to_thread(finish, database, tenant, job_id)
+            assert await asyncio.gather(*streams) == [[2]] * 1000
+            return asked
+
+        assert 3 <= in_time(watch()) <= 11
+
+    def test_nobody_watching_costs_nothing(self, database: Database, tenant: str):
+        job_id = add_job(database, tenant)
+
+        async def watch() -> int:
+            tailer = Tailer(database, interval=0.02)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0.2)
+            stream.cancel()
+            await asyncio.wait([stream])
+            await asyncio.sleep(0.2)
+            assert tailer._polling is None
+            assert not tailer._feeds
+            with counted(database) as statements:
+                await asyncio.sleep(0.2)
+            return len(statements)
+
+        assert in_time(watch()) == 0
+
+    def test_whoever_comes_as_the_last_one_goes_is_served(self, database: Database, tenant: str):
+        job_id = add_job(database, tenant)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(database, interval=0.01)
+            for _ in range(200):
+                async with aclosing(tailer.follow(job_id, after=1)) as seen:
+                    assert isinstance(await anext(seen), ProgressSeen)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.to_thread(finish, database, tenant, job_id)
+            return await stream
+
+        assert in_time(watch()) == [1, 2]
+
+    def test_holds_no_connection_between_two_polls(self, database: Database, tenant: str):
+        job_id = add_job(database, tenant)
+
+        async def watch() -> int:
+            tailer = Tailer(database, interval=5.0)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0.4)
+            pool = database.engine.pool
+            assert isinstance(pool, sa.QueuePool)
+            held = pool.checkedout()
+            await tailer.close()
+            await stream
+            return held
+
+        assert in_time(watch()) == 0
+
+
+class TestClose:
+    def test_ends_all_streams(self, database: Database, tenant: str):
+        job_id = add_job(database, tenant)
+
+        async def watch() -> list[list[int]]:
+            tailer = Tailer(database)
+            streams = [asyncio.create_task(numbers(tailer.follow(job_id))) for _ in range(3)]
+            await asyncio.sleep(0.3)
+            await tailer.close()
+            return await asyncio.gather(*streams)
+
+        assert in_time(watch()) == [[1], [1], [1]]
+
+    def test_ends_a_stream_that_has_only_just_begun(self, database: Database, tenant: str):
+        job_id = add_job(database, tenant)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(database)
+            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
+            await asyncio.sleep(0)
+            await tailer.close()
+            return await stream
+
+        assert in_time(watch()) == [1]
+
+    def test_of_a_tailer_that_nobody_used_is_nothing(self, database: Database):
+        in_time(Tailer(database).close())
