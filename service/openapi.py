@@ -20,7 +20,7 @@ from service.inference.documents import (
     TextInput,
 )
 from service.jobs.schemas import NewKey, NewQuotas, NewTenant, Problem
-from store.problem_details import MEDIA_TYPE
+from store.problems import MEDIA_TYPE
 from store.spec import JobSpec
 
 if TYPE_CHECKING:

@@ -1,33 +1,61 @@
-"""What the gateway orders from the inference process: head deltas, merged or to predict with."""
+"""The contract between gateway and inference process: what is ordered, and how it is answered.
+
+The gateway writes these messages and the inference process reads them. Reading checks everything:
+nothing in an order can be a path.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic_core import to_json
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
 
+MAX_INPUTS = 256
+MAX_SECONDS = 300.0  # until an item without an answer is given up
+# A million characters take a second to tokenise, though all but the first thousand are cut.
+MAX_CHARACTERS = 100_000  # of a text
 
-@dataclass(frozen=True, kw_only=True)
-class DeltaOrder:
-    """Which head delta is wanted, on which backbone.
+_Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+_Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
+# The name of a folder, or of a model on the hub with its owner.
+_Model = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$", max_length=200),
+]
+_EXACT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Order(BaseModel):
+    model_config = _EXACT
+
+    def to_json(self) -> bytes:
+        """Write it as the inference process reads it."""
+        return self.model_dump_json().encode()
+
+
+class DeltaOrder(_Order):
+    """Which head delta is wanted, on which backbone; what ``POST /merged`` takes.
 
     Attributes:
         tenant: whose blob the delta is.
-        job: that made it.
-        model: the backbone's id, or a hub id with its pinned ``revision``.
+        job: that made it; for the logs.
+        model: the backbone's id, or with ``revision`` a hub id.
+        revision: the commit to which a hub id was pinned.
         sha256: of the delta in float32.
     """
 
-    tenant: str
-    job: str
-    model: str
-    revision: str | None
-    sha256: str
+    tenant: _Identifier
+    job: _Identifier
+    model: _Model
+    revision: _Commit | None = None
+    sha256: _Sha256
 
     @classmethod
     def of(cls, job: Job, delta: Artifact) -> Self:
@@ -40,34 +68,105 @@ class DeltaOrder:
             sha256=delta.sha256,
         )
 
-    def to_json(self) -> bytes:
-        """Write it as ``POST /merged`` reads it."""
-        return to_json(asdict(self))
+    @property
+    def backbone(self) -> tuple[str, str | None]:
+        """The backbone: its model and revision."""
+        return self.model, self.revision
+
+    @property
+    def key(self) -> str:
+        """The head delta's tenant and content, which is the same under any job's id."""
+        return f"{self.tenant}/{self.sha256}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictionOrder:
-    """What is to be predicted.
+# Dictionaries rather than models: a request has up to 256 of them, and each costs little.
+class Input(TypedDict, total=False):
+    """One input, as its caller wrote it: one or two texts, or an image in Base64."""
+
+    __pydantic_config__ = _EXACT  # type: ignore[misc] # as pydantic documents it
+
+    text: _Text
+    text_pair: _Text
+    image: str
+
+
+class Item(TypedDict):
+    """One input, and the index of the order for its head delta."""
+
+    __pydantic_config__ = _EXACT  # type: ignore[misc] # as above
+
+    order: Annotated[int, Field(ge=0)]
+    input: Input
+
+
+class PredictionOrder(_Order):
+    """What is to be predicted; what ``POST /predict`` takes.
 
     Attributes:
-        deltas: those that are needed.
-        items: for each the index of its delta, and its input.
-        truncate: whether a text of too many tokens is cut.
+        orders: the head deltas that are needed.
+        items: the inputs.
+        truncate: whether a text of too many tokens is cut, or refused.
         timeout_seconds: after which an item without an answer is given up.
     """
 
-    deltas: Sequence[DeltaOrder]
-    items: Sequence[tuple[int, Mapping[str, str]]]
+    orders: Annotated[list[DeltaOrder], Field(min_length=1, max_length=MAX_INPUTS)]
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INPUTS)]
     truncate: bool
-    timeout_seconds: float
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
 
-    def to_json(self) -> bytes:
-        """Write it as ``POST /predict`` reads it."""
-        return to_json(
-            {
-                "orders": [asdict(delta) for delta in self.deltas],
-                "items": [{"order": order, "input": given} for order, given in self.items],
-                "truncate": self.truncate,
-                "timeout_seconds": self.timeout_seconds,
-            }
+    @classmethod
+    def of_checked(
+        cls,
+        orders: Sequence[DeltaOrder],
+        items: Sequence[tuple[int, Mapping[str, str]]],
+        *,
+        truncate: bool,
+        timeout_seconds: float,
+    ) -> Self:
+        """Order predictions for inputs that were checked already, without checking them again.
+
+        Args:
+            orders: the head deltas.
+            items: for each input the index of its order, and its fields.
+            truncate: as the attribute.
+            timeout_seconds: as the attribute.
+        """
+        return cls.model_construct(
+            orders=list(orders),
+            items=[{"order": order, "input": given} for order, given in items],
+            truncate=truncate,
+            timeout_seconds=timeout_seconds,
         )
+
+    @model_validator(mode="after")
+    def _check_orders(self) -> Self:
+        if any(item["order"] >= len(self.orders) for item in self.items):
+            raise ValueError("an item is for an order that is not there")
+        return self
+
+
+class ItemError(BaseModel):
+    """Why an item has no answer.
+
+    Attributes:
+        param: its field at fault, dotted, from the request's root; None where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    param: str | None
+
+
+class Outcomes(BaseModel):
+    """The answer to a :class:`PredictionOrder`.
+
+    Attributes:
+        data: for each item, in their order, what its task type answers, or an ``error`` with the
+            fields of :class:`ItemError`; its ``param`` is dotted from the item's input.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    data: list[dict[str, Any]]

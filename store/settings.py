@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from store.errors import SettingsError
-from store.prediction_limits import MAX_INPUTS, MAX_SECONDS
+from store.orders import MAX_INPUTS, MAX_SECONDS
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -23,12 +23,13 @@ from service.datasets.checking.exchange import ENDINGS, SPLITS, Limits, Uploaded
 from service.datasets.spool import Expected, Form, SpooledFile, receive_form
 from service.http.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
-from service.http.problems import ProblemError, invalid_request
+from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
 from service.jobs.schemas import DatasetDocument, DatasetList, envelope
 from service.openapi import problems
 from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
 from store.errors import QuotaExceededError
+from store.problems import ProblemError
 
 router = APIRouter(tags=["datasets"])
 

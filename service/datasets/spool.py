@@ -13,8 +13,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from service.http.problems import ProblemError, invalid_request
+from service.http.problems import invalid_request
 from store.errors import ArtifactStorageError
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

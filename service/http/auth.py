@@ -12,7 +12,7 @@ from fastapi import Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
 from service.context import gateway_of
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from service.context import Gateway

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
-from service.http.problems import ProblemError, describe, dotted, invalid_fields, invalid_request
+from service.http.problems import describe, dotted, invalid_fields, invalid_request
 from service.http.waiting import aside
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

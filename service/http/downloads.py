@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

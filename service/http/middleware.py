@@ -15,7 +15,9 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from service.http.problems import ProblemError, internal_error, problem_response
+from service.http.problems import internal_error, problem_response
+from store.problems import ProblemError
+from store.waiting import CallerLeftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -85,7 +87,7 @@ class Door:
             else:
                 response = problem_response(refusal, request_id=request_id)
                 await response(scope, receive, send_named)
-        except ClientDisconnect:
+        except (ClientDisconnect, CallerLeftError):
             _log.info("client_left", method=scope["method"], path=scope["path"])
         except Exception:
             _log.exception("request_failed", method=scope["method"], path=scope["path"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from starlette.responses import Response
 
 from store.database import OUTAGES
 from store.errors import StoreError
-from store.problem_details import MEDIA_TYPE, RETRIED, RETRY_SECONDS, problem_document
+from store.problems import MEDIA_TYPE, ProblemError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,37 +54,6 @@ _CODE_BY_STATUS = {
 _log = structlog.get_logger(__name__)
 
 
-class ProblemError(Exception):
-    """A refusal that is the gateway's own.
-
-    Args:
-        code: stable, snake_case; part of the contract.
-        status: of the answer.
-        detail: for people: what is wrong, with the value and the limit.
-        param: the field of the request at fault, dotted; None where there is none.
-        headers: of the answer.
-        extra: further members of the problem document, plain JSON.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        *,
-        status: int,
-        detail: str,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.status = int(status)
-        self.detail = detail
-        self.param = param
-        self.headers = dict(headers or {})
-        self.extra = dict(extra or {})
-
-
 def invalid_request(detail: str, *, param: str | None = None) -> ProblemError:
     """Refuse a request of which a field is not what the contract says."""
     return invalid_fields([(param, detail)])
@@ -111,17 +79,11 @@ def invalid_fields(errors: Sequence[tuple[str | None, str]]) -> ProblemError:
 
 def problem_response(error: ProblemError, *, request_id: str | None) -> Response:
     """Write a problem as the answer to a request."""
-    document = {
-        **problem_document(error.code, status=error.status, detail=error.detail, param=error.param),
-        "request_id": request_id,
-        **error.extra,
-    }
-    headers = dict(error.headers)
-    if error.status in RETRIED:
-        headers.setdefault("Retry-After", str(RETRY_SECONDS))
-    # ASCII: half a surrogate pair that somebody sent must not keep the answer from being encoded.
     return Response(
-        json.dumps(document), status_code=error.status, headers=headers, media_type=MEDIA_TYPE
+        error.to_json(request_id=request_id),
+        status_code=error.status,
+        headers=error.headers,
+        media_type=MEDIA_TYPE,
     )
 
 

@@ -13,11 +13,10 @@ import structlog
 from anyio import to_thread
 from starlette.responses import Response
 
-from service.http.problems import ProblemError
 from store.database import OUTAGES
 from store.errors import RequestTakenOverError
 from store.idempotency import RequestKey, begin, finish, forget
-from store.problem_details import RETRY_SECONDS
+from store.problems import RETRY_SECONDS, ProblemError
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter

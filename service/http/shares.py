@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 
 
 class Share:

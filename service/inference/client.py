@@ -15,7 +15,7 @@ import structlog
 from anyio import CancelScope
 from starlette.responses import StreamingResponse
 
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StringConstraints
 
-from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
+from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS, ItemError
 
 # A request of whole items has five for each; there is room for what is wrong with some of them.
 MAX_VALUES = 10_000
 
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LETTERS)]
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
 
 
 class _Body(BaseModel):
@@ -86,18 +86,6 @@ class MixedPredictionRequest(_Options):
     inputs: list[Any] = Field(
         min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(JobInput)
     )
-
-
-class ItemError(_Answer):
-    """Why an item has no answer.
-
-    Attributes:
-        param: its field at fault, dotted, from the request's root; None where there is none.
-    """
-
-    code: str
-    message: str
-    param: str | None
 
 
 class LabelPrediction(_Answer):

@@ -13,11 +13,10 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from service.http.parameters import check_identifier
-from service.http.problems import ProblemError, describe, dotted
+from service.http.problems import describe, dotted
 from service.inference.client import inference_unavailable
 from service.inference.documents import (
     ImageInput,
-    ItemError,
     JobInput,
     MixedPredictionRequest,
     PredictionList,
@@ -27,7 +26,8 @@ from service.inference.documents import (
 from service.jobs.artifacts import HEAD_DELTA, find_artifact, not_ready
 from store.errors import NotFoundError
 from store.jobs import find_deltas
-from store.orders import DeltaOrder, PredictionOrder
+from store.orders import DeltaOrder, ItemError, Outcomes, PredictionOrder
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -153,7 +153,7 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
     """
     asked = [index for index, item in enumerate(plan.items) if item.input is not None]
     try:
-        outcomes = [] if content is None else _Outcomes.model_validate_json(content).data
+        outcomes = [] if content is None else Outcomes.model_validate_json(content).data
         by_index = dict(zip(asked, outcomes, strict=True))
         answers = [
             {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.shown_job}
@@ -164,12 +164,6 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
         _log.warning("inference_answers_strangely", error=type(error).__name__)
         raise inference_unavailable() from error
     return document.model_dump_json().encode()
-
-
-class _Outcomes(BaseModel):
-    """What the inference process says to each input that it was given."""
-
-    data: list[dict[str, Any]]
 
 
 def _outcome(item: Item, said: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -195,9 +189,9 @@ def _plan(
     ]
     places = {job: place for place, job in enumerate(dict.fromkeys(job for job, _ in asked))}
     seconds = timeout_seconds if body.timeout_seconds is None else body.timeout_seconds
-    order = PredictionOrder(
-        deltas=[orders[job] for job in places],
-        items=[(places[job], given) for job, given in asked],
+    order = PredictionOrder.of_checked(
+        [orders[job] for job in places],
+        [(places[job], given) for job, given in asked],
         truncate=body.truncate,
         timeout_seconds=seconds,
     )

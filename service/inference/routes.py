@@ -17,7 +17,7 @@ from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import JobId  # noqa: TC001 - as above
-from service.http.waiting import aside, while_connected
+from service.http.waiting import aside
 from service.inference.documents import (
     MAX_VALUES,
     MixedPredictionRequest,
@@ -26,6 +26,7 @@ from service.inference.documents import (
 )
 from service.inference.plan import Plan, answer, find_order, plan_for_job, plan_mixed
 from service.openapi import problems
+from store.waiting import while_connected
 
 PATHS = re.compile(r"(/jobs/[^/]+)?/predict")
 MAX_BODY_BYTES = 16 << 20  # for images
@@ -93,7 +94,7 @@ async def _carry_out(request: Request, gateway: Gateway, plan: Plan) -> Response
     """Ask the inference process what is to be asked, and answer.
 
     Raises:
-        ClientDisconnect: the caller has hung up, and the inference process was told.
+        CallerLeftError: the caller has hung up, and the inference process was told.
         ProblemError: 503 ``inference_unavailable``, or what the process says of its load.
     """
     content = None
@@ -103,6 +104,6 @@ async def _carry_out(request: Request, gateway: Gateway, plan: Plan) -> Response
             timeout_seconds=plan.timeout_seconds,
             request_id=request.state.request_id,
         )
-        content = await while_connected(request, asked)
+        content = await while_connected(request.receive, asked)
     document = await aside(partial(answer, plan, content), size=len(content or b""))
     return Response(document, media_type="application/json")

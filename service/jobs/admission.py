@@ -12,11 +12,12 @@ import sqlalchemy as sa
 
 from hifi.data.inference import complete_hub_task, complete_task, count_labels
 from hifi.data.profile import DatasetProfile
-from service.http.problems import ProblemError, invalid_request
+from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
 from store.datasets import get_dataset
 from store.errors import NotFoundError
 from store.jobs import NewJob
+from store.problems import ProblemError
 from store.spec import HubDataset
 from store.tables import Backbone
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from service.http.problems import ProblemError
 from store.jobs import get_job, list_artifacts
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

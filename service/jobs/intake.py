@@ -12,7 +12,6 @@ from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from service.http.batches import Batcher
-from service.http.problems import ProblemError
 from service.http.replay import Answer, still_at_work
 from service.jobs.admission import Completions, admit
 from service.jobs.hub import is_hub_id
@@ -21,6 +20,7 @@ from store.datasets import keep_datasets
 from store.errors import StoreError
 from store.idempotency import KeyedRequest, key_reused, recall, remember
 from store.jobs import NewJob, QueuedJob, SpaciousQueues, draft, enqueue
+from store.problems import ProblemError
 from store.spec import HubDataset
 from store.tables import Backbone, Dataset
 from store.tenants import lock_tenants

@@ -15,7 +15,6 @@ from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
 from service.http.downloads import answer_with_file, content_disposition, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
-from service.http.waiting import while_connected
 from service.inference.client import ProxiedFile
 from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
@@ -23,6 +22,7 @@ from service.openapi import problems
 from store.jobs import get_job, list_artifacts
 from store.orders import DeltaOrder
 from store.storage import Blob
+from store.waiting import while_connected
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
@@ -118,7 +118,7 @@ async def get_merged(
     job, delta = await run_in_threadpool(_artifact, gateway, caller, job_id, encoding="float32")
     order = DeltaOrder.of(job, delta)
     asked = gateway.inference.merged_model(order, request_id=request.state.request_id)
-    upstream = await while_connected(request, asked)
+    upstream = await while_connected(request.receive, asked)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
     return ProxiedFile(upstream, headers=headers, media_type=_TAR)

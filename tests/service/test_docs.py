@@ -12,7 +12,7 @@ from service.app import build_app
 from service.inference.documents import MAX_VALUES
 from service.inference.routes import MAX_BODY_BYTES
 from service.operations.metrics import Metrics
-from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
+from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS
 from store.settings import PREFIX, Settings
 from store.states import JobStatus
 from tests.root import ROOT
@@ -101,7 +101,7 @@ class TestCalls:
         text = SERVICE.partition("## Predictions")[2].partition("\n## ")[0]
         assert f"1 to {MAX_INPUTS} inputs, {MAX_BODY_BYTES >> 20} MiB" in text
         assert f"{MAX_VALUES:,} JSON values" in text
-        assert f"{MAX_LETTERS:,} letters" in text
+        assert f"{MAX_CHARACTERS:,} letters" in text
         assert f"{MAX_SECONDS:g} at most" in text
 
     def test_codes_are_raised_somewhere(self):

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from service.app import build_app
 from store.database import Database
-from store.prediction_limits import MAX_INPUTS
+from store.orders import MAX_INPUTS
 from tests.service.gateways import (
     MODEL,
     Member,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import structlog
@@ -20,12 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from store.orders import DeltaOrder, Outcomes, PredictionOrder
+from store.problems import ProblemError
 from store.storage import ArtifactStorage
+from store.waiting import CallerLeftError, while_connected
 from worker.inference.deltas import DeltaCache
 from worker.inference.merging import Merger
 from worker.inference.metrics import CONTENT_TYPE
-from worker.inference.orders import DeltaOrder, PredictionRequest, check_token, read_body
-from worker.inference.problems import ProblemError, problem_response
+from worker.inference.requests import check_token, problem_response, read_body
 from worker.inference.serving import Serving, open_serving
 from worker.scratch import own_folder
 from worker.tar import stream_tar, tar_size
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-_Done = TypeVar("_Done")
 # At work or waiting: each may have a whole model on disk until its caller has it.
 MAX_REQUESTS = 8
 _MAX_ORDER_BYTES = 1 << 14
@@ -80,6 +80,7 @@ def build_app(settings: Settings) -> Starlette:
             ProblemError: _show_problem,
             HTTPException: _show_refusal,
             ClientDisconnect: _show_hang_up,
+            CallerLeftError: _show_hang_up,
             Exception: _show_failure,
         },
     )
@@ -177,34 +178,11 @@ async def _merged(request: Request) -> Response:
 
 async def _predict(request: Request) -> Response:
     check_token(request, token=request.state.settings.infer_token)
-    asked = await read_body(request, PredictionRequest, max_bytes=_MAX_PREDICTION_BYTES)
+    asked = await read_body(request, PredictionOrder, max_bytes=_MAX_PREDICTION_BYTES)
     serving: Serving = request.state.serving
     with structlog.contextvars.bound_contextvars(request_id=request.headers.get("x-request-id")):
-        answers = await _while_connected(request, serving.predict(asked))
-    return JSONResponse({"data": answers})
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _Done]) -> _Done:
-    """Wait for work, and give it up when its caller hangs up.
-
-    Raises:
-        ClientDisconnect: the caller has gone.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_hang_up(request))
-    try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _wait_for_hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        answers = await while_connected(request.receive, serving.predict(asked))
+    return Response(Outcomes(data=answers).model_dump_json(), media_type="application/json")
 
 
 async def _metrics(request: Request) -> Response:

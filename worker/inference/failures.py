@@ -19,10 +19,10 @@ from hifi.errors import (
     UnsupportedArchitectureError,
 )
 from store.errors import ArtifactStorageError
-from worker.inference.problems import ProblemError
+from store.problems import ProblemError
 
 if TYPE_CHECKING:
-    from worker.inference.orders import DeltaOrder
+    from store.orders import DeltaOrder
 
 _DISK = (StorageError, SafetensorError, OSError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)

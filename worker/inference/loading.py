@@ -12,9 +12,9 @@ from worker.inference.heap import Heap
 from worker.inference.turns import FairPool, SingleFlight, Turns
 
 if TYPE_CHECKING:
+    from store.orders import DeltaOrder
     from worker.inference.backbones import LoadedDelta, ServedBackbone
     from worker.inference.deltas import DeltaCache
-    from worker.inference.orders import DeltaOrder
     from worker.inference.tiers import HostTier
 
 _Key: TypeAlias = "tuple[ServedBackbone, str]"

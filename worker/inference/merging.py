@@ -13,9 +13,9 @@ from worker.inference.backbones import find_backbone
 from worker.inference.failures import typed_problems
 
 if TYPE_CHECKING:
+    from store.orders import DeltaOrder
     from store.settings import Settings
     from worker.inference.deltas import DeltaCache
-    from worker.inference.orders import DeltaOrder
 
 
 class Merger:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import structlog
 import torch
 
 from hifi.errors import HifiError, ImageInputError, InputError, TextTooLongError
+from store.orders import ItemError
+from store.problems import ProblemError
 from worker.inference.executor import (
     ComputationError,
     NoMemoryError,
@@ -23,16 +25,15 @@ from worker.inference.executor import (
     Work,
 )
 from worker.inference.failures import typed_problems
-from worker.inference.problems import ProblemError
 from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.turns import FairPool
 
 if TYPE_CHECKING:
     from hifi.serving.bank import PackedDelta
     from hifi.serving.prediction import Sample, TaskRecord
+    from store.orders import DeltaOrder, PredictionOrder
     from worker.inference.backbones import Backbones, ServedBackbone
     from worker.inference.loading import DeltaLoader
-    from worker.inference.orders import DeltaOrder, PredictionRequest
     from worker.inference.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
@@ -118,7 +119,7 @@ class _Part:
 
 def item_error(code: str, message: str, *, param: str | None = None) -> Answer:
     """Write why one input has no answer."""
-    return {"error": {"code": code, "message": message, "param": param}}
+    return {"error": ItemError(code=code, message=message, param=param).model_dump()}
 
 
 class PredictionDesk:
@@ -153,7 +154,7 @@ class PredictionDesk:
         for part in (self._backbones, self._loader, self._encoders):
             part.close()
 
-    async def predict(self, request: PredictionRequest) -> list[Answer]:
+    async def predict(self, request: PredictionOrder) -> list[Answer]:
         """Answer a request; an input that fails does not disturb the others.
 
         Args:
@@ -167,7 +168,7 @@ class PredictionDesk:
         """
         answers: dict[int, Answer] = {}
         parts = _parts(request, answers)
-        with self._places.take(Counter(request.orders[i.order].tenant for i in request.items)):
+        with self._places.take(Counter(request.orders[i["order"]].tenant for i in request.items)):
             tasks = [
                 asyncio.create_task(self._serve(part, truncate=request.truncate)) for part in parts
             ]
@@ -258,11 +259,11 @@ class PredictionDesk:
         return displaced
 
 
-def _parts(request: PredictionRequest, answers: dict[int, Answer]) -> list[_Part]:
+def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
     """Sort the items by head delta."""
     inputs: dict[int, dict[int, Mapping[str, str]]] = {}
     for index, item in enumerate(request.items):
-        inputs.setdefault(item.order, {})[index] = item.input.given()
+        inputs.setdefault(item["order"], {})[index] = cast("Mapping[str, str]", item["input"])
     return [_Part(request.orders[order], mine, answers) for order, mine in inputs.items()]
 
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hifi.backbones.devices import resolve_device
+from store.problems import ProblemError
 from worker.inference.backbones import Backbones, ServedBackbone
 from worker.inference.executor import Executor, Work
 from worker.inference.loading import DeltaLoader
 from worker.inference.metrics import Figures, Metrics, TierFigures
 from worker.inference.predictions import Answer, Places, PredictionDesk
-from worker.inference.problems import ProblemError
 from worker.inference.scheduler import Scheduler
 from worker.inference.tiers import DeviceTier, HostTier
 
 if TYPE_CHECKING:
+    from store.orders import PredictionOrder
     from store.settings import Settings
     from worker.inference.deltas import DeltaCache
-    from worker.inference.orders import PredictionRequest
 
 
 # On two CPU cores the rate is the same from 500 tokens on, and whoever comes waits for a batch to
@@ -40,7 +40,7 @@ class Serving:
     executor: Executor
     metrics: Metrics
 
-    async def predict(self, request: PredictionRequest) -> list[Answer]:
+    async def predict(self, request: PredictionOrder) -> list[Answer]:
         """Answer a request, as ``PredictionDesk.predict`` does."""
         started = time.perf_counter()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 
 
 class DatasetInvalidError(ProblemError):

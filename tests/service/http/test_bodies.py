@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http.bodies import JsonBody, _check_count
-from service.http.problems import ProblemError
+from store.problems import ProblemError
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
 
 

@@ -19,8 +19,8 @@ from service.http.downloads import (
     has_already,
     requested_span,
 )
-from service.http.problems import ProblemError
 from store.errors import ArtifactStorageError
+from store.problems import ProblemError
 from store.storage import Blob
 
 if TYPE_CHECKING:

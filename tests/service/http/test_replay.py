@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
-from service.http.problems import ProblemError
 from service.http.replay import Answer, Once
 from store.database import Database
 from store.errors import IllegalTransitionError
 from store.idempotency import RequestKey, begin
+from store.problems import ProblemError
 from store.schema import upgrade
 from store.tables import Base, Job
 from tests.service.gateways import (

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.http.problems import ProblemError
 from service.http.shares import Share
+from store.problems import ProblemError
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.http.problems import ProblemError
 from service.inference import client as module
 from service.inference.client import InferenceClient, ProxiedFile
 from store.orders import DeltaOrder
+from store.problems import ProblemError
 from store.settings import Settings
 
 if TYPE_CHECKING:

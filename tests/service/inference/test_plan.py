@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.http.problems import ProblemError
 from service.inference.documents import MixedPredictionRequest, PredictionRequest
 from service.inference.plan import Plan, answer, plan_for_job, plan_mixed
 from store.database import Database
 from store.orders import DeltaOrder
+from store.problems import ProblemError
 from store.storage import ArtifactStorage
 from tests.service.work import finished_job
 

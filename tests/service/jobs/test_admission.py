@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hifi.data.profile import ColumnProfile, DatasetProfile, Problem
-from service.http.problems import ProblemError
 from service.jobs.admission import Admission, admit
 from store.database import database_now
 from store.datasets import Split, add_dataset
 from store.errors import NotFoundError
+from store.problems import ProblemError
 from store.spec import JobSpec
 from store.storage import Blob
 from store.tables import Backbone

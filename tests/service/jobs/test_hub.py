@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from service.http.problems import ProblemError
 from service.jobs import hub
 from service.jobs.hub import HuggingFaceHub, is_hub_id
+from store.problems import ProblemError
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 FILES = {

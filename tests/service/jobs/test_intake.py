@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from hifi.data.inference import complete_task
-from service.http.problems import ProblemError
 from service.http.replay import Answer
 from service.jobs.intake import Intake, Posting
 from store.errors import IdempotencyKeyReusedError, NotFoundError, QuotaExceededError
 from store.idempotency import KeyedRequest, RequestKey
+from store.problems import ProblemError
 from store.spec import JobSpec
 from store.tables import IdempotencyRecord, Job, JobEvent
 from tests.service.gateways import MODEL, add_dataset_row, add_member

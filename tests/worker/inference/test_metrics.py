@@ -11,13 +11,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from store.problems import ProblemError
 from tests.worker.inference.asking import ask, body, measured, predict
 from tests.worker.inference.conftest import order_of
 from tests.worker.inference.test_app import check_problem
 from tests.worker.inference.tuned import Tuned, tune
 from worker.inference import predictions
 from worker.inference.app import build_app
-from worker.inference.problems import ProblemError
 
 if TYPE_CHECKING:
     from tests.worker.inference.conftest import Home

@@ -1,4 +1,4 @@
-"""worker.inference.orders: what a request may say, and nothing else."""
+"""store.orders as the inference process reads them: what an order may say, and nothing else."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 
 from hifi.serving.bank import HeadBank
 from store.errors import ArtifactStorageError
+from store.problems import ProblemError
 from tests.tiny_deltas import save_bare_backbone
 from tests.worker.inference.asking import (
     TEXT,
@@ -35,7 +36,6 @@ from tests.worker.inference.tuned import Tuned, image
 from worker.inference import executor, predictions
 from worker.inference.executor import NotPlacedError
 from worker.inference.predictions import Places
-from worker.inference.problems import ProblemError
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

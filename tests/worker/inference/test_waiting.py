@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from store.orders import PredictionOrder
 from tests.worker.inference.asking import (
     TEXT,
     UNDER_WAY,
@@ -30,7 +31,6 @@ from worker.inference import predictions
 from worker.inference.app import build_app
 from worker.inference.deltas import DeltaCache
 from worker.inference.loading import DeltaLoader
-from worker.inference.orders import PredictionRequest
 from worker.inference.serving import Serving, open_serving
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 async def one_at_work_and_one_behind(
-    serving: Serving, request: PredictionRequest, gate: Gate
+    serving: Serving, request: PredictionOrder, gate: Gate
 ) -> list[asyncio.Task[Any]]:
     """Ask a request of three samples twice: one stands at the gate, one waits behind it."""
     await serving.predict(request)  # loads what it needs
@@ -160,7 +160,7 @@ class TestGivingUp:
         self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
     ):
         order = home.order(tasks["two"])
-        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
 
         async def run() -> None:
             deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
@@ -229,7 +229,7 @@ class TestGivingUp:
         self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
     ):
         order = home.order(tasks["two"])
-        request = PredictionRequest.model_validate(body([order], [(0, TEXT)] * 3))
+        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
 
         async def run() -> None:
             deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)

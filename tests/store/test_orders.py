@@ -1,4 +1,4 @@
-"""What the gateway writes is what the inference process reads, field by field."""
+"""store.orders: what the gateway writes is what the inference process reads, field by field."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.orders import DeltaOrder, PredictionOrder
-from store.prediction_limits import MAX_LETTERS, MAX_SECONDS
-from worker.inference import orders
+from store.orders import MAX_CHARACTERS, MAX_SECONDS, DeltaOrder, PredictionOrder
 
 TEXTS = st.text(max_size=40)
 INPUTS = st.one_of(
@@ -34,24 +32,24 @@ def delta(number: int, revision: str | None) -> DeltaOrder:
 )
 def test_a_request_for_predictions(items, truncate, seconds):
     deltas = [delta(0, None), delta(1, "a" * 40), delta(2, None)]
-    written = PredictionOrder(
-        deltas=deltas, items=items, truncate=truncate, timeout_seconds=seconds
+    written = PredictionOrder.of_checked(
+        deltas, items, truncate=truncate, timeout_seconds=seconds
     ).to_json()
-    read = orders.PredictionRequest.model_validate_json(written)
-    assert [vars(order) for order in read.orders] == [vars(order) for order in deltas]
-    assert [(item.order, item.input.given()) for item in read.items] == items
+    read = PredictionOrder.model_validate_json(written)
+    assert read.orders == deltas
+    assert [(item["order"], item["input"]) for item in read.items] == items
     assert (read.truncate, read.timeout_seconds) == (truncate, seconds)
 
 
 @pytest.mark.parametrize("revision", [None, "0" * 40])
 def test_an_order_for_a_merged_model(revision):
     written = delta(5, revision)
-    assert vars(orders.DeltaOrder.model_validate_json(written.to_json())) == vars(written)
+    assert DeltaOrder.model_validate_json(written.to_json()) == written
 
 
 def test_the_longest_text():
-    item = (0, {"text": "a" * MAX_LETTERS})
-    order = PredictionOrder(
-        deltas=[delta(0, None)], items=[item], truncate=True, timeout_seconds=MAX_SECONDS
+    item = (0, {"text": "a" * MAX_CHARACTERS})
+    order = PredictionOrder.of_checked(
+        [delta(0, None)], [item], truncate=True, timeout_seconds=MAX_SECONDS
     )
-    assert orders.PredictionRequest.model_validate_json(order.to_json()).items[0].order == 0
+    assert PredictionOrder.model_validate_json(order.to_json()).items[0]["order"] == 0
