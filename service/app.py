@@ -25,6 +25,7 @@ from service.http.batches import Batcher
 from service.http.middleware import BodyLimit, Door
 from service.http.parameters import check_query
 from service.http.shares import Shares
+from service.inference import merged
 from service.inference import routes as predictions
 from service.inference.client import InferenceClient
 from service.jobs import events, results
@@ -106,7 +107,7 @@ def build_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     for rooms in (
-        *(jobs, events, results, predictions, datasets, models, tenants),
+        *(jobs, events, results, merged, predictions, datasets, models, tenants),
         *(operations, documentation, dashboard),
     ):
         app.include_router(rooms.router)

@@ -64,11 +64,7 @@ class Gateway:
     @property
     def quotas(self) -> Quotas:
         """What a tenant without quotas of its own may have."""
-        return Quotas(
-            max_queued=self.settings.tenant_max_queued,
-            max_running=self.settings.tenant_max_running,
-            max_bytes=self.settings.tenant_max_bytes,
-        )
+        return Quotas.of_settings(self.settings)
 
     @property
     def uploads(self) -> Path:

@@ -12,6 +12,8 @@ from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
 from service.http.auth import is_public
+from service.http.documents import Problem
+from service.http.responses import REFERENCE, problems
 from service.inference.documents import (
     ImageInput,
     JobInput,
@@ -19,14 +21,12 @@ from service.inference.documents import (
     PredictionRequest,
     TextInput,
 )
-from service.jobs.schemas import NewKey, NewQuotas, NewTenant, Problem
-from store.problems import MEDIA_TYPE
+from service.tenants.documents import NewKey, NewQuotas, NewTenant
 from store.spec import JobSpec
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_REF = "#/components/schemas/{model}"
 _ABOUT = (
     "Fine-tune only the attention heads that matter for a task. Every error is an "
     "`application/problem+json` document; every answer names its request in `x-request-id`."
@@ -44,34 +44,6 @@ _EVERYWHERE = (
     HTTPStatus.UNPROCESSABLE_ENTITY,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
-_SAID = {
-    HTTPStatus.BAD_REQUEST: "`host_not_allowed`, `invalid_json`, `invalid_multipart`",
-    HTTPStatus.UNAUTHORIZED: "`unauthorized`: no key, or one that is not valid",
-    HTTPStatus.FORBIDDEN: "`origin_not_allowed`, `forbidden`, `quota_exceeded` of stored bytes",
-    HTTPStatus.NOT_FOUND: "`not_found`: not there, or another tenant's",
-    HTTPStatus.CONFLICT: "not in the state that this needs; `code` says which",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`body_too_large`",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`unsupported_media_type`",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
-    HTTPStatus.TOO_MANY_REQUESTS: (
-        "`quota_exceeded`: as many jobs wait as may; `too_many_streams`, `too_many_uploads`, "
-        "`too_many_merges`, `too_many_predictions`: as many are open as one tenant may have; "
-        "`too_many_requests`: the inference process has its hands full"
-    ),
-    HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
-}
-
-
-def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Describe refusals for a route's ``responses``, beside those that every route has."""
-    schema = {"$ref": _REF.format(model=Problem.__name__)}
-    return {
-        int(status): {
-            "description": _SAID.get(status, status.phrase),
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status in statuses
-    }
 
 
 def document(app: FastAPI, *, asks_for_keys: bool) -> dict[str, Any]:
@@ -125,6 +97,6 @@ def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
 
 def _body_schemas() -> dict[str, Any]:
     models = [(model, "validation") for model in _READ]
-    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     return found

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from store.settings import Settings
+
 _SECRET_PREFIX = "hifi_"  # noqa: S105 - what every secret begins with
 _SECRET_BYTES = 32
 # Asked with every request: columns rather than rows, which take longer to make.
@@ -44,6 +46,15 @@ class Quotas:
     max_queued: int
     max_running: int
     max_bytes: int
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> Quotas:
+        """Return what the server's settings allow a tenant without quotas of its own."""
+        return cls(
+            max_queued=settings.tenant_max_queued,
+            max_running=settings.tenant_max_running,
+            max_bytes=settings.tenant_max_bytes,
+        )
 
     def of(self, tenant: Tenant) -> Quotas:
         """Tell what holds for a tenant, where these hold for one without quotas of its own."""

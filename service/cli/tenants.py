@@ -74,19 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
-    from service.cli.tenant_doors import open_server, open_tables
+    from service.cli.tenant_doors import open_tables
 
     if args.url or os.environ.get("HIFI_URL"):
-        return open_server(args)
+        return options.connect(args)
     return open_tables()
+
+
+def _find(door: TenantDoor, args: argparse.Namespace) -> str:
+    from service.cli.tenant_doors import find_tenant
+
+    return find_tenant(door, args.tenant_name)
 
 
 def _create(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in _QUOTAS}
     quotas = {name: limit for name, limit in given.items() if limit is not None}
     with _door(args) as door:
-        tenant = door.create(args.new_name, is_admin=args.admin, quotas=quotas)
-        key = door.create_key(tenant["id"], name=None) if args.with_key else None
+        tenant = door.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
+        key = door.keys.create(tenant["id"], name=None) if args.with_key else None
     if args.json:
         output.print_json(tenant if key is None else {**tenant, "key": key})
         return output.EXIT_OK
@@ -117,7 +123,7 @@ def _update(args: argparse.Namespace) -> int:
         if limit is not None
     }
     with _door(args) as door:
-        tenant = door.change_quotas(door.find(args.tenant_name), quotas)
+        tenant = door.tenants.change_quotas(_find(door, args), quotas)
     if args.json:
         output.print_json(tenant)
     else:
@@ -132,7 +138,7 @@ def _update(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     with _door(args) as door:
-        page = door.list(after=args.after, limit=args.limit)
+        page = door.tenants.list(after=args.after, limit=args.limit)
     if args.json:
         output.print_json(page)
         return output.EXIT_OK
@@ -151,7 +157,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _usage(args: argparse.Namespace) -> int:
     with _door(args) as door:
-        usage = door.usage(door.find(args.tenant_name))
+        usage = door.tenants.usage(_find(door, args))
     if args.json:
         output.print_json(usage)
         return output.EXIT_OK
@@ -171,7 +177,7 @@ def _usage(args: argparse.Namespace) -> int:
 
 def _create_key(args: argparse.Namespace) -> int:
     with _door(args) as door:
-        key = door.create_key(door.find(args.tenant_name), name=args.name)
+        key = door.keys.create(_find(door, args), name=args.name)
     if args.json:
         output.print_json(key)
     else:
@@ -181,7 +187,7 @@ def _create_key(args: argparse.Namespace) -> int:
 
 def _list_keys(args: argparse.Namespace) -> int:
     with _door(args) as door:
-        page = door.list_keys(door.find(args.tenant_name), after=args.after, limit=args.limit)
+        page = door.keys.list(_find(door, args), after=args.after, limit=args.limit)
     if args.json:
         output.print_json(page)
         return output.EXIT_OK
@@ -200,7 +206,7 @@ def _list_keys(args: argparse.Namespace) -> int:
 
 def _revoke(args: argparse.Namespace) -> int:
     with _door(args) as door:
-        door.revoke_key(args.key_id)
+        door.keys.revoke(args.key_id)
     if args.json:
         output.print_json({"id": args.key_id, "object": "api_key", "deleted": True})
     else:

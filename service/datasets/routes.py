@@ -20,13 +20,13 @@ from starlette.responses import Response
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.datasets.checking.conversion import convert
 from service.datasets.checking.exchange import ENDINGS, SPLITS, Limits, UploadedFile
+from service.datasets.documents import DatasetDocument, DatasetList
 from service.datasets.spool import Expected, Form, SpooledFile, receive_form
 from service.http.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
 from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
-from service.jobs.schemas import DatasetDocument, DatasetList, envelope
-from service.openapi import problems
+from service.http.responses import problems
 from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
 from store.errors import QuotaExceededError
 from store.problems import ProblemError
@@ -103,7 +103,7 @@ def get_datasets(
     with gateway.database.read() as session:
         page = list_datasets(session, caller.tenant_id, after=after, limit=limit)
     data = [DatasetDocument.of(dataset) for dataset in page.rows]
-    return DatasetList(**envelope(data, has_more=page.has_more))
+    return DatasetList.of(data, has_more=page.has_more)
 
 
 @router.get("/datasets/{dataset_id}", responses=problems(HTTPStatus.NOT_FOUND))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from store.storage import Blob
 
+TAR = "application/x-tar"
 Opener = Callable[[int, int], Iterator[bytes]]
 
 _LONGEST_NAME = 100

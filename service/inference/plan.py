@@ -95,9 +95,7 @@ def find_order(database: Database, tenant_id: str, job_id: str) -> DeltaOrder:
         NotFoundError: there is no such job, or it is another tenant's.
         ProblemError: 409 ``not_ready``.
     """
-    with database.read() as session:
-        job, delta = find_artifact(session, tenant_id, job_id, encoding=_ENCODING)
-        return DeltaOrder.of(job, delta)
+    return DeltaOrder.of(*find_artifact(database, tenant_id, job_id, encoding=_ENCODING))
 
 
 def plan_for_job(body: PredictionRequest, order: DeltaOrder, *, timeout_seconds: float) -> Plan:

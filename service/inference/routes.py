@@ -17,6 +17,7 @@ from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import JobId  # noqa: TC001 - as above
+from service.http.responses import problems
 from service.http.waiting import aside
 from service.inference.documents import (
     MAX_VALUES,
@@ -25,7 +26,6 @@ from service.inference.documents import (
     PredictionRequest,
 )
 from service.inference.plan import Plan, answer, find_order, plan_for_job, plan_mixed
-from service.openapi import problems
 from store.waiting import while_connected
 
 PATHS = re.compile(r"(/jobs/[^/]+)?/predict")

@@ -9,8 +9,7 @@ from store.jobs import get_job, list_artifacts
 from store.problems import ProblemError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
+    from store.database import Database
     from store.states import JobStatus
     from store.tables import Artifact, Job
 
@@ -18,12 +17,12 @@ HEAD_DELTA = "head delta"
 
 
 def find_artifact(
-    session: Session, tenant_id: str, job_id: str, *, encoding: str
+    database: Database, tenant_id: str, job_id: str, *, encoding: str
 ) -> tuple[Job, Artifact]:
-    """Find the head delta of a tenant's job.
+    """Find the head delta of a tenant's job in a transaction of its own.
 
     Args:
-        session: a transaction.
+        database: where the tables are.
         tenant_id: whose job it must be.
         job_id: which.
         encoding: of the delta, or ``lora``.
@@ -32,10 +31,11 @@ def find_artifact(
         NotFoundError: there is no such job, or it is another tenant's.
         ProblemError: 409 ``not_ready``.
     """
-    job = get_job(session, tenant_id, job_id)
-    for artifact in list_artifacts(session, job):
-        if artifact.encoding == encoding:
-            return job, artifact
+    with database.read() as session:
+        job = get_job(session, tenant_id, job_id)
+        for artifact in list_artifacts(session, job):
+            if artifact.encoding == encoding:
+                return job, artifact
     raise not_ready(job_id, status=job.status, what=HEAD_DELTA)
 
 

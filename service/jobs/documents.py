@@ -1,4 +1,4 @@
-"""What a job's events and heads look like to callers: names as in the contract."""
+"""Jobs, their events and their heads as callers see them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,171 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from service.jobs.schemas import StoredFile
+from service.http.documents import Answer, Listed, Page
 from store.errors import NotFoundError
+from store.states import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from service.jobs.tailer import ProgressSeen
+    from store.jobs import QueuedJob
     from store.tables import Artifact, Job, JobEvent
 
 Scores = list[float | None]  # a score that is no number is null in JSON
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _SHOWN_CHARACTERS = 64
+_IDLE = frozenset({JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED})
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class JobProgress(Answer):
+    """How far a job is."""
+
+    phase: str | None
+    step: int | None
+    total_steps: int | None
+    fraction: float
+    eta_seconds: float | None
+
+    @classmethod
+    def of(cls, job: Job | ProgressSeen) -> JobProgress:
+        """Show how far a job is; one that has succeeded is through, however it came to that.
+
+        A job at which nobody is at work is in no phase; a failed one shows where it failed.
+        """
+        share = min((job.step or 0) / job.total_steps, 1.0) if job.total_steps else 0.0
+        return cls(
+            phase=None if job.status in _IDLE else job.phase,
+            step=job.step,
+            total_steps=job.total_steps,
+            fraction=1.0 if job.status is JobStatus.SUCCEEDED else share,
+            eta_seconds=job.eta_seconds,
+        )
 
 
-class EventDocument(_Answer):
+_NOT_BEGUN = JobProgress(phase=None, step=None, total_steps=None, fraction=0.0, eta_seconds=None)
+
+
+class JobSelection(Answer):
+    """The heads that a job tunes."""
+
+    heads: list[tuple[int, int]]
+    trainable_parameters: int
+    fraction: float
+
+
+class JobResult(Answer):
+    """What a job reached, and how fast."""
+
+    metrics: dict[str, float | None]
+    best_step: int | None
+    train_seconds: float
+    selection_seconds: float
+    samples_per_second: float | None
+
+
+class StoredFile(Answer):
+    """Size and hash of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class JobArtifact(StoredFile):
+    """A head delta: as float32, and in every encoding."""
+
+    encodings: dict[str, StoredFile]
+
+
+class JobFailure(Answer):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobDocument(Listed):
+    """One requested fine-tune."""
+
+    object: Literal["job"] = "job"
+    status: JobStatus
+    tenant: str
+    name: str | None
+    metadata: dict[str, str]
+    spec: dict[str, Any]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: JobProgress
+    attempt: int
+    selection: JobSelection | None
+    result: JobResult | None
+    artifact: JobArtifact | None
+    error: JobFailure | None
+
+    @classmethod
+    def of_queued(cls, job: QueuedJob) -> JobDocument:
+        """Show a job that has just been queued."""
+        return cls(
+            id=job.id,
+            status=JobStatus.QUEUED,
+            tenant=job.tenant_id,
+            name=job.name,
+            metadata=dict(job.metadata),
+            spec=dict(job.spec),
+            created_at=job.created_at,
+            started_at=None,
+            finished_at=None,
+            progress=_NOT_BEGUN,
+            attempt=1,
+            selection=None,
+            result=None,
+            artifact=None,
+            error=None,
+        )
+
+    @classmethod
+    def of(cls, job: Job, artifacts: Sequence[Artifact] = ()) -> JobDocument:
+        """Show a row with its artifacts."""
+        return cls(
+            id=job.id,
+            status=job.status,
+            tenant=job.tenant_id,
+            name=job.name,
+            metadata=job.meta,
+            spec=job.spec,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            progress=JobProgress.of(job),
+            attempt=job.attempt,
+            selection=None if job.selection is None else JobSelection(**job.selection),
+            result=None if job.result is None else JobResult(**job.result),
+            artifact=_artifact(artifacts),
+            error=None if job.error is None else JobFailure(**job.error),
+        )
+
+
+def _artifact(artifacts: Sequence[Artifact]) -> JobArtifact | None:
+    files = {
+        artifact.encoding: StoredFile(bytes=artifact.bytes, sha256=artifact.sha256)
+        for artifact in artifacts
+    }
+    whole = files.get("float32")
+    if whole is None:
+        return None
+    return JobArtifact(bytes=whole.bytes, sha256=whole.sha256, encodings=files)
+
+
+class JobList(Page[JobDocument]):
+    """A page of jobs, newest first."""
+
+
+class EventDocument(Listed):
     """Something that happened to a job."""
 
-    id: str
     object: Literal["job.event"] = "job.event"
     created_at: datetime
     level: str
@@ -50,14 +191,8 @@ class EventDocument(_Answer):
         )
 
 
-class EventList(_Answer):
+class EventList(Page[EventDocument]):
     """A page of a job's events, oldest first."""
-
-    object: Literal["list"] = "list"
-    data: list[EventDocument]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 def event_id(job_id: str, number: int) -> str:
@@ -87,7 +222,7 @@ def event_number(job: Job, identifier: str, *, param: str) -> int:
     return int(number)
 
 
-class LayerHeads(_Answer):
+class LayerHeads(Answer):
     """The scores of a layer's H heads."""
 
     layer: int
@@ -104,7 +239,7 @@ class HeadsArtifact(StoredFile):
     url: str
 
 
-class HeadsDocument(_Answer):
+class HeadsDocument(Answer):
     """All scores of a job's selection, and the heads that were selected by them."""
 
     object: Literal["job.heads"] = "job.heads"

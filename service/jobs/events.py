@@ -14,10 +14,9 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as above
-from service.jobs.documents import EventDocument, EventList, event_number
-from service.jobs.schemas import JobProgress, envelope
+from service.http.responses import problems
+from service.jobs.documents import EventDocument, EventList, JobProgress, event_number
 from service.jobs.tailer import ProgressSeen
-from service.openapi import problems
 from store.jobs import get_job, list_events
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def get_events(
         if not is_stream:
             events, has_more = list_events(session, job, after=number, limit=limit)
             documents = [EventDocument.of(event) for event in events]
-            return EventList(**envelope(documents, has_more=has_more))
+            return EventList.of(documents, has_more=has_more)
         if last_event_id:
             # A client that reconnects repeats its first request: where it was comes second.
             number = event_number(job, last_event_id, param="Last-Event-ID")

@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from service.http.batches import Batcher
 from service.http.replay import Answer, still_at_work
 from service.jobs.admission import Completions, admit
+from service.jobs.documents import JobDocument
 from service.jobs.hub import is_hub_id
-from service.jobs.schemas import JobDocument
 from store.datasets import keep_datasets
 from store.errors import StoreError
 from store.idempotency import KeyedRequest, key_reused, recall, remember

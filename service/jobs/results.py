@@ -1,36 +1,27 @@
-"""What a job has found and made: its heads' scores, the head delta, the merged model."""
+"""What a job has found and made: its heads' scores, the head delta."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
-from service.http.downloads import answer_with_file, content_disposition, file_name
+from service.http.downloads import TAR, answer_with_file, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
-from service.inference.client import ProxiedFile
+from service.http.responses import problems
 from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
-from service.openapi import problems
 from store.jobs import get_job, list_artifacts
-from store.orders import DeltaOrder
 from store.storage import Blob
-from store.waiting import while_connected
-
-if TYPE_CHECKING:
-    from store.tables import Artifact, Job
 
 Encoding = Literal["float32", "bfloat16", "int8"]
 
 _OCTETS = "application/octet-stream"
-_TAR = "application/x-tar"
 
 router = APIRouter(tags=["results"])
 
@@ -81,47 +72,12 @@ def get_delta(
 
 
 @router.head("/jobs/{job_id}/heads/lora", include_in_schema=False)
-@router.get("/jobs/{job_id}/heads/lora", response_class=Response, responses=_file_answers(_TAR))
+@router.get("/jobs/{job_id}/heads/lora", response_class=Response, responses=_file_answers(TAR))
 def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
     """Download the head delta as a PEFT adapter, in a tar file."""
     return _stored(
-        *(request, gateway, caller, job_id), encoding="lora", suffix="-lora.tar", media_type=_TAR
+        *(request, gateway, caller, job_id), encoding="lora", suffix="-lora.tar", media_type=TAR
     )
-
-
-async def _hold_merge(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[None]:
-    """Count a merged model as its tenant's until its last byte is sent, or its caller has gone.
-
-    Raises:
-        ProblemError: 429 ``too_many_merges``.
-    """
-    with gateway.shares.merges.hold(caller.tenant_id):
-        yield
-
-
-@router.get(
-    "/jobs/{job_id}/merged",
-    response_class=Response,
-    responses={
-        HTTPStatus.OK: {
-            "description": "The merged model with its tokenizer, as `save_pretrained` writes it",
-            "content": {_TAR: {"schema": {"type": "string", "format": "binary"}}},
-        },
-        **problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS),
-    },
-    dependencies=[Depends(_hold_merge)],
-)
-async def get_merged(
-    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
-) -> Response:
-    """Download the backbone with the head delta merged into it, in a tar file."""
-    job, delta = await run_in_threadpool(_artifact, gateway, caller, job_id, encoding="float32")
-    order = DeltaOrder.of(job, delta)
-    asked = gateway.inference.merged_model(order, request_id=request.state.request_id)
-    upstream = await while_connected(request.receive, asked)
-    name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
-    headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
-    return ProxiedFile(upstream, headers=headers, media_type=_TAR)
 
 
 def _stored(
@@ -134,7 +90,7 @@ def _stored(
     suffix: str,
     media_type: str,
 ) -> Response:
-    job, artifact = _artifact(gateway, caller, job_id, encoding=encoding)
+    job, artifact = find_artifact(gateway.database, caller.tenant_id, job_id, encoding=encoding)
     return answer_with_file(
         request,
         Blob(sha256=artifact.sha256, bytes=artifact.bytes),
@@ -144,10 +100,3 @@ def _stored(
         name=file_name(job.name, fallback=job.id, suffix=suffix),
         media_type=media_type,
     )
-
-
-def _artifact(
-    gateway: Gateway, caller: Caller, job_id: str, *, encoding: str
-) -> tuple[Job, Artifact]:
-    with gateway.database.read() as session:
-        return find_artifact(session, caller.tenant_id, job_id, encoding=encoding)

@@ -23,11 +23,11 @@ from service.http.parameters import (
     check_key,
 )
 from service.http.replay import request_key
+from service.http.responses import problems
 from service.jobs.admission import admit
+from service.jobs.documents import JobDocument, JobList
 from service.jobs.estimates import EstimateDocument, estimate
 from service.jobs.intake import PATH, Posting
-from service.jobs.schemas import JobDocument, JobList, envelope
-from service.openapi import problems
 from store import jobs
 from store.idempotency import KeyedRequest
 from store.spec import JobSpec
@@ -94,7 +94,7 @@ def get_jobs(
     """List the jobs, newest first."""
     with gateway.database.read() as session:
         page = jobs.list_jobs(session, caller.tenant_id, status=status, after=after, limit=limit)
-        return JobList(**envelope(_show(session, page.rows), has_more=page.has_more))
+        return JobList.of(_show(session, page.rows), has_more=page.has_more)
 
 
 @router.get("/jobs/{job_id}", responses=problems(HTTPStatus.NOT_FOUND))

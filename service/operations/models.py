@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, Limit  # noqa: TC001 - as above
-from service.jobs.schemas import BackboneDocument, BackboneList, envelope
-from service.openapi import problems
+from service.http.responses import problems
+from service.operations.documents import BackboneDocument, BackboneList
 from store.workers import list_backbones
 
 router = APIRouter(tags=["models"])
@@ -21,4 +21,4 @@ def get_models(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> B
     with gateway.database.read() as session:
         page = list_backbones(session, after=after, limit=limit)
     data = [BackboneDocument.of(backbone) for backbone in page.rows]
-    return BackboneList(**envelope(data, has_more=page.has_more))
+    return BackboneList.of(data, has_more=page.has_more)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.auth import administrator, public
-from service.openapi import problems
+from service.http.responses import problems
 from service.operations.metrics import CONTENT_TYPE
 from store.database import OUTAGES
 from store.problems import ProblemError

@@ -1,0 +1,105 @@
+"""What administrators do to tenants and keys, through the API or on the server itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.tenants.documents import (
+    KeyDocument,
+    KeyList,
+    NewKey,
+    NewKeyDocument,
+    NewQuotas,
+    NewTenant,
+    TenantDocument,
+    TenantList,
+    UsageDocument,
+)
+from store.jobs import count_jobs
+from store.tenants import (
+    OwnQuotas,
+    change_quotas,
+    create_key,
+    create_tenant,
+    get_tenant,
+    list_keys,
+    list_tenants,
+    revoke_key,
+    stored_bytes,
+)
+
+if TYPE_CHECKING:
+    from store.database import Database
+    from store.tables import Tenant
+    from store.tenants import Quotas
+
+
+class Administration:
+    """The tenants and keys in the tables; every call is a transaction.
+
+    Every method raises NotFoundError where what it names is not there.
+
+    Args:
+        database: where the tables are.
+        quotas: of a tenant without quotas of its own.
+    """
+
+    def __init__(self, database: Database, *, quotas: Quotas) -> None:
+        self._database = database
+        self._quotas = quotas
+
+    def create(self, new: NewTenant) -> TenantDocument:
+        """Add a tenant.
+
+        Raises:
+            ConflictError: another has the name.
+        """
+        own = OwnQuotas(
+            max_queued=new.max_queued, max_running=new.max_running, max_bytes=new.max_bytes
+        )
+        with self._database.write() as session:
+            tenant = create_tenant(session, new.name, is_admin=new.is_admin, own=own)
+        return self._show(tenant)
+
+    def list(self, *, after: str | None, limit: int) -> TenantList:
+        """Return a page of the tenants, newest first."""
+        with self._database.read() as session:
+            page = list_tenants(session, after=after, limit=limit)
+        return TenantList.of([self._show(row) for row in page.rows], has_more=page.has_more)
+
+    def change_quotas(self, tenant_id: str, new: NewQuotas) -> TenantDocument:
+        """Change a tenant's quotas, from now on."""
+        with self._database.write() as session:
+            tenant = change_quotas(session, tenant_id, new.changes())
+        return self._show(tenant)
+
+    def usage(self, tenant_id: str) -> UsageDocument:
+        """Return what a tenant has, and may have."""
+        with self._database.read() as session:
+            tenant = get_tenant(session, tenant_id)
+            return UsageDocument.of(
+                tenant.id,
+                jobs=count_jobs(session, tenant.id),
+                stored_bytes=stored_bytes(session, tenant.id),
+                quotas=self._quotas.of(tenant),
+            )
+
+    def create_key(self, tenant_id: str, new: NewKey) -> NewKeyDocument:
+        """Add a key. Its secret is in what this returns and nowhere else."""
+        with self._database.write() as session:
+            key, secret = create_key(session, tenant_id, name=new.name)
+        return NewKeyDocument.of_new(key, secret=secret)
+
+    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> KeyList:
+        """Return a page of a tenant's keys, newest first; never their secrets."""
+        with self._database.read() as session:
+            page = list_keys(session, tenant_id, after=after, limit=limit)
+        return KeyList.of([KeyDocument.of(key) for key in page.rows], has_more=page.has_more)
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make a key worthless at once."""
+        with self._database.write() as session:
+            revoke_key(session, key_id)
+
+    def _show(self, tenant: Tenant) -> TenantDocument:
+        return TenantDocument.of(tenant, self._quotas.of(tenant))
