@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import TypeVar
 
 from hifi import __version__
 from hifi.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, fail
 from hifi.errors import AmbiguousTaskError, HifiError, InvalidArgumentError
+
+Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 
 ENTRY_POINT_GROUP = "hifi.commands"
 
@@ -125,25 +128,34 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     used = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, (module, summary) in LOCAL_COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            formatter_class=_HelpFormatter,
-        )
+        command = add_command(commands, name, summary=summary)
         if name == used:
             _add_arguments(command, import_module(module))
     for entry in _added_commands():
         summary = EXTRA_COMMANDS[entry.name][0] if _is_own(entry) else _origin(entry)
-        command = commands.add_parser(
-            entry.name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            formatter_class=_HelpFormatter,
-        )
+        command = add_command(commands, entry.name, summary=summary)
         if entry.name == used:
             _load_arguments(command, entry)
     return parser
+
+
+def add_command(
+    commands: argparse._SubParsersAction[Parser], name: str, *, summary: str, notes: str = ""
+) -> Parser:
+    """Add a command, or an action of one.
+
+    Args:
+        commands: those that there are.
+        name: as it is typed.
+        summary: the line that the help of all commands shows.
+        notes: what its own help says further.
+    """
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.{notes and ' '}{notes}",
+        formatter_class=_HelpFormatter,
+    )
 
 
 def _add_arguments(command: argparse.ArgumentParser, module: ModuleType) -> None:

@@ -43,13 +43,9 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return output.EXIT_OK
-    from rich.console import Console
-
-    from hifi.cli import render
-
     entries = {
         "exported": f"{len(delta.heads)} heads of {backbone.source.name}",
-        "adapter": f"{args.out}  {render.format_bytes(size)}",
+        "adapter": f"{args.out}  {output.format_bytes(size)}",
     }
-    render.print_facts(Console(), entries)
+    output.print_facts(entries)
     return output.EXIT_OK

@@ -55,7 +55,7 @@ def _show(delta: HeadDelta, document: dict[str, Any]) -> None:
 
     console = Console()
     metadata = delta.metadata
-    size = render.format_bytes(document["bytes"])
+    size = output.format_bytes(document["bytes"])
     head = ", ".join(f"{name} {shape}" for name, shape in document["task_head"].items())
     entries = {
         "file": f"{document['path']}  {size}  {metadata.encoding}",
@@ -74,7 +74,7 @@ def _show(delta: HeadDelta, document: dict[str, Any]) -> None:
         "selection": _pairs({k: v for k, v in metadata.selection.items() if k != "layers"}),
         "created by": metadata.created_by,
     }
-    render.print_facts(console, entries)
+    output.print_facts(entries)
     console.print()
     render.print_heads(console, selection_of(delta))
 

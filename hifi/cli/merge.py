@@ -60,13 +60,9 @@ def _report(args: argparse.Namespace, *, model: str, dtype: str, delta: HeadDelt
     if args.json:
         output.print_json(document)
         return
-    from rich.console import Console
-
-    from hifi.cli import render
-
     entries = {
         "merged": f"{len(delta.heads)} heads into {model}",
-        "model": f"{args.out}  {render.format_bytes(document['bytes'])}  {dtype}",
+        "model": f"{args.out}  {output.format_bytes(document['bytes'])}  {dtype}",
         "labels": ", ".join(map(str, labels)) if labels else "none, a number",
     }
-    render.print_facts(Console(), entries)
+    output.print_facts(entries)

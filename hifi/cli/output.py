@@ -1,4 +1,7 @@
-"""Where results go, and refusing early what could not be written in the end."""
+"""How commands speak: results on stdout, everything else on stderr, numbers as people read them.
+
+Also what stands in the way of a result's file, told before any work is done for it.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,121 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hifi.errors import StorageError
+
+_Document = TypeVar("_Document", bound=Mapping[str, Any])
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def fail(message: str, *, code: int = EXIT_ERROR) -> int:
-    """Tell an error in one line on stderr, and give the exit code."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    print(f"hifi: error: {line}", file=sys.stderr)  # noqa: T201
+    """Print an error on one line of stderr, and return the exit code."""
+    print(f"hifi: error: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def note(message: str) -> None:
+    """Print one line on stderr."""
+    print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_line(text: str) -> None:
+    """Print one line on stdout."""
+    sys.stdout.write(f"{printable(text)}\n")
+    sys.stdout.flush()
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the one JSON document of a command on stdout."""
     json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+def report(
+    document: _Document, describe: Callable[[_Document], Mapping[str, str]], *, as_json: bool
+) -> int:
+    """Print the result of a command, and return the exit code.
+
+    Args:
+        document: the result.
+        describe: writes it as names and values, for people.
+        as_json: whether programs read it.
+    """
+    if as_json:
+        print_json(document)
+    else:
+        print_facts(describe(document))
+    return EXIT_OK
+
+
+def print_facts(entries: Mapping[str, str]) -> None:
+    """Print names and values, a pair per line, however wide; without those that are empty."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    given = {name: value for name, value in entries.items() if value}
+    width = max(map(len, given), default=0)
+    for name, value in given.items():
+        line = Text.assemble((f"{name:<{width}}  ", "bold"), printable(value))
+        console.print(line, soft_wrap=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, a row per line, however wide; programs take ``--json``."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for number, row in enumerate([header, *cells]):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        console.print(Text(line.rstrip(), style="" if number else "bold"), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Replace what would steer the terminal: files and names are written by others."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def format_bytes(size: int) -> str:
+    """Write a size in powers of 1000."""
+    if size < 1000:
+        return f"{size} bytes"
+    number = float(size)
+    for unit in ("kB", "MB"):
+        number /= 1000
+        if number < 1000:
+            return f"{number:.2f} {unit}"
+    return f"{number / 1000:.2f} GB"
+
+
+def format_metrics(metrics: Mapping[str, float | None]) -> str:
+    """Write metrics on one line, the loss at the end."""
+    ordered = sorted(metrics.items(), key=lambda entry: (entry[0] == "loss", entry[0]))
+    return "  ".join(f"{name} {format_number(value, '.4f')}" for name, value in ordered)
+
+
+def format_number(value: float | None, form: str) -> str:
+    """Write a number, or that there is none: a metric of a class that never occurs has none."""
+    return "no number" if value is None else format(value, form)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_moment(moment: str | None) -> str:
+    """Write a moment of the API without its fractions of a second."""
+    return "" if moment is None else f"{moment[:10]} {moment[11:19]}"
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a fine-tune's progress looks: a bar where a person watches, plain lines where not."""
+"""How progress looks: a bar where a person watches, plain lines where not."""
 
 from __future__ import annotations
 
@@ -6,97 +6,151 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from hifi.cli.render import format_metrics, format_seconds, printable
+from hifi.cli.output import format_metrics, format_seconds, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hifi.training.events import TrainingEvent
 
-LINE_SECONDS = 10.0  # between two plain lines about the same thing
+LINE_SECONDS = 10.0  # between two plain lines about the same phase
 
 _TITLES = {
+    "queued": "waiting",
     "loading": "loading",
     "selecting": "scoring heads",
-    "step": "training",
+    "training": "training",
     "evaluating": "evaluating",
+    "writing": "writing",
 }
+COUNTING = frozenset({"selecting", "training"})  # phases whose step counts up to a total
+_INTERRUPTED = "training"  # its bar stays while another phase comes in between
 
-_COUNTING = ("selecting", "step")  # whose step counts up to total_steps in this phase
+
+@dataclass(frozen=True, kw_only=True)
+class Progression:
+    """How far a run is.
+
+    Attributes:
+        phase: what it does now.
+        step: of the phase.
+        total: steps of the phase; None where nobody knows.
+        rest: what else there is to show, in words.
+    """
+
+    phase: str
+    step: int = 0
+    total: int | None = None
+    rest: str = ""
+
+    @property
+    def title(self) -> str:
+        """The phase in words."""
+        return _TITLES.get(self.phase, self.phase)
+
+    @property
+    def count(self) -> str:
+        """How many steps are done, as ``20/80``; empty where the phase counts none."""
+        return f"{self.step}/{self.total}" if self.phase in COUNTING and self.total else ""
 
 
-class Display(Protocol):
-    """Shows the events of one run."""
+def describe_pace(
+    *, loss: float | None = None, speed: float | None = None, eta: float | None = None
+) -> str:
+    """Write the loss, samples per second and seconds left, as far as they are known."""
+    parts = (
+        "" if loss is None else f"loss {loss:.3f}",
+        "" if speed is None else f"{speed:.0f} samples/s",
+        "" if eta is None else f"ETA {format_seconds(eta)}",
+    )
+    return "  ".join(filter(None, parts))
 
-    def show(self, event: TrainingEvent) -> None:
-        """Show one event."""
+
+class Screen(Protocol):
+    """Where progress is shown: bars or lines."""
+
+    def update(self, progression: Progression) -> None:
+        """Show how far a run is."""
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+
+    def clear(self) -> None:
+        """Take the bars away until the next update."""
 
     def make_room(self) -> AbstractContextManager[None]:
         """Let something else print for the time of a block."""
 
 
 @contextmanager
-def progress_display(console: Console) -> Iterator[Display]:
+def open_screen(console: Console) -> Iterator[Screen]:
     """Show progress for the time of a block.
 
     Args:
         console: of stderr.
 
     Yields:
-        A bar with the time that is left, if ``console`` is a terminal; else something that prints
-        plain lines at intervals.
+        Bars where ``console`` is a terminal, else plain lines at intervals.
     """
     if not console.is_terminal:
-        yield LineDisplay(console)
+        yield Lines(console)
         return
-    with Progress(
+    with new_bars(console) as progress:
+        yield Bars(progress)
+
+
+def new_bars(console: Console) -> Progress:
+    """Build bars with a description, a ``count`` and a ``rest``, gone when they are over."""
+    return Progress(
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rest]}"),
         console=console,
         transient=True,
-    ) as progress:
-        yield BarDisplay(progress)
+    )
 
 
-class BarDisplay:
-    """One bar per phase, gone when the phase is over; what stays is a line per evaluation.
+class Bars:
+    """One bar per phase, gone when the phase is over.
 
     Args:
-        progress: a started rich progress with a field ``rest``.
+        progress: started, from :func:`new_bars`.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
-        self._pace = Pace()
 
-    def show(self, event: TrainingEvent) -> None:
-        """Show one event."""
-        if event.kind not in _TITLES:
-            self._close(*self._bars)
-            if line := _line(event):
-                self._progress.console.print(escape(line), highlight=False)
-            return
-        others = [kind for kind in self._bars if kind not in (event.kind, "step")]
-        self._close(*others)
-        if event.kind not in self._bars:
-            title = _TITLES[event.kind]
-            self._bars[event.kind] = self._progress.add_task(title, total=None, count="", rest="")
-        count = _count(event)
+    def update(self, progression: Progression) -> None:
+        """Show how far a run is."""
+        phase = progression.phase
+        self._close(*(name for name in self._bars if name not in (phase, _INTERRUPTED)))
+        if phase not in self._bars:
+            self._bars[phase] = self._progress.add_task(
+                progression.title, total=None, count="", rest=""
+            )
         self._progress.update(
-            self._bars[event.kind],
-            completed=event.step,
-            total=event.total_steps if count else None,
-            count=count,
-            rest=escape(_rest(event, eta=self._pace.eta(event))),
+            self._bars[phase],
+            completed=progression.step,
+            total=progression.total if progression.count else None,
+            count=progression.count,
+            rest=escape(progression.rest),
         )
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(escape(line), highlight=False)
+
+    def clear(self) -> None:
+        """Take the bars away until the next update."""
+        self._close(*self._bars)
 
     @contextmanager
     def make_room(self) -> Iterator[None]:
@@ -105,13 +159,13 @@ class BarDisplay:
         yield
         self._progress.start()
 
-    def _close(self, *kinds: str) -> None:
-        for kind in kinds:
-            self._progress.remove_task(self._bars.pop(kind))
+    def _close(self, *phases: str) -> None:
+        for phase in phases:
+            self._progress.remove_task(self._bars.pop(phase))
 
 
-class LineDisplay:
-    """Plain lines: each phase's beginning, every evaluation, and steps at intervals.
+class Lines:
+    """Plain lines: a phase's beginning, its steps at intervals, and its last step.
 
     Args:
         console: of stderr.
@@ -121,40 +175,89 @@ class LineDisplay:
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._pace = Pace(clock=clock)
-        self._kind = ""
+        self._phase = ""
+        self._ended = ""  # the phase whose last step was printed
         self._last: dict[str, float] = {}
 
-    def show(self, event: TrainingEvent) -> None:
-        """Show one event, unless it says little more than the last line."""
-        eta = self._pace.eta(event)
-        if event.kind not in _TITLES:
-            if line := _line(event):
-                self._print(line)
-            return
+    def update(self, progression: Progression) -> None:
+        """Show how far a run is, unless that says little more than the last line."""
+        phase, count = progression.phase, progression.count
+        parts = (progression.title if count else "", count, progression.rest)
         now = self._clock()
-        is_last = bool(_count(event)) and event.step == event.total_steps
-        if event.kind == "evaluating" != self._kind:
-            self._last[event.kind] = now  # most are over before a line about them is of use
-        self._kind = event.kind
-        last = self._last.get(event.kind, -math.inf)
-        if now - last < LINE_SECONDS and not is_last:
+        if phase == "evaluating" != self._phase:
+            self._last[phase] = now  # most are over before a line about them is of use
+        self._phase = phase
+        is_last = bool(count) and progression.step == progression.total
+        is_soon = now - self._last.get(phase, -math.inf) < LINE_SECONDS
+        if not any(parts) or (phase == self._ended if is_last else is_soon):
             return
-        self._last[event.kind] = now
-        title = _TITLES[event.kind] if _count(event) else ""
-        self._print(" ".join(filter(None, (title, _count(event), _rest(event, eta=eta)))))
+        self._last[phase], self._ended = now, phase if is_last else ""
+        self.say(" ".join(filter(None, parts)))
+
+    def say(self, line: str) -> None:
+        """Print a line, however long."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def clear(self) -> None:
+        """Do nothing: lines are in nobody's way."""
 
     @contextmanager
     def make_room(self) -> Iterator[None]:
-        """Do nothing: lines are in nobody's way."""
+        """Do nothing, as above."""
         yield
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+@contextmanager
+def progress_display(console: Console) -> Iterator[Display]:
+    """Show the events of a fine-tune for the time of a block; see :func:`open_screen`."""
+    with open_screen(console) as screen:
+        yield Display(screen)
+
+
+class Display:
+    """Shows the events of one fine-tune.
+
+    Args:
+        screen: where to.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, screen: Screen, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._screen = screen
+        self._pace = Pace(clock=clock)
+        self.make_room = screen.make_room
+
+    def show(self, event: TrainingEvent) -> None:
+        """Show one event."""
+        phase = _PHASES.get(event.kind)
+        if phase is None:
+            self._screen.clear()
+            if line := _line(event):
+                self._screen.say(line)
+            return
+        eta = self._pace.eta(event)
+        pace = describe_pace(loss=event.loss, speed=event.samples_per_second, eta=eta)
+        self._screen.update(
+            Progression(
+                phase=phase,
+                step=event.step,
+                total=event.total_steps,
+                rest=pace if phase in COUNTING else event.message,
+            )
+        )
+
+
+# What a fine-tune does between two events, by their kind.
+_PHASES = {
+    "loading": "loading",
+    "selecting": "selecting",
+    "step": "training",
+    "evaluating": "evaluating",
+}
 
 
 class Pace:
-    """Estimate the time that a phase still takes from the time that it took so far.
+    """Estimates the time that a phase still takes from the time that it took so far.
 
     Args:
         clock: seconds.
@@ -165,8 +268,8 @@ class Pace:
         self._begun: dict[str, tuple[float, int]] = {}
 
     def eta(self, event: TrainingEvent) -> float | None:
-        """Give the seconds to the end of the phase; the event's own estimate where it has one."""
-        if event.kind not in _COUNTING:
+        """Return the seconds to the end of the phase: the event's own estimate if it has one."""
+        if _PHASES.get(event.kind) not in COUNTING:
             return None
         now = self._clock()
         begun, first = self._begun.setdefault(event.kind, (now, event.step))
@@ -178,29 +281,10 @@ class Pace:
 
 
 def _line(event: TrainingEvent) -> str:
-    """Say in one line what an event that is no mere progress tells."""
+    """Describe an event that is no mere progress; empty where the results tell it."""
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
     is_early = event.kind == "finished" and event.step < event.total_steps
     if is_early or event.kind in ("loaded", "resumed"):
         return printable(event.message)  # it names columns and classes
-    return ""  # the rest is told with the results
-
-
-def _count(event: TrainingEvent) -> str:
-    if event.kind not in _COUNTING or not event.total_steps:
-        return ""
-    return f"{event.step}/{event.total_steps}"
-
-
-def _rest(event: TrainingEvent, *, eta: float | None) -> str:
-    if event.kind not in _COUNTING:
-        return event.message
-    parts = []
-    if event.loss is not None:
-        parts.append(f"loss {event.loss:.3f}")
-    if event.samples_per_second is not None:
-        parts.append(f"{event.samples_per_second:.0f} samples/s")
-    if eta is not None:
-        parts.append(f"ETA {format_seconds(eta)}")
-    return "  ".join(parts)
+    return ""

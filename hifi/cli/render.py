@@ -1,4 +1,4 @@
-"""How results look in a terminal; what they are is decided elsewhere."""
+"""How heads look in a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LABEL_WIDTH = 8
 
 
 def heat_map(
-    importance: Sequence[Sequence[float]], *, selected: Sequence[Sequence[int]], width: int
+    importance: Sequence[Sequence[float | None]], *, selected: Sequence[Sequence[int]], width: int
 ) -> Text:
     """Draw the importance of every head, the top layer first, the selected heads in brackets.
 
@@ -26,7 +26,7 @@ def heat_map(
     that, its rank class 0..9. Colours compare the heads of one layer, as the selection does.
 
     Args:
-        importance: ``[L][H]``, each row summing to 1.
+        importance: ``[L][H]``, each row summing to 1; None, which no share is, counts as 0.
         selected: the selected heads of each layer.
         width: columns of the terminal.
     """
@@ -35,8 +35,9 @@ def heat_map(
     drawn = Text(no_wrap=True)
     for layer in reversed(range(len(importance))):
         drawn.append(f"layer {layer:<2}")
-        low, high = min(importance[layer]), max(importance[layer])
-        for head, share in enumerate(importance[layer]):
+        shares = [share or 0.0 for share in importance[layer]]
+        low, high = min(shares), max(shares)
+        for head, share in enumerate(shares):
             relative = (share - low) / (high - low) if high > low else 1.0
             is_selected = head in selected[layer]
             number = _number(share, relative=relative, cell=cell)
@@ -76,20 +77,12 @@ def head_list(selected: Sequence[Sequence[int]]) -> Text:
     return Text("\n".join(lines))
 
 
-def print_facts(console: Console, entries: Mapping[str, str]) -> None:
-    """Print names and values, a pair per line, however wide."""
-    width = max(map(len, entries))
-    for name, value in entries.items():
-        line = Text.assemble((f"{name:<{width}}  ", "bold"), printable(value))
-        console.print(line, soft_wrap=True)
-
-
 def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
     """Print a heat map with the selected heads, or their list where there are no scores.
 
     Args:
         console: where to.
-        selection: as ``HeadSelection.to_dict`` gives it.
+        selection: a dictionary of ``HeadSelection.to_dict``, or a job's heads from a server.
     """
     layers = selection["layers"]
     selected = [layer["selected"] for layer in layers]
@@ -99,33 +92,3 @@ def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
     else:
         drawn = head_list(selected)
     console.print(drawn, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Replace what would steer the terminal: files are written by others."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def format_bytes(size: int) -> str:
-    """Write a size for people, in powers of 1000."""
-    if size < 1000:
-        return f"{size} bytes"
-    number = float(size)
-    for unit in ("kB", "MB"):
-        number /= 1000
-        if number < 1000:
-            return f"{number:.2f} {unit}"
-    return f"{number / 1000:.2f} GB"
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Write metrics on one line, the loss at the end."""
-    ordered = sorted(metrics.items(), key=lambda entry: (entry[0] == "loss", entry[0]))
-    return "  ".join(f"{name} {value:.4f}" for name, value in ordered)
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         **({"written": str(args.out)} if args.out else {}),
     }
     console.print()
-    render.print_facts(console, entries)
+    output.print_facts(entries)
     return output.EXIT_OK
 
 

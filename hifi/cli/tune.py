@@ -194,15 +194,13 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
     if args.json:
         output.print_json(document)
         return
-    from hifi.cli import render
-
-    metrics = render.format_metrics(result.metrics) if result.metrics else "no validation split"
+    metrics = output.format_metrics(result.metrics) if result.metrics else "no validation split"
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
         "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
-        f"parameters, in {render.format_seconds(result.train_seconds)}, "
+        f"parameters, in {output.format_seconds(result.train_seconds)}, "
         f"{result.samples_per_second:.0f} samples/s",
-        "written": f"{args.out}  {render.format_bytes(document['artifact']['bytes'])}  "
+        "written": f"{args.out}  {output.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",
     }
     if result.metrics.get("matthews") == 0.0:
@@ -211,4 +209,4 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
             f"{args.learning_rate:g}) or more --epochs (these were {args.epochs})"
         )
     console.print()
-    render.print_facts(console, entries)
+    output.print_facts(entries)

@@ -7,20 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from service.cli import output
+from hifi.cli import add_command, output
 from service.client import ApiError, ClientError
 from store.errors import StoreError
 
 _WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # that begins like an option
 
 Action: TypeAlias = Callable[[argparse.Namespace], int]
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Leave the names of options and actions a little more room."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
 
 
 class ActionParser(argparse.ArgumentParser):
@@ -81,12 +74,7 @@ class Actions:
 
     def add_group(self, name: str, *, summary: str, notes: str = "") -> ActionParser:
         """Add what has actions of its own."""
-        return self._actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.{notes and ' '}{notes}",
-            formatter_class=_HelpFormatter,
-        )
+        return add_command(self._actions, name, summary=summary, notes=notes)
 
 
 def perform(args: argparse.Namespace) -> int:

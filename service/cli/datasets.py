@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from service.cli import options, output
+from hifi.cli import output
+from service.cli import options
 from service.cli.actions import Actions, perform
+from service.cli.pages import report_deleted, report_page
 from service.cli.progress import transfer_display
 
 if TYPE_CHECKING:
@@ -61,23 +64,7 @@ def _push(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         page = client.datasets.list(after=args.after, limit=args.limit)
-    if args.json:
-        output.print_json(page)
-        return output.EXIT_OK
-    rows = [
-        (
-            dataset["id"],
-            dataset["name"] or "",
-            _rows(dataset),
-            ", ".join(dataset["columns"]),
-            output.format_bytes(dataset["bytes"]),
-            output.format_moment(dataset["created_at"]),
-        )
-        for dataset in page["data"]
-    ]
-    header = ("id", "name", "rows", "columns", "size", "created")
-    output.print_page(page, header=header, rows=rows, what="data sets")
-    return output.EXIT_OK
+    return report_page(page, args, columns=_COLUMNS, what="data sets")
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -88,25 +75,33 @@ def _show(args: argparse.Namespace) -> int:
 def _delete(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         client.datasets.delete(args.dataset_id)
-    return output.report_deleted(args.dataset_id, kind="dataset", as_json=args.json)
+    return report_deleted(args.dataset_id, args, kind="dataset")
 
 
 def _report(dataset: Dataset, args: argparse.Namespace) -> int:
-    if args.json:
-        output.print_json(dataset)
-        return output.EXIT_OK
-    columns = ", ".join(f"{name} ({kind})" for name, kind in dataset["columns"].items())
-    entries = {
+    return output.report(dataset, _describe, as_json=args.json)
+
+
+def _describe(dataset: Dataset) -> dict[str, str]:
+    return {
         "id": dataset["id"],
         "name": dataset["name"] or "",
         "rows": _rows(dataset),
-        "columns": columns,
+        "columns": ", ".join(f"{name} ({kind})" for name, kind in dataset["columns"].items()),
         "stored": output.format_bytes(dataset["bytes"]),
         "created": output.format_moment(dataset["created_at"]),
     }
-    output.print_facts({name: text for name, text in entries.items() if text})
-    return output.EXIT_OK
 
 
 def _rows(dataset: Dataset) -> str:
     return ", ".join(f"{name} {split['rows']}" for name, split in dataset["splits"].items())
+
+
+_COLUMNS: dict[str, Callable[[Dataset], str]] = {
+    "id": lambda dataset: dataset["id"],
+    "name": lambda dataset: dataset["name"] or "",
+    "rows": _rows,
+    "columns": lambda dataset: ", ".join(dataset["columns"]),
+    "size": lambda dataset: output.format_bytes(dataset["bytes"]),
+    "created": lambda dataset: output.format_moment(dataset["created_at"]),
+}

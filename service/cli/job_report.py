@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from service.cli import output
-from service.cli.progress import count_steps
+from hifi.cli import output
+from hifi.cli.progress import describe_pace
+from service.cli.progress import progression_of
 
 if TYPE_CHECKING:
     from service.client.documents import Estimate, Job
 
 
 def report_job(job: Job, *, as_json: bool) -> int:
-    """Print a job and give the exit code."""
-    if as_json:
-        output.print_json(job)
-        return output.EXIT_OK
-    entries = {
+    """Print a job, and return the exit code."""
+    return output.report(job, _describe_job, as_json=as_json)
+
+
+def _describe_job(job: Job) -> dict[str, str]:
+    return {
         "id": job["id"],
         "name": job["name"] or "",
         "status": job["status"],
@@ -31,8 +33,6 @@ def report_job(job: Job, *, as_json: bool) -> int:
         "created": output.format_moment(job["created_at"]),
         "finished": output.format_moment(job["finished_at"]),
     }
-    output.print_facts({name: text for name, text in entries.items() if text})
-    return output.EXIT_OK
 
 
 def _data(dataset: str | Mapping[str, Any]) -> str:
@@ -60,9 +60,12 @@ def describe_progress(job: Job) -> str:
     if not progress["phase"]:
         done, total = progress["step"], progress["total_steps"]
         return f"stopped at {done or 0}/{total}" if total else ""
-    eta = progress["eta_seconds"]
-    rest = "" if eta is None else f"ETA {output.format_seconds(eta)}"
-    return " ".join(filter(None, (progress["phase"], count_steps(progress), rest)))
+    parts = (
+        progress["phase"],
+        progression_of(progress).count,
+        describe_pace(eta=progress["eta_seconds"]),
+    )
+    return " ".join(filter(None, parts))
 
 
 def _selection(job: Job) -> str:
@@ -95,28 +98,25 @@ def _outcome(job: Job) -> dict[str, str]:
 
 
 def report_estimate(estimate: Estimate, *, as_json: bool) -> int:
-    """Print what a dry run found, and give the exit code."""
-    if as_json:
-        output.print_json(estimate)
-        return output.EXIT_OK
-    artifact, spec = estimate["artifact"], estimate["spec"]
-    seconds, steps = estimate["seconds"], estimate["steps"]
-    output.print_facts(
-        {
-            "task": _task(spec.get("task") or {}),
-            "trains": _trained(estimate),
-            "artifact": "not known before the model is loaded"
-            if artifact is None
-            else "  ".join(
-                f"{name} {output.format_bytes(size)}" for name, size in artifact["bytes"].items()
-            ),
-            "steps": "not known before the data are loaded" if steps is None else f"{steps:,}",
-            "time": "not known before a job on this backbone has succeeded"
-            if seconds is None
-            else f"about {output.format_seconds(seconds)}",
-        }
-    )
-    return output.EXIT_OK
+    """Print what a dry run found, and return the exit code."""
+    return output.report(estimate, _describe_estimate, as_json=as_json)
+
+
+def _describe_estimate(estimate: Estimate) -> dict[str, str]:
+    artifact, seconds, steps = estimate["artifact"], estimate["seconds"], estimate["steps"]
+    return {
+        "task": _task(estimate["spec"].get("task") or {}),
+        "trains": _trained(estimate),
+        "artifact": "not known before the model is loaded"
+        if artifact is None
+        else "  ".join(
+            f"{name} {output.format_bytes(size)}" for name, size in artifact["bytes"].items()
+        ),
+        "steps": "not known before the data are loaded" if steps is None else f"{steps:,}",
+        "time": "not known before a job on this backbone has succeeded"
+        if seconds is None
+        else f"about {output.format_seconds(seconds)}",
+    }
 
 
 def _trained(estimate: Estimate) -> str:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from service.cli import job_spec, options, output, predictions
-from service.cli.actions import Actions, perform
+from hifi.cli import output
+from hifi.cli.options import ENCODINGS
+from hifi.cli.render import print_heads
+from service.cli import job_spec, options, predictions
+from service.cli.actions import Action, Actions, perform
 from service.cli.job_report import describe_progress, report_estimate, report_job
+from service.cli.pages import report_deleted, report_page
 from service.cli.progress import job_display, transfer_display
-from service.cli.render import print_heads
+from service.client.resources import Jobs
+from store.states import JobStatus
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.client.documents import Heads, Job
 
 run = perform
 
-STATUSES = (
-    *("queued", "validating", "selecting", "training", "pausing", "paused"),
-    *("cancelling", "succeeded", "failed", "cancelled"),
-)
-ENCODINGS = ("float32", "bfloat16", "int8")
+STATUSES = tuple(status.value for status in JobStatus)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_page(listing)
     options.add_server(listing)
     for name, act, summary in (
-        ("show", _show, "show a job"),
+        ("show", _calling(Jobs.get), "show a job"),
         ("watch", _watch, "show a job's progress live; the exit code is 0 only if it succeeds"),
-        ("cancel", _cancel, "cancel a job: at once, or at its worker's next step"),
-        ("pause", _pause, "stop a training job at its next step, with a checkpoint"),
-        ("resume", _resume, "queue a paused job again; it goes on from its checkpoint"),
+        (
+            "cancel",
+            _calling(Jobs.cancel),
+            "cancel a job: at once, or at its worker's next step",
+        ),
+        (
+            "pause",
+            _calling(Jobs.pause),
+            "stop a training job at its next step, with a checkpoint",
+        ),
+        (
+            "resume",
+            _calling(Jobs.resume),
+            "queue a paused job again; it goes on from its checkpoint",
+        ),
         ("heads", _heads, "show the scores of all heads, and which are selected"),
         ("download", _download, "download what a job made"),
         ("delete", _delete, "delete a finished job with its artifact and events"),
@@ -108,28 +123,27 @@ def _submit(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         page = client.jobs.list(status=args.status, after=args.after, limit=args.limit)
-    if args.json:
-        output.print_json(page)
-        return output.EXIT_OK
-    rows = [
-        (
-            job["id"],
-            job["status"],
-            job["name"] or "",
-            job["spec"]["model"],
-            describe_progress(job),
-            output.format_moment(job["created_at"]),
-        )
-        for job in page["data"]
-    ]
-    header = ("id", "status", "name", "model", "progress", "created")
-    output.print_page(page, header=header, rows=rows, what="jobs")
-    return output.EXIT_OK
+    return report_page(page, args, columns=_COLUMNS, what="jobs")
 
 
-def _show(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return report_job(client.jobs.get(args.job_id), as_json=args.json)
+_COLUMNS: dict[str, Callable[[Job], str]] = {
+    "id": lambda job: job["id"],
+    "status": lambda job: job["status"],
+    "name": lambda job: job["name"] or "",
+    "model": lambda job: job["spec"]["model"],
+    "progress": describe_progress,
+    "created": lambda job: output.format_moment(job["created_at"]),
+}
+
+
+def _calling(call: Callable[[Jobs, str], Job]) -> Action:
+    """Return an action that shows the job with which a call of the client is answered."""
+
+    def act(args: argparse.Namespace) -> int:
+        with options.connect(args) as client:
+            return report_job(call(client.jobs, args.job_id), as_json=args.json)
+
+    return act
 
 
 def _watch(args: argparse.Namespace) -> int:
@@ -159,58 +173,38 @@ def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
     )
 
 
-def _cancel(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return report_job(client.jobs.cancel(args.job_id), as_json=args.json)
-
-
-def _pause(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return report_job(client.jobs.pause(args.job_id), as_json=args.json)
-
-
-def _resume(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return report_job(client.jobs.resume(args.job_id), as_json=args.json)
-
-
 def _heads(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         heads = client.jobs.heads(args.job_id)
-    if args.json:
-        output.print_json(heads)
-        return output.EXIT_OK
-    print_heads(Console(), heads)
+    if not args.json:
+        print_heads(Console(), heads)
+        Console().print()
+    return output.report(heads, _describe_heads, as_json=args.json)
+
+
+def _describe_heads(heads: Heads) -> dict[str, str]:
     count = sum(len(layer["selected"]) for layer in heads["layers"])
-    Console().print()
-    output.print_facts(
-        {
-            "selected": f"{count} of {heads['num_layers'] * heads['num_heads']} heads, scored on "
-            f"{heads['n_samples']} samples",
-            "trained": f"{heads['trainable_parameters']:,} parameters with the task head, "
-            f"{heads['fraction']:.2%} of the model",
-            "by": f"k {heads['k']}, xi {heads['xi']:g}, d {heads['d']:g}, {heads['strategy']}, "
-            f"teleport {heads['teleport']}",
-        }
-    )
-    return output.EXIT_OK
+    return {
+        "selected": f"{count} of {heads['num_layers'] * heads['num_heads']} heads, scored on "
+        f"{heads['n_samples']} samples",
+        "trained": f"{heads['trainable_parameters']:,} parameters with the task head, "
+        f"{heads['fraction']:.2%} of the model",
+        "by": f"k {heads['k']}, xi {heads['xi']:g}, d {heads['d']:g}, {heads['strategy']}, "
+        f"teleport {heads['teleport']}",
+    }
 
 
 def _download(args: argparse.Namespace) -> int:
+    what = "lora" if args.lora else "merged" if args.merged else args.encoding
     with (
         options.connect(args) as client,
         transfer_display(Console(stderr=True), "downloading") as display,
     ):
         if args.lora:
-            what, done = (
-                "lora",
-                client.jobs.download_lora(args.job_id, args.out, on_progress=display),
-            )
+            done = client.jobs.download_lora(args.job_id, args.out, on_progress=display)
         elif args.merged:
-            what = "merged"
             done = client.jobs.download_merged(args.job_id, args.out, on_progress=display)
         else:
-            what = args.encoding
             done = client.jobs.download_delta(
                 args.job_id, args.out, encoding=args.encoding, on_progress=display
             )
@@ -222,20 +216,15 @@ def _download(args: argparse.Namespace) -> int:
         "bytes": done.bytes,
         "sha256": done.sha256,
     }
-    if args.json:
-        output.print_json(document)
-        return output.EXIT_OK
     unpack = f"; tar -xf {done.path} -C FOLDER" if args.lora or args.merged else ""
-    output.print_facts(
-        {
-            "written": f"{done.path}  {output.format_bytes(done.bytes)}  {what}{unpack}",
-            "sha256": done.sha256,
-        }
-    )
-    return output.EXIT_OK
+    entries = {
+        "written": f"{done.path}  {output.format_bytes(done.bytes)}  {what}{unpack}",
+        "sha256": done.sha256,
+    }
+    return output.report(document, lambda _: entries, as_json=args.json)
 
 
 def _delete(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         client.jobs.delete(args.job_id)
-    return output.report_deleted(args.job_id, kind="job", as_json=args.json)
+    return report_deleted(args.job_id, args, kind="job")

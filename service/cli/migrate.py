@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from service.cli import options, output
+from hifi.cli import output
+from hifi.cli.options import add_json
 from service.cli.actions import perform
 
 run = perform
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="change nothing; the exit code is 0 only if the tables are those of this version",
     )
-    options.add_json(parser)
+    add_json(parser)
     parser.set_defaults(act=_migrate)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from service.cli import options, output
+from service.cli import options
 from service.cli.actions import Actions, perform
+from service.cli.pages import report_page
+
+if TYPE_CHECKING:
+    from service.client.documents import Backbone
 
 run = perform
 
@@ -20,19 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         page = client.models.list(after=args.after, limit=args.limit)
-    if args.json:
-        output.print_json(page)
-        return output.EXIT_OK
-    rows = [
-        (
-            backbone["id"],
-            backbone["architecture"],
-            str(backbone["num_layers"]),
-            f"{backbone['num_heads']} of {backbone['head_dim']}",
-            f"{backbone['parameters']:,}",
-        )
-        for backbone in page["data"]
-    ]
-    header = ("id", "architecture", "layers", "heads", "parameters")
-    output.print_page(page, header=header, rows=rows, what="backbones: no worker has told of any")
-    return output.EXIT_OK
+    return report_page(page, args, columns=_COLUMNS, what="backbones: no worker has told of any")
+
+
+_COLUMNS: dict[str, Callable[[Backbone], str]] = {
+    "id": lambda backbone: backbone["id"],
+    "architecture": lambda backbone: backbone["architecture"],
+    "layers": lambda backbone: str(backbone["num_layers"]),
+    "heads": lambda backbone: f"{backbone['num_heads']} of {backbone['head_dim']}",
+    "parameters": lambda backbone: f"{backbone['parameters']:,}",
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from hifi.cli.options import add_json
 from service.client import Client
 from service.client.resources import DEFAULT_LIMIT
 
@@ -26,15 +27,6 @@ def add_server(
         help=f"the server (default: {default}); its key is taken from HIFI_API_KEY",
     )
     add_json(parser)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON document on stdout, and everything else on stderr",
-    )
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
 
 from rich.console import Console
 
-from service.cli import options, output
+from hifi.cli import output
+from service.cli import options
 from service.cli.progress import transfer_display
 from service.client.errors import ClientError, LocalFileError
 

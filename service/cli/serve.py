@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.cli import output
+from hifi.cli import output
 from service.cli.actions import perform
 
 if TYPE_CHECKING:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from service.cli import options, output
+from hifi.cli import output
+from service.cli import options
 from service.cli.actions import Actions, perform
+from service.cli.pages import report_deleted, report_page
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from service.cli.tenant_doors import TenantDoor
-    from service.client.documents import Key, Quotas
+    from service.client.documents import Key, Quotas, Tenant, Usage
 
 run = perform
 
@@ -40,22 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--with-key", action="store_true", help="make a key for it, too; shown this once"
     )
-    for quota, of in _QUOTAS.items():
-        create.add_argument(
-            f"--{quota.replace('_', '-')}",
-            type=int,
-            metavar="N",
-            help=f"{of} that it may have (default: the server's setting)",
-        )
+    _add_quotas(create, type_=int, limits="that it may have (default: the server's setting)")
     update = actions.add("update", _update, summary="change a tenant's quotas", notes=_NOTES)
     update.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
-    for quota, of in _QUOTAS.items():
-        update.add_argument(
-            f"--{quota.replace('_', '-')}",
-            type=_limit,
-            metavar="N",
-            help=f"{of} that it may have from now on; `default`: the server's setting",
-        )
+    _add_quotas(
+        update,
+        type_=_limit,
+        limits="that it may have from now on; `default`: the server's setting",
+    )
     listing = actions.add("list", _list, summary="list the tenants, newest first", notes=_NOTES)
     options.add_page(listing)
     usage = actions.add("usage", _usage, summary="show what a tenant uses", notes=_NOTES)
@@ -71,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("key_id", metavar="KEY", help="its id, key_…")
     for action in (create, update, listing, usage, new, known, revoke):
         options.add_server(action, default="HIFI_URL, or else the tables, directly")
+
+
+def _add_quotas(
+    action: argparse.ArgumentParser, *, type_: Callable[[str], int | str], limits: str
+) -> None:
+    for quota, of in _QUOTAS.items():
+        name = f"--{quota.replace('_', '-')}"
+        action.add_argument(name, type=type_, metavar="N", help=f"{of} {limits}")
 
 
 def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
@@ -93,17 +96,13 @@ def _create(args: argparse.Namespace) -> int:
     with _door(args) as door:
         tenant = door.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
         key = door.keys.create(tenant["id"], name=None) if args.with_key else None
-    if args.json:
-        output.print_json(tenant if key is None else {**tenant, "key": key})
-        return output.EXIT_OK
+    document = tenant if key is None else {**tenant, "key": key}
     entries = {
-        "tenant": f"{tenant['id']}  {tenant['name']}",
-        "administrator": "yes" if tenant["is_admin"] else "",
-        "quotas": _describe_quotas(tenant["quotas"]),
+        **_describe_tenant(tenant),
         **(_describe_key(key) if key is not None else {}),
     }
-    output.print_facts({name: text for name, text in entries.items() if text})
-    if key is None:
+    output.report(document, lambda _: entries, as_json=args.json)
+    if key is None and not args.json:
         output.note(f"it has no key yet: `hifi tenants keys create {tenant['id']}`")
     return output.EXIT_OK
 
@@ -124,94 +123,75 @@ def _update(args: argparse.Namespace) -> int:
     }
     with _door(args) as door:
         tenant = door.tenants.change_quotas(_find(door, args), quotas)
-    if args.json:
-        output.print_json(tenant)
-    else:
-        output.print_facts(
-            {
-                "tenant": f"{tenant['id']}  {tenant['name']}",
-                "quotas": _describe_quotas(tenant["quotas"]),
-            }
-        )
-    return output.EXIT_OK
+    return output.report(tenant, _describe_tenant, as_json=args.json)
 
 
 def _list(args: argparse.Namespace) -> int:
     with _door(args) as door:
         page = door.tenants.list(after=args.after, limit=args.limit)
-    if args.json:
-        output.print_json(page)
-        return output.EXIT_OK
-    rows = [
-        (
-            tenant["id"],
-            tenant["name"],
-            "administrator" if tenant["is_admin"] else "",
-            output.format_moment(tenant["created_at"]),
-        )
-        for tenant in page["data"]
-    ]
-    output.print_page(page, header=("id", "name", "", "created"), rows=rows, what="tenants")
-    return output.EXIT_OK
+    return report_page(page, args, columns=_TENANT_COLUMNS, what="tenants")
+
+
+_TENANT_COLUMNS: dict[str, Callable[[Tenant], str]] = {
+    "id": lambda tenant: tenant["id"],
+    "name": lambda tenant: tenant["name"],
+    "": lambda tenant: "administrator" if tenant["is_admin"] else "",
+    "created": lambda tenant: output.format_moment(tenant["created_at"]),
+}
 
 
 def _usage(args: argparse.Namespace) -> int:
     with _door(args) as door:
         usage = door.tenants.usage(_find(door, args))
-    if args.json:
-        output.print_json(usage)
-        return output.EXIT_OK
+    return output.report(usage, _describe_usage, as_json=args.json)
+
+
+def _describe_usage(usage: Usage) -> dict[str, str]:
     jobs = ", ".join(f"{count} {status}" for status, count in usage["jobs"].items() if count)
     quotas = usage["quotas"]
-    output.print_facts(
-        {
-            "tenant": usage["tenant"],
-            "jobs": jobs or "none",
-            "stored": f"{output.format_bytes(usage['stored_bytes'])} of "
-            f"{output.format_bytes(quotas['max_bytes'])}",
-            "quotas": _describe_quotas(quotas),
-        }
-    )
-    return output.EXIT_OK
+    return {
+        "tenant": usage["tenant"],
+        "jobs": jobs or "none",
+        "stored": f"{output.format_bytes(usage['stored_bytes'])} of "
+        f"{output.format_bytes(quotas['max_bytes'])}",
+        "quotas": _describe_quotas(quotas),
+    }
 
 
 def _create_key(args: argparse.Namespace) -> int:
     with _door(args) as door:
         key = door.keys.create(_find(door, args), name=args.name)
-    if args.json:
-        output.print_json(key)
-    else:
-        output.print_facts({"tenant": key["tenant"], **_describe_key(key)})
-    return output.EXIT_OK
+    return output.report(
+        key, lambda key: {"tenant": key["tenant"], **_describe_key(key)}, as_json=args.json
+    )
 
 
 def _list_keys(args: argparse.Namespace) -> int:
     with _door(args) as door:
         page = door.keys.list(_find(door, args), after=args.after, limit=args.limit)
-    if args.json:
-        output.print_json(page)
-        return output.EXIT_OK
-    rows = [
-        (
-            key["id"],
-            key["name"] or "",
-            output.format_moment(key["created_at"]),
-            output.format_moment(key["revoked_at"]) if key["revoked_at"] else "",
-        )
-        for key in page["data"]
-    ]
-    output.print_page(page, header=("id", "name", "created", "revoked"), rows=rows, what="keys")
-    return output.EXIT_OK
+    return report_page(page, args, columns=_KEY_COLUMNS, what="keys")
+
+
+_KEY_COLUMNS: dict[str, Callable[[Key], str]] = {
+    "id": lambda key: key["id"],
+    "name": lambda key: key["name"] or "",
+    "created": lambda key: output.format_moment(key["created_at"]),
+    "revoked": lambda key: output.format_moment(key["revoked_at"]),
+}
 
 
 def _revoke(args: argparse.Namespace) -> int:
     with _door(args) as door:
         door.keys.revoke(args.key_id)
-    if args.json:
-        output.print_json({"id": args.key_id, "object": "api_key", "deleted": True})
-    else:
-        output.print_facts({"revoked": args.key_id})
-    return output.EXIT_OK
+    return report_deleted(args.key_id, args, kind="api_key", verb="revoked")
+
+
+def _describe_tenant(tenant: Tenant) -> dict[str, str]:
+    return {
+        "tenant": f"{tenant['id']}  {tenant['name']}",
+        "administrator": "yes" if tenant["is_admin"] else "",
+        "quotas": _describe_quotas(tenant["quotas"]),
+    }
 
 
 def _describe_key(key: Key) -> dict[str, str]:

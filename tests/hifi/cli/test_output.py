@@ -106,3 +106,59 @@ class TestCheckNewDirectory:
         (tmp_path / "file").touch()
         with pytest.raises(StorageError, match="a file of that name exists"):
             output.check_new_directory(tmp_path / "file")
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("size", "text"),
+        [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1000, "1.00 kB"),
+            (2_695_464, "2.70 MB"),
+            (91_580_000, "91.58 MB"),
+            (3 * 10**9, "3.00 GB"),
+        ],
+    )
+    def test_bytes(self, size, text):
+        assert output.format_bytes(size) == text
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
+    )
+    def test_seconds(self, seconds, text):
+        assert output.format_seconds(seconds) == text
+
+    def test_metrics(self):
+        assert output.format_metrics({"loss": 0.5, "matthews": 0.3, "f1": 0.81222}) == (
+            "f1 0.8122  matthews 0.3000  loss 0.5000"
+        )
+
+    def test_what_steers_a_terminal_is_replaced(self):
+        assert output.printable("a\x1b[31mb\nc ξ") == "a?[31mb?c ξ"
+
+    def test_a_metric_that_is_no_number(self):
+        assert output.format_metrics({"f1": None}) == "f1 no number"
+
+    def test_a_moment_has_no_fractions(self):
+        assert output.format_moment("2026-01-02T03:04:05.678901Z") == "2026-01-02 03:04:05"
+        assert output.format_moment(None) == ""
+
+
+class TestReport:
+    def test_is_one_document_or_the_facts_that_are_known(self, capsys):
+        document = {"name": "a\x1bb", "size": 3}
+
+        def describe(document):
+            return {"name": document["name"], "labels": "", "bytes": str(document["size"])}
+
+        assert output.report(document, describe, as_json=True) == 0
+        assert json.loads(capsys.readouterr().out) == document
+        assert output.report(document, describe, as_json=False) == 0
+        assert capsys.readouterr().out == "name   a?b\nbytes  3\n"
+
+
+class TestTable:
+    def test_is_a_row_per_line_however_wide(self, capsys):
+        output.print_table(("id", "name"), [("1", "x" * 200), ("22", "")])
+        assert capsys.readouterr().out.splitlines() == ["id  name", "1   " + "x" * 200, "22"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hifi.cli.progress import BarDisplay, LineDisplay, Pace, progress_display
+from hifi.cli.progress import Bars, Display, Lines, Pace, open_screen, progress_display
 from hifi.training.events import TrainingEvent
 
 
@@ -33,11 +33,11 @@ def clock():
 def lines(clock):
     """Return a line display and a function that gives the lines printed so far."""
     stream = io.StringIO()
-    display = LineDisplay(Console(file=stream, width=40), clock=clock)
+    display = Display(Lines(Console(file=stream, width=40), clock=clock), clock=clock)
     return display, lambda: stream.getvalue().splitlines()
 
 
-class TestLineDisplay:
+class TestLines:
     def test_steps_are_told_at_intervals_and_at_the_end(self, lines, clock):
         display, printed = lines
         for number in range(1, 101):
@@ -115,12 +115,12 @@ class TestPace:
         assert Pace(clock=clock).eta(step(10, eta_seconds=3)) == 3
 
 
-class TestBarDisplay:
+class TestBars:
     def test_a_terminal_gets_a_bar_and_others_get_lines(self):
-        with progress_display(Console(file=io.StringIO(), force_terminal=True)) as display:
-            assert isinstance(display, BarDisplay)
-        with progress_display(Console(file=io.StringIO())) as display:
-            assert isinstance(display, LineDisplay)
+        with open_screen(Console(file=io.StringIO(), force_terminal=True)) as screen:
+            assert isinstance(screen, Bars)
+        with open_screen(Console(file=io.StringIO())) as screen:
+            assert isinstance(screen, Lines)
 
     def test_shows_step_count_and_time_left_and_keeps_evaluations(self):
         stream = io.StringIO()

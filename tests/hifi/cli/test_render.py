@@ -1,4 +1,4 @@
-"""hifi.cli.render: heads, sizes and times as a person reads them."""
+"""hifi.cli.render: heads as a person reads them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ class TestHeatMap:
         colours = [span.style.bgcolor.get_truecolor() for span in text.spans]
         assert colours[0].green < colours[1].green < colours[2].green
 
+    def test_what_is_no_number_counts_as_nothing(self):
+        text = render.heat_map([[None, 1.0]], selected=[[1]], width=80).plain
+        assert text.splitlines()[0] == "layer 0   0.0 [100.0]"
+
 
 class TestPrintHeads:
     def test_a_selection_made_by_hand_is_a_list(self):
@@ -52,33 +56,3 @@ class TestPrintHeads:
         layers = [{"selected": [1]}, {"selected": []}, {"selected": [0, 2]}]
         render.print_heads(Console(file=stream), {"layers": layers})
         assert stream.getvalue() == "layer  2  heads 0, 2\nlayer  0  heads 1\n"
-
-
-class TestWords:
-    @pytest.mark.parametrize(
-        ("size", "text"),
-        [
-            (0, "0 bytes"),
-            (999, "999 bytes"),
-            (1000, "1.00 kB"),
-            (2_695_464, "2.70 MB"),
-            (91_580_000, "91.58 MB"),
-            (3 * 10**9, "3.00 GB"),
-        ],
-    )
-    def test_bytes(self, size, text):
-        assert render.format_bytes(size) == text
-
-    @pytest.mark.parametrize(
-        ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
-    )
-    def test_seconds(self, seconds, text):
-        assert render.format_seconds(seconds) == text
-
-    def test_metrics(self):
-        assert render.format_metrics({"loss": 0.5, "matthews": 0.3, "f1": 0.81222}) == (
-            "f1 0.8122  matthews 0.3000  loss 0.5000"
-        )
-
-    def test_what_steers_a_terminal_is_replaced(self):
-        assert render.printable("a\x1b[31mb\nc ξ") == "a?[31mb?c ξ"

@@ -1,4 +1,4 @@
-"""service.cli.progress, output and render: what a person sees, on a terminal and in a file."""
+"""service.cli.progress: what a person sees, on a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from hifi.cli import render as library
-from service.cli import output
-from service.cli.progress import LINE_SECONDS, LineDisplay, job_display, transfer_display
-from service.cli.render import heat_map
+from hifi.cli.progress import LINE_SECONDS, Lines
+from service.cli.progress import JobDisplay, job_display, transfer_display
 
 
 def event(kind, message="told", level="info", **data):
@@ -29,11 +27,11 @@ def lines():
     return console, lambda: console.file.getvalue().splitlines()
 
 
-class TestLineDisplay:
+class TestLines:
     def test_tells_steps_at_intervals_and_the_last(self, lines):
         console, told = lines
         now = 0.0
-        display = LineDisplay(console, clock=lambda: now)
+        display = JobDisplay(Lines(console, clock=lambda: now))
         for step in range(1, 5):
             data = {"step": step, "loss": 1 / step, "samples_per_second": 99.6}
             display.show_event(event("step", **data))
@@ -50,7 +48,7 @@ class TestLineDisplay:
     )
     def test_what_a_lost_run_told_is_not_shown_beside_the_next_ones_steps(self, lines, end):
         console, told = lines
-        display = LineDisplay(console)
+        display = JobDisplay(Lines(console))
         display.show_event(event("step", step=60, loss=0.5, samples_per_second=99.6))
         display.show_event(end)
         display.show_progress(progress("training", 1, 80, eta=9.0))
@@ -58,14 +56,14 @@ class TestLineDisplay:
 
     def test_the_last_step_is_told_once(self, lines):
         console, told = lines
-        display = LineDisplay(console)
+        display = JobDisplay(Lines(console))
         for _ in range(3):
             display.show_progress(progress("selecting", 300, 300))
         assert told() == ["scoring heads 300/300"]
 
     def test_phases_without_a_count_are_told_by_their_events(self, lines):
         console, told = lines
-        display = LineDisplay(console)
+        display = JobDisplay(Lines(console))
         display.show_progress(progress("loading"))
         display.show_progress(progress("evaluating", 3, 4))
         display.show_progress(progress(None))
@@ -74,7 +72,7 @@ class TestLineDisplay:
 
     def test_long_lines_are_not_wrapped_and_steer_nothing(self, lines):
         console, told = lines
-        LineDisplay(console).show_event(event("message", "x" * 50 + "\x1b[2J[red]"))
+        JobDisplay(Lines(console)).show_event(event("message", "x" * 50 + "\x1b[2J[red]"))
         assert told() == ["x" * 50 + "?[2J[red]"]
 
 
@@ -112,33 +110,3 @@ class TestTransferDisplay:
         assert (
             "1.50 kB of 3.00 kB" in console.file.getvalue() or "1.50 kB" in console.file.getvalue()
         )
-
-
-class TestHeatMap:
-    @pytest.mark.parametrize("width", [40, 25, 20])
-    def test_is_the_one_of_the_library(self, width):
-        importance, selected = [[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], [[0], [2]]
-        ours = heat_map(importance, selected=selected, width=width)
-        theirs = library.heat_map(importance, selected=selected, width=width)
-        assert ours.plain == theirs.plain
-        assert ours.spans == theirs.spans
-
-
-class TestFormats:
-    def test_are_those_of_the_library(self):
-        for size in (0, 999, 1000, 12345678, 1234567890123):
-            assert output.format_bytes(size) == library.format_bytes(size)
-        for seconds in (-1.0, 0.4, 59.6, 3599.0, 90061.0):
-            assert output.format_seconds(seconds) == library.format_seconds(seconds)
-        metrics = {"loss": 0.5, "f1": 0.25, "accuracy": 1.0}
-        assert output.format_metrics(metrics) == library.format_metrics(metrics)
-
-    def test_a_moment_has_no_fractions(self):
-        assert output.format_moment("2026-01-02T03:04:05.678901Z") == "2026-01-02 03:04:05"
-        assert output.format_moment(None) == ""
-
-
-class TestTable:
-    def test_is_a_row_per_line_however_wide(self, capsys):
-        output.print_table(("id", "name"), [("1", "x" * 200), ("22", "")])
-        assert capsys.readouterr().out.splitlines() == ["id  name", "1   " + "x" * 200, "22"]
