@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -199,14 +199,4 @@ def _take(
     }
     message = "a worker has taken the job"
     move(session, job, JobStatus.VALIDATING, message=message, changes=changes, now=now)
-    return ClaimedJob(
-        id=job.id,
-        tenant_id=job.tenant_id,
-        fence=job.fence,
-        attempt=job.attempt,
-        spec=job.spec,
-        dataset_id=job.dataset_id,
-        model=job.model,
-        revision=job.revision,
-        checkpoint=job.checkpoint,
-    )
+    return ClaimedJob(**{field.name: getattr(job, field.name) for field in fields(ClaimedJob)})

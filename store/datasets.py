@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from store.database import database_now
-from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError
+from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError, found
 from store.identifiers import new_identifier
 from store.pages import Page, newest_first
 from store.states import LIVE
@@ -138,9 +138,8 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
         DatasetInUseError: a job that is not finished needs it.
     """
     query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
-    dataset = session.scalars(query.with_for_update()).one_or_none()
-    if dataset is None:
-        raise NotFoundError("dataset", dataset_id)
+    row = session.scalars(query.with_for_update()).one_or_none()
+    dataset = found(row, "dataset", dataset_id)
     user = session.scalars(
         sa.select(Job.id).where(Job.dataset_id == dataset_id, Job.status.in_(LIVE)).limit(1)
     ).one_or_none()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+_Row = TypeVar("_Row")
 
 
 class StoreError(Exception):
@@ -27,6 +29,17 @@ class NotFoundError(StoreError):
 
     def __init__(self, kind: str, identifier: str, *, param: str | None = None) -> None:
         super().__init__(f"there is no {kind} {identifier!r}", param=param)
+
+
+def found(row: _Row | None, kind: str, identifier: str) -> _Row:
+    """Return what a query found.
+
+    Raises:
+        NotFoundError: it found nothing.
+    """
+    if row is None:
+        raise NotFoundError(kind, identifier)
+    return row
 
 
 class IllegalTransitionError(StoreError):

@@ -12,7 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
 
 from store.database import CLOCK, database_now
-from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError, StoreError
+from store.errors import (
+    IllegalTransitionError,
+    NotFoundError,
+    QuotaExceededError,
+    StoreError,
+    found,
+)
 from store.identifiers import new_identifier
 from store.life import add_jobs, lock_job, move
 from store.pages import Page, newest_first
@@ -191,10 +197,7 @@ def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool =
     query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     if with_heads:
         query = query.options(undefer(Job.heads))
-    job = session.scalars(query).one_or_none()
-    if job is None:
-        raise NotFoundError("job", job_id)
-    return job
+    return found(session.scalars(query).one_or_none(), "job", job_id)
 
 
 def list_jobs(

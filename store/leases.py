@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,7 @@ class Lease:
         Raises:
             LeaseLostError: the job is another worker's now, or nobody's.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             job.lease_until = self._until(now)
             for name, value in vars(progress).items():
                 if value is not None:
@@ -119,8 +119,7 @@ class Lease:
             LeaseLostError: as :meth:`report`.
             IllegalTransitionError: the job's state does not lead there.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             if job.status in STOPPING or _is_as_far(job.status, to):
                 job.lease_until = self._until(now)
             else:
@@ -134,8 +133,7 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (_, job, now):
             job.lease_until = self._until(now)
             job.selection, job.heads = dict(selection), dict(heads)
 
@@ -149,8 +147,7 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (_, job, now):
             job.lease_until = self._until(now)
             if job.checkpoint is None or step > job.checkpoint["step"]:
                 job.attempt = 1
@@ -170,8 +167,7 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
             session.add_all(
@@ -195,8 +191,7 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             if job.status is JobStatus.CANCELLING:
                 return _stop(session, job, now=now)
             fail(session, job, code=code, message=message, param=param, now=now)
@@ -216,8 +211,7 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
             count(session, ENGINE_CRASHES)
@@ -245,8 +239,7 @@ class Lease:
             LeaseLostError: as :meth:`report`.
             IllegalTransitionError: nobody asked for it.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             return _stop(session, job, now=now)
 
     def hand_back(self, *, message: str) -> JobStatus:
@@ -255,19 +248,28 @@ class Lease:
         Raises:
             LeaseLostError: as :meth:`report`.
         """
-        with self._database.write() as session:
-            job, now = self._lock(session)
+        with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
             move(session, job, JobStatus.QUEUED, message=message, now=now)
             return job.status
 
-    def _lock(self, session: Session) -> tuple[Job, datetime]:
-        """Lock the job; give it with the time."""
-        row = session.execute(_MINE, {"job_id": self._job_id, "fence": self._fence}).one_or_none()
-        if row is None:
-            raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
-        return row[0], row[1]
+    @contextmanager
+    def _held(self) -> Iterator[tuple[Session, Job, datetime]]:
+        """Hold the job for a transaction.
+
+        Yields:
+            The transaction, the job and the time.
+
+        Raises:
+            LeaseLostError: as :meth:`report`.
+        """
+        mine = {"job_id": self._job_id, "fence": self._fence}
+        with self._database.write() as session:
+            row = session.execute(_MINE, mine).one_or_none()
+            if row is None:
+                raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
+            yield session, row[0], row[1]
 
     def _until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=self._seconds)

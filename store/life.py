@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm.attributes import set_committed_value
 
 from store.database import database_now, is_sqlite
-from store.errors import IllegalTransitionError, NotFoundError
+from store.errors import IllegalTransitionError, found
 from store.states import JobStatus, may_follow
 from store.tables import Job, JobEvent, Json
 
@@ -66,10 +66,8 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
     query = sa.select(Job).where(Job.id == job_id).with_for_update()
     if tenant_id is not None:
         query = query.where(Job.tenant_id == tenant_id)
-    job = session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
-    if job is None:
-        raise NotFoundError("job", job_id)
-    return job
+    rows = session.scalars(query, execution_options={"populate_existing": True})
+    return found(rows.one_or_none(), "job", job_id)
 
 
 def add_jobs(session: Session, jobs: Sequence[Mapping[str, Any]], *, message: str) -> None:

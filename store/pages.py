@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import sqlalchemy as sa
 
@@ -24,6 +24,11 @@ class Page(Generic[Listed]):
 
     rows: Sequence[Listed]
     has_more: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Listed], *, limit: int) -> Self:
+        """Make a page of rows that were asked for with one more than it has."""
+        return cls(rows[:limit], has_more=len(rows) > limit)
 
 
 def newest_first(
@@ -55,4 +60,4 @@ def newest_first(
         )
     query = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit + 1)
     rows = session.scalars(query).all()
-    return Page(rows[:limit], has_more=len(rows) > limit)
+    return Page.of(rows, limit=limit)

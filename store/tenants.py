@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import database_now, is_sqlite
-from store.errors import ConflictError, NotFoundError
+from store.errors import ConflictError, found
 from store.identifiers import new_identifier
 from store.pages import Page, newest_first
 from store.tables import ApiKey, Artifact, Dataset, Tenant
@@ -137,10 +137,7 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     Raises:
         NotFoundError: there is none.
     """
-    tenant = session.get(Tenant, tenant_id)
-    if tenant is None:
-        raise NotFoundError("tenant", tenant_id)
-    return tenant
+    return found(session.get(Tenant, tenant_id), "tenant", tenant_id)
 
 
 def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Tenant]:
@@ -210,9 +207,7 @@ def revoke_key(session: Session, key_id: str) -> None:
     Raises:
         NotFoundError: there is none.
     """
-    key = session.get(ApiKey, key_id)
-    if key is None:
-        raise NotFoundError("key", key_id)
+    key = found(session.get(ApiKey, key_id), "key", key_id)
     key.revoked_at = key.revoked_at or database_now(session)
 
 
@@ -239,10 +234,7 @@ def lock_tenant(session: Session, tenant_id: str) -> Tenant:
         NotFoundError: there is none.
     """
     query = sa.select(Tenant).where(Tenant.id == tenant_id).with_for_update()
-    tenant = session.scalars(query).one_or_none()
-    if tenant is None:
-        raise NotFoundError("tenant", tenant_id)
-    return tenant
+    return found(session.scalars(query).one_or_none(), "tenant", tenant_id)
 
 
 def lock_tenants(session: Session, tenant_ids: Collection[str]) -> None:

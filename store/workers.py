@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import Database, database_now, is_sqlite
-from store.errors import NotFoundError
+from store.errors import found
 from store.pages import Page
 from store.tables import Backbone, Worker
 
@@ -121,10 +121,7 @@ def get_backbone(session: Session, backbone_id: str) -> Backbone:
     Raises:
         NotFoundError: no worker has told of it.
     """
-    backbone = session.get(Backbone, backbone_id)
-    if backbone is None:
-        raise NotFoundError("model", backbone_id)
-    return backbone
+    return found(session.get(Backbone, backbone_id), "model", backbone_id)
 
 
 def list_backbones(session: Session, *, after: str | None, limit: int) -> Page[Backbone]:
@@ -137,4 +134,4 @@ def list_backbones(session: Session, *, after: str | None, limit: int) -> Page[B
     if after is not None:
         query = query.where(Backbone.id > get_backbone(session, after).id)
     rows = session.scalars(query).all()
-    return Page(rows[:limit], has_more=len(rows) > limit)
+    return Page.of(rows, limit=limit)

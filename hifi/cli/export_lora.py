@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from hifi.cli import options, output
 
@@ -30,22 +31,19 @@ def run(args: argparse.Namespace) -> int:
     tuned_at = getattr(torch, delta.metadata.compute_dtype)
     cast_to(backbone.model, torch.promote_types(backbone.model.dtype, tuned_at))
     delta.to_lora(args.out, backbone.model)
-    size = output.size_of_folder(args.out)
-    if args.json:
-        output.print_json(
-            {
-                "object": "lora_adapter",
-                "path": str(args.out),
-                "bytes": size,
-                "model": backbone.source.name,
-                "fingerprint": delta.metadata.fingerprint,
-                "heads": len(delta.heads),
-            }
-        )
-        return output.EXIT_OK
-    entries = {
-        "exported": f"{len(delta.heads)} heads of {backbone.source.name}",
-        "adapter": f"{args.out}  {output.format_bytes(size)}",
+    document = {
+        "object": "lora_adapter",
+        "path": str(args.out),
+        "bytes": output.size_of_folder(args.out),
+        "model": backbone.source.name,
+        "fingerprint": delta.metadata.fingerprint,
+        "heads": len(delta.heads),
     }
-    output.print_facts(entries)
-    return output.EXIT_OK
+    return output.report(document, _describe, as_json=args.json)
+
+
+def _describe(exported: dict[str, Any]) -> dict[str, str]:
+    return {
+        "exported": f"{exported['heads']} heads of {exported['model']}",
+        "adapter": f"{exported['path']}  {output.format_bytes(exported['bytes'])}",
+    }

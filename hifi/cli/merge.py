@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hifi.cli import options, output
-
-if TYPE_CHECKING:
-    from hifi.deltas.delta import HeadDelta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,28 +38,23 @@ def run(args: argparse.Namespace) -> int:
     with write_directory_atomically(args.out) as folder:
         write_merged_model(folder, delta=delta, backbone=backbone, dtype=dtype)
         output.open_to_others(folder)
-    _report(args, model=backbone.source.name, dtype=str(dtype).removeprefix("torch."), delta=delta)
-    return output.EXIT_OK
-
-
-def _report(args: argparse.Namespace, *, model: str, dtype: str, delta: HeadDelta) -> None:
-    labels = delta.metadata.labels
-    document: dict[str, Any] = {
+    document = {
         "object": "merged_model",
         "path": str(args.out),
         "bytes": output.size_of_folder(args.out),
-        "model": model,
+        "model": backbone.source.name,
         "fingerprint": delta.metadata.fingerprint,
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "heads": len(delta.heads),
-        "labels": labels,
+        "labels": delta.metadata.labels,
     }
-    if args.json:
-        output.print_json(document)
-        return
-    entries = {
-        "merged": f"{len(delta.heads)} heads into {model}",
-        "model": f"{args.out}  {output.format_bytes(document['bytes'])}  {dtype}",
+    return output.report(document, _describe, as_json=args.json)
+
+
+def _describe(merged: dict[str, Any]) -> dict[str, str]:
+    labels = merged["labels"]
+    return {
+        "merged": f"{merged['heads']} heads into {merged['model']}",
+        "model": f"{merged['path']}  {output.format_bytes(merged['bytes'])}  {merged['dtype']}",
         "labels": ", ".join(map(str, labels)) if labels else "none, a number",
     }
-    output.print_facts(entries)

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from hifi.cli import output
 from hifi.cli.options import ENCODINGS
+from hifi.cli.progress import open_screen
 from hifi.cli.render import print_heads
 from service.cli import job_spec, options, predictions
 from service.cli.actions import Action, Actions, perform
 from service.cli.job_report import describe_progress, report_estimate, report_job
 from service.cli.pages import report_deleted, report_page
-from service.cli.progress import job_display, transfer_display
+from service.cli.progress import JobDisplay, transfer_display
 from service.client.resources import Jobs
 from store.states import JobStatus
 
@@ -154,7 +155,8 @@ def _watch(args: argparse.Namespace) -> int:
 def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
     """Show a job until its end; the exit code says whether it succeeded."""
     try:
-        with job_display(Console(stderr=True)) as display:
+        with open_screen(Console(stderr=True)) as screen:
+            display = JobDisplay(screen)
             for event in client.jobs.watch(job_id, on_progress=display.show_progress):
                 display.show_event(event)
     except KeyboardInterrupt:

@@ -7,20 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli.output import format_bytes, format_metrics, printable
-from hifi.cli.progress import COUNTING, Progression, Screen, describe_pace, new_bars, open_screen
+from hifi.cli.progress import COUNTING, Progression, Screen, describe_pace, new_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from service.client.documents import Event
     from service.client.documents import Progress as JobProgress
-
-
-@contextmanager
-def job_display(console: Console) -> Iterator[JobDisplay]:
-    """Show a job for the time of a block; see :func:`hifi.cli.progress.open_screen`."""
-    with open_screen(console) as screen:
-        yield JobDisplay(screen)
 
 
 class JobDisplay:

@@ -33,14 +33,10 @@ class DatasetDocument(Listed):
         """Show a row, with its columns as the files have them: Postgres keeps no order of keys."""
         order = [column["name"] for column in dataset.profile.get("columns", ())]
         in_order = {name: dataset.columns[name] for name in order if name in dataset.columns}
-        return cls(
-            id=dataset.id,
-            name=dataset.name,
+        return cls.of_row(
+            dataset,
             splits={name: Split(rows=split["rows"]) for name, split in dataset.splits.items()},
             columns={**in_order, **dataset.columns},
-            bytes=dataset.bytes,
-            sha256=dataset.sha256,
-            created_at=dataset.created_at,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -17,6 +17,17 @@ class Answer(BaseModel):
     """What a caller gets."""
 
     model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def of_row(cls, row: object, **others: Any) -> Self:  # noqa: ANN401 - values of any field
+        """Show a row.
+
+        Args:
+            row: has an attribute for each field, under the same name.
+            others: fields that the row has not, or in another form.
+        """
+        names = cls.model_fields.keys() - others.keys() - {"object"}
+        return cls(**{name: getattr(row, name) for name in names}, **others)
 
 
 class Body(BaseModel):

@@ -113,14 +113,10 @@ class JobDocument(Listed):
     @classmethod
     def of_queued(cls, job: QueuedJob) -> JobDocument:
         """Show a job that has just been queued."""
-        return cls(
-            id=job.id,
+        return cls.of_row(
+            job,
             status=JobStatus.QUEUED,
             tenant=job.tenant_id,
-            name=job.name,
-            metadata=dict(job.metadata),
-            spec=dict(job.spec),
-            created_at=job.created_at,
             started_at=None,
             finished_at=None,
             progress=_NOT_BEGUN,
@@ -134,34 +130,21 @@ class JobDocument(Listed):
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact] = ()) -> JobDocument:
         """Show a row with its artifacts."""
-        return cls(
-            id=job.id,
-            status=job.status,
+        return cls.of_row(
+            job,
             tenant=job.tenant_id,
-            name=job.name,
             metadata=job.meta,
-            spec=job.spec,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
             progress=JobProgress.of(job),
-            attempt=job.attempt,
-            selection=None if job.selection is None else JobSelection(**job.selection),
-            result=None if job.result is None else JobResult(**job.result),
             artifact=_artifact(artifacts),
-            error=None if job.error is None else JobFailure(**job.error),
         )
 
 
 def _artifact(artifacts: Sequence[Artifact]) -> JobArtifact | None:
-    files = {
-        artifact.encoding: StoredFile(bytes=artifact.bytes, sha256=artifact.sha256)
-        for artifact in artifacts
-    }
+    files = {artifact.encoding: StoredFile.of_row(artifact) for artifact in artifacts}
     whole = files.get("float32")
     if whole is None:
         return None
-    return JobArtifact(bytes=whole.bytes, sha256=whole.sha256, encodings=files)
+    return JobArtifact.of_row(whole, encodings=files)
 
 
 class JobList(Page[JobDocument]):
@@ -181,14 +164,7 @@ class EventDocument(Listed):
     @classmethod
     def of(cls, event: JobEvent) -> EventDocument:
         """Show a row."""
-        return cls(
-            id=event_id(event.job_id, event.number),
-            created_at=event.created_at,
-            level=event.level,
-            type=event.type,
-            message=event.message,
-            data=event.data,
-        )
+        return cls.of_row(event, id=event_id(event.job_id, event.number))
 
 
 class EventList(Page[EventDocument]):
@@ -264,9 +240,5 @@ class HeadsDocument(Answer):
     def of(cls, job: Job, artifacts: Sequence[Artifact]) -> HeadsDocument:
         """Show the scores that a job keeps, and its artifact where it has one already."""
         stored = next((file for file in artifacts if file.encoding == "float32"), None)
-        artifact = stored and {
-            "bytes": stored.bytes,
-            "sha256": stored.sha256,
-            "url": f"/jobs/{job.id}/heads/delta",
-        }
+        artifact = stored and HeadsArtifact.of_row(stored, url=f"/jobs/{job.id}/heads/delta")
         return cls.model_validate({**(job.heads or {}), "artifact": artifact})

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from service.http.documents import Listed, Page
-
-if TYPE_CHECKING:
-    from store.tables import Backbone
 
 
 class BackboneDocument(Listed):
@@ -22,11 +19,6 @@ class BackboneDocument(Listed):
     hidden_size: int
     parameters: int
     fingerprint: str
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> BackboneDocument:
-        """Show a row."""
-        return cls.model_validate(backbone, from_attributes=True)
 
 
 class BackboneList(Page[BackboneDocument]):

@@ -20,5 +20,5 @@ def get_models(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> B
     """List the backbones that a job may name."""
     with gateway.database.read() as session:
         page = list_backbones(session, after=after, limit=limit)
-    data = [BackboneDocument.of(backbone) for backbone in page.rows]
+    data = [BackboneDocument.of_row(backbone) for backbone in page.rows]
     return BackboneList.of(data, has_more=page.has_more)

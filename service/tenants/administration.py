@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.tenants.documents import (
-    KeyDocument,
-    KeyList,
-    NewKey,
-    NewKeyDocument,
-    NewQuotas,
-    NewTenant,
-    TenantDocument,
-    TenantList,
-    UsageDocument,
-)
+from service.tenants import documents
 from store.jobs import count_jobs
 from store.tenants import (
     OwnQuotas,
@@ -48,58 +38,60 @@ class Administration:
         self._database = database
         self._quotas = quotas
 
-    def create(self, new: NewTenant) -> TenantDocument:
+    def create(self, new: documents.NewTenant) -> documents.TenantDocument:
         """Add a tenant.
 
         Raises:
             ConflictError: another has the name.
         """
-        own = OwnQuotas(
-            max_queued=new.max_queued, max_running=new.max_running, max_bytes=new.max_bytes
-        )
+        own = OwnQuotas(**new.changes())
         with self._database.write() as session:
             tenant = create_tenant(session, new.name, is_admin=new.is_admin, own=own)
         return self._show(tenant)
 
-    def list(self, *, after: str | None, limit: int) -> TenantList:
+    def list(self, *, after: str | None, limit: int) -> documents.TenantList:
         """Return a page of the tenants, newest first."""
         with self._database.read() as session:
             page = list_tenants(session, after=after, limit=limit)
-        return TenantList.of([self._show(row) for row in page.rows], has_more=page.has_more)
+        return documents.TenantList.of(
+            [self._show(row) for row in page.rows], has_more=page.has_more
+        )
 
-    def change_quotas(self, tenant_id: str, new: NewQuotas) -> TenantDocument:
+    def change_quotas(self, tenant_id: str, new: documents.NewQuotas) -> documents.TenantDocument:
         """Change a tenant's quotas, from now on."""
         with self._database.write() as session:
             tenant = change_quotas(session, tenant_id, new.changes())
         return self._show(tenant)
 
-    def usage(self, tenant_id: str) -> UsageDocument:
+    def usage(self, tenant_id: str) -> documents.UsageDocument:
         """Return what a tenant has, and may have."""
         with self._database.read() as session:
             tenant = get_tenant(session, tenant_id)
-            return UsageDocument.of(
+            return documents.UsageDocument.of(
                 tenant.id,
                 jobs=count_jobs(session, tenant.id),
                 stored_bytes=stored_bytes(session, tenant.id),
                 quotas=self._quotas.of(tenant),
             )
 
-    def create_key(self, tenant_id: str, new: NewKey) -> NewKeyDocument:
+    def create_key(self, tenant_id: str, new: documents.NewKey) -> documents.NewKeyDocument:
         """Add a key. Its secret is in what this returns and nowhere else."""
         with self._database.write() as session:
             key, secret = create_key(session, tenant_id, name=new.name)
-        return NewKeyDocument.of_new(key, secret=secret)
+        return documents.NewKeyDocument.of_new(key, secret=secret)
 
-    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> KeyList:
+    def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> documents.KeyList:
         """Return a page of a tenant's keys, newest first; never their secrets."""
         with self._database.read() as session:
             page = list_keys(session, tenant_id, after=after, limit=limit)
-        return KeyList.of([KeyDocument.of(key) for key in page.rows], has_more=page.has_more)
+        return documents.KeyList.of(
+            [documents.KeyDocument.of(key) for key in page.rows], has_more=page.has_more
+        )
 
     def revoke_key(self, key_id: str) -> None:
         """Make a key worthless at once."""
         with self._database.write() as session:
             revoke_key(session, key_id)
 
-    def _show(self, tenant: Tenant) -> TenantDocument:
-        return TenantDocument.of(tenant, self._quotas.of(tenant))
+    def _show(self, tenant: Tenant) -> documents.TenantDocument:
+        return documents.TenantDocument.of(tenant, self._quotas.of(tenant))

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from store.tenants import Quotas
 
 
-class NewTenant(Body):
-    """A tenant to be; a quota that is not given is the server's setting."""
-
-    name: Name
-    is_admin: bool = False
-    max_queued: Count | None = None
-    max_running: Count | None = None
-    max_bytes: Count | None = None
-
-
 class NewQuotas(Body):
     """A tenant's quotas to be: null is the server's setting, one that is not given stays."""
 
@@ -33,8 +23,15 @@ class NewQuotas(Body):
     max_bytes: Count | None = None
 
     def changes(self) -> Mapping[str, int | None]:
-        """Give those that are to change."""
-        return self.model_dump(exclude_unset=True)
+        """Return those that are to change."""
+        return self.model_dump(include=set(NewQuotas.model_fields), exclude_unset=True)
+
+
+class NewTenant(NewQuotas):
+    """A tenant to be; a quota that is not given is the server's setting."""
+
+    name: Name
+    is_admin: bool = False
 
 
 class QuotasDocument(Answer):
@@ -43,11 +40,6 @@ class QuotasDocument(Answer):
     max_queued: int
     max_running: int
     max_bytes: int
-
-    @classmethod
-    def of(cls, quotas: Quotas) -> QuotasDocument:
-        """Show what holds for a tenant."""
-        return cls.model_validate(quotas, from_attributes=True)
 
 
 class TenantDocument(Listed):
@@ -62,13 +54,7 @@ class TenantDocument(Listed):
     @classmethod
     def of(cls, tenant: Tenant, quotas: Quotas) -> TenantDocument:
         """Show a row, with what holds for it."""
-        return cls(
-            id=tenant.id,
-            name=tenant.name,
-            is_admin=tenant.is_admin,
-            quotas=QuotasDocument.of(quotas),
-            created_at=tenant.created_at,
-        )
+        return cls.of_row(tenant, quotas=QuotasDocument.of_row(quotas))
 
 
 class UsageDocument(Answer):
@@ -89,7 +75,7 @@ class UsageDocument(Answer):
             tenant=tenant_id,
             jobs={status: jobs.get(status, 0) for status in JobStatus},
             stored_bytes=stored_bytes,
-            quotas=QuotasDocument.of(quotas),
+            quotas=QuotasDocument.of_row(quotas),
         )
 
 
@@ -111,13 +97,7 @@ class KeyDocument(Listed):
     @classmethod
     def of(cls, key: ApiKey) -> KeyDocument:
         """Show a row."""
-        return cls(
-            id=key.id,
-            tenant=key.tenant_id,
-            name=key.name,
-            created_at=key.created_at,
-            revoked_at=key.revoked_at,
-        )
+        return cls.of_row(key, tenant=key.tenant_id)
 
 
 class NewKeyDocument(KeyDocument):
@@ -128,7 +108,7 @@ class NewKeyDocument(KeyDocument):
     @classmethod
     def of_new(cls, key: ApiKey, *, secret: str) -> NewKeyDocument:
         """Show a new row and its secret."""
-        return cls(**vars(KeyDocument.of(key)), secret=secret)
+        return cls.of_row(key, tenant=key.tenant_id, secret=secret)
 
 
 class TenantList(Page[TenantDocument]):

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from hifi.errors import HifiError
-
-
-class InferenceError(HifiError):
-    """The inference process cannot be started."""
+from worker.cli.process import started
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +23,9 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     """Run the inference process.
 
     Raises:
-        InferenceError: it cannot be started; the message says what to do.
+        StartError: it cannot be started.
     """
-    from store.errors import StoreError
-    from store.logs import configure_logging
-    from store.settings import read_settings
-
-    try:
-        settings = read_settings()
-        configure_logging(settings.log_format, process="inference")
+    with started("inference") as settings:
         if not settings.allow_hub:  # read once, when transformers is imported
             os.environ["HF_HUB_OFFLINE"] = "1"
         from worker.inference.heap import keep_few_kernels
@@ -44,6 +34,4 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
         from worker.inference.server import run_inference
 
         run_inference(settings)
-    except StoreError as error:
-        raise InferenceError(str(error)) from error
     return 0

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hifi.errors import HifiError
-
-
-class WorkerError(HifiError):
-    """The worker cannot be started."""
+from worker.cli.process import StartError, started
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +21,15 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     """Run a worker.
 
     Raises:
-        WorkerError: it cannot be started; the message says what to do.
+        StartError: it cannot be started.
     """
-    from store.errors import StoreError
-    from store.logs import configure_logging
-    from store.settings import read_settings
     from worker.engine import EngineDiedError
     from worker.process import run_worker
 
-    try:
-        settings = read_settings()
-        configure_logging(settings.log_format, process="worker")
-        run_worker(settings)
-    except (StoreError, EngineDiedError) as error:
-        raise WorkerError(str(error)) from error
+    with started("worker") as settings:
+        try:
+            run_worker(settings)
+        except EngineDiedError as error:
+            raise StartError(str(error)) from error
     sys.stderr.flush()
     return 0

@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from hifi.cli.progress import LINE_SECONDS, Lines
-from service.cli.progress import JobDisplay, job_display, transfer_display
+from hifi.cli.progress import LINE_SECONDS, Lines, open_screen
+from service.cli.progress import JobDisplay, transfer_display
 
 
 def event(kind, message="told", level="info", **data):
@@ -79,7 +79,8 @@ class TestLines:
 class TestJobDisplay:
     def test_is_a_bar_on_a_terminal(self):
         console = Console(file=io.StringIO(), force_terminal=True, width=100)
-        with job_display(console) as display:
+        with open_screen(console) as screen:
+            display = JobDisplay(screen)
             display.show_progress(progress(None))
             display.show_event(event("step", loss=0.5, samples_per_second=None))
             display.show_event(event("metrics", step=3, accuracy=0.5))
@@ -90,7 +91,8 @@ class TestJobDisplay:
 
     def test_a_new_phase_of_a_newer_server_is_shown_as_it_is(self):
         console = Console(file=io.StringIO(), force_terminal=True, width=100)
-        with job_display(console) as display:
+        with open_screen(console) as screen:
+            display = JobDisplay(screen)
             display.show_progress(progress("compressing", 1, 2))
         assert "compressing" in console.file.getvalue()
 

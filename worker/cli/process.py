@@ -1,0 +1,38 @@
+"""How the processes of a worker's machine start: settings, logs, and an error on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hifi.errors import HifiError
+
+if TYPE_CHECKING:
+    from store.settings import Settings
+
+
+class StartError(HifiError):
+    """A process cannot be started; the message says what to do."""
+
+
+@contextmanager
+def started(name: str) -> Iterator[Settings]:
+    """Read the settings and set the logs up for the time of a block.
+
+    Args:
+        name: of the process, in its logs.
+
+    Raises:
+        StartError: the process cannot be started with its settings.
+    """
+    from store.errors import StoreError
+    from store.logs import configure_logging
+    from store.settings import read_settings
+
+    try:
+        settings = read_settings()
+        configure_logging(settings.log_format, process=name)
+        yield settings
+    except StoreError as error:
+        raise StartError(str(error)) from error
