@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hmac
+from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import to_thread
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
     ValidationError,
+    create_model,
     model_validator,
 )
 
+from hifi.data.task_types import TaskType, request_fields, task_types
 from store.prediction_limits import MAX_INPUTS, MAX_LETTERS, MAX_SECONDS
 from worker.inference.problems import ProblemError
 
@@ -30,7 +34,10 @@ _ASIDE_BYTES = 1 << 17
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-_Text = Annotated[str, StringConstraints(max_length=MAX_LETTERS)]
+_FIELDS: dict[str, Any] = {  # of an input, by their kind
+    "text": Annotated[str, StringConstraints(max_length=MAX_LETTERS)],
+    "image": str,
+}
 # The name of a folder, or of a model on the hub with its owner.
 _Model = Annotated[
     str,
@@ -70,23 +77,25 @@ class DeltaOrder(_Body):
         return f"{self.tenant}/{self.sha256}"
 
 
-class Input(_Body):
-    """One input, as its caller wrote it: texts, or an image in base64."""
+@cache
+def _input_model(_: tuple[TaskType, ...]) -> type[BaseModel]:
+    """Make the model of an input with any of the fields that these task types declare."""
+    fields: dict[str, Any] = {
+        name: (_FIELDS[field.kind] | None, None) for name, field in request_fields().items()
+    }
+    return create_model("Input", __base__=_Body, **fields)
 
-    text: _Text | None = None
-    text_pair: _Text | None = None
-    image: str | None = None
 
-    def given(self) -> dict[str, str]:
-        """Give the parts that are there."""
-        return {name: value for name, value in self if value is not None}
+def _read_input(value: object) -> dict[str, str]:
+    """Read one input, as its caller wrote it."""
+    return _input_model(task_types()).model_validate(value).model_dump(exclude_none=True)
 
 
 class Item(_Body):
     """One input, and for which of the orders' head deltas it is."""
 
     order: Annotated[int, Field(ge=0)]
-    input: Input
+    input: Annotated[dict[str, str], PlainValidator(_read_input)]
 
 
 class PredictionRequest(_Body):
