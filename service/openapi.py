@@ -13,11 +13,10 @@ from pydantic.json_schema import models_json_schema
 
 from service.http.auth import is_public
 from service.inference.documents import (
-    ImageInput,
+    INPUTS,
     JobInput,
     MixedPredictionRequest,
     PredictionRequest,
-    TextInput,
 )
 from service.jobs.schemas import NewKey, NewQuotas, NewTenant, Problem
 from store.problem_details import MEDIA_TYPE
@@ -34,7 +33,7 @@ _ABOUT = (
 # What routes read from the raw body, and what every route refuses with.
 _READ = (
     *(JobSpec, NewTenant, NewQuotas, NewKey, Problem),
-    *(PredictionRequest, MixedPredictionRequest, JobInput, TextInput, ImageInput),
+    *(PredictionRequest, MixedPredictionRequest, JobInput, *INPUTS),
 )
 # What the gateway refuses before a route is asked, and what any route can come upon.
 _EVERYWHERE = (
