@@ -15,11 +15,10 @@ from service.http.auth import is_public
 from service.http.documents import Problem
 from service.http.responses import REFERENCE, problems
 from service.inference.documents import (
-    ImageInput,
+    INPUTS,
     JobInput,
     MixedPredictionRequest,
     PredictionRequest,
-    TextInput,
 )
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
 from store.spec import JobSpec
@@ -34,7 +33,7 @@ _ABOUT = (
 # What routes read from the raw body, and what every route refuses with.
 _READ = (
     *(JobSpec, NewTenant, NewQuotas, NewKey, Problem),
-    *(PredictionRequest, MixedPredictionRequest, JobInput, TextInput, ImageInput),
+    *(PredictionRequest, MixedPredictionRequest, JobInput, *INPUTS),
 )
 # What the gateway refuses before a route is asked, and what any route can come upon.
 _EVERYWHERE = (

@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+
+from hifi.data.task_types import request_fields
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
@@ -23,7 +32,6 @@ MAX_CHARACTERS = 100_000  # of a text
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-_Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 # The name of a folder, or of a model on the hub with its owner.
 _Model = Annotated[
     str,
@@ -79,21 +87,26 @@ class DeltaOrder(_Order):
         return f"{self.tenant}/{self.sha256}"
 
 
-# Dictionaries rather than models: a request has up to 256 of them, and each costs little.
-class Input(TypedDict, total=False):
-    """One input, as its caller wrote it: one or two texts, or an image in Base64."""
+def _check_input(given: dict[str, str]) -> dict[str, str]:
+    """Refuse fields that no task type declares, and texts that are too long."""
+    fields = request_fields()
+    for name, value in given.items():
+        if name not in fields:
+            raise ValueError(f"no task type has an input {name!r}")
+        if fields[name].kind == "text" and len(value) > MAX_CHARACTERS:
+            raise ValueError(f"{name} has {len(value)} characters, at most {MAX_CHARACTERS}")
+    return given
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc] # as pydantic documents it
 
-    text: _Text
-    text_pair: _Text
-    image: str
+# One input, as its caller wrote it: texts, or an image in Base64.
+Input = Annotated[dict[str, str], AfterValidator(_check_input)]
 
 
+# A dictionary rather than a model: a request has up to 256 of them.
 class Item(TypedDict):
     """One input, and the index of the order for its head delta."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc] # as above
+    __pydantic_config__ = _EXACT  # type: ignore[misc] # as pydantic documents it
 
     order: Annotated[int, Field(ge=0)]
     input: Input

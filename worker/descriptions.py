@@ -10,7 +10,6 @@ from hifi.backbones.models import (
     AutoClass,
     LoadedModel,
     ModelSource,
-    check_reads,
     identify_folder,
     load_config,
     load_for_task,
@@ -27,8 +26,8 @@ _LABELS = (2, 3)  # two counts tell how a task head grows
 def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     """Describe a backbone.
 
-    What is counted is what ``hifi.finetune`` counts: n selected heads of a task with m labels (one
-    for a regression) train ``n · weights_per_head + base + m · per_label`` weights, of
+    What is counted is what ``hifi.finetune`` counts: n selected heads of a task with m logits
+    train ``n · weights_per_head + base + m · per_label`` weights, of
     ``parameters + base + m · per_label`` in all.
 
     Args:
@@ -98,8 +97,8 @@ def _check_encoder(kind: type[Task], source: ModelSource) -> None:
         ModelError: it does not, or has not.
     """
     config = load_config(source)
-    check_reads(source, config, input_kind=kind.input_kind)
-    task = kind(inputs=("input",), label="label", metric=kind.metrics[0])
+    kind.check_reads(source, config)
+    task = kind(inputs=("input",), label="label", metric=kind.declaration.metrics[0])
     task.load_encoder(source, config, max_length=_MAX_LENGTH)
 
 

@@ -22,7 +22,7 @@ from benchmarks.data import MODEL, data_folder, minilm
 from benchmarks.paper.methods import Method, precision, prepare, random_heads
 from hifi.backbones.models import resolve_model
 from hifi.tasks import TaskSpec
-from hifi.training.batching import TrainingBatches, evaluation_batches
+from hifi.training.batching import TrainingBatches, evaluation_batches, gather
 from hifi.training.finetuning import finetune
 from hifi.training.hyperparameters import Hyperparameters
 from hifi.training.preparation import Prepared
@@ -124,11 +124,10 @@ def _evaluate(method: Method, ready: Prepared) -> dict[str, float]:
     validation, task = ready.data.validation, ready.data.task
     assert validation is not None  # noqa: S101 - every task here has one
     method.network.eval()
-    logits = torch.empty(len(validation), task.num_labels)
+    batches = evaluation_batches(validation.lengths, batch_size=32)
     with torch.no_grad():
-        for indices in evaluation_batches(validation.lengths, batch_size=32):
-            logits[torch.from_numpy(indices)] = _logits(method, validation.batch(indices).inputs)
-    return task.evaluate(logits, validation.targets)
+        parts = [_logits(method, validation.batch(each).inputs).cpu() for each in batches]
+    return task.evaluate(gather(parts, batches), validation.targets)
 
 
 def read_results() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
@@ -16,6 +16,7 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
 from hifi.backbones.heads import SUPPORTED_ARCHITECTURES, task_head_names
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-AutoClass = type[
-    transformers.AutoModelForSequenceClassification | transformers.AutoModelForImageClassification
-]
+AutoClass = type[_BaseAutoModelClass]
 
 _PACKAGED_HUB_ID = f"sentence-transformers/{PACKAGED_MODEL}"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -312,31 +311,10 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
         )
 
 
-def reads(config: transformers.PreTrainedConfig, *, input_kind: Literal["text", "image"]) -> bool:
-    """Say whether transformers has a class that classifies such inputs by this model."""
-    classes = {
-        "text": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        "image": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    }
-    return type(config) in classes[input_kind]
-
-
-def check_reads(
-    source: ModelSource,
-    config: transformers.PreTrainedConfig,
-    *,
-    input_kind: Literal["text", "image"],
-) -> None:
-    """Refuse a model that reads something else than a task has.
-
-    Raises:
-        ModelError: transformers has no class that could classify such inputs by this model.
-    """
-    if not reads(config, input_kind=input_kind):
-        raise ModelError(
-            f"{source.name} is of architecture {config.model_type!r}, which does not read "
-            f"{input_kind}s; this task needs a model that does"
-        )
+def reads(config: transformers.PreTrainedConfig, *, auto_class: AutoClass) -> bool:
+    """Say whether transformers has a class that gives this model a task's head."""
+    classes: Any = auto_class._model_mapping  # noqa: SLF001 - told nowhere else
+    return type(config) in classes
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

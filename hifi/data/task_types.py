@@ -8,7 +8,7 @@ metrics, how logits become an answer) is the class that ``implementation`` names
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hifi.errors import TaskNotSupportedError
 
@@ -23,7 +23,7 @@ class Columns:
     Attributes:
         field: of a task spec, which names them: ``text``, ``image`` or ``label``.
         use: how they are read; it says which rows are refused.
-        most: how many there may be; one at least.
+        most: how many there may be.
         words: for the command line and the OpenAPI document.
     """
 
@@ -34,18 +34,66 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequestField:
+    """A field of an input to a prediction.
+
+    Attributes:
+        name: in the request.
+        kind: a text, or an image file in Base64.
+        is_required: whether every input has it.
+        words: for the OpenAPI document.
+    """
+
+    name: str
+    kind: InputKind
+    is_required: bool = True
+    words: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An input of ``/predict``.
+
+    Attributes:
+        name: in the OpenAPI document; one name, one request.
+        words: for the OpenAPI document.
+        fields: a field for every input column, in the order of the columns. The first is required,
+            and tells this request from others.
+    """
+
+    name: str
+    words: str
+    fields: tuple[RequestField, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerField:
     """A field of the answer to a prediction.
 
     Attributes:
         name: in the answer.
-        kind: ``text``, ``number``, or ``numbers`` by name.
+        type: of its value, as pydantic reads it: ``str``, ``float``, ``dict[str, float]``, …
         words: for the OpenAPI document.
     """
 
     name: str
-    kind: Literal["text", "number", "numbers"]
+    type: Any
     words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer of ``/predict``.
+
+    Attributes:
+        name: in the OpenAPI document; one name, one answer.
+        words: for the OpenAPI document.
+        fields: what it holds; no two answers have the same field names.
+    """
+
+    name: str
+    words: str
+    fields: tuple[AnswerField, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +107,14 @@ class TaskType:
         input_kind: what a backbone must read.
         inputs: the input columns.
         label: the column of what is learnt.
-        has_classes: whether a label is one of the classes that the training split names.
+        num_labels: logits in a row; None where there is one for each class that the training split
+            names.
+        logits: what has a row of logits: the whole ``sample``, ``[n, num_labels]``, or each
+            ``token`` of it, ``[n, S, num_labels]``, of which those of the padding mean nothing.
         metrics: the default first; of each the greater is better.
-        problem_type: as transformers' configurations name it.
-        request: the fields of an input of ``/predict``; the first is required, and so are as many
-            as there are input columns.
-        answer: the fields of its answer.
+        problem_type: as transformers' configurations name it; None where they have no name for it.
+        request: an input of ``/predict``.
+        answer: its answer.
     """
 
     name: str
@@ -73,23 +123,23 @@ class TaskType:
     input_kind: InputKind
     inputs: Columns
     label: Columns
-    has_classes: bool
+    num_labels: int | None
+    logits: Literal["sample", "token"] = "sample"
     metrics: tuple[str, ...]
-    problem_type: str
-    request: tuple[str, ...]
-    answer: tuple[AnswerField, ...]
+    problem_type: str | None
+    request: Request
+    answer: Answer
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the training split names classes."""
+        return self.num_labels is None
 
-_TEXTS = Columns(field="text", use="text", most=2, words="one or two text columns")
-_IMAGE = Columns(field="image", use="image", words="the column of images")
-_CLASSES = Columns(field="label", use="label", words="the column of classes")
-_NUMBERS = Columns(field="label", use="target", words="the column of numbers")
-_CLASS_METRICS = ("accuracy", "f1", "matthews")
-_CLASS_ANSWER = (
-    AnswerField(name="label", kind="text", words="the likeliest class"),
-    AnswerField(name="score", kind="number", words="its probability"),
-    AnswerField(name="scores", kind="numbers", words="the probability of every class"),
-)
+    @property
+    def input_counts(self) -> range:
+        """How many input columns a task may have: one for each required field at least."""
+        return range(sum(field.is_required for field in self.request.fields), self.inputs.most + 1)
+
 
 _TYPES: dict[str, TaskType] = {}
 # Task types of the contract that are not built yet.
@@ -125,7 +175,47 @@ def metric_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in task_types() for name in each.metrics))
 
 
-register(
+def request_fields() -> dict[str, RequestField]:
+    """Return the fields that an input of ``/predict`` may have, by name."""
+    return {field.name: field for each in task_types() for field in each.request.fields}
+
+
+_TEXTS = Columns(field="text", use="text", most=2, words="one or two text columns")
+_IMAGE = Columns(field="image", use="image", words="the column of images")
+_CLASSES = Columns(field="label", use="label", words="the column of classes")
+_NUMBERS = Columns(field="label", use="target", words="the column of numbers")
+_CLASS_METRICS = ("accuracy", "f1", "matthews")
+TEXT_INPUT = Request(
+    name="TextInput",
+    words="A text, or a pair of texts, for a job that was trained on such.",
+    fields=(
+        RequestField(name="text", kind="text"),
+        RequestField(
+            name="text_pair", kind="text", is_required=False, words="of a pair: the second text"
+        ),
+    ),
+)
+IMAGE_INPUT = Request(
+    name="ImageInput",
+    words="An image.",
+    fields=(RequestField(name="image", kind="image", words="the file in Base64"),),
+)
+_LABEL_ANSWER = Answer(
+    name="LabelPrediction",
+    words="Which label an input gets.",
+    fields=(
+        AnswerField(name="label", type=str, words="the likeliest class"),
+        AnswerField(name="score", type=float, words="its probability"),
+        AnswerField(name="scores", type=dict[str, float], words="the probability of every class"),
+    ),
+)
+_VALUE_ANSWER = Answer(
+    name="ValuePrediction",
+    words="Which number an input gets.",
+    fields=(AnswerField(name="value", type=float, words="the number"),),
+)
+
+CLASSIFICATION = register(
     TaskType(
         name="classification",
         words="one class for a text or a pair of texts",
@@ -133,14 +223,14 @@ register(
         input_kind="text",
         inputs=_TEXTS,
         label=_CLASSES,
-        has_classes=True,
+        num_labels=None,
         metrics=_CLASS_METRICS,
         problem_type="single_label_classification",
-        request=("text", "text_pair"),
-        answer=_CLASS_ANSWER,
+        request=TEXT_INPUT,
+        answer=_LABEL_ANSWER,
     )
 )
-register(
+REGRESSION = register(
     TaskType(
         name="regression",
         words="one number for a text or a pair of texts",
@@ -148,14 +238,14 @@ register(
         input_kind="text",
         inputs=_TEXTS,
         label=_NUMBERS,
-        has_classes=False,
+        num_labels=1,
         metrics=("pearson", "spearman"),
         problem_type="regression",
-        request=("text", "text_pair"),
-        answer=(AnswerField(name="value", kind="number", words="the number"),),
+        request=TEXT_INPUT,
+        answer=_VALUE_ANSWER,
     )
 )
-register(
+IMAGE_CLASSIFICATION = register(
     TaskType(
         name="image-classification",
         words="one class for an image",
@@ -163,10 +253,10 @@ register(
         input_kind="image",
         inputs=_IMAGE,
         label=_CLASSES,
-        has_classes=True,
+        num_labels=None,
         metrics=_CLASS_METRICS,
         problem_type="single_label_classification",
-        request=("image",),
-        answer=_CLASS_ANSWER,
+        request=IMAGE_INPUT,
+        answer=_LABEL_ANSWER,
     )
 )

@@ -17,15 +17,11 @@ from transformers.utils import logging as transformers_logging
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import (
     ModelSource,
-    check_reads,
     find_folder,
     load_config,
     load_for_task,
-    load_image_processor,
-    load_tokenizer,
     reads,
     resolve_model,
-    usable_pad_token,
 )
 from hifi.backbones.packaged import PACKAGED_MODEL
 from hifi.errors import (
@@ -34,7 +30,7 @@ from hifi.errors import (
     ModelError,
     TaskNotSupportedError,
 )
-from hifi.tasks import Task, get_task
+from hifi.tasks import Task, get_task, task_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -68,13 +64,8 @@ class LoadedBackbone:
         Raises:
             ModelError: there is none that can be loaded.
         """
-        if _task_type(self.task).input_kind == "image":
-            return load_image_processor(self.source)
-        tokenizer = load_tokenizer(self.source)
-        _agree_on_pad_token(tokenizer, self.model.config)
-        tokenizer.padding_side = self.task.get("padding_side", tokenizer.padding_side)
-        tokenizer.model_max_length = self.task.get("max_length", tokenizer.model_max_length)
-        return tokenizer
+        kind = _task_type(self.task)
+        return kind.load_processor(self.source, self.model.config, record=self.task)
 
 
 def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) -> LoadedBackbone:
@@ -130,9 +121,9 @@ def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
         TaskNotSupportedError, DeltaFileError, ModelError: as for :func:`load_backbone`.
     """
     config = load_config(source)
-    kind = configure_for(config, delta)
+    task = configure_for(config, delta)
     loaded = load_for_task(
-        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+        source, config=config, auto_class=task.auto_class, attention="sdpa", seed=0
     )
     return LoadedBackbone(loaded.model, source, dict(delta.metadata.task or {}))
 
@@ -158,26 +149,25 @@ def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBack
         device: where it is to run.
 
     Raises:
-        ModelError: it cannot be loaded, reads neither texts nor images, or reads texts and has no
-            tokenizer.
+        ModelError: it cannot be loaded, no task type reads what it reads, or it reads texts and has
+            no tokenizer.
         UnsupportedArchitectureError: its heads are not known.
     """
     config = load_config(source)
-    is_image = reads(config, input_kind="image")
-    kind = get_task("image-classification" if is_image else "classification")
-    check_reads(source, config, input_kind=kind.input_kind)
+    kinds = [get_task(name) for name in task_types()]
+    kind = next((each for each in kinds if reads(config, auto_class=each.auto_class)), kinds[0])
+    kind.check_reads(source, config)
     loaded = load_for_task(
         source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
     )
     model = cast("PreTrainedModel", loaded.model.base_model)
     fingerprint = backbone_fingerprint(model)
-    if not is_image:  # a task that names no pad token is padded as its merged model is
-        model.config.pad_token_id = usable_pad_token(config, load_tokenizer(source))
+    kind.set_padding(source, model.config)
     cast_to(model, model.dtype)  # a pooler that the file lacks is of another
     return BareBackbone(model.to(device=device), fingerprint)  # type: ignore[call-arg]
 
 
-def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> type[Task]:
+def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
     """Put into a backbone's configuration what a delta's task needs of its model.
 
     Args:
@@ -185,26 +175,26 @@ def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> type[Task]:
         delta: says which task it is for.
 
     Returns:
-        The task's type, which names the transformers class.
+        The task as far as every delta records it: with its classes, without its columns.
 
     Raises:
         TaskNotSupportedError: the delta does not say what task it is for.
         DeltaFileError: it records a pad token, padding side or length that cannot be.
     """
-    task = dict(delta.metadata.task or {})
-    kind, labels = _task_type(task), delta.metadata.labels
-    described = kind(
+    record = dict(delta.metadata.task or {})
+    kind, labels = _task_type(record), delta.metadata.labels
+    task = kind(
         inputs=(),
         label="",
-        metric=kind.metrics[0],
+        metric=kind.declaration.metrics[0],
         classes=None if labels is None else tuple(labels),
     )
-    for name, value in described.settings().items():
+    for name, value in task.settings().items():
         setattr(config, name, value)
-    _check_record(task, config=config)
-    if "pad_token_id" in task:
-        config.pad_token_id = task["pad_token_id"]
-    return kind
+    _check_record(record, config=config)
+    if "pad_token_id" in record:
+        config.pad_token_id = record["pad_token_id"]
+    return task
 
 
 def write_merged_model(
@@ -293,16 +283,6 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
         cast = cast_to(copy.deepcopy(model), tuned_at)
         if backbone_fingerprint(cast) != delta.metadata.fingerprint:
             raise  # with the fingerprint of the model as stored, which the other commands show
-
-
-def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Let both pad with the same token, where there is one."""
-    pad = usable_pad_token(config, tokenizer)
-    if pad is None:
-        return
-    config.pad_token_id = pad
-    if pad != tokenizer.pad_token_id and pad < len(tokenizer):
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -245,8 +245,9 @@ class HeadBank:
                 for the bare backbone.
 
         Returns:
-            One tensor per sample, in the order of the batch: its task's logits ``[labels]``; the
-            last hidden state ``[S, D]`` where the name is None or the delta has no task head.
+            One tensor per sample, in the order of the batch: its task's logits ``[labels]``, or
+            ``[S, labels]`` where every token has some, padding included; the last hidden state
+            ``[S, D]`` where the name is None or the delta has no task head.
 
         Raises:
             InvalidArgumentError: a name that is not in the bank, or not one for each sample; the

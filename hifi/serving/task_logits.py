@@ -67,10 +67,10 @@ class TaskLogits:
 
     def __init__(self, model: PreTrainedModel, delta: HeadDelta) -> None:
         config = copy.deepcopy(model.config)
-        kind = configure_for(config, delta)
+        self._task = configure_for(config, delta)
         config.architectures = config.architectures or []  # where a list is needed, None is one
         with BUILDING, torch.device("meta"), quiet_transformers():
-            build: Callable[..., PreTrainedModel] = kind.auto_class.from_config
+            build: Callable[..., PreTrainedModel] = self._task.auto_class.from_config
             # Another dtype would be every thread's default for that time, and one may be computing.
             task_model = cast_to(build(config, dtype=torch.get_default_dtype()), model.dtype)
         last = first_token_layer(task_model)
@@ -111,7 +111,7 @@ class TaskLogits:
             batch: what the backbone was given for these samples: some heads look at its padding.
 
         Returns:
-            Logits ``[n, labels]``.
+            Logits ``[n, labels]``, or ``[n, S, labels]`` of a task that has some for every token.
         """
         self._given.hidden = hidden
         try:
@@ -120,8 +120,7 @@ class TaskLogits:
             )
         finally:
             self._given.hidden = None
-        logits: Tensor = answer.logits
-        return logits
+        return self._task.logits_of(answer)
 
     def apply_to_many(self, weights: Sequence[Mapping[str, Tensor]], *, hidden: Tensor) -> Tensor:
         """Compute logits of several tasks at once, where ``first_token_from`` is not None.

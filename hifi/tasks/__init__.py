@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hifi.data.spec import TaskSpec
 from hifi.data.splits import check_columns
 from hifi.errors import InvalidArgumentError
-from hifi.tasks.base import Batch, Encoder, Examples, Task
+from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task
 from hifi.tasks.inference import infer
 from hifi.tasks.registry import get_task, task_types
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Encoder",
     "Examples",
+    "Sample",
     "Task",
     "TaskSpec",
     "get_task",
@@ -44,17 +45,13 @@ def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
     check_columns(dataset, spec.columns, split="train")
     spec = infer(spec, dataset)
     task = get_task(str(spec.type))
-    wants_image = task.input_kind == "image"
-    inputs = (spec.image,) if wants_image else spec.text
-    if not inputs or (spec.image is not None) != wants_image:
+    declared = task.declaration
+    given = {"text": spec.text, "image": () if spec.image is None else (spec.image,)}
+    inputs = given.pop(declared.inputs.field)
+    if len(inputs) not in declared.input_counts or any(given.values()):
         raise InvalidArgumentError(
             "image" if spec.image else "text",
             value=spec.image or spec.text,
-            limit=f"{spec.type} reads {'an image column' if wants_image else 'text columns'}",
+            limit=f"{spec.type} reads {declared.inputs.words}",
         )
-    return task.from_data(
-        dataset,
-        inputs=tuple(name for name in inputs if name is not None),
-        label=str(spec.label),
-        metric=spec.metric,
-    )
+    return task.from_data(dataset, inputs=inputs, label=str(spec.label), metric=spec.metric)

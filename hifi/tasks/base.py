@@ -1,4 +1,4 @@
-"""What every task type offers to a fine-tune: columns, encoding, loss, metrics, description."""
+"""What every task type offers: columns, encoding, loss, metrics, answers, description."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
-from hifi.errors import InvalidArgumentError
+from hifi.backbones.models import reads
+from hifi.errors import AnswerError, InputError, InvalidArgumentError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedConfig
+    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from hifi.backbones.models import AutoClass, ModelSource
     from hifi.data.columns import Label
+    from hifi.data.task_types import TaskType
 
-InputKind: TypeAlias = Literal["text", "image"]
+Answer: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Batch:
 
     Attributes:
         inputs: what ``model.forward`` takes, and possibly more (``token_type_ids``).
-        targets: int64 class indices or float32 values, ``[B]``.
+        targets: what the task's loss compares with logits, ``[B, …]``: class indices, values. Where
+            every token has one, they are padded to the longest sample of the split.
     """
 
     inputs: Mapping[str, Tensor]
@@ -51,7 +56,7 @@ class Examples(ABC):
 
     Attributes:
         lengths: tokens of each sample, int64 ``[n]``.
-        targets: int64 class indices or float32 values, ``[n]``.
+        targets: as in :class:`Batch`, ``[n, …]``.
     """
 
     lengths: NDArray[np.int64]
@@ -67,6 +72,21 @@ class Examples(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Hash what the model will see and what it should answer: ``sha256:…``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An encoded input of a prediction.
+
+    Attributes:
+        inputs: what ``model.forward`` takes of it: tokens ``[S]``, or pixels ``[C, h, w]``.
+        pads: what fills a batch of longer ones, by name; pixels have none.
+        length: tokens that the model sees.
+    """
+
+    inputs: Mapping[str, Tensor]
+    pads: Mapping[str, int]
+    length: int
 
 
 class Encoder(ABC):
@@ -87,10 +107,24 @@ class Encoder(ABC):
         Args:
             dataset: holds the input columns.
             split: for messages.
-            targets: ``[n]``, they travel along.
+            targets: as :meth:`Task.targets` reads them; they travel along.
 
         Raises:
             DataError: a row that cannot be used.
+        """
+
+    @abstractmethod
+    def read(
+        self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
+    ) -> list[Sample | InputError]:
+        """Encode inputs of predictions as the training split was encoded, in any thread.
+
+        Args:
+            inputs: with the fields of the task type's request.
+            truncate: False refuses a text that training would have cut.
+
+        Returns:
+            For each a sample, or what is wrong with it; one does not disturb the others.
         """
 
 
@@ -100,15 +134,12 @@ class Task(ABC):
 
     Attributes:
         inputs: the input columns.
-        label: the column of classes or numbers.
-        metric: one of :attr:`metrics`; by it the best step is chosen, higher is better.
-        classes: in the order of the logits; None for numbers.
+        label: the column of what is learnt.
+        metric: one of the declared ones; by it the best step is chosen, higher is better.
+        classes: in the order of the logits; None where the training split names none.
     """
 
-    type: ClassVar[str]
-    input_kind: ClassVar[InputKind]  # what the input columns hold
-    metrics: ClassVar[tuple[str, ...]]  # the default first
-    problem_type: ClassVar[str]
+    declaration: ClassVar[TaskType]
     auto_class: ClassVar[AutoClass]  # gives a backbone this task's head
 
     inputs: tuple[str, ...]
@@ -117,8 +148,9 @@ class Task(ABC):
     classes: tuple[Label, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.metric not in self.metrics:
-            limit = f"a {self.type} task has {', '.join(self.metrics)}"
+        known = self.declaration.metrics
+        if self.metric not in known:
+            limit = f"a {self.declaration.name} task has {', '.join(known)}"
             raise InvalidArgumentError("metric", value=self.metric, limit=limit)
 
     @classmethod
@@ -131,8 +163,8 @@ class Task(ABC):
         Args:
             dataset: the training split.
             inputs: the input columns.
-            label: the column of classes or numbers.
-            metric: None is the first of :attr:`metrics`.
+            label: the column of what is learnt.
+            metric: None is the first of those declared.
 
         Raises:
             DataError: labels that cannot be used.
@@ -146,8 +178,46 @@ class Task(ABC):
 
     @property
     def num_labels(self) -> int:
-        """The number of logits of a sample."""
-        return 1 if self.classes is None else len(self.classes)
+        """The number of logits of a sample, or of a token."""
+        return len(self.classes) if self.classes else self.declaration.num_labels or 1
+
+    @classmethod
+    def check_reads(cls, source: ModelSource, config: PreTrainedConfig) -> None:
+        """Refuse a model that reads something else than this task has.
+
+        Raises:
+            ModelError: transformers has no class that gives this model the task's head.
+        """
+        if not reads(config, auto_class=cls.auto_class):
+            raise ModelError(
+                f"{source.name} is of architecture {config.model_type!r}, which does not read "
+                f"{cls.declaration.input_kind}s; this task needs a model that does"
+            )
+
+    @classmethod
+    @abstractmethod
+    def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
+        """Set in a configuration what a batch is padded with where no head delta says it.
+
+        Raises:
+            ModelError: the model has no tokenizer that can be loaded.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load_processor(
+        cls, source: ModelSource, config: PreTrainedConfig, *, record: Mapping[str, Any]
+    ) -> PreTrainedTokenizerBase | BaseImageProcessor:
+        """Load the tokenizer or image processor that goes with a merged model.
+
+        Args:
+            source: the model.
+            config: of the merged model; agrees with a tokenizer on the pad token afterwards.
+            record: what the head delta says of its task.
+
+        Raises:
+            ModelError: there is none that can be loaded.
+        """
 
     @abstractmethod
     def load_encoder(
@@ -161,7 +231,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
-        """Read what should be predicted: int64 class indices or float32 values, ``[n]``.
+        """Read what should be predicted, ``[n, …]``, as in :class:`Batch`.
 
         Raises:
             DataError: a row that has none, or one that the training split did not have.
@@ -169,22 +239,61 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean loss of a batch, in float32."""
+        """Return the mean loss of a batch, in float32.
+
+        Args:
+            logits: ``[B, num_labels]``, or ``[B, S, num_labels]`` where every token has some.
+            targets: as in :class:`Batch`.
+        """
 
     @abstractmethod
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Give every metric of the task.
+        """Return every metric of the task.
 
         Args:
-            logits: float32 ``[n, num_labels]``, on the CPU.
-            targets: ``[n]``, as in :class:`Batch`.
+            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            targets: likewise.
+        """
+
+    @staticmethod
+    def logits_of(output: Any) -> Tensor:  # noqa: ANN401 - each model has an output class
+        """Return the logits in what the task's model returned."""
+        logits: Tensor = output.logits
+        return logits
+
+    def read_answer(self, logits: Tensor, sample: Sample) -> Answer:
+        """Read one sample's logits.
+
+        Args:
+            logits: ``[num_labels]``; or ``[S, num_labels]``, padded as the sample's batch was.
+            sample: the input.
+
+        Returns:
+            The fields of the declared answer.
+
+        Raises:
+            AnswerError: the logits are no numbers.
+        """
+        is_by_token = self.declaration.logits == "token"
+        exact = (logits[: sample.length] if is_by_token else logits).double()
+        if not exact.isfinite().all():
+            raise AnswerError("the model's answer to this input is not a number")
+        return self.answer(exact, sample)
+
+    @abstractmethod
+    def answer(self, logits: Tensor, sample: Sample) -> Answer:
+        """Make the declared answer of a sample's logits.
+
+        Args:
+            logits: float64, finite, ``[num_labels]``; or ``[sample.length, num_labels]``.
+            sample: the input.
         """
 
     def settings(self) -> dict[str, Any]:
         """List the configuration entries that give a transformers model this task's head."""
-        settings: dict[str, Any] = {"problem_type": self.problem_type}
-        if self.classes is None:
-            return {**settings, "num_labels": 1}
+        settings: dict[str, Any] = {"problem_type": self.declaration.problem_type}
+        if not self.classes:
+            return {**settings, "num_labels": self.num_labels}
         names = [str(name) for name in self.classes]
         return {
             **settings,
@@ -195,11 +304,11 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Describe the task for a head delta: plain JSON, without the classes."""
         return {
-            "type": self.type,
+            "type": self.declaration.name,
             "label": self.label,
             "metric": self.metric,
             "num_labels": self.num_labels,
-            "problem_type": self.problem_type,
+            "problem_type": self.declaration.problem_type,
         }
 
 

@@ -10,8 +10,9 @@ import transformers
 from torch import Tensor, nn
 
 from hifi.data.columns import label_indices, label_order, read_labels
+from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
-from hifi.tasks.base import Task
+from hifi.tasks.base import Answer, Sample, Task
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 class ClassTask(Task):
     """What classifications share, whatever their inputs are."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "matthews")
-    problem_type: ClassVar[str] = "single_label_classification"
-
     @classmethod
     def from_data(
         cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
@@ -34,7 +32,8 @@ class ClassTask(Task):
         """Make the task; its classes are those of the training split."""
         labels = read_labels(dataset, label, split="train")
         classes = tuple(label_order(dataset, label, labels, split="train"))
-        return cls(inputs=inputs, label=label, metric=metric or cls.metrics[0], classes=classes)
+        chosen = metric or cls.declaration.metrics[0]
+        return cls(inputs=inputs, label=label, metric=chosen, classes=classes)
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the class indices, int64 ``[n]``."""
@@ -44,11 +43,11 @@ class ClassTask(Task):
         return torch.tensor(indices, dtype=torch.int64)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean cross entropy of a batch, in float32."""
+        """Return the mean cross entropy of a batch, in float32."""
         return nn.functional.cross_entropy(logits.float(), targets)
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Give accuracy, F1 and Matthews correlation of logits ``[n, classes]``."""
+        """Return accuracy, F1 and Matthews correlation of logits ``[n, classes]``."""
         truth, predicted = targets.numpy(), logits.argmax(-1).numpy()
         return {
             "accuracy": metrics.accuracy(truth, predicted),
@@ -56,10 +55,18 @@ class ClassTask(Task):
             "matthews": metrics.matthews(truth, predicted),
         }
 
+    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
+        """Return the likeliest class, its softmax share, and that of every class by name."""
+        shares = logits.softmax(-1).tolist()
+        names = [str(name) for name in self.classes or ()]
+        best = int(logits.argmax())
+        scores = dict(zip(names, shares, strict=True))
+        return {"label": names[best], "score": shares[best], "scores": scores}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(TextTask, ClassTask):
     """Classification of texts; ``inputs`` are one or two text columns."""
 
-    type: ClassVar[str] = "classification"
+    declaration: ClassVar[TaskType] = CLASSIFICATION
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from hifi.backbones.models import load_image_processor
 from hifi.canonical import canonical_json
-from hifi.data.columns import decode_image, read_images
-from hifi.errors import ModelError
-from hifi.tasks.base import Batch, Digest, Encoder, Examples
+from hifi.data.columns import decode_image, image_size, read_images
+from hifi.data.task_types import IMAGE_INPUT
+from hifi.errors import ImageInputError, InputError, ModelError
+from hifi.tasks.base import Batch, Digest, Encoder, Examples, Sample, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,9 +26,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
     from transformers.image_processing_utils import BaseImageProcessor
 
+    from hifi.backbones.models import ModelSource
+
 _CHANNELS = 3  # decode_image gives RGB
 _KEPT_BYTES = 1 << 30  # pixels of one split; more than this are made anew in every epoch
 _CHUNK = 256
+_IMAGE = IMAGE_INPUT.fields[0].name
+# A few decoded at once must not fill the memory; cameras make half as many.
+_MOST_PIXELS = 1 << 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTask(Task):
+    """What tasks on images share; ``inputs`` is one image column."""
+
+    @classmethod
+    def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
+        """Leave the configuration as it is: images are not padded."""
+
+    @classmethod
+    def load_processor(
+        cls,
+        source: ModelSource,
+        config: PreTrainedConfig,  # noqa: ARG003 - an image processor says it all
+        *,
+        record: Mapping[str, Any],  # noqa: ARG003 - as above
+    ) -> BaseImageProcessor:
+        """Load the image processor."""
+        return load_image_processor(source)
+
+    def load_encoder(
+        self,
+        source: ModelSource,
+        config: PreTrainedConfig,
+        *,
+        max_length: int,  # noqa: ARG002 - the model fixes the length of an image
+    ) -> ImageEncoder:
+        """Load the model's image processor."""
+        (column,) = self.inputs
+        return ImageEncoder(load_image_processor(source), config=config, column=column)
 
 
 class ImageEncoder(Encoder):
@@ -76,6 +117,41 @@ class ImageEncoder(Encoder):
         """
         images = read_images(dataset, self._column, split=split)
         return EncodedImages(images, encoder=self, targets=targets)
+
+    def read(
+        self,
+        inputs: Sequence[Mapping[str, str]],
+        *,
+        truncate: bool,  # noqa: ARG002 - an image is never cut
+    ) -> list[Sample | InputError]:
+        """Decode and scale, one after the other: each may take much memory while it is decoded."""
+        return [self._read_one(given) for given in inputs]
+
+    def _read_one(self, given: Mapping[str, str]) -> Sample | InputError:
+        for name in sorted(given.keys() - {_IMAGE}):
+            return InputError(f"the task reads an image and no {name}", param=name)
+        if _IMAGE not in given:
+            return InputError("the task reads images: image is missing", param=_IMAGE)
+        try:
+            encoded = base64.b64decode(given[_IMAGE], validate=True)
+        except (binascii.Error, ValueError):
+            return ImageInputError("the image is not base64", param=_IMAGE)
+        image = _decode(encoded)
+        if isinstance(image, InputError):
+            return image
+        return Sample({"pixel_values": self.scale([image])[0]}, {}, self.sequence_length)
+
+
+def _decode(encoded: bytes) -> Image.Image | ImageInputError:
+    """Decode an image that may be anything."""
+    try:
+        width, height = image_size(encoded)
+        if width * height <= _MOST_PIXELS:
+            return decode_image(encoded)
+    except Exception:  # noqa: BLE001 - Pillow's readers fail with errors of any kind
+        return ImageInputError("the image cannot be read: it is broken", param=_IMAGE)
+    reason = f"the image has {width}×{height} pixels, at most {_MOST_PIXELS:,} are read"
+    return ImageInputError(reason, param=_IMAGE)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -7,30 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 import transformers
 
-from hifi.backbones.models import load_image_processor
+from hifi.data.task_types import IMAGE_CLASSIFICATION, TaskType
 from hifi.tasks.classification import ClassTask
-from hifi.tasks.image import ImageEncoder
+from hifi.tasks.image import ImageTask
 
 if TYPE_CHECKING:
-    from hifi.backbones.models import AutoClass, ModelSource
-    from hifi.tasks.base import Encoder, InputKind
+    from hifi.backbones.models import AutoClass
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageClassification(ClassTask):
+class ImageClassification(ImageTask, ClassTask):
     """Classification of images; ``inputs`` is one image column."""
 
-    type: ClassVar[str] = "image-classification"
-    input_kind: ClassVar[InputKind] = "image"
+    declaration: ClassVar[TaskType] = IMAGE_CLASSIFICATION
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForImageClassification
-
-    def load_encoder(
-        self,
-        source: ModelSource,
-        config: transformers.PreTrainedConfig,
-        *,
-        max_length: int,  # noqa: ARG002 - the model fixes the length of an image
-    ) -> Encoder:
-        """Load the model's image processor."""
-        (column,) = self.inputs
-        return ImageEncoder(load_image_processor(source), config=config, column=column)

@@ -7,11 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hifi.data.columns import is_float, is_image, is_label, is_text, is_whole, kind_of
+from hifi.data.task_types import CLASSIFICATION, IMAGE_CLASSIFICATION, REGRESSION, find_task_type
 from hifi.errors import AmbiguousTaskError, DataError
-from hifi.tasks.classification import Classification
-from hifi.tasks.image_classification import ImageClassification
-from hifi.tasks.registry import get_task
-from hifi.tasks.regression import Regression
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +43,7 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
     image = spec.image
     is_about_images = image is not None
     if spec.type is not None:
-        is_about_images = is_about_images or get_task(spec.type).input_kind == "image"
+        is_about_images = is_about_images or find_task_type(spec.type).input_kind == "image"
     elif not is_about_images and not spec.text:
         is_about_images = any(is_image(dataset, name) for name in dataset.column_names)
     if is_about_images:
@@ -81,7 +78,7 @@ def _infer_text(dataset: Dataset, *, excluded: Sequence[str | None]) -> tuple[st
 
 def _infer_type(dataset: Dataset, label: str, *, is_about_images: bool) -> str:
     if is_about_images:
-        return ImageClassification.type
+        return IMAGE_CLASSIFICATION.name
     if is_whole(dataset, label):
         raise _doubt(
             dataset,
@@ -90,9 +87,9 @@ def _infer_type(dataset: Dataset, label: str, *, is_about_images: bool) -> str:
             "they may be classes or values to regress on",
         )
     if is_float(dataset, label):
-        return Regression.type
+        return REGRESSION.name
     if is_label(dataset, label):
-        return Classification.type
+        return CLASSIFICATION.name
     kind = kind_of(dataset, label)
     raise DataError(f"no label can be read of {kind}", split="train", column=label)
 

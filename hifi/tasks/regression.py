@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from hifi.data.columns import read_targets
+from hifi.data.task_types import REGRESSION, TaskType
 from hifi.tasks import metrics
 from hifi.tasks.text import TextTask
 
@@ -18,15 +19,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hifi.backbones.models import AutoClass
+    from hifi.tasks.base import Answer, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(TextTask):
     """Regression on texts; ``inputs`` are one or two text columns."""
 
-    type: ClassVar[str] = "regression"
-    metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
-    problem_type: ClassVar[str] = "regression"
+    declaration: ClassVar[TaskType] = REGRESSION
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
 
     @classmethod
@@ -39,21 +39,25 @@ class Regression(TextTask):
         metric: str | None,
     ) -> Self:
         """Make the task of its columns."""
-        return cls(inputs=inputs, label=label, metric=metric or cls.metrics[0])
+        return cls(inputs=inputs, label=label, metric=metric or cls.declaration.metrics[0])
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the numbers, float32 ``[n]``."""
         return torch.tensor(read_targets(dataset, self.label, split=split), dtype=torch.float32)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean squared error of a batch, in float32."""
+        """Return the mean squared error of a batch, in float32."""
         return nn.functional.mse_loss(logits.float().squeeze(-1), targets)
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Give Pearson and Spearman correlation of logits ``[n, 1]``."""
+        """Return Pearson and Spearman correlation of logits ``[n, 1]``."""
         truth = targets.numpy().astype(np.float64)
         predicted = logits.squeeze(-1).numpy().astype(np.float64)
         return {
             "pearson": metrics.pearson(truth, predicted),
             "spearman": metrics.spearman(truth, predicted),
         }
+
+    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
+        """Return the number."""
+        return {"value": logits.item()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hifi.backbones.models import load_tokenizer, usable_pad_token
 from hifi.data.columns import read_texts
-from hifi.errors import DataError, InvalidArgumentError, ModelError
-from hifi.tasks.base import Batch, Digest, Encoder, Examples, Task
+from hifi.data.task_types import IMAGE_INPUT, TEXT_INPUT
+from hifi.errors import DataError, InputError, InvalidArgumentError, ModelError, TextTooLongError
+from hifi.tasks.base import Batch, Digest, Encoder, Examples, Sample, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,22 +24,47 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
     from hifi.backbones.models import ModelSource
-    from hifi.tasks.base import InputKind
+    from hifi.data.task_types import Request
 
 _IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
+_IMAGE = IMAGE_INPUT.fields[0].name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
     """What tasks on texts share; ``inputs`` are one or two text columns."""
 
-    input_kind: ClassVar[InputKind] = "text"
+    @classmethod
+    def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
+        """Pad as a merged model does."""
+        config.pad_token_id = usable_pad_token(config, load_tokenizer(source))
+
+    @classmethod
+    def load_processor(
+        cls, source: ModelSource, config: PreTrainedConfig, *, record: Mapping[str, Any]
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, set to what the fine-tune used."""
+        tokenizer = load_tokenizer(source)
+        pad = usable_pad_token(config, tokenizer)
+        if pad is not None:
+            config.pad_token_id = pad
+            if pad != tokenizer.pad_token_id and pad < len(tokenizer):
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        tokenizer.padding_side = record.get("padding_side", tokenizer.padding_side)
+        tokenizer.model_max_length = record.get("max_length", tokenizer.model_max_length)
+        return tokenizer
 
     def load_encoder(
         self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
     ) -> TextEncoder:
         """Load the model's tokenizer, and set the pad token in its configuration."""
-        return TextEncoder.load(source, config, columns=self.inputs, max_length=max_length)
+        return TextEncoder.load(
+            source,
+            config,
+            columns=self.inputs,
+            max_length=max_length,
+            request=self.declaration.request,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,7 @@ class TokenizedTexts:
 
 
 class TextEncoder(Encoder):
-    """A tokenizer with its settings.
+    """A tokenizer with its settings, which nobody changes: so several threads may use it at once.
 
     Args:
         tokenizer: the model's.
@@ -63,6 +89,7 @@ class TextEncoder(Encoder):
         pad_token_id: what fills a batch on the right.
         max_length: tokens of a sample at most, special tokens among them; longer ones are cut, of
             a pair the longer text first.
+        request: names the texts of an input that is read for a prediction.
     """
 
     def __init__(
@@ -72,6 +99,7 @@ class TextEncoder(Encoder):
         columns: Sequence[str],
         pad_token_id: int,
         max_length: int,
+        request: Request = TEXT_INPUT,
     ) -> None:
         self.sequence_length = max_length
         self.metadata = {
@@ -84,6 +112,8 @@ class TextEncoder(Encoder):
         self._tokenizer = tokenizer
         self._columns = tuple(columns)
         self._pad_token_id = pad_token_id
+        self._names = tuple(field.name for field in request.fields[: len(columns)])
+        self.tokenize([["a"]] * len(columns))  # the first use settles the tokenizer's settings
 
     @classmethod
     def load(
@@ -93,7 +123,8 @@ class TextEncoder(Encoder):
         *,
         columns: Sequence[str],
         max_length: int,
-    ) -> TextEncoder:
+        request: Request = TEXT_INPUT,
+    ) -> Self:
         """Load a model's tokenizer, and set the pad token in the model's configuration.
 
         Args:
@@ -101,6 +132,7 @@ class TextEncoder(Encoder):
             config: its configuration.
             columns: one or two text columns.
             max_length: tokens of a sample at most.
+            request: names the texts of an input that is read for a prediction.
 
         Raises:
             InvalidArgumentError: a ``max_length`` that leaves a text without a token.
@@ -116,7 +148,13 @@ class TextEncoder(Encoder):
             limit = f"at least {least}: {special} special tokens and one of each text"
             raise InvalidArgumentError("max_length", value=max_length, limit=limit)
         config.pad_token_id = pad_token_id
-        return cls(tokenizer, columns=columns, pad_token_id=pad_token_id, max_length=max_length)
+        return cls(
+            tokenizer,
+            columns=columns,
+            pad_token_id=pad_token_id,
+            max_length=max_length,
+            request=request,
+        )
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
         """Check the texts of a split and tokenise them.
@@ -132,6 +170,54 @@ class TextEncoder(Encoder):
             raise DataError("the tokenizer makes no token of this text", split=split, row=row)
         flat = {name: _flatten(rows) for name, rows in tokens.items()}
         return EncodedTexts(lengths=lengths, tokens=flat, pads=self.pads, targets=targets)
+
+    def read(
+        self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
+    ) -> list[Sample | InputError]:
+        """Check and tokenise inputs of predictions."""
+        read: list[Sample | InputError | None] = [self._check(given) for given in inputs]
+        sound = [place for place, error in enumerate(read) if error is None]
+        if sound:
+            tokenized = self.tokenize(
+                [[inputs[place][name] for place in sound] for name in self._names]
+            )
+            for index, place in enumerate(sound):
+                row = {name: rows[index] for name, rows in tokenized.tokens.items()}
+                whole = tokenized.lengths[index]
+                read[place] = self._sample(row, whole_length=whole, truncate=truncate)
+        return [entry for entry in read if entry is not None]
+
+    def _check(self, given: Mapping[str, str]) -> InputError | None:
+        is_pair = len(self._names) == 2
+        for name in self._names:
+            if name not in given:
+                what = "pairs of texts" if is_pair else "texts"
+                if _IMAGE in given:
+                    return InputError(f"the task reads {what}, and this is an image", param=_IMAGE)
+                return InputError(f"the task reads {what}: {name} is missing", param=name)
+            if not given[name].strip():
+                return InputError(f"{name} is empty", param=name)
+        for name in sorted(given.keys() - set(self._names)):
+            what = "two texts" if is_pair else "one text"
+            return InputError(f"the task reads {what} and no {name}", param=name)
+        return None
+
+    def _sample(
+        self, row: Mapping[str, list[int]], *, whole_length: int, truncate: bool
+    ) -> Sample | InputError:
+        length = len(row[_IDS])
+        if not length:
+            return InputError("the tokenizer makes no token of this text", param=self._names[0])
+        if whole_length > length and not truncate:
+            having = "the text has" if len(self._names) == 1 else "both texts together have"
+            return TextTooLongError(
+                f"{having} {whole_length} tokens, the task reads {length} at most, and truncate is "
+                "off",
+                param=self._names[0],
+            )
+        inputs = {name: torch.tensor(values) for name, values in row.items()}
+        inputs[_MASK] = torch.ones(length, dtype=torch.int64)
+        return Sample(inputs, {**self.pads, _MASK: 0}, length)
 
     @property
     def pads(self) -> Mapping[str, int]:
@@ -216,7 +302,7 @@ class EncodedTexts(Examples):
         tokens: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them, each
             ``[Σ lengths]``.
         pads: the padding value of each.
-        targets: ``[n]``.
+        targets: ``[n, …]``.
     """
 
     lengths: NDArray[np.int64]

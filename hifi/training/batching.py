@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Lengths = NDArray[np.int64]
 Indices = NDArray[np.int64]
@@ -69,6 +72,25 @@ def evaluation_batches(lengths: Lengths, *, batch_size: int) -> list[Indices]:
         Arrays of sample indices, together 0..n-1 once each; use them to put results in order.
     """
     return _cut(np.argsort(-lengths, kind="stable"), batch_size)
+
+
+def gather(parts: Sequence[Tensor], batches: Sequence[Indices]) -> Tensor:
+    """Put what was computed in batches in the order of the samples.
+
+    Args:
+        parts: of each batch ``[B, …]``, on the CPU; batches of other lengths are padded otherwise.
+        batches: the indices of each batch's samples, together 0..n-1 once each.
+
+    Returns:
+        ``[n, …]``, each sample filled with zeros on the right to the largest.
+    """
+    shapes = [part.shape[1:] for part in parts]
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    whole = parts[0].new_zeros(sum(map(len, batches)), *largest)
+    for part, indices, shape in zip(parts, batches, shapes, strict=True):
+        places: tuple[Tensor | slice, ...] = (torch.from_numpy(indices), *map(slice, shape))
+        whole[places] = part
+    return whole
 
 
 def _cut(order: Indices, size: int) -> list[Indices]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hifi.arguments import check_count
 from hifi.backbones.devices import resolve_attention, resolve_dtype
-from hifi.backbones.models import LoadedModel, ModelSource, check_reads, load_config, max_positions
+from hifi.backbones.models import LoadedModel, ModelSource, load_config, max_positions
 from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
 from hifi.data.splits import Source, load_split
@@ -72,7 +72,7 @@ class Prepared:
             rows += f", {len(validation)} of validation"
         model = self.loaded.model
         return (
-            f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
+            f"{task.declaration.name} of {' and '.join(task.inputs)} by {task.label}"
             + (f" ({len(classes)} classes: {names}{more})" if classes else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         )
@@ -170,7 +170,7 @@ def _load_data(
     columns = spec.columns if spec.names_all_columns else None
     dataset = load_split(train, split="train", columns=columns)
     task = make_task(spec, dataset)
-    check_reads(source, config, input_kind=task.input_kind)
+    task.check_reads(source, config)
     for name, value in task.settings().items():
         setattr(config, name, value)
     encoder = task.load_encoder(source, config, max_length=settings.max_length)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hifi.arguments import check_number
 from hifi.backbones.heads import first_token_layer
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
-from hifi.training.batching import Indices, TrainingBatches, evaluation_batches
+from hifi.training.batching import Indices, TrainingBatches, evaluation_batches, gather
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
 from hifi.training.reproducibility import (
@@ -240,23 +240,21 @@ class Trainer:
 
     def _logits(self, batch: Batch) -> Tensor:
         inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
-        if "use_cache" in self._arguments:
-            logits: Tensor = self._model(**inputs, use_cache=False).logits
-        else:
-            logits = self._model(**inputs).logits
-        return logits
+        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
+        return self._task.logits_of(self._model(**inputs, **quiet))
 
     def _evaluate(self, examples: Examples) -> None:
         """Measure the validation split and keep the best step."""
         self._model.eval()
-        logits = torch.empty(len(examples), self._task.num_labels)
+        parts: list[Tensor] = []
         batches = evaluation_batches(examples.lengths, batch_size=self._settings.batch_size)
         for number, indices in enumerate(batches, start=1):
             batch = examples.batch(indices).to(self._device, dtype=self._model.dtype)
             with torch.no_grad():
-                logits[torch.from_numpy(indices)] = self._logits(batch).float().cpu()
+                parts.append(self._logits(batch).float().cpu())
             message = f"validation batch {number} of {len(batches)}"
             self._emitter.emit(self._event("evaluating", message))
+        logits = gather(parts, batches)
         loss = self._task.loss(logits, examples.targets)
         value = _finite(loss, where=f"the validation loss at step {self._state.step}")
         metrics = {**self._task.evaluate(logits, examples.targets), "loss": value}

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, get_origin
 
 from rich.console import Console
 
 from hifi.cli import output
+from hifi.data.task_types import task_types
 from service.cli import options
 from service.cli.progress import transfer_display
 from service.client.errors import ClientError, LocalFileError
@@ -316,15 +317,25 @@ def _print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_
         if "error" not in answer
     ]
     used = {name for row in cells for name in row}
-    header = [name for name in ("row", "job", "label", "score", "value", "input") if name in used]
+    header = [name for name in ("row", "job", *_shown_fields(), "input") if name in used]
     if cells:
         output.print_table(header, [[row.get(name, "") for name in header] for row in cells])
 
 
-def _answer(answer: Prediction) -> Mapping[str, str]:
-    if "value" in answer:
-        return {"value": f"{answer['value']:.4f}"}
-    return {"label": answer["label"], "score": f"{answer['score']:.4f}"}
+def _answer(answer: Mapping[str, Any]) -> Mapping[str, str]:
+    return {name: _cell(answer[name]) for name in _shown_fields() if name in answer}
+
+
+def _shown_fields() -> list[str]:
+    """Name the fields of answers that a table has room for: no mappings."""
+    fields = (field for each in task_types() for field in each.answer.fields)
+    return list(dict.fromkeys(f.name for f in fields if get_origin(f.type) is not dict))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _tell_errors(answers: Sequence[Prediction]) -> int:

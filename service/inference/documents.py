@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache, reduce
+from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
 
+from hifi.data.task_types import TaskType, task_types
 from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS, ItemError
 
 # A request of whole items has five for each; there is room for what is wrong with some of them.
 MAX_VALUES = 10_000
 
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
+_FIELDS: dict[str, Any] = {  # of an input, by their kind
+    "text": Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)],
+    "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
+}
 
 
 class _Body(BaseModel):
@@ -23,22 +29,28 @@ class _Body(BaseModel):
 class _Answer(BaseModel):
     """What a caller gets."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class TextInput(_Body):
-    """A text, or a pair of texts, for a job that was trained on such."""
+@cache
+def input_models(types: tuple[TaskType, ...]) -> dict[str, type[BaseModel]]:
+    """Make the models of the inputs of these task types, by the field that tells them apart."""
+    models: dict[str, type[BaseModel]] = {}
+    for request in dict.fromkeys(each.request for each in types):
+        fields: dict[str, Any] = {}
+        for field in request.fields:
+            kind = _FIELDS[field.kind]
+            if field.is_required:
+                fields[field.name] = (kind, Field(description=field.words))
+            else:
+                fields[field.name] = (kind | None, Field(default=None, description=field.words))
+        models[request.fields[0].name] = create_model(
+            request.name, __base__=_Body, __doc__=request.words, **fields
+        )
+    return models
 
-    text: _Text
-    text_pair: _Text | None = Field(default=None, description="of a pair: the second text")
 
-
-class ImageInput(_Body):
-    """An image."""
-
-    image: str = Field(
-        min_length=1, description="the file in Base64", json_schema_extra={"format": "byte"}
-    )
+INPUTS = tuple(input_models(task_types()).values())
 
 
 def _one_of(*models: type[BaseModel]) -> list[JsonValue]:
@@ -49,7 +61,7 @@ class JobInput(_Body):
     """An input, and the job whose head delta it is for."""
 
     job: str = Field(description="its id")
-    input: Any = Field(json_schema_extra={"anyOf": _one_of(TextInput, ImageInput)})
+    input: Any = Field(json_schema_extra={"anyOf": _one_of(*INPUTS)})
 
 
 def _items(*models: type[BaseModel]) -> dict[str, JsonValue]:
@@ -76,7 +88,7 @@ class PredictionRequest(_Options):
     """Inputs for one job."""
 
     inputs: list[Any] = Field(
-        min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(TextInput, ImageInput)
+        min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(*INPUTS)
     )
 
 
@@ -88,24 +100,6 @@ class MixedPredictionRequest(_Options):
     )
 
 
-class LabelPrediction(_Answer):
-    """Which label an input gets."""
-
-    index: int
-    job: str
-    label: str
-    score: FiniteFloat
-    scores: dict[str, FiniteFloat]
-
-
-class ValuePrediction(_Answer):
-    """Which number an input gets."""
-
-    index: int
-    job: str
-    value: FiniteFloat
-
-
 class FailedPrediction(_Answer):
     """An item without an answer; the others of its request have theirs."""
 
@@ -114,11 +108,19 @@ class FailedPrediction(_Answer):
     error: ItemError
 
 
-Prediction = LabelPrediction | ValuePrediction | FailedPrediction
+@cache
+def prediction_list(types: tuple[TaskType, ...]) -> type[BaseModel]:
+    """Make the model of the answers of these task types."""
+    models: list[Any] = []
+    for answer in dict.fromkeys(each.answer for each in types):
+        fields: dict[str, Any] = {"index": (int, ...), "job": (str, ...)}
+        for field in answer.fields:
+            fields[field.name] = (field.type, Field(description=field.words))
+        models.append(create_model(answer.name, __base__=_Answer, __doc__=answer.words, **fields))
+    union: Any = reduce(or_, [*models, FailedPrediction])
+    fields = {"object": (Literal["list"], "list"), "data": (list[union], ...)}
+    words = "An answer for every item, in the order asked."
+    return create_model("PredictionList", __base__=_Answer, __doc__=words, **fields)
 
 
-class PredictionList(_Answer):
-    """An answer for every item, in the order asked."""
-
-    object: Literal["list"] = "list"
-    data: list[Prediction]
+PredictionList = prediction_list(task_types())

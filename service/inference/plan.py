@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from hifi.data.task_types import task_types
 from service.http.parameters import check_identifier
 from service.http.problems import describe, dotted
 from service.inference.client import inference_unavailable
 from service.inference.documents import (
-    ImageInput,
     JobInput,
     MixedPredictionRequest,
-    PredictionList,
     PredictionRequest,
-    TextInput,
+    input_models,
+    prediction_list,
 )
 from service.jobs.artifacts import HEAD_DELTA, find_artifact, not_ready
 from store.errors import NotFoundError
@@ -157,7 +157,7 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
             {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.shown_job}
             for index, item in enumerate(plan.items)
         ]
-        document = PredictionList.model_validate({"data": answers})
+        document = prediction_list(task_types()).model_validate({"data": answers})
     except ValueError as error:
         _log.warning("inference_answers_strangely", error=type(error).__name__)
         raise inference_unavailable() from error
@@ -245,9 +245,10 @@ def _read_item(given: object, *, index: int) -> Item:
 def _read_input(item: Item, given: object) -> Item:
     """Check what an input consists of; what its job's task wants only the other process knows."""
     fields = given if isinstance(given, dict) else {}
-    models = [model for name, model in _MODELS.items() if name in fields]
+    known = input_models(task_types())
+    models = [model for name, model in known.items() if name in fields]
     if len(models) != 1:
-        message = "an input is an object with either `text`, of a pair with `text_pair`, or `image`"
+        message = f"an input is an object with {' or '.join(map(_described, known.values()))}"
         if fields:
             message += f"; this one has {_names(fields)}"
         return item.refused(_INVALID, message, param=item.place)
@@ -262,7 +263,10 @@ def _names(fields: Mapping[str, object]) -> str:
     return " and ".join(names) if len(names) <= _SHOWN_NAMES else f"{len(names)} fields"
 
 
-_MODELS: dict[str, type[BaseModel]] = {"text": TextInput, "image": ImageInput}
+def _described(model: type[BaseModel]) -> str:
+    """Name an input's fields; in brackets those that it may lack."""
+    fields = model.model_fields.items()
+    return " ".join(f"`{name}`" if field.is_required() else f"(`{name}`)" for name, field in fields)
 
 
 def _check(model: type[_Model], given: object, item: Item, *, place: str) -> _Model | Item:

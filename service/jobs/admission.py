@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from hifi.data.inference import complete_hub_task, complete_task, count_labels
 from hifi.data.profile import DatasetProfile
+from hifi.data.task_types import find_task_type
 from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
 from store.datasets import get_dataset
@@ -149,7 +150,7 @@ def admit(
             dataset=None,
             task=task,
             train_rows=None,
-            num_labels=1 if task.type == "regression" else None,
+            num_labels=None if task.type is None else find_task_type(task.type).num_labels,
         )
     if backbone is not None:
         _check_backbone(spec, admission.task, backbone)

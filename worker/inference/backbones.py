@@ -1,4 +1,4 @@
-"""Backbones in memory, each with its bank of head deltas and its readers of inputs."""
+"""Backbones in memory, each with its bank of head deltas and its encoders of inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hifi.backbones.models import ModelSource, download_model, identify_folder
 from hifi.deltas.loading import load_bare_backbone
 from hifi.errors import BackboneMismatchError, ModelError
 from hifi.serving.bank import HeadBank
-from hifi.serving.prediction import InputReader, TaskRecord
+from hifi.serving.prediction import TaskRecord
 from worker.inference.recency import LeastRecentlyUsed
 from worker.inference.turns import FairPool, SingleFlight
 from worker.models import find_backbones
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from hifi.deltas.delta import HeadDelta
     from hifi.serving.bank import PackedDelta
+    from hifi.tasks import Encoder
     from store.settings import Settings
 
 BackboneName: TypeAlias = tuple[str, str | None]  # id, or hub id and commit
 _LOADERS = 4  # threads: downloads wait for the hub most of the time
-_READERS = 16  # of one backbone: each has a tokenizer of its own
+_ENCODERS = 16  # of one backbone: each has a tokenizer of its own
 _log = structlog.get_logger(__name__)
 
 
@@ -88,7 +89,7 @@ class ServedBackbone:
         self.is_dropped = False
         self._source = source
         self._fingerprint = fingerprint
-        self._readers: LeastRecentlyUsed[object, InputReader] = LeastRecentlyUsed(_READERS)
+        self._encoders: LeastRecentlyUsed[object, Encoder] = LeastRecentlyUsed(_ENCODERS)
         self._lock = threading.Lock()
 
     @property
@@ -111,20 +112,20 @@ class ServedBackbone:
             )
         return LoadedDelta(TaskRecord.of(delta, self.model.config), self.bank.pack(delta))
 
-    def reader_for(self, record: TaskRecord) -> InputReader:
-        """Give what encodes the inputs of a task; loaded where none of its kind is at hand.
+    def encoder_for(self, record: TaskRecord) -> Encoder:
+        """Return what encodes the inputs of a task; loaded where none of its kind is at hand.
 
         Raises:
-            ModelError, InvalidArgumentError: as ``TaskRecord.load_reader``.
+            ModelError, InvalidArgumentError: as ``TaskRecord.load_encoder``.
         """
         with self._lock:
-            reader = self._readers.use(record.encoding)
-        if reader is None:  # two that are loaded at once do no harm
-            reader = record.load_reader(self._source, self.model)
+            encoder = self._encoders.use(record.encoding)
+        if encoder is None:  # two that are loaded at once do no harm
+            encoder = record.load_encoder(self._source, self.model)
             with self._lock:
-                self._readers.put(record.encoding, reader, size=1)
-                self._readers.shrink(is_used=lambda _: False)
-        return reader
+                self._encoders.put(record.encoding, encoder, size=1)
+                self._encoders.shrink(is_used=lambda _: False)
+        return encoder
 
 
 class Backbones:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 import torch
 
-from hifi.serving.prediction import Sample, collate
+from hifi.serving.prediction import collate
 from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.tiers import Placement
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from hifi.serving.bank import PackedDelta
     from hifi.serving.prediction import TaskRecord
+    from hifi.tasks import Sample
     from worker.inference.backbones import ServedBackbone
     from worker.inference.tiers import DeltaKey, DeviceTier
 
@@ -55,8 +56,8 @@ class Work:
         record: of the head delta.
         packed: the head delta in host memory; None where it was on the device.
         sample: encoded.
-        settle: takes logits ``[labels]`` on the CPU, or why there are none; called on the event
-            loop.
+        settle: takes the sample's logits as the bank gives them, on the CPU, or why there are none;
+            called on the event loop.
     """
 
     backbone: ServedBackbone
@@ -184,9 +185,10 @@ class Executor:
         }
         self._observe(len(works), len(works) * max(ticket.length for ticket in batch))
         answers = bank.forward(inputs, [work.key for work in works])
-        flat = torch.cat(answers).float().cpu()  # one copy from the device for all
-        parts: Sequence[Tensor] = flat.split([len(answer) for answer in answers])
-        return parts
+        # One copy from the device for all, whatever the shapes of their logits are.
+        flat = torch.cat([answer.flatten() for answer in answers]).float().cpu()
+        parts = flat.split([answer.numel() for answer in answers])
+        return [part.view(answer.shape) for part, answer in zip(parts, answers, strict=True)]
 
     def _tell(self, outcomes: Sequence[tuple[Ticket[Work], Outcome]]) -> None:
         if outcomes:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 import torch
 
+from hifi.data.task_types import request_fields
 from hifi.errors import HifiError, ImageInputError, InputError, TextTooLongError
 from store.orders import ItemError
 from store.problems import ProblemError
@@ -30,7 +31,8 @@ from worker.inference.turns import FairPool
 
 if TYPE_CHECKING:
     from hifi.serving.bank import PackedDelta
-    from hifi.serving.prediction import Sample, TaskRecord
+    from hifi.serving.prediction import TaskRecord
+    from hifi.tasks import Sample
     from store.orders import DeltaOrder, PredictionOrder
     from worker.inference.backbones import Backbones, ServedBackbone
     from worker.inference.loading import DeltaLoader
@@ -254,7 +256,8 @@ class PredictionDesk:
             displaced = {
                 index: samples[index]
                 for index, future in waiting.items()
-                if future.done() and not _take_down(part, delta, index, future.result())
+                if future.done()
+                and not _take_down(part, delta, index, samples[index], future.result())
             }
         return displaced
 
@@ -263,7 +266,7 @@ def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
     """Sort the items by head delta."""
     inputs: dict[int, dict[int, Mapping[str, str]]] = {}
     for index, item in enumerate(request.items):
-        inputs.setdefault(item["order"], {})[index] = cast("Mapping[str, str]", item["input"])
+        inputs.setdefault(item["order"], {})[index] = item["input"]
     return [_Part(request.orders[order], mine, answers) for order, mine in inputs.items()]
 
 
@@ -272,8 +275,7 @@ def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
     letters = 0
     for index, given in inputs.items():
         chunk.append(index)
-        # Of an image the letters tell nothing of the work.
-        letters += _CHUNK_LETTERS if "image" in given else sum(map(len, given.values()))
+        letters += sum(_letters(name, value) for name, value in given.items())
         if letters >= _CHUNK_LETTERS:
             yield chunk
             chunk, letters = [], 0
@@ -281,10 +283,15 @@ def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
         yield chunk
 
 
+def _letters(name: str, value: str) -> int:
+    """Count the letters of a text; those of an image tell nothing of the work."""
+    return len(value) if request_fields()[name].kind == "text" else _CHUNK_LETTERS
+
+
 def _read(
     delta: _Delta, inputs: Sequence[Mapping[str, str]], *, truncate: bool
 ) -> list[Sample | InputError]:
-    return delta.backbone.reader_for(delta.record).read(inputs, truncate=truncate)
+    return delta.backbone.encoder_for(delta.record).read(inputs, truncate=truncate)
 
 
 def _code_of(error: InputError) -> str:
@@ -301,7 +308,7 @@ def _settler(future: asyncio.Future[Outcome]) -> Callable[[Outcome], None]:
     return settle
 
 
-def _take_down(part: _Part, delta: _Delta, index: int, outcome: Outcome) -> bool:
+def _take_down(part: _Part, delta: _Delta, index: int, sample: Sample, outcome: Outcome) -> bool:
     """Take an outcome down as an answer; False where it has to be computed once more."""
     if isinstance(outcome, NotPlacedError):
         return False
@@ -313,7 +320,7 @@ def _take_down(part: _Part, delta: _Delta, index: int, outcome: Outcome) -> bool
         part.answers[index] = item_error("internal_error", message)
     else:
         try:
-            part.answers[index] = delta.record.read_answer(outcome)
+            part.answers[index] = delta.record.task.read_answer(outcome, sample)
         except HifiError as error:
             part.answers[index] = item_error("delta_invalid", str(error))
     return True

@@ -33,8 +33,10 @@ class TestChoices:
         assert set(options.DTYPES) <= set(COMPUTE_DTYPES)
 
     def test_every_task_and_metric_can_be_named(self):
-        tasks = [get_task(name) for name in options.TASK_TYPES]
-        assert set(options.METRICS) == {metric for task in tasks for metric in task.metrics}
+        tasks = [get_task(name).declaration for name in options.TASK_TYPES]
+        assert set(options.METRICS) == {
+            metric for task in tasks for metric in task.declaration.metrics
+        }
 
 
 class TestDefaults:

@@ -46,7 +46,7 @@ def library_outcome(train: Path, validation: Path | None, said: dict[str, Any]) 
                 continue
             dataset = load_split(path, split=split, columns=task.columns)
             task.targets(dataset, split=split)
-            read = read_images if task.input_kind == "image" else read_texts
+            read = read_images if task.declaration.input_kind == "image" else read_texts
             for column in task.inputs:
                 read(dataset, column, split=split)
     except hifi.errors.AmbiguousTaskError as error:
@@ -59,7 +59,7 @@ def library_outcome(train: Path, validation: Path | None, said: dict[str, Any]) 
         if error.reason.startswith("there is no such column") and error.split == "train":
             return ("column_not_found",)
         return ("dataset_invalid", error.split, error.row, error.column)
-    return (task.type, task.inputs, task.label, task.metric, task.num_labels)
+    return (task.declaration.name, task.inputs, task.label, task.metric, task.num_labels)
 
 
 def service_outcome(

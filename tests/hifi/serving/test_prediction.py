@@ -28,9 +28,9 @@ from hifi.errors import (
     TaskNotSupportedError,
     TextTooLongError,
 )
-from hifi.serving import prediction
-from hifi.serving.prediction import InputReader, Sample, TaskRecord, collate
-from hifi.tasks import get_task
+from hifi.serving.prediction import TaskRecord, collate
+from hifi.tasks import Encoder, Sample, get_task
+from hifi.tasks import image as image_module
 from hifi.tasks.image import ImageEncoder
 from hifi.tasks.text import TextEncoder
 from tests.architectures import PAD
@@ -47,12 +47,19 @@ def record_of(
     max_length: int | None = 16,
     pad_token_id: int | None = None,
 ) -> TaskRecord:
-    return TaskRecord(get_task(kind), columns, labels, max_length, pad_token_id)
+    task = get_task(kind)
+    named = task(
+        inputs=("first", "second")[:columns],
+        label="label",
+        metric=task.declaration.metrics[0],
+        classes=labels,
+    )
+    return TaskRecord(named, max_length, pad_token_id)
 
 
-def reader_of(folder: Path, record: TaskRecord) -> InputReader:
+def reader_of(folder: Path, record: TaskRecord) -> Encoder:
     source = resolve_model(folder)
-    return record.load_reader(source, load_bare_backbone(source, device=CPU).model)
+    return record.load_encoder(source, load_bare_backbone(source, device=CPU).model)
 
 
 def trained(folder: Path, rows: list[dict], *, columns: tuple[str, ...], max_length: int):
@@ -65,12 +72,17 @@ def trained(folder: Path, rows: list[dict], *, columns: tuple[str, ...], max_len
     return [examples.batch([index]).inputs for index in range(len(rows))]
 
 
+def answer_of(record: TaskRecord, logits: list[float]) -> dict:
+    sample = Sample({"input_ids": torch.zeros(3, dtype=torch.int64)}, {}, 3)
+    return record.task.read_answer(torch.tensor(logits), sample)
+
+
 def samples_of(read: list[Sample | InputError]) -> list[Sample]:
     assert all(isinstance(entry, Sample) for entry in read), read
     return read
 
 
-def error_of(reader: InputReader, truncate: bool = True, **given: str) -> InputError:
+def error_of(reader: Encoder, truncate: bool = True, **given: str) -> InputError:
     (error,) = reader.read([given], truncate=truncate)
     assert isinstance(error, InputError)
     return error
@@ -158,7 +170,7 @@ class TestTexts:
             "from_pretrained",
             lambda path, **settings: (loaded.append(path), load(path, **settings))[1],
         )
-        record_of(max_length=max_length).load_reader(source, model)
+        record_of(max_length=max_length).load_encoder(source, model)
         assert len(loaded) == 1
 
     def test_of_which_some_lack_an_input_are_no_batch(self, backbone: Path):
@@ -181,7 +193,7 @@ class TestTexts:
         source = resolve_model(backbone)
         model = load_bare_backbone(source, device=CPU).model
         lengths = (4, 6, 9, 16)
-        readers = [record_of(max_length=n).load_reader(source, model) for n in lengths]
+        readers = [record_of(max_length=n).load_encoder(source, model) for n in lengths]
         given = [{"text": " ".join(WORDS[:n])} for n in range(1, 30)]
 
         def read(place: int) -> list[int]:
@@ -267,11 +279,11 @@ class TestImages:
         return save_image_model(tmp_path)
 
     @pytest.fixture
-    def reader(self, folder: Path) -> InputReader:
+    def reader(self, folder: Path) -> Encoder:
         return reader_of(folder, record_of("image-classification", max_length=None))
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
-    def test_are_encoded_as_in_training(self, reader: InputReader, folder: Path, mode: str):
+    def test_are_encoded_as_in_training(self, reader: Encoder, folder: Path, mode: str):
         images = [png(shade, size=(shade + 1, 9), mode=mode) for shade in (0, 90, 200)]
         source = resolve_model(folder)
         encoder = ImageEncoder(
@@ -297,7 +309,7 @@ class TestImages:
             "\n".join((base64.b64encode(png(9)).decode()[:40], "rest")),
         ],
     )
-    def test_that_are_none(self, reader: InputReader, image: str):
+    def test_that_are_none(self, reader: Encoder, image: str):
         error = error_of(reader, image=image)
         assert isinstance(error, ImageInputError)
         assert error.param == "image"
@@ -305,16 +317,16 @@ class TestImages:
         assert isinstance(sample, Sample)
 
     def test_of_too_many_pixels_are_not_decoded(
-        self, reader: InputReader, monkeypatch: pytest.MonkeyPatch
+        self, reader: Encoder, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(prediction, "decode_image", None)  # calling it would fail
+        monkeypatch.setattr(image_module, "decode_image", None)  # calling it would fail
         buffer = io.BytesIO()
         Image.new("1", (1 << 13, (1 << 12) + 1)).save(buffer, "PNG")
         error = error_of(reader, image=base64.b64encode(buffer.getvalue()).decode())
         assert "8192×4097 pixels" in str(error)
         assert isinstance(error, ImageInputError)
 
-    def test_that_only_claim_to_be_huge(self, reader: InputReader):
+    def test_that_only_claim_to_be_huge(self, reader: Encoder):
         header = struct.pack(">II", 1 << 20, 1 << 20) + bytes([8, 0, 0, 0, 0])
         whole = png(9)
         claimed = whole[:16] + header + whole[29:]
@@ -326,7 +338,7 @@ class TestImages:
         ("given", "param"),
         [({}, "image"), ({"text": "w1"}, "text"), ({"image": "", "text_pair": "w1"}, "text_pair")],
     )
-    def test_missing_or_of_another_kind(self, reader: InputReader, given: dict, param: str):
+    def test_missing_or_of_another_kind(self, reader: Encoder, given: dict, param: str):
         assert error_of(reader, **given).param == param
 
 
@@ -342,11 +354,8 @@ class TestTaskRecord:
     def test_says_what_the_delta_says(self, delta: HeadDelta, backbone: Path):
         config = load_config(resolve_model(backbone))
         record = TaskRecord.of(self.changed(delta, pad_token_id=5, text=["a", "b"]), config)
-        assert (record.kind.type, record.columns, record.labels) == (
-            "classification",
-            2,
-            ("bad", "good"),
-        )
+        assert record.task.declaration.name == "classification"
+        assert (record.task.inputs, record.task.classes) == (("a", "b"), ("bad", "good"))
         assert (record.max_length, record.pad_token_id) == (32, 5)
         assert config.pad_token_id == PAD  # as it was
 
@@ -356,6 +365,7 @@ class TestTaskRecord:
         for odd in (
             free,
             replace(delta, task_head={}),
+            replace(delta, metadata=replace(delta.metadata, labels=None)),
             self.changed(delta, type="unheard-of"),
             self.changed(delta, type="image-classification", image="i"),
             *(self.changed(delta, text=value) for value in (None, "ab", [], ["a"] * 3, 7)),
@@ -379,7 +389,7 @@ class TestTaskRecord:
             reader_of(backbone, record_of(max_length=max_length))
 
     def test_reads_classes(self):
-        answer = record_of(labels=("a", "b", "c")).read_answer(torch.tensor([0.0, 2.0, 1.0]))
+        answer = answer_of(record_of(labels=("a", "b", "c")), [0.0, 2.0, 1.0])
         total = 1 + torch.e**2 + torch.e
         assert answer["label"] == "b"
         assert answer["score"] == pytest.approx(torch.e**2 / total)
@@ -390,10 +400,10 @@ class TestTaskRecord:
 
     def test_reads_numbers(self):
         record = record_of("regression", labels=None)
-        assert record.read_answer(torch.tensor([1.5])) == {"value": 1.5}
+        assert answer_of(record, [1.5]) == {"value": 1.5}
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_of_what_is_no_number_says_so(self, value: float):
         for record in (record_of(), record_of("regression", labels=None)):
             with pytest.raises(AnswerError, match="not a number"):
-                record.read_answer(torch.tensor([value, 1.0]))
+                answer_of(record, [value, 1.0])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 
+from hifi.data import task_types as declared
 from hifi.data.splits import load_split
 from hifi.errors import TaskNotSupportedError
-from hifi.tasks import TaskSpec, get_task, make_task, registry, task_types
+from hifi.tasks import TaskSpec, get_task, make_task, task_types
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
 from tests.tiny_tasks import image_rows, text_rows
@@ -16,7 +20,7 @@ class TestGetTask:
     def test_finds_every_type(self):
         assert set(task_types()) == {"classification", "regression", "image-classification"}
         for name in task_types():
-            assert get_task(name).type == name
+            assert get_task(name).declaration.name == name
 
     def test_one_that_is_unknown(self):
         with pytest.raises(TaskNotSupportedError, match=r"'clasification' is unknown.*regression"):
@@ -38,8 +42,10 @@ class TestNewType:
     def test_needs_nothing_but_its_entry(
         self, base: type, rows: list, inputs: tuple, monkeypatch: pytest.MonkeyPatch
     ):
-        new = type("New", (base,), {"type": "new"})
-        monkeypatch.setitem(registry._TASKS, "new", new)
+        declaration = replace(base.declaration, name="new", implementation=f"{__name__}:New")
+        new = type("New", (base,), {"declaration": declaration})
+        monkeypatch.setattr(sys.modules[__name__], "New", new, raising=False)
+        monkeypatch.setitem(declared._TYPES, "new", declaration)
         task = make_task(TaskSpec(type="new"), load_split(rows, split="train"))
         assert isinstance(task, new)
         assert task.inputs == inputs

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.training.batching import TrainingBatches, evaluation_batches
+from hifi.training.batching import TrainingBatches, evaluation_batches, gather
 
 sizes = st.integers(1, 40)
 length_lists = st.lists(st.integers(1, 128), min_size=1, max_size=300)
@@ -79,3 +80,17 @@ class TestEvaluationBatches:
     def test_only_the_last_batch_is_short(self, batch_size: int):
         made = evaluation_batches(np.arange(7), batch_size=batch_size)
         assert all(len(batch) == batch_size for batch in made[:-1])
+
+
+class TestGather:
+    def test_puts_samples_in_their_places(self):
+        parts = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0]])]
+        whole = gather(parts, [np.array([2, 0]), np.array([1])])
+        assert whole.tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
+
+    def test_fills_shorter_batches_with_zeros(self):
+        parts = [torch.ones(1, 3, 2), torch.full((2, 1, 2), 5.0)]
+        whole = gather(parts, [np.array([1]), np.array([0, 2])])
+        assert whole.shape == (3, 3, 2)
+        assert whole[1].tolist() == [[1.0, 1.0]] * 3
+        assert whole[0].tolist() == whole[2].tolist() == [[5.0, 5.0], [0.0, 0.0], [0.0, 0.0]]

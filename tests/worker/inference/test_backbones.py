@@ -179,14 +179,14 @@ class TestServedBackbone:
     def test_shares_readers_and_keeps_a_few(
         self, served: ServedBackbone, tasks: dict[str, Tuned], monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(served._readers, "budget", 2)
+        monkeypatch.setattr(served._encoders, "budget", 2)
         records = [served.load(tasks[n].delta).record for n in ("two", "same", "three", "pair")]
-        readers = [served.reader_for(record) for record in records]
+        readers = [served.encoder_for(record) for record in records]
         assert readers[0] is readers[1]
         assert readers[2] is not readers[0]
-        assert len(served._readers) == 2
-        assert served.reader_for(records[3]) is readers[3]
-        assert served.reader_for(records[0]) is not readers[0]
+        assert len(served._encoders) == 2
+        assert served.encoder_for(records[3]) is readers[3]
+        assert served.encoder_for(records[0]) is not readers[0]
 
 
 def test_the_packaged_backbone_goes_by_its_name(home: Home, minilm_path: Path):

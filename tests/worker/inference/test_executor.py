@@ -17,7 +17,7 @@ from torch import Tensor
 from hifi.backbones.models import resolve_model
 from hifi.deltas.loading import load_bare_backbone
 from hifi.serving.bank import HeadBank
-from hifi.serving.prediction import Sample
+from hifi.tasks import Sample
 from tests.worker.inference.asking import wait_until
 from tests.worker.inference.tuned import CLOSE, Tuned, tune
 from worker.inference.backbones import LoadedDelta, ServedBackbone
@@ -70,7 +70,7 @@ class Bench:
         self.executor.close()
 
     def sample(self, place: int, text: str) -> Sample:
-        reader = self.backbone.reader_for(self.loaded[place].record)
+        reader = self.backbone.encoder_for(self.loaded[place].record)
         (sample,) = reader.read([{"text": text}], truncate=True)
         assert isinstance(sample, Sample)
         return sample

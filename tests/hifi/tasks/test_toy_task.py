@@ -1,0 +1,384 @@
+"""A task type that no one knows, declared in this one file, goes wherever the others go."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from starlette.testclient import TestClient
+from torch import nn
+
+from hifi.backbones.models import resolve_model
+from hifi.backbones.resident import ResidentBackbones
+from hifi.cli import main
+from hifi.data import task_types
+from hifi.data.columns import read_texts
+from hifi.data.task_types import (
+    Answer,
+    AnswerField,
+    Columns,
+    Request,
+    RequestField,
+    TaskType,
+    register,
+)
+from hifi.deltas.loading import load_bare_backbone
+from hifi.serving.bank import HeadBank
+from hifi.tasks.text import EncodedTexts, TextEncoder, TextTask
+from hifi.training.finetuning import finetune
+from service.app import build_app
+from store.claims import Claimant, claim_next
+from store.database import Database, database_now
+from store.queue import TokenPublisher
+from store.schema import upgrade
+from store.storage import ArtifactStorage
+from store.tables import Backbone
+from tests.service.gateways import add_member, served, settings_for
+from tests.tiny_deltas import save_bare_backbone
+from tests.tiny_tasks import BAD, GOOD, text_rows, write_jsonl
+from worker.computing import compute
+from worker.descriptions import describe_backbone
+from worker.inference.app import build_app as build_inference_app
+from worker.messages import Command, Message, RunJob
+from worker.runner import run_job
+from worker.workshop import Workshop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hifi.backbones.models import AutoClass
+    from hifi.deltas.delta import HeadDelta
+    from hifi.tasks.base import Sample
+    from hifi.training.finetuning import FinetuneResult
+
+CLOSE = 1e-5
+NO_TAG = -100  # of special tokens, and of the padding
+TAGS = TaskType(
+    name="toy-tags",
+    words="a tag for every word of a text",
+    implementation=f"{__name__}:Tags",
+    input_kind="text",
+    inputs=Columns(field="text", use="text", words="a text column"),
+    label=Columns(field="label", use="text", words="the column of tags, one for each word"),
+    num_labels=None,
+    logits="token",
+    metrics=("toy-accuracy", "toy-share"),
+    problem_type=None,
+    request=Request(
+        name="ToyWords", words="Words.", fields=(RequestField(name="words", kind="text"),)
+    ),
+    answer=Answer(
+        name="ToyTags",
+        words="A tag for every word.",
+        fields=(AnswerField(name="tags", type=list[str], words="in the order of the words"),),
+    ),
+)
+
+
+class TagEncoder(TextEncoder):
+    """Puts each word's tag at its token; every word is one, and stands behind [CLS]."""
+
+    def encode(self, dataset: Any, *, split: str, targets: Tensor) -> EncodedTexts:
+        lengths = super().encode(dataset, split=split, targets=targets).lengths
+        aligned = torch.full((len(lengths), int(lengths.max())), NO_TAG)
+        for row, length in enumerate(lengths):
+            aligned[row, 1 : length - 1] = targets[row, : length - 2]
+        return super().encode(dataset, split=split, targets=aligned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tags(TextTask):
+    """Tags words; its logits are ``[n, S, tags]``."""
+
+    declaration: ClassVar[TaskType] = TAGS
+    auto_class: ClassVar[AutoClass] = tf.AutoModelForTokenClassification
+
+    @classmethod
+    def from_data(
+        cls, dataset: Any, *, inputs: tuple[str, ...], label: str, metric: str | None
+    ) -> Tags:
+        tags = {tag for cell in read_texts(dataset, label, split="train") for tag in cell.split()}
+        metric = metric or cls.declaration.metrics[0]
+        return cls(inputs=inputs, label=label, metric=metric, classes=tuple(sorted(tags)))
+
+    def load_encoder(self, source: Any, config: Any, *, max_length: int) -> TagEncoder:
+        return TagEncoder.load(
+            source,
+            config,
+            columns=self.inputs,
+            max_length=max_length,
+            request=self.declaration.request,
+        )
+
+    def targets(self, dataset: Any, *, split: str) -> Tensor:
+        cells = [cell.split() for cell in read_texts(dataset, self.label, split=split)]
+        whole = torch.full((len(cells), max(map(len, cells))), NO_TAG)
+        for row, tags in enumerate(cells):
+            places = [(self.classes or ()).index(tag) for tag in tags]
+            whole[row, : len(tags)] = torch.tensor(places)
+        return whole
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        mine = targets[:, : logits.shape[1]].flatten()  # a batch may be shorter than its split
+        return nn.functional.cross_entropy(logits.flatten(0, 1), mine, ignore_index=NO_TAG)
+
+    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        is_word = targets != NO_TAG
+        is_right = (logits.argmax(-1) == targets)[is_word]
+        return {"toy-accuracy": is_right.double().mean().item(), "toy-share": 0.5}
+
+    def answer(self, logits: Tensor, sample: Sample) -> dict[str, Any]:
+        assert logits.shape == (sample.length, self.num_labels)
+        best = logits.argmax(-1)[1:-1].tolist()
+        return {"tags": [str((self.classes or ())[index]) for index in best]}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the type for the time of a test."""
+    monkeypatch.setattr(task_types, "_TYPES", dict(task_types._TYPES))
+    register(TAGS)
+
+
+def tagged(count: int, *, seed: int) -> list[dict[str, str]]:
+    """Make texts of 1 to 12 words, good ones and bad ones, with their tags."""
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    rows = []
+    for _ in range(count):
+        words = draw.choices((*GOOD[:4], *BAD[:4]), k=draw.randint(1, 12))
+        tags = ["good" if word in GOOD else "bad" for word in words]
+        rows.append({"text": " ".join(words), "tags": " ".join(tags)})
+    return rows
+
+
+TRAIN, VALIDATION = tagged(96, seed=1), tagged(16, seed=2)
+SPEC = {"type": TAGS.name, "text": "text", "label": "tags"}
+SMALL = {"k": 2, "n_samples": 10, "precision": "float32"}
+TRAINING = {"epochs": 8, "batch_size": 4, "max_length": 16, "learning_rate": 0.005}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bare_backbone(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture
+def tuned(backbone: Path) -> FinetuneResult:
+    return finetune(
+        model=backbone, train=TRAIN, validation=VALIDATION, task=SPEC, **SMALL, **TRAINING
+    )
+
+
+def merged_model(backbone: Path, delta: HeadDelta) -> tf.PreTrainedModel:
+    """Merge a delta of the toy type in plain transformers."""
+    model = tf.AutoModelForTokenClassification.from_pretrained(backbone, num_labels=2).eval()
+    delta.merge(model)
+    return model
+
+
+def tags_of(model: tf.PreTrainedModel, folder: Path, text: str) -> list[str]:
+    """Tag one text, alone and without padding."""
+    tokens = tf.AutoTokenizer.from_pretrained(folder)([text], return_tensors="pt")
+    with torch.no_grad():
+        best = model(**tokens).logits[0].argmax(-1)[1:-1].tolist()
+    return [("bad", "good")[index] for index in best]
+
+
+def share_right(tags: Sequence[Sequence[str]]) -> float:
+    """Compare tags of the validation split with what they should be."""
+    pairs = [
+        (given, right)
+        for row, mine in zip(VALIDATION, tags, strict=True)
+        for given, right in zip(mine, row["tags"].split(), strict=True)
+    ]
+    return float(np.mean([given == right for given, right in pairs]))
+
+
+class TestFinetune:
+    def test_measures_what_the_merged_model_says_of_each_text_alone(
+        self, tuned: FinetuneResult, backbone: Path
+    ):
+        model = merged_model(backbone, tuned.delta)
+        tags = [tags_of(model, backbone, row["text"]) for row in VALIDATION]
+        assert tuned.metrics["toy-accuracy"] == pytest.approx(share_right(tags))
+        assert tuned.metrics["toy-accuracy"] > 0.8
+        assert tuned.delta.metadata.labels == ["bad", "good"]
+        task = tuned.delta.metadata.task or {}
+        assert (task["type"], task["num_labels"], task["metric"]) == (
+            "toy-tags",
+            2,
+            "toy-accuracy",
+        )
+
+    def test_an_image_or_a_pair_is_refused_by_what_is_declared(self, backbone: Path):
+        pairs = [{**row, "more": "w1"} for row in TRAIN]
+        with pytest.raises(Exception, match="a text column"):
+            finetune(model=backbone, train=pairs, task={**SPEC, "text": ["text", "more"]})
+
+
+class TestCommandLine:
+    def test_tunes_and_merges(self, backbone: Path, tmp_path: Path, capsys):
+        train = write_jsonl(tmp_path / "train.jsonl", TRAIN)
+        validation = write_jsonl(tmp_path / "validation.jsonl", VALIDATION)
+        settings = {**SMALL, **TRAINING, "task": TAGS.name, "metric": "toy-accuracy"}
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        columns = ["--text", "text", "--label", "tags"]
+        files = ["--train", str(train), "--validation", str(validation)]
+        delta, folder = tmp_path / "tags.safetensors", tmp_path / "merged"
+        model = ["--model", str(backbone)]
+        assert (
+            main(["tune", *model, *files, *columns, *options, "--out", str(delta), "--json"]) == 0
+        )
+        result = json.loads(capsys.readouterr().out)["result"]
+        merge = ["merge", "--delta", str(delta), *model, "--out", str(folder)]
+        assert main(merge) == 0
+        merged = tf.AutoModelForTokenClassification.from_pretrained(folder).eval()
+        assert merged.config.id2label == {0: "bad", 1: "good"}
+        tags = [tags_of(merged, folder, row["text"]) for row in VALIDATION]
+        assert result["metrics"]["toy-accuracy"] == pytest.approx(share_right(tags))
+
+
+class TestBank:
+    def test_mixes_it_with_a_classification(self, tuned: FinetuneResult, backbone: Path):
+        other = finetune(model=backbone, train=text_rows(24, seed=1), **SMALL, **TRAINING)
+        classifier = tf.AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
+        other.delta.merge(classifier.eval())
+        merged = merged_model(backbone, tuned.delta)
+        source = resolve_model(backbone)
+        bank = HeadBank(load_bare_backbone(source, device=torch.device("cpu")).model)
+        bank.add("tags", tuned.delta)
+        bank.add("class", other.delta)
+        texts = [row["text"] for row in VALIDATION[:6]]
+        tokenizer = tf.AutoTokenizer.from_pretrained(backbone)
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        names = ["tags", "class", None, "tags", "tags", "class"]
+        for name, text, answer in zip(names, texts, bank.forward(batch, names), strict=True):
+            alone = tokenizer([text], return_tensors="pt")
+            length = alone["input_ids"].shape[1]
+            with torch.no_grad():
+                if name == "tags":
+                    expected = merged(**alone).logits[0]
+                    assert answer[:length].allclose(expected, atol=CLOSE)
+                elif name == "class":
+                    assert answer.allclose(classifier(**alone).logits[0], atol=CLOSE)
+
+
+class EngineHere:
+    """Computes jobs in this process, where the toy type is known, in the place of the engine's."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+        self._messages: deque[Message] = deque()
+        self._backbones = ResidentBackbones(max_bytes=1 << 30)
+
+    def start(self) -> None:
+        """Do nothing: it runs."""
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, RunJob):
+            tell = self._messages.append
+            tell(compute(command, backbones=self._backbones, tell=tell, wish=lambda: None))
+
+    def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
+        return self._messages.popleft() if self._messages else None
+
+    def kill(self) -> None:
+        """Do nothing: there is no process."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gateway, and what a worker needs beside it."""
+
+    client: TestClient
+    headers: Mapping[str, str]
+    work: Any
+
+    def post(self, path: str, **content: Any) -> dict[str, Any]:
+        answer = self.client.post(path, headers=self.headers, **content)
+        assert answer.status_code in (200, 201, 202), answer.text
+        return answer.json()
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self.client.get(path, headers=self.headers).json()
+
+
+@pytest.fixture
+def service(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    url = f"sqlite:///{tmp_path}/hifi.db"
+    upgrade(url)
+    monkeypatch.setattr(TokenPublisher, "publish", lambda *_, **__: None)
+    here = {"models": backbone.parent, "device": "cpu"}
+    settings = settings_for(tmp_path / "home", url, **here)
+    database = Database(url)
+    with database.write() as session:
+        found = describe_backbone("tiny-bert", backbone)
+        assert TAGS.name in found.task_heads
+        session.add(Backbone(**vars(found), updated_at=database_now(session)))
+    member = add_member(database, "alice")
+
+    def work() -> None:
+        claimant = Claimant(worker_id="worker-1", backbones=frozenset({"tiny-bert"}))
+        job = claim_next(database, claimant, lease_seconds=300, max_running=9)
+        assert job is not None
+        run_job(
+            job,
+            workshop=Workshop(
+                worker_id="worker-1",
+                settings=settings,
+                database=database,
+                storage=ArtifactStorage(settings.artifacts_url),
+                engine=EngineHere(),  # type: ignore[arg-type] # it stands in for the process
+                folder=tmp_path / "work",
+                backbones={"tiny-bert": backbone},
+                stopping=threading.Event(),
+            ),
+        )
+
+    with served(build_inference_app(settings)) as address:
+        gateway = build_app(settings.model_copy(update={"infer_url": address}))
+        with TestClient(gateway) as client:
+            yield Service(client, member.headers, work)
+    database.close()
+
+
+class TestService:
+    def test_runs_a_job_and_predicts(self, service: Service, tmp_path: Path):
+        files = {
+            name: (f"{name}.jsonl", write_jsonl(tmp_path / f"{name}.jsonl", rows).read_bytes())
+            for name, rows in {"train": TRAIN, "validation": VALIDATION}.items()
+        }
+        dataset = service.post("/datasets", files=files)["id"]
+        training = {**TRAINING, "precision": "float32"}
+        spec = {"model": "tiny-bert", "dataset": dataset, "task": SPEC, "training": training}
+        job = service.post("/jobs", json={**spec, "k": 2, "n_samples": 10})["id"]
+        service.work()
+        document = service.get(f"/jobs/{job}")
+        assert document["status"] == "succeeded", document
+        assert document["spec"]["task"]["metric"] == "toy-accuracy"
+        inputs: list[dict[str, str]] = [{"words": row["text"]} for row in VALIDATION]
+        inputs += [{"text": "w1"}, {"words": " "}]
+        *answers, wrong, empty = service.post(f"/jobs/{job}/predict", json={"inputs": inputs})[
+            "data"
+        ]
+        tags = [answer["tags"] for answer in answers]
+        assert share_right(tags) == pytest.approx(document["result"]["metrics"]["toy-accuracy"])
+        assert answers[0] == {"index": 0, "job": job, "tags": tags[0]}
+        assert (wrong["error"]["code"], wrong["error"]["param"]) == (
+            "invalid_input",
+            f"inputs.{len(VALIDATION)}.words",
+        )
+        assert empty["error"]["message"] == "words is empty"
+        mixed = [{"job": job, "input": given} for given in inputs[:2]]
+        again = service.post("/predict", json={"inputs": mixed})["data"]
+        assert [answer["tags"] for answer in again] == tags[:2]
