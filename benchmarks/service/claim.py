@@ -24,7 +24,7 @@ from benchmarks.service.deployment import (
 )
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
-from service.client.documents import FINISHED
+from store.states import FINISHED
 from store.tables import Job
 
 if TYPE_CHECKING:

@@ -1,12 +1,14 @@
-"""What the server answers, as types: plain JSON documents that keep fields nobody here knows."""
+"""What the server answers, as types: plain JSON documents that keep fields nobody here knows.
+
+They are not the server's own models: those have defaults, which the API's document shows, and
+moments, where a client has text.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 
 Item = TypeVar("Item")
-
-FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Page(TypedDict, Generic[Item]):

@@ -36,11 +36,17 @@ _SPARE_SECONDS = 30.0  # until it has said so
 DEFAULT_LIMIT = 20
 
 
-class Datasets:
-    """The data sets of a tenant."""
-
+class _Resource:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def _page(self, path: str, **query: str | int | None) -> Page[Any]:
+        page: Page[Any] = self._connection.ask("GET", path, query=query)
+        return page
+
+
+class Datasets(_Resource):
+    """The data sets of a tenant."""
 
     def push(
         self,
@@ -80,10 +86,7 @@ class Datasets:
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Dataset]:
         """Take a page of the data sets, newest first."""
-        page: Page[Dataset] = self._connection.ask(
-            "GET", "/datasets", query={"after": after, "limit": limit}
-        )
-        return page
+        return self._page("/datasets", after=after, limit=limit)
 
     def get(self, dataset_id: str) -> Dataset:
         """Look at a data set."""
@@ -95,25 +98,16 @@ class Datasets:
         self._connection.ask("DELETE", f"/datasets/{quote(dataset_id, safe='')}")
 
 
-class Models:
+class Models(_Resource):
     """The backbones that workers have."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Backbone]:
         """Take a page of the backbones."""
-        page: Page[Backbone] = self._connection.ask(
-            "GET", "/models", query={"after": after, "limit": limit}
-        )
-        return page
+        return self._page("/models", after=after, limit=limit)
 
 
-class Jobs:
+class Jobs(_Resource):
     """The jobs of a tenant."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def create(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Post a job; repeated under its key where the connection breaks, it is still one job.
@@ -146,9 +140,7 @@ class Jobs:
         self, *, status: str | None = None, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Job]:
         """Take a page of the jobs, newest first."""
-        query = {"status": status, "after": after, "limit": limit}
-        page: Page[Job] = self._connection.ask("GET", "/jobs", query=query)
-        return page
+        return self._page("/jobs", status=status, after=after, limit=limit)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once, or at its worker's next step."""
@@ -170,10 +162,7 @@ class Jobs:
         self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Event]:
         """Take a page of a job's events, oldest first."""
-        page: Page[Event] = self._connection.ask(
-            "GET", f"{_job(job_id)}/events", query={"after": after, "limit": limit}
-        )
-        return page
+        return self._page(f"{_job(job_id)}/events", after=after, limit=limit)
 
     def watch(
         self,
@@ -264,11 +253,8 @@ class Jobs:
         return job
 
 
-class Tenants:
+class Tenants(_Resource):
     """The tenants of the server, for its administrators."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def create(
         self, name: str, *, is_admin: bool = False, quotas: Mapping[str, int] | None = None
@@ -287,10 +273,7 @@ class Tenants:
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Tenant]:
         """Take a page of the tenants, newest first."""
-        page: Page[Tenant] = self._connection.ask(
-            "GET", "/tenants", query={"after": after, "limit": limit}
-        )
-        return page
+        return self._page("/tenants", after=after, limit=limit)
 
     def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
         """Change a tenant's quotas.
@@ -310,11 +293,8 @@ class Tenants:
         return usage
 
 
-class Keys:
+class Keys(_Resource):
     """The keys of the server's tenants, for its administrators."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def create(self, tenant_id: str, *, name: str | None = None) -> Key:
         """Add a key; only this answer holds its secret."""
@@ -329,12 +309,7 @@ class Keys:
         self, tenant_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Key]:
         """Take a page of a tenant's keys, newest first; without their secrets."""
-        page: Page[Key] = self._connection.ask(
-            "GET",
-            f"/tenants/{quote(tenant_id, safe='')}/keys",
-            query={"after": after, "limit": limit},
-        )
-        return page
+        return self._page(f"/tenants/{quote(tenant_id, safe='')}/keys", after=after, limit=limit)
 
     def revoke(self, key_id: str) -> None:
         """Make a key worthless at once."""

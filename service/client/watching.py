@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 
 from service.client.connection import is_busy
-from service.client.documents import FINISHED, Event, Job, Progress
 from service.client.errors import ApiError, UnexpectedAnswerError, UnreachableError
+from store.states import FINISHED
 
 if TYPE_CHECKING:
     from service.client.connection import Connection
+    from service.client.documents import Event, Job, Progress
 
 PATIENCE_SECONDS = 120.0  # with a server that was there before: a restart takes less
 _SILENT_SECONDS = 45.0  # a live stream says something more often than that
