@@ -20,7 +20,7 @@ def parse(**changes: Any) -> JobSpec:
 class TestDefaults:
     def test_model_and_data_set_are_enough(self):
         spec = parse()
-        assert (spec.k, spec.d, spec.strategy, spec.teleport) == (
+        assert (spec.k, spec.damping, spec.strategy, spec.teleport) == (
             3,
             0.85,
             "layer-wise",
@@ -41,9 +41,44 @@ class TestDefaults:
         }
 
 
+class TestStorage:
+    def test_what_stands_in_the_tables_reads_back_the_same(self):
+        stored = {
+            "model": "org/model",
+            "dataset": {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "bcdcba79"},
+            "task": {
+                "type": "classification",
+                "text": ["sentence1", "sentence2"],
+                "label": "label",
+                "image": None,
+                "metric": "f1",
+            },
+            "k": 3,
+            "xi": 0.9,
+            "d": 0.85,
+            "n_samples": 300,
+            "strategy": "layer-wise",
+            "teleport": "information",
+            "training": {
+                "epochs": 3,
+                "learning_rate": 0.0003,
+                "batch_size": 32,
+                "max_length": 128,
+                "warmup_ratio": 0.06,
+                "weight_decay": 0.01,
+                "seed": 0,
+                "precision": "auto",
+                "early_stopping_patience": None,
+            },
+            "name": None,
+            "metadata": {"team": "search"},
+        }
+        assert JobSpec.model_validate(stored).model_dump(mode="json") == stored
+
+
 class TestSpellings:
     def test_greek_and_long_names(self):
-        assert (parse(ξ=0.5).xi, parse(damping=0.5).d) == (0.5, 0.5)
+        assert (parse(ξ=0.5).xi, parse(damping=0.5).damping) == (0.5, 0.5)
 
     def test_two_of_one_thing_are_refused(self):
         for twice in ({"xi": 0.5, "ξ": 0.5}, {"d": 0.5, "damping": 0.5}):
