@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from store.spec import JobSpec
 from worker.messages import (
     Control,
     DescribeBackbones,
@@ -21,7 +22,17 @@ from worker.messages import (
 MESSAGES = [
     DescribeBackbones(backbones={"minilm": "/models/minilm"}),
     RunJob(
-        run="job_1.1.1", arguments={"k": 3, "text": ["a", "b"], "xi": None}, output="/jobs/1/output"
+        run="job_1.1.1",
+        spec=JobSpec.model_validate(
+            {"model": "m", "dataset": {"hub": "a/b"}, "d": 0.5, "task": {"text": ["a", "b"]}}
+        ),
+        data={"train": "/jobs/1/train.parquet"},
+        model="/models/minilm",
+        revision=None,
+        device="cpu",
+        checkpoints="/jobs/1/checkpoints",
+        checkpoint_seconds=60.0,
+        output="/jobs/1/output",
     ),
     Control(run="job_1.1.1", wish="pause"),
     Ready(),
@@ -47,6 +58,14 @@ def test_come_back_the_same_on_one_line(message: object):
     assert line.count(b"\n") == 1
     assert encode(decode(line)) == line
     assert type(decode(line)) is type(message)
+
+
+def test_the_spec_of_a_job_is_typed_at_both_ends():
+    order = MESSAGES[1]
+    assert isinstance(order, RunJob)
+    back = decode(encode(order))
+    assert isinstance(back, RunJob)
+    assert (back.spec, back) == (order.spec, order)
 
 
 @pytest.mark.parametrize(
