@@ -12,12 +12,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     StringConstraints,
 )
 from pydantic_core import PydanticKnownError
-from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.task_types import PLANNED, metric_names, task_types
@@ -27,26 +25,22 @@ _NO_NUL = r"^[^\x00]*$"  # Postgres stores none
 
 @dataclass(frozen=True)
 class _OneOf:
-    """A text of a list that is asked for when it is needed, as task types can be registered."""
+    """A text of a list that is asked for when it is needed, since task types can be registered."""
 
     names: Callable[[], tuple[str, ...]]
 
-    def check(self, value: str) -> str:
-        names = [repr(name) for name in self.names()]
-        if repr(value) not in names:
-            expected = f"{', '.join(names[:-1])} or {names[-1]}"
-            raise PydanticKnownError("literal_error", {"expected": expected})
+    def check(self, value: object) -> object:
+        names = self.names()
+        if value not in names:
+            first, last = ", ".join(map(repr, names[:-1])), names[-1]
+            raise PydanticKnownError("literal_error", {"expected": f"{first} or {last!r}"})
         return value
 
-    def __get_pydantic_core_schema__(
-        self, source: type[str], handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return no_info_after_validator_function(self.check, handler(source))
+    def __get_pydantic_core_schema__(self, *_: object) -> CoreSchema:
+        return no_info_plain_validator_function(self.check)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.names())}
+    def __get_pydantic_json_schema__(self, *_: object) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.names())}
 
 
 TaskType = Annotated[str, _OneOf(lambda: (*(each.name for each in task_types()), *PLANNED))]

@@ -79,7 +79,8 @@ def heads_document(
     layers = selection["layers"]
     heads = [[layer["layer"], head] for layer in layers for head in layer["selected"]]
     counts = {name: selection[name] for name in ("trainable_parameters", "fraction")}
-    names = ("fingerprint", "k", "xi", "d", "strategy", "teleport", "n_samples", "num_layers")
+    settings = (each.names[0] for each in declared(Scoring).values())
+    names = ("fingerprint", *settings, "num_layers")
     document = {
         "object": "job.heads",
         "job": job_id,

@@ -146,12 +146,7 @@ class HeadSelection:
             entry["importance"] = scores.importance.tolist()
             entry["iterations"] = scores.iterations
         return {
-            "k": self.k,
-            "xi": self.xi,
-            "d": self.damping,
-            "strategy": self.strategy,
-            "teleport": self.teleport,
-            "n_samples": self.n_samples,
+            **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
             "num_layers": self.num_layers,
             "layers": layers,
             **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
@@ -231,12 +226,7 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
             _read_layer(scores, selected=named.selected_in(layer))
             for layer, scores in enumerate(layers)
         ),
-        k=entry["k"],
-        xi=entry["xi"],
-        damping=entry["d"],
-        strategy=entry["strategy"],
-        teleport=entry["teleport"],
-        n_samples=entry["n_samples"],
+        **{name: entry[each.names[0]] for name, each in declared(Scoring).items()},
         fingerprint=entry.get("fingerprint"),
     )
     _check_settings(selection)
