@@ -171,6 +171,12 @@ class Scoring(RunSettings):
     damping: Annotated[
         float, Setting("d of Eq. (10), PageRank's damping", ge=0, lt=1, names=("d", "damping"))
     ] = 0.85
+    strategy: Annotated[
+        Strategy, Setting("select in every layer, or in the upper half of the layers only")
+    ] = "layer-wise"
+    teleport: Annotated[
+        Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
+    ] = "information"
     n_samples: Annotated[
         int | None,
         Setting(
@@ -181,12 +187,6 @@ class Scoring(RunSettings):
             unset=f"{_DEFAULT_SAMPLES}, or all rows where there are fewer",
         ),
     ] = None
-    strategy: Annotated[
-        Strategy, Setting("select in every layer, or in the upper half of the layers only")
-    ] = "layer-wise"
-    teleport: Annotated[
-        Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
-    ] = "information"
 
     @property
     def share(self) -> float:

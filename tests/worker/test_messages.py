@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from store.spec import JobSpec
+from tests.worker.scripted_engine import nowhere_job
 from worker.messages import (
     Control,
     DescribeBackbones,
@@ -21,18 +24,11 @@ from worker.messages import (
 
 MESSAGES = [
     DescribeBackbones(backbones={"minilm": "/models/minilm"}),
-    RunJob(
-        run="job_1.1.1",
+    replace(
+        nowhere_job("job_1.1.1"),
         spec=JobSpec.model_validate(
             {"model": "m", "dataset": {"hub": "a/b"}, "d": 0.5, "task": {"text": ["a", "b"]}}
         ),
-        data={"train": "/jobs/1/train.parquet"},
-        model="/models/minilm",
-        revision=None,
-        device="cpu",
-        checkpoints="/jobs/1/checkpoints",
-        checkpoint_seconds=60.0,
-        output="/jobs/1/output",
     ),
     Control(run="job_1.1.1", wish="pause"),
     Ready(),
