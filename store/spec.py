@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AliasChoices,
+    AliasGenerator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+from pydantic_core import PydanticKnownError
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
-TaskType = Literal[
-    "classification",
-    "regression",
-    "image-classification",
-    "question-answering",
-    "multiple-choice",
-    "token-classification",
-    "causal-lm",
-]
+from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
+from hifi.data.task_types import PLANNED, metric_names, task_types
+
 _NO_NUL = r"^[^\x00]*$"  # Postgres stores none
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+
+
+@dataclass(frozen=True)
+class _OneOf:
+    """A text of a list that is asked for when it is needed, since task types can be registered."""
+
+    names: Callable[[], tuple[str, ...]]
+
+    def check(self, value: object) -> object:
+        names = self.names()
+        if value not in names:
+            first, last = ", ".join(map(repr, names[:-1])), names[-1]
+            raise PydanticKnownError("literal_error", {"expected": f"{first} or {last!r}"})
+        return value
+
+    def __get_pydantic_core_schema__(self, *_: object) -> CoreSchema:
+        return no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, *_: object) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.names())}
+
+
+TaskType = Annotated[str, _OneOf(lambda: (*(each.name for each in task_types()), *PLANNED))]
+Metric = Annotated[str, _OneOf(metric_names)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_NO_NUL)]
 
 
-class _Spec(BaseModel):
+def _add_words(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Describe the settings among a model's fields by their declared words."""
+    kinds: tuple[type[RunSettings], ...] = (Scoring, Hyperparameters)
+    for kind in kinds:
+        if issubclass(model, kind):
+            for setting in declared(kind).values():
+                schema["properties"][setting.names[0]]["description"] = setting.help
+
+
+class _Spec(BaseModel, frozen=True):
     """Exact types only, no unknown fields, nothing that is not a number."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_add_words
+    )
 
 
-class TaskFields(_Spec):
+class TaskFields(_Spec, frozen=True):
     """What the caller says about the task; the rest is inferred from the data's columns."""
 
     type: TaskType | None = None
@@ -38,21 +77,11 @@ class TaskFields(_Spec):
     metric: Metric | None = None
 
 
-class TrainingFields(_Spec):
-    """Hyperparameters, with the defaults of ``hifi.finetune``."""
-
-    epochs: int = Field(default=3, ge=1, le=1000)
-    learning_rate: float = Field(default=3e-4, gt=0, le=1)
-    batch_size: int = Field(default=32, ge=1, le=4096)
-    max_length: int = Field(default=128, ge=1, le=131072)
-    warmup_ratio: float = Field(default=0.06, ge=0, le=1)
-    weight_decay: float = Field(default=0.01, ge=0, le=10)
-    seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
+class TrainingFields(_Spec, Hyperparameters, frozen=True):
+    """Hyperparameters, within what a server takes."""
 
 
-class HubDataset(_Spec):
+class HubDataset(_Spec, frozen=True):
     """A data set of the hub, where the server allows it."""
 
     hub: Text
@@ -60,24 +89,26 @@ class HubDataset(_Spec):
     revision: Text | None = None
 
 
-class JobSpec(_Spec):
-    """One fine-tune as its caller asks for it.
+def _spellings(name: str) -> str | AliasChoices:
+    setting = declared(Scoring).get(name)
+    return name if setting is None else AliasChoices(*setting.names)
 
-    Attributes:
-        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
-        xi: the share ξ of Eq. (2); where not given 0.9. ``ξ`` is accepted for it.
-        d: the damping of Eq. (10). ``damping`` is accepted for it.
-    """
+
+def _spelling(name: str) -> str:
+    return declared(Scoring)[name].names[0] if name in declared(Scoring) else name
+
+
+class JobSpec(_Spec, Scoring, frozen=True):
+    """One fine-tune as its caller asks for it; how heads are scored stands at its top level."""
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=_spellings, serialization_alias=_spelling),
+        serialize_by_alias=True,
+    )
 
     model: Text
     dataset: Text | HubDataset
     task: TaskFields = TaskFields()
-    k: int = Field(default=3, ge=1, le=1024)
-    xi: float | None = Field(default=None, gt=0, lt=1, validation_alias=AliasChoices("xi", "ξ"))
-    d: float = Field(default=0.85, ge=0, lt=1, validation_alias=AliasChoices("d", "damping"))
-    n_samples: int | None = Field(default=None, ge=1, le=1_000_000)
-    strategy: Literal["layer-wise", "mid-top"] = "layer-wise"
-    teleport: Literal["information", "uniform"] = "information"
     training: TrainingFields = TrainingFields()
     name: Annotated[str, StringConstraints(max_length=128, pattern=_NO_NUL)] | None = None
     metadata: dict[

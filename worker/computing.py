@@ -38,7 +38,7 @@ from hifi.training.finetuning import FinetuneResult, finetune
 from worker.descriptions import describe_backbone
 from worker.messages import Described, Done, Failed, Message, RunJob, Stopped, Told, Wish
 from worker.results import write_artifacts
-from worker.translation import spec_field
+from worker.translation import finetune_arguments, spec_field
 
 if TYPE_CHECKING:
     from hifi.selection.head_selection import HeadSelection
@@ -106,7 +106,16 @@ def compute(
         return Control.CONTINUE if wanted is None else _CONTROLS[wanted]
 
     try:
-        result = finetune(**command.arguments, backbones=backbones, on_event=on_event)
+        result = finetune(
+            **finetune_arguments(
+                command.spec, data=command.data, model=command.model, revision=command.revision
+            ),
+            device=command.device,
+            checkpoint_dir=command.checkpoints,
+            checkpoint_seconds=command.checkpoint_seconds,
+            backbones=backbones,
+            on_event=on_event,
+        )
         return _finish(command, result)
     except JobPaused:
         return Stopped(run=command.run, wish="pause")
@@ -135,7 +144,7 @@ def _told(command: RunJob, event: TrainingEvent) -> Told:
 
 def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
     """Name the files of the checkpoint that was written a moment ago."""
-    directory = Path(command.arguments["checkpoint_dir"])
+    directory = Path(command.checkpoints)
     return sorted(map(str, checkpoint_folder(directory, step=event.step).iterdir()))
 
 
@@ -150,7 +159,7 @@ def _describe(selection: HeadSelection, event: TrainingEvent) -> dict[str, Any]:
 
 def _finish(command: RunJob, result: FinetuneResult) -> Done:
     """Write the artifacts."""
-    source = resolve_model(command.arguments["model"], revision=command.arguments["revision"])
+    source = resolve_model(command.model, revision=command.revision)
     artifacts = write_artifacts(result.delta, model_path=source.path, folder=Path(command.output))
     return Done(
         run=command.run,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+from pydantic import TypeAdapter
+
+from store.spec import JobSpec  # noqa: TC001 - pydantic reads it when it runs
 
 Wish = Literal["pause", "cancel"]
 
@@ -27,12 +31,24 @@ class RunJob:
 
     Attributes:
         run: names this run; whatever is told of it bears the name, and nothing else does.
-        arguments: those of ``hifi.finetune`` but ``on_event``.
+        spec: what its owner asks for.
+        data: the splits as ``hifi.finetune`` takes them.
+        model: the backbone's folder, or its hub id.
+        revision: of a hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        checkpoints: the folder for the checkpoints.
+        checkpoint_seconds: between two of them.
         output: the folder for the artifacts.
     """
 
     run: str
-    arguments: Mapping[str, Any]
+    spec: JobSpec
+    data: Mapping[str, Any]
+    model: str
+    revision: str | None
+    device: str
+    checkpoints: str
+    checkpoint_seconds: float
     output: str
 
 
@@ -119,8 +135,8 @@ class Failed:
 Command: TypeAlias = DescribeBackbones | RunJob | Control
 Message: TypeAlias = Ready | Described | Told | Done | Stopped | Failed
 
-_KINDS: dict[str, type[Command | Message]] = {
-    kind.__name__: kind
+_KINDS: dict[str, TypeAdapter[Command | Message]] = {
+    kind.__name__: TypeAdapter(kind)
     for kind in (
         *(DescribeBackbones, RunJob, Control),
         *(Ready, Described, Told, Done, Stopped, Failed),
@@ -130,7 +146,8 @@ _KINDS: dict[str, type[Command | Message]] = {
 
 def encode(message: Command | Message) -> bytes:
     """Write a message as one line."""
-    document = {"is": type(message).__name__, **asdict(message)}
+    name = type(message).__name__
+    document = {"is": name, **_KINDS[name].dump_python(message)}
     return json.dumps(document, ensure_ascii=True).encode() + b"\n"
 
 
@@ -142,6 +159,6 @@ def decode(line: bytes) -> Command | Message:
     """
     try:
         document = json.loads(line)
-        return _KINDS[document.pop("is")](**document)
+        return _KINDS[document.pop("is")].validate_python(document)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"not a message of the engine: {line[:80]!r}") from error

@@ -12,6 +12,7 @@ import structlog
 
 from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
 from store.leases import Progress, WorkEvent
+from store.spec import HubDataset, JobSpec
 from store.states import JobStatus
 from store.tables import Dataset
 from worker.checkpoint_keeper import CheckpointKeeper
@@ -19,13 +20,7 @@ from worker.engine import EngineDiedError
 from worker.job_files import JobFiles
 from worker.messages import Control, Done, Failed, RunJob, Stopped, Told, Wish
 from worker.reporting import Reporter, StopWantedError
-from worker.translation import (
-    file_data,
-    finetune_arguments,
-    heads_document,
-    hub_data,
-    is_told_step,
-)
+from worker.translation import file_data, heads_document, hub_data, is_told_step
 
 if TYPE_CHECKING:
     from store.claims import ClaimedJob
@@ -97,6 +92,7 @@ class _Run:
         keeper: CheckpointKeeper,
     ) -> None:
         self._job = job
+        self._spec = JobSpec.model_validate(job.spec)
         self._workshop = workshop
         self._files = files
         self._reporter = reporter
@@ -115,11 +111,11 @@ class _Run:
             LeaseLostError: it was taken from us.
             UnfitError: the engine cannot be started.
         """
-        arguments: dict[str, Any] | None = None
+        data: dict[str, Any] | None = None
         while self._reporter.wish is None:
             try:
-                arguments = arguments or self._arguments()
-                status = self._settle(self._compute(arguments))
+                data = data or self._fetch()
+                status = self._settle(self._compute(data))
             except StopWantedError:
                 self._workshop.engine.kill()
                 break
@@ -137,8 +133,8 @@ class _Run:
             self._reporter.wait(_PAUSE_SECONDS)
         return self._leave()
 
-    def _arguments(self) -> dict[str, Any]:
-        """Bring the job's files here; give what ``finetune`` is to be called with.
+    def _fetch(self) -> dict[str, Any]:
+        """Bring the job's files here; return the splits as ``finetune`` takes them.
 
         Raises:
             BlobLostError: the data set is gone.
@@ -146,22 +142,13 @@ class _Run:
             StopWantedError: the job is to stop.
             LeaseLostError: it was taken from us.
         """
-        job, settings = self._job, self._workshop.settings
         if self._checkpoint is not None:
             self._fetch_checkpoint(self._checkpoint)
             self._checkpoint = None
-        backbone = self._workshop.backbones.get(job.model)
-        return {
-            **finetune_arguments(
-                job.spec,
-                data=self._data(),
-                model=job.model if backbone is None else str(backbone),
-                revision=job.revision,
-            ),
-            "device": settings.device,
-            "checkpoint_dir": str(self._files.checkpoints),
-            "checkpoint_seconds": settings.checkpoint_seconds,
-        }
+        if isinstance(self._spec.dataset, HubDataset):
+            return hub_data(self._spec.dataset)
+        splits = self._reporter.insist(self._splits)
+        return file_data(self._reporter.meanwhile(lambda: self._files.fetch_splits(splits)))
 
     def _fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Bring the newest checkpoint here; without one the job starts anew."""
@@ -175,19 +162,13 @@ class _Run:
             )
             self._reporter.note(event)
 
-    def _data(self) -> dict[str, Any]:
-        if self._job.dataset_id is None:
-            return hub_data(self._job.spec["dataset"])
-        splits = self._reporter.insist(self._splits)
-        return file_data(self._reporter.meanwhile(lambda: self._files.fetch_splits(splits)))
-
     def _splits(self) -> Mapping[str, Any]:
         with self._workshop.database.read() as session:
             query = sa.select(Dataset.splits).where(Dataset.id == self._job.dataset_id)
             splits: Mapping[str, Any] = session.scalars(query).one()
             return splits
 
-    def _compute(self, arguments: Mapping[str, Any]) -> Done | Failed | Stopped:
+    def _compute(self, data: Mapping[str, Any]) -> Done | Failed | Stopped:
         """Let the engine run the job; give its last word.
 
         Raises:
@@ -202,8 +183,7 @@ class _Run:
         self._run, self._wish = f"{self._job.id}.{self._job.fence}.{self._runs}", None
         self._reporter.progress = Progress(phase="loading")
         self._heard = time.monotonic()
-        output = str(self._files.output)
-        engine.send(RunJob(run=self._run, arguments=arguments, output=output))
+        engine.send(self._order(data))
         while True:
             message = engine.receive(timeout=_LISTEN_SECONDS)
             if isinstance(message, Done | Failed | Stopped) and message.run == self._run:
@@ -213,6 +193,20 @@ class _Run:
                 self._hear(message)
             self._check_silence()
             self._beat()
+
+    def _order(self, data: Mapping[str, Any]) -> RunJob:
+        job, settings = self._job, self._workshop.settings
+        return RunJob(
+            run=self._run,
+            spec=self._spec,
+            data=data,
+            model=str(self._workshop.backbones.get(job.model, job.model)),
+            revision=job.revision,
+            device=settings.device,
+            checkpoints=str(self._files.checkpoints),
+            checkpoint_seconds=settings.checkpoint_seconds,
+            output=str(self._files.output),
+        )
 
     def _await_engine(self) -> None:
         """Start the engine where it does not run, and wait until it can take a job."""
@@ -284,7 +278,7 @@ class _Run:
         reporter.advance(JobStatus.TRAINING, message=told.text)
 
     def _hear_step(self, told: Told) -> None:
-        speed = (told.samples_per_second or 0.0) / self._job.spec["training"]["batch_size"]
+        speed = (told.samples_per_second or 0.0) / self._spec.training.batch_size
         self._reporter.progress = _progress("training", told, steps_per_second=speed)
         if is_told_step(told):
             data = {

@@ -6,82 +6,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hifi.data.settings import Hyperparameters, Scoring, declared
+from hifi.data.spec import TaskSpec
+from store.spec import HubDataset, JobSpec, TaskFields
+
 if TYPE_CHECKING:
     from worker.messages import Told
 
 SPLITS = ("train", "validation")
-_TASK_FIELDS = ("text", "label", "image", "metric")
-_SCORING = {
-    "k": "k",
-    "xi": "xi",
-    "d": "damping",
-    "n_samples": "n_samples",
-    "strategy": "strategy",
-    "teleport": "teleport",
-}
-_TRAINING = (
-    "epochs",
-    "learning_rate",
-    "batch_size",
-    "max_length",
-    "warmup_ratio",
-    "weight_decay",
-    "seed",
-    "precision",
-    "early_stopping_patience",
-)
-_PARAMS = {
-    "model": "model",
-    "train": "dataset",
-    "validation": "dataset",
-    "task": "task.type",
-    **{name: f"task.{name}" for name in _TASK_FIELDS},
-    **{argument: field for field, argument in _SCORING.items()},
-    **{name: f"training.{name}" for name in _TRAINING},
-}
+_FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
 
 
 def finetune_arguments(
-    spec: Mapping[str, Any], *, data: Mapping[str, Any], model: str, revision: str | None
+    spec: JobSpec, *, data: Mapping[str, Any], model: str, revision: str | None
 ) -> dict[str, Any]:
-    """Give the arguments of ``hifi.finetune`` that a job spec asks for.
+    """Return the arguments of ``hifi.finetune`` that a job spec asks for.
 
     Args:
-        spec: as it is stored, with all fields.
+        spec: as it is stored.
         data: the splits as ``finetune`` takes them, by name; ``train`` at least.
         model: the backbone's folder, or its hub id.
         revision: of a hub id.
     """
-    task, training = spec["task"], spec["training"]
-    text = task["text"]
-    scoring = {argument: spec[field] for field, argument in _SCORING.items()}
-    if spec["teleport"] == "uniform":
+    scoring = {name: getattr(spec, name) for name in declared(Scoring)}
+    if spec.teleport == "uniform":
         scoring["xi"] = None  # nothing depends on it then, and the library would say so
     return {
         "model": model,
         "revision": revision,
         **{split: data[split] for split in SPLITS if split in data},
-        "task": task["type"],
-        **{name: task[name] for name in _TASK_FIELDS},
-        "text": [text] if isinstance(text, str) else text,
+        "task": TaskSpec(**dict(spec.task)),
         **scoring,
-        **{name: training[name] for name in _TRAINING},
+        **dict(spec.training),
     }
 
 
 def spec_field(argument: str) -> str | None:
-    """Give the field of the job spec that an argument of ``finetune`` came from."""
-    return _PARAMS.get(argument)
+    """Return the field of the job spec that an argument of ``finetune`` came from."""
+    if argument in declared(Scoring):
+        return declared(Scoring)[argument].names[0]
+    if argument in declared(Hyperparameters):
+        return f"training.{argument}"
+    if argument in TaskFields.model_fields:
+        return f"task.{argument}"
+    return _FIELDS.get(argument)
 
 
-def hub_data(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a hub data set's splits as ``finetune`` takes them."""
-    source = {name: dataset[name] for name in ("hub", "config", "revision")}
-    return dict.fromkeys(SPLITS, source)
+def hub_data(dataset: HubDataset) -> dict[str, Any]:
+    """Return a hub data set's splits as ``finetune`` takes them."""
+    return dict.fromkeys(SPLITS, dataset.model_dump())
 
 
 def file_data(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Give an uploaded data set's splits as ``finetune`` takes them."""
+    """Return an uploaded data set's splits as ``finetune`` takes them."""
     return {split: str(path) for split, path in files.items()}
 
 
@@ -102,7 +79,8 @@ def heads_document(
     layers = selection["layers"]
     heads = [[layer["layer"], head] for layer in layers for head in layer["selected"]]
     counts = {name: selection[name] for name in ("trainable_parameters", "fraction")}
-    names = ("fingerprint", "k", "xi", "d", "strategy", "teleport", "n_samples", "num_layers")
+    settings = (each.names[0] for each in declared(Scoring).values())
+    names = ("fingerprint", *settings, "num_layers")
     document = {
         "object": "job.heads",
         "job": job_id,

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from benchmarks.data import MODEL, data_folder, minilm
 from benchmarks.paper.methods import Method, precision, prepare, random_heads
 from hifi.backbones.models import resolve_model
+from hifi.data.settings import Hyperparameters
 from hifi.tasks import TaskSpec
 from hifi.training.batching import TrainingBatches, evaluation_batches, gather
 from hifi.training.finetuning import finetune
-from hifi.training.hyperparameters import Hyperparameters
+from hifi.training.learning_rate import learning_rate_at
 from hifi.training.preparation import Prepared
 from hifi.training.preparation import prepare as prepare_data
 
@@ -95,7 +96,7 @@ def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[
         for indices in batches.epoch(epoch):
             batch = train.batch(indices)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(step, total_steps=total)
+                group["lr"] = learning_rate_at(step, total_steps=total, settings=settings)
             loss = task.loss(_logits(method, batch.inputs), batch.targets)
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters, 1.0)

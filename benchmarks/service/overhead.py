@@ -33,6 +33,7 @@ from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from hifi.cli.docstrings import build_data_set
 from service.client import Client
+from store.spec import JobSpec
 from store.storage import ArtifactStorage
 from store.tables import Dataset, Job, JobEvent
 from worker.translation import file_data, finetune_arguments
@@ -151,7 +152,7 @@ class Service:
             for split, file in files.items():
                 storage.fetch(dataset.tenant_id, dataset.splits[split]["sha256"], to=file)
         arguments = finetune_arguments(
-            self._stored_spec,
+            JobSpec.model_validate(self._stored_spec),
             data=file_data(files),
             model=str(resolve_model(PACKAGED_MODEL).path),
             revision=None,

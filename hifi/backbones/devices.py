@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
+from hifi.data.settings import Hyperparameters, Precision, declared
 from hifi.errors import InvalidArgumentError
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 _EAGER_LENGTH = 128
 
@@ -43,10 +40,9 @@ def resolve_dtype(precision: Precision, *, device: torch.device) -> torch.dtype:
     Raises:
         InvalidArgumentError: another precision.
     """
+    precision = declared(Hyperparameters)["precision"].check(precision)
     if precision == "auto":
         return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-    if precision not in ("float32", "bfloat16"):
-        raise InvalidArgumentError("precision", value=precision, limit="auto, float32 or bfloat16")
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 

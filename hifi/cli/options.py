@@ -1,35 +1,20 @@
-"""Arguments that several commands share, with the defaults that the job spec has too.
-
-The choices are written out, since the modules that own them import torch; a test compares them.
-"""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hifi.data.settings import SCORED_WITH, Hyperparameters, Scoring, Setting, declared
+from hifi.data.task_types import metric_names, task_types
 from hifi.errors import InvalidArgumentError
 
-TASK_TYPES = ("classification", "regression", "image-classification")
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
-STRATEGIES = ("layer-wise", "mid-top")
-TELEPORTS = ("information", "uniform")
-PRECISIONS = ("auto", "float32", "bfloat16")
+# Written out, since the module that owns them imports torch; a test compares them.
 DTYPES = ("float32", "bfloat16")
 ENCODINGS = ("float32", "bfloat16", "int8")
 NO_VALIDATION = "none"  # no file's name: those have an ending
-
-# Options that finetune has under the same names: of everything up to the selection, and after it.
-STEP_1 = (
-    *("model", "revision", "text", "image", "label", "metric"),
-    *("k", "xi", "damping", "n_samples", "strategy", "teleport"),
-    *("device", "precision", "seed", "max_length", "batch_size"),
-)
-STEP_2 = (
-    *("epochs", "learning_rate", "warmup_ratio", "weight_decay", "early_stopping_patience"),
-    *("checkpoint_dir", "checkpoint_seconds"),
-)
 
 _MODEL = "the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"
 _REVISION = "branch, tag or commit of a hub id"
@@ -69,9 +54,14 @@ def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     train = group.add_mutually_exclusive_group(required=True)
     train.add_argument("--train", metavar="FILE", help="the training split")
     train.add_argument("--hub", metavar="ID", help="take the splits of this hub data set instead")
+    add_hub_details(group)
+    return group
+
+
+def add_hub_details(group: argparse._ArgumentGroup) -> None:
+    """Add what ``--hub`` leaves open."""
     group.add_argument("--hub-config", metavar="NAME", help="which configuration of it, as mrpc")
     group.add_argument("--hub-revision", metavar="REV", help="which revision of it")
-    return group
 
 
 def add_validation(group: argparse._ArgumentGroup) -> None:
@@ -87,7 +77,8 @@ def add_validation(group: argparse._ArgumentGroup) -> None:
 def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add what to read from the data."""
     group = parser.add_argument_group("task", "what is left out is inferred from the columns")
-    group.add_argument("--task", choices=TASK_TYPES, help="the task's type")
+    names = [each.name for each in task_types()]
+    group.add_argument("--task", choices=names, help="the task's type")
     group.add_argument("--text", nargs="+", metavar="COLUMN", help="one or two text columns")
     group.add_argument("--image", metavar="COLUMN", help="the column of images")
     group.add_argument("--label", metavar="COLUMN", help="the column of classes or numbers")
@@ -96,47 +87,33 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_metric(group: argparse._ArgumentGroup) -> None:
     """Add the metric."""
+    defaults = ", ".join(f"{each.metrics[0]} for {each.name}" for each in task_types())
     group.add_argument(
         "--metric",
-        choices=METRICS,
-        help="by which the best step is chosen, of equal ones the first (default: accuracy, or "
-        "pearson for numbers)",
+        choices=metric_names(),
+        help=f"by which the best step is chosen, of equal ones the first (default: {defaults})",
     )
+
+
+def add_settings(group: argparse._ArgumentGroup, settings: Iterable[Setting]) -> None:
+    """Add an option for each setting; one that is not given is None, and its default holds."""
+    for each in settings:
+        letters = [f"-{name}" for name in each.names if len(name) == 1 and name.isascii()]
+        group.add_argument(
+            *(f"--{name.replace('_', '-')}" for name in each.names),
+            *letters,
+            dest=each.name,
+            type=each.type,
+            choices=each.choices or None,
+            metavar=None if each.choices else "N" if each.type is int else "X",
+            help=each.help,
+        )
 
 
 def add_selection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the arguments of step 1."""
+    """Add the settings of step 1."""
     group = parser.add_argument_group("selection")
-    group.add_argument("--k", type=int, default=3, metavar="K", help=_default("heads per layer"))
-    group.add_argument(
-        "--xi",
-        "--ξ",
-        type=float,
-        dest="xi",
-        metavar="SHARE",
-        help="share of the singular values that counts as a head's information (default: 0.9)",
-    )
-    group.add_argument(
-        "--damping", "-d", type=float, default=0.85, metavar="D", help=_default("PageRank's d")
-    )
-    group.add_argument(
-        "--n-samples",
-        type=int,
-        metavar="N",
-        help="calibration samples of the training split (default: 300, or all if there are fewer)",
-    )
-    group.add_argument(
-        "--strategy",
-        choices=STRATEGIES,
-        default="layer-wise",
-        help=_default("select in every layer, or in the upper half only"),
-    )
-    group.add_argument(
-        "--teleport",
-        choices=TELEPORTS,
-        default="information",
-        help=_default("where PageRank restarts"),
-    )
+    add_settings(group, declared(Scoring).values())
     return group
 
 
@@ -152,55 +129,21 @@ def add_given_selection(group: argparse._ArgumentGroup) -> None:
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add what the computation runs on."""
+    """Add what both steps depend on: where they run, and some hyperparameters."""
     group = parser.add_argument_group("computation")
-    group.add_argument("--device", default="auto", help=_default("auto, cpu, cuda or cuda:N"))
     group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help=_default("of the frozen backbone; auto is bfloat16 where the device has it natively"),
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
-    group.add_argument("--seed", type=int, default=0, help=_default("equal seeds, equal results"))
-    group.add_argument(
-        "--max-length",
-        type=int,
-        default=128,
-        metavar="TOKENS",
-        help=_default("tokens of a sample at most"),
-    )
-    group.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help=_default("samples per step")
-    )
+    add_settings(group, [declared(Hyperparameters)[name] for name in SCORED_WITH])
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of step 2."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=3, help=_default("passes over the data"))
-    group.add_argument(
-        "--learning-rate", type=float, default=3e-4, metavar="LR", help=_default("the highest")
+    """Add the hyperparameters of step 2 alone."""
+    settings = declared(Hyperparameters).values()
+    add_settings(
+        parser.add_argument_group("training"),
+        [each for each in settings if each.name not in SCORED_WITH],
     )
-    group.add_argument(
-        "--warmup-ratio",
-        type=float,
-        default=0.06,
-        metavar="SHARE",
-        help=_default("share of the steps in which the learning rate rises"),
-    )
-    group.add_argument(
-        "--weight-decay", type=float, default=0.01, metavar="W", help=_default("of AdamW")
-    )
-    group.add_argument(
-        "--early-stopping-patience",
-        type=int,
-        metavar="N",
-        help="stop after N evaluations without a better metric (default: never)",
-    )
-
-
-def _default(text: str) -> str:
-    return f"{text} (default: %(default)s)"
 
 
 def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -222,6 +165,7 @@ def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return splits
 
 
-def named_arguments(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Give those options that ``finetune`` has under the same name."""
-    return {name: getattr(args, name) for name in names if name in args}
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the options of these names that were given."""
+    values = vars(args)
+    return {name: values[name] for name in names if values.get(name) is not None}

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
+from hifi.data.settings import SCORED_WITH, Hyperparameters, Scoring, declared
 
 if TYPE_CHECKING:
     import torch
 
     from hifi.selection.head_selection import HeadSelection
-    from hifi.training.hyperparameters import Hyperparameters
     from hifi.training.preparation import Prepared
-
-_SCORING = ("k", "xi", "damping", "n_samples", "strategy", "teleport")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from hifi.cli.progress import progress_display
     from hifi.training.events import TrainingEvent
     from hifi.training.finetuning import select_prepared
-    from hifi.training.hyperparameters import Hyperparameters
     from hifi.training.reproducibility import reproducible_kernels
 
     splits = options.split_arguments(args)
     device = resolve_device(args.device)
-    settings = Hyperparameters(
-        **options.named_arguments(args, "batch_size", "max_length", "seed", "precision")
-    )
+    settings = Hyperparameters(**options.given(args, SCORED_WITH))
+    scoring = Scoring(**options.given(args, declared(Scoring)))
     # The kernels of `hifi tune`: its selection is this one.
     with reproducible_kernels(device), progress_display(Console(stderr=True)) as display:
         display.show(
@@ -66,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
         def show(seen: int, total: int) -> None:
             display.show(TrainingEvent(kind="selecting", number=3, step=seen, total_steps=total))
 
-        selection = select_prepared(
-            ready, settings=settings, on_batch=show, **options.named_arguments(args, *_SCORING)
-        )
+        selection = select_prepared(ready, settings=settings, scoring=scoring, on_batch=show)
     document = _describe(ready, selection=selection)
     if args.out is not None:
         _write(args.out, document)
@@ -101,7 +95,7 @@ def _prepare(
 
     return prepare(
         resolve_model(args.model, revision=args.revision),
-        spec=TaskSpec.of(args.task, **options.named_arguments(args, "text", "label", "image")),
+        spec=TaskSpec.of(args.task, **options.given(args, ("text", "label", "image"))),
         validation=None,
         settings=settings,
         device=device,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
+from hifi.data.settings import Hyperparameters, Scoring, declared
 from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from hifi.selection.head_selection import HeadSelection
     from hifi.training.events import Control, TrainingEvent
     from hifi.training.finetuning import FinetuneResult
+
+# Options that finetune has under the same names, beside the settings.
+_OPTIONS = (
+    *("model", "revision", "text", "image", "label", "metric"),
+    *("device", "checkpoint_dir", "checkpoint_seconds"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +152,7 @@ def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
         task=args.task,
         on_event=watcher,
         **options.split_arguments(args),
-        **options.named_arguments(args, *options.STEP_1, *options.STEP_2),
+        **options.given(args, (*_OPTIONS, *declared(Scoring), *declared(Hyperparameters))),
         selection=None if args.selection is None else _read_selection(args.selection),
     )
 
@@ -204,9 +211,10 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         f"{args.encoding}",
     }
     if result.metrics.get("matthews") == 0.0:
+        training = delta.metadata.training
         entries["hint"] = (
             "no better than always the same class: try another --learning-rate (this was "
-            f"{args.learning_rate:g}) or more --epochs (these were {args.epochs})"
+            f"{training['learning_rate']:g}) or more --epochs (these were {training['epochs']})"
         )
     console.print()
     output.print_facts(entries)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hifi.arguments import as_integer, check_count, check_number
+from hifi.arguments import as_integer
 from hifi.backbones.heads import HeadId
+from hifi.data.settings import Scoring, Strategy, Teleport, declared
 from hifi.errors import InvalidArgumentError
-from hifi.selection.pagerank import Teleport, check_damping, check_teleport
-
-Strategy = Literal["layer-wise", "mid-top"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 _DECIMALS = 12  # scores that agree so far are equal, and the lower index goes first
 
@@ -93,7 +90,7 @@ class HeadSelection:
 
     @classmethod
     def from_scores(
-        cls, scores: Tensor, *, k: int, strategy: Strategy = "layer-wise"
+        cls, scores: Tensor, *, k: int, strategy: Strategy = Scoring.strategy
     ) -> HeadSelection:
         """Select the ``k`` heads with the highest score in every layer.
 
@@ -116,7 +113,7 @@ class HeadSelection:
         shape = tuple(scores.shape)
         if len(shape) != 2 or 0 in shape or not bool(scores.isfinite().all()):
             raise InvalidArgumentError("scores", value=shape, limit="finite scores of shape [L, H]")
-        k = check_count("k", k, most=shape[1], of="heads of a layer")
+        k = declared(Scoring)["k"].check(k, most=shape[1])
         check_strategy(strategy, num_layers=shape[0])
         scores = scores.detach().to("cpu", torch.float64)
         scores = scores / scores.abs().amax(1, keepdim=True).clamp(
@@ -149,12 +146,7 @@ class HeadSelection:
             entry["importance"] = scores.importance.tolist()
             entry["iterations"] = scores.iterations
         return {
-            "k": self.k,
-            "xi": self.xi,
-            "d": self.damping,
-            "strategy": self.strategy,
-            "teleport": self.teleport,
-            "n_samples": self.n_samples,
+            **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
             "num_layers": self.num_layers,
             "layers": layers,
             **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
@@ -186,24 +178,11 @@ def check_strategy(strategy: object, *, num_layers: int) -> None:
     Raises:
         InvalidArgumentError: neither ``layer-wise`` nor ``mid-top``, or ``mid-top`` of one layer.
     """
-    if strategy not in STRATEGIES:
-        limit = f"one of {', '.join(STRATEGIES)}"
-        raise InvalidArgumentError("strategy", value=strategy, limit=limit)
+    declared(Scoring)["strategy"].check(strategy)
     if strategy == "mid-top" and num_layers < 2:
         raise InvalidArgumentError(
             "strategy", value=strategy, limit="a model of two layers or more"
         )
-
-
-def check_open_share(xi: object) -> float:
-    """Give ξ as a float: a whole share is left to ``information_richness`` alone.
-
-    Raises:
-        InvalidArgumentError: no number, or outside (0, 1).
-    """
-    return check_number(
-        "xi", xi, is_allowed=lambda share: 0 < share < 1, limit="a number in (0, 1)"
-    )
 
 
 def _open_layers(num_layers: int, *, strategy: Strategy) -> range:
@@ -247,12 +226,7 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
             _read_layer(scores, selected=named.selected_in(layer))
             for layer, scores in enumerate(layers)
         ),
-        k=entry["k"],
-        xi=entry["xi"],
-        damping=entry["d"],
-        strategy=entry["strategy"],
-        teleport=entry["teleport"],
-        n_samples=entry["n_samples"],
+        **{name: entry[each.names[0]] for name, each in declared(Scoring).items()},
         fingerprint=entry.get("fingerprint"),
     )
     _check_settings(selection)
@@ -267,18 +241,14 @@ def _check_settings(selection: HeadSelection) -> None:
     """
     is_scored = bool(selection.layers)
     heads = len(selection.layers[0].importance) if is_scored else None
-    if is_scored or selection.k is not None:
-        check_count("k", selection.k, most=heads, of="heads of a layer")
-    if is_scored or selection.xi is not None:
-        check_open_share(selection.xi)
-    if is_scored or selection.damping is not None:
-        check_damping(selection.damping)
-    if is_scored or selection.strategy is not None:
+    for name, setting in declared(Scoring).items():
+        value = getattr(selection, name)
+        if value is not None:
+            setting.check(value, most=heads if name == "k" else None)
+        elif is_scored:
+            raise InvalidArgumentError(name, value=None, limit="given where there are scores")
+    if selection.strategy is not None:
         check_strategy(selection.strategy, num_layers=selection.num_layers)
-    if is_scored or selection.teleport is not None:
-        check_teleport(selection.teleport)
-    if is_scored or selection.n_samples is not None:
-        check_count("n_samples", selection.n_samples, most=None, of="samples")
     if not isinstance(selection.fingerprint, str | None):
         raise InvalidArgumentError("fingerprint", value=selection.fingerprint, limit="a text")
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hifi.arguments import check_number
+from hifi.data.settings import Scoring, Teleport, declared
 from hifi.errors import ConvergenceError, InvalidArgumentError
-
-Teleport = Literal["information", "uniform"]
-TELEPORTS: tuple[Teleport, ...] = get_args(Teleport)
 
 TOLERANCE = 1e-10
 MAX_STEPS = 1000
@@ -35,8 +31,8 @@ def pagerank(
     correlation: Tensor,
     *,
     information: Tensor,
-    damping: float = 0.85,
-    teleport: Teleport = "information",
+    damping: float = Scoring.damping,
+    teleport: Teleport = Scoring.teleport,
 ) -> PageRankResult:
     r"""Rank the heads of one layer.
 
@@ -61,8 +57,8 @@ def pagerank(
 
     Source: Gui & Xiao 2023, Eq. (8)-(10); networkx ``link_analysis/pagerank_alg.py``.
     """
-    damping = check_damping(damping)
-    check_teleport(teleport)
+    damping = declared(Scoring)["damping"].check(damping)
+    teleport = declared(Scoring)["teleport"].check(teleport)
     transition, start = _checked_graph(correlation, information)
     vector = start if teleport == "information" else torch.full_like(start, 1 / len(start))
     largest = transition.amax(1, keepdim=True)
@@ -81,29 +77,6 @@ def pagerank(
         f"PageRank with damping={damping!r} still moves by {change:.3g} after {MAX_STEPS} steps; "
         f"the tolerance is {TOLERANCE:g}: take a smaller damping"
     )
-
-
-def check_damping(damping: object) -> float:
-    """Give the damping d as a float.
-
-    Raises:
-        InvalidArgumentError: no number, or outside [0, 1).
-    """
-    return check_number(
-        "damping", damping, is_allowed=lambda d: 0 <= d < 1, limit="a number in [0, 1)"
-    )
-
-
-def check_teleport(teleport: object) -> None:
-    """Refuse an unknown teleport.
-
-    Raises:
-        InvalidArgumentError: neither ``information`` nor ``uniform``.
-    """
-    if teleport not in TELEPORTS:
-        raise InvalidArgumentError(
-            "teleport", value=teleport, limit=f"one of {', '.join(TELEPORTS)}"
-        )
 
 
 def _checked_graph(correlation: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:

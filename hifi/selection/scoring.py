@@ -13,34 +13,27 @@ from torch import Tensor
 
 from hifi.arguments import check_count
 from hifi.backbones.heads import Backbone, describe
+from hifi.data.settings import Scoring, Strategy, Teleport, declared
 from hifi.errors import CaptureError, InvalidArgumentError
 from hifi.selection.capture import capture_head_outputs
 from hifi.selection.correlation import head_correlation
-from hifi.selection.head_selection import (
-    HeadSelection,
-    LayerScores,
-    Strategy,
-    check_open_share,
-    check_strategy,
-)
-from hifi.selection.pagerank import Teleport, check_damping, check_teleport, pagerank
+from hifi.selection.head_selection import HeadSelection, LayerScores, check_strategy
+from hifi.selection.pagerank import pagerank
 from hifi.selection.richness import RichnessSums, scaled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DEFAULT_XI = 0.9
 
 
 def select_heads(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     *,
-    k: int = 3,
-    xi: float | None = None,
-    damping: float = 0.85,
-    strategy: Strategy = "layer-wise",
-    teleport: Teleport = "information",
+    k: int = Scoring.k,
+    xi: float | None = Scoring.xi,
+    damping: float = Scoring.damping,
+    strategy: Strategy = Scoring.strategy,
+    teleport: Teleport = Scoring.teleport,
     on_batch: Callable[[int], None] | None = None,
 ) -> HeadSelection:
     r"""Select the heads that matter most for the task that the samples stand for (Alg. 1 and 2).
@@ -76,22 +69,20 @@ def select_heads(
     Source: Gui & Xiao, "HiFi", Findings of ACL 2023.
     """
     backbone = describe(model)
-    k = check_count("k", k, most=backbone.num_heads, of="heads of a layer")
+    k = declared(Scoring)["k"].check(k, most=backbone.num_heads)
     check_strategy(strategy, num_layers=backbone.num_layers)
-    damping = check_damping(damping)
-    check_teleport(teleport)
-    share = check_open_share(DEFAULT_XI if xi is None else xi)
-    if xi is not None and teleport == "uniform":
+    scoring = Scoring(k=k, xi=xi, damping=damping, strategy=strategy, teleport=teleport)
+    if scoring.xi is not None and scoring.teleport == "uniform":
         warnings.warn(
             f"xi={xi} has no influence with teleport='uniform': its PageRank forgets I_h",
             UserWarning,
             stacklevel=2,
         )
-    sums = _ScoreSums(backbone, xi=share)
+    sums = _ScoreSums(backbone, xi=scoring.share)
     samples = _stream(model, batches, sums=sums, on_batch=on_batch)
     means = [sums.means(layer, samples=samples) for layer in range(backbone.num_layers)]
     ranks = [
-        pagerank(correlation, information=information, damping=damping, teleport=teleport)
+        pagerank(correlation, information=information, damping=scoring.damping, teleport=teleport)
         for information, correlation in means
     ]
     importance = torch.stack([rank.importance for rank in ranks])
@@ -107,7 +98,12 @@ def select_heads(
         for layer, ((information, correlation), rank) in enumerate(zip(means, ranks, strict=True))
     )
     return replace(
-        chosen, layers=layers, xi=share, damping=damping, teleport=teleport, n_samples=samples
+        chosen,
+        layers=layers,
+        xi=scoring.share,
+        damping=scoring.damping,
+        teleport=teleport,
+        n_samples=samples,
     )
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 from hifi.canonical import canonical_json, parse_json_object
 from hifi.errors import CheckpointError, StorageError
 from hifi.files import TEMPORARY_PREFIX, write_directory_atomically
+from hifi.selection.head_selection import HeadSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class Checkpoint:
     Attributes:
         job: what is computed, part by part (settings as they are, of model and data a hash): only
             the same job may go on.
-        selection: ``HeadSelection.to_dict()``.
+        selection: the heads that are tuned.
         step: optimizer steps done.
         parameters: tuned rows and task head, by name.
         optimizer: the optimizer's tensors of each parameter.
@@ -70,7 +71,7 @@ class Checkpoint:
     """
 
     job: Mapping[str, str]
-    selection: Mapping[str, Any]
+    selection: HeadSelection
     step: int
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -262,7 +263,7 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "job": dict(checkpoint.job),
-        "selection": dict(checkpoint.selection),
+        "selection": checkpoint.selection.to_dict(),
         "step": checkpoint.step,
         "best": None if best is None else {"step": best.step, "metrics": dict(best.metrics)},
         "evaluations_without_gain": checkpoint.evaluations_without_gain,
@@ -287,7 +288,7 @@ def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
     best = state["best"]
     return Checkpoint(
         job=state["job"],
-        selection=state["selection"],
+        selection=HeadSelection.from_dict(state["selection"]),
         step=state["step"],
         parameters=groups["parameters"],
         optimizer=optimizer,

@@ -9,26 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hifi.arguments import check_count
-from hifi.backbones.devices import Precision, resolve_device
+from hifi.backbones.devices import resolve_device
 from hifi.backbones.heads import describe
 from hifi.backbones.models import resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
+from hifi.data.settings import Hyperparameters, Precision, Scoring, Strategy, Teleport
 from hifi.errors import BackboneMismatchError, InvalidArgumentError
-from hifi.selection.head_selection import HeadSelection, Strategy, check_open_share, check_strategy
-from hifi.selection.pagerank import check_damping, check_teleport
-from hifi.selection.scoring import DEFAULT_XI, select_heads
+from hifi.selection.head_selection import HeadSelection
+from hifi.selection.scoring import select_heads
 from hifi.tasks import TaskSpec
 from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.training.events import Emitter, OnEvent, TrainingEvent
-from hifi.training.hyperparameters import Hyperparameters
-from hifi.training.preparation import (
-    Prepared,
-    calibration_batches,
-    count_calibration_samples,
-    describe_job,
-    prepare,
-)
+from hifi.training.preparation import Prepared, calibration_batches, describe_job, prepare
 from hifi.training.reproducibility import reproducible_kernels
 from hifi.training.trainer import CheckpointPlan, Outcome, Trainer
 from hifi.tuning.tuner import HeadTuner
@@ -38,7 +30,6 @@ if TYPE_CHECKING:
 
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
-    from hifi.selection.pagerank import Teleport
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,22 +70,22 @@ def finetune(
     label: str | None = None,
     image: str | None = None,
     metric: str | None = None,
-    k: int = 3,
-    xi: float | None = None,
-    damping: float = 0.85,
-    n_samples: int | None = None,
-    strategy: Strategy = "layer-wise",
-    teleport: Teleport = "information",
+    k: int = Scoring.k,
+    xi: float | None = Scoring.xi,
+    damping: float = Scoring.damping,
+    n_samples: int | None = Scoring.n_samples,
+    strategy: Strategy = Scoring.strategy,
+    teleport: Teleport = Scoring.teleport,
     selection: HeadSelection | None = None,
-    epochs: int = 3,
-    learning_rate: float = 3e-4,
-    batch_size: int = 32,
-    max_length: int = 128,
-    warmup_ratio: float = 0.06,
-    weight_decay: float = 0.01,
-    seed: int = 0,
-    precision: Precision = "auto",
-    early_stopping_patience: int | None = None,
+    epochs: int = Hyperparameters.epochs,
+    learning_rate: float = Hyperparameters.learning_rate,
+    batch_size: int = Hyperparameters.batch_size,
+    max_length: int = Hyperparameters.max_length,
+    warmup_ratio: float = Hyperparameters.warmup_ratio,
+    weight_decay: float = Hyperparameters.weight_decay,
+    seed: int = Hyperparameters.seed,
+    precision: Precision = Hyperparameters.precision,
+    early_stopping_patience: int | None = Hyperparameters.early_stopping_patience,
     device: str | torch.device = "auto",
     revision: str | None = None,
     checkpoint_dir: str | Path | None = None,
@@ -190,15 +181,15 @@ def finetune(
         precision=precision,
         early_stopping_patience=early_stopping_patience,
     )
-    scoring = _Scoring(
+    scoring = Scoring(
         k=k,
         xi=xi,
         damping=damping,
         n_samples=n_samples,
         strategy=strategy,
         teleport=teleport,
-        given=selection,
     )
+    given = _check_given(selection)
     _check_patience(settings, validation=validation)
     plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
     spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
@@ -220,7 +211,7 @@ def finetune(
             load=load,
         )
         _tell(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
-        start = _start(ready, settings, scoring=scoring, found=found, emitter=emitter)
+        start = _start(ready, settings, scoring=scoring, given=given, found=found, emitter=emitter)
         return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
 
 
@@ -228,62 +219,14 @@ def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load
     return nullcontext(load_on_device) if backbones is None else backbones.job()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scoring:
-    """How heads are selected; ``given`` heads are taken as they are.
-
-    Raises:
-        InvalidArgumentError: a value that is out of range for every model and data set.
-    """
-
-    k: int
-    xi: float | None
-    damping: float
-    n_samples: int | None
-    strategy: Strategy
-    teleport: Teleport
-    given: HeadSelection | None
-
-    def __post_init__(self) -> None:
-        plain: dict[str, int | float] = {
-            "k": check_count("k", self.k, most=None, of="heads of a layer"),
-            "damping": check_damping(self.damping),
-        }
-        if self.xi is not None:
-            plain["xi"] = check_open_share(self.xi)
-        if self.n_samples is not None:
-            plain["n_samples"] = check_count("n_samples", self.n_samples, most=None, of="samples")
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
-        check_strategy(self.strategy, num_layers=2)  # mid-top may be refused for a model of one
-        check_teleport(self.teleport)
-        _check_given(self.given)
-
-    def describe(self, *, rows: int) -> dict[str, Any]:
-        """Give what the selection depends on, as plain JSON; a default is the value it stands for.
-
-        Args:
-            rows: of the training split.
-
-        Raises:
-            InvalidArgumentError: more samples than rows.
-        """
-        if self.given is not None:
-            return self.given.to_dict()
-        return {
-            "k": self.k,
-            "xi": DEFAULT_XI if self.xi is None else self.xi,
-            "d": self.damping,
-            "n_samples": count_calibration_samples(self.n_samples, rows=rows),
-            "strategy": self.strategy,
-            "teleport": self.teleport,
-        }
-
-
-def _check_given(selection: object) -> None:
-    if selection is not None and not isinstance(selection, HeadSelection):
+def _check_given(selection: object) -> HeadSelection | None:
+    """Check a caller's selection as one from a file is checked; its heads may be in any order."""
+    if selection is None:
+        return None
+    if not isinstance(selection, HeadSelection):
         limit = "a HeadSelection, or None to score the heads"
         raise InvalidArgumentError("selection", value=selection, limit=limit)
+    return HeadSelection.from_dict(selection.to_dict())
 
 
 def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> None:
@@ -304,12 +247,14 @@ def _start(
     ready: Prepared,
     settings: Hyperparameters,
     *,
-    scoring: _Scoring,
+    scoring: Scoring,
+    given: HeadSelection | None,
     found: tuple[Path, Checkpoint] | None,
     emitter: Emitter,
 ) -> Checkpoint:
-    """Give the checkpoint to go on from; without one select heads and make step 0."""
-    wanted = scoring.describe(rows=len(ready.data.train))
+    """Return the checkpoint to go on from; without one select heads and make step 0."""
+    rows = len(ready.data.train)
+    wanted = scoring.describe(rows=rows) if given is None else given.to_dict()
     job = describe_job(ready, settings=settings, selection=wanted)
     if found is not None:
         path, checkpoint = found
@@ -319,16 +264,12 @@ def _start(
             message = "going on after the selection: no step was kept yet"
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
-    _check_backbone(ready, selection=scoring.given)
+    _check_backbone(ready, selection=given)
     started = time.perf_counter()
-    selection = scoring.given or _select(ready, settings, scoring=scoring, emitter=emitter)
+    selection = given or _select(ready, settings, scoring=scoring, emitter=emitter)
     seconds = time.perf_counter() - started
     return Checkpoint(
-        job=job,
-        selection=selection.to_dict(),
-        step=0,
-        parameters={},
-        selection_seconds=seconds,
+        job=job, selection=selection, step=0, parameters={}, selection_seconds=seconds
     )
 
 
@@ -353,7 +294,7 @@ def _tune(
     """Train from the checkpoint on, and make the head delta."""
     model = ready.loaded.model
     weights = sum(parameter.numel() for parameter in model.parameters())
-    selection = HeadSelection.from_dict(start.selection)
+    selection = start.selection
     with _tuning(ready, selection=selection) as tuner:
         trained = sum(parameter.numel() for parameter in tuner.parameters())
         if not start.parameters:  # nothing was trained yet: these heads are news
@@ -440,36 +381,21 @@ def _train(
 
 
 def _select(
-    ready: Prepared, settings: Hyperparameters, *, scoring: _Scoring, emitter: Emitter
+    ready: Prepared, settings: Hyperparameters, *, scoring: Scoring, emitter: Emitter
 ) -> HeadSelection:
     def tell(seen: int, total: int) -> None:
         message = f"scored {seen} of {total} samples"
         emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
         emitter.stop_if_paused("paused during selection: the next call selects anew")
 
-    return select_prepared(
-        ready,
-        settings=settings,
-        k=scoring.k,
-        xi=scoring.xi,
-        damping=scoring.damping,
-        n_samples=scoring.n_samples,
-        strategy=scoring.strategy,
-        teleport=scoring.teleport,
-        on_batch=tell,
-    )
+    return select_prepared(ready, settings=settings, scoring=scoring, on_batch=tell)
 
 
 def select_prepared(
     ready: Prepared,
     *,
     settings: Hyperparameters,
-    k: int = 3,
-    xi: float | None = None,
-    damping: float = 0.85,
-    n_samples: int | None = None,
-    strategy: Strategy = "layer-wise",
-    teleport: Teleport = "information",
+    scoring: Scoring,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> HeadSelection:
     """Select heads for a prepared task, as :func:`finetune` with the same arguments does.
@@ -477,12 +403,7 @@ def select_prepared(
     Args:
         ready: the encoded data and the model.
         settings: the seed draws the calibration samples; ``batch_size`` of them run at once.
-        k: heads per layer.
-        xi: the share ξ of Eq. (2); 0.9 where not given.
-        damping: d of Eq. (10).
-        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
-        strategy: ``layer-wise`` or ``mid-top``.
-        teleport: ``information`` or ``uniform``.
+        scoring: how heads are scored and selected.
         on_batch: called after each batch with the samples seen so far and with n.
 
     Returns:
@@ -491,15 +412,15 @@ def select_prepared(
     Raises:
         InvalidArgumentError, CaptureError, ConvergenceError: as ``select_heads`` does.
     """
-    n = count_calibration_samples(n_samples, rows=len(ready.data.train))
+    n = scoring.count_samples(rows=len(ready.data.train))
     selection = select_heads(
         ready.loaded.model,
         calibration_batches(ready, n=n, settings=settings),
-        k=k,
-        xi=xi,
-        damping=damping,
-        strategy=strategy,
-        teleport=teleport,
+        k=scoring.k,
+        xi=scoring.xi,
+        damping=scoring.damping,
+        strategy=scoring.strategy,
+        teleport=scoring.teleport,
         on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
     )
     return replace(selection, fingerprint=ready.fingerprint)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hifi.arguments import check_count
 from hifi.backbones.devices import resolve_attention, resolve_dtype
 from hifi.backbones.models import LoadedModel, ModelSource, load_config, max_positions
 from hifi.backbones.resident import load_on_device
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from hifi.backbones.resident import Load
-    from hifi.training.hyperparameters import Hyperparameters
+    from hifi.data.settings import Hyperparameters
 
-_CALIBRATION_SAMPLES = 300
 _NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
 _SETTING_BYTES = 30  # of a setting that a checkpoint's refusal may quote
 
@@ -186,21 +184,6 @@ def _load_data(
     return TaskData(
         task=task, encoder=encoder, train=examples, validation=encode(dataset, "validation")
     )
-
-
-def count_calibration_samples(n_samples: int | None, *, rows: int) -> int:
-    """Give n, the calibration samples of a training split.
-
-    Args:
-        n_samples: what the user asks for; None is 300, or all rows where there are fewer.
-        rows: of the training split.
-
-    Raises:
-        InvalidArgumentError: more samples than rows, or none.
-    """
-    if n_samples is None:
-        return min(_CALIBRATION_SAMPLES, rows)
-    return check_count("n_samples", n_samples, most=rows, of="rows of train")
 
 
 def calibration_batches(

@@ -19,6 +19,7 @@ from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches, evaluation_batches, gather
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
+from hifi.training.learning_rate import learning_rate_at
 from hifi.training.reproducibility import (
     own_random_state,
     random_states,
@@ -30,9 +31,9 @@ from hifi.tuning.first_token import first_token_only
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hifi.data.settings import Hyperparameters
     from hifi.tasks import Batch, Examples, Task
     from hifi.training.events import Emitter, EventKind
-    from hifi.training.hyperparameters import Hyperparameters
     from hifi.tuning.tuner import HeadTuner
 
 _MAX_GRADIENT_NORM = 1.0
@@ -187,7 +188,7 @@ class Trainer:
         """Take one optimizer step."""
         step = self._state.step
         started = time.perf_counter()
-        rate = self._settings.learning_rate_at(step, total_steps=self._total_steps)
+        rate = learning_rate_at(step, total_steps=self._total_steps, settings=self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if not self._model.training:

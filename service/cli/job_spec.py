@@ -7,20 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hifi.cli import options
+from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from service.client.errors import ClientError, LocalFileError
 
-TASK_TYPES = ("classification", "regression", "image-classification")
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
-STRATEGIES = ("layer-wise", "mid-top")
-TELEPORTS = ("information", "uniform")
-PRECISIONS = ("auto", "float32", "bfloat16")
-
 _TASK = ("text", "label", "image", "metric")
-_SELECTION = ("k", "xi", "d", "n_samples", "strategy", "teleport")
-_TRAINING = (
-    *("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio"),
-    *("weight_decay", "seed", "precision", "early_stopping_patience"),
-)
 
 
 class SpecError(ClientError):
@@ -53,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--hub", metavar="ID", help="a data set of the Hugging Face hub, where the server allows it"
     )
-    group.add_argument("--hub-config", metavar="NAME", help="which configuration of it, as mrpc")
-    group.add_argument("--hub-revision", metavar="REV", help="which revision of it")
-    _add_task(parser.add_argument_group("task", "what is left out is inferred from the columns"))
-    _add_selection(parser.add_argument_group("selection"))
-    _add_training(parser.add_argument_group("training"))
+    options.add_hub_details(group)
+    options.add_metric(options.add_task(parser))
+    options.add_selection(parser)
+    training = declared(Hyperparameters).values()
+    options.add_settings(parser.add_argument_group("training"), training)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -65,67 +56,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not mark or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
-
-
-def _add_task(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--task", choices=TASK_TYPES, help="the task's type")
-    group.add_argument("--text", nargs="+", metavar="COLUMN", help="one or two text columns")
-    group.add_argument("--image", metavar="COLUMN", help="the column of images")
-    group.add_argument("--label", metavar="COLUMN", help="the column of classes or numbers")
-    group.add_argument("--metric", choices=METRICS, help="by which the best step is chosen")
-
-
-def _add_selection(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--k", type=int, metavar="K", help="heads per layer (default: 3)")
-    group.add_argument(
-        "--xi",
-        "--ξ",
-        dest="xi",
-        type=float,
-        metavar="SHARE",
-        help="share of the singular values that counts as a head's information (default: 0.9)",
-    )
-    group.add_argument(
-        "--d",
-        "--damping",
-        "-d",
-        dest="d",
-        type=float,
-        metavar="D",
-        help="PageRank's (default: 0.85)",
-    )
-    group.add_argument(
-        "--n-samples", type=int, metavar="N", help="calibration samples (default: 300)"
-    )
-    group.add_argument(
-        "--strategy",
-        choices=STRATEGIES,
-        help="select in every layer, or in the upper half only (default: layer-wise)",
-    )
-    group.add_argument(
-        "--teleport", choices=TELEPORTS, help="where PageRank restarts (default: information)"
-    )
-
-
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--epochs", type=int, metavar="N", help="(default: 3)")
-    group.add_argument("--learning-rate", type=float, metavar="LR", help="(default: 3e-4)")
-    group.add_argument("--batch-size", type=int, metavar="N", help="(default: 32)")
-    group.add_argument(
-        "--max-length", type=int, metavar="TOKENS", help="of a sample at most (default: 128)"
-    )
-    group.add_argument("--warmup-ratio", type=float, metavar="SHARE", help="(default: 0.06)")
-    group.add_argument("--weight-decay", type=float, metavar="W", help="(default: 0.01)")
-    group.add_argument("--seed", type=int, metavar="SEED", help="(default: 0)")
-    group.add_argument(
-        "--precision", choices=PRECISIONS, help="of the frozen backbone (default: auto)"
-    )
-    group.add_argument(
-        "--early-stopping-patience",
-        type=int,
-        metavar="N",
-        help="stop after N evaluations without a better metric (default: never)",
-    )
 
 
 def build_spec(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,13 +66,13 @@ def build_spec(args: argparse.Namespace) -> dict[str, Any]:
         LocalFileError: the file of ``--spec`` cannot be read.
     """
     spec = {} if args.spec is None else _read(args.spec)
-    spec |= _given(args, "model", "name", *_SELECTION)
+    spec |= options.given(args, ("model", "name")) | _settings(args, Scoring)
     if dataset := _dataset(args):
         spec["dataset"] = dataset
     task = {"type": args.task} if args.task is not None else {}
     for part, given in (
-        ("task", task | _given(args, *_TASK)),
-        ("training", _given(args, *_TRAINING)),
+        ("task", task | options.given(args, _TASK)),
+        ("training", _settings(args, Hyperparameters)),
         ("metadata", dict(args.metadata or ())),
     ):
         if given:
@@ -154,8 +84,10 @@ def build_spec(args: argparse.Namespace) -> dict[str, Any]:
     return spec
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _settings(args: argparse.Namespace, kind: type[RunSettings]) -> dict[str, Any]:
+    """Return the settings that were given, spelled as the job spec spells them."""
+    known = declared(kind)
+    return {known[name].names[0]: value for name, value in options.given(args, known).items()}
 
 
 def _dataset(args: argparse.Namespace) -> str | dict[str, Any] | None:

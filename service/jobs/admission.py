@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from hifi.data.inference import complete_hub_task, complete_task, count_labels
 from hifi.data.profile import DatasetProfile
 from hifi.data.task_types import find_task_type
+from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
 from store.datasets import get_dataset
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from store.spec import JobSpec, TaskFields
     from store.tables import Dataset
 
-DEFAULT_XI = 0.9
-DEFAULT_SAMPLES = 300  # or all rows where there are fewer
 _NAMED_MODELS = 10
 _COMPLETIONS = 1024  # kept, of a few hundred bytes each
 
@@ -214,11 +213,10 @@ def _admit_dataset(
     revision: str | None,
 ) -> Admission:
     rows = completed.rows
-    samples = min(DEFAULT_SAMPLES, rows) if spec.n_samples is None else spec.n_samples
-    if samples > rows:
-        raise invalid_request(
-            f"n_samples={samples} is not allowed: train has {rows} rows", param="n_samples"
-        )
+    try:
+        samples = spec.count_samples(rows=rows)
+    except InvalidArgumentError as error:
+        raise invalid_request(str(error), param="n_samples") from error
     if spec.training.early_stopping_patience is not None and not completed.has_validation:
         raise invalid_request(
             "early stopping needs a validation split, on which a gain could be seen",
@@ -284,7 +282,7 @@ def _new_job(
     document = spec.model_dump(mode="json")
     document["task"] = task.model_dump(mode="json")
     document["dataset"] = dataset
-    document["xi"] = DEFAULT_XI if spec.xi is None else spec.xi
+    document["xi"] = spec.share
     document["n_samples"] = n_samples
     return NewJob(
         spec=document,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -14,6 +15,7 @@ from service.inference.routes import MAX_BODY_BYTES
 from service.operations.metrics import Metrics
 from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS
 from store.settings import PREFIX, Settings
+from store.spec import JobSpec
 from store.states import JobStatus
 from tests.root import ROOT
 
@@ -55,6 +57,16 @@ class TestSettings:
         assert row[1] == told
         default = Settings.model_fields[name].default
         assert told.strip("`") == (f"{default:g}" if isinstance(default, float) else str(default))
+
+
+class TestJobSpec:
+    def test_the_defaults_are_as_told(self):
+        (told,) = re.findall(r"\$HIFI_URL/jobs -H [^\n]*? -d '(\{.*?\})'", SERVICE, re.DOTALL)
+        spec = json.loads(told)
+        least = JobSpec(model=spec["model"], dataset=spec["dataset"])
+        assert spec["training"] == least.training.model_dump()
+        scoring = {name: spec[name] for name in least.describe(rows=10_000)}
+        assert scoring == least.describe(rows=10_000)
 
 
 class TestCommands:

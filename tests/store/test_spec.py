@@ -12,6 +12,38 @@ from store.spec import HubDataset, JobSpec
 
 LEAST: dict[str, Any] = {"model": "all-MiniLM-L6-v2", "dataset": "ds_1"}
 
+# As the tables hold one, all defaults written down.
+STORED: dict[str, Any] = {
+    "model": "org/model",
+    "dataset": {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "bcdcba79"},
+    "task": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "image": None,
+        "metric": "f1",
+    },
+    "k": 3,
+    "xi": 0.9,
+    "d": 0.85,
+    "n_samples": 300,
+    "strategy": "layer-wise",
+    "teleport": "information",
+    "training": {
+        "epochs": 3,
+        "learning_rate": 0.0003,
+        "batch_size": 32,
+        "max_length": 128,
+        "warmup_ratio": 0.06,
+        "weight_decay": 0.01,
+        "seed": 0,
+        "precision": "auto",
+        "early_stopping_patience": None,
+    },
+    "name": None,
+    "metadata": {"team": "search"},
+}
+
 
 def parse(**changes: Any) -> JobSpec:
     return JobSpec.model_validate_json(json.dumps({**LEAST, **changes}))
@@ -20,30 +52,24 @@ def parse(**changes: Any) -> JobSpec:
 class TestDefaults:
     def test_model_and_data_set_are_enough(self):
         spec = parse()
-        assert (spec.k, spec.d, spec.strategy, spec.teleport) == (
+        assert (spec.k, spec.damping, spec.strategy, spec.teleport) == (
             3,
             0.85,
             "layer-wise",
             "information",
         )
         assert (spec.xi, spec.n_samples, spec.metadata) == (None, None, {})
-        training = spec.training.model_dump()
-        assert training == {
-            "epochs": 3,
-            "learning_rate": 3e-4,
-            "batch_size": 32,
-            "max_length": 128,
-            "warmup_ratio": 0.06,
-            "weight_decay": 0.01,
-            "seed": 0,
-            "precision": "auto",
-            "early_stopping_patience": None,
-        }
+        assert spec.training.model_dump() == STORED["training"]
+
+
+class TestStorage:
+    def test_what_stands_in_the_tables_reads_back_the_same(self):
+        assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
 
 
 class TestSpellings:
     def test_greek_and_long_names(self):
-        assert (parse(ξ=0.5).xi, parse(damping=0.5).d) == (0.5, 0.5)
+        assert (parse(ξ=0.5).xi, parse(damping=0.5).damping) == (0.5, 0.5)
 
     def test_two_of_one_thing_are_refused(self):
         for twice in ({"xi": 0.5, "ξ": 0.5}, {"d": 0.5, "damping": 0.5}):

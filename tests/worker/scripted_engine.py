@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from store.spec import JobSpec
 from worker.engine import EngineDiedError
 from worker.messages import (
     Command,
@@ -143,13 +144,28 @@ def checkpoint(step: int, content: bytes) -> Line:
     """Make the line that tells of a checkpoint with one file."""
 
     def say(engine: ScriptedEngine) -> Message:
-        folder = Path(engine.job.arguments["checkpoint_dir"]) / f"step-{step:08d}"
+        folder = Path(engine.job.checkpoints) / f"step-{step:08d}"
         folder.mkdir()
         (folder / "state.json").write_bytes(content)
         files = [str(path) for path in folder.iterdir()]
         return told("checkpoint", step=step, total_steps=4, checkpoint=files)
 
     return say
+
+
+def nowhere_job(run: str) -> RunJob:
+    """Make a job of which no file is there."""
+    return RunJob(
+        run=run,
+        spec=JobSpec(model="m", dataset="ds_1"),
+        data={"train": "/nowhere.csv"},
+        model="/nowhere",
+        revision=None,
+        device="cpu",
+        checkpoints="/nowhere",
+        checkpoint_seconds=60.0,
+        output="/nowhere",
+    )
 
 
 def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN

@@ -21,11 +21,12 @@ from hifi.errors import (
     StorageError,
     TrainingDivergedError,
 )
+from tests.worker.scripted_engine import nowhere_job
 from worker import computing as module
 from worker.computing import compute
-from worker.messages import Failed, Message, RunJob, Stopped
+from worker.messages import Failed, Message, Stopped
 
-JOB = RunJob(run="r", arguments={"model": "m", "revision": None}, output="/nowhere")
+JOB = nowhere_job("r")
 ROW = "what a row says"
 
 

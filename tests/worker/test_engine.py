@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.deployment import wait_for
 from tests.tiny_tasks import save_text_model
+from tests.worker.scripted_engine import nowhere_job
 from worker import engine as module
 from worker.engine import EngineDiedError, EngineProcess
 from worker.messages import (
@@ -23,7 +24,6 @@ from worker.messages import (
     Failed,
     Message,
     Ready,
-    RunJob,
     Told,
 )
 
@@ -37,7 +37,6 @@ engine.wait_until_ready()
 print("engine", engine.pid, flush=True)
 time.sleep(600)
 """
-NONSENSE = {"model": "/nowhere", "revision": None, "train": "/nowhere.csv"}
 
 
 def environment() -> dict[str, str]:
@@ -78,10 +77,6 @@ def hear_out(engine: EngineProcess, run: str) -> Failed:
     return message
 
 
-def nonsense(run: str) -> RunJob:
-    return RunJob(run=run, arguments=NONSENSE, output="/nowhere")
-
-
 class TestCommands:
     def test_backbones_are_described_one_by_one_and_a_broken_one_stops_no_other(
         self, engine: EngineProcess, tmp_path: Path
@@ -106,7 +101,7 @@ class TestCommands:
         pid = engine.pid
         for run in ("one", "two"):
             engine.send(Control(run="another", wish="cancel"))  # of a run that is over
-            engine.send(nonsense(run))
+            engine.send(nowhere_job(run))
             last = hear_out(engine, run)
             assert (last.code, last.is_lasting) == ("model_invalid", True)
         assert engine.pid == pid
@@ -123,10 +118,10 @@ class TestDeath:
             hear(engine)
         assert caught.value.code == "engine_crashed"
         with pytest.raises(EngineDiedError):
-            engine.send(nonsense("late"))
+            engine.send(nowhere_job("late"))
 
     def test_what_it_had_said_is_still_heard(self, engine: EngineProcess):
-        engine.send(nonsense("last"))
+        engine.send(nowhere_job("last"))
         assert engine.pid is not None
         wait_for(lambda: engine._messages.qsize() == 2, seconds=SECONDS)  # its event, its end
         os.kill(engine.pid, signal.SIGKILL)
@@ -139,7 +134,7 @@ class TestDeath:
         engine.kill()
         assert engine.pid is None
         with pytest.raises(EngineDiedError, match="does not run"):
-            engine.send(nonsense("nobody's"))
+            engine.send(nowhere_job("nobody's"))
         engine.start()
         assert not engine.is_ready
         engine.wait_until_ready()

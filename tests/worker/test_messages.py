@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from store.spec import JobSpec
+from tests.worker.scripted_engine import nowhere_job
 from worker.messages import (
     Control,
     DescribeBackbones,
@@ -20,8 +24,11 @@ from worker.messages import (
 
 MESSAGES = [
     DescribeBackbones(backbones={"minilm": "/models/minilm"}),
-    RunJob(
-        run="job_1.1.1", arguments={"k": 3, "text": ["a", "b"], "xi": None}, output="/jobs/1/output"
+    replace(
+        nowhere_job("job_1.1.1"),
+        spec=JobSpec.model_validate(
+            {"model": "m", "dataset": {"hub": "a/b"}, "d": 0.5, "task": {"text": ["a", "b"]}}
+        ),
     ),
     Control(run="job_1.1.1", wish="pause"),
     Ready(),
@@ -47,6 +54,14 @@ def test_come_back_the_same_on_one_line(message: object):
     assert line.count(b"\n") == 1
     assert encode(decode(line)) == line
     assert type(decode(line)) is type(message)
+
+
+def test_the_spec_of_a_job_is_typed_at_both_ends():
+    order = MESSAGES[1]
+    assert isinstance(order, RunJob)
+    back = decode(encode(order))
+    assert isinstance(back, RunJob)
+    assert (back.spec, back) == (order.spec, order)
 
 
 @pytest.mark.parametrize(

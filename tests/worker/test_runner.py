@@ -194,16 +194,15 @@ class TestSuccess:
         read: list[bytes] = []
         engine = ScriptedEngine(
             [
-                lambda it: read.append(Path(it.job.arguments["train"]).read_bytes()),
+                lambda it: read.append(Path(it.job.data["train"]).read_bytes()),
                 SELECTED,
                 done(),
             ]
         )
         shop.run(engine)
         assert read == [b"rows"]
-        arguments = engine.job.arguments
-        assert (arguments["model"], arguments["k"]) == ("/models/minilm", 1)
-        assert arguments["checkpoint_seconds"] == shop.settings.checkpoint_seconds
+        assert (engine.job.model, engine.job.spec.k) == ("/models/minilm", 1)
+        assert engine.job.checkpoint_seconds == shop.settings.checkpoint_seconds
 
 
 class TestCheckpoints:
@@ -242,7 +241,7 @@ class TestCheckpoints:
         found: list[bytes] = []
 
         def look(it: ScriptedEngine) -> None:
-            folder = Path(it.job.arguments["checkpoint_dir"])
+            folder = Path(it.job.checkpoints)
             found.extend(path.read_bytes() for path in folder.glob("step-00000001/*"))
 
         second = ScriptedEngine([look, told("resumed", step=1), *map(step, range(1, 5)), done()])
@@ -270,7 +269,7 @@ class TestCheckpoints:
         left: list[Path] = []
 
         def look(it: ScriptedEngine) -> None:
-            left.extend(Path(it.job.arguments["checkpoint_dir"]).iterdir())
+            left.extend(Path(it.job.checkpoints).iterdir())
 
         shop.run(ScriptedEngine([look, *BEGIN, DIED], [*BEGIN, *map(step, range(1, 5)), done()]))
         assert left == []
@@ -306,7 +305,7 @@ class TestCheckpoints:
         engine = ScriptedEngine(
             [*BEGIN, checkpoint(1, b"x"), broken],
             [
-                lambda it: left.extend(Path(it.job.arguments["checkpoint_dir"]).iterdir()),
+                lambda it: left.extend(Path(it.job.checkpoints).iterdir()),
                 done(),
             ],
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import json
 from pathlib import Path
 
 import pytest
 
 from hifi import finetune
-from store.spec import JobSpec
+from hifi.data.settings import Hyperparameters, Scoring, Setting, declared
+from hifi.data.spec import TaskSpec
+from service.cli import job_spec
+from store.spec import HubDataset, JobSpec
 from worker.messages import Told
 from worker.translation import (
     file_data,
@@ -44,7 +49,7 @@ SPEC = {
 
 
 def arguments() -> dict[str, object]:
-    spec = JobSpec.model_validate(SPEC).model_dump(mode="json")
+    spec = JobSpec.model_validate(SPEC)
     data = file_data({"train": Path("t.parquet"), "validation": Path("v.parquet")})
     return finetune_arguments(spec, data=data, model="/models/minilm", revision=None)
 
@@ -53,25 +58,25 @@ class TestArguments:
     def test_hold_every_field(self):
         given = arguments()
         task, training = SPEC["task"], SPEC["training"]
-        assert given["task"] == task["type"]
-        assert [given[name] for name in ("text", "label", "metric")] == [["a", "b"], "y", "f1"]
+        assert given["task"] == TaskSpec(**task)
         assert {name: given[name] for name in training} == training
         assert (given["k"], given["xi"], given["damping"], given["n_samples"]) == (2, 0.8, 0.7, 50)
         assert (given["strategy"], given["teleport"]) == ("mid-top", "information")
         assert (given["train"], given["validation"]) == ("t.parquet", "v.parquet")
 
     def test_a_uniform_teleport_needs_no_share(self):
-        spec = JobSpec.model_validate({**SPEC, "teleport": "uniform"}).model_dump(mode="json")
+        spec = JobSpec.model_validate({**SPEC, "teleport": "uniform"})
         given = finetune_arguments(spec, data={"train": "t"}, model="m", revision=None)
         assert (given["teleport"], given["xi"]) == ("uniform", None)
 
     def test_are_all_but_what_the_worker_adds(self):
         added = {"device", "checkpoint_dir", "checkpoint_seconds", "on_event", "backbones"}
-        known = set(inspect.signature(finetune).parameters) - added - {"selection"}
+        columns = {"text", "label", "image", "metric"}  # in the task
+        known = set(inspect.signature(finetune).parameters) - added - columns - {"selection"}
         assert set(arguments()) == known
 
     def test_without_a_validation_split_there_is_none(self):
-        spec = JobSpec.model_validate(SPEC).model_dump(mode="json")
+        spec = JobSpec.model_validate(SPEC)
         data = file_data({"train": Path("t.parquet"), "test": Path("x.parquet")})
         given = finetune_arguments(spec, data=data, model="m", revision=None)
         assert "validation" not in given
@@ -79,11 +84,11 @@ class TestArguments:
 
     def test_of_a_hub_data_set_name_it_for_both_splits(self):
         dataset = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "abc"}
-        assert hub_data(dataset) == {"train": dataset, "validation": dataset}
+        assert hub_data(HubDataset(**dataset)) == {"train": dataset, "validation": dataset}
 
     def test_every_argument_names_its_field(self):
         spec = JobSpec.model_validate(SPEC).model_dump(mode="json")
-        for argument in set(arguments()) - {"revision", "train", "validation", "model"}:
+        for argument in {*arguments(), "text", "label"} - {"revision", "train", "validation"}:
             field = spec_field(argument)
             assert field is not None
             value: object = spec
@@ -91,6 +96,24 @@ class TestArguments:
                 assert isinstance(value, dict)
                 value = value[part]
         assert spec_field("device") is None
+
+
+SETTINGS = [*declared(Scoring).values(), *declared(Hyperparameters).values()]
+
+
+class TestSettings:
+    @pytest.mark.parametrize("setting", SETTINGS, ids=[each.name for each in SETTINGS])
+    def test_each_travels_from_the_command_line_to_finetune(self, setting: Setting):
+        value = setting.choices[-1] if setting.choices else setting.type(7)
+        if setting.type is float:
+            value = 0.25
+        parser = argparse.ArgumentParser()
+        job_spec.add_arguments(parser)
+        option = f"--{setting.name.replace('_', '-')}"
+        args = parser.parse_args(["--model", "m", "--dataset", "ds_1", option, str(value)])
+        spec = JobSpec.model_validate_json(json.dumps(job_spec.build_spec(args)))
+        given = finetune_arguments(spec, data={"train": "t"}, model="m", revision=None)
+        assert given[setting.name] == value
 
 
 class TestHeads:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from typing import get_args
 
 import pytest
 
-from hifi.backbones.devices import Precision
 from hifi.cli import options, select, tune
+from hifi.data.settings import Hyperparameters, Scoring, declared
 from hifi.deltas.metadata import COMPUTE_DTYPES, ENCODINGS
 from hifi.errors import InvalidArgumentError
-from hifi.selection.head_selection import STRATEGIES
-from hifi.selection.pagerank import Teleport
-from hifi.tasks import get_task
 from hifi.training.finetuning import finetune
 
 
@@ -26,42 +22,37 @@ def parse(module, *more):
 
 class TestChoices:
     def test_are_those_of_the_library(self):
-        assert options.STRATEGIES == STRATEGIES
-        assert get_args(Teleport) == options.TELEPORTS
-        assert get_args(Precision) == options.PRECISIONS
         assert options.ENCODINGS == ENCODINGS
         assert set(options.DTYPES) <= set(COMPUTE_DTYPES)
 
-    def test_every_task_and_metric_can_be_named(self):
-        tasks = [get_task(name).declaration for name in options.TASK_TYPES]
-        assert set(options.METRICS) == {
-            metric for task in tasks for metric in task.declaration.metrics
-        }
 
-
-class TestDefaults:
-    def test_are_those_of_finetune(self):
-        parameters = inspect.signature(finetune).parameters
-        named = {*options.STEP_1, *options.STEP_2} - {"model"}
-        args = parse(tune)
-        assert {name: getattr(args, name) for name in named} == {
-            name: parameters[name].default for name in named
-        }
+class TestSettings:
+    def test_one_that_is_not_given_is_left_to_finetune(self):
+        args, names = parse(tune), (*declared(Scoring), *declared(Hyperparameters))
+        assert options.given(args, names) == {}
 
     def test_every_argument_of_finetune_can_be_given(self):
         parameters = set(inspect.signature(finetune).parameters)
         assert parameters - {"on_event", "backbones"} <= set(vars(parse(tune)))
 
-    def test_options_and_finetune_share_their_names(self):
-        shared = [*options.STEP_1, *options.STEP_2]
-        # Made by tune itself, or for processes that run many jobs.
-        others = {"train", "validation", "task", "selection", "on_event", "backbones"}
-        assert len(shared) == len(set(shared))
-        assert set(shared) == set(inspect.signature(finetune).parameters) - others
-
     def test_select_and_tune_agree(self):
         tuned, selected = vars(parse(tune)), vars(parse(select))
         assert selected.items() <= tuned.items()
+
+    def test_each_is_read_as_what_it_is_declared(self):
+        more = ["--k", "2", "--ξ", "0.5", "-d", "0.3", "--learning-rate", "1e-3"]
+        args = parse(tune, *more, "--precision", "float32")
+        assert options.given(args, vars(args)).items() >= {
+            *{"k": 2, "xi": 0.5, "damping": 0.3, "learning_rate": 1e-3}.items(),
+            ("precision", "float32"),
+        }
+
+    def test_help_tells_default_and_choices(self, capsys):
+        with pytest.raises(SystemExit):
+            parse(tune, "--help")
+        told = " ".join(capsys.readouterr().out.split())
+        for words in ("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top}"):
+            assert words in told
 
 
 class TestSplits:

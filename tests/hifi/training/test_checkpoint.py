@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hifi.errors import CheckpointError, StorageError
+from hifi.selection.head_selection import HeadSelection
 from hifi.training import checkpoint as module
 from hifi.training.checkpoint import (
     Best,
@@ -26,6 +27,8 @@ from hifi.training.checkpoint import (
 
 SHA = [letter * 64 for letter in "abc"]
 JOB = {"model": SHA[0], "train": SHA[1], "epochs": "3"}
+SCORES = torch.tensor([[0.1, 1 / 3], [0.2, 1 / 7]], dtype=torch.float64)
+SELECTION = replace(HeadSelection.from_scores(SCORES, k=1), xi=0.1 + 0.2)
 NAMES = ("bert.layer.0.query.tuned_weight", "classifier.bias")
 
 
@@ -37,7 +40,7 @@ def tensors(seed: int) -> dict[str, Tensor]:
 def make(step: int = 12, **changes) -> Checkpoint:
     whole = Checkpoint(
         job=JOB,
-        selection={"k": 3, "scores": [0.1, 1 / 3]},
+        selection=SELECTION,
         step=step,
         parameters=tensors(step),
         optimizer={
@@ -66,6 +69,8 @@ def comparable(value: object) -> object:
         return (value.dtype, value.tolist())
     if isinstance(value, Best):
         return {item.name: comparable(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, HeadSelection):
+        return value.to_dict()
     if isinstance(value, dict):
         return {name: comparable(entry) for name, entry in value.items()}
     return value

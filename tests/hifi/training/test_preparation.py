@@ -11,13 +11,12 @@ import transformers as tf
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import resolve_model
+from hifi.data.settings import Hyperparameters
 from hifi.errors import InvalidArgumentError, ModelError
 from hifi.tasks import TaskSpec
-from hifi.training.hyperparameters import Hyperparameters
 from hifi.training.preparation import (
     Prepared,
     calibration_batches,
-    count_calibration_samples,
     describe_job,
     prepare,
 )
@@ -169,14 +168,3 @@ class TestCalibration:
             for s in (SETTINGS, SETTINGS, Hyperparameters(seed=1, batch_size=4))
         ]
         assert drawn[0] == drawn[1] != drawn[2]
-
-    @pytest.mark.parametrize(
-        ("asked", "rows", "n"), [(None, 5000, 300), (None, 7, 7), (7, 7, 7), (1, 9, 1)]
-    )
-    def test_by_default_there_are_300_or_all(self, asked: int | None, rows: int, n: int):
-        assert count_calibration_samples(asked, rows=rows) == n
-
-    @pytest.mark.parametrize("asked", [0, 8, -1, 2.0, True])
-    def test_more_than_there_are_is_refused(self, asked):
-        with pytest.raises(InvalidArgumentError, match=r"n_samples=.*1 to the 7 rows of train"):
-            count_calibration_samples(asked, rows=7)

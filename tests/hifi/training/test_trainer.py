@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from hifi.backbones.heads import HeadId
 from hifi.backbones.models import resolve_model
+from hifi.data.settings import Hyperparameters
 from hifi.errors import HifiError, InvalidArgumentError, JobPaused, TrainingDivergedError
 from hifi.selection.head_selection import HeadSelection
 from hifi.tasks import TaskSpec
 from hifi.training.batching import TrainingBatches
 from hifi.training.checkpoint import Checkpoint
 from hifi.training.events import Emitter, OnEvent
-from hifi.training.hyperparameters import Hyperparameters
 from hifi.training.preparation import Prepared, prepare
 from hifi.training.trainer import CheckpointPlan, Outcome, Trainer
 from hifi.tuning.tuner import HeadTuner
@@ -29,7 +29,7 @@ SETTINGS = Hyperparameters(
     epochs=2, batch_size=8, max_length=16, learning_rate=1e-2, precision="float32"
 )
 CHOSEN = HeadSelection.from_heads([HeadId(0, 1), HeadId(1, 3), HeadId(2, 0)], num_layers=3)
-START = Checkpoint(job={}, selection={}, step=0, parameters={})
+START = Checkpoint(job={}, selection=CHOSEN, step=0, parameters={})
 
 
 def ready(folder: Path, *, rows=None, settings: Hyperparameters = SETTINGS, **config) -> Prepared:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import get_args
 
 import pytest
 
 from hifi.cli import main
-from service.cli import job_spec, jobs
-from store.spec import JobSpec, Metric, TaskType, TrainingFields
+from service.cli import jobs
 from store.states import JobStatus
 from tests.service.stub_server import document, event_stream, problem, reply
 
@@ -406,21 +404,3 @@ class TestHelp:
 
     def test_choices_are_those_of_the_server(self):
         assert set(jobs.STATUSES) == set(JobStatus)
-        assert set(job_spec.METRICS) == set(get_args(Metric))
-        assert set(job_spec.TASK_TYPES) <= set(get_args(TaskType))
-        fields = JobSpec.model_fields
-        assert set(job_spec.STRATEGIES) == set(get_args(fields["strategy"].annotation))
-        assert set(job_spec.TELEPORTS) == set(get_args(fields["teleport"].annotation))
-        assert set(job_spec.PRECISIONS) == set(
-            get_args(TrainingFields.model_fields["precision"].annotation)
-        )
-        assert set(job_spec._TRAINING) == set(TrainingFields.model_fields)
-        assert {
-            *job_spec._SELECTION,
-            "model",
-            "dataset",
-            "task",
-            "training",
-            "name",
-            "metadata",
-        } == set(fields)

@@ -1,0 +1,266 @@
+"""The settings of a run: name, type, range, default and words of each, declared once.
+
+``finetune`` and ``select_heads`` take their defaults from here and check their arguments here. The
+job spec, the OpenAPI document and the options of the commands are made of these declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from operator import ge, gt, le, lt
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import BaseMetadata, GroupedMetadata, Interval
+
+from hifi.arguments import check_count, check_integer, check_number
+from hifi.errors import InvalidArgumentError
+
+Strategy = Literal["layer-wise", "mid-top"]
+Teleport = Literal["information", "uniform"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+DEFAULT_XI = 0.9
+_DEFAULT_SAMPLES = 300
+
+
+@dataclass(frozen=True)
+class Setting(GroupedMetadata):
+    """One setting: what its declaration says of it, and what :func:`declared` reads beside that.
+
+    Whoever unpacks it as ``annotated_types`` metadata, as pydantic does, gets the range that a
+    server takes, ``most`` included.
+
+    Attributes:
+        words: one line for people.
+        ge: the least value.
+        gt: a bound that every value is above.
+        le: the greatest value.
+        lt: a bound that every value is below.
+        most: the greatest value that a server takes; the library has no such limit.
+        of: what it counts, where a model or a data set has no more of them.
+        names: how documents and options spell it; the first is written.
+        unset: what None stands for, where it is allowed.
+        name: of the field, and of the argument of ``finetune``.
+        type: ``int``, ``float``, or ``str`` for a choice.
+        choices: the texts that are allowed; empty for a number.
+        default: of the field.
+    """
+
+    words: str
+    _: KW_ONLY
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    most: float | None = None
+    of: str | None = None
+    names: tuple[str, ...] = ()
+    unset: str | None = None
+    name: str = ""
+    type: type = str
+    choices: tuple[str, ...] = ()
+    default: float | str | None = None
+
+    def __iter__(self) -> Iterator[BaseMetadata]:
+        """Unpack the range that a server takes."""
+        most = self.most if self.le is None else self.le
+        yield from Interval(ge=self.ge, gt=self.gt, le=most, lt=self.lt)
+
+    @property
+    def help(self) -> str:
+        """The words, and what holds where nothing is given."""
+        return f"{self.words} (default: {self.unset or self.default})"
+
+    def check(self, value: object, *, most: int | None = None) -> Any:  # noqa: ANN401 - its type
+        """Return a value as plain Python.
+
+        Args:
+            value: numbers may be of any type, numpy's among them.
+            most: of a count, how many there are, where that is known.
+
+        Raises:
+            InvalidArgumentError: the wrong type, or a value outside the range.
+        """
+        if value is None and self.unset is not None:
+            return None
+        if self.choices:
+            if value not in self.choices:
+                limit = f"one of {', '.join(self.choices)}"
+                raise InvalidArgumentError(self.name, value=value, limit=limit)
+            return value
+        if self.of is not None:
+            return check_count(self.name, value, most=most, of=self.of)
+        if self.type is int:
+            return check_integer(self.name, value, least=int(self.ge or 0))
+        limit = f"a number {self._range}"
+        return check_number(self.name, value, is_allowed=self._includes, limit=limit)
+
+    def _includes(self, number: float) -> bool:
+        bounds = ((self.ge, ge), (self.gt, gt), (self.le, le), (self.lt, lt))
+        return all(bound is None or holds(number, bound) for bound, holds in bounds)
+
+    @property
+    def _range(self) -> str:
+        if self.lt is not None:
+            return f"in ({self.gt}, {self.lt})" if self.ge is None else f"in [{self.ge}, {self.lt})"
+        if self.le is not None:
+            return f"from {self.ge} to {self.le}"
+        return f"above {self.gt}" if self.ge is None else f"of at least {self.ge}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings that are checked by their declarations.
+
+    Raises:
+        InvalidArgumentError: a value outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, setting in declared(type(self)).items():
+            object.__setattr__(self, name, setting.check(getattr(self, name)))
+
+
+def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
+    """Return what a class declares, by name and in its order.
+
+    Each field is ``Annotated[type, Setting(…)]`` with a default; ``type`` is ``int``, ``float`` or
+    a Literal of texts, or one of them ``| None``.
+    """
+    found = {}
+    for field in fields(kind):
+        hint, setting = get_args(get_type_hints(kind, include_extras=True)[field.name])
+        plain = next(iter(get_args(hint)), hint) if NoneType in get_args(hint) else hint
+        choices = get_args(plain)
+        found[field.name] = replace(
+            setting,
+            name=field.name,
+            names=setting.names or (field.name,),
+            type=str if choices else plain,
+            choices=choices,
+            default=field.default,
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(RunSettings):
+    """How heads are scored and selected."""
+
+    k: Annotated[
+        int,
+        Setting(
+            "heads per layer (key-value groups where keys are grouped)",
+            ge=1,
+            most=1024,
+            of="heads of a layer",
+        ),
+    ] = 3
+    xi: Annotated[
+        float | None,
+        Setting(
+            "ξ of Eq. (2), the share of singular values that counts as a head's information",
+            gt=0,
+            lt=1,
+            names=("xi", "ξ"),
+            unset=f"{DEFAULT_XI}",
+        ),
+    ] = None
+    damping: Annotated[
+        float, Setting("d of Eq. (10), PageRank's damping", ge=0, lt=1, names=("d", "damping"))
+    ] = 0.85
+    strategy: Annotated[
+        Strategy, Setting("select in every layer, or in the upper half of the layers only")
+    ] = "layer-wise"
+    teleport: Annotated[
+        Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
+    ] = "information"
+    n_samples: Annotated[
+        int | None,
+        Setting(
+            "calibration samples of the training split",
+            ge=1,
+            most=1_000_000,
+            of="rows of train",
+            unset=f"{_DEFAULT_SAMPLES}, or all rows where there are fewer",
+        ),
+    ] = None
+
+    @property
+    def share(self) -> float:
+        """ξ, whether it was given or not."""
+        return DEFAULT_XI if self.xi is None else self.xi
+
+    def count_samples(self, *, rows: int) -> int:
+        """Return n, the number of calibration samples.
+
+        Args:
+            rows: of the training split.
+
+        Raises:
+            InvalidArgumentError: more samples than rows.
+        """
+        n: int | None = declared(Scoring)["n_samples"].check(self.n_samples, most=rows)
+        return min(_DEFAULT_SAMPLES, rows) if n is None else n
+
+    def describe(self, *, rows: int) -> dict[str, Any]:
+        """Return the settings as plain JSON, each default as the value that it stands for.
+
+        Args:
+            rows: of the training split.
+
+        Raises:
+            InvalidArgumentError: more samples than rows.
+        """
+        return {
+            **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
+            "xi": self.share,
+            "n_samples": self.count_samples(rows=rows),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters(RunSettings):
+    """How to train; they travel in the head delta."""
+
+    epochs: Annotated[int, Setting("passes over the training split", ge=1, most=1000)] = 3
+    learning_rate: Annotated[
+        float,
+        Setting("the highest; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
+    ] = 3e-4
+    batch_size: Annotated[int, Setting("samples of a step", ge=1, most=4096)] = 32
+    max_length: Annotated[
+        int, Setting("tokens of a text, or of a pair, at most", ge=1, most=131_072)
+    ] = 128
+    warmup_ratio: Annotated[
+        float, Setting("share of the steps in which the learning rate rises", ge=0, le=1)
+    ] = 0.06
+    weight_decay: Annotated[
+        float, Setting("of AdamW, on matrices; biases and norms are not decayed", ge=0, most=10)
+    ] = 0.01
+    seed: Annotated[
+        int,
+        Setting(
+            "of the task head, the calibration samples, the order of the data and dropout",
+            ge=0,
+            most=2**63 - 1,
+        ),
+    ] = 0
+    precision: Annotated[
+        Precision,
+        Setting("of the frozen backbone; auto is bfloat16 where the device has it natively"),
+    ] = "auto"
+    early_stopping_patience: Annotated[
+        int | None,
+        Setting("stop after so many evaluations without gain", ge=1, most=1000, unset="never"),
+    ] = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the hyperparameters as plain JSON."""
+        return asdict(self)
+
+
+# Hyperparameters on which the scores of the heads depend too.
+SCORED_WITH = ("precision", "seed", "max_length", "batch_size")
