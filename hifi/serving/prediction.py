@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hifi.backbones.models import max_positions, reads
-from hifi.data.columns import decode_image, image_size
+from hifi.data.images import decode_image, image_size
 from hifi.deltas.loading import configure_for
 from hifi.errors import (
     AnswerError,

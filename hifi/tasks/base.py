@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from hifi.backbones.models import AutoClass, ModelSource
-    from hifi.data.columns import Label
+    from hifi.data.labels import Label
 
 InputKind: TypeAlias = Literal["text", "image"]
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from hifi.canonical import canonical_json
-from hifi.data.columns import decode_image, read_images
+from hifi.data.columns import read_images
+from hifi.data.images import decode_image
 from hifi.errors import ModelError
 from hifi.tasks.base import Batch, Digest, Encoder, Examples
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from hifi.data import task_types as declarations
 from hifi.data.splits import load_split
 from hifi.errors import TaskNotSupportedError
 from hifi.tasks import TaskSpec, get_task, make_task, registry, task_types
@@ -40,6 +43,8 @@ class TestNewType:
     ):
         new = type("New", (base,), {"type": "new"})
         monkeypatch.setitem(registry._TASKS, "new", new)
+        declared = replace(declarations.find_task_type(base.type), name="new")
+        monkeypatch.setitem(declarations._TYPES, "new", declared)
         task = make_task(TaskSpec(type="new"), load_split(rows, split="train"))
         assert isinstance(task, new)
         assert task.inputs == inputs

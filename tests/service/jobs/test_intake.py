@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from hifi.data.inference import complete_task
 from service.http.problems import ProblemError
 from service.http.replay import Answer
 from service.jobs.intake import Intake, Posting
+from service.jobs.task_completion import complete_task
 from store.errors import IdempotencyKeyReusedError, NotFoundError, QuotaExceededError
 from store.idempotency import KeyedRequest, RequestKey
 from store.spec import JobSpec
