@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+_MOST_QUOTED = 60  # characters of a value of the data that a message shows
+_MOST_LISTED = 20  # columns that a message lists
 
 
 class HifiError(Exception):
@@ -12,6 +17,18 @@ class HifiError(Exception):
 def shorten(text: str, *, letters: int) -> str:
     """Cut a text that a message quotes, where it is longer than so many letters."""
     return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def quoted(value: object) -> str:
+    """Quote a value of the data for a message: printable, short, and of any type."""
+    text = repr(value).encode(errors="backslashreplace").decode()
+    return shorten(text, letters=_MOST_QUOTED)
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the names of columns for a message; of many the first."""
+    shown = ", ".join(map(repr, names[:_MOST_LISTED]))
+    return f"{shown}, …" if len(names) > _MOST_LISTED else shown
 
 
 class InvalidArgumentError(HifiError, ValueError):
@@ -59,24 +76,69 @@ class DataError(HifiError, ValueError):
 
     Args:
         reason: what is wrong and what is allowed.
-        split: ``train``, ``validation`` or ``test``.
-        row: number of the offending row from 1, header not counted; None for the whole file.
+        split: ``train``, ``validation`` or ``test``; None until :func:`in_split` fills it in, since
+            a reader does not know which split its file is.
+        row: number of the offending row from 1, header and blank lines not counted; None for the
+            whole file.
         column: the offending column.
+        param: the argument that names the column, where one does.
     """
 
     def __init__(
-        self, reason: str, *, split: str, row: int | None = None, column: str | None = None
+        self,
+        reason: str,
+        *,
+        split: str | None = None,
+        row: int | None = None,
+        column: str | None = None,
+        param: str | None = None,
     ) -> None:
-        place = [split]
-        if row is not None:
-            place.append(f"row {row}")
-        if column is not None:
-            place.append(f"column {column!r}")
-        super().__init__(f"{', '.join(place)}: {reason}")
+        super().__init__(reason)
         self.reason = reason
         self.split = split
         self.row = row
         self.column = column
+        self.param = param
+
+    def __str__(self) -> str:
+        place = [] if self.split is None else [self.split]
+        if self.row is not None:
+            place.append(f"row {self.row}")
+        if self.column is not None:
+            place.append(f"column {self.column!r}")
+        return f"{', '.join(place)}: {self.reason}" if place else self.reason
+
+
+@contextmanager
+def in_split(split: str) -> Iterator[None]:
+    """Name the split in every :class:`DataError` that passes and names none."""
+    try:
+        yield
+    except DataError as error:
+        error.split = error.split or split
+        raise
+
+
+class MissingColumnError(DataError):
+    """A column that is wanted is not there.
+
+    Args:
+        column: its name.
+        there: the columns that are there.
+        split: as for :class:`DataError`.
+        param: the argument that names the column.
+    """
+
+    def __init__(
+        self,
+        column: str,
+        *,
+        there: Sequence[str],
+        split: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        reason = f"there is no such column; there are: {listed(there)}"
+        super().__init__(reason, split=split, column=column, param=param)
 
 
 class AmbiguousTaskError(DataError):
@@ -87,10 +149,11 @@ class AmbiguousTaskError(DataError):
         param: the argument that settles it.
     """
 
+    param: str
+
     def __init__(self, doubt: str, *, param: str) -> None:
-        super().__init__(f"{doubt}: say which with {param}=…", split="train")
+        super().__init__(f"{doubt}: say which with {param}=…", split="train", param=param)
         self.doubt = doubt
-        self.param = param
 
 
 class InputError(HifiError):

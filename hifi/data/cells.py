@@ -1,6 +1,9 @@
-"""Cells of delimited files: texts, and what all of a column look like.
+"""Cells of delimited files: texts, and what all cells of a column look like.
 
-The rules are the library's (``hifi.data.columns``); a test holds the two together.
+A delimited file does not say what its cells are; their use does. Texts are the cells as they are,
+targets any notation of a number. Classes are integers or booleans where no two spellings could
+become one class, else texts; ``1.0`` is the class 1 where the user says that it is a class. A
+validation split is read by the classes of the training split and not by its own looks.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from hifi.data.types import first_true
 
 Looks = Literal["null", "int64", "float64", "bool", "string"]
 
-PADDING = " \t"
+PADDING = " \t"  # what may stand around a number
+# Cells without a number in a column of numbers, as pandas and pyarrow have them.
 MISSING = (
     *("", "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NULL", "null"),
     *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
 )
 _WHOLE = r"[+-]?[0-9]+"
-_INTEGER = r"0|-?[1-9][0-9]{0,17}"
+_INTEGER = r"0|-?[1-9][0-9]{0,17}"  # the one notation of a number, of those that fit an int64
 _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))"
 BOOLEANS = (r"true|false", r"True|False", r"TRUE|FALSE")
 # What most numbers look like, and surely hold: finite in 32 bits; whole. The rest is looked at.
@@ -118,7 +122,7 @@ class Appearance:
 
 
 def _are_whole(words: pa.Array) -> bool:
-    """Say whether numbers are whole; those in plain notation are not looked at one by one."""
+    """Tell whether numbers are whole; those in plain notation are not looked at one by one."""
     others = words.filter(pc.invert(_matches(words, _PLAINLY_WHOLE)))
     return all(float(word.as_py()).is_integer() for word in others)
 

@@ -1,60 +1,88 @@
-"""The task of a job: what its caller says of it, completed and checked by the data set's profile.
+"""The task that a data set's profile tells, completed and checked.
 
-The rules are the library's (``hifi.tasks``), which the gateway does not import; a test holds the
-two together.
+Nothing is read here: whatever has a profile can ask, the library, a job and an upload alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from hifi.data.profile import ColumnProfile, DatasetProfile, Problem, Use
-from service.datasets.checking.errors import DatasetInvalidError
-from service.http.problems import ProblemError, invalid_request
-from store.spec import TaskFields
+from hifi.data.spec import TaskSpec
+from hifi.data.task_types import TaskType, Use, find_task_type, task_types
+from hifi.errors import (
+    AmbiguousTaskError,
+    DataError,
+    InvalidArgumentError,
+    MissingColumnError,
+    listed,
+)
 
 if TYPE_CHECKING:
-    from store.spec import Metric, TaskType
+    from hifi.data.profile import ColumnProfile, DatasetProfile
 
-Field = Literal["text", "image", "label", "type"]
-
-_CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "f1", "matthews")
-METRICS: dict[TaskType, tuple[Metric, ...]] = {  # of every task type that there is; default first
-    "classification": _CLASS_METRICS,
-    "regression": ("pearson", "spearman"),
-    "image-classification": _CLASS_METRICS,
-}
-_IMAGE_TASK: TaskType = "image-classification"
 _LABEL_NAMES = ("label", "labels")
 _RENAME = " (a column of this name is the label: rename it where another one is meant)"
 
 
-def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
-    """Fill in what the caller left out, and see that the chosen columns' rows can be used.
+def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
+    """Complete what the user said about the task.
 
-    The label is the column ``label`` (or ``labels``), else the only one of numbers or booleans;
-    texts are all other columns of text, one or two; images are classified, numbers with fractions
-    regressed on, all else is classes.
+    - The image column is the only one that holds images.
+    - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
+      booleans; with images the only other one that can be a class.
+    - The text columns are all columns of text but the label, one or two of them, in their order.
+    - Images are classified; a label with floating-point numbers means regression, unless all of
+      them are whole, which leaves a doubt; integers, booleans and texts are classes.
 
     Args:
-        fields: what the caller says; taken as it is.
+        spec: what is given is taken as it is.
         profile: of the data set.
 
     Returns:
-        The task with type, label, metric, and text columns or an image column.
+        A spec with type, label, and text columns or an image column.
 
     Raises:
-        ProblemError: 422 ``task_ambiguous`` (param: the field that settles it),
-            ``column_not_found``, ``task_not_supported``, ``invalid_request``.
-        DatasetInvalidError: rows of the chosen columns that the task cannot use.
+        AmbiguousTaskError: the columns leave a doubt; it has the argument that settles it.
+        MissingColumnError: a column that was named is not there.
+        DataError: the label's column is empty, or holds what is neither class nor number.
+        TaskNotSupportedError: no such task type, or one that is not built yet.
+        InvalidArgumentError: columns that the task type does not read.
     """
-    task = _infer(fields, profile)
+    declared = None if spec.type is None else find_task_type(spec.type)
+    _check_columns(spec, profile)
+    text, image = spec.text, spec.image
+    is_about_images = image is not None or (declared is not None and _reads_images(declared))
+    if declared is None and image is None and not text:
+        is_about_images = any(map(_is_image, profile.columns))
+    if is_about_images:
+        image = image or _only(profile, _is_image, "image", excluded=[spec.label])
+    label = spec.label or _infer_label(profile, excluded=[*text, image])
+    if not text and image is None:
+        text = _infer_text(profile, excluded=[label])
+    kind = spec.type or _infer_type(profile, label, is_about_images=is_about_images)
+    _check_inputs(kind, text=text, image=image)
+    return replace(spec, type=kind, text=text, label=label, image=image)
+
+
+def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
+    """Complete a task as :func:`infer_task` does, with its metric, and check the rows it reads.
+
+    Args:
+        spec: what is given is taken as it is.
+        profile: of the data set.
+
+    Raises:
+        DataError: rows of the chosen columns that the task cannot use; ``param`` is the argument
+            that names the column.
+        AmbiguousTaskError, MissingColumnError, TaskNotSupportedError: as in :func:`infer_task`.
+        InvalidArgumentError: as there; a metric that the task does not have.
+    """
+    task = infer_task(spec, profile)
     obstacles = list(_obstacles(task, profile, splits=("train", "validation")))
-    if task.type != "regression":  # the library reads the classes before it looks at the metric
-        _refuse([each for each in obstacles if (each.use, each.split) == ("label", "train")])
+    # Training reads the classes before it looks at the metric.
+    _refuse([each for each in obstacles if (each.use, each.error.split) == ("label", "train")])
     task = _with_metric(task)
     _refuse(obstacles)
     return task
@@ -67,113 +95,84 @@ def check_certain_task(profile: DatasetProfile) -> None:
     another of them may be meant. A job then says what it means, and is refused or not.
 
     Raises:
-        DatasetInvalidError: rows that the task cannot use.
+        DataError: rows that the task cannot use.
     """
     try:
-        task = _infer(TaskFields(), profile)
-    except ProblemError:
+        task = infer_task(TaskSpec(), profile)
+    except DataError:
         return
-    if task.label not in _LABEL_NAMES and len(_inputs(task)) > 1:
+    if task.label not in _LABEL_NAMES and len(task.text) > 1:
         return
     for each in _obstacles(task, profile, splits=("train", "validation", "test")):
-        if each.split != "test" or each.use in ("text", "image"):  # tests may have no labels
-            hint = _RENAME if each.column in _LABEL_NAMES else ""
-            raise DatasetInvalidError(
-                each.reason + hint, split=each.split, row=each.row, column=each.column
-            )
+        if each.error.split != "test" or each.error.column != task.label:  # may have no labels
+            if each.error.column in _LABEL_NAMES:
+                each.error.reason += _RENAME
+            raise each.error
 
 
-def complete_hub_task(fields: TaskFields) -> TaskFields:
+def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     """Check what is said of a task on a data set that nobody has looked at yet.
 
+    Returns:
+        The spec; with its metric, where the type is known.
+
     Raises:
-        ProblemError: 422 ``task_not_supported`` or ``invalid_request``.
+        TaskNotSupportedError: no such task type, or one that is not built yet.
+        InvalidArgumentError: columns or a metric that the task type does not have.
     """
-    _check_said(fields)
-    if fields.type is None:
-        return fields
-    image = fields.image is not None
-    if image and fields.type != _IMAGE_TASK:
-        raise invalid_request(f"{fields.type} reads text columns", param="task.image")
-    if fields.text is not None and fields.type == _IMAGE_TASK:
-        raise invalid_request(f"{fields.type} reads an image column", param="task.text")
-    return _with_metric(fields)
+    if spec.type is None:
+        return spec
+    _check_inputs(spec.type, text=spec.text, image=spec.image)
+    return _with_metric(spec)
 
 
-def count_labels(task: TaskFields, profile: DatasetProfile) -> int | None:
+def count_labels(task: TaskSpec, profile: DatasetProfile) -> int | None:
     """Count the logits of a task's head; None where the classes are too many to be counted."""
-    if task.type == "regression":
+    if not find_task_type(str(task.type)).has_classes:
         return 1
     column = profile.column(str(task.label))
     return None if column is None else column.num_classes
 
 
-def _check_said(fields: TaskFields) -> None:
-    """Refuse what contradicts itself, whatever the data are."""
-    text = _texts(fields)
-    if len(set(text)) < len(text):
-        raise invalid_request("task.text names a column twice", param="task.text")
-    if text and fields.image is not None:
-        limit = "a task has text columns or an image column"
-        raise invalid_request(f"task.image={fields.image!r}: {limit}", param="task.image")
-    if fields.label is not None and fields.label in (*text, fields.image):
-        limit = "the label is another column than the inputs"
-        raise invalid_request(f"task.label={fields.label!r}: {limit}", param="task.label")
-    if fields.type is not None and fields.type not in METRICS:
-        raise ProblemError(
-            "task_not_supported",
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            detail=f"task type {fields.type!r} is not built yet; there are: {', '.join(METRICS)}",
-            param="task.type",
+def _reads_images(declared: TaskType) -> bool:
+    return declared.inputs.use == "image"
+
+
+def _is_image(column: ColumnProfile) -> bool:
+    return column.kind == "image"
+
+
+def _check_columns(spec: TaskSpec, profile: DatasetProfile) -> None:
+    for param, name in _named_columns(spec):
+        if profile.column(name) is None:
+            raise MissingColumnError(name, there=profile.names, split="train", param=param)
+
+
+def _named_columns(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    """List the columns that a spec names, each with the argument that names it."""
+    yield from (("text", name) for name in spec.text)
+    yield from (("image", name) for name in (spec.image,) if name is not None)
+    yield from (("label", name) for name in (spec.label,) if name is not None)
+
+
+def _check_inputs(name: str, *, text: tuple[str, ...], image: str | None) -> None:
+    """Refuse input columns that the task type does not read, or too many of them."""
+    declared = find_task_type(name)
+    given = {"text": text, "image": () if image is None else (image,)}
+    inputs = given.pop(declared.inputs.field)
+    if any(given.values()) or (inputs and len(inputs) not in declared.input_counts):
+        raise InvalidArgumentError(
+            "text" if text else "image",
+            value=text or image,
+            limit=f"{name} reads {declared.inputs.words}",
         )
-
-
-def _infer(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
-    """Complete the columns and the type."""
-    _check_said(fields)
-    _check_columns(fields, profile)
-    text, image = _texts(fields), fields.image
-    is_about_images = image is not None or fields.type == _IMAGE_TASK
-    if fields.type is None and image is None and not text:
-        is_about_images = any(map(_is_image, profile.columns))
-    if is_about_images:
-        image = image or _only(profile, _is_image, "image", excluded=[fields.label])
-    label = fields.label or _infer_label(profile, excluded=[*text, image])
-    if not text and image is None:
-        text = _infer_text(profile, excluded=[label])
-    kind = fields.type or _infer_type(profile, label, is_about_images=is_about_images)
-    if kind == _IMAGE_TASK and text:
-        raise invalid_request(f"{kind} reads an image column", param="task.text")
-    if kind != _IMAGE_TASK and image is not None:
-        raise invalid_request(f"{kind} reads text columns", param="task.image")
-    return fields.model_copy(
-        update={"type": kind, "text": text or None, "label": label, "image": image}
-    )
-
-
-def _check_columns(fields: TaskFields, profile: DatasetProfile) -> None:
-    said: list[tuple[Field, str | None]] = [
-        *(("text", name) for name in _texts(fields)),
-        ("image", fields.image),
-        ("label", fields.label),
-    ]
-    for field, name in said:
-        if name is not None and profile.column(name) is None:
-            raise ProblemError(
-                "column_not_found",
-                status=HTTPStatus.UNPROCESSABLE_ENTITY,
-                detail=f"there is no column {name!r}; there are: {_listed(profile)}",
-                param=f"task.{field}",
-            )
 
 
 def _infer_label(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> str:
     for name in _LABEL_NAMES:
         if name in profile.names and name not in excluded:
             return name
-    beside_images = any(
-        column.kind == "image" for column in profile.columns if column.name in excluded
-    )
+    beside_images = any(_is_image(each) for each in profile.columns if each.name in excluded)
 
     def can_be_label(column: ColumnProfile) -> bool:
         if column.kind == "text":
@@ -190,39 +189,45 @@ def _infer_text(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> t
     raise _doubt(profile, "text", f"{len(names) or 'no'} columns hold texts")
 
 
-def _infer_type(profile: DatasetProfile, label: str, *, is_about_images: bool) -> TaskType:
+def _infer_type(profile: DatasetProfile, label: str, *, is_about_images: bool) -> str:
     if is_about_images:
-        return _IMAGE_TASK
+        return _type_that_reads("image", "label")
     column = profile.column(label)
-    kind = "null" if column is None else column.kind
-    if kind == "whole":
+    if column is None:
+        raise MissingColumnError(label, there=profile.names, split="train", param="label")
+    if column.kind == "whole":
         raise _doubt(
             profile,
-            "type",
+            "task",
             f"the column {label!r} holds numbers that are whole but not written as integers, so "
             "they may be classes or values to regress on",
         )
-    if kind == "float":
-        return "regression"
-    if kind in ("text", "integer", "boolean"):
-        return "classification"
-    shown = "null" if column is None else column.type
-    raise DatasetInvalidError(
-        f"no label can be read of {shown}", split="train", column=label, param="task.label"
+    if column.kind == "float":
+        return _type_that_reads("text", "target")
+    if column.kind in ("text", "integer", "boolean"):
+        return _type_that_reads("text", "label")
+    reason = f"no label can be read of {column.type}"
+    raise DataError(reason, split="train", column=label, param="label")
+
+
+def _type_that_reads(inputs: Use, label: Use) -> str:
+    """Return the first task type that is declared to learn such labels of such inputs."""
+    return next(
+        each.name for each in task_types() if (each.inputs.use, each.label.use) == (inputs, label)
     )
 
 
 def _only(
     profile: DatasetProfile,
     is_wanted: Callable[[ColumnProfile], bool],
-    field: Field,
+    param: str,
     *,
     excluded: Sequence[str | None],
 ) -> str:
     names = _matching(profile, is_wanted, excluded=excluded)
     if len(names) == 1:
         return names[0]
-    raise _doubt(profile, field, f"{len(names) or 'none'} of the columns could be the {field}")
+    raise _doubt(profile, param, f"{len(names) or 'none'} of the columns could be the {param}")
 
 
 def _matching(
@@ -238,109 +243,60 @@ def _matching(
     ]
 
 
-def _is_image(column: ColumnProfile) -> bool:
-    return column.kind == "image"
-
-
-def _doubt(profile: DatasetProfile, field: Field, reason: str) -> ProblemError:
-    param = f"task.{field}"
-    return ProblemError(
-        "task_ambiguous",
-        status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        detail=f"{reason}; there are the columns {_listed(profile)}: say which with {param}",
-        param=param,
+def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskError:
+    return AmbiguousTaskError(
+        f"{reason}; there are the columns {listed(profile.names)}", param=param
     )
 
 
-def _listed(profile: DatasetProfile) -> str:
-    names = [repr(name) for name in profile.names[:20]]
-    return ", ".join([*names, "…"] if len(profile.names) > len(names) else names)
-
-
-def _texts(fields: TaskFields) -> tuple[str, ...]:
-    if fields.text is None:
-        return ()
-    return (fields.text,) if isinstance(fields.text, str) else fields.text
-
-
-def _inputs(task: TaskFields) -> tuple[str, ...]:
-    return _texts(task) if task.image is None else (task.image,)
-
-
-def _with_metric(task: TaskFields) -> TaskFields:
+def _with_metric(spec: TaskSpec) -> TaskSpec:
     """Fill in the metric of a task whose type is known, or refuse one of another type."""
-    if task.type is None:
-        return task
-    known = METRICS[task.type]
-    if task.metric is not None and task.metric not in known:
-        detail = f"metric {task.metric!r} is none of a {task.type} task: it has {', '.join(known)}"
-        raise invalid_request(detail, param="task.metric")
-    return task.model_copy(update={"metric": task.metric or known[0]})
+    declared = find_task_type(str(spec.type))
+    if spec.metric is not None and spec.metric not in declared.metrics:
+        limit = f"a {declared.name} task has {', '.join(declared.metrics)}"
+        raise InvalidArgumentError("metric", value=spec.metric, limit=limit)
+    return replace(spec, metric=spec.metric or declared.metrics[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Obstacle:
     """What stands in the way of one use of a column."""
 
-    column: str
     use: Use
-    split: str
-    row: int | None
-    reason: str
-
-    @property
-    def is_label(self) -> bool:
-        return self.use in ("label", "target")
-
-    @property
-    def param(self) -> str:
-        return "task.label" if self.is_label else f"task.{self.use}"
+    error: DataError
 
 
 def _obstacles(
-    task: TaskFields, profile: DatasetProfile, *, splits: Sequence[str]
+    task: TaskSpec, profile: DatasetProfile, *, splits: Sequence[str]
 ) -> Iterator[_Obstacle]:
-    """List what stands in a task's way, in the order in which the library would find it."""
-    uses = list(_uses(task, profile))
+    """List what stands in a task's way, in the order in which training would find it."""
+    declared = find_task_type(str(task.type))
+    uses: dict[str, Use] = {"label": declared.label.use}
+    named = sorted(_named_columns(task), key=lambda each: each[0] != "label")  # the label first
     for split in splits:
         found = []
-        for column, use in uses:
+        for param, name in named:
+            column, use = profile.column(name), uses.get(param, declared.inputs.use)
+            if column is None:
+                continue
             problem = column.problems.get(use, {}).get(split)
             if split == "train":
-                problem = _unfit(column, use) or problem
+                problem = column.misfit(use) or problem
             if problem is not None:
-                found.append(_Obstacle(column=column.name, use=use, split=split, **vars(problem)))
-        if split != "train":  # a column that is missing is seen before any row, the inputs first
-            found.sort(key=lambda each: (each.row is not None, each.row is None and each.is_label))
+                error = DataError(
+                    problem.reason, split=split, row=problem.row, column=name, param=param
+                )
+                found.append(_Obstacle(use=use, error=error))
+        if split != "train":  # a column that is missing is found before any row, the inputs first
+            found.sort(
+                key=lambda each: (
+                    each.error.row is not None,
+                    each.error.row is None and each.error.param == "label",
+                )
+            )
         yield from found
-
-
-def _uses(task: TaskFields, profile: DatasetProfile) -> Iterator[tuple[ColumnProfile, Use]]:
-    """Say what each chosen column is used for, the label first."""
-    label: Use = "target" if task.type == "regression" else "label"
-    chosen: list[tuple[str | None, Use]] = [
-        (task.label, label),
-        *((name, "text") for name in _texts(task)),
-        (task.image, "image"),
-    ]
-    for name, use in chosen:
-        column = None if name is None else profile.column(name)
-        if column is not None:
-            yield column, use
-
-
-def _unfit(column: ColumnProfile, use: Use) -> Problem | None:
-    """Say why a column's kind rules a use out."""
-    if use == "text" and not column.are_cells and column.kind not in ("text", "null"):
-        return Problem(row=None, reason=f"a text column is needed, this one holds {column.type}")
-    if use == "image" and column.kind != "image":
-        needed = "an image column is needed (a struct of bytes and path)"
-        return Problem(row=None, reason=f"{needed}, this one holds {column.type}")
-    return None
 
 
 def _refuse(obstacles: Sequence[_Obstacle]) -> None:
     for each in obstacles[:1]:
-        raise DatasetInvalidError(
-            each.reason, split=each.split, row=each.row, column=each.column, param=each.param
-        )
+        raise each.error

@@ -1,32 +1,24 @@
-"""Labels as a classification would read them, from the different values of a column.
-
-The rules are the library's (``hifi.data.columns``); a test holds the two together.
-"""
+"""Class labels: what a value of a column means as one, and which classes a column has."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from hifi.data.cells import BOOLEANS, MISSING, PADDING, number
 from hifi.data.profile import Problem
-from hifi.data.types import is_text, type_name
-from service.datasets.checking.exchange import quoted
+from hifi.errors import quoted
 
 if TYPE_CHECKING:
-    from hifi.data.seen import Seen, Value
+    from hifi.data.scan import ColumnScan
 
 Label = str | int
 _NAMED_CLASSES = 20
-_NAMED_LETTERS = 200  # a profile keeps what is said of up to a thousand columns
-
-
-class _NoLabelError(Exception):
-    """A value that is no label; says why."""
+_NAMED_CHARACTERS = 200  # a profile keeps what is said of up to a thousand columns
+_USABLE = ("text", "integer", "boolean", "whole", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,122 +34,116 @@ class Labels:
     problem: Problem | None
 
 
-def train_labels(seen: Seen) -> Labels:
-    """Read the labels of the training split, which tell the classes."""
-    problem, found = _read(seen, _reader(seen))
-    if seen.distinct.is_full:
+def train_labels(column: ColumnScan) -> Labels:
+    """Read the labels of the training split, which decide the classes."""
+    problem, found = _read(column, label_reader(column))
+    if column.distinct.is_full:
         return Labels(classes=None, problem=problem)
-    present = sorted(set(found), key=lambda label: (isinstance(label, str), label))
-    if problem is None and len(present) < 2:
-        problem = Problem(
-            row=None,
-            reason=f"every row has the label {quoted(present[0])}; at least two classes must occur",
-        )
-    return Labels(classes=seen.class_names or tuple(present), problem=problem)
+    classes = order_classes(found, names=column.class_names)
+    return Labels(classes=classes, problem=problem or too_few(found))
 
 
-def other_labels(seen: Seen, *, known: tuple[Label, ...] | None) -> Problem | None:
+def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Problem | None:
     """Read the labels of another split by the classes of the training split.
 
     Args:
-        seen: the column in the other split.
+        column: of the other split.
         known: the classes; None where they are not known.
     """
     if known is None:
-        return None if seen.are_cells else _read(seen, _reader(seen))[0]
-    problem, found = _read(seen, _reader(seen, known=known))
-    if problem is not None:
-        return problem
+        return None if column.are_cells else _read(column, label_reader(column))[0]
+    problem, found = _read(column, label_reader(column, known=known))
     unknown = set(found).difference(known)
-    if not unknown:
-        return None
+    if problem is not None or not unknown:
+        return problem
     row, label = min((found[label], label) for label in unknown)
-    return Problem(
-        row=row,
-        reason=f"the label {quoted(label)} does not occur in train; known are {_listed(known)}",
-    )
+    return unknown_label(label, row=row, known=known)
 
 
-def _listed(known: tuple[Label, ...]) -> str:
-    """Name the first classes."""
+def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -> tuple[Label, ...]:
+    """List the classes, in the order of the logits.
+
+    Args:
+        labels: those that occur.
+        names: of a column that names its classes; they stay in their own order.
+
+    Returns:
+        The names; else what occurs, sorted: numbers by value, texts by code point.
+    """
+    return names or tuple(sorted(set(labels), key=lambda label: (isinstance(label, str), label)))
+
+
+def too_few(labels: Collection[Label]) -> Problem | None:
+    """Describe why labels tell nothing apart: all of them are the same."""
+    present = set(labels)
+    if len(present) != 1:
+        return None
+    same = quoted(present.pop())
+    reason = f"every row has the label {same}; at least two classes must occur"
+    return Problem(row=None, reason=reason)
+
+
+def unknown_label(label: Label, *, row: int, known: Sequence[Label]) -> Problem:
+    """Describe a label that the training split does not have."""
     shown: list[str] = []
     for name in map(quoted, known[:_NAMED_CLASSES]):
-        if sum(map(len, shown)) + len(name) > _NAMED_LETTERS:
+        if sum(map(len, shown)) + len(name) > _NAMED_CHARACTERS:
             break
         shown.append(name)
-    return ", ".join([*shown, "…"] if len(known) > len(shown) else shown)
+    classes = ", ".join([*shown, "…"] if len(known) > len(shown) else shown)
+    reason = f"the label {quoted(label)} does not occur in train; known are {classes}"
+    return Problem(row=row, reason=reason)
 
 
-def _read(seen: Seen, read: Callable[[Value], Label]) -> tuple[Problem | None, dict[Label, int]]:
-    """Read every different value; give the first problem, and the first row of each label."""
-    problems = [
-        Problem(row=row, reason=reason) for row, reason in _row_problems(seen) if row is not None
-    ]
-    found: dict[Label, int] = {}
-    for value, row in seen.distinct.rows.items():
-        try:
-            found.setdefault(read(value), row)
-        except _NoLabelError as error:
-            problems.append(Problem(row=row, reason=str(error)))
-    return min(problems, key=lambda problem: problem.row or 0, default=None), found
+def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable[[object], Label]:
+    """Return what makes a label of a value of a column.
 
+    Args:
+        column: where the value comes from.
+        known: the classes, where the training split has decided them; cells are read by them.
 
-def _row_problems(seen: Seen) -> list[tuple[int | None, str]]:
-    """List what no different value shows, in the order in which a row is checked."""
-    if seen.are_cells:
-        return []
-    missing = [(seen.missing, "the label is missing"), (seen.nan, "the label is missing")]
-    is_number = pa.types.is_integer(seen.kind) or pa.types.is_boolean(seen.kind)
-    is_usable = is_text(seen.kind) or is_number or pa.types.is_null(seen.kind)
-    if not is_usable and not (pa.types.is_floating(seen.kind) and seen.are_whole):
-        return [*missing, (1, _unusable(seen))]
-    if is_text(seen.kind):
-        return [*missing, (seen.blank, "the label is empty")]
-    return missing
-
-
-def _unusable(seen: Seen) -> str:
-    return (
-        "a label must be a whole number, a text or a boolean; this column holds "
-        f"{seen.appearance.looks if seen.are_cells else type_name(seen.kind)}"
-    )
-
-
-def _reader(seen: Seen, *, known: tuple[Label, ...] = ()) -> Callable[[Value], Label]:
-    """Give what makes a label of one different value."""
-    looks = seen.appearance.looks
+    Returns:
+        A function that returns integers; or texts, where the column holds texts, booleans
+        (``false`` and ``true``) or numbers whose names it knows. Whole floating-point numbers are
+        integers. It raises ValueError with the reason where a value is no label.
+    """
+    looks = column.appearance.looks
     class_of = {str(label): label for label in known}
+    is_usable = column.kind in _USABLE or (column.are_cells and bool(known))
 
-    def read_cell(cell: str) -> object:
-        if known:
-            return _by_classes(cell, class_of=class_of, are_floats=looks == "float64")
-        return _by_looks(cell, looks)
-
-    def read(value: Value) -> Label:
-        content = read_cell(value) if seen.are_cells and isinstance(value, str) else value
-        if content is None:
-            raise _NoLabelError("the label is missing")
-        if seen.are_cells and not known and looks == "float64" and not seen.appearance.are_whole:
-            raise _NoLabelError(_unusable(seen))
-        return _as_label(content, names=seen.class_names)
+    def read(value: object) -> Label:
+        if column.are_cells and isinstance(value, str):
+            value = (
+                _by_classes(value, class_of=class_of, are_floats=looks == "float64")
+                if known
+                else _by_looks(value, looks)
+            )
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise ValueError("the label is missing")
+        if not is_usable:
+            raise ValueError(
+                "a label must be a whole number, a text or a boolean; this column holds "
+                f"{column.type}"
+            )
+        return _as_label(value, names=column.class_names)
 
     return read
 
 
-def _as_label(content: object, *, names: tuple[str, ...] | None) -> Label:
-    if isinstance(content, bool):
-        return str(content).lower()
-    if isinstance(content, float):
-        return int(content)
-    if isinstance(content, int):
-        if names is not None and not 0 <= content < len(names):
-            raise _NoLabelError(
-                f"the label {content} has no name; names are for 0..{len(names) - 1}"
-            )
-        return content if names is None else names[content]
-    text = str(content)
+def _as_label(value: object, *, names: tuple[str, ...] | None) -> Label:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return int(value)
+    if isinstance(value, int):
+        if names is None:
+            return value
+        if not 0 <= value < len(names):
+            raise ValueError(f"the label {value} has no name; names are for 0..{len(names) - 1}")
+        return names[value]
+    text = str(value)
     if not text.strip():
-        raise _NoLabelError("the label is empty")
+        raise ValueError("the label is empty")
     return text
 
 
@@ -186,3 +172,30 @@ def _by_classes(cell: str, *, class_of: Mapping[str, Label], are_floats: bool) -
     if word.lower() in class_of and any(re.fullmatch(words, word) for words in BOOLEANS):
         return word.lower()
     return None if word in MISSING else cell
+
+
+def _read(
+    column: ColumnScan, read: Callable[[object], Label]
+) -> tuple[Problem | None, dict[Label, int]]:
+    """Read every different value; return the first problem, and the first row of each label."""
+    problems = []
+    found: dict[Label, int] = {}
+    for value, row in _values(column):
+        try:
+            found.setdefault(read(value), row)
+        except ValueError as error:
+            problems.append(Problem(row=row, reason=str(error)))
+    return min(problems, key=lambda problem: problem.row or 0, default=None), found
+
+
+def _values(column: ColumnScan) -> Iterator[tuple[object, int]]:
+    """List the different values with their first rows, those that are never kept among them."""
+    for value, row in ((None, column.missing), (math.nan, column.nan)):
+        if row is not None:
+            yield value, row
+    if column.kind not in _USABLE and not column.are_cells:
+        yield column.type, 1  # whatever stands there
+        return
+    if column.blank is not None and column.kind == "text":
+        yield "", column.blank
+    yield from column.distinct.rows.items()

@@ -9,7 +9,7 @@ A profile is plain JSON in the data set's row::
 
 ``columns`` are the training split's, in its order. ``problems`` says for each *use* of a column
 (``text``, ``label``, ``target``, ``image``) and each split what would stand in its way: the first
-row that the library would refuse, and why; a reason quotes short values at most. Uses that a
+row that training would refuse, and why; a reason quotes short values at most. Uses that a
 column's kind rules out need no problem to be said. A column takes 100 bytes to 2 KB.
 """
 
@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from hifi.data.task_types import Use
+
 Kind = Literal["text", "integer", "boolean", "float", "whole", "image", "null", "other"]
-Use = Literal["text", "label", "target", "image"]
 USES: tuple[Use, ...] = get_args(Use)
 _VERSION = 1
 
@@ -53,8 +54,18 @@ class ColumnProfile:
     num_classes: int | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
 
+    def misfit(self, use: Use) -> Problem | None:
+        """Describe why the column's kind rules a use out, whatever its rows are."""
+        if use == "text" and not self.are_cells and self.kind not in ("text", "null"):
+            needed = "a text column is needed"
+        elif use == "image" and self.kind != "image":
+            needed = "an image column is needed (a struct of bytes and path)"
+        else:
+            return None
+        return Problem(row=None, reason=f"{needed}, this one holds {self.type}")
+
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON."""
+        """Return plain JSON."""
         document: dict[str, Any] = {
             "name": self.name,
             "type": self.type,
@@ -109,7 +120,7 @@ class DatasetProfile:
         return next((column for column in self.columns if column.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON."""
+        """Return plain JSON."""
         columns = [column.to_json() for column in self.columns]
         return {"version": _VERSION, "splits": dict(self.rows), "columns": columns}
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from service.datasets.checking.exchange import Refusal, quoted
-
-_MOST_NAME_LETTERS = 256  # more cannot be named in a job spec
-_MOST_TYPE_LETTERS = 120
+_MOST_TYPE_CHARACTERS = 120
 CELLS = {b"hifi.cells": b"1"}  # of a Parquet file whose texts are a delimited file's cells
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -39,29 +33,29 @@ class UnfitError(Exception):
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Say whether a type holds texts."""
+    """Tell whether a type holds texts."""
     return any(test(kind) for test in _TEXTS)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Say whether a type holds bytes."""
+    """Tell whether a type holds bytes."""
     return any(test(kind) for test in _BYTES)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Say whether a type holds lists."""
+    """Tell whether a type holds lists."""
     return any(test(kind) for test in _LISTS)
 
 
 def is_image(kind: pa.DataType) -> bool:
-    """Say whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
+    """Tell whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return is_bytes(kind)
 
 
 def kept_type(kind: pa.DataType) -> pa.DataType:
-    """Give the plain type under which a column is kept.
+    """Return the plain type under which a column is kept.
 
     Scalars, lists of scalars, and objects of these are kept: the columns of every task that there
     is, or will be.
@@ -105,18 +99,18 @@ def type_name(kind: pa.DataType, *, depth: int = 3) -> str:
     if pa.types.is_nested(kind) and depth == 0:
         return "…"
     if is_list(kind):
-        return f"list<{type_name(kind.value_type, depth=depth - 1)}>"[:_MOST_TYPE_LETTERS]
+        return f"list<{type_name(kind.value_type, depth=depth - 1)}>"[:_MOST_TYPE_CHARACTERS]
     if pa.types.is_struct(kind):
         entries = [f"{field.name}: {type_name(field.type, depth=depth - 1)}" for field in kind]
-        return f"struct<{', '.join(entries)}>"[:_MOST_TYPE_LETTERS]
+        return f"struct<{', '.join(entries)}>"[:_MOST_TYPE_CHARACTERS]
     if pa.types.is_dictionary(kind):
         return type_name(kind.value_type, depth=depth)
     name = str(kind)
-    return _NAMES.get(name, name)[:_MOST_TYPE_LETTERS]
+    return _NAMES.get(name, name)[:_MOST_TYPE_CHARACTERS]
 
 
 def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """Give the type that holds what two types hold; whole numbers may become floating ones.
+    """Return the type that holds what two types hold; whole numbers may become floating ones.
 
     Raises:
         UnfitError: there is none.
@@ -137,43 +131,6 @@ def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     raise UnfitError(f"the rows above hold {type_name(first)}")
 
 
-def check_names(names: Sequence[Any], *, most: int) -> None:
-    """Refuse columns that could not be told apart, named in a job, or counted.
-
-    Raises:
-        Refusal: none or too many, two of one name, or a name that is empty, huge or no text.
-    """
-    if not names:
-        raise Refusal("there are no columns")
-    if len(names) > most:
-        raise Refusal(f"{len(names)} columns; at most {most} are allowed")
-    seen: set[str] = set()
-    for place, name in enumerate(names, start=1):
-        if not name.strip():
-            raise Refusal(
-                f"column {place} has no name: give it one, or leave the column out (a table's "
-                "index is written without a name)"
-            )
-        if len(name) > _MOST_NAME_LETTERS:
-            raise Refusal(
-                f"the name of column {place} has {len(name)} letters; at most "
-                f"{_MOST_NAME_LETTERS} are allowed"
-            )
-        if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
-            raise Refusal(f"the name of column {place} is no text: {quoted(name)}")
-        if name in seen:
-            raise Refusal("the column occurs more than once", column=name)
-        seen.add(name)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def count_leaves(kind: pa.DataType) -> int:
     """Count the entries of a nested type; 1 for any other."""
     if pa.types.is_struct(kind):
@@ -181,39 +138,7 @@ def count_leaves(kind: pa.DataType) -> int:
     return count_leaves(kind.value_type) if is_list(kind) else 1
 
 
-def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
-    """Refuse NUL characters, which no tokenizer reads and no database stores.
-
-    Args:
-        array: a piece of the column, of a kept type.
-        first_row: number of its first row.
-        column: its name.
-
-    Raises:
-        Refusal: it names the first row with one.
-    """
-    if not any(_has_nul(texts) for texts in _texts_in(array)):
-        return
-    for index in range(len(array)):
-        if any(_has_nul(texts) for texts in _texts_in(array.slice(index, 1))):
-            raise Refusal("the text holds a NUL character", row=first_row + index, column=column)
-
-
-def _texts_in(array: pa.Array) -> Iterator[pa.Array]:
-    if pa.types.is_struct(array.type):
-        for piece in array.flatten():
-            yield from _texts_in(piece)
-    elif is_list(array.type):
-        yield from _texts_in(array.flatten())
-    elif is_text(array.type):
-        yield array
-
-
-def _has_nul(texts: pa.Array) -> bool:
-    return bool(pc.any(pc.match_substring(texts, "\0")).as_py())
-
-
 def first_true(mask: pa.Array) -> int | None:
-    """Give the place of the first True; None where there is none."""
+    """Return the place of the first True; None where there is none."""
     place = pc.index(mask, value=True).as_py()
     return None if place < 0 else int(place)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hifi.data.columns import profile_split
+from hifi.data.inference import infer_task
 from hifi.data.spec import TaskSpec
-from hifi.data.splits import check_columns
-from hifi.errors import InvalidArgumentError
 from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task
-from hifi.tasks.inference import infer
 from hifi.tasks.registry import get_task, task_types
 
 if TYPE_CHECKING:
@@ -28,6 +27,16 @@ __all__ = [
 ]
 
 
+def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
+    """Complete what the user said about the task by the columns of the training split.
+
+    Raises:
+        DataError, TaskNotSupportedError, InvalidArgumentError: as
+            :func:`hifi.data.inference.infer_task`.
+    """
+    return infer_task(spec, profile_split(dataset))
+
+
 def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
     """Make a task of what the user says and what the training split shows.
 
@@ -40,18 +49,10 @@ def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
         TaskNotSupportedError: no such task type, or one that is not built yet.
         InvalidArgumentError: columns or a metric that the task type does not have.
     """
-    if spec.type is not None:
-        get_task(spec.type)  # before its columns are looked for
-    check_columns(dataset, spec.columns, split="train")
     spec = infer(spec, dataset)
-    task = get_task(str(spec.type))
-    declared = task.declaration
-    given = {"text": spec.text, "image": () if spec.image is None else (spec.image,)}
-    inputs = given.pop(declared.inputs.field)
-    if len(inputs) not in declared.input_counts or any(given.values()):
-        raise InvalidArgumentError(
-            "image" if spec.image else "text",
-            value=spec.image or spec.text,
-            limit=f"{spec.type} reads {declared.inputs.words}",
-        )
-    return task.from_data(dataset, inputs=inputs, label=str(spec.label), metric=spec.metric)
+    return get_task(str(spec.type)).from_data(
+        dataset,
+        inputs=spec.text if spec.image is None else (spec.image,),
+        label=str(spec.label),
+        metric=spec.metric,
+    )

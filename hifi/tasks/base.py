@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from hifi.backbones.models import AutoClass, ModelSource
-    from hifi.data.columns import Label
+    from hifi.data.labels import Label
     from hifi.data.task_types import TaskType
 
 Answer: TypeAlias = dict[str, Any]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hifi.backbones.models import load_image_processor
 from hifi.canonical import canonical_json
-from hifi.data.columns import decode_image, image_size, read_images
+from hifi.data.columns import read_images
+from hifi.data.images import decode_image, image_size
 from hifi.data.task_types import IMAGE_INPUT
 from hifi.errors import ImageInputError, InputError, ModelError
 from hifi.tasks.base import Batch, Digest, Encoder, Examples, Sample, Task

@@ -17,9 +17,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
+from hifi.data.formats import ENDINGS
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.datasets.checking.conversion import convert
-from service.datasets.checking.exchange import ENDINGS, SPLITS, Limits, UploadedFile
+from service.datasets.checking.exchange import SPLITS, Limits, UploadedFile
 from service.datasets.documents import DatasetDocument, DatasetList
 from service.datasets.spool import Expected, Form, SpooledFile, receive_form
 from service.http.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs

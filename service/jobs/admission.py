@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from hifi.data.inference import complete_hub_task, complete_task, count_labels
 from hifi.data.profile import DatasetProfile
 from hifi.data.task_types import find_task_type
 from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
+from service.jobs.task_completion import complete_task, complete_unseen_task, count_labels
 from store.datasets import get_dataset
 from store.errors import NotFoundError
 from store.jobs import NewJob
@@ -69,7 +69,7 @@ class Completion:
         """Complete a task.
 
         Raises:
-            ProblemError: as :func:`hifi.data.inference.complete_task`.
+            ProblemError: as :func:`service.jobs.task_completion.complete_task`.
         """
         profile = DatasetProfile.from_json(dataset.profile)
         task = complete_task(fields, profile)
@@ -140,7 +140,7 @@ def admit(
             spec, dataset, completed=completed, backbone=backbone, revision=revision
         )
     else:
-        task = complete_hub_task(spec.task)
+        task = complete_unseen_task(spec.task)
         admission = Admission(
             new_job=_new_job(
                 spec, task, dataset=source, n_samples=spec.n_samples, revision=revision

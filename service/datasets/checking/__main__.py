@@ -14,7 +14,8 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from service.datasets.checking.exchange import Limits, Refusal, Request
+from hifi.errors import DataError
+from service.datasets.checking.exchange import Limits, Request
 
 _WATCH_SECONDS = 0.5
 _MARGIN = 256 << 20  # of files written: spools, and Parquet that is larger than its content
@@ -32,8 +33,9 @@ def main() -> None:
 
         use_one_thread()
         done = convert_all(request, tell=_tell)
-    except Refusal as refusal:
-        done = {"kind": "refused", **vars(refusal)}
+    except DataError as error:
+        place = {"split": error.split, "row": error.row, "column": error.column}
+        done = {"kind": "refused", "reason": error.reason, **place}
     except MemoryError:
         raise
     except OSError as error:
@@ -52,13 +54,13 @@ class _WithoutPandas(MetaPathFinder):
         path: object,  # noqa: ARG002 - importlib's signature
         target: object = None,  # noqa: ARG002 - as above
     ) -> None:
-        """Say that there is no pandas."""
+        """Raise for pandas, find nothing else."""
         if fullname == "pandas":
             raise ModuleNotFoundError(fullname)
 
 
 def _place(error: Exception) -> str:
-    """Say what was raised where, without its words."""
+    """Name the type of an error and where it was raised, without its words."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import structlog
 
+from hifi.data.formats import ENDINGS
 from hifi.data.inference import check_certain_task
 from hifi.data.profile import DatasetProfile
+from hifi.errors import DataError
 from service.datasets.checking.errors import DatasetInvalidError
 from service.datasets.checking.exchange import (
-    ENDINGS,
     SPLITS,
     Limits,
     Request,
@@ -94,7 +95,8 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
     for split, file in files.items():
         if file.ending not in ENDINGS:
             known = ", ".join(ENDINGS)
-            raise DatasetInvalidError(f"the file's name must end in one of {known}", split=split)
+            reason = f"the file's name must end in one of {known}"
+            raise DatasetInvalidError(DataError(reason, split=split))
     request = Request(
         files={
             split: (str(files[split].path.absolute()), files[split].ending)
@@ -114,7 +116,10 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
         columns=answer["columns"],
         profile=answer["profile"],
     )
-    check_certain_task(DatasetProfile.from_json(converted.profile))
+    try:
+        check_certain_task(DatasetProfile.from_json(converted.profile))
+    except DataError as error:
+        raise DatasetInvalidError(error) from error
     return converted
 
 
@@ -127,7 +132,7 @@ def _run_child(request: Request) -> dict[str, Any]:
     started = time.monotonic()
     lines = json.dumps(request.to_json()).encode()
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.uploads"],
+        [sys.executable, "-P", "-m", "service.datasets.checking"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # parsers quote data
@@ -148,8 +153,9 @@ def _run_child(request: Request) -> dict[str, Any]:
     if last.get("kind") == "done":
         return last
     if last.get("kind") == "refused":
+        reason, split = last["reason"], last["split"]
         raise DatasetInvalidError(
-            last["reason"], split=last["split"], row=last["row"], column=last["column"]
+            DataError(reason, split=split, row=last["row"], column=last["column"])
         )
     if last.get("kind") == "failed":
         raise ArtifactStorageError(
@@ -164,7 +170,8 @@ def _run_child(request: Request) -> dict[str, Any]:
         seconds=seconds,
         error=last.get("error"),
     )
-    raise DatasetInvalidError(_cause(status, seconds, limits=request.limits), split=split)
+    cause = _cause(status, seconds, limits=request.limits)
+    raise DatasetInvalidError(DataError(cause, split=split))
 
 
 def _talk(child: subprocess.Popen[bytes], lines: bytes) -> bytes:

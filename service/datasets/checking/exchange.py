@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
+from hifi.data.formats.limits import ReadLimits
+
 SPLITS = ("train", "validation", "test")
 _GIB = 1 << 30
 
@@ -33,20 +34,14 @@ class UploadedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(ReadLimits):
     """What one upload may cost.
 
     Attributes:
-        max_bytes: of all splits as they lie in memory, decompressed.
-        max_rows: of all splits.
-        max_columns: of each split; entries of nested columns count.
         seconds: from start to end, and of processor time.
         memory: the child's address space, of which Python and pyarrow take 0.3 GiB.
     """
 
-    max_bytes: int = 4 * _GIB
-    max_rows: int = 20_000_000
-    max_columns: int = 1000
     seconds: float = 600.0
     memory: int = 3 * _GIB // 2
 
@@ -67,7 +62,7 @@ class Request:
     parent: int
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON."""
+        """Return plain JSON."""
         return asdict(self)
 
     @classmethod
@@ -77,37 +72,6 @@ class Request:
         return cls(**{**document, "files": files, "limits": Limits(**document["limits"])})
 
 
-class Refusal(Exception):  # noqa: N818 - an outcome that is told, like any other
-    """A file that cannot be used.
-
-    Args:
-        reason: what is wrong and what is allowed; at most a short value of the data in it.
-        row: from 1, header and blank lines not counted; None for the whole file.
-        column: the offending column.
-        split: filled in by whoever knows it.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        row: int | None = None,
-        column: str | None = None,
-        split: str | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.row = row
-        self.column = column
-        self.split = split
-
-
 def parquet_name(split: str) -> str:
     """Name the file that the child writes of a split."""
     return f"{split}.parquet"
-
-
-def quoted(value: object) -> str:
-    """Quote a value of the data: printable, and short."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

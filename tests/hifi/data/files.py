@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hifi.data.profile import DatasetProfile
-from service.datasets.checking.exchange import SPLITS, Limits, Refusal, Request, parquet_name
+from hifi.errors import DataError
+from service.datasets.checking.exchange import SPLITS, Limits, Request, parquet_name
 from service.datasets.checking.work import convert_all
 
 LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60)
@@ -62,8 +63,8 @@ def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Con
     )
 
 
-def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Refusal:
-    """Give the refusal of files that cannot be used."""
-    with pytest.raises(Refusal) as caught:
+def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> DataError:
+    """Return the refusal of files that cannot be used."""
+    with pytest.raises(DataError) as caught:
         convert_here(folder, limits=limits, **files)
     return caught.value

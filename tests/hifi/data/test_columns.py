@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -11,21 +13,20 @@ from PIL import Image
 
 from hifi.data.columns import (
     cells_feature,
-    decode_image,
-    is_float,
-    is_image,
-    is_label,
-    is_text,
-    kind_of,
     label_indices,
     label_order,
+    profile_split,
     read_images,
     read_labels,
     read_targets,
     read_texts,
 )
+from hifi.data.images import decode_image
 from hifi.errors import DataError
 from tests.tiny_tasks import png
+
+if TYPE_CHECKING:
+    from hifi.data.profile import ColumnProfile
 
 
 def column(*values, kind: pa.DataType | None = None) -> Dataset:
@@ -34,7 +35,12 @@ def column(*values, kind: pa.DataType | None = None) -> Dataset:
 
 def cells(*values: str) -> Dataset:
     table = pa.table({"c": pa.array(values, pa.string())})
-    return Dataset(table, info=datasets.DatasetInfo(features=Features(c=cells_feature(table["c"]))))
+    return Dataset(table, info=datasets.DatasetInfo(features=Features(c=cells_feature())))
+
+
+def profiled(dataset: Dataset) -> ColumnProfile:
+    (found,) = profile_split(dataset).columns
+    return found
 
 
 def error_of(read, dataset: Dataset) -> DataError:
@@ -48,7 +54,7 @@ class TestTexts:
     @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
     def test_are_read_as_they_are(self, kind: pa.DataType):
         dataset = column(" a ", "b\n", kind=kind)
-        assert is_text(dataset, "c")
+        assert profiled(dataset).kind == "text"
         assert read_texts(dataset, "c", split="train") == [" a ", "b\n"]
 
     @pytest.mark.parametrize("empty", ["", " ", "\n\t", "\u3000"])
@@ -63,8 +69,8 @@ class TestTexts:
     @pytest.mark.parametrize("value", [1, 0.5, True, ["a"], {"a": "b"}, b"a"])
     def test_another_type_is_named(self, value):
         dataset = column(value)
-        assert not is_text(dataset, "c")
-        assert str(dataset.data.schema.field("c").type) in error_of(read_texts, dataset).reason
+        assert profiled(dataset).kind != "text"
+        assert profiled(dataset).type in error_of(read_texts, dataset).reason
 
     def test_a_view_of_a_data_set_is_read_in_its_own_order_and_format(self):
         dataset = column("a", "b", "c").select([2, 0])
@@ -84,7 +90,7 @@ class TestLabels:
     )
     def test_are_ordered_by_value(self, values, order: list):
         dataset = column(*values)
-        assert is_label(dataset, "c")
+        assert profiled(dataset).kind in ("text", "integer", "boolean")
         labels = read_labels(dataset, "c", split="train")
         assert label_order(dataset, "c", labels, split="train") == order
         indices = label_indices(labels, known=order, column="c", split="train")
@@ -116,7 +122,7 @@ class TestLabels:
     def test_another_type_is_named(self, value):
         error = error_of(read_labels, column(value, value))
         assert error.row == 1
-        assert str(column(value).data.schema.field("c").type) in error.reason
+        assert profiled(column(value)).type in error.reason
 
     def test_one_class_is_not_enough(self):
         dataset = column("spam", "spam")
@@ -140,7 +146,7 @@ class TestTargets:
     def test_are_numbers(self, kind: pa.DataType):
         dataset = column(1, 2, kind=kind)
         assert read_targets(dataset, "c", split="train") == [1.0, 2.0]
-        assert is_float(dataset, "c") == pa.types.is_floating(kind)
+        assert (profiled(dataset).kind == "whole") == pa.types.is_floating(kind)
 
     @pytest.mark.parametrize(
         "value", [None, float("nan"), float("inf"), -float("inf"), 1e39], ids=str
@@ -152,7 +158,7 @@ class TestTargets:
     def test_another_type_is_named(self, value):
         error = error_of(read_targets, column(value))
         assert error.row == 1
-        assert repr(value) in error.reason
+        assert f"this column holds {profiled(column(value)).type}" in error.reason
 
 
 class TestCells:
@@ -163,9 +169,9 @@ class TestCells:
             ((" 0", "1\t"), "int64"),
             (("0", "", "NA", "null"), "int64"),
             (("9" * 18,), "int64"),
-            (("0.50", "1"), "double"),
-            (("1e-3", ".5", "5.", "+1.5", "-2.5E+4", "inf", "nan"), "double"),
-            (("007", "0.5"), "double"),
+            (("0.50", "1"), "float64"),
+            (("1e-3", ".5", "5.", "+1.5", "-2.5E+4", "inf", "nan"), "float64"),
+            (("007", "0.5"), "float64"),
             (("true", "false", ""), "bool"),
             (("True",), "bool"),
             (("FALSE", "TRUE"), "bool"),
@@ -189,11 +195,13 @@ class TestCells:
     )
     def test_look_like_what_all_of_them_could_be(self, values: tuple[str, ...], kind: str):
         dataset = cells(*values)
-        assert kind_of(dataset, "c") == kind
-        assert is_text(dataset, "c") == (kind == "string")
-        assert is_float(dataset, "c") == (kind == "double")
-        assert is_label(dataset, "c") == (kind in ("string", "int64", "bool"))
-        assert not is_image(dataset, "c")
+        found = profiled(dataset)
+        assert (found.type, found.are_cells) == (kind, True)
+        assert (found.kind == "text") == (kind == "string")
+        assert (found.kind in ("float", "whole")) == (kind == "float64")
+        assert (found.kind in ("text", "integer", "boolean")) == (
+            kind in ("string", "int64", "bool")
+        )
 
     @pytest.mark.parametrize(
         "values", [("0012", "7"), ("12", "7"), ("0.50", ".5"), ("True", "False"), ("NA", "null")]
@@ -236,7 +244,7 @@ class TestCells:
 
     def test_numbers_with_fractions_are_no_classes(self):
         error = error_of(read_labels, cells("0.5", "1"))
-        assert (error.row, "double" in error.reason) == (1, True)
+        assert (error.row, "float64" in error.reason) == (1, True)
 
     @pytest.mark.parametrize(
         ("known", "values", "labels"),
@@ -299,13 +307,14 @@ class TestCells:
             dataset.with_format("numpy"),
             datasets.concatenate_datasets([dataset, dataset]),
         ):
-            assert kind_of(view, "c") == "int64"
+            assert profiled(view).type == "int64"
+            assert profiled(view).are_cells
             assert all(isinstance(label, int) for label in read_labels(view, "c", split="train"))
 
     def test_a_mark_on_another_type_means_nothing(self):
-        features = Features(c=Value("int64", id=cells_feature(cells("a").data["c"]).id))
+        features = Features(c=Value("int64", id=cells_feature().id))
         dataset = Dataset.from_dict({"c": [1, 2]}, features=features)
-        assert kind_of(dataset, "c") == "int64"
+        assert (profiled(dataset).type, profiled(dataset).are_cells) == ("int64", False)
         assert read_labels(dataset, "c", split="train") == [1, 2]
 
 
@@ -326,7 +335,7 @@ class TestImages:
         ids=["struct", "binary", "Image"],
     )
     def test_are_found_in_every_form(self, dataset: Dataset):
-        assert is_image(dataset, "c")
+        assert profiled(dataset).kind == "image"
         (encoded,) = read_images(dataset, "c", split="train")
         assert decode_image(encoded).getpixel((0, 0)) == (1, 1, 1)
 
@@ -350,4 +359,4 @@ class TestImages:
     def test_another_type_is_named(self):
         assert "int64" in error_of(read_images, column(1)).reason
         features = Features({"c": Value("string")})
-        assert not is_image(Dataset.from_dict({"c": ["a.png"]}, features=features), "c")
+        assert profiled(Dataset.from_dict({"c": ["a.png"]}, features=features)).kind == "text"

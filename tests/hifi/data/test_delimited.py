@@ -7,17 +7,15 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hifi.errors
-from hifi.data import delimited
 from hifi.data.splits import load_split
+from hifi.errors import DataError
 from service.datasets.checking.conversion import convert
-from service.datasets.checking.exchange import Limits, Refusal, UploadedFile
+from service.datasets.checking.exchange import Limits, UploadedFile
 from tests.hifi.data.files import LIMITS, convert_here, refusal_of, write
 
 
@@ -47,7 +45,7 @@ class TestRefusals:
             (b",text\n0,a\n", None, None, "column 1 has no name"),
             (b"text, ,label\na,b,1\n", None, None, "column 2 has no name"),
             (b"text,label,text\na,1,b\n", None, "text", "more than once"),
-            (b"%s,label\na,1\n" % (b"x" * 300), None, None, "has 300 letters"),
+            (b"%s,label\na,1\n" % (b"x" * 300), None, None, "has 300 characters"),
             (b"text;label\na;1\n", None, None, "commas, not by semicolons"),
             (b"text\tlabel\na\t1\n", None, None, "commas, not by tabs"),
             (b"text|label\na|1\n", None, None, "commas, not by bars"),
@@ -184,14 +182,14 @@ class TestBlocks:
     def check(path: Path) -> None:
         try:
             expected: object = load_split(path, split="train").to_list()
-        except hifi.errors.DataError as error:
+        except DataError as error:
             expected = error.row
-        with mock.patch.object(delimited, "_BLOCK_BYTES", 128):
-            try:
-                converted = convert_here(path.parent, train=path)
-            except Refusal as refusal:
-                # Of a quotation mark that is not closed the library may take the rest for a text.
-                found: object = expected if "quotation" in refusal.reason else refusal.row
-            else:
-                found = load_split(converted.paths["train"], split="train").to_list()
+        limits = replace(LIMITS, max_row_bytes=128)
+        try:
+            converted = convert_here(path.parent, train=path, limits=limits)
+        except DataError as refusal:
+            # A row of more than a block is refused for that.
+            found: object = expected if "quotation" in refusal.reason else refusal.row
+        else:
+            found = load_split(converted.paths["train"], split="train").to_list()
         assert found == expected

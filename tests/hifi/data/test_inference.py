@@ -1,4 +1,4 @@
-"""hifi.data.inference: the task that a profile tells, and which field settles a doubt."""
+"""hifi.data.inference: the task that a profile tells, and which argument settles a doubt."""
 
 from __future__ import annotations
 
@@ -7,62 +7,84 @@ from typing import Any
 import pytest
 
 from hifi.data.inference import (
-    METRICS,
     check_certain_task,
-    complete_hub_task,
+    check_unseen_task,
     complete_task,
     count_labels,
+    infer_task,
 )
-from hifi.data.profile import ColumnProfile, DatasetProfile, Kind, Problem
-from service.datasets.checking.errors import DatasetInvalidError
-from service.http.problems import ProblemError
-from store.spec import TaskFields
+from hifi.data.profile import DatasetProfile, Kind, Problem
+from hifi.data.spec import TaskSpec
+from hifi.data.task_types import task_types
+from hifi.errors import (
+    AmbiguousTaskError,
+    DataError,
+    HifiError,
+    InvalidArgumentError,
+    MissingColumnError,
+    TaskNotSupportedError,
+)
+from tests.hifi.data.profiles import PAIR, profile
 
 
-def profile(problems: dict[str, Any] | None = None, **kinds: Kind) -> DatasetProfile:
-    columns = [
-        ColumnProfile(
-            name=name, type=kind, kind=kind, num_classes=2, problems=(problems or {}).get(name, {})
-        )
-        for name, kind in kinds.items()
-    ]
-    return DatasetProfile(rows={"train": 10, "validation": 2}, columns=columns)
+def said(**fields: Any) -> TaskSpec:
+    return TaskSpec.of(fields)
 
 
-def said(**fields: Any) -> TaskFields:
-    return TaskFields.model_validate(fields)
-
-
-def error_of(fields: TaskFields, columns: DatasetProfile) -> ProblemError:
-    with pytest.raises(ProblemError) as caught:
-        complete_task(fields, columns)
-    assert caught.value.status == 422
+def error_of(spec: TaskSpec, columns: DatasetProfile) -> Any:
+    with pytest.raises(HifiError) as caught:
+        complete_task(spec, columns)
     return caught.value
 
 
-PAIR: dict[str, Kind] = {"sentence1": "text", "sentence2": "text", "label": "integer"}
-
-
-class TestComplete:
+class TestInfer:
     @pytest.mark.parametrize(
         ("kinds", "expected"),
         [
             (PAIR, ("classification", ("sentence1", "sentence2"), "label", None, "accuracy")),
             (
+                {**PAIR, "idx": "integer"},
+                ("classification", ("sentence1", "sentence2"), "label", None, "accuracy"),
+            ),
+            (
                 {**PAIR, "label": "float"},
                 ("regression", ("sentence1", "sentence2"), "label", None, "pearson"),
             ),
             (
-                {"text": "text", "labels": "text"},
+                {"text": "text", "label": "text"},
+                ("classification", ("text",), "label", None, "accuracy"),
+            ),
+            (
+                {"labels": "text", "text": "text"},
                 ("classification", ("text",), "labels", None, "accuracy"),
+            ),
+            (
+                {"review": "text", "stars": "integer"},
+                ("classification", ("review",), "stars", None, "accuracy"),
+            ),
+            (
+                {"review": "text", "stars": "float"},
+                ("regression", ("review",), "stars", None, "pearson"),
             ),
             (
                 {"review": "text", "spam": "boolean", "meta": "other"},
                 ("classification", ("review",), "spam", None, "accuracy"),
             ),
             (
+                {"image": "image", "label": "integer"},
+                ("image-classification", (), "label", "image", "accuracy"),
+            ),
+            (
                 {"pic": "image", "animal": "text"},
-                ("image-classification", None, "animal", "pic", "accuracy"),
+                ("image-classification", (), "animal", "pic", "accuracy"),
+            ),
+            (
+                {"pic": "image", "n": "integer"},
+                ("image-classification", (), "n", "pic", "accuracy"),
+            ),
+            (
+                {"pic": "image", "caption": "text", "label": "integer"},
+                ("image-classification", (), "label", "pic", "accuracy"),
             ),
         ],
     )
@@ -70,81 +92,95 @@ class TestComplete:
         task = complete_task(said(), profile(**kinds))
         assert (task.type, task.text, task.label, task.image, task.metric) == expected
 
-    def test_what_is_said_is_taken(self):
-        task = complete_task(
-            said(type="regression", text="sentence2", label="n", metric="spearman"),
-            profile(**PAIR, n="integer"),
-        )
-        assert task == said(
-            type="regression", text=["sentence2"], label="n", metric="spearman", image=None
-        )
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"type": "regression", "text": "sentence2", "label": "n", "metric": "spearman"},
+            {"label": "n"},
+            {"text": "sentence2"},
+            {"type": "regression"},
+            {"metric": "f1"},
+            {"type": "classification", "text": ["sentence1"], "label": "sentence2"},
+        ],
+    )
+    def test_what_is_said_is_taken(self, fields: dict[str, Any]):
+        task = complete_task(said(**fields), profile(**PAIR, n="integer"))
+        for name, value in vars(said(**fields)).items():
+            if value:
+                assert getattr(task, name) == value
+
+    def test_texts_are_read_where_images_lie_about_too(self):
+        columns = profile(pic="image", caption="text", label="integer")
+        assert infer_task(said(text="caption"), columns).type == "classification"
+        assert infer_task(said(type="classification"), columns).text == ("caption",)
 
     @pytest.mark.parametrize(
         ("kinds", "param"),
         [
-            ({"a": "text", "b": "text"}, "task.label"),
-            ({"a": "text", "b": "integer", "c": "float"}, "task.label"),
-            ({"a": "text", "b": "text", "c": "text", "label": "integer"}, "task.text"),
-            ({"a": "integer", "label": "integer"}, "task.text"),
-            ({"a": "image", "b": "image", "label": "integer"}, "task.image"),
-            ({"a": "text", "label": "whole"}, "task.type"),
+            ({"a": "text", "b": "text"}, "label"),
+            ({"a": "text", "b": "integer", "c": "float"}, "label"),
+            ({"a": "image", "b": "text", "c": "text"}, "label"),
+            ({"a": "text", "b": "text", "c": "text", "label": "integer"}, "text"),
+            ({"a": "integer", "label": "integer"}, "text"),
+            ({"a": "image", "b": "image", "label": "integer"}, "image"),
+            ({"a": "text", "label": "whole"}, "task"),
         ],
     )
-    def test_a_doubt_names_the_field_that_settles_it(self, kinds: dict[str, Kind], param: str):
+    def test_a_doubt_names_the_argument_that_settles_it(self, kinds: dict[str, Kind], param: str):
         error = error_of(said(), profile(**kinds))
-        assert (error.code, error.param) == ("task_ambiguous", param)
-        assert error.detail.endswith(f"say which with {param}")
-        assert all(repr(name) in error.detail for name in kinds)
+        assert isinstance(error, AmbiguousTaskError)
+        assert (error.param, error.split) == (param, "train")
+        assert str(error).endswith(f"say which with {param}=…")
+        assert all(repr(name) in error.doubt for name in kinds)
 
     @pytest.mark.parametrize(
         ("fields", "param"),
         [
-            ({"text": "x"}, "task.text"),
-            ({"text": ["sentence1", "x"]}, "task.text"),
-            ({"label": "x"}, "task.label"),
-            ({"image": "x"}, "task.image"),
+            ({"text": "x"}, "text"),
+            ({"text": ["sentence1", "x"]}, "text"),
+            ({"label": "x"}, "label"),
+            ({"image": "x"}, "image"),
         ],
     )
     def test_a_column_that_is_not_there(self, fields: dict[str, Any], param: str):
         error = error_of(said(**fields), profile(**PAIR))
-        assert (error.code, error.param) == ("column_not_found", param)
-        assert "there are: 'sentence1', 'sentence2', 'label'" in error.detail
+        assert isinstance(error, MissingColumnError)
+        assert (error.param, error.column) == (param, "x")
+        assert "there are: 'sentence1', 'sentence2', 'label'" in error.reason
 
     @pytest.mark.parametrize(
         "kind", ["question-answering", "multiple-choice", "token-classification", "causal-lm"]
     )
     def test_a_type_that_is_not_built_yet(self, kind: str):
         error = error_of(said(type=kind), profile(**PAIR))
-        assert (error.code, error.param) == ("task_not_supported", "task.type")
-        assert all(each in error.detail for each in METRICS)
+        assert isinstance(error, TaskNotSupportedError)
+        assert all(each.name in str(error) for each in task_types())
 
     @pytest.mark.parametrize(
         ("fields", "param"),
         [
-            ({"metric": "pearson"}, "task.metric"),
-            ({"type": "regression", "metric": "f1"}, "task.metric"),
-            ({"text": ["sentence1", "sentence1"]}, "task.text"),
-            ({"text": "sentence1", "image": "sentence2"}, "task.image"),
-            ({"text": "sentence1", "label": "sentence1"}, "task.label"),
-            ({"type": "image-classification", "text": "sentence1", "label": "label"}, "task.text"),
-            ({"type": "classification", "image": "sentence1"}, "task.image"),
+            ({"metric": "pearson"}, "metric"),
+            ({"type": "regression", "metric": "f1"}, "metric"),
+            ({"type": "image-classification", "text": "sentence1", "label": "label"}, "text"),
+            ({"type": "classification", "image": "picture"}, "image"),
+            ({"type": "regression", "image": "picture", "label": "label"}, "image"),
         ],
     )
-    def test_what_contradicts_itself(self, fields: dict[str, Any], param: str):
-        columns = profile(**PAIR)
-        if fields.get("type") == "image-classification":
-            columns = profile(**PAIR, picture="image")
-        error = error_of(said(**fields), columns)
-        assert (error.code, error.param) == ("invalid_request", param)
+    def test_what_the_type_does_not_have(self, fields: dict[str, Any], param: str):
+        error = error_of(said(**fields), profile(**PAIR, picture="image"))
+        assert isinstance(error, InvalidArgumentError)
+        assert error.param == param
 
     @pytest.mark.parametrize("kind", ["null", "other"])
     def test_a_label_of_which_nothing_can_be_read(self, kind: Kind):
         error = error_of(said(), profile(text="text", label=kind))
-        assert (error.code, error.param) == ("dataset_invalid", "task.label")
+        assert not isinstance(error, AmbiguousTaskError)
+        assert (error.param, error.column) == ("label", "label")
+        assert error.reason == f"no label can be read of {kind}"
 
     def test_many_columns_are_not_all_listed(self):
         error = error_of(said(), profile(**{f"column{n}": "text" for n in range(1000)}))
-        assert len(error.detail) < 1000
+        assert len(str(error)) < 1000
 
 
 class TestRows:
@@ -153,19 +189,19 @@ class TestRows:
     @pytest.mark.parametrize(
         ("column", "use", "split", "param"),
         [
-            ("sentence2", "text", "train", "task.text"),
-            ("sentence1", "text", "validation", "task.text"),
-            ("label", "label", "train", "task.label"),
-            ("label", "label", "validation", "task.label"),
+            ("sentence2", "text", "train", "text"),
+            ("sentence1", "text", "validation", "text"),
+            ("label", "label", "train", "label"),
+            ("label", "label", "validation", "label"),
         ],
     )
     def test_of_the_chosen_columns_are_refused(self, column, use, split, param):
         columns = profile({column: {use: {split: self.PROBLEM}}}, **PAIR)
         error = error_of(said(), columns)
-        assert isinstance(error, DatasetInvalidError)
-        assert (error.code, error.param) == ("dataset_invalid", param)
+        assert isinstance(error, DataError)
+        assert error.param == param
         assert (error.split, error.row, error.column) == (split, 7, column)
-        assert error.detail == f"{split}, row 7, column {column!r}: it is so"
+        assert str(error) == f"{split}, row 7, column {column!r}: it is so"
 
     def test_of_other_columns_and_uses_do_not_matter(self):
         columns = profile(
@@ -180,15 +216,15 @@ class TestRows:
 
     def test_of_a_kind_that_cannot_be_used(self):
         error = error_of(said(text="n"), profile(text="text", n="integer", label="integer"))
-        assert "a text column is needed, this one holds integer" in error.detail
+        assert "a text column is needed, this one holds integer" in error.reason
 
     def test_a_wrong_metric_comes_before_wrong_texts_and_after_wrong_labels(self):
-        for column, use, code in (
-            ("sentence1", "text", "invalid_request"),
-            ("label", "label", "dataset_invalid"),
+        for column, use, kind in (
+            ("sentence1", "text", InvalidArgumentError),
+            ("label", "label", DataError),
         ):
             columns = profile({column: {use: {"train": self.PROBLEM}}}, **PAIR)
-            assert error_of(said(metric="pearson"), columns).code == code
+            assert type(error_of(said(metric="pearson"), columns)) is kind
 
 
 class TestCertain:
@@ -206,13 +242,13 @@ class TestCertain:
         use = "image" if kinds[column] == "image" else "text"
         for split in ("train", "validation", "test"):
             columns = profile({column: {use: {split: self.PROBLEM}}}, **kinds)
-            with pytest.raises(DatasetInvalidError) as caught:
+            with pytest.raises(DataError) as caught:
                 check_certain_task(columns)
-            assert (caught.value.param, caught.value.row) == (split, 7)
+            assert (caught.value.split, caught.value.row) == (split, 7)
 
     def test_a_label_by_name_alone_is_told_how_to_be_none(self):
         columns = profile({"label": {"label": {"train": self.PROBLEM}}}, **PAIR)
-        with pytest.raises(DatasetInvalidError, match="rename it where another one is meant"):
+        with pytest.raises(DataError, match="rename it where another one is meant"):
             check_certain_task(columns)
 
     @pytest.mark.parametrize(
@@ -236,25 +272,23 @@ class TestCertain:
         check_certain_task(profile({"label": {"label": {"test": self.PROBLEM}}}, **PAIR))
 
 
-class TestHub:
+class TestUnseen:
     def test_takes_what_is_said(self):
-        assert complete_hub_task(said()) == said()
-        assert complete_hub_task(said(type="regression")).metric == "pearson"
+        assert check_unseen_task(said()) == said()
+        assert check_unseen_task(said(type="regression")).metric == "pearson"
 
     @pytest.mark.parametrize(
-        ("fields", "param"),
+        ("fields", "error"),
         [
-            ({"type": "causal-lm"}, "task.type"),
-            ({"type": "regression", "metric": "f1"}, "task.metric"),
-            ({"type": "regression", "image": "x"}, "task.image"),
-            ({"type": "image-classification", "text": "x"}, "task.text"),
-            ({"text": "x", "label": "x"}, "task.label"),
+            ({"type": "causal-lm"}, TaskNotSupportedError),
+            ({"type": "regression", "metric": "f1"}, InvalidArgumentError),
+            ({"type": "regression", "image": "x"}, InvalidArgumentError),
+            ({"type": "image-classification", "text": "x"}, InvalidArgumentError),
         ],
     )
-    def test_refuses_what_cannot_be(self, fields: dict[str, Any], param: str):
-        with pytest.raises(ProblemError) as caught:
-            complete_hub_task(said(**fields))
-        assert caught.value.param == param
+    def test_refuses_what_cannot_be(self, fields: dict[str, Any], error: type[HifiError]):
+        with pytest.raises(error):
+            check_unseen_task(said(**fields))
 
 
 class TestLabels:

@@ -104,7 +104,7 @@ class TestRefusals:
         ("name", "words"),
         [
             ("", "has no name"),
-            ("x" * 300, "300 letters"),
+            ("x" * 300, "300 characters"),
             ("a\0", "is no text"),
             ("\ud800", "text"),
         ],

@@ -12,8 +12,8 @@ import pytest
 
 from hifi.data.inference import complete_task, count_labels
 from hifi.data.profile import ColumnProfile, Problem
-from hifi.data.seen import BLANKS
-from store.spec import TaskFields
+from hifi.data.scan import BLANKS
+from hifi.data.spec import TaskSpec
 from tests.hifi.data.files import Converted, convert_here, jsonl, refusal_of, write
 from tests.tiny_tasks import png
 
@@ -168,7 +168,7 @@ class TestClasses:
             train=jsonl(tmp_path / "a.jsonl", rows),
             validation=jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "new"}]),
         )
-        task = complete_task(TaskFields(), converted.profile)
+        task = complete_task(TaskSpec(), converted.profile)
         assert task.type == "classification"
         assert count_labels(task, converted.profile) is None
 

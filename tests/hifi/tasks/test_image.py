@@ -12,7 +12,7 @@ import transformers as tf
 from PIL import Image
 
 from hifi.backbones.models import load_config, load_image_processor, resolve_model
-from hifi.data.columns import decode_image
+from hifi.data.images import decode_image
 from hifi.data.splits import load_split
 from hifi.errors import DataError, ModelError
 from hifi.tasks import image as image_module

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from hifi.data.inference import complete_task
 from service.http.replay import Answer
 from service.jobs.intake import Intake, Posting
+from service.jobs.task_completion import complete_task
 from store.errors import IdempotencyKeyReusedError, NotFoundError, QuotaExceededError
 from store.idempotency import KeyedRequest, RequestKey
 from store.problems import ProblemError

@@ -5,76 +5,77 @@ from __future__ import annotations
 import csv as standard_csv
 import io
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pyarrow as pa
 from pyarrow import csv
 
-from hifi.data.types import CELLS, check_names, check_texts
-from service.datasets.checking.exchange import Refusal, quoted
+from hifi.data.formats.checks import check_names, check_texts, wanted_names
+from hifi.data.types import CELLS
+from hifi.errors import DataError, quoted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from hifi.data.budget import Budget
+    from hifi.data.formats.limits import Budget
 
-_BLOCK_BYTES = 2 << 20  # and so of a row; pyarrow reads 32 of them ahead
-_CELL_BYTES = 256 << 20  # pyarrow sets a block's room aside for each column
+_BLOCKS = 128  # of room at most: pyarrow sets a block's room aside for each column
 _BATCH_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
-_HEADER_LETTERS = 10_000  # of a header that is looked at for its delimiter
+_HEADER_CHARACTERS = 10_000  # of a header that is looked at for its delimiter
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _NAMES = {",": ".csv", "\t": ".tsv"}
 _RETURN = ord("\r")
 _UNCLOSED = "a quotation mark in this row is not closed"
 
 
-class DelimitedReader:
+class _DelimitedReader:
     """One split with a header.
 
     A row is added to the file as it is read, and expected at the end: it is not there where a
-    quotation mark was never closed.
-
-    Args:
-        path: the file.
-        delimiter: a comma or a tab.
-        budget: of the upload.
-
-    Raises:
-        Refusal: a header that cannot be used.
+    quotation mark was never closed. Arguments and errors are those of
+    ``hifi.data.formats.reader.Reader``.
     """
 
     class_names: Mapping[str, tuple[str, ...]] = {}
     metadata: Mapping[bytes, bytes] = CELLS
+    _delimiter: ClassVar[str]
 
-    def __init__(self, path: Path, *, delimiter: str, budget: Budget) -> None:
+    def __init__(
+        self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
+    ) -> None:
         self._path = path
-        self._delimiter = delimiter
         self._budget = budget
         self._token = secrets.token_hex(16)
         self._bad: list[csv.InvalidRow] = []
         self._rows = 0
         with path.open("rb") as file:
             beginning = file.read(_HEADER_BYTES)
-        _check_header(beginning, delimiter=delimiter, most=budget.max_columns)
-        self._names = self._read_names(beginning)
-        check_names(self._names, most=budget.max_columns)
-        self._block_bytes = min(_BLOCK_BYTES, _CELL_BYTES // len(self._names))
+        limits = budget.limits
+        _check_header(beginning, delimiter=self._delimiter, most=limits.max_columns)
+        self._all_names = self._read_names(beginning)
+        self._names = wanted_names(self._all_names, columns)
+        check_names(self._names, most=limits.max_columns)
+        # A block is as long as a row may be; pyarrow reads 32 of them ahead.
+        room = min(limits.max_row_bytes, _BLOCKS * limits.max_row_bytes // len(self._all_names))
+        ending = self._delimiter.join([self._token] * len(self._all_names))
+        self._ending = f"\n{ending}\n".encode()
+        self._block_bytes = min(room, path.stat().st_size + len(self._ending))
         self.cells = frozenset(self._names)
         self.schema = pa.schema([(name, pa.string()) for name in self._names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Give all rows.
+        """Read all rows once.
 
         Raises:
-            Refusal: it names the row.
+            DataError: it names the row.
         """
         kept: list[pa.RecordBatch] = []  # the last one ends with our own row
         size = 0
         try:
-            for batch in self._open(dict.fromkeys(self._names, pa.binary())):
+            for batch in self._open():
                 if size > _BATCH_BYTES:
                     yield self._to_texts(kept)
                     kept, size = [], 0
@@ -83,22 +84,24 @@ class DelimitedReader:
         except pa.ArrowInvalid as error:
             self._refuse(error, row=self._rows + _count(kept) + 1)
         if not kept or not self._is_ours(kept[-1]):
-            raise Refusal(_UNCLOSED, row=self._rows + _count(kept))
+            raise DataError(_UNCLOSED, row=self._rows + _count(kept))
         kept[-1] = kept[-1].slice(0, kept[-1].num_rows - 1)
         if _count(kept):
             yield self._to_texts(kept)
 
-    def _open(self, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
-        ending = self._delimiter.join([self._token] * max(1, len(types)))
+    def _open(self) -> csv.CSVStreamingReader:
         return csv.open_csv(
-            pa.PythonFile(_Ended(self._path, f"\n{ending}\n".encode()), mode="r"),
+            pa.PythonFile(_Ended(self._path, self._ending), mode="r"),
             read_options=csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
-            parse_options=csv.ParseOptions(
-                delimiter=self._delimiter,
-                newlines_in_values=True,
-                invalid_row_handler=self._remember,
+            parse_options=self._parse_options(self._remember),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(self._names, pa.binary()), include_columns=self._names
             ),
-            convert_options=csv.ConvertOptions(column_types=dict(types)),
+        )
+
+    def _parse_options(self, handle: Callable[[csv.InvalidRow], str]) -> csv.ParseOptions:
+        return csv.ParseOptions(
+            delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=handle
         )
 
     def _read_names(self, beginning: bytes) -> list[str]:
@@ -107,15 +110,11 @@ class DelimitedReader:
             header = csv.open_csv(
                 pa.BufferReader(beginning + b"\n"),  # its end may be half a row
                 read_options=csv.ReadOptions(use_threads=False, block_size=_HEADER_BYTES),
-                parse_options=csv.ParseOptions(
-                    delimiter=self._delimiter,
-                    newlines_in_values=True,
-                    invalid_row_handler=lambda _: "skip",
-                ),
+                parse_options=self._parse_options(lambda _: "skip"),
             )
             return list(header.schema.names)
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise Refusal("the header cannot be read; is it UTF-8?") from error
+            raise DataError("the header cannot be read; is it UTF-8?") from error
 
     def _remember(self, row: csv.InvalidRow) -> str:
         self._bad.append(row)
@@ -138,7 +137,7 @@ class DelimitedReader:
         return pa.record_batch(arrays, schema=self.schema)
 
     def _refuse(self, error: pa.ArrowInvalid, *, row: int) -> NoReturn:
-        """Say what pyarrow could not parse, in the row after those that it gave."""
+        """Describe what pyarrow could not parse, in the row after those that it returned."""
         if self._bad:
             bad = self._bad[0]
             reason = f"{bad.actual_columns} fields, the header has {bad.expected_columns}"
@@ -147,11 +146,23 @@ class DelimitedReader:
             elif '"' in bad.text:
                 reason += "; a quotation mark may stand where none belongs, or not be closed"
             place = None if bad.number is None else bad.number - 1  # the header is counted
-            raise Refusal(reason, row=place) from error
+            raise DataError(reason, row=place) from error
         if "straddling" in str(error):
             reason = f"the row has more than {self._block_bytes >> 10} KiB, or {_UNCLOSED}"
-            raise Refusal(reason, row=row) from error
-        raise Refusal("the file cannot be parsed", row=row) from error
+            raise DataError(reason, row=row) from error
+        raise DataError("the file cannot be parsed", row=row) from error
+
+
+class CsvReader(_DelimitedReader):
+    """Fields separated by commas."""
+
+    _delimiter = ","
+
+
+class TsvReader(_DelimitedReader):
+    """Fields separated by tabs."""
+
+    _delimiter = "\t"
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -198,22 +209,22 @@ def _check_header(beginning: bytes, *, delimiter: str, most: int) -> None:
     """Look at the beginning of a file before any parser does.
 
     Raises:
-        Refusal: no UTF-8, too many columns, or fields that are separated by something else.
+        DataError: no UTF-8, too many columns, or fields that are separated by something else.
     """
     text = beginning.decode("utf-8-sig", errors="surrogateescape").lstrip("\r\n")
     if not text:
-        raise Refusal("the file is empty")
+        raise DataError("the file is empty")
     line = io.StringIO(text, newline=None).readline()
-    _check_delimiter(line[:_HEADER_LETTERS].strip("\n"), delimiter=delimiter)
-    if any("\udc80" <= letter <= "\udcff" for letter in line[:-1]):
-        raise Refusal("the header is not UTF-8: save the file as UTF-8")
+    _check_delimiter(line[:_HEADER_CHARACTERS].strip("\n"), delimiter=delimiter)
+    if any("\udc80" <= character <= "\udcff" for character in line[:-1]):
+        raise DataError("the header is not UTF-8: save the file as UTF-8")
     is_whole = line.endswith("\n") or len(beginning) < _HEADER_BYTES
     count = _count_fields(line, delimiter=delimiter)
     if count > most:
         words = f"{count}" if is_whole else f"at least {count}"
-        raise Refusal(f"{words} columns; at most {most} are allowed")
+        raise DataError(f"{words} columns; at most {most} are allowed")
     if not is_whole:
-        raise Refusal(f"the header has more than {_HEADER_BYTES >> 20} MiB")
+        raise DataError(f"the header has more than {_HEADER_BYTES >> 20} MiB")
 
 
 def _count_fields(line: str, *, delimiter: str) -> int:
@@ -226,7 +237,7 @@ def _count_fields(line: str, *, delimiter: str) -> int:
 def _check_delimiter(header: str, *, delimiter: str) -> None:
     others = [sign for sign in _DELIMITERS if sign in header]
     if others and delimiter not in header:
-        raise Refusal(
+        raise DataError(
             f"the file has one column, {quoted(header)}: fields of a {_NAMES[delimiter]} file are "
             f"separated by {_DELIMITERS[delimiter]}, not by {_DELIMITERS[others[0]]}"
         )
@@ -236,7 +247,7 @@ def _decode(array: pa.Array, *, first_row: int, column: str) -> pa.Array:
     """Read cells as UTF-8.
 
     Raises:
-        Refusal: it names the first that is none.
+        DataError: it names the first that is none.
     """
     try:
         return array.cast(pa.string())
@@ -245,7 +256,7 @@ def _decode(array: pa.Array, *, first_row: int, column: str) -> pa.Array:
             try:
                 cell.as_py().decode()
             except UnicodeDecodeError as error:
-                raise Refusal(
+                raise DataError(
                     f"not UTF-8 ({error.reason} at byte {error.start + 1} of the cell): save the "
                     "file as UTF-8",
                     row=first_row + index,

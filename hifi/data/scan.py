@@ -1,17 +1,17 @@
-"""What was seen of a column of one split: first rows of all that may stand in a task's way."""
+"""What a column of one split holds: the first row of everything that may stand in a task's way."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hifi.data import cells
+from hifi.data.cells import MOST_FLOAT32, Appearance
+from hifi.data.profile import Kind, Problem
 from hifi.data.types import first_true, is_image, is_text, type_name
 
 Value = str | int | float | bool
@@ -20,12 +20,28 @@ BLANKS = (  # what str.isspace takes for white space
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
+NO_BYTES = "the image has no bytes (a path alone is not followed)"
+NO_IMAGE = "these bytes are no image of a known format"
 _LABEL_BYTES = 1024  # longer texts are no classes
 _DISTINCT_BYTES = 1 << 20
+_MOST_DISTINCT, _ALL_DISTINCT = 10_000, 200_000  # of a column, and of all columns of a split
+# How images of the common formats begin; the rarer ones are opened.
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
-# What the library reads, by Pillow's names; a test compares them.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_BY_LOOKS: dict[str, Kind] = {
+    "null": "null",
+    "int64": "integer",
+    "float64": "float",
+    "bool": "boolean",
+    "string": "text",
+}
+_BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
+    "text": is_text,
+    "image": is_image,
+    "null": pa.types.is_null,
+    "boolean": pa.types.is_boolean,
+    "integer": pa.types.is_integer,
+}
 
 
 @dataclass
@@ -72,13 +88,13 @@ class FirstRows:
 
 
 @dataclass
-class Seen:
+class ColumnScan:
     """A column of one split, read to its end.
 
     Rows are numbered from 1; each is the first of its kind, None where there is none.
 
     Attributes:
-        kind: its type.
+        arrow_type: of its values.
         distinct: the different values, in the order in which they occur.
         are_cells: whether the column comes from a delimited file; its texts may be anything then.
         class_names: of a column that names its classes.
@@ -86,12 +102,12 @@ class Seen:
         nan: a floating-point number that is none.
         blank: an empty text, or one of white space alone.
         not_finite: a number that 32 bits do not hold, and the number.
-        bad_image: bytes that are no image, and why.
-        appearance: of cells, which have no nulls.
+        image: the first value that is no image.
+        appearance: of cells; a null is an empty one.
         are_whole: whether floating-point numbers are all whole.
     """
 
-    kind: pa.DataType
+    arrow_type: pa.DataType
     distinct: FirstRows
     are_cells: bool = False
     class_names: tuple[str, ...] | None = None
@@ -99,26 +115,43 @@ class Seen:
     nan: int | None = None
     blank: int | None = None
     not_finite: tuple[int, float] | None = None
-    bad_image: tuple[int, str] | None = None
-    appearance: cells.Appearance = field(default_factory=cells.Appearance)
+    image: Problem | None = None
+    appearance: Appearance = field(default_factory=Appearance)
     are_whole: bool = True
+
+    @property
+    def type(self) -> str:
+        """The type's name for people; of cells the type that all of them look like."""
+        if self.are_cells:
+            return self.appearance.looks
+        return "image" if is_image(self.arrow_type) else type_name(self.arrow_type)
+
+    @property
+    def kind(self) -> Kind:
+        """What a task can make of the column."""
+        if self.are_cells:
+            looks = self.appearance.looks
+            return "whole" if looks == "float64" and self.appearance.are_whole else _BY_LOOKS[looks]
+        if pa.types.is_floating(self.arrow_type):
+            return "whole" if self.are_whole else "float"
+        return next((kind for kind, test in _BY_TYPE.items() if test(self.arrow_type)), "other")
 
     def add(self, array: pa.Array, first_row: int) -> None:
         """Look at a piece of the column."""
         if self.are_cells:
-            self.appearance.add(array, first_row)
-        elif self.missing is None:
+            self.appearance.add(array.fill_null(""), first_row)
+        if self.missing is None:
             self.missing = _row(first_true(array.is_null()), first_row)
-        if is_text(self.kind):
+        if is_text(self.arrow_type):
             if self.blank is None:
                 trimmed = pc.utf8_trim(array, characters=BLANKS)
                 self.blank = _row(first_true(pc.equal(trimmed, "")), first_row)
-        elif pa.types.is_floating(self.kind):
+        elif pa.types.is_floating(self.arrow_type):
             self._add_floats(array, first_row)
-        elif is_image(self.kind):
+        elif is_image(self.arrow_type):
             self._add_images(array, first_row)
             return
-        if _can_be_label(self.kind) and self.are_whole:
+        if _has_distinct(self.arrow_type) and self.are_whole:
             self.distinct.add(array, first_row)
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
@@ -126,7 +159,7 @@ class Seen:
         if self.nan is None:
             self.nan = _row(first_true(pc.is_nan(wide)), first_row)
         if self.not_finite is None:
-            within = pc.less_equal(pc.abs(wide), cells.MOST_FLOAT32)  # NaN is within nothing
+            within = pc.less_equal(pc.abs(wide), MOST_FLOAT32)  # NaN is within nothing
             place = first_true(pc.invert(within))
             if place is not None:
                 self.not_finite = (first_row + place, wide[place].as_py())
@@ -135,30 +168,30 @@ class Seen:
             self.are_whole = pc.all(pc.or_(whole, pc.is_nan(wide))).as_py() is not False
 
     def _add_images(self, array: pa.Array, first_row: int) -> None:
-        if self.bad_image is not None:
+        if self.image is not None:
             return
-        content = array.field("bytes") if pa.types.is_struct(self.kind) else array
+        content = array.field("bytes") if pa.types.is_struct(self.arrow_type) else array
         if not pa.types.is_binary(content.type):
-            self.bad_image = (first_row, "an image is bytes, here is " + type_name(content.type))
+            reason = f"an image is bytes, here is {type_name(content.type)}"
+            self.image = Problem(row=first_row, reason=reason)
             return
         place = first_true(pc.or_(array.is_null(), content.is_null()))
         heads = pc.binary_slice(content, 0, _HEAD_BYTES).to_pylist()
         for index, head in enumerate(heads if place is None else heads[:place]):
             if not _looks_like_image(head) and not _is_image(content[index].as_py()):
-                self.bad_image = (first_row + index, "these bytes are no image of a known format")
+                self.image = Problem(row=first_row + index, reason=NO_IMAGE)
                 return
         if place is not None:
-            reason = "the image has no bytes (a path alone is not followed)"
-            self.bad_image = (first_row + place, reason)
+            self.image = Problem(row=first_row + place, reason=NO_BYTES)
 
 
 def _row(place: int | None, first_row: int) -> int | None:
     return None if place is None else first_row + place
 
 
-def _can_be_label(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
-    return is_text(kind) or any(test(kind) for test in tests)
+def _has_distinct(kind: pa.DataType) -> bool:
+    tests = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
+    return any(test(kind) for test in tests)
 
 
 def _looks_like_image(head: bytes) -> bool:
@@ -166,34 +199,29 @@ def _looks_like_image(head: bytes) -> bool:
 
 
 def _is_image(content: bytes) -> bool:
-    """See whether one of the rarer formats is known; nothing is decoded."""
-    from PIL import Image  # noqa: PLC0415 - hardly ever needed
+    """Tell whether bytes are an image of one of the rarer formats."""
+    from hifi.data.images import is_image  # noqa: PLC0415 - loads Pillow, and is hardly ever needed
 
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS):
-            return True
-    except Image.DecompressionBombError:
-        return True  # an image, though one that nobody will decode
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - damaged bytes make Pillow's readers raise anything at all
-        return False
+    return is_image(content)
 
 
-def see(
-    schema: pa.Schema,
-    *,
-    cell_columns: frozenset[str],
-    class_names: dict[str, tuple[str, ...]],
-    most_distinct: int,
-) -> Sequence[Seen]:
-    """Begin to look at the columns of a split, in their order."""
-    return [
-        Seen(
-            kind=field.type,
-            distinct=FirstRows(most_distinct),
-            are_cells=field.name in cell_columns,
+def scan_columns(
+    schema: pa.Schema, *, cells: Collection[str], class_names: Mapping[str, tuple[str, ...]]
+) -> dict[str, ColumnScan]:
+    """Begin to scan the columns of a split, in their order.
+
+    Args:
+        schema: of the split.
+        cells: the columns that hold a delimited file's cells.
+        class_names: of columns that name their classes.
+    """
+    most = max(100, min(_MOST_DISTINCT, _ALL_DISTINCT // max(1, len(schema))))
+    return {
+        field.name: ColumnScan(
+            arrow_type=field.type,
+            distinct=FirstRows(most),
+            are_cells=field.name in cells,
             class_names=class_names.get(field.name),
         )
         for field in schema
-    ]
+    }

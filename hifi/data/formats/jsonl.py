@@ -1,32 +1,31 @@
-"""JSON Lines, read in constant memory: once to learn the columns' types, once to give them."""
+"""JSON Lines, read in constant memory: once to learn the columns' types, once to return them."""
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hifi.data.formats.checks import check_names, check_texts, first_misfit, wanted_names
 from hifi.data.types import (
     UnfitError,
-    check_names,
-    check_texts,
     count_leaves,
     first_true,
     kept_type,
     merged_type,
     type_name,
 )
-from service.datasets.checking.exchange import Refusal, quoted
+from hifi.errors import DataError, quoted
 
 if TYPE_CHECKING:
-    from hifi.data.budget import Budget
+    from hifi.data.formats.limits import Budget
 
-_ROW_BYTES = 2 << 20
 _BATCH_BYTES, _BATCH_ROWS = 2 << 20, 16_384
 # What pyarrow raises of values that no column holds.
 _UNFIT = (pa.ArrowException, UnfitError, ValueError, TypeError, OverflowError)
@@ -47,50 +46,59 @@ _WORDS = {
 class JsonlReader:
     """One split of JSON objects, one per line; blank lines are skipped and not counted.
 
-    Whole numbers become floating ones where others of their column are; a key that a row lacks is
-    null there.
-
-    Args:
-        path: the file.
-        budget: of the upload.
-        spool: a file to use meanwhile.
-
-    Raises:
-        Refusal: it names the row, and the column where one is to blame.
+    Whole numbers become floating-point ones where others of their column are; a key that a row
+    lacks is null there. Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
     """
 
     cells: frozenset[str] = frozenset()
     class_names: Mapping[str, tuple[str, ...]] = {}
     metadata: Mapping[bytes, bytes] = {}
 
-    def __init__(self, path: Path, *, budget: Budget, spool: Path) -> None:
+    def __init__(
+        self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
+    ) -> None:
         self._types: dict[str, pa.DataType] = {}
         self._budget = budget
         self._scanned = budget.fork()
-        self._spool = spool
+        self._columns = columns
+        self._names: dict[str, None] = {}  # of all columns, wanted or not
         self._rows = 0
         self._counts: list[int] = []
-        with pa.OSFile(str(spool), "wb") as file:
-            for rows in self._batches_of_rows(path):
-                batch = self._learn(rows)
-                with pa.ipc.new_stream(file, batch.schema) as stream:
-                    stream.write_batch(batch)
-                self._rows += len(rows)
-                self._counts.append(len(rows))
+        # It has no name, and so is gone when it is closed or the process ends.
+        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=budget.scratch)  # noqa: SIM115
+        try:
+            self.schema = self._read_schema(path)
+        except BaseException:
+            self._spool.close()
+            raise
+
+    def _read_schema(self, path: Path) -> pa.Schema:
+        for rows in self._batches_of_rows(path):
+            batch = self._learn(rows)
+            with pa.ipc.new_stream(self._spool, batch.schema) as stream:
+                stream.write_batch(batch)
+            self._rows += len(rows)
+            self._counts.append(len(rows))
+        names = list(self._types)
         if self._rows:
-            check_names(list(self._types), most=budget.max_columns)
-        self.schema = pa.schema([(name, kept_type(kind)) for name, kind in self._types.items()])
+            names = wanted_names(list(self._names), self._columns)
+            check_names(names, most=self._budget.limits.max_columns)
+        return pa.schema([(name, kept_type(self._types[name])) for name in names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Give all rows, in the types of the whole column."""
+        """Read all rows once, in the types of the whole column.
+
+        Raises:
+            DataError: a whole number that its column would round.
+        """
         first_row = 1
-        with pa.OSFile(str(self._spool), "rb") as file:
+        self._spool.seek(0)
+        with self._spool:
             for count in self._counts:
-                with pa.ipc.open_stream(file) as stream:
+                with pa.ipc.open_stream(self._spool) as stream:
                     for batch in stream:
                         yield self._fit(batch, first_row, count)
                 first_row += count
-        self._spool.unlink()
 
     def _fit(self, batch: pa.RecordBatch, first_row: int, count: int) -> pa.RecordBatch:
         arrays = []
@@ -108,7 +116,7 @@ class JsonlReader:
     def _batches_of_rows(self, path: Path) -> Iterator[list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         size = 0
-        for row, line in enumerate(_filled_lines(path), start=1):
+        for row, line in enumerate(self._lines(path), start=1):
             rows.append(_parse(line, row))
             size += len(line)
             if size >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
@@ -119,9 +127,25 @@ class JsonlReader:
             self._budget.add_rows(len(rows))
             yield rows
 
+    def _lines(self, path: Path) -> Iterator[bytes]:
+        """Read the lines that are not blank, without the mark that some editors begin with."""
+        most = self._budget.limits.max_row_bytes
+        row = 1
+        with path.open("rb") as file:
+            line = file.readline(most + 1).removeprefix(codecs.BOM_UTF8)
+            while line:
+                if len(line) > most:
+                    raise DataError(f"the row has more than {most >> 20} MiB", row=row)
+                if line.strip():
+                    yield line
+                    row += 1
+                line = file.readline(most + 1)
+
     def _learn(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
         """Make columns of some rows, and learn their types."""
-        names = dict.fromkeys(name for row in rows for name in row)
+        found = dict.fromkeys(name for row in rows for name in row)
+        self._names.update(found)
+        names = [name for name in found if self._columns is None or name in self._columns]
         for name in names:
             if name not in self._types:
                 self._meet(name, rows)
@@ -140,19 +164,20 @@ class JsonlReader:
     def _meet(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Take a column's name where it is sound and there is room for it."""
         try:
-            check_names([*self._types, name], most=self._budget.max_columns)
-        except Refusal as refusal:
+            check_names([*self._types, name], most=self._budget.limits.max_columns)
+        except DataError as error:
             place = next(index for index, row in enumerate(rows) if name in row)
-            refusal.row = self._rows + 1 + place
+            error.row = self._rows + 1 + place
             raise
         self._types[name] = pa.null()
 
     def _check_width(self, rows: list[dict[str, Any]]) -> None:
         leaves = sum(map(count_leaves, self._types.values()))
-        if leaves > self._budget.max_columns:
-            raise Refusal(
+        most = self._budget.limits.max_columns
+        if leaves > most:
+            raise DataError(
                 f"the objects in this row or in one of the {len(rows)} after it bring the columns "
-                f"and their entries to {leaves}; at most {self._budget.max_columns} are allowed",
+                f"and their entries to {leaves}; at most {most} are allowed",
                 row=self._rows + 1,
             )
 
@@ -169,18 +194,12 @@ class JsonlReader:
         """Refuse a column, naming the first row that does not fit.
 
         Raises:
-            Refusal: always.
+            DataError: always.
         """
         known = self._types[name]
-        low, high = 0, len(values)  # the first `low` values fit, the first `high` do not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if _fits(values[:middle], known) else (low, middle)
-        value = values[high - 1]
-        above = known
-        if low:
-            above = merged_type(known, pa.array(values[:low]).type)
-        raise Refusal(_why(value, above), row=self._rows + high, column=name)
+        place = first_misfit(values, fit=lambda some: _fits(some, known))
+        above = merged_type(known, pa.array(values[:place]).type)
+        raise DataError(_why(values[place], above), row=self._rows + 1 + place, column=name)
 
     def _check_numbers(self, array: pa.Array, name: str) -> None:
         """Refuse what json reads as infinite: 1e999."""
@@ -189,21 +208,7 @@ class JsonlReader:
         place = first_true(pc.is_inf(array))
         if place is not None:
             reason = "the number is beyond what 64 bits hold"
-            raise Refusal(reason, row=self._rows + 1 + place, column=name)
-
-
-def _filled_lines(path: Path) -> Iterator[bytes]:
-    """Give the lines that are not blank, without the mark that some editors begin a file with."""
-    row = 1
-    with path.open("rb") as file:
-        line = file.readline(_ROW_BYTES + 1).removeprefix(codecs.BOM_UTF8)
-        while line:
-            if len(line) > _ROW_BYTES:
-                raise Refusal(f"the row has more than {_ROW_BYTES >> 20} MiB", row=row)
-            if line.strip():
-                yield line
-                row += 1
-            line = file.readline(_ROW_BYTES + 1)
+            raise DataError(reason, row=self._rows + 1 + place, column=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -217,23 +222,23 @@ def _parse(line: bytes, row: int) -> dict[str, Any]:
     try:
         value = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
-        raise Refusal(
+        raise DataError(
             f"not UTF-8 ({error.reason} at byte {error.start + 1} of the line): save the file as "
             "UTF-8",
             row=row,
         ) from error
     except RecursionError as error:
-        raise Refusal("lists or objects are nested too deeply", row=row) from error
+        raise DataError("lists or objects are nested too deeply", row=row) from error
     except ValueError as error:
         hint = ": NUL bytes; save the file as UTF-8" if b"\0" in line else f": {error}"
-        raise Refusal(f"not JSON{hint}", row=row) from error
+        raise DataError(f"not JSON{hint}", row=row) from error
     if not isinstance(value, dict):
         word = _WORDS.get(type(value), "null")
-        raise Refusal(f"a JSON object is needed in every line, here is {word}", row=row)
+        raise DataError(f"a JSON object is needed in every line, here is {word}", row=row)
     return value
 
 
-def _fits(values: list[Any], known: pa.DataType) -> bool:
+def _fits(values: Sequence[Any], known: pa.DataType) -> bool:
     try:
         kept_type(merged_type(known, pa.array(values).type))
     except _UNFIT:
@@ -242,7 +247,7 @@ def _fits(values: list[Any], known: pa.DataType) -> bool:
 
 
 def _why(value: object, above: pa.DataType) -> str:
-    """Say why a value fits no column, or not the rows above it."""
+    """Explain why a value fits no column, or not the rows above it."""
     if not _fits([value], pa.null()):
         return _why_alone(value)
     if type(value) in (int, float) and above in (pa.int64(), pa.float64()):
@@ -254,7 +259,7 @@ def _why(value: object, above: pa.DataType) -> str:
 
 
 def _why_alone(value: object) -> str:
-    """Say why a value fits no column at all."""
+    """Explain why a value fits no column at all."""
     try:
         kept_type(pa.array([value]).type)
     except UnfitError as error:
@@ -273,5 +278,5 @@ def _refuse_large_integer(array: pa.Array, field: pa.Field, first_row: int) -> N
         try:
             array.slice(index, 1).cast(field.type)
         except pa.ArrowInvalid as error:
-            raise Refusal(_ROUNDED, row=first_row + index, column=field.name) from error
-    raise Refusal(_ROUNDED, column=field.name)
+            raise DataError(_ROUNDED, row=first_row + index, column=field.name) from error
+    raise DataError(_ROUNDED, column=field.name)

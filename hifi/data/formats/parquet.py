@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from hifi.data.formats.checks import check_names, check_texts, wanted_names
 from hifi.data.types import (
     CELLS,
     UnfitError,
-    check_names,
-    check_texts,
     count_leaves,
     is_bytes,
     is_list,
     is_text,
     kept_type,
 )
-from service.datasets.checking.exchange import Refusal
+from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hifi.data.budget import Budget
+    from hifi.data.formats.limits import Budget
 
 _FEATURES_KEY = b"huggingface"
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
@@ -37,41 +36,38 @@ _FOOTER_BYTES = 32 << 20
 _FOOTER_ENTRIES = 4_000_000
 _BUFFER_BYTES = 1 << 20
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 16_384
-_CLASS_LETTERS = 1 << 20  # of all classes of a column
+_CLASS_CHARACTERS = 1 << 20  # of all classes of a column
 
 
 class ParquetReader:
     """One split as another program wrote it.
 
     Texts and bytes are read as dictionaries where they are stored so: a value that stands in a
-    million rows is one value in memory until it was counted.
-
-    Args:
-        path: the file.
-        budget: of the upload.
-
-    Raises:
-        Refusal: no sound Parquet file, or columns that no task reads.
+    million rows is one value in memory until it was counted. Arguments and errors are those of
+    ``hifi.data.formats.reader.Reader``.
     """
 
     metadata: Mapping[bytes, bytes] = {}
 
-    def __init__(self, path: Path, *, budget: Budget) -> None:
+    def __init__(
+        self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
+    ) -> None:
         self._budget = budget
         self._rows = 0
         _check_footer(path)
+        most = budget.limits.max_columns
         try:
             self._file = _open(path)
             declared = self._file.schema_arrow
-            names = declared.names
             _check_declared(self._file.metadata, budget)
         except _UNSOUND as error:
             raise _unsound(error) from error
-        check_names(names, most=budget.max_columns)
-        self.schema = pa.schema([(field.name, _kept(field)) for field in declared])
+        self._names = wanted_names(declared.names, columns)
+        check_names(self._names, most=most)
+        self.schema = pa.schema([(name, _kept(declared.field(name))) for name in self._names])
         leaves = sum(count_leaves(field.type) for field in self.schema)
-        if leaves > budget.max_columns:
-            raise Refusal(f"{leaves} columns and entries; at most {budget.max_columns} are allowed")
+        if leaves > most:
+            raise DataError(f"{leaves} columns and entries; at most {most} are allowed")
         metadata = declared.metadata or {}
         are_cells = CELLS.items() <= metadata.items()
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
@@ -88,20 +84,29 @@ class ParquetReader:
             self.metadata = {_FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Give all rows.
+        """Read all rows once.
 
         Raises:
-            Refusal: the file is not sound, or unpacks to too much.
+            DataError: the file is not sound, or unpacks to too much.
         """
         try:
-            for batch in self._file.iter_batches(self._batch_rows(), use_threads=False):
-                for piece in _cut(batch):
+            for batch in self._file.iter_batches(
+                self._batch_rows(), columns=self._leaves(), use_threads=False
+            ):
+                for piece in _cut(batch.select(self._names)):
                     yield self._plain(piece)
         except _UNSOUND as error:
             raise _unsound(error, row=self._rows + 1) from error
         declared = self._file.metadata.num_rows
         if self._rows != declared:
-            raise Refusal(f"the file declares {declared} rows and holds {self._rows}")
+            raise DataError(f"the file declares {declared} rows and holds {self._rows}")
+
+    def _leaves(self) -> list[str]:
+        """List the paths of the wanted columns and their entries."""
+        paths = [column.path for column in _leaf_columns(self._file)]
+        wanted = set(self._names)
+        starts = tuple(f"{name}." for name in self._names)
+        return [path for path in paths if path in wanted or path.startswith(starts)]
 
     def _batch_rows(self) -> int:
         """Choose how many rows are read at once by what the file says of their size."""
@@ -136,18 +141,18 @@ _UNSOUND = (
 )
 
 
-def _unsound(error: BaseException, *, row: int | None = None) -> Refusal:
+def _unsound(error: BaseException, *, row: int | None = None) -> DataError:
     reason = "this is no sound Parquet file: it is damaged, or cut off"
     if isinstance(error, pa.ArrowNotImplementedError):
         reason = "the Parquet file uses an encoding, compression or type that is not supported"
-    return Refusal(reason, row=row)
+    return DataError(reason, row=row)
 
 
 def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
     """Refuse texts that are not UTF-8, which no reader looks at.
 
     Raises:
-        Refusal: it names the first.
+        DataError: it names the first.
     """
     try:
         array.validate(full=True)
@@ -157,7 +162,7 @@ def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
                 pa.concat_arrays([array.slice(index, 1)]).validate(full=True)
             except pa.ArrowInvalid:
                 row = first_row + index
-                raise Refusal("the text is not UTF-8", row=row, column=column) from error
+                raise DataError("the text is not UTF-8", row=row, column=column) from error
         raise
 
 
@@ -169,14 +174,14 @@ def _check_footer(path: Path) -> None:
         file.seek(max(0, size - _TRAILER_BYTES))
         trailer = file.read()
     if size == 0:
-        raise Refusal("the file is empty")
+        raise DataError("the file is empty")
     if trailer[4:] == _ENCRYPTED:
-        raise Refusal("the Parquet file is encrypted: upload it decrypted")
+        raise DataError("the Parquet file is encrypted; decrypt it first")
     length = int.from_bytes(trailer[:4], "little")
     if head != _MAGIC or trailer[4:] != _MAGIC or length > size - _TRAILER_BYTES - len(_MAGIC):
-        raise Refusal("this is no Parquet file, or it is cut off")
+        raise DataError("this is no Parquet file, or it is cut off")
     if length > _FOOTER_BYTES:
-        raise Refusal(
+        raise DataError(
             f"the Parquet file's footer has {length} bytes; at most {_FOOTER_BYTES} are allowed"
         )
 
@@ -190,25 +195,28 @@ def _open(path: Path) -> parquet.ParquetFile:
         "thrift_container_size_limit": _FOOTER_ENTRIES,
     }
     plain = parquet.ParquetFile(path, **options)
-    schema = plain.schema
     coded = [
-        schema.column(index).path
-        for index in range(len(schema))
-        if schema.column(index).physical_type == "BYTE_ARRAY"
-        and schema.column(index).logical_type.type != "DECIMAL"
+        column.path
+        for column in _leaf_columns(plain)
+        if column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
     ]
     return parquet.ParquetFile(path, read_dictionary=coded, **options)
+
+
+def _leaf_columns(file: parquet.ParquetFile) -> list[parquet.ColumnSchema]:
+    """List a file's columns, each entry of a nested one by itself."""
+    return [file.schema.column(index) for index in range(len(file.schema))]
 
 
 def _check_declared(metadata: parquet.FileMetaData, budget: Budget) -> None:
     """Refuse what a file itself says is too much, or cannot be.
 
     Raises:
-        Refusal: rows, bytes or pieces that are too many, or encrypted columns.
+        DataError: rows, bytes or pieces that are too many, or encrypted columns.
     """
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if metadata.num_rows < 0 or sum(group.num_rows for group in groups) != metadata.num_rows:
-        raise Refusal("the Parquet file's rows do not add up: it is damaged")
+        raise DataError("the Parquet file's rows do not add up: it is damaged")
     declared = budget.fork()
     declared.add_rows(metadata.num_rows)
     for group in groups:
@@ -219,7 +227,7 @@ def _kept(field: pa.Field) -> pa.DataType:
     try:
         return kept_type(field.type)
     except UnfitError as error:
-        raise Refusal(str(error), column=field.name) from error
+        raise DataError(str(error), column=field.name) from error
 
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -237,7 +245,7 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
-    """Give the bytes of every row as it would be unpacked, ``[rows]``."""
+    """Count the bytes of every row as it would be unpacked, ``[rows]``."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         sizes = pc.take(_row_lengths(array.dictionary), array.indices)
@@ -268,7 +276,7 @@ def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[
     """Keep of what ``datasets`` wrote about the columns which name their classes, or hold images.
 
     Raises:
-        Refusal: names of classes that cannot be told apart.
+        DataError: names of classes that cannot be told apart.
     """
     found: dict[str, dict[str, Any]] = {}
     for column, feature in _features(features).items():
@@ -287,11 +295,11 @@ def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[
 
 def _check_classes(names: list[Any], column: str) -> list[str]:
     if not all(isinstance(name, str) and name.strip() and "\0" not in name for name in names):
-        raise Refusal("the names of its classes are not all texts", column=column)
+        raise DataError("the names of its classes are not all texts", column=column)
     if len(set(names)) < len(names):
-        raise Refusal("the names of its classes are not different", column=column)
-    if sum(map(len, names)) > _CLASS_LETTERS:
-        raise Refusal("the names of its classes are too long", column=column)
+        raise DataError("the names of its classes are not different", column=column)
+    if sum(map(len, names)) > _CLASS_CHARACTERS:
+        raise DataError("the names of its classes are too long", column=column)
     return names
 
 

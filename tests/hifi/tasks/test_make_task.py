@@ -1,8 +1,9 @@
-"""hifi.tasks: the task that the columns tell, or the question that they leave."""
+"""hifi.tasks: the task that a training split tells, made."""
 
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +29,13 @@ class TestInfer:
         [
             (PAIR, ("classification", ("sentence1", "sentence2"), "label", None)),
             ({**PAIR, "label": 2.5}, ("regression", ("sentence1", "sentence2"), "label", None)),
-            ({"text": "a", "label": "b"}, ("classification", ("text",), "label", None)),
-            ({"labels": "b", "text": "a"}, ("classification", ("text",), "labels", None)),
-            ({"review": "a", "stars": 3}, ("classification", ("review",), "stars", None)),
             ({"review": "a", "spam": True}, ("classification", ("review",), "spam", None)),
-            ({"review": "a", "stars": 3.5}, ("regression", ("review",), "stars", None)),
-            ({"image": IMAGE, "label": 0}, ("image-classification", (), "label", "image")),
             ({"pic": IMAGE, "animal": "cat"}, ("image-classification", (), "animal", "pic")),
-            ({"pic": IMAGE, "n": 1}, ("image-classification", (), "n", "pic")),
-            (
-                {"pic": IMAGE, "caption": "a cat", "label": 1},
-                ("image-classification", (), "label", "pic"),
-            ),
         ],
     )
-    def test_what_leaves_no_doubt(self, row: dict[str, Any], expected: tuple):
+    def test_reads_the_columns_of_a_split(self, row: dict[str, Any], expected: tuple):
         spec = infer(TaskSpec(), split(row))
         assert (spec.type, spec.text, spec.label, spec.image) == expected
-
-    @pytest.mark.parametrize(
-        ("row", "argument"),
-        [
-            ({"a": "x", "b": "y"}, "label"),
-            ({"a": "x", "b": 1, "c": 2}, "label"),
-            ({"a": "x", "b": "y", "c": "z", "label": 1}, "text"),
-            ({"a": 1, "label": 2}, "text"),
-            ({"a": IMAGE, "b": IMAGE, "label": 1}, "image"),
-            ({"a": IMAGE, "b": "cat", "c": "dog"}, "label"),
-        ],
-    )
-    def test_what_leaves_a_doubt_says_which_argument_settles_it(
-        self, row: dict[str, Any], argument: str
-    ):
-        with pytest.raises(AmbiguousTaskError, match=f"say which with {argument}=") as caught:
-            infer(TaskSpec(), split(row))
-        assert caught.value.param == argument
-        assert all(name in caught.value.reason for name in row)
 
     @pytest.mark.parametrize("label", [[1, 2], {"answer_start": 1}])
     def test_what_is_no_label_at_all_is_no_doubt(self, label):
@@ -71,26 +43,15 @@ class TestInfer:
             infer(TaskSpec(), split({"text": "x", "label": label}))
         assert not isinstance(caught.value, AmbiguousTaskError)
 
-    @pytest.mark.parametrize(
-        "said",
-        [
-            {"label": "idx"},
-            {"text": "sentence2"},
-            {"type": "regression"},
-            {"metric": "f1"},
-            {"type": "classification", "text": ["sentence1"], "label": "sentence2"},
-        ],
-    )
-    def test_what_is_said_is_taken(self, said: dict[str, Any]):
-        spec = infer(TaskSpec.of(said), split(PAIR))
-        for name, value in TaskSpec.of(said).__dict__.items():
-            if value:
-                assert getattr(spec, name) == value
-
-    def test_texts_are_read_where_images_lie_about_too(self):
-        row = {"pic": IMAGE, "caption": "a", "label": 1}
-        assert infer(TaskSpec(text=("caption",)), split(row)).type == "classification"
-        assert infer(TaskSpec(type="classification"), split(row)).text == ("caption",)
+    def test_takes_well_below_a_second_for_many_rows(self):
+        rows = {
+            "text": [f"the film {n} is good" * 9 for n in range(20_000)],
+            "label": [0, 1] * 10_000,
+        }
+        dataset = load_split(rows, split="train")
+        started = time.process_time()
+        assert infer(TaskSpec(), dataset).type == "classification"
+        assert time.process_time() - started < 0.5
 
 
 class TestMakeTask:
@@ -201,7 +162,7 @@ class TestMakeTask:
         [
             (TaskSpec(type="regression", image="image", label="label"), "image"),
             (TaskSpec(type="classification", image="image"), "image"),
-            (TaskSpec(type="image-classification", text=("image",), label="label"), "image"),
+            (TaskSpec(type="image-classification", text=("image",), label="label"), "text"),
         ],
     )
     def test_inputs_of_another_type_are_refused(self, spec: TaskSpec, param: str):

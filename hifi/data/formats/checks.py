@@ -1,0 +1,122 @@
+"""What the readers of all formats check: names of columns, texts, values that fit no column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hifi.data.types import is_list, is_text
+from hifi.errors import DataError, MissingColumnError, quoted
+
+_MOST_NAME_CHARACTERS = 256  # more cannot be named in a job spec
+
+
+def wanted_names(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
+    """Return those of a file's columns that are wanted, in their order.
+
+    Args:
+        names: all that are there.
+        columns: those that are wanted; None is all of them.
+
+    Raises:
+        MissingColumnError: one is not there.
+    """
+    if columns is None:
+        return list(names)
+    for column in columns:
+        if column not in names:
+            raise MissingColumnError(column, there=names)
+    return [name for name in names if name in columns]
+
+
+def check_names(names: Sequence[str], *, most: int) -> None:
+    """Refuse columns that could not be told apart, named in a job, or counted.
+
+    Args:
+        names: of the columns.
+        most: how many there may be.
+
+    Raises:
+        DataError: none or too many, two of one name, or a name that is empty, huge or no text.
+    """
+    if not names:
+        raise DataError("there are no columns")
+    if len(names) > most:
+        raise DataError(f"{len(names)} columns; at most {most} are allowed")
+    seen: set[str] = set()
+    for place, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(
+                f"column {place} has no name: give it one, or leave the column out (a table's "
+                "index is written without a name)"
+            )
+        if len(name) > _MOST_NAME_CHARACTERS:
+            raise DataError(
+                f"the name of column {place} has {len(name)} characters; at most "
+                f"{_MOST_NAME_CHARACTERS} are allowed"
+            )
+        if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
+            raise DataError(f"the name of column {place} is no text: {quoted(name)}")
+        if name in seen:
+            raise DataError("the column occurs more than once", column=name)
+        seen.add(name)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
+    """Refuse NUL characters, which no tokenizer reads and no database stores.
+
+    Args:
+        array: a piece of the column, of a kept type.
+        first_row: number of its first row.
+        column: its name.
+
+    Raises:
+        DataError: it names the first row with one.
+    """
+    if not any(_has_nul(texts) for texts in _texts_in(array)):
+        return
+    for index in range(len(array)):
+        if any(_has_nul(texts) for texts in _texts_in(array.slice(index, 1))):
+            raise DataError("the text holds a NUL character", row=first_row + index, column=column)
+
+
+def _texts_in(array: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_struct(array.type):
+        for piece in array.flatten():
+            yield from _texts_in(piece)
+    elif is_list(array.type):
+        yield from _texts_in(array.flatten())
+    elif is_text(array.type):
+        yield array
+
+
+def _has_nul(texts: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring(texts, "\0")).as_py())
+
+
+def first_misfit(values: Sequence[Any], *, fit: Callable[[Sequence[Any]], bool]) -> int:
+    """Find the first of some values that does not fit into one column with those before it.
+
+    Args:
+        values: they do not all fit.
+        fit: tells whether some values, from the first on, go into one column.
+
+    Returns:
+        Its place, from 0.
+    """
+    low, high = 0, len(values)  # the first `low` values fit, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fit(values[:middle]) else (low, middle)
+    return high - 1

@@ -1,0 +1,88 @@
+"""What reading files may cost, and what it has cost so far."""
+
+from __future__ import annotations
+
+import sys
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+from hifi.errors import DataError
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadLimits:
+    """What the files of one data set may cost.
+
+    An upload comes from anybody, so a child process of the gateway reads it within limits. The
+    library reads files that its own user chose, and keeps them in memory as a whole: it sets
+    none (:data:`UNLIMITED`). Everything else is read with the same strictness, with one exception:
+    where the user names all columns, the library does not look at the others, while the upload
+    keeps them for any job and so checks all.
+
+    Attributes:
+        max_bytes: of all splits as they lie in memory, decompressed.
+        max_rows: of all splits.
+        max_columns: of each split; entries of nested columns count.
+        max_row_bytes: of one row of a text file.
+    """
+
+    max_bytes: int = 4 * _GIB
+    max_rows: int = 20_000_000
+    max_columns: int = 1000
+    max_row_bytes: int = 2 << 20
+
+
+UNLIMITED = ReadLimits(
+    max_bytes=sys.maxsize, max_rows=sys.maxsize, max_columns=sys.maxsize, max_row_bytes=_GIB
+)
+
+
+class Budget:
+    """Counts rows and bytes over all splits, as they are decoded.
+
+    Args:
+        limits: what may be read.
+        scratch: a folder for temporary files; None is the system's.
+
+    Attributes:
+        limits: as given.
+        scratch: as given.
+    """
+
+    def __init__(self, limits: ReadLimits, *, scratch: Path | None = None) -> None:
+        self.limits = limits
+        self.scratch = scratch
+        self._rows = 0
+        self._bytes = 0
+
+    def fork(self) -> Budget:
+        """Return a copy, for a first look at what is counted later."""
+        return copy(self)
+
+    def add_rows(self, count: int) -> None:
+        """Count rows.
+
+        Raises:
+            DataError: they are too many.
+        """
+        self._rows += count
+        if self._rows > self.limits.max_rows:
+            raise DataError(
+                f"the files have more than {self.limits.max_rows} rows, the most allowed"
+            )
+
+    def add_bytes(self, count: int) -> None:
+        """Count bytes as they lie in memory, decompressed.
+
+        Raises:
+            DataError: they are too many.
+        """
+        self._bytes += count
+        if self._bytes > self.limits.max_bytes:
+            raise DataError(
+                f"unpacked, the files have more than {self.limits.max_bytes} bytes, the most "
+                "allowed"
+            )

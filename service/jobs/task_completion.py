@@ -1,0 +1,97 @@
+"""The task of a job, completed by its data set's profile; refusals become problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from hifi.data import inference
+from hifi.data.spec import TaskSpec
+from hifi.errors import (
+    AmbiguousTaskError,
+    DataError,
+    InvalidArgumentError,
+    MissingColumnError,
+    TaskNotSupportedError,
+)
+from service.datasets.checking.errors import DatasetInvalidError
+from service.http.problems import invalid_request
+from store.problems import ProblemError
+from store.spec import TaskFields
+
+if TYPE_CHECKING:
+    from hifi.data.profile import DatasetProfile
+
+
+def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
+    """Fill in what the caller left out, and check the chosen columns' rows.
+
+    Args:
+        fields: what the caller says; taken as it is.
+        profile: of the data set.
+
+    Returns:
+        The task with type, label, metric, and text columns or an image column.
+
+    Raises:
+        ProblemError: 422 ``task_ambiguous`` (param: the field that settles it),
+            ``column_not_found``, ``task_not_supported``, ``invalid_request``.
+        DatasetInvalidError: rows of the chosen columns that the task cannot use.
+    """
+    with _as_problems():
+        task = inference.complete_task(_spec(fields), profile)
+    return TaskFields.model_validate(
+        {
+            "type": task.type,
+            "text": task.text or None,
+            "label": task.label,
+            "image": task.image,
+            "metric": task.metric,
+        }
+    )
+
+
+def complete_unseen_task(fields: TaskFields) -> TaskFields:
+    """Check what is said of a task on a data set of the hub, which nobody has looked at yet.
+
+    Raises:
+        ProblemError: 422 ``task_not_supported`` or ``invalid_request``.
+    """
+    with _as_problems():
+        task = inference.check_unseen_task(_spec(fields))
+    return fields.model_copy(update={"metric": task.metric})
+
+
+def count_labels(task: TaskFields, profile: DatasetProfile) -> int | None:
+    """Count the logits of a completed task's head; None where the classes are too many."""
+    return inference.count_labels(_spec(task), profile)
+
+
+def _spec(fields: TaskFields) -> TaskSpec:
+    return TaskSpec.of(fields.model_dump())
+
+
+@contextmanager
+def _as_problems() -> Iterator[None]:
+    """Turn what inference raises into answers that name the field of the job spec."""
+    try:
+        yield
+    except AmbiguousTaskError as error:
+        param = "task.type" if error.param == "task" else f"task.{error.param}"
+        detail = f"{error.doubt}: say which with {param}"
+        raise _unprocessable("task_ambiguous", detail, param=param) from error
+    except MissingColumnError as error:
+        param = f"task.{error.param}"
+        raise _unprocessable("column_not_found", str(error), param=param) from error
+    except DataError as error:
+        raise DatasetInvalidError(error, param=f"task.{error.param}") from error
+    except TaskNotSupportedError as error:
+        raise _unprocessable("task_not_supported", str(error), param="task.type") from error
+    except InvalidArgumentError as error:
+        raise invalid_request(f"task.{error}", param=f"task.{error.param}") from error
+
+
+def _unprocessable(code: str, detail: str, *, param: str) -> ProblemError:
+    return ProblemError(code, status=HTTPStatus.UNPROCESSABLE_ENTITY, detail=detail, param=param)
