@@ -127,7 +127,7 @@ def _run_child(request: Request) -> dict[str, Any]:
     started = time.monotonic()
     lines = json.dumps(request.to_json()).encode()
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.uploads"],
+        [sys.executable, "-P", "-m", "service.datasets.checking"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # parsers quote data
