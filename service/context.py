@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
-from store.tenants import KeyHolder, Quotas
+from store.tenants import Quotas
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-    from service.http.batches import Batcher
     from service.http.shares import Shares
     from service.inference.client import InferenceClient
-    from service.jobs.intake import Intake
     from service.jobs.tailer import Tailer
     from service.operations.metrics import Metrics
     from service.operations.readiness import Readiness
@@ -40,11 +38,10 @@ class Gateway:
         metrics: of this process.
         inference: the line to the inference process.
         readiness: looks after all of these.
-        callers: finds whose key a secret is.
-        intake: takes posted jobs in.
+        posting: how many jobs are queued at once: a tenant's wait for each other.
+        asking_hub: how many posts ask the hub at once: it may take seconds.
         converting: how many uploads are converted at once: each takes a core and memory.
         shares: what each tenant may hold at a time, so that the others get theirs.
-        default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; else None.
     """
 
     settings: Settings
@@ -55,11 +52,10 @@ class Gateway:
     metrics: Metrics
     inference: InferenceClient
     readiness: Readiness
-    callers: Batcher[str, KeyHolder | None]
-    intake: Intake
+    posting: CapacityLimiter
+    asking_hub: CapacityLimiter
     converting: CapacityLimiter
     shares: Shares
-    default_tenant_id: str | None
 
     @property
     def quotas(self) -> Quotas:

@@ -21,7 +21,7 @@ from store.spec import JobSpec
 from store.storage import ArtifactStorage
 from store.tables import Job, Worker
 from store.tenants import create_tenant
-from tests.store.queues import submit
+from store.jobs import submit
 
 MODEL = "all-MiniLM-L6-v2"
 _WORDS = {0: ["dull", "slow", "flat", "weak"], 1: ["bright", "quick", "rich", "strong"]}
