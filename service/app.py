@@ -143,15 +143,15 @@ async def _run(
         stack.push_async_callback(tailer.close)
         yield {
             "authenticator": Authenticator(database, default_tenant_id=default_tenant_id),
+            "inference": inference,
+            "metrics": metrics,
+            "readiness": readiness,
+            "tailer": tailer,
             "gateway": Gateway(
                 settings=settings,
                 database=database,
                 storage=storage,
                 publisher=publisher,
-                tailer=tailer,
-                metrics=metrics,
-                inference=inference,
-                readiness=readiness,
                 posting=CapacityLimiter(_POSTS),
                 asking_hub=CapacityLimiter(_HUB_POSTS),
                 converting=CapacityLimiter(_CONVERSIONS),

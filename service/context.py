@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from service.http.shares import Shares
-    from service.inference.client import InferenceClient
-    from service.jobs.tailer import Tailer
-    from service.operations.metrics import Metrics
-    from service.operations.readiness import Readiness
     from store.database import Database
     from store.queue import TokenPublisher
     from store.settings import Settings
@@ -29,15 +25,14 @@ if TYPE_CHECKING:
 class Gateway:
     """Made once per process when it starts, closed when it stops.
 
+    It holds what several features use. What belongs to one feature stands beside it in the
+    request's state, and that feature knows how to find it.
+
     Attributes:
         settings: as they were read at the start.
         database: where the tables are.
         storage: where the blobs are.
         publisher: sends tokens to the workers, after the commit.
-        tailer: follows the events of all jobs that somebody watches.
-        metrics: of this process.
-        inference: the line to the inference process.
-        readiness: looks after all of these.
         posting: how many jobs are queued at once: a tenant's wait for each other.
         asking_hub: how many posts ask the hub at once: it may take seconds.
         converting: how many uploads are converted at once: each takes a core and memory.
@@ -48,10 +43,6 @@ class Gateway:
     database: Database
     storage: ArtifactStorage
     publisher: TokenPublisher
-    tailer: Tailer
-    metrics: Metrics
-    inference: InferenceClient
-    readiness: Readiness
     posting: CapacityLimiter
     asking_hub: CapacityLimiter
     converting: CapacityLimiter

@@ -16,7 +16,7 @@ from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
 from service.http.downloads import answer_with_file, content_disposition, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.waiting import while_connected
-from service.inference.client import ProxiedFile
+from service.inference.client import ProxiedFile, inference_of
 from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
 from service.openapi import problems
@@ -117,7 +117,7 @@ async def get_merged(
     """Download the backbone with the head delta merged into it, in a tar file."""
     job, delta = await run_in_threadpool(_artifact, gateway, caller, job_id, encoding="float32")
     order = DeltaOrder.of(job, delta)
-    asked = gateway.inference.merged_model(order, request_id=request.state.request_id)
+    asked = inference_of(request).merged_model(order, request_id=request.state.request_id)
     upstream = await while_connected(request, asked)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
