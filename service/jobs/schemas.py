@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from service.jobs.tailer import ProgressSeen
-    from store.jobs import QueuedJob
     from store.tables import ApiKey, Artifact, Backbone, Dataset, Job, Tenant
     from store.tenants import Quotas
 
@@ -143,9 +142,6 @@ class JobProgress(_Answer):
         )
 
 
-_NOT_BEGUN = JobProgress(phase=None, step=None, total_steps=None, fraction=0.0, eta_seconds=None)
-
-
 class JobSelection(_Answer):
     """The heads that a job tunes."""
 
@@ -204,27 +200,6 @@ class JobDocument(_Answer):
     result: JobResult | None
     artifact: JobArtifact | None
     error: JobFailure | None
-
-    @classmethod
-    def of_queued(cls, job: QueuedJob) -> JobDocument:
-        """Show a job that has just been queued."""
-        return cls(
-            id=job.id,
-            status=JobStatus.QUEUED,
-            tenant=job.tenant_id,
-            name=job.name,
-            metadata=dict(job.metadata),
-            spec=dict(job.spec),
-            created_at=job.created_at,
-            started_at=None,
-            finished_at=None,
-            progress=_NOT_BEGUN,
-            attempt=1,
-            selection=None,
-            result=None,
-            artifact=None,
-            error=None,
-        )
 
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact] = ()) -> JobDocument:
