@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it
 from service.context import Gateway
 from service.datasets import routes as datasets
 from service.http import problems
-from service.http.auth import admit_caller
-from service.http.batches import Batcher
+from service.http.auth import Authenticator, admit_caller
 from service.http.middleware import BodyLimit, Door
 from service.http.parameters import check_query
 from service.http.shares import Shares
@@ -30,7 +29,6 @@ from service.inference import routes as predictions
 from service.inference.client import InferenceClient
 from service.jobs import events, results
 from service.jobs import routes as jobs
-from service.jobs.intake import Intake
 from service.jobs.tailer import Tailer
 from service.openapi import document
 from service.operations import models
@@ -43,7 +41,7 @@ from store.database import Database
 from store.queue import TokenPublisher, make_app
 from store.schema import check
 from store.storage import ArtifactStorage
-from store.tenants import KeyHolder, authenticate_all, ensure_tenant
+from store.tenants import ensure_tenant
 
 if TYPE_CHECKING:
     from fastapi.routing import APIRoute
@@ -54,8 +52,8 @@ DEFAULT_TENANT = "default"
 # Requests in threads at once, each with a database connection at most.
 _THREADS = 20
 _CONVERSIONS = 2
-_CALLERS = 256  # looked up at once
-_CALLERS_PAUSE_SECONDS = 0.0005
+_POSTS = 4
+_HUB_POSTS = 4
 _STALE_SECONDS = 24 * 3600.0  # no upload lasts that long
 
 
@@ -144,37 +142,23 @@ async def _run(
         stack.push_async_callback(readiness.close)
         tailer = Tailer(database)
         stack.push_async_callback(tailer.close)
-        callers = _callers(database)
-        stack.push_async_callback(callers.close)
-        intake = Intake(database=database, settings=settings, publisher=publisher)
-        stack.push_async_callback(intake.close)
         yield {
+            "authenticator": Authenticator(database, default_tenant_id=default_tenant_id),
+            "inference": inference,
+            "metrics": metrics,
+            "readiness": readiness,
+            "tailer": tailer,
             "gateway": Gateway(
                 settings=settings,
                 database=database,
                 storage=storage,
                 publisher=publisher,
-                tailer=tailer,
-                metrics=metrics,
-                inference=inference,
-                readiness=readiness,
-                callers=callers,
-                intake=intake,
+                posting=CapacityLimiter(_POSTS),
+                asking_hub=CapacityLimiter(_HUB_POSTS),
                 converting=CapacityLimiter(_CONVERSIONS),
                 shares=Shares(),
-                default_tenant_id=default_tenant_id,
-            )
+            ),
         }
-
-
-def _callers(database: Database) -> Batcher[str, KeyHolder | None]:
-    find = partial(_find_holders, database)
-    return Batcher(find, most=_CALLERS, pause=_CALLERS_PAUSE_SECONDS)
-
-
-def _find_holders(database: Database, secrets: Sequence[str]) -> list[KeyHolder | None]:
-    with database.read() as session:
-        return authenticate_all(session, secrets)
 
 
 def _prepare(settings: Settings, database: Database) -> tuple[ArtifactStorage, str | None]:

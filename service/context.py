@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
-from store.tenants import KeyHolder, Quotas
+from store.tenants import Quotas
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-    from service.http.batches import Batcher
     from service.http.shares import Shares
-    from service.inference.client import InferenceClient
-    from service.jobs.intake import Intake
-    from service.jobs.tailer import Tailer
-    from service.operations.metrics import Metrics
-    from service.operations.readiness import Readiness
     from store.database import Database
     from store.queue import TokenPublisher
     from store.settings import Settings
@@ -31,35 +25,28 @@ if TYPE_CHECKING:
 class Gateway:
     """Made once per process when it starts, closed when it stops.
 
+    It holds what several features use. What belongs to one feature stands beside it in the
+    request's state, and that feature knows how to find it.
+
     Attributes:
         settings: as they were read at the start.
         database: where the tables are.
         storage: where the blobs are.
         publisher: sends tokens to the workers, after the commit.
-        tailer: follows the events of all jobs that somebody watches.
-        metrics: of this process.
-        inference: the line to the inference process.
-        readiness: looks after all of these.
-        callers: finds whose key a secret is.
-        intake: takes posted jobs in.
+        posting: how many jobs are queued at once: a tenant's wait for each other.
+        asking_hub: how many posts ask the hub at once: it may take seconds.
         converting: how many uploads are converted at once: each takes a core and memory.
         shares: what each tenant may hold at a time, so that the others get theirs.
-        default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; else None.
     """
 
     settings: Settings
     database: Database
     storage: ArtifactStorage
     publisher: TokenPublisher
-    tailer: Tailer
-    metrics: Metrics
-    inference: InferenceClient
-    readiness: Readiness
-    callers: Batcher[str, KeyHolder | None]
-    intake: Intake
+    posting: CapacityLimiter
+    asking_hub: CapacityLimiter
     converting: CapacityLimiter
     shares: Shares
-    default_tenant_id: str | None
 
     @property
     def quotas(self) -> Quotas:

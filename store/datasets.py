@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from store.storage import Blob
-
 _KEEP = (
-    sa.select(Dataset)
-    .where(Dataset.id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(Dataset.id)
+    sa.select(Dataset.id)
+    .where(Dataset.id == sa.bindparam("id"), Dataset.tenant_id == sa.bindparam("tenant_id"))
     .with_for_update(read=True)
 )
 
@@ -95,7 +93,7 @@ def add_dataset(
 
 
 def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
-    """Load a tenant's data set; one that the session has already is not asked for again.
+    """Load a tenant's data set.
 
     Raises:
         NotFoundError: there is none, or it is another tenant's.
@@ -106,16 +104,14 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     return dataset
 
 
-def keep_datasets(session: Session, dataset_ids: Collection[str]) -> Mapping[str, Dataset]:
-    """Load data sets, and keep them from being deleted until the transaction ends.
+def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
+    """Keep a tenant's data set from being deleted until the transaction ends.
 
-    Returns:
-        Whosever they are, by id; one that is not there is missing.
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
     """
-    if not dataset_ids:
-        return {}
-    rows = session.scalars(_KEEP, {"ids": list(dataset_ids)})
-    return {dataset.id: dataset for dataset in rows}
+    if session.execute(_KEEP, {"id": dataset_id, "tenant_id": tenant_id}).one_or_none() is None:
+        raise NotFoundError("dataset", dataset_id)
 
 
 def list_datasets(

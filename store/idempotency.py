@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,7 +68,10 @@ def begin(
         return "running"  # forgotten between the two statements
     is_old = record.created_at < now - KEPT
     if record.request_sha256 != request_sha256 and not is_old:
-        raise key_reused(key)
+        raise IdempotencyKeyReusedError(
+            f"the key {key.key!r} was used with another body in the last 24 hours",
+            param="Idempotency-Key",
+        )
     if record.response is not None and not is_old:
         return record.response
     if record.response is None and record.locked_until > now:
@@ -100,93 +103,6 @@ def forget(session: Session, key: RequestKey) -> None:
     """Drop a request that was refused: it may be mended and sent again with its key."""
     session.execute(
         sa.delete(IdempotencyRecord).where(*_is(key), IdempotencyRecord.response.is_(None))
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyedRequest:
-    """A request with its key, and the hash of its canonical body."""
-
-    key: RequestKey
-    sha256: str
-
-
-def recall(
-    session: Session, requests: Collection[KeyedRequest]
-) -> Mapping[KeyedRequest, Mapping[str, Any] | IdempotencyKeyReusedError]:
-    """Find the answers to requests whose work is done in one transaction with :func:`remember`.
-
-    Where that transaction holds a lock which no twin gets before it ends, there is never a twin
-    at work, and no request needs to be begun.
-
-    Args:
-        session: that transaction, with that lock.
-        requests: any.
-
-    Returns:
-        The answers to be given again, and refusals of keys that came with another body; a request
-        that is new is missing.
-    """
-    if not requests:
-        return {}
-    keys = [tuple(vars(request.key).values()) for request in requests]
-    columns = [getattr(IdempotencyRecord, name) for name in RequestKey.__dataclass_fields__]
-    query = sa.select(IdempotencyRecord).where(
-        sa.tuple_(*columns).in_(keys),
-        IdempotencyRecord.response.is_not(None),
-        IdempotencyRecord.created_at >= database_now(session) - KEPT,
-    )
-    records = {_key_of(record): record for record in session.scalars(query)}
-    found: dict[KeyedRequest, Mapping[str, Any] | IdempotencyKeyReusedError] = {}
-    for request in requests:
-        record = records.get(request.key)
-        if record is not None and record.request_sha256 != request.sha256:
-            found[request] = key_reused(request.key)
-        elif record is not None and record.response is not None:
-            found[request] = record.response
-    return found
-
-
-def remember(session: Session, answers: Sequence[tuple[KeyedRequest, Mapping[str, Any]]]) -> None:
-    """Keep the answers to requests that :func:`recall` did not know.
-
-    Args:
-        session: the transaction that did the work.
-        answers: ``{"status", "headers", "body"}`` of each, plain JSON.
-    """
-    if not answers:
-        return
-    now = database_now(session)
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-    statement = insert(IdempotencyRecord)
-    renewed = ("request_sha256", "response", "locked_until", "created_at")
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=list(RequestKey.__dataclass_fields__),
-            set_={name: statement.excluded[name] for name in renewed},
-        ),
-        [
-            {
-                **vars(request.key),
-                "request_sha256": request.sha256,
-                "response": dict(response),
-                "locked_until": now,
-                "created_at": now,
-            }
-            for request, response in answers
-        ],
-    )
-
-
-def _key_of(record: IdempotencyRecord) -> RequestKey:
-    return RequestKey(**{name: getattr(record, name) for name in RequestKey.__dataclass_fields__})
-
-
-def key_reused(key: RequestKey) -> IdempotencyKeyReusedError:
-    """Say that a key came with another body before."""
-    return IdempotencyKeyReusedError(
-        f"the key {key.key!r} was used with another body in the last 24 hours",
-        param="Idempotency-Key",
     )
 
 

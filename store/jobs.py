@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
 
 from store.database import CLOCK, database_now
+from store.datasets import keep_dataset
 from store.errors import (
     IllegalTransitionError,
-    NotFoundError,
     QuotaExceededError,
-    StoreError,
     found,
 )
 from store.identifiers import new_identifier
-from store.life import add_jobs, lock_job, move
+from store.life import add_job, lock_job, move
 from store.pages import Page, newest_first
 from store.states import JobStatus
-from store.tables import IS_QUEUED, Artifact, Dataset, Job, JobEvent, Tenant
-
-# All gateways together take turns with a tenant's row, a few dozen jobs at a time: in a fifth of a
-# second they cannot queue that many.
-_SPACIOUS = 10_000
-_SPACIOUS_SECONDS = 0.2
+from store.tables import IS_QUEUED, Artifact, Job, JobEvent
+from store.tenants import lock_tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,148 +37,52 @@ class NewJob:
     metadata: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class QueuedJob:
-    """A job that is put into its tenant's queue; the fields are those of the table."""
-
-    id: str
-    tenant_id: str
-    name: str | None
-    metadata: Mapping[str, Any]
-    spec: Mapping[str, Any]
-    dataset_id: str | None
-    model: str
-    revision: str | None
-    needs_hub: bool
-    created_at: datetime
-
-
-def draft(
-    session: Session,
-    wanted: Sequence[tuple[str, NewJob]],
-    *,
-    kept: Mapping[str, Dataset],
-    max_queued: int,
-    spacious: SpaciousQueues | None = None,
-) -> list[QueuedJob | StoreError]:
-    """Make jobs for the queues of their tenants, without writing them down yet.
+def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
+    """Put a job into its tenant's queue; publish a token after the commit.
 
     Args:
-        session: a write transaction that holds the tenants, from ``lock_tenants``.
-        wanted: whose job, and which; a tenant may want several.
-        kept: their data sets, from ``keep_datasets``.
+        session: a write transaction. It holds the tenant and the data set until it ends.
+        tenant_id: whose job it is.
+        new: the job.
         max_queued: waiting jobs of a tenant that has no quota of its own.
-        spacious: remembers from one call to the next whose jobs need not be counted.
 
-    Returns:
-        For each a job, to be given to :func:`enqueue`; or why there is none: NotFoundError or
-        QuotaExceededError, as :func:`submit` raises them.
+    Raises:
+        NotFoundError: there is no such tenant or data set, or the data set is another tenant's.
+        QuotaExceededError: as many jobs wait as the tenant may have.
     """
-    tenant_ids = list({tenant_id for tenant_id, _ in wanted})
-    known = spacious.known(tenant_ids) if spacious is not None else []
-    rows = session.execute(_ROOMS, {"ids": tenant_ids, "spacious": known}).all()
-    rooms = {
-        tenant_id: _Room(waiting=waiting, limit=max_queued if own is None else own)
-        for tenant_id, own, waiting, _ in rows
-    }
-    if spacious is not None:
-        spacious.note(
-            {name: room.limit - room.waiting for name, room in rooms.items() if name not in known}
+    tenant = lock_tenant(session, tenant_id)
+    if new.dataset_id is not None:
+        keep_dataset(session, tenant_id, new.dataset_id)
+    limit = max_queued if tenant.max_queued is None else tenant.max_queued
+    waiting, now = session.execute(_COUNT_WAITING, {"tenant_id": tenant_id}).one()
+    if waiting >= limit:
+        raise QuotaExceededError(
+            f"{waiting:,} jobs wait already; the tenant's quota max_queued is {limit:,}"
         )
-    drafts: list[QueuedJob | StoreError] = []
-    for tenant_id, new in wanted:
-        room = rooms.get(tenant_id)
-        if room is None:
-            drafts.append(NotFoundError("tenant", tenant_id))
-        elif new.dataset_id is not None and not _owns(tenant_id, kept.get(new.dataset_id)):
-            drafts.append(NotFoundError("dataset", new.dataset_id))
-        elif room.waiting >= room.limit:
-            drafts.append(
-                QuotaExceededError(
-                    f"{room.waiting:,} jobs wait already; the tenant's quota max_queued is "
-                    f"{room.limit:,}"
-                )
-            )
-        else:
-            room.waiting += 1
-            drafts.append(_draft_one(tenant_id, new, now=rows[0].now))
-    return drafts
-
-
-_ROOMS = sa.select(
-    Tenant.id,
-    Tenant.max_queued,
-    sa.case(
-        (Tenant.id.in_(sa.bindparam("spacious", expanding=True)), 0),
-        else_=sa.select(sa.func.count())
-        .select_from(Job)
-        .where(Job.tenant_id == Tenant.id, IS_QUEUED)
-        .scalar_subquery(),
-    ),
-    CLOCK.label("now"),
-).where(Tenant.id.in_(sa.bindparam("ids", expanding=True)))
-
-
-class SpaciousQueues:
-    """Remembers for a moment which tenants are so far from their quota that it cannot be reached.
-
-    Counting ten thousand waiting jobs takes as long as queueing a hundred, and with smaller quotas
-    nothing is remembered: all are counted, each time.
-    """
-
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-
-    def known(self, tenant_ids: Collection[str]) -> list[str]:
-        """Give those of some tenants that are far from their quota."""
-        now = time.monotonic()
-        return [name for name in tenant_ids if self._until.get(name, 0.0) > now]
-
-    def note(self, rooms: Mapping[str, int]) -> None:
-        """Take note of how many more jobs may wait, of tenants that were counted just now."""
-        now = time.monotonic()
-        self._until = {name: until for name, until in self._until.items() if until > now}
-        for name, room in rooms.items():
-            if room >= _SPACIOUS:
-                self._until[name] = now + _SPACIOUS_SECONDS
-
-
-@dataclass
-class _Room:
-    """A tenant's queue: how many jobs are in it, and may be."""
-
-    waiting: int
-    limit: int
-
-
-def _owns(tenant_id: str, dataset: Dataset | None) -> bool:
-    return dataset is not None and dataset.tenant_id == tenant_id
-
-
-def _draft_one(tenant_id: str, new: NewJob, *, now: datetime) -> QueuedJob:
-    return QueuedJob(
+    job = Job(
         id=new_identifier("job"),
         tenant_id=tenant_id,
         name=new.name,
-        metadata=new.metadata,
-        spec=new.spec,
+        meta=dict(new.metadata),
+        spec=dict(new.spec),
         dataset_id=new.dataset_id,
         model=new.model,
         revision=new.revision,
         needs_hub=new.needs_hub,
         created_at=now,
+        token_at=now,
     )
+    add_job(session, job, message="the job is queued")
+    return job
 
 
-def enqueue(session: Session, drafts: Sequence[QueuedJob]) -> None:
-    """Write drafted jobs down; publish a token for each after the commit.
-
-    Args:
-        session: the transaction in which they were drafted.
-        drafts: from :func:`draft`; any of them may be left out.
-    """
-    rows = [{**vars(job), "token_at": job.created_at} for job in drafts]
-    add_jobs(session, rows, message="the job is queued")
+_COUNT_WAITING = sa.select(
+    sa.select(sa.func.count())
+    .select_from(Job)
+    .where(Job.tenant_id == sa.bindparam("tenant_id"), IS_QUEUED)
+    .scalar_subquery(),
+    CLOCK,
+)
 
 
 def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:

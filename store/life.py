@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from store.database import database_now, is_sqlite
 from store.errors import IllegalTransitionError, found
 from store.states import JobStatus, may_follow
-from store.tables import Job, JobEvent, Json
+from store.tables import Job, JobEvent
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -25,31 +25,14 @@ _VERBS = {  # of what its owner may ask
 _OF_WORK = ("worker_id", "lease_until", "eta_seconds", "steps_per_second")
 _JOBS = sa.Table(Job.__tablename__, Job.metadata)
 _EVENTS = sa.Table(JobEvent.__tablename__, JobEvent.metadata)
+_COLUMNS = {attribute.key: attribute.columns[0].name for attribute in sa.inspect(Job).column_attrs}
 _UPDATE_JOB = sa.update(_JOBS).where(_JOBS.c.id == sa.bindparam("of_job"))
-_ADD_JOB = sa.insert(_JOBS).values(
-    status=sa.literal_column(f"'{JobStatus.QUEUED}'"),
-    attempt=sa.literal_column("1"),
-    fence=sa.literal_column("0"),
-    last_event=sa.literal_column("1"),
-)
+_ADD_JOB = sa.insert(_JOBS)
 _ADD_EVENT = sa.insert(_EVENTS)
-_ADD_FIRST_EVENTS = sa.insert(_EVENTS).from_select(
-    ["job_id", "number", "type", "level", "message", "data", "created_at"],
-    sa.select(
-        _JOBS.c.id,
-        _JOBS.c.last_event,
-        sa.literal("status"),
-        sa.literal("info"),
-        sa.bindparam("message", type_=sa.String),
-        sa.literal({"status": str(JobStatus.QUEUED)}, Json),
-        _JOBS.c.created_at,
-    ).where(_JOBS.c.id.in_(sa.bindparam("ids", expanding=True))),
-)
-_UPDATE_JOB_AND_ADD_EVENT = _UPDATE_JOB.add_cte(
-    _ADD_EVENT.values({column: sa.bindparam(f"event_{column.name}") for column in _EVENTS.c}).cte(
-        "event"
-    )
-)
+_EVENT = _ADD_EVENT.values({column: sa.bindparam(f"event_{column.name}") for column in _EVENTS.c})
+_WITH_EVENT = {
+    statement: statement.add_cte(_EVENT.cte("event")) for statement in (_ADD_JOB, _UPDATE_JOB)
+}
 
 
 def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
@@ -70,18 +53,27 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
     return found(rows.one_or_none(), "job", job_id)
 
 
-def add_jobs(session: Session, jobs: Sequence[Mapping[str, Any]], *, message: str) -> None:
-    """Write queued jobs down, each with its first event.
+def add_job(session: Session, job: Job, *, message: str) -> None:
+    """Write a new job down as queued, with its first event.
 
     Args:
-        session: a write transaction.
-        jobs: ``id`` and other columns of each, the same for all; what is not given begins empty.
+        session: a write transaction. It does not hold the job afterwards.
+        job: with everything but its state; what is not set begins empty.
         message: for people.
     """
-    if not jobs:
-        return
-    session.execute(_ADD_JOB, list(jobs))
-    session.execute(_ADD_FIRST_EVENTS, {"message": message, "ids": [job["id"] for job in jobs]})
+    job.status, job.attempt, job.fence, job.last_event = JobStatus.QUEUED, 1, 0, 1
+    event = _event(
+        job,
+        number=job.last_event,
+        type="status",
+        message=message,
+        data={"status": str(job.status)},
+        level="info",
+        now=job.created_at,
+    )
+    state = sa.inspect(job).dict
+    values = {column: state[name] for name, column in _COLUMNS.items() if name in state}
+    _execute(session, _ADD_JOB, values, event=event)
 
 
 def move(
@@ -131,26 +123,29 @@ def move(
         level="error" if to is JobStatus.FAILED else "info",
         now=now,
     )
-    _write(session, job, values, event=event)
+    _execute(session, _UPDATE_JOB, {**values, "of_job": job.id}, event=event)
+    for name, value in values.items():
+        set_committed_value(job, name, value)
 
 
-def _write(
-    session: Session, job: Job, values: Mapping[str, Any], *, event: Mapping[str, Any]
+def _execute(
+    session: Session,
+    statement: sa.Insert | sa.Update,
+    values: Mapping[str, Any],
+    *,
+    event: Mapping[str, Any],
 ) -> None:
-    """Write columns of a locked job and an event, past the session, whose bookkeeping is slower.
+    """Write columns of a job and an event, past the session, whose bookkeeping is slower.
 
     Postgres takes both in one statement.
     """
     connection = session.connection()
-    values_of_job = {**values, "of_job": job.id}
     if is_sqlite(session):
-        connection.execute(_UPDATE_JOB, values_of_job)
+        connection.execute(statement, values)
         connection.execute(_ADD_EVENT, event)
     else:
         values_of_event = {f"event_{name}": value for name, value in event.items()}
-        connection.execute(_UPDATE_JOB_AND_ADD_EVENT, {**values_of_job, **values_of_event})
-    for name, value in values.items():
-        set_committed_value(job, name, value)
+        connection.execute(_WITH_EVENT[statement], {**values, **values_of_event})
 
 
 def append_event(

@@ -17,7 +17,7 @@ from store.pages import Page, newest_first
 from store.tables import ApiKey, Artifact, Dataset, Tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping
 
     from sqlalchemy.orm import Session
 
@@ -26,17 +26,12 @@ if TYPE_CHECKING:
 _SECRET_PREFIX = "hifi_"  # noqa: S105 - what every secret begins with
 _SECRET_BYTES = 32
 # Asked with every request: columns rather than rows, which take longer to make.
-_HOLDERS = (
-    sa.select(ApiKey.sha256, ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
+_HOLDER = (
+    sa.select(ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
     .join(Tenant, ApiKey.tenant_id == Tenant.id)
-    .where(ApiKey.sha256.in_(sa.bindparam("hashes", expanding=True)), ApiKey.revoked_at.is_(None))
+    .where(ApiKey.sha256 == sa.bindparam("sha256"), ApiKey.revoked_at.is_(None))
 )
-_LOCK = (
-    sa.select(Tenant.id)
-    .where(Tenant.id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(Tenant.id)
-    .with_for_update()
-)
+_LOCK = sa.select(Tenant).where(Tenant.id == sa.bindparam("id")).with_for_update()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +206,14 @@ def revoke_key(session: Session, key_id: str) -> None:
     key.revoked_at = key.revoked_at or database_now(session)
 
 
-def authenticate_all(session: Session, secrets: Sequence[str]) -> list[KeyHolder | None]:
-    """Find for each of several keys the tenant whose unrevoked key it is.
+def authenticate(session: Session, secret: str) -> KeyHolder | None:
+    """Find the tenant whose unrevoked key a secret is.
 
-    The table is asked for the secrets' hashes, so that the time it takes tells nothing about how
+    The table is asked for the secret's hash, so that the time it takes tells nothing about how
     much of a guess was right.
     """
-    hashes = [_hash(secret) for secret in secrets]
-    rows = session.execute(_HOLDERS, {"hashes": list(set(hashes))})
-    holders = {row[0]: KeyHolder(row[1], row[2], row[3], row[4]) for row in rows}
-    return [holders.get(wanted) for wanted in hashes]
+    row = session.execute(_HOLDER, {"sha256": _hash(secret)}).one_or_none()
+    return None if row is None else KeyHolder(*row)
 
 
 def _hash(secret: str) -> str:
@@ -233,16 +226,7 @@ def lock_tenant(session: Session, tenant_id: str) -> Tenant:
     Raises:
         NotFoundError: there is none.
     """
-    query = sa.select(Tenant).where(Tenant.id == tenant_id).with_for_update()
-    return found(session.scalars(query).one_or_none(), "tenant", tenant_id)
-
-
-def lock_tenants(session: Session, tenant_ids: Collection[str]) -> None:
-    """Keep others from counting against some tenants' quotas until the transaction ends.
-
-    They are locked in one order by all who lock several. One that is not there is passed over.
-    """
-    session.execute(_LOCK, {"ids": list(tenant_ids)}).all()
+    return found(session.scalars(_LOCK, {"id": tenant_id}).one_or_none(), "tenant", tenant_id)
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:

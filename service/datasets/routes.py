@@ -84,7 +84,7 @@ async def _receive(request: Request, gateway: Gateway, caller: Caller, key: str 
         )
         once = Once(
             database=gateway.database,
-            key=request_key(key, caller, method="POST", path=UPLOAD_PATH),
+            key=request_key(key, tenant_id=caller.tenant_id, path=UPLOAD_PATH),
             request_sha256=_digest(form),
             lock_seconds=_LOCK_SECONDS,
             limiter=gateway.converting,

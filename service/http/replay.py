@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from sqlalchemy.orm import Session
 
-    from service.http.auth import Caller
     from store.database import Database
 
 _WAIT_SECONDS = 30.0
@@ -54,26 +53,15 @@ class Answer:
         )
 
 
-def request_key(key: str | None, caller: Caller, *, method: str, path: str) -> RequestKey | None:
-    """Say of whose request, and of which, a key is; None where the caller gave none."""
+def request_key(key: str | None, *, tenant_id: str, path: str) -> RequestKey | None:
+    """Name the request that a tenant posts with a key; None where it gave none."""
     if key is None:
         return None
-    return RequestKey(tenant_id=caller.tenant_id, method=method, path=path, key=key)
+    return RequestKey(tenant_id=tenant_id, method="POST", path=path, key=key)
 
 
 Keep = Callable[["Session", Answer], None]
 Work = Callable[[Keep], Answer]
-
-
-def still_at_work() -> ProblemError:
-    """Say that a twin of a request takes its time."""
-    return ProblemError(
-        "idempotency_in_progress",
-        status=HTTPStatus.CONFLICT,
-        detail="a request with this key is still at work; ask again later",
-        param="Idempotency-Key",
-        headers={"Retry-After": str(RETRY_SECONDS)},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +107,13 @@ class Once:
                 return Answer(**found).again().respond()
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LAST_POLL_SECONDS)
-        raise still_at_work()
+        raise ProblemError(
+            "idempotency_in_progress",
+            status=HTTPStatus.CONFLICT,
+            detail="a request with this key is still at work; ask again later",
+            param="Idempotency-Key",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
 
     def _begin(self, key: RequestKey) -> Mapping[str, Any] | Literal["started", "running"]:
         with self.database.write() as session:

@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 from store.problems import ProblemError
 
 if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
     from starlette.types import Receive, Scope, Send
 
     from store.orders import DeltaOrder
@@ -248,3 +249,9 @@ def inference_unavailable() -> ProblemError:
         status=HTTPStatus.SERVICE_UNAVAILABLE,
         detail="the inference process, which predicts and merges, cannot do it now; try again soon",
     )
+
+
+def inference_of(connection: HTTPConnection) -> InferenceClient:
+    """Find the line to the inference process: the lifespan puts it into the request's state."""
+    inference: InferenceClient = connection.state.inference
+    return inference

@@ -15,7 +15,7 @@ from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.downloads import TAR, content_disposition, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
-from service.inference.client import ProxiedFile
+from service.inference.client import ProxiedFile, inference_of
 from service.jobs.artifacts import find_artifact
 from store.orders import DeltaOrder
 from store.waiting import while_connected
@@ -52,7 +52,7 @@ async def get_merged(
     tables = (gateway.database, caller.tenant_id)
     job, delta = await run_in_threadpool(find_artifact, *tables, job_id, encoding="float32")
     order = DeltaOrder.of(job, delta)
-    asked = gateway.inference.merged_model(order, request_id=request.state.request_id)
+    asked = inference_of(request).merged_model(order, request_id=request.state.request_id)
     upstream = await while_connected(request.receive, asked)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}

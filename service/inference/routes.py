@@ -13,12 +13,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
-from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.context import GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.http.waiting import aside
+from service.inference.client import inference_of
 from service.inference.documents import (
     MAX_VALUES,
     MixedPredictionRequest,
@@ -69,7 +70,7 @@ async def predict(
     body = await read_json(request, PredictionRequest, most_values=MAX_VALUES)
     seconds = gateway.settings.infer_timeout_seconds
     look = partial(plan_for_job, body.value, order, timeout_seconds=seconds)
-    return await _carry_out(request, gateway, await aside(look, size=len(body.raw)))
+    return await _carry_out(request, await aside(look, size=len(body.raw)))
 
 
 @router.post(
@@ -87,10 +88,10 @@ async def predict_mixed(request: Request, gateway: GatewayDep, caller: CallerDep
         *(body.value, gateway.database, caller.tenant_id),
         timeout_seconds=gateway.settings.infer_timeout_seconds,
     )
-    return await _carry_out(request, gateway, plan)
+    return await _carry_out(request, plan)
 
 
-async def _carry_out(request: Request, gateway: Gateway, plan: Plan) -> Response:
+async def _carry_out(request: Request, plan: Plan) -> Response:
     """Ask the inference process what is to be asked, and answer.
 
     Raises:
@@ -99,7 +100,7 @@ async def _carry_out(request: Request, gateway: Gateway, plan: Plan) -> Response
     """
     content = None
     if plan.order is not None:
-        asked = gateway.inference.predict(
+        asked = inference_of(request).predict(
             plan.order,
             timeout_seconds=plan.timeout_seconds,
             request_id=request.state.request_id,

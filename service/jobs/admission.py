@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from store.tables import Dataset
 
 _NAMED_MODELS = 10
-_COMPLETIONS = 1024  # kept, of a few hundred bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,25 +79,6 @@ class Completion:
         )
 
 
-class Completions:
-    """The completions that were asked for lately: a data set never changes, so neither do they.
-
-    For one thread.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, TaskFields], Completion] = OrderedDict()
-
-    def of(self, fields: TaskFields, dataset: Dataset) -> Completion:
-        """Complete a task as :meth:`Completion.of` does, or remember how it was."""
-        key = (dataset.id, fields)
-        known = self._known.pop(key, None) or Completion.of(fields, dataset)
-        self._known[key] = known
-        if len(self._known) > _COMPLETIONS:
-            self._known.popitem(last=False)
-        return known
-
-
 def admit(
     session: Session,
     *,
@@ -107,7 +86,6 @@ def admit(
     spec: JobSpec,
     settings: Settings,
     hub: Hub | None = None,
-    completions: Completions | None = None,
 ) -> Admission:
     """See whether a job can be done here, and complete its spec.
 
@@ -120,7 +98,6 @@ def admit(
         spec: as the caller wrote it.
         settings: of the server.
         hub: the Hugging Face hub where none is given.
-        completions: of this thread, where many jobs are admitted.
 
     Raises:
         ProblemError: 422 with the field at fault: ``model_not_found``, ``model_not_suitable``,
@@ -135,7 +112,7 @@ def admit(
     backbone = _find_backbone(session, spec, is_pinned=revision is not None)
     if source is None:
         dataset = _find_dataset(session, tenant_id, str(spec.dataset))
-        completed = (completions or Completions()).of(spec.task, dataset)
+        completed = Completion.of(spec.task, dataset)
         admission = _admit_dataset(
             spec, dataset, completed=completed, backbone=backbone, revision=revision
         )

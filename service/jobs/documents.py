@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.jobs.tailer import ProgressSeen
-    from store.jobs import QueuedJob
     from store.tables import Artifact, Job, JobEvent
 
 Scores = list[float | None]  # a score that is no number is null in JSON
@@ -47,9 +46,6 @@ class JobProgress(Answer):
             fraction=1.0 if job.status is JobStatus.SUCCEEDED else share,
             eta_seconds=job.eta_seconds,
         )
-
-
-_NOT_BEGUN = JobProgress(phase=None, step=None, total_steps=None, fraction=0.0, eta_seconds=None)
 
 
 class JobSelection(Answer):
@@ -109,23 +105,6 @@ class JobDocument(Listed):
     result: JobResult | None
     artifact: JobArtifact | None
     error: JobFailure | None
-
-    @classmethod
-    def of_queued(cls, job: QueuedJob) -> JobDocument:
-        """Show a job that has just been queued."""
-        return cls.of_row(
-            job,
-            status=JobStatus.QUEUED,
-            tenant=job.tenant_id,
-            started_at=None,
-            finished_at=None,
-            progress=_NOT_BEGUN,
-            attempt=1,
-            selection=None,
-            result=None,
-            artifact=None,
-            error=None,
-        )
 
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact] = ()) -> JobDocument:

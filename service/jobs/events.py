@@ -11,12 +11,12 @@ from fastapi import APIRouter, Depends, Header
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when it runs
 
-from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.context import GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.jobs.documents import EventDocument, EventList, JobProgress, event_number
-from service.jobs.tailer import ProgressSeen
+from service.jobs.tailer import ProgressSeen, Tailer, TailerDep
 from store.jobs import get_job, list_events
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _wants_stream(accept: str) -> bool:
 def get_events(
     *,
     gateway: GatewayDep,
+    tailer: TailerDep,
     caller: CallerDep,
     job_id: JobId,
     after: After = None,
@@ -93,11 +94,11 @@ def get_events(
             # A client that reconnects repeats its first request: where it was comes second.
             number = event_number(job, last_event_id, param="Last-Event-ID")
     return EventSourceResponse(
-        _messages(gateway, job_id, after=number, key_id=caller.key_id),
+        _messages(tailer, job_id, after=number, key_id=caller.key_id),
         ping=PING_SECONDS,
         ping_message_factory=_ping,
         sep="\n",
-        shutdown_event=cast("anyio.Event", _Shutdown(gateway)),
+        shutdown_event=cast("anyio.Event", _Shutdown(tailer)),
         shutdown_grace_period=_GRACE_SECONDS,
     )
 
@@ -108,8 +109,8 @@ class _Shutdown:
     Streams that end in order close their connections; those that are cancelled break them.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._tailer = gateway.tailer
+    def __init__(self, tailer: Tailer) -> None:
+        self._tailer = tailer
 
     def set(self) -> None:
         """Hear that the server is to end."""
@@ -117,9 +118,9 @@ class _Shutdown:
 
 
 async def _messages(
-    gateway: Gateway, job_id: str, *, after: int, key_id: str | None
+    tailer: Tailer, job_id: str, *, after: int, key_id: str | None
 ) -> AsyncIterator[ServerSentEvent]:
-    async with aclosing(gateway.tailer.follow(job_id, after=after, key_id=key_id)) as followed:
+    async with aclosing(tailer.follow(job_id, after=after, key_id=key_id)) as followed:
         async for seen in followed:
             if isinstance(seen, ProgressSeen):
                 data = JobProgress.of(seen).model_dump_json()

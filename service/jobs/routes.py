@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,8 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
-from service.context import Gateway, GatewayDep, gateway_of
-from service.http.auth import Caller, CallerDep, caller_of
+from service.context import Gateway, GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import (
     After,
@@ -22,24 +23,26 @@ from service.http.parameters import (
     Limit,
     check_key,
 )
-from service.http.replay import request_key
+from service.http.replay import Answer, Keep, Once, request_key
 from service.http.responses import problems
 from service.jobs.admission import admit
 from service.jobs.documents import JobDocument, JobList
 from service.jobs.estimates import EstimateDocument, estimate
-from service.jobs.intake import PATH, Posting
+from service.jobs.hub import is_hub_id
 from store import jobs
-from store.idempotency import KeyedRequest
-from store.spec import JobSpec
+from store.spec import HubDataset, JobSpec
 from store.states import JobStatus  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
+    from anyio import CapacityLimiter
     from sqlalchemy.orm import Session
 
     from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
 
+PATH = "/jobs"
+_LOCK_SECONDS = 20.0  # longer than the hub may take
 _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
@@ -59,21 +62,54 @@ _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
     },
 )
 async def post_job(
-    request: Request, *, key: IdempotencyKey = None, dry_run: DryRun = False
+    request: Request,
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    key: IdempotencyKey = None,
+    dry_run: DryRun = False,
 ) -> Response:
     """Queue a fine-tune, or with `dry_run=true` estimate what it would take."""
-    # Not as dependencies: this is the busiest route, and each would cost it as much as its check.
-    gateway, caller = gateway_of(request), caller_of(request)
     check_key(request)
     body = await read_json(request, JobSpec)
+    limiter = _limiter_of(gateway, body.value)
     if dry_run:
-        limiter = gateway.intake.limiter_for(body.value)
         document = await to_thread.run_sync(_estimate, gateway, caller, body.value, limiter=limiter)
         return Response(document.model_dump_json(), media_type="application/json")
-    name = request_key(key, caller, method="POST", path=PATH)
-    keyed = None if name is None else KeyedRequest(key=name, sha256=body.sha256())
-    posting = Posting(tenant_id=caller.tenant_id, spec=body.value, request=keyed)
-    return (await gateway.intake.post(posting)).respond()
+    once = Once(
+        database=gateway.database,
+        key=request_key(key, tenant_id=caller.tenant_id, path=PATH),
+        request_sha256=body.sha256(),
+        lock_seconds=_LOCK_SECONDS,
+        limiter=limiter,
+    )
+    return await once.answer(partial(queue_job, gateway, caller.tenant_id, body.value))
+
+
+def _limiter_of(gateway: Gateway, spec: JobSpec) -> CapacityLimiter:
+    """Choose how many threads admit such jobs at once.
+
+    The hub may take seconds, and those who wait for it must not hold up the others.
+    """
+    asks_hub = is_hub_id(spec.model) or isinstance(spec.dataset, HubDataset)
+    return gateway.asking_hub if gateway.settings.allow_hub and asks_hub else gateway.posting
+
+
+def queue_job(gateway: Gateway, tenant_id: str, spec: JobSpec, keep: Keep) -> Answer:
+    """Admit a job and queue it, in one transaction; its token follows the commit."""
+    settings = gateway.settings
+    with gateway.database.write() as session:
+        admission = admit(session, tenant_id=tenant_id, spec=spec, settings=settings)
+        limit = settings.tenant_max_queued
+        job = jobs.submit(session, tenant_id, admission.new_job, max_queued=limit)
+        answer = Answer(
+            status=HTTPStatus.ACCEPTED,
+            headers={"Location": f"{PATH}/{job.id}"},
+            body=JobDocument.of(job).model_dump_json(),
+        )
+        keep(session, answer)
+    gateway.publisher.publish()
+    return answer
 
 
 def _estimate(gateway: Gateway, caller: Caller, spec: JobSpec) -> EstimateDocument:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
 from anyio import CapacityLimiter, to_thread
+from fastapi import Depends
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
 from store.tables import ApiKey, Job, JobEvent
 
@@ -332,3 +334,11 @@ def _state(row: sa.Row[*tuple[Any, ...]]) -> _State:
 def _valid_keys(session: Session, *, ids: Sequence[str]) -> frozenset[str]:
     query = sa.select(ApiKey.id).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None))
     return frozenset(session.scalars(query))
+
+
+async def _tailer(connection: HTTPConnection) -> Tailer:
+    tailer: Tailer = connection.state.tailer
+    return tailer
+
+
+TailerDep = Annotated[Tailer, Depends(_tailer)]

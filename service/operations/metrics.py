@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from http import HTTPMethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from fastapi import Depends
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
 from store.states import JobStatus
 from store.telemetry import ENGINE_CRASHES, LEASE_LOSSES
@@ -108,3 +110,11 @@ class _Tables:
         )
         for counted, (name, meaning) in _COUNTERS.items():
             yield CounterMetricFamily(name, meaning, value=telemetry.counters[counted])
+
+
+async def _metrics(connection: HTTPConnection) -> Metrics:
+    metrics: Metrics = connection.state.metrics
+    return metrics
+
+
+MetricsDep = Annotated[Metrics, Depends(_metrics)]

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 from anyio import CapacityLimiter, to_thread
+from fastapi import Depends
+from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
 from store.schema import check
 from store.workers import count_live_workers
@@ -145,3 +147,11 @@ def _check_storage(storage: ArtifactStorage) -> bool:
 def _has_worker(database: Database) -> bool:
     with database.read() as session:
         return count_live_workers(session) > 0
+
+
+async def _readiness(connection: HTTPConnection) -> Readiness:
+    readiness: Readiness = connection.state.readiness
+    return readiness
+
+
+ReadinessDep = Annotated[Readiness, Depends(_readiness)]

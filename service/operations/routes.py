@@ -13,7 +13,8 @@ from starlette.responses import Response
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.auth import administrator, public
 from service.http.responses import problems
-from service.operations.metrics import CONTENT_TYPE
+from service.operations.metrics import CONTENT_TYPE, MetricsDep
+from service.operations.readiness import ReadinessDep  # noqa: TC001 - FastAPI reads it when it runs
 from store.database import OUTAGES
 from store.problems import ProblemError
 from store.telemetry import measure
@@ -54,9 +55,9 @@ async def get_health() -> Health:
 
 @router.get("/readyz", responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
 @public
-async def get_readiness(gateway: GatewayDep) -> Ready:
+async def get_readiness(readiness: ReadinessDep) -> Ready:
     """Tell whether tables and artifact store answer, and what else is missing."""
-    report = await gateway.readiness.report()
+    report = await readiness.report()
     if report.failing:
         raise ProblemError(
             "unavailable",
@@ -76,9 +77,9 @@ async def get_readiness(gateway: GatewayDep) -> Ready:
         **problems(HTTPStatus.FORBIDDEN),
     },
 )
-def get_metrics(gateway: GatewayDep) -> Response:
+def get_metrics(gateway: GatewayDep, metrics: MetricsDep) -> Response:
     """Show the metrics of the queue and of this process."""
-    body = gateway.metrics.render(_telemetry(gateway.database))
+    body = metrics.render(_telemetry(gateway.database))
     return Response(body, headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -18,14 +18,13 @@ from service.app import build_app
 from store.claims import Claimant, claim_next
 from store.database import Database, database_now
 from store.datasets import Split, add_dataset
-from store.jobs import NewJob
+from store.jobs import NewJob, submit
 from store.leases import Lease
 from store.settings import Settings
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.tables import Backbone
 from store.tenants import OwnQuotas, create_key, create_tenant
-from tests.store.queues import submit
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -8,12 +8,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
-from service.jobs.intake import Intake, Posting
+from service.http.replay import Once
+from service.jobs.routes import queue_job
+from store import jobs
 from store.errors import SchemaError, SettingsError
 from store.spec import JobSpec
 from store.tables import Job
@@ -80,7 +84,7 @@ class TestStart:
             def away(*_args, **_options):
                 raise sa.exc.OperationalError("SELECT", {}, Exception("secret"))
 
-            monkeypatch.setattr("service.app.authenticate_all", away)
+            monkeypatch.setattr("service.http.auth.authenticate", away)
             answer = client.get("/jobs", headers=alice.headers)
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"]
@@ -88,31 +92,41 @@ class TestStart:
 
 
 class TestEnd:
-    def test_a_batch_that_is_being_queued_is_waited_for(
+    def test_a_job_that_is_being_queued_is_queued_whole(
         self, settings, database, alice, published, monkeypatch
     ):
         begun = threading.Event()
-        take = Intake._take
+        submit = jobs.submit
 
-        def take_slowly(intake, postings):
+        def submit_slowly(*args, **options):
             begun.set()
             threading.Event().wait(0.3)
-            return take(intake, postings)
+            return submit(*args, **options)
 
-        monkeypatch.setattr(Intake, "_take", take_slowly)
+        monkeypatch.setattr(jobs, "submit", submit_slowly)
         spec = JobSpec.model_validate(job_spec(add_dataset_row(database, alice)))
-        posting = Posting(tenant_id=alice.tenant_id, spec=spec, request=None)
+
+        def wait_for_token():
+            while not published:
+                time.sleep(0.01)
 
         async def run():
             app = build_app(settings)
             async with app.router.lifespan_context(app) as state:
-                intake = state["gateway"].intake
-                posted = [asyncio.create_task(intake.post(posting))]
+                gateway = state["gateway"]
+                once = Once(
+                    database=gateway.database,
+                    key=None,
+                    request_sha256="",
+                    lock_seconds=9,
+                    limiter=gateway.posting,
+                )
+                posted = asyncio.create_task(
+                    once.answer(partial(queue_job, gateway, alice.tenant_id, spec))
+                )
                 await asyncio.to_thread(begun.wait)
-                posted.append(asyncio.create_task(intake.post(posting)))
-                await asyncio.sleep(0)
-                for task in posted:  # as a server does that has waited long enough
-                    task.cancel()
+                posted.cancel()  # as a server does that has waited long enough
+            await asyncio.to_thread(wait_for_token)
             with database.read() as session:
                 return len(session.scalars(sa.select(Job)).all()), list(published)
 

@@ -6,17 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from store.claims import Claimant, ClaimedJob, claim_next
-from store.datasets import Split, add_dataset, keep_datasets
-from store.jobs import NewJob, QueuedJob, draft, enqueue
+from store.datasets import Split, add_dataset
+from store.jobs import NewJob, submit
 from store.leases import Lease
-from store.tenants import authenticate_all, create_tenant, lock_tenants
+from store.tenants import create_tenant
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from store.database import Database
     from store.storage import Blob
-    from store.tenants import KeyHolder
 
 NEW = NewJob(
     spec={},
@@ -39,11 +36,6 @@ def add_tenant(database: Database, name: str, **quotas: int) -> str:
         return tenant.id
 
 
-def authenticate(session: Session, secret: str) -> KeyHolder | None:
-    """Find the tenant whose unrevoked key this is."""
-    return authenticate_all(session, [secret])[0]
-
-
 def add_split(database: Database, tenant_id: str, blob: Blob) -> None:
     """Make a blob the one split of a data set."""
     with database.write() as session:
@@ -56,17 +48,6 @@ def add_split(database: Database, tenant_id: str, blob: Blob) -> None:
             profile={},
             max_bytes=999,
         )
-
-
-def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> QueuedJob:
-    """Queue a job as the gateway does, or raise why it cannot be."""
-    lock_tenants(session, [tenant_id])
-    kept = keep_datasets(session, [new.dataset_id] if new.dataset_id else [])
-    (job,) = draft(session, [(tenant_id, new)], kept=kept, max_queued=max_queued)
-    if isinstance(job, Exception):
-        raise job
-    enqueue(session, [job])
-    return job
 
 
 def add_job(database: Database, tenant_id: str, **changes: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -15,16 +14,14 @@ import sqlalchemy as sa
 from store.database import Database, database_now
 from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.idempotency import (
-    KeyedRequest,
     RequestKey,
     begin,
     finish,
     forget,
-    recall,
-    remember,
 )
+from store.jobs import submit
 from store.tables import IdempotencyRecord, Job
-from tests.store.queues import NEW, add_tenant, submit
+from tests.store.queues import NEW, add_tenant
 
 ANSWER = {"status": 202, "headers": {}, "body": {"id": "job_1"}}
 
@@ -110,47 +107,6 @@ class TestBegin:
         with database.write() as session:
             forget(session, key)
         assert start(database, key) == ANSWER
-
-
-class TestRecall:
-    """Requests whose work is done in one transaction, under a lock that twins wait for."""
-
-    def test_knows_what_was_remembered(self, database, key):
-        one = KeyedRequest(key=key, sha256="b")
-        other = KeyedRequest(key=replace(key, key="other"), sha256="b")
-        with database.write() as session:
-            assert recall(session, [one, other]) == {}
-            remember(session, [(one, ANSWER)])
-        with database.write() as session:
-            assert recall(session, [one, other]) == {one: ANSWER}
-        assert start(database, key) == ANSWER
-
-    def test_another_body_is_refused(self, database, key):
-        one, other = (KeyedRequest(key=key, sha256=body) for body in "bc")
-        with database.write() as session:
-            remember(session, [(one, ANSWER)])
-            found = recall(session, [other])
-        assert isinstance(found[other], IdempotencyKeyReusedError)
-
-    def test_after_a_day_the_key_is_free(self, database, key):
-        one, other = (KeyedRequest(key=key, sha256=body) for body in "bc")
-        with database.write() as session:
-            remember(session, [(one, ANSWER)])
-            past = database_now(session) - timedelta(hours=25)
-            session.execute(sa.update(IdempotencyRecord).values(created_at=past))
-        with database.write() as session:
-            assert recall(session, [other]) == {}
-            remember(session, [(other, {"body": "new"})])
-        with database.write() as session:
-            assert recall(session, [other]) == {other: {"body": "new"}}
-
-    def test_of_work_that_was_undone_nothing_is_kept(self, database, key):
-        one = KeyedRequest(key=key, sha256="b")
-        with suppress(ZeroDivisionError), database.write() as session:
-            remember(session, [(one, ANSWER)])
-            raise ZeroDivisionError
-        with database.write() as session:
-            assert recall(session, [one]) == {}
 
 
 class TestParallel:

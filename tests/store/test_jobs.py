@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from store import jobs
-from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError, StoreError
+from store.errors import IllegalTransitionError, NotFoundError, QuotaExceededError
 from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Artifact, JobEvent
-from store.tenants import lock_tenants
 from tests.store.queues import NEW, add_job, add_tenant, claim, claimed
 
 if TYPE_CHECKING:
@@ -53,48 +51,6 @@ class TestSubmit:
     def test_for_nobody_is_refused(self, database):
         with pytest.raises(NotFoundError):
             add_job(database, "ten_none")
-
-
-class TestDraft:
-    def test_far_from_the_quota_is_not_counted_for_a_moment(self, database, monkeypatch):
-        monkeypatch.setattr(jobs, "_SPACIOUS", 5)
-        monkeypatch.setattr(jobs, "_SPACIOUS_SECONDS", 0.2)
-        tenant = add_tenant(database, "b", max_queued=7)
-        spacious = jobs.SpaciousQueues()
-
-        def post() -> bool:
-            with database.write() as session:
-                lock_tenants(session, [tenant])
-                (drafted,) = jobs.draft(
-                    session, [(tenant, NEW)], kept={}, max_queued=9, spacious=spacious
-                )
-                if isinstance(drafted, StoreError):
-                    assert isinstance(drafted, QuotaExceededError)
-                    return False
-                jobs.enqueue(session, [drafted])
-                return True
-
-        assert spacious.known([tenant]) == []
-        assert post()
-        assert spacious.known([tenant]) == [tenant]
-        time.sleep(0.25)
-        assert spacious.known([tenant]) == []
-        # From here on it is near enough to be counted each time.
-        monkeypatch.setattr(jobs, "_SPACIOUS", 10)
-        assert [post() for _ in range(7)] == [True] * 6 + [False]
-
-    def test_of_several_tenants_each_has_its_own_room(self, database):
-        one, two = (add_tenant(database, name, max_queued=1) for name in "bc")
-        with database.write() as session:
-            lock_tenants(session, [one, two])
-            drafted = jobs.draft(
-                session,
-                [(one, NEW), (one, NEW), (two, NEW), ("ten_none", NEW)],
-                kept={},
-                max_queued=9,
-            )
-        kinds = [type(each) for each in drafted]
-        assert kinds == [jobs.QueuedJob, QuotaExceededError, jobs.QueuedJob, NotFoundError]
 
 
 class TestCancel:

@@ -15,7 +15,7 @@ from store.tables import ApiKey
 from store.tenants import (
     OwnQuotas,
     Quotas,
-    authenticate_all,
+    authenticate,
     create_key,
     create_tenant,
     ensure_tenant,
@@ -24,7 +24,7 @@ from store.tenants import (
     revoke_key,
     stored_bytes,
 )
-from tests.store.queues import add_split, add_tenant, authenticate
+from tests.store.queues import add_split, add_tenant
 
 if TYPE_CHECKING:
     from store.database import Database
@@ -83,17 +83,6 @@ class TestKeys:
             create_key(session, tenant)
         with database.read() as session:
             assert authenticate(session, secret) is None
-
-    def test_many_are_looked_up_at_once(self, database: Database):
-        tenants = [add_tenant(database, name) for name in "ab"]
-        with database.write() as session:
-            first, second = (create_key(session, tenant)[1] for tenant in tenants)
-        with database.read() as session:
-            found = authenticate_all(session, [second, "wrong", first, second])
-        assert [holder and holder.tenant_id for holder in found] == [
-            *(tenants[1], None),
-            *(tenants[0], tenants[1]),
-        ]
 
     def test_only_the_hash_is_kept(self, database: Database):
         tenant = add_tenant(database, "a")

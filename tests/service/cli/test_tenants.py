@@ -11,8 +11,8 @@ import structlog
 from hifi.cli import main
 from service.app import build_app
 from store.database import Database
+from store.tenants import authenticate
 from tests.service.gateways import served
-from tests.store.queues import authenticate
 
 
 @pytest.fixture(params=["tables", "server"])

@@ -99,7 +99,7 @@ class TestPosts:
             raise RuntimeError("unforeseen")
 
         with monkeypatch.context() as patched:
-            patched.setattr("service.jobs.intake.draft", fail)
+            patched.setattr("store.jobs.submit", fail)
             assert post().status_code == 500
         assert post().status_code == 202
         assert count_jobs(database) == 1

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from store.jobs import submit
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
-from tests.store.queues import NEW, submit
+from tests.store.queues import NEW
 
 ADMINISTRATIVE = [
     ("POST", "/tenants"),
