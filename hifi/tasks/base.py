@@ -150,7 +150,7 @@ class Task(ABC):
     def __post_init__(self) -> None:
         known = self.declaration.metrics
         if self.metric not in known:
-            limit = f"a {self.declaration.name} task has {', '.join(known)}"
+            limit = f"a {self.type} task has {', '.join(known)}"
             raise InvalidArgumentError("metric", value=self.metric, limit=limit)
 
     @classmethod
@@ -170,6 +170,11 @@ class Task(ABC):
             DataError: labels that cannot be used.
             InvalidArgumentError: a metric that the task does not have.
         """
+
+    @property
+    def type(self) -> str:
+        """The task type's name."""
+        return self.declaration.name
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -304,7 +309,7 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Describe the task for a head delta: plain JSON, without the classes."""
         return {
-            "type": self.declaration.name,
+            "type": self.type,
             "label": self.label,
             "metric": self.metric,
             "num_labels": self.num_labels,

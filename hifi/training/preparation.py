@@ -70,7 +70,7 @@ class Prepared:
             rows += f", {len(validation)} of validation"
         model = self.loaded.model
         return (
-            f"{task.declaration.name} of {' and '.join(task.inputs)} by {task.label}"
+            f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
             + (f" ({len(classes)} classes: {names}{more})" if classes else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         )
