@@ -126,11 +126,21 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     return _with_metric(spec)
 
 
-def count_labels(task: TaskSpec, profile: DatasetProfile) -> int | None:
-    """Count the logits of a task's head; None where the classes are too many to be counted."""
-    if not find_task_type(str(task.type)).has_classes:
+def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
+    """Count the logits of a task's head.
+
+    Args:
+        task: as far as it is known.
+        profile: of the data set; None where nobody has looked at it yet.
+
+    Returns:
+        None where the type is not known, or the classes are not, or too many to be counted.
+    """
+    if task.type is None:
+        return None
+    if not find_task_type(task.type).has_classes:
         return 1
-    column = profile.column(str(task.label))
+    column = None if profile is None else profile.column(str(task.label))
     return None if column is None else column.num_classes
 
 

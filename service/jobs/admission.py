@@ -148,7 +148,7 @@ def admit(
             dataset=None,
             task=task,
             train_rows=None,
-            num_labels=1 if task.type == "regression" else None,
+            num_labels=count_labels(task, None),
         )
     if backbone is not None:
         _check_backbone(spec, admission.task, backbone)
