@@ -126,10 +126,23 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     return _with_metric(spec)
 
 
-def count_labels(task: TaskSpec, profile: DatasetProfile) -> int | None:
-    """Count the logits of a task's head; None where the classes are too many to be counted."""
-    if not find_task_type(str(task.type)).has_classes:
-        return 1
+def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
+    """Count the logits of a task's head.
+
+    Args:
+        task: as far as it is known.
+        profile: of the data set; None where nobody has looked at it yet.
+
+    Returns:
+        None where the type is not known, or the classes are not, or too many to be counted.
+    """
+    if task.type is None:
+        return None
+    declared = find_task_type(task.type)
+    if declared.num_labels is not None:
+        return declared.num_labels
+    if profile is None or declared.label.use != "label":  # other uses have no classes to count
+        return None
     column = profile.column(str(task.label))
     return None if column is None else column.num_classes
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hifi.data.profile import DatasetProfile
-from hifi.data.task_types import find_task_type
 from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
@@ -126,7 +125,7 @@ def admit(
             dataset=None,
             task=task,
             train_rows=None,
-            num_labels=None if task.type is None else find_task_type(task.type).num_labels,
+            num_labels=count_labels(task, None),
         )
     if backbone is not None:
         _check_backbone(spec, admission.task, backbone)

@@ -64,8 +64,8 @@ def complete_unseen_task(fields: TaskFields) -> TaskFields:
     return fields.model_copy(update={"metric": task.metric})
 
 
-def count_labels(task: TaskFields, profile: DatasetProfile) -> int | None:
-    """Count the logits of a completed task's head; None where the classes are too many."""
+def count_labels(task: TaskFields, profile: DatasetProfile | None) -> int | None:
+    """Count the logits of a task's head, as :func:`hifi.data.inference.count_labels` does."""
     return inference.count_labels(_spec(task), profile)
 
 

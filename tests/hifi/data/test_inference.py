@@ -297,6 +297,11 @@ class TestLabels:
         assert count_labels(said(type="classification", label="label"), columns) == 2
         assert count_labels(said(type="regression", label="label"), columns) == 1
 
+    def test_of_what_nobody_has_looked_at_are_known_where_they_are_numbers(self):
+        assert count_labels(said(type="regression"), None) == 1
+        assert count_labels(said(type="classification"), None) is None
+        assert count_labels(said(), None) is None
+
 
 class TestProfile:
     def test_is_plain_json_and_back(self):
