@@ -7,19 +7,21 @@ nothing in an order can be a path.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
+    create_model,
     model_validator,
 )
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
-from hifi.data.task_types import request_fields
+from hifi.data.task_types import TaskType, request_fields, task_types
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
@@ -37,6 +39,10 @@ _Model = Annotated[
     str,
     StringConstraints(pattern=r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$", max_length=200),
 ]
+_FIELDS: dict[str, Any] = {  # of an input, by their kind
+    "text": Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)],
+    "image": str,
+}
 _EXACT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -87,19 +93,20 @@ class DeltaOrder(_Order):
         return f"{self.tenant}/{self.sha256}"
 
 
-def _check_input(given: dict[str, str]) -> dict[str, str]:
-    """Refuse fields that no task type declares, and texts that are too long."""
-    fields = request_fields()
-    for name, value in given.items():
-        if name not in fields:
-            raise ValueError(f"no task type has an input {name!r}")
-        if fields[name].kind == "text" and len(value) > MAX_CHARACTERS:
-            raise ValueError(f"{name} has {len(value)} characters, at most {MAX_CHARACTERS}")
-    return given
+class _Input(_Order):
+    """One input; the task types declare which fields it may have."""
 
 
-# One input, as its caller wrote it: texts, or an image in Base64.
-Input = Annotated[dict[str, str], AfterValidator(_check_input)]
+@cache
+def _input_model(_: tuple[TaskType, ...]) -> type[_Input]:
+    fields: dict[str, Any] = {
+        name: (_FIELDS[field.kind] | None, None) for name, field in request_fields().items()
+    }
+    return create_model("Input", __base__=_Input, **fields)
+
+
+def _read_input(value: object) -> dict[str, str]:
+    return _input_model(task_types()).model_validate(value).model_dump(exclude_none=True)
 
 
 # A dictionary rather than a model: a request has up to 256 of them.
@@ -109,7 +116,7 @@ class Item(TypedDict):
     __pydantic_config__ = _EXACT  # type: ignore[misc] # as pydantic documents it
 
     order: Annotated[int, Field(ge=0)]
-    input: Input
+    input: Annotated[dict[str, str], PlainValidator(_read_input)]
 
 
 class PredictionOrder(_Order):
