@@ -14,14 +14,13 @@ from pyarrow import parquet
 
 from store.database import OUTAGES, Database
 from store.datasets import Split, add_dataset
-from store.jobs import NewJob, get_job, list_artifacts, list_events
+from store.jobs import NewJob, get_job, list_artifacts, list_events, submit
 from store.queue import TokenPublisher, make_app
 from store.settings import Settings
 from store.spec import JobSpec
 from store.storage import ArtifactStorage
 from store.tables import Job, Worker
 from store.tenants import create_tenant
-from store.jobs import submit
 
 MODEL = "all-MiniLM-L6-v2"
 _WORDS = {0: ["dull", "slow", "flat", "weak"], 1: ["bright", "quick", "rich", "strong"]}
