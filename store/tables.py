@@ -107,7 +107,9 @@ class Backbone(Base):
         max_positions: tokens that it reads at most; None where nothing limits them.
         weights_per_head: trained weights of one selected head: its rows of query, key and value.
         task_heads: by task type ``{"base", "per_label"}``: what a task head has of trained
-            weights, and how many more for each label; a type that is missing is not for it.
+            weights, and how many more for each label; a type that is missing is not for it. By
+            encoding under ``"file"`` the bytes of a delta file, ``{"base", "per_head",
+            "per_label"}``; rows of older workers have none.
     """
 
     __tablename__ = "backbones"

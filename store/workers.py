@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -36,7 +36,7 @@ class BackboneDescription:
     fingerprint: str
     max_positions: int | None
     weights_per_head: int
-    task_heads: Mapping[str, Mapping[str, int]]
+    task_heads: Mapping[str, Mapping[str, Any]]
 
 
 def register(

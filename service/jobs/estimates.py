@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.jobs.admission import Admission
-    from store.tables import Backbone
 
 _MEASURED_JOBS = 5
-# Of the file beside its numbers: measured on files of the library, see the test.
-_TENSOR_ENTRY_BYTES = 90  # name, type, shape and place in the header
-_SCORE_BYTES = 20  # a float64 as JSON, with its comma
-_METADATA_BYTES = 1000
-_LAYER_BYTES = 130
-_LABEL_BYTES = 10  # a class's name
 
 
 class ArtifactEstimate(BaseModel):
@@ -117,7 +110,7 @@ def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
     return EstimateDocument(
         trainable_parameters=None if size is None else size.trainable,
         fraction=None if size is None else size.fraction,
-        artifact=None if size is None else ArtifactEstimate(bytes=size.bytes()),
+        artifact=None if size is None or size.files is None else ArtifactEstimate(bytes=size.files),
         steps=None if rows is None else -(-rows // spec["training"]["batch_size"]) * epochs,
         seconds=seconds,
         spec=spec,
@@ -129,16 +122,14 @@ class _Size:
     """The sizes of a head delta.
 
     Attributes:
-        heads: tuned ones.
-        layers: of the backbone; all of them have scores.
-        task_head: its trained weights.
+        trainable: trained weights.
+        fraction: their share of the model.
+        files: bytes of the file by encoding; None where no worker has measured them.
     """
 
-    backbone: Backbone
-    heads: int
-    layers: int
-    task_head: int
-    labels: int
+    trainable: int
+    fraction: float
+    files: dict[str, int] | None
 
     @classmethod
     def of(cls, admission: Admission) -> _Size | None:
@@ -148,49 +139,16 @@ class _Size:
             return None
         spec = admission.new_job.spec
         layers = backbone.num_layers
-        open_layers = layers // 2 if spec["strategy"] == "mid-top" else layers
-        head = backbone.task_heads[admission.task.type]
-        return cls(
-            backbone=backbone,
-            heads=spec["k"] * open_layers,
-            layers=layers,
-            task_head=head["base"] + head["per_label"] * labels,
-            labels=labels,
-        )
-
-    @property
-    def trainable(self) -> int:
-        """Count the trained weights."""
-        return self.heads * self.backbone.weights_per_head + self.task_head
-
-    @property
-    def fraction(self) -> float:
-        """Give their share of the model."""
-        return self.trainable / (self.backbone.parameters + self.task_head)
-
-    @property
-    def _rows_per_head(self) -> int:
-        """Count the tuned rows of a head, or key-value group: its query, key and value."""
-        group = self.backbone.num_heads // self.backbone.num_key_value_heads
-        return (group + 2) * self.backbone.head_dim
-
-    def bytes(self) -> dict[str, int]:
-        """Give the bytes of the file in each encoding."""
-        rows = self.heads * self._rows_per_head
-        weights = rows * self.backbone.hidden_size
-        exact = 4 * (self.trainable - weights)  # biases and task head, always float32
-        biases = 3 if self.trainable - self.task_head > weights else 0
-        tensors = self.heads * (3 + biases) * _TENSOR_ENTRY_BYTES
-        scales = 4 * rows + 3 * self.heads * _TENSOR_ENTRY_BYTES
-        fixed = exact + tensors + self._metadata_bytes()
-        return {
-            "float32": fixed + 4 * weights,
-            "bfloat16": fixed + 2 * weights,
-            "int8": fixed + weights + scales,
+        heads = spec["k"] * (layers // 2 if spec["strategy"] == "mid-top" else layers)
+        known = backbone.task_heads[admission.task.type]
+        task_head = known["base"] + known["per_label"] * labels
+        trainable = heads * backbone.weights_per_head + task_head
+        files = {
+            encoding: file["base"] + heads * file["per_head"] + labels * file["per_label"]
+            for encoding, file in known.get("file", {}).items()
         }
-
-    def _metadata_bytes(self) -> int:
-        heads = self.backbone.num_key_value_heads
-        scores = self.layers * (heads * (heads - 1) + 2 * heads) * _SCORE_BYTES
-        names = self.labels * _LABEL_BYTES
-        return _METADATA_BYTES + scores + self.layers * _LAYER_BYTES + names
+        return cls(
+            trainable=trainable,
+            fraction=trainable / (backbone.parameters + task_head),
+            files=files or None,  # a worker of an earlier version measured none
+        )

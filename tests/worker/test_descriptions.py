@@ -36,6 +36,11 @@ def check(model: Path, rows: list[dict[str, Any]], *, labels: int, **arguments: 
     assert found.fingerprint == result.delta.metadata.fingerprint
 
 
+def weights_of(head: dict[str, Any]) -> dict[str, int]:
+    """Leave out the bytes of files, which tests of service.jobs.estimates compare."""
+    return {name: value for name, value in head.items() if name != "file"}
+
+
 class TestCounts:
     @pytest.mark.parametrize("name", NAMES)
     def test_are_those_of_a_fine_tune(self, name: str, tmp_path: Path):
@@ -55,7 +60,7 @@ class TestCounts:
         tf.BertModel.from_pretrained(model, add_pooling_layer=False).save_pretrained(model)
         check(model, THREE_CLASSES, labels=3)
         head = describe_backbone("tiny", model).task_heads["classification"]
-        assert head == {"base": HIDDEN * HIDDEN + HIDDEN, "per_label": HIDDEN + 1}
+        assert weights_of(head) == {"base": HIDDEN * HIDDEN + HIDDEN, "per_label": HIDDEN + 1}
 
 
 class TestDescribeBackbone:
@@ -68,7 +73,10 @@ class TestDescribeBackbone:
         # 3 heads of each layer, and a head for two classes: the example of the API.
         assert 18 * found.weights_per_head + 2 * 385 == 666_050
         head = {"base": 0, "per_label": 385}
-        assert found.task_heads == {"classification": head, "regression": head}
+        assert {name: weights_of(told) for name, told in found.task_heads.items()} == {
+            "classification": head,
+            "regression": head,
+        }
         assert found.fingerprint == backbone_fingerprint(tf.AutoModel.from_pretrained(minilm_path))
 
     @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -117,6 +117,13 @@ class TestSizes:
         assert (told.trainable_parameters, told.fraction, told.artifact) == (None, None, None)
         assert told.steps == 12
 
+    def test_of_files_that_no_worker_has_measured_are_null(self, minilm_path: Path):
+        backbone = described(minilm_path)
+        kept = {"base": 0, "per_label": 385}  # as workers of earlier versions wrote it
+        backbone.task_heads = {"classification": kept}
+        told = estimate_at(admission(backbone), rates=UNKNOWN)
+        assert (told.trainable_parameters, told.artifact) == (666_050, None)
+
 
 class TestSteps:
     @pytest.mark.parametrize(("rows", "steps"), [(1, 3), (32, 3), (33, 6), (None, None)])
