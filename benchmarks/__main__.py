@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks import (
-    churn,
-    claims,
-    end_to_end,
-    memory,
-    quality,
-    selection,
-    serve,
-    service_claim,
-    service_gateway,
-    service_overhead,
-    serving,
-    training,
-)
 from benchmarks.machine import describe
+from benchmarks.paper import quality
 from benchmarks.rows import print_rows
+from benchmarks.service import claim, claims, gateway, overhead
 from benchmarks.service.deployment import end_in_order
+from benchmarks.serving import churn, open_load, serve
+from benchmarks.speed import end_to_end, memory, selection, training
 
 end_in_order()
 print(describe(), end="\n\n", flush=True)
 for benchmark in (
     *(selection, training, end_to_end, memory),
-    *(serve, serving, churn),
-    *(service_overhead, service_claim, service_gateway, claims),
+    *(serve, open_load, churn),
+    *(overhead, claim, gateway, claims),
 ):
     print(f"## {(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)
     print_rows(benchmark.main())

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+)
 
 from hifi.backbones.models import resolve_model
 from hifi.training.batching import TrainingBatches
@@ -34,22 +40,38 @@ def read_rows(task: str, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def tokenize_pairs(rows: Sequence[dict[str, Any]], **settings: Any) -> BatchEncoding:
+    """Tokenize rows of MRPC, cut at ``MAX_LENGTH`` tokens."""
+    first, second = ([row[name] for row in rows] for name in ("sentence1", "sentence2"))
+    tokenizer = minilm_tokenizer()
+    encoded: BatchEncoding = tokenizer(
+        first, second, truncation=True, max_length=MAX_LENGTH, **settings
+    )
+    return encoded
+
+
+def pad(encoded: BatchEncoding, places: Iterable[int]) -> dict[str, Tensor]:
+    """Put some of the tokenized rows into one batch."""
+    columns = {name: [encoded[name][place] for place in places] for name in encoded}
+    return dict(minilm_tokenizer().pad(columns, return_tensors="pt"))
+
+
 def mrpc_batches(count: int, *, batch_size: int = 32, seed: int = 0) -> list[dict[str, Tensor]]:
     """Draw ``count`` batches of similar length, spread over an epoch of MRPC."""
     rows = read_rows("mrpc", "train")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
-    first, second = ([row[name] for row in rows] for name in ("sentence1", "sentence2"))
-    encoded = tokenizer(first, second, truncation=True, max_length=MAX_LENGTH)
+    encoded = tokenize_pairs(rows)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     epoch = TrainingBatches(lengths=lengths, batch_size=batch_size, seed=seed).epoch(0)
-    full = [indices for indices in epoch if len(indices) == batch_size]
-    batches = []
-    for indices in full[:: max(1, len(full) // count)][:count]:
-        columns = {name: [encoded[name][i] for i in indices] for name in encoded}
-        batch = dict(tokenizer.pad(columns, return_tensors="pt"))
-        batch["labels"] = torch.tensor([rows[i]["label"] for i in indices])
-        batches.append(batch)
-    return batches
+    full = [indices.tolist() for indices in epoch if len(indices) == batch_size]
+    return [
+        {**pad(encoded, places), "labels": torch.tensor([rows[n]["label"] for n in places])}
+        for places in full[:: max(1, len(full) // count)][:count]
+    ]
+
+
+def minilm_tokenizer() -> Any:
+    """Load the tokenizer of MiniLM."""
+    return AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
 
 
 def minilm(**settings: Any) -> PreTrainedModel:

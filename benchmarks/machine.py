@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""What the numbers were measured on, and how much memory a process has."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def describe() -> str:
     threads = torch.get_num_threads()
     python = platform.python_version()
     return f"{cpu} ({features}), {threads} threads; Python {python}, {libraries}"
+
+
+def resident_megabytes(pid: int | str = "self", *, field: str = "VmRSS") -> float:
+    """Read a process's resident memory in MB; its peak is the field ``VmHWM``."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    sizes = dict(line.split(":", maxsplit=1) for line in lines)
+    return int(sizes[field].split()[0]) * 1024 / 1e6

@@ -1,12 +1,16 @@
-"""A measured number and how it is printed."""
+"""How times are measured, and how measured numbers are printed."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+REPETITIONS = 5
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,19 @@ def print_rows(rows: Iterable[Row]) -> None:
         verdict = {True: "yes", False: "no", None: ""}[row.reached]
         number = f"{row.value:,.0f}" if abs(row.value) >= 1000 else f"{row.value:.3g}"
         print(f"| {row.what} | {number} {row.unit} | {row.reach or ''} | {verdict} |", flush=True)
+
+
+def interleaved(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """Time tasks that take turns.
+
+    Returns:
+        Median seconds of each over :data:`REPETITIONS`, after a warm-up turn.
+    """
+    seconds: list[list[float]] = [[] for _ in tasks]
+    for turn in range(REPETITIONS + 1):
+        for task, taken in zip(tasks, seconds, strict=True):
+            begin = time.perf_counter()
+            task()
+            if turn:
+                taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in seconds]

@@ -1,21 +1,17 @@
-"""``hifi.finetune`` without the service, in a process of its own with the backbone in memory.
-
-Each order is one line of JSON: ``arguments`` of ``hifi.finetune``, and ``folder`` for what the
-service would store. The answer tells the seconds of the call and its stages; how long it takes to
-write what the service stores, and to store it, is measured after it.
-"""
+"""``hifi.finetune`` without the service, with the backbone in memory."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.service.line_process import answer_lines
 from hifi.backbones.models import resolve_model
 from hifi.deltas.metadata import ENCODINGS
 from hifi.training.finetuning import finetune
@@ -29,15 +25,38 @@ if TYPE_CHECKING:
     from hifi.training.events import TrainingEvent
 
 
-def answer(backbones: ResidentBackbones, order: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out one order."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fine-tune.
+
+    Attributes:
+        seconds: all of it.
+        stages: parts of these by name.
+        sha256: of the delta in float32.
+        costs: seconds of what the service does with a delta, measured alone.
+    """
+
+    seconds: float
+    stages: Mapping[str, float]
+    sha256: str
+    costs: Mapping[str, float]
+
+
+@cache
+def _backbones() -> ResidentBackbones:
+    return make_resident_backbones("cpu")
+
+
+def fine_tune(arguments: Mapping[str, Any]) -> Run:
+    """Call ``hifi.finetune``; then write and store what the service would, and time that apart."""
+    backbones = _backbones()
     marks: dict[str, float] = {}
     start = time.perf_counter()
 
     def mark(event: TrainingEvent) -> None:
         marks.setdefault(event.kind, time.perf_counter() - start)
 
-    result = finetune(**order["arguments"], backbones=backbones, on_event=mark)
+    result = finetune(**arguments, backbones=backbones, on_event=mark)
     seconds = time.perf_counter() - start
     stages = {
         "loading": marks["selecting"],
@@ -45,15 +64,15 @@ def answer(backbones: ResidentBackbones, order: Mapping[str, Any]) -> dict[str, 
         "training": marks["finished"] - marks["selected"],
         "storing": seconds - marks["finished"],
     }
-    folder = Path(order["folder"])
-    return {"seconds": seconds, "stages": stages, **_store(result.delta, order, folder)}
+    with tempfile.TemporaryDirectory() as folder:
+        costs, sha256 = _store(result.delta, arguments["model"], Path(folder))
+    return Run(seconds=seconds, stages=stages, costs=costs, sha256=sha256)
 
 
-def _store(delta: HeadDelta, order: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _store(delta: HeadDelta, model: str, folder: Path) -> tuple[dict[str, float], str]:
     """Do what the service does with a delta."""
-    model = resolve_model(order["arguments"]["model"]).path
     marks = [time.perf_counter()]
-    artifacts = write_artifacts(delta, model_path=model, folder=folder)
+    artifacts = write_artifacts(delta, model_path=resolve_model(model).path, folder=folder)
     marks.append(time.perf_counter())
     storage = ArtifactStorage(str(folder / "store"))
     for file in artifacts.values():
@@ -69,8 +88,4 @@ def _store(delta: HeadDelta, order: Mapping[str, Any], folder: Path) -> dict[str
         "of these the three encodings, once more": encoded,
         "upload to a folder": stored,
     }
-    return {"costs": costs, "sha256": digest}
-
-
-if __name__ == "__main__":
-    answer_lines(partial(answer, make_resident_backbones("cpu")))
+    return costs, digest

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.service.deployment import wait_for_port
+from benchmarks.service.deployment import is_listening
 from service.embedded.listening import free_loopback_port
 from store.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
 
@@ -38,19 +39,6 @@ def _app(kind: str) -> FastAPI:
     return app
 
 
-def _serve(kind: str, port: int) -> None:
-    """Serve with the settings of the gateway's own server."""
-    uvicorn.run(
-        _app(kind),
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-    )
-
-
 class _Socket(asyncio.Protocol):
     """Answers whatever comes in one piece."""
 
@@ -67,14 +55,31 @@ async def _answer_sockets(port: int) -> None:
     await server.serve_forever()
 
 
+def _serve(kind: str, port: int) -> None:
+    """Serve with the settings of the gateway's own server."""
+    if kind == "socket":
+        asyncio.run(_answer_sockets(port))
+        return
+    uvicorn.run(
+        _app(kind),
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    )
+
+
 @contextmanager
 def bare_server(kind: str) -> Iterator[int]:
-    """Run one; give its port."""
+    """Run one; yield its port."""
     port = free_loopback_port()
     command = [sys.executable, "-m", "benchmarks.service.bare_servers", kind, str(port)]
     process = subprocess.Popen(command)  # noqa: S603 - this module
     try:
-        wait_for_port(port)
+        while not is_listening(port):
+            time.sleep(0.05)
         yield port
     finally:
         process.kill()
@@ -82,7 +87,4 @@ def bare_server(kind: str) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "socket":
-        asyncio.run(_answer_sockets(int(sys.argv[2])))
-    else:
-        _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1], int(sys.argv[2]))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import Row, print_rows
@@ -67,11 +65,10 @@ def measure(running: AbstractContextManager[Deployment], size: Size) -> tuple[li
         running as deployment,
         database_of(deployment) as database,
         Client(deployment.url) as client,
-        tempfile.TemporaryDirectory() as folder,
     ):
         spec = {
             "model": PACKAGED_MODEL,
-            "dataset": push_words(client, Path(folder)),
+            "dataset": push_words(client),
             "k": 1,
             "n_samples": 64,
             "training": {"batch_size": 8, "max_length": 32, "precision": "float32"},

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import secrets
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from typing import TypeAlias
 
 import sqlalchemy as sa
 
@@ -25,6 +26,7 @@ from store.schema import upgrade
 from store.states import LEASED, JobStatus
 from store.tables import Job, JobEvent, Tenant
 
+Jobs: TypeAlias = "Queue[list[str]]"
 POSTGRES = os.environ.get("HIFI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 WORKERS = 16
 JOBS, TENANTS = 10_000, 500
@@ -32,6 +34,7 @@ UNEQUAL = (400, 200, 100, 50)
 HELD_SECONDS = (0.2, 0.6)  # how long a worker keeps a job where fairness is watched
 REPETITIONS = 3
 _LEASE_SECONDS = 60.0
+_START_SECONDS, _WORK_SECONDS = 300.0, 900.0
 _MAX_RUNNING = 16
 _BACKBONE = "minilm"
 _TRAINING = {"epochs": 3, "learning_rate": 3e-4, "batch_size": 32, "max_length": 128, "seed": 0}
@@ -118,55 +121,38 @@ def run_jobs(
         lease.succeed(result={}, artifacts={})
 
 
-def work(url: str, name: str, hold: tuple[float, float]) -> None:
-    """Be a worker process: connect, wait for a line, work, tell which jobs were ours."""
+def _work(url: str, name: str, hold: tuple[float, float], start: Barrier, claimed: Jobs) -> None:
+    """Be a worker process: connect, wait for the others, work, tell which jobs were ours."""
     database = Database(url, pool_size=1)
     with database.read() as session:
         database_now(session)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps([job.id for job in run_jobs(database, name, hold=hold)]), flush=True)
+    start.wait()
+    claimed.put([job.id for job in run_jobs(database, name, hold=hold)])
     database.close()
 
 
 @contextmanager
-def worker_processes(
-    url: str, *, hold: tuple[float, float] = (0, 0)
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start worker processes and wait until each is ready; they begin when leaving is asked."""
-    command = [sys.executable, "-m", "benchmarks.service.claims", "work", url]
-    seconds = [str(limit) for limit in hold]
+def workers(url: str, *, hold: tuple[float, float] = (0, 0)) -> Iterator[Jobs]:
+    """Run worker processes; the block and they begin when all are ready.
+
+    Yields:
+        A queue that gets the ids of the jobs of each worker that has found nothing more.
+    """
+    context = get_context("spawn")
+    start, claimed = context.Barrier(WORKERS + 1), context.Queue()
     processes = [
-        subprocess.Popen(  # noqa: S603 - this module
-            [*command, f"worker-{n}", *seconds],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        context.Process(target=_work, args=(url, f"worker-{n}", hold, start, claimed), daemon=True)
         for n in range(WORKERS)
     ]
+    for process in processes:
+        process.start()
     try:
-        for process in processes:
-            assert process.stdout is not None  # noqa: S101 - asked for above
-            process.stdout.readline()
-        yield processes
+        start.wait(_START_SECONDS)
+        yield claimed
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-
-
-def begin(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Let ready workers begin."""
-    for process in processes:
-        assert process.stdin is not None  # noqa: S101 - a pipe
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-
-def finish(processes: Sequence[subprocess.Popen[str]]) -> Counter[str]:
-    """Wait until the workers have found nothing more; count how often each job was claimed."""
-    return Counter(job for process in processes for job in json.loads(process.communicate()[0]))
+            process.join()
 
 
 def measure_speed() -> tuple[float, int]:
@@ -174,10 +160,11 @@ def measure_speed() -> tuple[float, int]:
     with fresh_database() as url:
         database = Database(url)
         fill(database, [JOBS // TENANTS] * TENANTS)
-        with worker_processes(url) as processes:
+        with workers(url) as claimed:
             start = time.perf_counter()
-            begin(processes)
-            claims = finish(processes)
+            claims = Counter(
+                job for _ in range(WORKERS) for job in claimed.get(timeout=_WORK_SECONDS)
+            )
             seconds = time.perf_counter() - start
         database.close()
     wrong = sum(count - 1 for count in claims.values()) + JOBS - len(claims)
@@ -206,8 +193,7 @@ def measure_spread() -> tuple[int, int]:
     with fresh_database() as url:
         database = Database(url)
         fill(database, UNEQUAL)
-        with worker_processes(url, hold=HELD_SECONDS) as processes:
-            begin(processes)
+        with workers(url, hold=HELD_SECONDS):
             while (running := _running(database)) is not None:
                 if sum(running) == WORKERS:
                     looks.append(max(running) - min(running))
@@ -245,7 +231,4 @@ def main() -> list[Row]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["work"]:
-        work(sys.argv[2], sys.argv[3], (float(sys.argv[4]), float(sys.argv[5])))
-    else:
-        print_rows(main())
+    print_rows(main())

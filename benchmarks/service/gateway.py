@@ -6,16 +6,16 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from benchmarks.load import Order, Report, load_generator, write_request
+from benchmarks.machine import resident_megabytes
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.bare_servers import bare_server
 from benchmarks.service.deployment import (
@@ -24,10 +24,7 @@ from benchmarks.service.deployment import (
     end_in_order,
     gateway,
     push_words,
-    resident_megabytes,
 )
-from benchmarks.service.line_process import line_process
-from benchmarks.service.load import Order, Report
 from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
@@ -68,39 +65,28 @@ FULL = Size(repetitions=3, seconds=10.0, warmup_seconds=2.0)
 QUICK = Size(repetitions=1, seconds=2.0, warmup_seconds=0.5)
 
 
-class Generator:
-    """The load generator, ordered about."""
+class Load:
+    """Posts jobs from many clients, by the load generator's process."""
 
-    def __init__(self, ask: Callable[[dict[str, object]], dict[str, object]], size: Size) -> None:
-        self._ask = ask
+    def __init__(self, carry_out: Callable[[Order], Report], size: Size) -> None:
+        self._carry_out = carry_out
         self._size = size
 
     def post(
-        self,
-        port: int,
-        *,
-        bodies: Sequence[str],
-        keys: Sequence[str] = ("hifi_none",),
-        per_second: float | None = None,
+        self, port: int, jobs: Sequence[tuple[str, str]], *, per_second: float | None = None
     ) -> Report:
-        """Post jobs: client ``n`` the ``n``-th body with the ``n``-th key."""
-        order = Order(
-            port=port,
-            bodies=bodies,
-            keys=keys,
-            clients=CLIENTS,
-            warmup_seconds=self._size.warmup_seconds,
-            seconds=self._size.seconds,
-            per_second=per_second,
+        """Post jobs of these data sets with these keys, in turn."""
+        bodies = [(json.dumps({**_SPEC, "dataset": dataset}), key) for dataset, key in jobs]
+        return self._carry_out(
+            Order(
+                port=port,
+                requests=[write_request("/jobs", body.encode(), key=key) for body, key in bodies],
+                clients=CLIENTS,
+                warmup_seconds=self._size.warmup_seconds,
+                seconds=self._size.seconds,
+                per_second=per_second,
+            )
         )
-        return Report(**self._ask(asdict(order)))  # type: ignore[arg-type] # its own fields
-
-
-@contextmanager
-def generator(size: Size) -> Iterator[Generator]:
-    """Start the load generator."""
-    with line_process("benchmarks.service.load") as ask:
-        yield Generator(ask, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,35 +105,26 @@ class Loaded:
 
 
 def load_gateway(
-    load: Generator,
-    *,
-    tenants: int,
-    backbone: BackboneDescription,
-    per_second: float | None = None,
+    load: Load, *, tenants: int, backbone: BackboneDescription, per_second: float | None = None
 ) -> Loaded:
     """Put a fresh gateway on a fresh database under load, and count afterwards."""
     with (
         gateway(tenants=tenants, backbone=backbone) as (deployment, process, keys),
         database_of(deployment) as database,
     ):
-        datasets = _share(database, _push(deployment, keys[0]))
-        bodies = [_body(dataset) for dataset in datasets]
-        report = load.post(deployment.port, bodies=bodies, keys=keys, per_second=per_second)
+        with Client(deployment.url, api_key=keys[0]) as client:
+            datasets = _share(database, push_words(client))
+        jobs = list(zip(datasets, keys, strict=True))
+        report = load.post(deployment.port, jobs, per_second=per_second)
         with database.read() as session:
             stored = set(session.scalars(sa.select(Job.id)))
-        twice = len(report.accepted) - len(set(report.accepted))
-        lost = len(stored ^ set(report.accepted)) + twice
+        twice = len(report.answered) - len(set(report.answered))
+        lost = len(stored ^ set(report.answered)) + twice
         return Loaded(report=report, lost=lost, megabytes=resident_megabytes(process.pid))
 
 
-def _push(deployment: Deployment, key: str) -> str:
-    """Upload a data set; give its id."""
-    with Client(deployment.url, api_key=key) as client, tempfile.TemporaryDirectory() as folder:
-        return push_words(client, Path(folder))
-
-
 def _share(database: Database, dataset: str) -> list[str]:
-    """Give a data set to all tenants, as if each had uploaded it; give ids in the keys' order."""
+    """Copy a data set to all tenants, as if each had uploaded it; return ids in the keys' order."""
     with database.write() as session:
         row = session.get_one(Dataset, dataset)
         columns = {column.key: getattr(row, column.key) for column in Dataset.__mapper__.columns}
@@ -162,11 +139,7 @@ def _share(database: Database, dataset: str) -> list[str]:
     return list(datasets.values())
 
 
-def _body(dataset: str) -> str:
-    return json.dumps({**_SPEC, "dataset": dataset})
-
-
-def measure_load(load: Generator, size: Size, backbone: BackboneDescription) -> Iterator[Row]:
+def measure_load(load: Load, size: Size, backbone: BackboneDescription) -> Iterator[Row]:
     """Measure the gateway and the bare endpoints in turns, each in a fresh process."""
     bare: dict[str, list[Report]] = defaultdict(list)
     ours: dict[int, list[Loaded]] = defaultdict(list)
@@ -174,7 +147,7 @@ def measure_load(load: Generator, size: Size, backbone: BackboneDescription) -> 
     for _ in range(size.repetitions):
         for kind in ("socket", "loop", "thread"):
             with bare_server(kind) as port:
-                bare[kind].append(load.post(port, bodies=[_body("ds_0")]))
+                bare[kind].append(load.post(port, [("ds_0", "hifi_none")]))
         for tenants in (1, CLIENTS):
             ours[tenants].append(load_gateway(load, tenants=tenants, backbone=backbone))
         rate = LOAD * ours[1][-1].report.rate
@@ -202,7 +175,7 @@ def _rate_rows(bare: dict[str, list[Report]], ours: dict[int, list[Loaded]]) -> 
 
 def _flaws(label: str, runs: Sequence[Loaded]) -> Iterator[Row]:
     errors = sum(sum(run.report.errors.values()) for run in runs)
-    accepted = sum(len(run.report.accepted) for run in runs)
+    accepted = sum(len(run.report.answered) for run in runs)
     yield Row(f"{label}: errors beside {accepted:,} accepted", errors, "≤ 0")
     yield Row(f"{label}: jobs lost", sum(run.lost for run in runs), "≤ 0")
     cpu = max(run.report.cpu for run in runs)
@@ -229,8 +202,8 @@ def measure_memory(size: Size, backbone: BackboneDescription) -> Iterator[Row]:
 
 def _use(deployment: Deployment, key: str) -> None:
     """Upload a data set, and make a hundred further requests."""
-    body = json.loads(_body(_push(deployment, key)))
     with Client(deployment.url, api_key=key) as client:
+        body = {**_SPEC, "dataset": push_words(client)}
         for _ in range(20):
             job = client.jobs.create(body)
             client.jobs.get(job["id"])
@@ -248,8 +221,8 @@ def main(size: Size = FULL) -> Iterator[Row]:
     """Measure all of it, seven minutes."""
     backbone = describe_backbone(PACKAGED_MODEL, resolve_model(PACKAGED_MODEL).path)
     yield from measure_memory(size, backbone)
-    with generator(size) as load:
-        yield from measure_load(load, size, backbone)
+    with load_generator() as carry_out:
+        yield from measure_load(Load(carry_out, size), size, backbone)
 
 
 if __name__ == "__main__":

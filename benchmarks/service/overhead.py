@@ -10,9 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import sqlalchemy as sa
 
 from benchmarks.data import read_rows
 from benchmarks.rows import Row, print_rows
+from benchmarks.service.alone import Run, fine_tune
 from benchmarks.service.deployment import (
     THREADS,
     Deployment,
@@ -28,7 +31,6 @@ from benchmarks.service.deployment import (
     end_in_order,
     stopped,
 )
-from benchmarks.service.line_process import line_process
 from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from hifi.cli.docstrings import build_data_set
@@ -68,23 +70,6 @@ class Size:
 
 FULL = Size(rows=4000, epochs=2, repetitions=5)
 QUICK = Size(rows=160, epochs=1, repetitions=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One fine-tune.
-
-    Attributes:
-        seconds: all of it.
-        stages: parts of these by name.
-        sha256: of the delta in float32.
-        costs: seconds of what the service does with a delta, measured alone.
-    """
-
-    seconds: float
-    stages: Mapping[str, float]
-    sha256: str
-    costs: Mapping[str, float]
 
 
 class Service:
@@ -185,16 +170,20 @@ def measure(size: Size) -> Iterator[tuple[Run, Run]]:
     The service's processes are stopped while the other side runs, so that it has the machine to
     itself.
     """
-    as_in_a_worker = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, "OMP_NUM_THREADS": THREADS, **as_in_a_worker}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         service = stack.enter_context(_service(folder, size))
-        ask = stack.enter_context(line_process("benchmarks.service.alone", environment=environment))
+        # As in a worker.
+        os.environ |= {
+            "OMP_NUM_THREADS": THREADS,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
 
         def alone(arguments: Mapping[str, Any]) -> Run:
-            with stopped(service.process.pid), tempfile.TemporaryDirectory() as output:
-                run = Run(**ask({"arguments": dict(arguments), "folder": output}))
+            with stopped(service.process.pid):
+                run = pool.submit(fine_tune, arguments).result()
             time.sleep(_SETTLE_SECONDS)
             return run
 

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.data import MODEL, read_rows
+from benchmarks.load import Connection
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
 from benchmarks.serving.churn_tasks import KINDS, Answer, Task, is_right, make_tasks
-from benchmarks.serving.inference import Inference, inference, write_order
-from benchmarks.serving.prediction_load import Connection, request_body
+from benchmarks.serving.inference import (
+    Inference,
+    inference,
+    prediction_request,
+    write_order,
+)
 from hifi.backbones.models import resolve_model
 from store.storage import ArtifactStorage
 
@@ -163,7 +168,7 @@ class Churn:
                     await self._hang_up()
                 else:
                     await self._ask(connection)
-            except (OSError, asyncio.IncompleteReadError):
+            except OSError:
                 self._done.errors["connection lost"] += 1
                 connection = await Connection.open(self._server.port)
             finally:
@@ -173,8 +178,7 @@ class Churn:
 
     async def _ask(self, connection: Connection) -> None:
         questions = self._questions()
-        connection.send(self._body(questions))
-        status, document = await connection.receive()
+        status, document = await connection.send(self._request(questions))
         if status != 200:
             self._done.errors[f"{status} {document.get('code')}"] += 1
             return
@@ -183,7 +187,7 @@ class Churn:
 
     async def _hang_up(self) -> None:
         connection = await Connection.open(self._server.port)
-        connection.send(self._body(self._questions()))
+        connection.send(self._request(self._questions()))
         await asyncio.sleep(self._draw.uniform(0.0, 0.2))
         connection.close()
         await asyncio.sleep(1.0)  # what it has begun to load is loaded all the same
@@ -201,7 +205,7 @@ class Churn:
         self._draw.shuffle(questions)
         return questions
 
-    def _body(self, questions: Sequence[_Question]) -> bytes:
+    def _request(self, questions: Sequence[_Question]) -> bytes:
         places: dict[tuple[Task, bool], int] = {}
         items = []
         for question in questions:
@@ -217,7 +221,7 @@ class Churn:
             )
             for task, is_stranger in places
         ]
-        return request_body(orders, items)
+        return prediction_request(orders, items)
 
     def _judge(self, question: _Question, answer: Answer) -> None:
         task = question.stored.task

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,13 @@ import httpx2
 import torch
 
 from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
-from benchmarks.service.deployment import Deployment, deployed, resident_megabytes
+from benchmarks.load import write_request
+from benchmarks.machine import resident_megabytes
+from benchmarks.service.deployment import (
+    START_SECONDS,
+    deployed,
+    is_listening,
+)
 from benchmarks.serving.serve import noise_deltas
 from service.embedded.listening import free_loopback_port
 from store.storage import ArtifactStorage
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 SELECTIONS = 64  # of heads; further deltas have other weights in the same heads
 NOISE = 0.01
+_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,24 +74,30 @@ def inference(artifacts: Path, **settings: str) -> Iterator[Inference]:
         INFER_URL=f"http://127.0.0.1:{port}", ARTIFACTS_URL=str(artifacts), **settings
     ) as deployment:
         process = deployment.start("infer")
-        _wait_for(deployment, port)
+        answers = partial(is_listening, port)
+        deployment.wait_for(answers, seconds=START_SECONDS, message="inference process")
         yield Inference(port, process.pid)
-
-
-def _wait_for(deployment: Deployment, port: int) -> None:
-    def answers() -> bool:
-        try:
-            return httpx2.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).is_success
-        except httpx2.TransportError:
-            return False
-
-    deployment.wait_for(answers, message="inference process that answers")
 
 
 def write_order(tenant: str, sha256: str, *, job: str, model: str = MODEL) -> str:
     """Write the order for a head delta, as a JSON text."""
     document = {"tenant": tenant, "job": job, "model": model, "revision": None, "sha256": sha256}
     return json.dumps(document)
+
+
+def prediction_request(orders: Sequence[str], items: Sequence[tuple[int, str]]) -> bytes:
+    """Write a request for predictions.
+
+    Args:
+        orders: of head deltas, JSON texts.
+        items: of each the index of its order, and its input, a JSON text.
+    """
+    asked = ",".join(f'{{"order":{order},"input":{given}}}' for order, given in items)
+    body = (
+        f'{{"orders":[{",".join(orders)}],"items":[{asked}],"truncate":true,'
+        f'"timeout_seconds":{_TIMEOUT_SECONDS}}}'
+    )
+    return write_request("/predict", body.encode())
 
 
 def store_noise_deltas(artifacts: Path, *, count: int, tenants: int) -> list[str]:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
+from benchmarks.load import Connection, Order, Report, error_of, load_generator, percentiles
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
-from benchmarks.service.line_process import line_process
-from benchmarks.serving.inference import Inference, inference, mrpc_inputs, store_noise_deltas
-from benchmarks.serving.prediction_load import Connection, Order, Report, percentile, request_body
+from benchmarks.serving.inference import (
+    Inference,
+    inference,
+    mrpc_inputs,
+    prediction_request,
+    store_noise_deltas,
+)
 
 TENANTS = 64
 EXPONENT = 1.0
 LOAD = 0.7
 BUSY_CLIENTS = 128  # of a closed load: about three full batches wait at any time
 _AT_ONCE = 64
+_DRAWN = 4096  # requests, which come again in a longer load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,38 +46,38 @@ class Size:
 FULL = Size(tasks=1024, turns=5, seconds=40.0, warmup_seconds=4.0, cold=200)
 
 
-class Generator:
-    """The load generator, ordered about."""
+class Load:
+    """Asks a server for predictions of MRPC's pairs, one input a request, by Zipf's law.
 
-    def __init__(
-        self, ask: Callable[[dict[str, object]], dict[str, object]], *, port: int, size: Size
-    ) -> None:
-        self._ask = ask
+    Args:
+        carry_out: the load generator.
+        port: of the server.
+        size: how long.
+    """
+
+    def __init__(self, carry_out: Callable[[Order], Report], *, port: int, size: Size) -> None:
+        self._carry_out = carry_out
         self._port = port
         self._size = size
         self._inputs = mrpc_inputs()
 
-    def load(self, deltas: Sequence[str], *, per_second: float | None, seed: int) -> Report:
-        """Ask for predictions of MRPC's pairs, one input a request."""
-        order = Order(
-            port=self._port,
-            deltas=deltas,
-            inputs=self._inputs,
-            exponent=EXPONENT,
-            clients=BUSY_CLIENTS,
-            warmup_seconds=self._size.warmup_seconds,
-            seconds=self._size.seconds,
-            per_second=per_second,
-            seed=seed,
+    def ask(self, deltas: Sequence[str], *, per_second: float | None, seed: int) -> Report:
+        """Put the server under load; equal seeds ask for the same inputs at the same moments."""
+        weights = list(accumulate(rank**-EXPONENT for rank in range(1, len(deltas) + 1)))
+        picks, texts = (random.Random(f"{name} {seed}") for name in ("deltas", "inputs"))  # noqa: S311
+        drawn = picks.choices(deltas, cum_weights=weights, k=_DRAWN)
+        requests = [prediction_request([d], [(0, texts.choice(self._inputs))]) for d in drawn]
+        return self._carry_out(
+            Order(
+                port=self._port,
+                requests=requests,
+                clients=BUSY_CLIENTS,
+                warmup_seconds=self._size.warmup_seconds,
+                seconds=self._size.seconds,
+                per_second=per_second,
+                seed=seed,
+            )
         )
-        return Report(**self._ask(asdict(order)))  # type: ignore[arg-type] # its own fields
-
-
-@contextmanager
-def generator(server: Inference, size: Size) -> Iterator[Generator]:
-    """Start the load generator for a server."""
-    with line_process("benchmarks.serving.prediction_load") as ask:
-        yield Generator(ask, port=server.port, size=size)
 
 
 def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
@@ -91,10 +98,9 @@ def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
             some = deltas[start : start + at_once]
             items = [(n, inputs[(start + n) % len(inputs)]) for n in range(len(some))]
             started = time.perf_counter()
-            connection.send(request_body(some, items))
-            status, document = await connection.receive()
+            status, document = await connection.send(prediction_request(some, items))
             took.append(1000 * (time.perf_counter() - started))
-            if status != 200 or any("error" in answer for answer in document["data"]):
+            if error_of(status, document):
                 raise RuntimeError(f"no answers: {status} {document}")
         connection.close()
         return took
@@ -108,15 +114,16 @@ def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
     label = f"{len(deltas):,} tasks of {TENANTS} tenants by Zipf, one input of MRPC a request"
     resident = server.metric('hifi_inference_deltas{tier="device"}')
     yield Row(f"{label}: tasks that are not resident", len(deltas) - resident, "≤ 0")
-    with generator(server, size) as load:
-        full = [load.load(deltas, per_second=None, seed=turn) for turn in range(size.turns)]
+    with load_generator() as carry_out:
+        load = Load(carry_out, port=server.port, size=size)
+        full = [load.ask(deltas, per_second=None, seed=turn) for turn in range(size.turns)]
         capacity = statistics.median(report.rate for report in full)
         yield Row(f"{label}: capacity, {BUSY_CLIENTS} clients", capacity, unit="/s")
         rate = LOAD * capacity
         many, one = [], []
         for turn in range(size.turns):
-            many.append(load.load(deltas, per_second=rate, seed=turn))
-            one.append(load.load(deltas[:1], per_second=rate, seed=turn))
+            many.append(load.ask(deltas, per_second=rate, seed=turn))
+            one.append(load.ask(deltas[:1], per_second=rate, seed=turn))
     label = f"arriving at random, {LOAD:.0%} of that capacity ({rate:.1f}/s)"
     for whose, reports in ((f"{len(deltas):,} tasks", many), ("1 task", one)):
         for name in ("p50", "p95", "p99", "worst"):
@@ -139,7 +146,7 @@ def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
 def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
     errors = sum((Counter(report.errors) for report in reports), Counter[str]())
     kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
-    answered = sum(report.answered for report in reports)
+    answered = sum(len(report.answered) for report in reports)
     return Row(f"{label} beside {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
 
 
@@ -148,10 +155,10 @@ def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
     first, *others = deltas[-size.cold - 1 :]
     ask_each(server.port, [first], at_once=1)  # loads the backbone
     for what in ("that is only in the artifact store", "that is resident"):
-        took = sorted(ask_each(server.port, others, at_once=1))
+        took = ask_each(server.port, others, at_once=1)
         label = f"a request for a head delta {what}, nothing else under way"
-        for share in (0.5, 0.95):
-            yield Row(f"{label}: p{share * 100:.0f}", percentile(took, share), unit="ms")
+        for name, value in zip(("p50", "p95"), percentiles(took, 0.5, 0.95), strict=True):
+            yield Row(f"{label}: {name}", value, unit="ms")
 
 
 def main() -> Iterator[Row]:

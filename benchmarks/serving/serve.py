@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
-from benchmarks.rows import Row, print_rows
-from benchmarks.speed.selection import interleaved
+from benchmarks.data import MODEL, minilm, read_rows, tokenize_pairs
+from benchmarks.rows import Row, interleaved, print_rows
 from hifi.backbones.heads import HeadId
 from hifi.backbones.models import resolve_model
 from hifi.selection.head_selection import HeadSelection
@@ -49,19 +48,6 @@ def noise_deltas(model: PreTrainedModel, *, count: int) -> Iterator[HeadDelta]:
             parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
         yield tuner.delta(task=_TASK, labels=["0", "1"])
         tuner.undo()
-
-
-def mrpc_batch(rows: int) -> dict[str, Tensor]:
-    """Tokenize the first rows of MRPC's validation split as one batch."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
-    first, second = (
-        [row[name] for row in read_rows("mrpc", "validation")[:rows]]
-        for name in ("sentence1", "sentence2")
-    )
-    encoded = tokenizer(
-        first, second, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
-    )
-    return dict(encoded)
 
 
 @torch.inference_mode()
@@ -134,7 +120,8 @@ def _adapters(deltas: Sequence[HeadDelta], folder: Path) -> PeftModel:
 def main() -> Iterator[Row]:
     """Measure all of it, ten minutes."""
     deltas = list(noise_deltas(minilm().eval(), count=TASKS))
-    batch = mrpc_batch(ROWS)
+    rows = read_rows("mrpc", "validation")[:ROWS]
+    batch = dict(tokenize_pairs(rows, padding=True, return_tensors="pt"))
     bank = HeadBank(AutoModel.from_pretrained(resolve_model(MODEL).path).eval())
     for number, delta in enumerate(deltas):
         bank.add(str(number), delta)

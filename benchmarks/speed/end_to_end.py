@@ -8,12 +8,11 @@ import time
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from benchmarks.data import MAX_LENGTH, MODEL, minilm, read_rows
+from benchmarks.data import MODEL, minilm, minilm_tokenizer, read_rows, tokenize_pairs
 from benchmarks.paper.methods import prepare
 from benchmarks.rows import Row, print_rows
-from hifi.backbones.models import resolve_model
 from hifi.training.finetuning import finetune
 
 ROWS = 1024
@@ -50,33 +49,22 @@ def trainer_rate(method: str, dataset: Dataset, *, bf16: bool) -> float:
             report_to=[],
             disable_tqdm=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
         trainer = Trainer(
             prepare(method, minilm()).network,
             arguments,
             train_dataset=dataset,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=DataCollatorWithPadding(minilm_tokenizer()),
         )
         begin = time.perf_counter()
         trainer.train()
         return len(dataset) / (time.perf_counter() - begin)
 
 
-def _tokenised(rows: list[dict[str, Any]]) -> Dataset:
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(MODEL).path)
-    encoded = tokenizer(
-        [row["sentence1"] for row in rows],
-        [row["sentence2"] for row in rows],
-        truncation=True,
-        max_length=MAX_LENGTH,
-    )
-    return Dataset.from_dict({**encoded, "labels": [row["label"] for row in rows]})
-
-
 def main() -> list[Row]:
     """Measure in turns; every rival at whichever precision is faster for it."""
     rows = read_rows("mrpc", "train")[:ROWS]
-    dataset = _tokenised(rows)
+    labels = [row["label"] for row in rows]
+    dataset = Dataset.from_dict({**tokenize_pairs(rows), "labels": labels})
     rivals = [(method, bf16) for method in REACH for bf16 in (False, True)]
     ours: list[tuple[float, float]] = []
     theirs: dict[tuple[str, bool], list[float]] = {rival: [] for rival in rivals}

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import gc
-import json
 import statistics
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from benchmarks.data import minilm, mrpc_batches
+from benchmarks.machine import resident_megabytes
 from benchmarks.paper.methods import prepare
 from benchmarks.rows import Row, print_rows
 from benchmarks.speed.training import LEARNING_RATE, NO_DROPOUT, train
 
 REPETITIONS = 3
-
-
-def _resident(field: str) -> float:
-    """Read ``VmRSS`` or ``VmHWM`` (its peak) of this process, in MB."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def peak(name: str, dtype: str) -> float:
@@ -35,17 +27,16 @@ def peak(name: str, dtype: str) -> float:
     model = minilm(attn_implementation=attention, dtype=backbone, **NO_DROPOUT)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the peak anew
-    loaded = _resident("VmRSS")
+    loaded = resident_megabytes()
     method = prepare(name, model)
     optimizer = torch.optim.AdamW(method.parameters, lr=LEARNING_RATE)
     train(method, optimizer, batches * 2, dtype=dtype)
-    return _resident("VmHWM") - loaded
+    return resident_megabytes(field="VmHWM") - loaded
 
 
 def _peak_of_process(name: str, dtype: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.speed.memory", name, dtype]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
-    return float(json.loads(output.splitlines()[-1]))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(peak, name, dtype).result()
 
 
 def main() -> list[Row]:
@@ -63,7 +54,4 @@ def main() -> list[Row]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(peak(sys.argv[1], sys.argv[2])))
-    else:
-        print_rows(main())
+    print_rows(main())

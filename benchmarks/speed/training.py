@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,9 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from benchmarks.data import minilm, mrpc_batches
 from benchmarks.paper.methods import Method, precision, prepare
-from benchmarks.rows import Row, print_rows
+from benchmarks.rows import Row, interleaved, print_rows
 
-REPETITIONS = 5
 LEARNING_RATE = 3e-4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Batches = Sequence[Mapping[str, Tensor]]
@@ -32,21 +30,15 @@ def measure(
         dtype: of forward passes.
 
     Returns:
-        Median seconds per method, over :data:`REPETITIONS` after a warm-up turn.
+        Median seconds per method.
     """
     methods = {name: prepare(name, build(name)) for name in names}
     optimizers = {
         name: torch.optim.AdamW(method.parameters, lr=LEARNING_RATE, fused=True)
         for name, method in methods.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(REPETITIONS + 1):
-        for name, method in methods.items():
-            begin = time.perf_counter()
-            train(method, optimizers[name], batches, dtype=dtype)
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    runs = [partial(train, methods[n], optimizers[n], batches, dtype=dtype) for n in names]
+    return dict(zip(names, interleaved(runs), strict=True))
 
 
 def train(

@@ -5,84 +5,48 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, pipeline
 
-from hifi.backbones.devices import resolve_attention
 from hifi.backbones.models import resolve_model
-
-if TYPE_CHECKING:
-    from hifi.deltas.delta import HeadDelta
-
-_BATCH = 32
+from hifi.deltas.delta import HeadDelta
+from hifi.deltas.loading import quiet_transformers
 
 
-def measure_accuracy(model: Path, data: Path, *, delta: HeadDelta) -> float:
-    """Predict a data set with a merged model as anyone would load it, without hifi's loop.
-
-    Args:
-        model: the merged model's folder.
-        data: a ``.jsonl`` file with ``text`` and ``library``.
-        delta: says at which dtype and length it was tuned.
-
-    Returns:
-        The share of right predictions.
-    """
-    length = int((delta.metadata.training)["max_length"])
-    dtype = getattr(torch, delta.metadata.compute_dtype)
-    attention = resolve_attention(device=torch.device("cpu"), dtype=dtype, max_length=length)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForSequenceClassification.from_pretrained(
-        model, dtype=dtype, attn_implementation=attention
-    ).eval()
+def measure_accuracy(merged: Path, data: Path) -> float:
+    """Return a merged model's accuracy on a ``.jsonl`` file of ``text`` and ``library``."""
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-    # Sums are the same to the last bit only in the same batches: the longest texts first.
-    rows.sort(key=lambda row: -len(tokenizer(row["text"], truncation=True)["input_ids"]))
-    right = 0
-    for start in range(0, len(rows), _BATCH):
-        batch = rows[start : start + _BATCH]
-        texts = [row["text"] for row in batch]
-        inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            predicted = network(**inputs).logits.argmax(-1).tolist()
-        names = [network.config.id2label[index] for index in predicted]
-        right += sum(name == row["library"] for name, row in zip(names, batch, strict=True))
-    return right / len(rows)
+    labels = predict_labels(merged, [row["text"] for row in rows])
+    right = [label for label, row in zip(labels, rows, strict=True) if label == row["library"]]
+    return len(right) / len(rows)
 
 
-def predict_labels(model: Path, texts: Sequence[str]) -> list[str]:
-    """Predict texts with a merged model as anyone would load it.
-
-    Args:
-        model: the merged model's folder.
-        texts: in one batch.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    inputs = tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        predicted = network(**inputs).logits.argmax(-1).tolist()
-    return [network.config.id2label[index] for index in predicted]
+def predict_labels(merged: Path, texts: Sequence[str]) -> list[str]:
+    """Classify texts with a merged model, loaded as anyone would load it."""
+    with quiet_transformers():
+        classify = pipeline("text-classification", model=str(merged), device="cpu")
+        # In the batches of hifi's own evaluation sums repeat to the last bit: the longest first.
+        lengths = [len(classify.preprocess(text)["input_ids"][0]) for text in texts]
+        order = sorted(range(len(texts)), key=lambda place: -lengths[place])
+        answers = classify([texts[place] for place in order], batch_size=32)
+    labels = {place: answer["label"] for place, answer in zip(order, answers, strict=True)}
+    return [labels[place] for place in range(len(texts))]
 
 
-def undo_is_exact(delta: HeadDelta, *, model: str) -> bool:
-    """Merge a delta into its backbone in memory, undo that, and compare every bit.
-
-    Args:
-        delta: of a classification.
-        model: the backbone's name or folder.
-    """
-    network = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(model).path, num_labels=len(delta.metadata.labels or ())
-    )
+def undo_is_exact(file: Path, *, model: str) -> bool:
+    """Merge a classifier's delta into its backbone in memory, undo that, and compare every bit."""
+    delta = HeadDelta.load(file)
+    with quiet_transformers():
+        network = AutoModelForSequenceClassification.from_pretrained(
+            resolve_model(model).path, num_labels=len(delta.metadata.labels or ())
+        )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def is_as_before() -> bool:
+        return all(torch.equal(network.state_dict()[name], before[name]) for name in before)
+
     displaced = delta.merge(network)
-    merged = network.state_dict()
-    is_changed = any(not torch.equal(merged[name], tensor) for name, tensor in before.items())
+    is_changed = not is_as_before()
     displaced.merge(network)
-    restored = network.state_dict()
-    return is_changed and all(
-        torch.equal(restored[name], tensor) for name, tensor in before.items()
-    )
+    return is_changed and is_as_before()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 
 import pytest
 import torch
 
-from hifi.cli import demo_served, main, proof
+from hifi.cli import demo, main, proof
 
 LOCAL = ("tune", "inspect", "merge", "export-lora")
 SERVED = (
@@ -24,7 +26,7 @@ SERVED = (
 DATASET, JOB = f"ds_{'d' * 24}", f"job_{'j' * 24}"
 FAKE = """
 import json, os, pathlib, shutil, signal, sys, time
-folder = pathlib.Path(os.environ["FAKE_FOLDER"])
+folder = pathlib.Path(__file__).parent
 arguments = sys.argv[1:]
 named = {name: value for name, value in os.environ.items() if name.startswith("HIFI_")}
 with (folder / "calls.jsonl").open("a") as file:
@@ -51,6 +53,15 @@ if name == "merge":
     sys.exit(0)
 print((folder / f"{name}.out").read_text())
 """
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Put back what the demo tells the commands that it runs."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +134,9 @@ class TestLocal:
         assert "`hifi tune` failed (exit code 1)" in err.splitlines()[-1]
 
     def test_is_what_remains_without_the_service(self, backbone, monkeypatch, capsys):
-        find = importlib.metadata.distribution
-
-        def distribution(name):
-            if name in ("celery", "fastapi"):
-                raise importlib.metadata.PackageNotFoundError(name)
-            return find(name)
-
-        monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+        installed = importlib.metadata.distributions()
+        others = [found for found in installed if found.name not in ("celery", "fastapi")]
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda: others)
         assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
         out = capsys.readouterr().out
         assert "The service is not installed (there is no celery, fastapi)" in out
@@ -208,8 +214,16 @@ def fake(ran, tmp_path, monkeypatch):
     folder = tmp_path / "fake"
     folder.mkdir()
     (folder / "played.py").write_text(FAKE)
-    monkeypatch.setattr(demo_served, "_HIFI", (sys.executable, str(folder / "played.py")))
-    monkeypatch.setenv("FAKE_FOLDER", str(folder))
+    played = (sys.executable, str(folder / "played.py"))
+
+    def run(arguments):
+        done = subprocess.run([*played, *arguments], capture_output=True, text=True, check=False)
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr(demo, "_HIFI", played)
+    monkeypatch.setattr(demo, "main", run)
     return Fake(folder, ran)
 
 
@@ -246,14 +260,13 @@ class TestServed:
         assert main(arguments) == 0
         home = tmp_path / "demo" / "service"
         serve, *others = fake.calls()
-        assert serve[0] == ["serve", "--home", str(home), "--port", "0"]
-        settings = {
+        assert serve[0] == ["serve", "--home", "service", "--port", "0"]
+        assert serve[1] == {
             "HIFI_DEVICE": "cpu",
             "HIFI_HOME": str(home),
             "HIFI_MODELS": str(home / "models"),
         }
-        assert serve[1] == settings
-        assert all(named == {**settings, "HIFI_URL": "http://127.0.0.1:9"} for _, named in others)
+        assert {named["HIFI_URL"] for _, named in others} == {"http://127.0.0.1:9"}
         assert (home / "models" / backbone.name).resolve() == backbone.resolve()
         submitted = others[1][0]
         assert submitted[submitted.index("--model") + 1] == backbone.name
@@ -332,8 +345,7 @@ class TestServed:
         asked = [json.loads(line) for line in lines]
         assert [row["input"] for row in asked[::2]] == [row["input"] for row in asked[1::2]]
         pushed = [call[0][2] for call in fake.calls() if call[0][:2] == ["datasets", "push"]]
-        folder = tmp_path / "demo"
-        assert pushed == [str(folder / "train.jsonl"), str(folder / "kinds" / "train.jsonl")]
+        assert pushed == ["train.jsonl", "kinds/train.jsonl"]
 
     def test_local_and_url_exclude_each_other(self):
         assert main(["demo", "--local", "--url", "http://127.0.0.1:7"]) == 2
