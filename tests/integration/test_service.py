@@ -17,8 +17,13 @@ import pytest
 from service.client import ApiError
 from tests.integration.deployment import kill
 from tests.integration.served import SPEC, Served, is_gone, served, work_events
+from tests.waiting import patience
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("service")]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("service"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ class TestMainJob:
         assert [answer["label"] for answer in answers] == _labels(merged, texts)
 
     def test_it_predicts_seconds_after_it_has_succeeded(self, main_job: Main):
-        assert main_job.seconds_to_prediction < 20
+        assert main_job.seconds_to_prediction < patience(20)
 
     def test_a_deleted_one_predicts_no_more(self, service: Served, main_job: Main):
         jobs = service.client.jobs

@@ -18,12 +18,13 @@ import pytest
 from store.jobs import cancel, pause, resume
 from store.states import JobStatus
 from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, children, deployed, kill, wait_for
+from tests.integration.deployment import Deployment, children, deployed, kill
 from tests.integration.jobs import Desk
+from tests.waiting import patience
 
 DRAW = random.Random()  # noqa: S311 - moments, not secrets
 PHASES = ("validating", "selecting", "training", "writing")
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 
 
 @dataclass
@@ -44,7 +45,9 @@ class Bench:
         engine = self.engine()
         kill([self.worker.pid])
         self.worker.wait()
-        wait_for(lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine")
+        self.deployment.wait_for(
+            lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine"
+        )
 
     def new_worker(self, **variables: str) -> None:
         """Start another worker in the place of one that is gone."""
@@ -181,11 +184,11 @@ class TestFrozen:
         frozen = bench.worker
         os.kill(frozen.pid, signal.SIGSTOP)
         bench.new_worker()
-        wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
+        bench.deployment.wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
         os.kill(frozen.pid, signal.SIGCONT)
         check(bench, job, undisturbed)
         frozen.terminate()
-        assert frozen.wait(timeout=60) == 0
+        assert frozen.wait(timeout=patience(60)) == 0
         assert "lease lost" in bench.deployment.logs()
 
 
@@ -195,7 +198,7 @@ class TestWishes:
         bench.wait_until(job, "training")
         with bench.desk.database.write() as session:
             cancel(session, bench.desk.tenant, job)
-        wait_for(lambda: bench.desk.is_finished(job), seconds=5)
+        bench.deployment.wait_for(lambda: bench.desk.is_finished(job), seconds=5, message="the end")
         assert bench.desk.job(job).status is JobStatus.CANCELLED
 
     def test_a_paused_job_resumes_to_the_same_artifact(
@@ -205,7 +208,9 @@ class TestWishes:
         bench.wait_until(job, "training")
         with bench.desk.database.write() as session:
             pause(session, bench.desk.tenant, job)
-        wait_for(lambda: bench.desk.job(job).status is JobStatus.PAUSED, seconds=5)
+        bench.deployment.wait_for(
+            lambda: bench.desk.job(job).status is JobStatus.PAUSED, seconds=5, message="the pause"
+        )
         with bench.desk.database.write() as session:
             resume(session, bench.desk.tenant, job)
         bench.desk.publisher.publish()
@@ -217,7 +222,7 @@ class TestWishes:
         job = bench.desk.submit(bench.dataset)
         bench.wait_until(job, "training")
         bench.worker.terminate()
-        assert bench.worker.wait(timeout=30) == 0
+        assert bench.worker.wait(timeout=patience(30)) == 0
         row = bench.desk.job(job)
         assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
         assert row.checkpoint is not None

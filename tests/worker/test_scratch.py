@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import patience
 from worker.scratch import own_folder
 
 _MANY = """
@@ -44,7 +45,7 @@ class TestOwnFolder:
 
     def test_processes_that_start_together_do_not_take_each_others(self, tmp_path: Path):
         processes = [start(_MANY, tmp_path) for _ in range(4)]
-        assert [process.wait(timeout=60) for process in processes] == [0] * 4
+        assert [process.wait(timeout=patience(60)) for process in processes] == [0] * 4
         for process in processes:
             assert process.stdout is not None
             process.stdout.close()

@@ -20,6 +20,7 @@ from hifi.training.finetuning import finetune
 from tests.architectures import LAYERS
 from tests.root import ROOT
 from tests.tiny_tasks import save_text_model
+from tests.waiting import patience
 
 
 def command(backbone, data, out, *more):
@@ -243,17 +244,10 @@ class TestRefusals:
         assert "not writable" in capsys.readouterr().err
 
 
-# Ctrl-C may be ignored where the tests run (a background job), and children inherit that.
-CHILD = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from hifi.cli import main; sys.exit(main(sys.argv[1:]))"
-)
-
-
 def interrupt_in_training(arguments):
     """Start a run, press Ctrl-C as soon as it trains, and return exit code and stderr."""
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
+        [sys.executable, "-m", "hifi.cli", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -267,7 +261,7 @@ def interrupt_in_training(arguments):
                 child.send_signal(signal.SIGINT)
                 break
         told.append(child.stderr.read())
-        return child.wait(timeout=60), "".join(told)
+        return child.wait(timeout=patience(60)), "".join(told)
     finally:
         child.kill()
         child.stderr.close()

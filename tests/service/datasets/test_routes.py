@@ -27,6 +27,7 @@ from tests.service.gateways import (
     served,
     settings_for,
 )
+from tests.waiting import eventually, patience
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ class TestRefusals:
         going_on = Event()
 
         def wait_and_convert(*args, **options):
-            assert going_on.wait(30)
+            assert going_on.wait(patience(30))
             return convert(*args, **options)
 
         monkeypatch.setattr(module, "convert", wait_and_convert)
@@ -148,12 +149,11 @@ class TestRefusals:
         with (
             served(build_app(settings)) as url,
             ThreadPoolExecutor(8) as pool,
-            httpx2.Client(base_url=url, headers=alice.headers, timeout=60) as client,
+            httpx2.Client(base_url=url, headers=alice.headers, timeout=patience(60)) as client,
         ):
             posted = [pool.submit(client.post, "/datasets", files=files) for _ in range(8)]
             try:
-                while len(left_over(settings)) < 8:
-                    time.sleep(0.01)
+                eventually(lambda: len(left_over(settings)) == 8)
                 refused = client.post("/datasets", files=files)
             finally:
                 going_on.set()
@@ -191,9 +191,9 @@ class TestHangingUp:
                 b'--x\r\ncontent-disposition: form-data; name="train"; filename="a.csv"\r\n'
             )
             line.sendall(b"\r\n" + b"a,b\n" * 500_000)
-            wait_until(lambda: any(folder.iterdir() for folder in left_over(settings)))
+            eventually(lambda: any(folder.iterdir() for folder in left_over(settings)))
             line.close()
-            wait_until(lambda: left_over(settings) == [])
+            eventually(lambda: left_over(settings) == [])
         with database.read() as session:
             assert session.scalars(sa.select(Dataset)).all() == []
 
@@ -283,10 +283,3 @@ def send_head(line: socket.socket, headers: dict[str, str]) -> None:
     }
     lines = [f"{name}: {value}" for name, value in all_headers.items()]
     line.sendall("\r\n".join(["POST /datasets HTTP/1.1", *lines, "", ""]).encode())
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -21,6 +21,7 @@ from store.schema import upgrade
 from store.settings import Settings
 from store.workers import register
 from tests.root import ROOT
+from tests.waiting import patience
 
 # Signs on as a worker does, once the test lets it.
 WORKER = """
@@ -94,7 +95,7 @@ class TestServe:
 
         def announce(url):
             assert go.exists(), "told before there was a worker"
-            ready = httpx2.get(f"{url}/readyz", timeout=30, trust_env=False)
+            ready = httpx2.get(f"{url}/readyz", timeout=patience(30), trust_env=False)
             told.append((url, ready.json()["degraded"]))
             stop()
 

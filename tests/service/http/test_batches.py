@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from service.http.batches import Batcher
+from tests.waiting import patience
 
 
 class TestBatcher:
@@ -23,7 +24,7 @@ class TestBatcher:
         def square(numbers):
             calls.append(list(numbers))
             begun.set()
-            assert going_on.wait(10)
+            assert going_on.wait(patience(10))
             return [number**2 for number in numbers]
 
         async def run():
@@ -99,7 +100,7 @@ class TestBatcher:
         def note(numbers):
             calls.append(list(numbers))
             begun.set()
-            assert going_on.wait(10)
+            assert going_on.wait(patience(10))
             return numbers
 
         async def run():

@@ -10,6 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from service.http import waiting as module
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -57,7 +58,7 @@ class TestWhileConnected:
 
             with pytest.raises(ClientDisconnect):
                 await module.while_connected(cast("Request", Leaving()), work())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patience(5)):
                 return await cancelled.wait()
 
         assert asyncio.run(run())

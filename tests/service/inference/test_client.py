@@ -20,6 +20,7 @@ from service.inference import client as module
 from service.inference.client import InferenceClient, ProxiedFile
 from store.orders import DeltaOrder
 from store.settings import Settings
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -97,7 +98,7 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[InferenceClient]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
+    return asyncio.run(asyncio.wait_for(work, patience(20)))
 
 
 async def fetched(url: str, **settings: Any) -> bytes:
