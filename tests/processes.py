@@ -16,27 +16,62 @@ _EVENTS = {
 }
 
 
-class _Watch:
-    """Know which test runs, and whether it may start a process."""
+class ProcessStartedError(RuntimeError):
+    """An unmarked test was about to start a process."""
+
+
+class Watch:
+    """Know whether the test that runs may start a process, and whether it tried.
+
+    Attributes:
+        is_on: no process may be started now.
+        attempts: what was about to start one, and did not.
+    """
 
     def __init__(self) -> None:
-        self.offender: str | None = None
+        self.is_on = False
+        self.attempts: list[str] = []
 
-    def audit(self, event: str, _arguments: tuple[Any, ...]) -> None:
-        if event in _EVENTS and self.offender is not None:
-            pytest.fail(f"{self.offender} starts a process: mark it with pytest.mark.process")
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Refuse what would start a process."""
+        if self.is_on and event in _EVENTS:
+            self.attempts.append(f"{event} {arguments[0] if arguments else ''}".strip())
+            raise ProcessStartedError(self.attempts[-1])
+
+    def check(self) -> None:
+        """Fail a test that tried, also where the code under test went on all the same."""
+        attempts, self.attempts = self.attempts, []
+        if attempts:
+            pytest.fail(f"starts a process: mark it with pytest.mark.process ({attempts[0]})")
 
 
-_WATCH = _Watch()
-sys.addaudithook(_WATCH.audit)
+WATCH = Watch()
+sys.addaudithook(WATCH.audit)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Watch a test with its fixtures."""
-    is_marked = any(item.get_closest_marker(mark) for mark in MARKS)
-    _WATCH.offender = None if is_marked else item.nodeid
+    """Watch an unmarked test with its fixtures."""
+    WATCH.is_on = not any(item.get_closest_marker(mark) for mark in MARKS)
     try:
         return (yield)
     finally:
-        _WATCH.offender = None
+        WATCH.is_on = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Fail a test whose fixtures start a process."""
+    try:
+        return (yield)
+    finally:
+        WATCH.check()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fail a test that starts a process itself."""
+    try:
+        return (yield)
+    finally:
+        WATCH.check()

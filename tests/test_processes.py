@@ -6,8 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+
+from tests.processes import WATCH, ProcessStartedError
 
 NOTHING = [sys.executable, "-c", ""]
 
@@ -25,8 +28,16 @@ class TestUnmarked:
         ids=["Popen", "asyncio", "posix_spawn", "system", "fork"],
     )
     def test_fails_before_a_process_starts(self, start):
-        with pytest.raises(pytest.fail.Exception, match="starts a process: mark it"):
+        with pytest.raises(ProcessStartedError):
             start()
+        with pytest.raises(pytest.fail.Exception, match="starts a process: mark it"):
+            WATCH.check()
+
+    def test_fails_also_where_the_refusal_is_swallowed(self):
+        with suppress(RuntimeError):
+            subprocess.Popen(NOTHING)
+        with pytest.raises(pytest.fail.Exception, match="starts a process: mark it"):
+            WATCH.check()
 
 
 class TestMarked:

@@ -18,6 +18,8 @@ from store.settings import Settings
 from tests.root import ROOT
 from tests.waiting import patience
 
+pytestmark = pytest.mark.process
+
 SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
 
 

@@ -26,6 +26,8 @@ from worker.messages import (
     Told,
 )
 
+pytestmark = pytest.mark.process
+
 SECONDS = 120.0
 _WORKER = """
 import os, sys, time

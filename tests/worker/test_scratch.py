@@ -8,12 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import patience
 from worker.scratch import own_folder
+
+pytestmark = pytest.mark.process
 
 _MANY = """
 import sys
 from pathlib import Path
+import pytest
+
 from worker.scratch import own_folder
 for _ in range(60):
     with own_folder(Path(sys.argv[1]), label="w") as folder:
@@ -23,6 +29,8 @@ for _ in range(60):
 _HOLD = """
 import sys, time
 from pathlib import Path
+import pytest
+
 from worker.scratch import own_folder
 with own_folder(Path(sys.argv[1]), label="w") as folder:
     print(folder, flush=True)

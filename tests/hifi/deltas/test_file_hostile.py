@@ -27,6 +27,7 @@ from tests.deltas import (
     split_safetensors,
 )
 
+pytestmark = pytest.mark.matrix
 QUERY = "layers.0.heads.1.query.weight"
 HASH = "sha256:" + "0" * 64
 

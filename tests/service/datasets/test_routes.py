@@ -44,6 +44,7 @@ def left_over(settings) -> list[Path]:
     return list((settings.home / "uploads").glob("*"))
 
 
+@pytest.mark.process
 class TestUpload:
     def test_answers_with_the_data_set(self, client, alice, settings, post):
         files = {"train": ("train.csv", CSV), "test": ("../../test.TSV", CSV.replace(b",", b"\t"))}
@@ -88,6 +89,7 @@ class TestUpload:
 
 
 class TestRefusals:
+    @pytest.mark.process
     def test_a_bad_row_is_named(self, settings, database, post):
         problem = problem_of(post({"train": ("a.csv", b"text,label\nyes,1\n,0\n")}))
         assert (problem["status"], problem["code"]) == (422, "dataset_invalid")
@@ -135,6 +137,7 @@ class TestRefusals:
             assert line.recv(1 << 16).startswith(b"HTTP/1.1 413")
             assert left_over(settings) == []
 
+    @pytest.mark.process
     def test_one_more_at_a_time_than_a_tenant_may_have_is_refused(
         self, settings, alice, monkeypatch
     ):
@@ -162,6 +165,7 @@ class TestRefusals:
             assert {each.result().status_code for each in posted} == {201}
             assert client.post("/datasets", files=files).status_code == 201
 
+    @pytest.mark.process
     def test_stored_bytes_have_a_quota(self, database, settings, post):
         with database.write() as session:
             session.execute(sa.text("UPDATE tenants SET max_bytes = 10"))
@@ -169,6 +173,7 @@ class TestRefusals:
         assert (problem["status"], problem["code"]) == (403, "quota_exceeded")
         assert left_over(settings) == []
 
+    @pytest.mark.process
     def test_an_artifact_store_that_is_away_is_no_fault_of_the_caller(self, post, monkeypatch):
         def fail(*_: object) -> None:
             raise ArtifactStorageError("the artifact store cannot be reached")
@@ -209,6 +214,7 @@ class TestHangingUp:
             assert left_over(settings) == [new]
 
 
+@pytest.mark.process
 class TestIdempotency:
     def test_the_same_files_make_one_data_set(self, database, post):
         first, second = (post(key="k", name="a") for _ in range(2))

@@ -15,6 +15,8 @@ from service.embedded.supervisor import CrashLoopError, Part, Supervisor
 from tests.root import ROOT
 from tests.waiting import eventually, patience
 
+pytestmark = pytest.mark.process
+
 # Writes its pid, and one line more when it is told to end.
 OBEDIENT = """
 import os, signal, sys, time

@@ -411,6 +411,7 @@ class TestShare:
             assert problem_of(answer)["status"] == 404
 
 
+@pytest.mark.process
 class TestShutdown:
     def test_ends_the_streams_in_order(self, environment: dict[str, str], sqlite_url: str):
         database = Database(sqlite_url)

@@ -180,6 +180,7 @@ class TestCommand:
             process.kill()
             process.communicate()
 
+    @pytest.mark.process
     def test_serves_until_it_is_told_to_end(
         self, process: tuple[subprocess.Popen, Path], home: Home, order: dict
     ):

@@ -27,6 +27,8 @@ from tests.root import ROOT
 from tests.tiny_tasks import text_rows
 from tests.waiting import eventually, within
 
+pytestmark = pytest.mark.process
+
 LIMITS = Limits(seconds=60)
 
 
