@@ -14,6 +14,8 @@ from typing import TypeVar
 from tests.waiting import eventually, patience
 
 T = TypeVar("T")
+# Short enough that a test sees a lease run out, and that a job leaves several checkpoints.
+QUICK = {"LEASE_SECONDS": "3", "CHECKPOINT_SECONDS": "0.3", "DEVICE": "cpu"}
 
 
 class Deployment:

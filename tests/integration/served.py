@@ -12,8 +12,7 @@ from typing import Any
 
 from service.client import Client
 from service.embedded.listening import free_loopback_port
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, children, deployed, kill
+from tests.integration.deployment import QUICK, Deployment, children, deployed, kill
 from tests.integration.jobs import write_splits
 from tests.waiting import patience
 

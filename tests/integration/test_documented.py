@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hifi.cli.docstrings import build_data_set
-from tests.integration.served import Served, served
 from tests.root import ROOT
 from tests.waiting import patience
+
+if TYPE_CHECKING:
+    from tests.integration.served import Served
 
 URL = "http://127.0.0.1:8000"
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -26,12 +29,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.xdist_group("service"),
 ]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("documented") / "home") as service:
-        yield service
 
 
 class Reader:

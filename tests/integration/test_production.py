@@ -20,8 +20,7 @@ from service.client import ApiError, Client
 from service.embedded.listening import free_loopback_port
 from store.queue import make_app
 from store.settings import Settings
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, deployed
+from tests.integration.deployment import QUICK, Deployment, deployed
 from tests.integration.jobs import write_splits
 from tests.integration.servers import PostgresServer, RedisServer, running
 from tests.root import ROOT

@@ -14,6 +14,8 @@ from store.settings import Settings
 from tests.store.tokens import app, publisher, start_publisher, taken, waiting, worker
 from tests.waiting import eventually, patience
 
+pytestmark = pytest.mark.process
+
 __all__ = ["app", "publisher"]
 
 

@@ -31,6 +31,8 @@ from tests.store.tokens import (
 )
 from tests.waiting import eventually, patience, within
 
+pytestmark = pytest.mark.process
+
 __all__ = ["app", "publisher"]
 
 
