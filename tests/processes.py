@@ -60,18 +60,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Iterator[None]:
-    """Fail a test whose fixtures start a process."""
+def _check_afterwards() -> Iterator[None]:
+    """Fail a test that starts a process itself, or whose fixtures do."""
     try:
         return (yield)
     finally:
         WATCH.check()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Iterator[None]:
-    """Fail a test that starts a process itself."""
-    try:
-        return (yield)
-    finally:
-        WATCH.check()
+pytest_runtest_setup = pytest_runtest_call = _check_afterwards

@@ -44,12 +44,10 @@ def eventually(
         AssertionError: it did not hold in time.
     """
     began = time.monotonic()
-    while True:
-        found = condition()
-        if found:
-            return found
+    while not (found := condition()):
         _check(began, seconds=seconds, message=message or str(condition))
         time.sleep(_PAUSE_SECONDS)
+    return found
 
 
 async def eventually_async(
@@ -57,12 +55,10 @@ async def eventually_async(
 ) -> T:
     """Wait likewise, while an event loop goes on."""
     began = time.monotonic()
-    while True:
-        found = condition()
-        if found:
-            return found
+    while not (found := condition()):
         _check(began, seconds=seconds, message=message or str(condition))
         await asyncio.sleep(_PAUSE_SECONDS)
+    return found
 
 
 @contextmanager

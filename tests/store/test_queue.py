@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
 
 from store.queue import TASK, TokenPublisher, make_app
 from store.settings import Settings
-from tests.integration.servers import RedisServer, running
+from tests.integration.servers import RedisServer, Server, running
 from tests.store.tokens import (
     ROOT,
     app,
@@ -30,6 +32,9 @@ from tests.store.tokens import (
     worker,
 )
 from tests.waiting import eventually, patience, within
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 pytestmark = pytest.mark.process
 
@@ -73,8 +78,10 @@ class TestPublish:
 
     def test_goes_on_in_a_forked_process(self, app, settings):
         then = """
+from tests.store.tokens import waiting
+from tests.waiting import eventually
 publisher.publish()
-time.sleep(0.5)
+eventually(lambda: waiting(app) == 1)
 child = os.fork()
 publisher.publish(2 if child else 4)
 publisher.close()
@@ -89,6 +96,18 @@ if child:
         processes = [start_publisher(settings, then) for _ in range(3)]
         assert [process.wait(patience(30)) for process in processes] == [0, 0, 0]
         assert waiting(app) == 300
+
+
+@contextmanager
+def one_published(home: Path) -> Iterator[tuple[Server, Celery, TokenPublisher]]:
+    """Run a Redis that a test may stop, with one token in it."""
+    with running(RedisServer) as server:
+        app = make_app(Settings(home=home, broker_url=server.url))
+        publisher = TokenPublisher(app)
+        publisher.publish()
+        eventually(lambda: waiting(app) == 1)
+        yield server, app, publisher
+        publisher.close()
 
 
 class TestOutage:
@@ -116,11 +135,7 @@ class TestOutage:
             publisher.close()
 
     def test_of_redis_is_over_when_it_is_back(self, tmp_path: Path):
-        with running(RedisServer) as server:
-            app = make_app(Settings(home=tmp_path, broker_url=server.url))
-            publisher = TokenPublisher(app)
-            publisher.publish()
-            eventually(lambda: waiting(app) == 1)
+        with one_published(tmp_path) as (server, app, publisher):
             server.stop()
             publisher.publish()
             eventually(lambda: not publisher.is_reachable)
@@ -128,14 +143,9 @@ class TestOutage:
             eventually(lambda: publisher.is_reachable)
             publisher.publish()
             eventually(lambda: waiting(app) >= 1)
-            publisher.close()
 
     def test_one_restart_between_two_tokens_loses_neither(self, tmp_path: Path):
-        with running(RedisServer) as server:
-            app = make_app(Settings(home=tmp_path, broker_url=server.url))
-            publisher = TokenPublisher(app)
-            publisher.publish()
-            eventually(lambda: waiting(app) == 1)
+        with one_published(tmp_path) as (server, app, publisher):
             server.stop()
             server.start()  # with nothing in it
             publisher.publish(2)

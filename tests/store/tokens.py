@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 PUBLISHER = """
 import os, sys, time
+import store.queue
 from store.queue import TokenPublisher, make_app
 from store.settings import Settings
-publisher = TokenPublisher(make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2])))
+app = make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2]))
+app.backend  # is imported before there are threads
+store.queue._FLUSH_SECONDS = 60
+publisher = TokenPublisher(app)
+assert publisher.is_reachable
 """
 
 

@@ -29,7 +29,6 @@ def url(settings, alice, monkeypatch):
         monkeypatch.setenv("HIFI_URL", url)
         monkeypatch.setenv("HIFI_API_KEY", alice.secret)
         yield url
-    structlog.reset_defaults()
 
 
 @pytest.fixture

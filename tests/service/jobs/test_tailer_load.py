@@ -43,16 +43,22 @@ class Shaky(Database):
 
 
 @pytest.fixture
+def shaky(sqlite_url: str) -> Iterator[Shaky]:
+    shaky = Shaky(sqlite_url)
+    yield shaky
+    shaky.close()
+
+
+@pytest.fixture
 def tenant(database: Database) -> str:
     return add_tenant(database, "acme")
 
 
 class TestOutage:
     def test_waits_for_a_database_that_is_away_and_goes_on(
-        self, sqlite_url: str, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
-        shaky = Shaky(sqlite_url)
 
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
@@ -67,16 +73,12 @@ class TestOutage:
             assert await late == [1, 2]
             return await stream
 
-        try:
-            assert in_time(watch()) == [1, 2]
-        finally:
-            shaky.close()
+        assert in_time(watch()) == [1, 2]
 
     def test_ends_the_streams_rather_than_fall_silent_and_starts_anew(
-        self, sqlite_url: str, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
-        shaky = Shaky(sqlite_url)
 
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
@@ -87,10 +89,7 @@ class TestOutage:
             await asyncio.to_thread(finish, database, tenant, job_id)
             return await numbers(tailer.follow(job_id, after=1))
 
-        try:
-            assert in_time(watch()) == [2]
-        finally:
-            shaky.close()
+        assert in_time(watch()) == [2]
 
 
 class TestCost:

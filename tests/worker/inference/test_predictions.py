@@ -11,6 +11,7 @@ import pytest
 
 from hifi.serving.bank import HeadBank
 from store.errors import ArtifactStorageError
+from store.storage import ArtifactStorage
 from tests.tiny_deltas import save_bare_backbone
 from tests.waiting import eventually
 from tests.worker.inference.asking import (
@@ -130,39 +131,34 @@ class TestErrors:
         assert str(home.settings.home) not in json.dumps(answers)
         check_idle(client)
 
-    def test_of_a_store_that_cannot_be_reached_pass(
+    @pytest.mark.parametrize(
+        ("where", "what", "error", "code"),
+        [
+            (ArtifactStorage, "fetch", ArtifactStorageError("secret"), "artifact_storage"),
+            (HeadBank, "pack", RuntimeError("secret"), "internal_error"),
+        ],
+        ids=["a store that cannot be reached", "what nobody foresaw"],
+    )
+    def test_that_pass_tell_no_secret(
         self,
         client: TestClient,
         home: Home,
         tasks: dict[str, Tuned],
         monkeypatch: pytest.MonkeyPatch,
+        *,
+        where: type,
+        what: str,
+        error: Exception,
+        code: str,
     ):
         def fail(*_: Any, **__: Any) -> None:
-            raise ArtifactStorageError("secret.example is down")
+            raise error
 
         order = home.order(tasks["two"])
         with monkeypatch.context() as patch:
-            patch.setattr("store.storage.ArtifactStorage.fetch", fail)
+            patch.setattr(where, what, fail)
             (answer,) = ask(client, order, TEXT)
-        assert answer["error"]["code"] == "artifact_storage"
-        assert "secret" not in answer["error"]["message"]
-        assert codes(ask(client, order, TEXT)) == [None]
-
-    def test_of_what_nobody_foresaw_say_nothing(
-        self,
-        client: TestClient,
-        home: Home,
-        tasks: dict[str, Tuned],
-        monkeypatch: pytest.MonkeyPatch,
-    ):
-        def fail(*_: Any, **__: Any) -> None:
-            raise RuntimeError("secret")
-
-        order = home.order(tasks["two"])
-        with monkeypatch.context() as patch:
-            patch.setattr(HeadBank, "pack", fail)
-            (answer,) = ask(client, order, TEXT)
-        assert answer["error"]["code"] == "internal_error"
+        assert answer["error"]["code"] == code
         assert "secret" not in answer["error"]["message"]
         assert codes(ask(client, order, TEXT)) == [None]
 
