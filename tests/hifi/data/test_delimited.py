@@ -120,6 +120,7 @@ class TestColumns:
         path = write(tmp_path / "a.csv", "x,y\n" + "".join(f"{cell},0\n" for cell in cells))
         assert convert_here(tmp_path, train=path).columns["x"] == kind
 
+    @pytest.mark.process
     def test_that_are_many_with_many_rows_take_no_more_memory_than_is_allowed(self, tmp_path: Path):
         header = ",".join(f"c{column}" for column in range(1000))
         rows = "".join(",".join([f"{row}"] * 1000) + "\n" for row in range(200))
