@@ -7,15 +7,18 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two workers with one thread each; `make test PYTEST_ARGS='tests/hifi/deltas/test_delta.py -x'` for anything else.
 # Tests that share running processes stay on one worker (loadgroup).
 PYTEST_ARGS ?= -n 2 --dist loadgroup
+# Tests start many interpreters: each would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo serve lint bench
+.PHONY: help install test test-fast demo serve lint bench
 
 help:
 	@echo "make install   leave a ready .venv"
 	@echo "make demo      one real job through a service of its own, from data to merged model"
 	@echo "make serve     run the service on http://127.0.0.1:8000 until Ctrl-C"
 	@echo "make test      all tests"
+	@echo "make test-fast the tests that start no process and no browser, without large matrices"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     measure and print the benchmark tables"
 
@@ -37,6 +40,9 @@ $(STAMP): pyproject.toml constraints.txt hifi/__init__.py | $(BIN)/pip
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m 'not (gpu or process or browser or matrix)' $(PYTEST_ARGS)
 
 demo: $(STAMP)
 	$(BIN)/hifi demo

@@ -109,3 +109,15 @@ def tiny_batch(
     if labels:
         batch["labels"] = torch.arange(len(lengths)) % 2
     return batch
+
+
+def unsupported_model() -> tf.AlbertModel:
+    """Make a tiny model of an architecture that has no layout: ALBERT shares its layers."""
+    settings = tf.AlbertConfig(
+        vocab_size=9,
+        embedding_size=8,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+    )
+    return tf.AlbertModel(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,9 +17,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
-import torch
 
-torch.set_num_threads(1)
+pytest_plugins = ["tests.processes"]
+_LONGEST_ID = 60
 
 # Model code has no steady pace for hypothesis to judge; CI must give the same answer twice.
 hypothesis.settings.register_profile(
@@ -32,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="hifi-tests-")
     config.add_cleanup(cache.cleanup)
     os.environ["HF_HOME"] = cache.name
+    # A background shell lets what it starts ignore Ctrl-C, and our children would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Shorten the ids of long cases: some have megabytes, and each id travels many times."""
+    if not isinstance(val, str | bytes) or len(val) <= _LONGEST_ID:
+        return None
+    start = val[:_LONGEST_ID] if isinstance(val, str) else repr(val[:_LONGEST_ID])[2:-1]
+    return f"{start}... {len(val)} long"
 
 
 @pytest.fixture(scope="session")

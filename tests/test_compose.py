@@ -233,6 +233,7 @@ class TestDockerfile:
 
 
 class TestCompose:
+    @pytest.mark.process
     def test_takes_the_file(self):
         docker = shutil.which("docker")
         command = [str(docker), "compose", "--file", str(ROOT / "docker-compose.yml")]

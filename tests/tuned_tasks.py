@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,7 +81,12 @@ def bare(architecture: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def several(architecture: str) -> dict[str, Tuned]:
-    """Give tasks that differ in heads, in how many, and in labels."""
+    """Give tasks that differ in heads, in how many, and in labels; they are made once."""
+    return dict(_several(architecture))
+
+
+@lru_cache(maxsize=2)
+def _several(architecture: str) -> dict[str, Tuned]:
     plans = {"a": ((1, 1, 1), 2), "b": ((1, 1, 1), 2), "c": ((2, 0, 1), 3), "d": ((0, 2, 2), None)}
     if ARCHITECTURES[architecture].image:
         del plans["d"]

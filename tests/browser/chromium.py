@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-SECONDS = 20.0
+from tests.waiting import eventually, patience
+
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -50,7 +51,7 @@ class Page:
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + patience(20)
         while True:
             answer = self._receive(deadline)
             if answer.get("id") == self._sent:
@@ -93,11 +94,11 @@ class Page:
 
     def wait_for(self, expression: str) -> None:
         """Run a script again and again until it gives something true."""
-        deadline = time.monotonic() + SECONDS
-        while not self.evaluate(f"Boolean({expression})"):
+        try:
+            eventually(lambda: self.evaluate(f"Boolean({expression})"), message=expression)
+        except AssertionError as error:
             shown = self.evaluate("document.body.innerText.slice(0, 2000)")
-            assert time.monotonic() < deadline, f"never true: {expression}\n{self.errors}\n{shown}"
-            time.sleep(0.05)
+            raise AssertionError(f"{error}\n{self.errors}\n{shown}") from error
 
     def texts(self, selector: str) -> list[str]:
         """Give the text of all elements that a selector names."""
@@ -143,7 +144,7 @@ def chromium(profile: Path) -> Iterator[Page]:
     finally:
         os.close(commands_in)  # it ends with its pipe
         try:
-            process.wait(10)
+            process.wait(patience(10))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +11,16 @@ from service.app import build_app
 from store.leases import Progress, WorkEvent
 from store.storage import ArtifactStorage
 from store.tenants import revoke_key
-from tests.browser.chromium import SECONDS, Page, chromium
+from tests.browser.chromium import Page, chromium
 from tests.service.gateways import Member, served
 from tests.service.work import FILES, finished_job, running_job, select, step, succeed
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from store.database import Database
     from store.settings import Settings
 
+pytestmark = pytest.mark.browser
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
@@ -176,10 +177,8 @@ class TestJob:
         page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
         page.evaluate("document.querySelector('.files a').click()")
         file = tmp_path / "mrpc.safetensors"
-        deadline = time.monotonic() + SECONDS
-        while not file.exists() or file.stat().st_size < len(FILES["float32"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        size = len(FILES["float32"])
+        eventually(lambda: file.exists() and file.stat().st_size >= size, message="the download")
         assert file.read_bytes() == FILES["float32"]
 
     def test_fits_on_a_phone(

@@ -196,6 +196,7 @@ class TestWriteAtomically:
             temporary.write_text("content")
         assert names_in(tmp_path) == ["n" * 255]
 
+    @pytest.mark.process
     def test_a_process_that_is_killed_leaves_the_final_name_alone(self, tmp_path: Path):
         path = tmp_path / "a.txt"
         path.write_text("old")

@@ -44,11 +44,13 @@ def run_python(code: str) -> str:
 
 
 class TestLazyImport:
+    @pytest.mark.process
     def test_naming_hifi_imports_no_heavy_package(self):
         code = "import sys, hifi; dir(hifi); hifi.__version__; print(*sorted(sys.modules))"
         loaded = set(run_python(code).split())
         assert loaded.isdisjoint({"torch", "transformers", "datasets", "numpy", "rich"})
 
+    @pytest.mark.process
     def test_errors_are_caught_without_torch(self):
         code = "import sys; from hifi import HifiError; print('torch' in sys.modules)"
         assert run_python(code) == "False"
@@ -63,6 +65,7 @@ class TestLazyImport:
         assert exported.__name__ == name
         assert getattr(importlib.import_module(exported.__module__), name) is exported
 
+    @pytest.mark.process
     def test_importing_a_module_hides_no_export(self):
         modules = {module.name for module in pkgutil.iter_modules(hifi.__path__)}
         assert modules.isdisjoint(EXPORTS)
@@ -86,6 +89,7 @@ class TestDistribution:
         (command,) = importlib.metadata.entry_points(group="console_scripts", name="hifi")
         assert callable(command.load())
 
+    @pytest.mark.process
     def test_the_wheel_ships_the_product_alone(self, tmp_path):
         subprocess.run(
             [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
@@ -122,6 +126,7 @@ def canonical(name: str) -> str:
 
 
 class TestImports:
+    @pytest.mark.process
     def test_the_contracts_hold(self):
         command = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
         assert command, "lint-imports is not installed beside this interpreter"

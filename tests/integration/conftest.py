@@ -1,21 +1,16 @@
-"""Deployments shared by a module's tests."""
+"""Deployments shared by several modules' tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.integration.deployment import Deployment, deployed
-
-# Short enough that a test sees a lease run out, and that a job leaves several checkpoints.
-QUICK = {"LEASE_SECONDS": "3", "CHECKPOINT_SECONDS": "0.3", "DEVICE": "cpu"}
+from tests.integration.served import Served, served
 
 
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[Deployment]:
-    """Give a deployment on SQLite, a folder and the embedded broker, with its tables made."""
-    with deployed(tmp_path / "home", **QUICK) as deployment:
-        deployment.run("migrate")
-        yield deployment
+@pytest.fixture(scope="package")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run the embedded service; whoever kills it starts it again."""
+    with served(tmp_path_factory.mktemp("service") / "home") as service:
+        yield service

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from tests.waiting import eventually, patience
+
 T = TypeVar("T")
-_ENDS_SECONDS = 30.0
+# Short enough that a test sees a lease run out, and that a job leaves several checkpoints.
+QUICK = {"LEASE_SECONDS": "3", "CHECKPOINT_SECONDS": "0.3", "DEVICE": "cpu"}
 
 
 class Deployment:
@@ -55,7 +57,7 @@ class Deployment:
             check=False,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patience(120),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -70,7 +72,7 @@ class Deployment:
     def wait_for(self, what: Callable[[], T | None], *, seconds: float = 90.0, message: str) -> T:
         """Wait until a function gives something true; if it does not, show what was said."""
         try:
-            return wait_for(what, seconds=seconds, message=message)
+            return eventually(what, seconds=seconds, message=message)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from error
 
@@ -82,7 +84,7 @@ class Deployment:
                 process.terminate()
         for process in self.processes:
             try:
-                process.wait(timeout=_ENDS_SECONDS)
+                process.wait(timeout=patience(30))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -99,18 +101,6 @@ def deployed(home: Path, **settings: str) -> Iterator[Deployment]:
         raise
     finally:
         deployment.close()
-
-
-def wait_for(what: Callable[[], T | None], *, seconds: float = 90.0, message: str = "") -> T:
-    """Wait until a function gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = what()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {message or what}")
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from service.client import Client
 from service.embedded.listening import free_loopback_port
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, children, deployed, kill
+from tests.integration.deployment import QUICK, Deployment, children, deployed, kill
 from tests.integration.jobs import write_splits
+from tests.waiting import patience
 
 SPEC: dict[str, Any] = {
     "model": "all-MiniLM-L6-v2",
@@ -62,7 +62,7 @@ class Served:
     def stop(self) -> int:
         """Tell it to end; give its exit code."""
         os.kill(self.process.pid, signal.SIGTERM)
-        return self.process.wait(timeout=90)
+        return self.process.wait(timeout=patience(90))
 
     def push(self, folder: Path) -> str:
         """Upload the small data set; give its id."""

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from service.embedded.listening import free_loopback_port
-from tests.integration.deployment import wait_for
+from tests.waiting import eventually, patience
 
 
 def missing(what: str) -> None:
@@ -47,13 +47,13 @@ class Server:
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=self._user
         )
-        wait_for(self.answers, seconds=30, message=self._command[0])
+        eventually(self.answers, seconds=30, message=self._command[0])
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it; SIGINT is a quick and orderly end for both kinds."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=patience(30))
             self._process = None
 
     def answers(self) -> bool:

@@ -9,24 +9,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hifi.cli.docstrings import build_data_set
-from tests.integration.served import Served, served
 from tests.root import ROOT
+from tests.waiting import patience
+
+if TYPE_CHECKING:
+    from tests.integration.served import Served
 
 URL = "http://127.0.0.1:8000"
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 IDENTIFIER = re.compile(r"\b(ds|job)_[a-z0-9]{24}\b")
 PLACEHOLDER = re.compile(r"\b(ds|job)_…")
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("service")]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("documented") / "home") as service:
-        yield service
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("service"),
+]
 
 
 class Reader:
@@ -57,7 +59,7 @@ class Reader:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=patience(300),
             check=False,
         )
         assert done.returncode == 0, f"{statement}\n{done.stdout}\n{done.stderr}"

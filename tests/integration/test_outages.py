@@ -11,12 +11,16 @@ import pytest
 import redis
 
 from store.states import JobStatus
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, deployed, wait_for
+from tests.integration.deployment import QUICK, Deployment, deployed
 from tests.integration.jobs import Desk
 from tests.integration.servers import PostgresServer, RedisServer, Server, missing, running
+from tests.waiting import patience
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("outages")]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("outages"),
+]
 
 
 class Plant:
@@ -42,7 +46,7 @@ class Plant:
     def stop_worker(self) -> None:
         """Tell the worker to end."""
         self.worker.terminate()
-        assert self.worker.wait(timeout=60) == 0
+        assert self.worker.wait(timeout=patience(60)) == 0
 
     def training(self) -> str:
         """Start a job and wait until it trains; give its id."""
@@ -77,7 +81,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
 
 class TestRedis:
     def test_flushed_while_jobs_wait(self, plant: Plant):
-        jobs = [plant.training(), *(plant.desk.submit(plant.dataset) for _ in range(2))]
+        jobs = [plant.training(), plant.desk.submit(plant.dataset)]
         redis.Redis.from_url(plant.redis.url).flushall()
         for job in jobs:
             plant.check(job)
@@ -117,7 +121,9 @@ class TestArtifactStore:
         job = plant.training()
         folder.rename(away)
         folder.write_text("no folder: every write fails")
-        wait_for(lambda: "artifact store" in plant.deployment.logs(), message="the failure")
+        plant.deployment.wait_for(
+            lambda: "artifact store" in plant.deployment.logs(), message="the failure"
+        )
         folder.unlink()
         away.rename(folder)
         plant.check(job)
@@ -149,7 +155,7 @@ class TestDisk:
             job = plant.training()
             ballast = disk / "ballast"
             _fill(ballast)
-            wait_for(lambda: "disk_full" in small.logs(), message="the failure")
+            small.wait_for(lambda: "disk_full" in small.logs(), message="the failure")
             ballast.unlink()
             plant.check(job)
 

@@ -20,13 +20,17 @@ from service.client import ApiError, Client
 from service.embedded.listening import free_loopback_port
 from store.queue import make_app
 from store.settings import Settings
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, deployed
+from tests.integration.deployment import QUICK, Deployment, deployed
 from tests.integration.jobs import write_splits
 from tests.integration.servers import PostgresServer, RedisServer, running
 from tests.root import ROOT
+from tests.waiting import eventually, patience, within
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("production")]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("production"),
+]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SPEC: dict[str, Any] = {
     "model": "all-MiniLM-L6-v2",
@@ -190,11 +194,9 @@ class TestOperations:
             Settings(home=site.deployment.home, broker_url=environment["HIFI_BROKER_URL"])
         )
         app.control.inspect(timeout=1.0).ping()  # connects
-        started = time.perf_counter()
-        answers = app.control.inspect(timeout=1.0, limit=1).ping()
-        seconds = time.perf_counter() - started
+        with within(1.0):
+            answers = app.control.inspect(timeout=patience(1.0), limit=1).ping()
         assert [list(answer.values()) for answer in (answers or {}).values()] == [["pong"]]
-        assert seconds < 1.0
         client.jobs.cancel(job["id"])
         *_, last = client.jobs.watch(job["id"])
         assert last["data"]["status"] == "cancelled"
@@ -208,11 +210,10 @@ class TestOperations:
             )
             job = client.jobs.create({**SPEC, "dataset": dataset["id"], "name": "wait"})
             started = time.perf_counter()
-            while client.jobs.get(job["id"])["status"] == "queued":
-                assert time.perf_counter() - started < 30
+            eventually(lambda job=job: client.jobs.get(job["id"])["status"] != "queued")
             waits.append(time.perf_counter() - started)
             client.jobs.cancel(job["id"])
-        assert min(waits) < 1.0  # benchmarks/ measures it; here is no quiet machine
+        assert min(waits) < patience(1.0)  # benchmarks/ measures it; here is no quiet machine
 
     def test_logs_are_json_without_keys_or_rows(self, site: Site, finished):
         assert finished

@@ -17,13 +17,13 @@ import pytest
 
 from store.jobs import cancel, pause, resume
 from store.states import JobStatus
-from tests.integration.conftest import QUICK
-from tests.integration.deployment import Deployment, children, deployed, kill, wait_for
+from tests.integration.deployment import QUICK, Deployment, children, deployed, kill
 from tests.integration.jobs import Desk
+from tests.waiting import patience
 
 DRAW = random.Random()  # noqa: S311 - moments, not secrets
 PHASES = ("validating", "selecting", "training", "writing")
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 
 
 @dataclass
@@ -44,7 +44,9 @@ class Bench:
         engine = self.engine()
         kill([self.worker.pid])
         self.worker.wait()
-        wait_for(lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine")
+        self.deployment.wait_for(
+            lambda: not Path(f"/proc/{engine}").exists(), message="end of the engine"
+        )
 
     def new_worker(self, **variables: str) -> None:
         """Start another worker in the place of one that is gone."""
@@ -129,11 +131,16 @@ class TestSigkill:
         assert all(crashes[:-1])  # at the last one the engine may have had nothing more to do
         assert any("SIGKILL" in warning for warning in bench.desk.warnings(job))
 
-    @pytest.mark.parametrize("tokens", [0, 1, 2])
-    def test_of_the_worker_in_each_phase(self, bench: Bench, undisturbed: Undisturbed, tokens: int):
+    # However many tokens there are, a killed worker leaves the same: each phase is struck once.
+    @pytest.mark.parametrize(
+        ("tokens", "phases"),
+        [(0, ("validating",)), (1, ("selecting", "writing")), (2, ("training",))],
+    )
+    def test_of_the_worker_in_each_phase(
+        self, bench: Bench, undisturbed: Undisturbed, tokens: int, phases: tuple[str, ...]
+    ):
         job = bench.desk.submit(bench.dataset, tokens=tokens)
-        phases = sorted(DRAW.sample(PHASES[:-1], 2), key=PHASES.index)
-        for phase in (*phases, "writing"):
+        for phase in phases:
             is_hit = strike(bench, job, phase, bench.kill_worker)
             assert is_hit or phase == "writing"
             bench.new_worker()
@@ -160,16 +167,15 @@ class TestDeadWorker:
     def test_is_known_to_be_dead_by_the_next_one_on_its_machine(
         self, bench: Bench, undisturbed: Undisturbed
     ):
-        bench.replace_worker(HIFI_LEASE_SECONDS="600")
+        bench.replace_worker(HIFI_LEASE_SECONDS="3600")
         try:
             job = bench.desk.submit(bench.dataset)
             bench.wait_until(job, "training")
+        finally:
             bench.kill_worker()
             bench.new_worker()
-            check(bench, job, undisturbed)  # long before the lease has run out
-            assert "jobs of dead workers taken back" in bench.deployment.logs()
-        finally:
-            bench.replace_worker()
+        check(bench, job, undisturbed)  # long before the lease has run out
+        assert "jobs of dead workers taken back" in bench.deployment.logs()
 
 
 class TestFrozen:
@@ -181,11 +187,11 @@ class TestFrozen:
         frozen = bench.worker
         os.kill(frozen.pid, signal.SIGSTOP)
         bench.new_worker()
-        wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
+        bench.deployment.wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
         os.kill(frozen.pid, signal.SIGCONT)
         check(bench, job, undisturbed)
         frozen.terminate()
-        assert frozen.wait(timeout=60) == 0
+        assert frozen.wait(timeout=patience(60)) == 0
         assert "lease lost" in bench.deployment.logs()
 
 
@@ -195,7 +201,7 @@ class TestWishes:
         bench.wait_until(job, "training")
         with bench.desk.database.write() as session:
             cancel(session, bench.desk.tenant, job)
-        wait_for(lambda: bench.desk.is_finished(job), seconds=5)
+        bench.deployment.wait_for(lambda: bench.desk.is_finished(job), seconds=5, message="the end")
         assert bench.desk.job(job).status is JobStatus.CANCELLED
 
     def test_a_paused_job_resumes_to_the_same_artifact(
@@ -205,7 +211,9 @@ class TestWishes:
         bench.wait_until(job, "training")
         with bench.desk.database.write() as session:
             pause(session, bench.desk.tenant, job)
-        wait_for(lambda: bench.desk.job(job).status is JobStatus.PAUSED, seconds=5)
+        bench.deployment.wait_for(
+            lambda: bench.desk.job(job).status is JobStatus.PAUSED, seconds=5, message="the pause"
+        )
         with bench.desk.database.write() as session:
             resume(session, bench.desk.tenant, job)
         bench.desk.publisher.publish()
@@ -217,7 +225,7 @@ class TestWishes:
         job = bench.desk.submit(bench.dataset)
         bench.wait_until(job, "training")
         bench.worker.terminate()
-        assert bench.worker.wait(timeout=30) == 0
+        assert bench.worker.wait(timeout=patience(30)) == 0
         row = bench.desk.job(job)
         assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
         assert row.checkpoint is not None

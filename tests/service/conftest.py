@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["postgres_url"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _plain_logs() -> None:
-    """Log in one line each: structlog's own choice draws boxes around local variables."""
+@pytest.fixture(autouse=True)
+def plain_logs() -> Iterator[None]:
+    """Log in one line each: structlog's own choice draws boxes around local variables.
+
+    For each test anew, since some configure the logs themselves: the boxes take seconds.
+    """
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -34,6 +37,8 @@ def _plain_logs() -> None:
             structlog.processors.KeyValueRenderer(),
         ]
     )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from store.jobs import cancel
 from store.tables import JobEvent
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from service.jobs.tailer import ProgressSeen
     from store.database import Database
 
-SECONDS = 20.0  # no test waits longer for what should come at once
-
 
 def in_time(work: Coroutine[Any, Any, Any]) -> Any:
     async def bounded() -> Any:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(patience()):
             return await work
 
     return asyncio.run(bounded())
@@ -28,6 +27,26 @@ def in_time(work: Coroutine[Any, Any, Any]) -> Any:
 async def numbers(seen: AsyncGenerator[JobEvent | ProgressSeen, None]) -> list[int]:
     async with aclosing(seen) as items:
         return [item.number async for item in items if isinstance(item, JobEvent)]
+
+
+async def begin(
+    seen: AsyncGenerator[JobEvent | ProgressSeen, None],
+) -> asyncio.Task[list[int]]:
+    """Follow a stream in the background, and wait until it has shown something."""
+    has_begun = asyncio.Event()
+
+    async def follow() -> list[int]:
+        got = []
+        async with aclosing(seen) as items:
+            async for item in items:
+                has_begun.set()
+                if isinstance(item, JobEvent):
+                    got.append(item.number)
+        return got
+
+    task = asyncio.create_task(follow())
+    await has_begun.wait()
+    return task
 
 
 def finish(database: Database, tenant: str, job_id: str) -> None:

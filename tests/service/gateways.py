@@ -213,17 +213,9 @@ def problem_of(answer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def served(app: Starlette) -> Iterator[str]:
-    """Serve an application from a thread; give its URL."""
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        access_log=False,
-        ws="none",
-        timeout_graceful_shutdown=3,
-    )
+def serving(app: Starlette, **options: Any) -> Iterator[uvicorn.Server]:
+    """Serve an application from a thread."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -231,11 +223,17 @@ def served(app: Starlette) -> Iterator[str]:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield server
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def served(app: Starlette) -> Iterator[str]:
+    """Serve an application on a free port; give its URL."""
+    with serving(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=3) as server:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.waiting import patience
+
 if TYPE_CHECKING:
     from starlette.requests import Request
-
-SECONDS = 10
 
 
 def say(item: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Predictor:
         self.asked.append(body)
         self.headers.append(dict(request.headers))
         if self.is_silent:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(patience()):
                 await request.receive()
             self.gone.set()
             return Response()

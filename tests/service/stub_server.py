@@ -150,10 +150,7 @@ def event_stream(*messages: str) -> Answer:
     """Send server-sent events, and end the stream."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        handler.send_header("Connection", "close")
-        handler.end_headers()
+        _begin_events(handler, {"Connection": "close"})
         for message in messages:
             handler.wfile.write(message.encode())
         handler.close_connection = True
@@ -165,10 +162,7 @@ def broken_stream(*messages: str) -> Answer:
     """Send server-sent events in chunks, and break off without the last chunk."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
+        _begin_events(handler, {"Transfer-Encoding": "chunked"})
         for message in messages:
             data = message.encode()
             handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
@@ -176,6 +170,13 @@ def broken_stream(*messages: str) -> Answer:
         _break(handler)
 
     return answer
+
+
+def _begin_events(handler: _Handler, headers: dict[str, str]) -> None:
+    handler.send_response(200)
+    for name, value in {"Content-Type": "text/event-stream; charset=utf-8", **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
 
 
 def _break(handler: _Handler) -> None:

@@ -44,6 +44,7 @@ print(json.dumps(measured))  # once nobody else writes
 """
 
 
+@pytest.mark.process
 class TestWeight:
     def test_nothing_heavy_is_loaded_and_little_memory_taken(self, tmp_path, sqlite_url, alice):
         done = subprocess.run(

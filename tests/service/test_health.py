@@ -106,6 +106,7 @@ class TestWorker:
 
 
 class TestMain:
+    @pytest.mark.process
     def test_gives_the_exit_code(self, tmp_path):
         environment = {
             **os.environ,

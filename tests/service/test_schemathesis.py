@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +33,11 @@ from tests.service.gateways import (
 )
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from schemathesis import BaseSchema, Case, HookContext
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from store.settings import Settings
-
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 CONFIG = {
     "generation": {"max-examples": 12, "deterministic": True, "mode": "all"},
     "checks": {
@@ -77,32 +77,46 @@ class Inference:
         return JSONResponse({"data": [outcome for _, outcome in answers]})
 
 
+@dataclass(frozen=True)
 class Gateway:
-    """Stands for the gateway while tests are collected; a fixture opens one behind it."""
+    """A gateway with an administrator who has a data set and a finished job."""
 
-    app: ASGIApp
+    app: FastAPI
     inference: Inference
     member: Member
     ids: dict[str, str]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("schemathesis")
+    shutil.copyfile(migrated_sqlite, folder / "hifi.db")
+    inference = Inference()
+    with served(inference.app) as infer_url:
+        settings = settings_for(folder / "home", f"sqlite:///{folder}/hifi.db", infer_url=infer_url)
+        database = Database(settings.database_url)
+        add_backbone(database)
+        member = add_member(database, "root", is_admin=True)
+        ids = {
+            "tenant_id": member.tenant_id,
+            "dataset_id": add_dataset_row(database, member),
+            "job_id": finished_job(database, settings, member),
+        }
+        yield Gateway(build_app(settings), inference=inference, member=member, ids=ids)
+        shutdown_lifespans()
+        database.close()
 
 
-def describe(gateway: Gateway) -> BaseSchema:
-    """Read the document; the application that writes it opens nothing."""
-    app = build_app(settings_for(Path("unused"), "sqlite:///unused"))
+@pytest.fixture(scope="module")
+def document(gateway: Gateway) -> BaseSchema:
+    """Read the gateway's OpenAPI document."""
     config = SchemathesisConfig.from_dict(CONFIG)
-    schema = schemathesis.openapi.from_dict(app.openapi(), config=config)
-    schema.app = gateway
-    return schema
+    document = schemathesis.openapi.from_dict(gateway.app.openapi(), config=config)
+    document.app = gateway.app
+    document.hook(filter_query)
+    return document
 
 
-GATEWAY = Gateway()
-DOCUMENT = describe(GATEWAY)
-
-
-@DOCUMENT.hook
 def filter_query(_context: HookContext, query: dict[str, object] | None) -> bool:
     """Leave out what no server can refuse: a parameter that is not sent, such as an empty list."""
     return all(is_sent(value) for value in (query or {}).values())
@@ -114,48 +128,26 @@ def is_sent(value: object) -> bool:
     return value is not None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gateway(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Gateway]:
-    """Open a gateway with an administrator who has a data set and a finished job."""
-    folder = tmp_path_factory.mktemp("schemathesis")
-    shutil.copyfile(migrated_sqlite, folder / "hifi.db")
-    GATEWAY.inference = Inference()
-    with served(GATEWAY.inference.app) as infer_url:
-        settings = settings_for(folder / "home", f"sqlite:///{folder}/hifi.db", infer_url=infer_url)
-        yield from opened_gateway(settings)
-
-
-def opened_gateway(settings: Settings) -> Iterator[Gateway]:
-    database = Database(settings.database_url)
-    add_backbone(database)
-    member = add_member(database, "root", is_admin=True)
-    GATEWAY.member = member
-    GATEWAY.ids = {
-        "tenant_id": member.tenant_id,
-        "dataset_id": add_dataset_row(database, member),
-        "job_id": finished_job(database, settings, member),
-    }
-    GATEWAY.app = build_app(settings)
-    yield GATEWAY
-    shutdown_lifespans()
-    database.close()
+# Cases are made when a test runs, for all calls in turn: made when tests are collected, they would
+# cost every run seconds in each process, also a run of other tests.
+DOCUMENT = schemathesis.pytest.from_fixture("document")
 
 
 @DOCUMENT.parametrize()
-def test_every_answer_is_as_documented(case: Case) -> None:
-    case.call_and_validate(headers=GATEWAY.member.headers)
+def test_every_answer_is_as_documented(case: Case, gateway: Gateway) -> None:
+    case.call_and_validate(headers=gateway.member.headers)
 
 
 @DOCUMENT.exclude(method="DELETE").exclude(path="/datasets", method="POST").parametrize()
-def test_so_it_is_for_what_is_there(case: Case) -> None:
+def test_so_it_is_for_what_is_there(case: Case, gateway: Gateway) -> None:
     for name in case.path_parameters or {}:
-        case.path_parameters[name] = GATEWAY.ids[name]
+        case.path_parameters[name] = gateway.ids[name]
     if case.path == "/jobs" and isinstance(case.body, dict):
-        case.body = {**case.body, "model": MODEL, "dataset": GATEWAY.ids["dataset_id"]}
+        case.body = {**case.body, "model": MODEL, "dataset": gateway.ids["dataset_id"]}
     if case.path == "/predict" and is_good(case.body):
-        named = {"job": GATEWAY.ids["job_id"], "input": {"text": "a text"}}
+        named = {"job": gateway.ids["job_id"], "input": {"text": "a text"}}
         case.body = {**case.body, "inputs": [named, *case.body["inputs"][1:], named]}
-    case.call_and_validate(headers=GATEWAY.member.headers)
+    case.call_and_validate(headers=gateway.member.headers)
 
 
 def is_good(body: object) -> bool:
@@ -171,13 +163,15 @@ def is_good(body: object) -> bool:
         ("/jobs/{job_id}/predict", "POST", {"inputs": [{"text": "a text"}]}),
     ],
 )
-def test_so_it_is_where_inference_fails(path: str, method: str, body: object) -> None:
+def test_so_it_is_where_inference_fails(
+    document: BaseSchema, gateway: Gateway, path: str, method: str, body: object
+) -> None:
     sent = {} if body is None else {"body": body, "media_type": "application/json"}
-    case = DOCUMENT[path][method].Case(path_parameters={"job_id": GATEWAY.ids["job_id"]}, **sent)
-    GATEWAY.inference.is_overloaded = True
+    case = document[path][method].Case(path_parameters={"job_id": gateway.ids["job_id"]}, **sent)
+    gateway.inference.is_overloaded = True
     try:
-        answer = case.call(headers=GATEWAY.member.headers)
+        answer = case.call(headers=gateway.member.headers)
     finally:
-        GATEWAY.inference.is_overloaded = False
+        gateway.inference.is_overloaded = False
     assert answer.status_code == 503
     case.validate_response(answer, excluded_checks=[not_a_server_error])

@@ -16,6 +16,9 @@ import pytest
 from service.embedded.listening import free_loopback_port, listen
 from store.settings import Settings
 from tests.root import ROOT
+from tests.waiting import patience
+
+pytestmark = pytest.mark.process
 
 SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
 
@@ -50,7 +53,7 @@ def fail(environment, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patience(120),
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.splitlines()[-1]
@@ -73,13 +76,13 @@ class TestGateway:
     def test_says_its_address_answers_and_ends(self, environment, number, code):
         with (
             gateway(environment) as (process, url),
-            httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+            httpx2.Client(base_url=url, timeout=patience(60), trust_env=False) as client,
         ):
             answer = client.get("/healthz")  # a connection that is kept alive
             assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
             assert "server" not in answer.headers
             process.send_signal(number)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=patience(60))
         assert process.returncode == code
         assert "Traceback" not in err
 
@@ -94,11 +97,13 @@ class TestGateway:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                answer = httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=60, trust_env=False)
+                answer = httpx2.get(
+                    f"http://127.0.0.1:{port}/healthz", timeout=patience(60), trust_env=False
+                )
                 assert answer.status_code == 200
             finally:
                 process.terminate()
-                assert process.wait(timeout=60) == 0
+                assert process.wait(timeout=patience(60)) == 0
 
     def test_missing_tables_are_one_line_with_what_to_do(self, environment, tmp_path):
         url = f"sqlite:///{tmp_path}/empty.db"

@@ -135,6 +135,7 @@ class TestBodies:
         answer = client.post("/jobs", json=spec, headers=bob.headers | key)
         assert problem_of(answer)["status"] == 404
 
+    @pytest.mark.process
     def test_nor_does_the_same_upload(self, client, alice, bob):
         answers = [
             client.post(

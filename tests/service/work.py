@@ -43,8 +43,8 @@ def step(number: int, *, total: int = 100) -> WorkEvent:
     return WorkEvent(type="step", message=f"step {number}/{total}", step=number, data=data)
 
 
-def select(lease: Lease, job_id: str) -> None:
-    """Keep scores of 2 layers of 4 heads, of which two each are selected; go on to training."""
+def heads_of(job_id: str) -> dict[str, Any]:
+    """Describe scores of 2 layers of 4 heads, of which two each are selected."""
     layers = [
         {
             "layer": layer,
@@ -56,8 +56,7 @@ def select(lease: Lease, job_id: str) -> None:
         }
         for layer in range(2)
     ]
-    counts = {"trainable_parameters": 66_050, "fraction": 0.0293}
-    document = {
+    return {
         "object": "job.heads",
         "job": job_id,
         "model": "minilm",
@@ -71,11 +70,21 @@ def select(lease: Lease, job_id: str) -> None:
         "num_layers": 2,
         "num_heads": 4,
         "head_dim": 32,
-        **counts,
+        "trainable_parameters": 66_050,
+        "fraction": 0.0293,
         "layers": layers,
     }
+
+
+def select(lease: Lease, job_id: str) -> None:
+    """Keep those scores; go on to training."""
+    document = heads_of(job_id)
+    selection = {
+        "heads": [[0, 0], [0, 2], [1, 0], [1, 2]],
+        "trainable_parameters": document["trainable_parameters"],
+        "fraction": document["fraction"],
+    }
     lease.advance(JobStatus.SELECTING, message="scoring the heads")
-    selection = {"heads": [[0, 0], [0, 2], [1, 0], [1, 2]], **counts}
     lease.keep_selection(selection=selection, heads=document)
     lease.advance(JobStatus.TRAINING, message="training")
 

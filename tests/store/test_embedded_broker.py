@@ -11,7 +11,10 @@ from zlib import crc32
 import pytest
 
 from store.settings import Settings
-from tests.store.tokens import app, publisher, start_publisher, taken, wait_for, waiting, worker
+from tests.store.tokens import app, publisher, start_publisher, taken, waiting, worker
+from tests.waiting import eventually, patience
+
+pytestmark = pytest.mark.process
 
 __all__ = ["app", "publisher"]
 
@@ -27,7 +30,7 @@ class TestEmbeddedFile:
     def token(self, settings, app, publisher) -> str:
         """Give the payload of a token as it lies in the file."""
         publisher.publish()
-        wait_for(lambda: waiting(app) == 1)
+        eventually(lambda: waiting(app) == 1)
         with sqlite3.connect(settings.home / "broker.db") as file:
             (payload,) = file.execute("SELECT payload FROM messages").fetchone()
             file.execute("DELETE FROM messages")
@@ -51,13 +54,13 @@ class TestEmbeddedFile:
         rows += [(payload, crc32(token.encode())) for payload in broken]
         with worker(settings) as process:
             publisher.publish()
-            wait_for(lambda: len(taken(settings)) == 1)
+            eventually(lambda: len(taken(settings)) == 1)
             with sqlite3.connect(settings.home / "broker.db") as file:
                 file.executemany(
                     "INSERT INTO messages (queue, payload, checksum) VALUES ('hifi', ?, ?)", rows
                 )
             publisher.publish()
-            wait_for(lambda: len(taken(settings)) == 2)
+            eventually(lambda: len(taken(settings)) == 2)
             assert process.poll() is None
         assert waiting(app) == 0
 
@@ -65,7 +68,7 @@ class TestEmbeddedFile:
         path = settings.home / "broker.db"
         with worker(settings) as process:
             publisher.publish()
-            wait_for(lambda: taken(settings))
+            eventually(lambda: taken(settings))
             for content in (b"", b"no database" * 1000, None):
                 if content is None:
                     path.unlink()
@@ -79,19 +82,19 @@ class TestEmbeddedFile:
                         break
                 assert len(taken(settings)) > before
             assert process.poll() is None
-            assert app.control.inspect(timeout=5, limit=1).ping()
+            assert app.control.inspect(timeout=patience(5), limit=1).ping()
 
     def test_a_broken_file_does_not_hinder_the_start(self, settings, publisher):
         (settings.home / "broker.db").write_bytes(b"no database" * 1000)
         publisher.publish()
         with worker(settings):
-            wait_for(lambda: taken(settings))
+            eventually(lambda: taken(settings))
 
     def test_publishers_killed_at_any_moment_leave_whole_messages(self, settings, app):
         for moment in (0.0, 0.01, 0.03, 0.1):
             process = start_publisher(settings, "while True: publisher.publish()")
             before = waiting(app)
-            wait_for(lambda before=before: waiting(app) > before)
+            eventually(lambda before=before: waiting(app) > before)
             time.sleep(moment)
             process.kill()
             process.wait()
@@ -103,10 +106,10 @@ class TestEmbeddedFile:
     def test_nothing_piles_up(self, settings, app, publisher):
         with worker(settings):
             for _ in range(3):
-                app.control.inspect(timeout=2, limit=1).ping()
+                app.control.inspect(timeout=patience(2), limit=1).ping()
             publisher.publish(20)
-            wait_for(lambda: len(taken(settings)) == 20)
-            wait_for(lambda: waiting(app) == 0)
+            eventually(lambda: len(taken(settings)) == 20)
+            eventually(lambda: waiting(app) == 0)
             with sqlite3.connect(settings.home / "broker.db") as file:
                 (messages,) = file.execute("SELECT count(*) FROM messages").fetchone()
         assert messages == 0

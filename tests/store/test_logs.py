@@ -10,6 +10,8 @@ import pytest
 
 from tests.root import ROOT
 
+pytestmark = pytest.mark.process
+
 KEY = "hifi_" + "aB3-_" * 8 + "xyz"
 SCRIPT = """
 import logging, sys, warnings

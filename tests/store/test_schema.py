@@ -168,6 +168,7 @@ class TestUpgrade:
         assert (backbone[0], backbone[2]) == (0, None)
         assert backbone[1] in ("{}", {})
 
+    @pytest.mark.process
     def test_of_two_processes_at_once(self, empty_url: str):
         code = "import sys; from store.schema import upgrade; upgrade(sys.argv[1])"
         command = [sys.executable, "-c", code, empty_url]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 
 from store.queue import TokenPublisher, make_app
 from tests.root import ROOT
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
 
 PUBLISHER = """
 import os, sys, time
+import store.queue
 from store.queue import TokenPublisher, make_app
 from store.settings import Settings
-publisher = TokenPublisher(make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2])))
+app = make_app(Settings(home=sys.argv[1], broker_url=sys.argv[2]))
+app.backend  # is imported before there are threads
+store.queue._FLUSH_SECONDS = 60
+publisher = TokenPublisher(app)
+assert publisher.is_reachable
 """
-
-
-def wait_for(is_so: Callable[[], object], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def worker(settings: Settings, *, name: str = "w") -> Iterator[subprocess.Popen[
         yield process
         if process.poll() is None:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(patience(20)) == 0
     finally:
         process.kill()
         process.wait()

@@ -10,7 +10,7 @@ import pytest
 
 from store.errors import ArtifactStorageError
 from store.storage import ArtifactStorage, Blob
-from tests.integration.deployment import wait_for
+from tests.waiting import eventually, patience
 from worker import checkpoint_keeper as module
 from worker.checkpoint_keeper import CheckpointKeeper
 from worker.job_files import JobFiles
@@ -53,7 +53,7 @@ class Gate(ArtifactStorage):
         self.failures = 0
 
     def put(self, tenant_id: str, file: Path) -> Blob:
-        assert self.open.wait(20)
+        assert self.open.wait(patience(20))
         if self.failures:
             self.failures -= 1
             raise ArtifactStorageError("the artifact store cannot be reached")
@@ -128,7 +128,7 @@ class TestKeeper:
             keeper.go_on()
             return bool(reports.kept)
 
-        wait_for(go_on, seconds=10)
+        eventually(go_on, seconds=10)
         assert reports.kept[0][0] == 1
 
     def test_unless_a_newer_one_has_come(self, keeper, files, storage, reports):
@@ -143,7 +143,7 @@ class TestKeeper:
             keeper.go_on()
             return bool(reports.kept)
 
-        wait_for(go_on, seconds=10)
+        eventually(go_on, seconds=10)
         assert [step for step, _ in reports.kept] == [2]
         assert pinned(files) == []
 

@@ -61,6 +61,7 @@ class TestFindBackbones:
         monkeypatch.setattr(models, "find_packaged_folder", lambda: None)
         assert find_backbones(settings) == {}
 
+    @pytest.mark.process
     def test_costs_no_torch(self):
         code = "import sys, worker.models; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

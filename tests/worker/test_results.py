@@ -74,6 +74,7 @@ class TestWriteArtifacts:
         for name, path in first.items():
             assert path.read_bytes() == second[name].read_bytes()
 
+    @pytest.mark.process
     def test_so_does_another_process(self, result: FinetuneResult, backbone: Path, tmp_path: Path):
         code = """
             import hashlib, json, pathlib, sys

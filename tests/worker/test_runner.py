@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from store.database import Database
-from store.datasets import Split, add_dataset
 from store.errors import ArtifactStorageError
-from store.jobs import cancel, get_job, list_artifacts, list_events, pause
+from store.jobs import cancel, pause
 from store.leases import Lease
-from store.settings import Settings
 from store.states import JobStatus
-from store.storage import ArtifactStorage
-from store.tables import Base, Job
-from tests.store.queues import add_job, add_tenant, claimed
+from store.tables import Job
 from tests.worker.scripted_engine import (
     BEGIN,
     NOTHING,
@@ -36,132 +28,7 @@ from tests.worker.scripted_engine import (
     stopped,
     told,
 )
-from worker import checkpoint_keeper, reporting, runner
-from worker.engine import EngineDiedError
-from worker.runner import UnfitError, run_job
-from worker.workshop import Workshop
-
-if TYPE_CHECKING:
-    from store.claims import ClaimedJob
-
-SPEC = {
-    "model": "minilm",
-    "task": {"type": "classification", "text": "t", "label": "y", "image": None, "metric": None},
-    "k": 1,
-    "xi": 0.9,
-    "d": 0.85,
-    "n_samples": None,
-    "strategy": "layer-wise",
-    "teleport": "information",
-    "training": {
-        "epochs": 1,
-        "learning_rate": 1e-3,
-        "batch_size": 8,
-        "max_length": 64,
-        "warmup_ratio": 0.1,
-        "weight_decay": 0.0,
-        "seed": 0,
-        "precision": "auto",
-        "early_stopping_patience": None,
-    },
-}
-DIED = EngineDiedError("the engine was killed by SIGKILL")
-
-
-class Shop:
-    """A worker with one queued job, without its engine."""
-
-    def __init__(self, home: Path) -> None:
-        self.settings = Settings(home=home)
-        home.mkdir()
-        self.database = Database(self.settings.database_url)
-        Base.metadata.create_all(self.database.engine)
-        self.storage = ArtifactStorage(self.settings.artifacts_url)
-        self.tenant = add_tenant(self.database, "a")
-        self.stopping = threading.Event()
-        self.folder = home / "work"
-        source = home / "train"
-        source.write_bytes(b"rows")
-        blob = self.storage.put(self.tenant, source)
-        with self.database.write() as session:
-            dataset = add_dataset(
-                session,
-                self.tenant,
-                name=None,
-                splits={"train": Split(blob=blob, rows=1)},
-                columns={},
-                profile={},
-                max_bytes=100,
-            )
-            self.dataset = dataset.id
-        self.job = add_job(
-            self.database, self.tenant, spec={**SPEC, "dataset": dataset.id}, dataset_id=dataset.id
-        )
-
-    def run(self, engine: ScriptedEngine, *, seconds: float = 60) -> ClaimedJob:
-        job, _ = claimed(self.database, seconds=seconds)
-        workshop = Workshop(
-            worker_id="worker-1",
-            settings=self.settings,
-            database=self.database,
-            storage=self.storage,
-            engine=engine,  # type: ignore[arg-type] # it stands in for the process
-            folder=self.folder,
-            backbones={"minilm": Path("/models/minilm")},
-            stopping=self.stopping,
-        )
-        run_job(job, workshop=workshop)
-        assert not (self.folder / job.id).exists()
-        return job
-
-    def row(self) -> Job:
-        with self.database.read() as session:
-            return get_job(session, self.tenant, self.job, with_heads=True)
-
-    def status(self) -> JobStatus:
-        return self.row().status
-
-    def events(self) -> list[tuple[str, int | None]]:
-        with self.database.read() as session:
-            events, _ = list_events(session, self.row(), limit=1000)
-            assert [event.number for event in events] == list(range(1, len(events) + 1))
-            return [(event.type, event.step) for event in events]
-
-    def warnings(self) -> list[str]:
-        with self.database.read() as session:
-            events, _ = list_events(session, self.row(), limit=1000)
-        return [event.message for event in events if event.level == "warn"]
-
-    def artifacts(self) -> dict[str, bytes]:
-        with self.database.read() as session:
-            rows = list_artifacts(session, self.row())
-        return {
-            row.encoding: b"".join(self.storage.read(row.tenant_id, row.sha256)) for row in rows
-        }
-
-    def asks(self, what: Callable[..., Job]) -> Callable[[ScriptedEngine], None]:
-        """Make a line at which the owner asks for something."""
-
-        def ask(_: ScriptedEngine) -> None:
-            with self.database.write() as session:
-                what(session, self.tenant, self.job)
-
-        return ask
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path / "home")
-    yield shop
-    shop.database.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "_REPORT_SECONDS", 0.001)
-    monkeypatch.setattr(reporting, "_PAUSE_SECONDS", 0.01)
-    for module in (runner, checkpoint_keeper):
-        monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.01)
+from tests.worker.shop import DIED, Shop
 
 
 class TestSuccess:
@@ -314,122 +181,6 @@ class TestCheckpoints:
         assert shop.status() is JobStatus.SUCCEEDED
 
 
-class TestDeath:
-    def test_of_the_engine_is_survived(self, shop: Shop):
-        engine = ScriptedEngine([*BEGIN, step(1), DIED], [*BEGIN, step(1), done()])
-        shop.run(engine)
-        assert engine.kills == 1
-        assert shop.status() is JobStatus.SUCCEEDED
-        events = shop.events()
-        assert len([event for event in events if event == ("step", 1)]) == 1
-        assert events.count(("selection", 0)) == 1
-
-    def test_is_told_with_where_it_goes_on(self, shop: Shop):
-        resumed = told("resumed", step=1, text="going on from the checkpoint of step 1")
-        engine = ScriptedEngine([*BEGIN, step(1), DIED], [resumed, step(2), done()])
-        shop.run(engine)
-        with shop.database.read() as session:
-            messages = [event.message for event in list_events(session, shop.row(), limit=99)[0]]
-        assert messages.count("going on from the checkpoint of step 1") == 1
-        died = next(place for place, text in enumerate(messages) if "SIGKILL" in text)
-        assert messages[died + 1] == "going on from the checkpoint of step 1"
-
-    def test_again_and_again_fails_the_job(self, shop: Shop):
-        shop.run(ScriptedEngine(*[[*BEGIN, DIED]] * 3))
-        row = shop.row()
-        assert row.status is JobStatus.FAILED
-        assert row.error is not None
-        assert row.error["code"] == "engine_crashed"
-        assert "SIGKILL" in row.error["message"]
-
-    def test_of_a_newer_checkpoint_tries_are_counted_anew(self, shop: Shop):
-        scripts = [[*BEGIN, checkpoint(number, b"x"), DIED] for number in range(1, 6)]
-        engine = ScriptedEngine(*scripts, [done()])
-        shop.run(engine)
-        assert shop.status() is JobStatus.SUCCEEDED
-
-    def test_silence_counts_as_death(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(shop, "settings", Settings(engine_stall_seconds=0.05))
-        engine = ScriptedEngine(*[[*BEGIN, step(1)]] * 3)
-        shop.run(engine)
-        row = shop.row()
-        assert row.error is not None
-        assert row.error["code"] == "engine_stalled"
-
-    def test_while_loading_silence_is_allowed(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(shop, "settings", Settings(engine_stall_seconds=1e-6))
-        engine = ScriptedEngine([*[NOTHING] * 5, SELECTED, done()])
-        shop.run(engine)
-        assert shop.status() is JobStatus.SUCCEEDED
-
-
-class TestFailure:
-    def test_is_the_jobs_error(self, shop: Shop):
-        invalid = failed("dataset_invalid", text="train: row 3: empty", param="dataset")
-        shop.run(ScriptedEngine([invalid]))
-        row = shop.row()
-        assert row.status is JobStatus.FAILED
-        assert row.error == {
-            "code": "dataset_invalid",
-            "message": "train: row 3: empty",
-            "param": "dataset",
-        }
-
-    def test_that_may_pass_is_tried_again(self, shop: Shop):
-        odd = failed("internal_error", text="unexpected", is_lasting=False)
-        shop.run(ScriptedEngine([*BEGIN, odd], [*BEGIN, done()]))
-        assert shop.status() is JobStatus.SUCCEEDED
-
-    def test_of_a_full_disk_is_waited_out(self, shop: Shop):
-        full = failed("disk_full", text="no space left", is_lasting=False)
-        shop.run(ScriptedEngine(*[[*BEGIN, full]] * 5, [*BEGIN, done()]))
-        row = shop.row()
-        assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
-
-    def test_of_a_disk_that_stays_full_is_the_jobs(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(runner, "_STORAGE_SECONDS", -1.0)
-        full = failed("disk_full", text="no space left", is_lasting=False)
-        shop.run(ScriptedEngine([*BEGIN, full]))
-        row = shop.row()
-        assert row.error is not None
-        assert row.error["code"] == "disk_full"
-
-    def test_of_a_data_set_that_is_gone_is_told_at_once(self, shop: Shop):
-        for blob in list(shop.storage.list()):
-            shop.storage.delete(blob.tenant_id, blob.sha256)
-        shop.run(ScriptedEngine())
-        row = shop.row()
-        assert row.error is not None
-        assert (row.error["code"], row.error["param"]) == ("dataset_lost", "dataset")
-        assert "upload it again" in row.error["message"]
-
-    def test_of_a_store_that_is_away_is_waited_out(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
-    ):
-        fetch, failures = shop.storage.fetch, iter([1, 1])
-
-        def fail(tenant_id: str, sha256: str, *, to: Path) -> None:
-            if next(failures, None):
-                raise ArtifactStorageError("the artifact store cannot be reached")
-            fetch(tenant_id, sha256, to=to)
-
-        monkeypatch.setattr(shop.storage, "fetch", fail)
-        shop.run(ScriptedEngine([*BEGIN, done()]))
-        assert shop.status() is JobStatus.SUCCEEDED
-
-    def test_of_a_store_that_stays_away_is_the_jobs(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(runner, "_STORAGE_SECONDS", -1.0)
-        (shop.settings.home / "artifacts").rename(shop.settings.home / "away")
-        shop.run(ScriptedEngine())
-        row = shop.row()
-        assert row.error is not None
-        assert row.error["code"] == "artifact_storage"
-
-
 class TestWishes:
     def test_cancel_reaches_the_engine_and_ends_the_job(self, shop: Shop):
         engine = ScriptedEngine([*BEGIN, step(1), shop.asks(cancel), NOTHING, stopped("cancel")])
@@ -531,25 +282,6 @@ class TestLease:
         assert shop.status() is JobStatus.SUCCEEDED
 
 
-class TestOutage:
-    def test_of_the_database_loses_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
-        write, failures = shop.database.write, iter(range(12))
-
-        def fail() -> object:
-            if next(failures, None) is not None:
-                raise sa.exc.OperationalError("SELECT 1", {}, Exception("server closed"))
-            return write()
-
-        def cut(_: ScriptedEngine) -> None:
-            monkeypatch.setattr(shop.database, "write", fail)
-
-        engine = ScriptedEngine([*BEGIN, step(1), cut, *map(step, range(2, 5)), done()])
-        shop.run(engine)
-        assert shop.status() is JobStatus.SUCCEEDED
-        steps = [number for kind, number in shop.events() if kind == "step"]
-        assert steps == [1, 2, 3, 4]
-
-
 class TestStrangers:
     def test_what_an_earlier_run_still_says_is_not_heard(self, shop: Shop):
         late = replace(step(3), run="job_other.1.1")
@@ -569,59 +301,3 @@ class TestStrangers:
         with pytest.raises(sa.exc.DataError):
             shop.run(engine)
         assert engine.kills == 1
-
-
-class TestUnfit:
-    def test_a_broken_engine_is_not_the_jobs_fault(self, shop: Shop):
-        engine = ScriptedEngine()
-        engine.is_ready = False
-        engine.say_before_ready(DIED)
-        with pytest.raises(UnfitError, match="engine"):
-            shop.run(engine)
-        row = shop.row()
-        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
-
-    def test_nor_is_a_broken_disk(self, shop: Shop):
-        shop.folder.write_text("no folder")
-        with pytest.raises(UnfitError, match="folder"):
-            shop.run(ScriptedEngine())
-        row = shop.row()
-        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
-
-
-class TestSlowStore:
-    def test_keeps_the_lease(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
-        fetch, leases = shop.storage.fetch, set()
-
-        def slowly(*args: Any, **kwargs: Any) -> None:
-            while len(leases) < 4:
-                leases.add(shop.row().lease_until)
-                time.sleep(0.01)
-            fetch(*args, **kwargs)
-
-        monkeypatch.setattr(shop.storage, "fetch", slowly)
-        shop.run(ScriptedEngine([SELECTED, done()]), seconds=60)
-        assert shop.status() is JobStatus.SUCCEEDED
-
-    def test_a_worker_that_ends_meanwhile_counts_no_crash(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(reporting, "_STOPPING_SECONDS", 0.05)
-
-        def hang(*_: object, **__: object) -> None:
-            shop.stopping.set()
-            time.sleep(1)
-
-        monkeypatch.setattr(shop.storage, "fetch", hang)
-        shop.run(ScriptedEngine())
-        row = shop.row()
-        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
-
-    def test_a_worker_that_ends_while_a_model_loads_hands_back_at_once(self, shop: Shop):
-        def end(_: ScriptedEngine) -> None:
-            shop.stopping.set()
-
-        engine = ScriptedEngine([end, *[NOTHING] * 1000])
-        shop.run(engine)
-        row = shop.row()
-        assert (row.status, row.attempt, engine.kills) == (JobStatus.QUEUED, 1, 1)

@@ -8,11 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.waiting import patience
 from worker.scratch import own_folder
+
+pytestmark = pytest.mark.process
 
 _MANY = """
 import sys
 from pathlib import Path
+import pytest
+
 from worker.scratch import own_folder
 for _ in range(60):
     with own_folder(Path(sys.argv[1]), label="w") as folder:
@@ -22,6 +29,8 @@ for _ in range(60):
 _HOLD = """
 import sys, time
 from pathlib import Path
+import pytest
+
 from worker.scratch import own_folder
 with own_folder(Path(sys.argv[1]), label="w") as folder:
     print(folder, flush=True)
@@ -44,7 +53,7 @@ class TestOwnFolder:
 
     def test_processes_that_start_together_do_not_take_each_others(self, tmp_path: Path):
         processes = [start(_MANY, tmp_path) for _ in range(4)]
-        assert [process.wait(timeout=60) for process in processes] == [0] * 4
+        assert [process.wait(timeout=patience(60)) for process in processes] == [0] * 4
         for process in processes:
             assert process.stdout is not None
             process.stdout.close()

@@ -19,7 +19,7 @@ from store.settings import Settings
 from store.storage import ArtifactStorage
 from store.tables import Base, Worker
 from store.workers import leave
-from tests.integration.deployment import wait_for
+from tests.waiting import eventually
 from worker import upkeep as module
 from worker.upkeep import Upkeep
 from worker.workshop import Workshop
@@ -107,7 +107,7 @@ class TestSignOfLife:
     def test_is_given_again_by_a_worker_that_was_forgotten(self, workshop: Workshop):
         upkeep = keep_up(workshop)
         leave(workshop.database, workshop.worker_id)
-        wait_for(lambda: is_signed_on(workshop), seconds=5)
+        eventually(lambda: is_signed_on(workshop), seconds=5)
         upkeep.close()
 
     def test_outlives_whatever_fails(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
@@ -117,10 +117,10 @@ class TestSignOfLife:
         for error in (ZeroDivisionError(), sa.exc.OperationalError("", {}, OSError())):
             rounds.error = error
             leave(workshop.database, workshop.worker_id)
-            wait_for(lambda: is_signed_on(workshop), seconds=5)
+            eventually(lambda: is_signed_on(workshop), seconds=5)
             time.sleep(5 * SECONDS)
         rounds.error = None
-        wait_for(lambda: rounds.renewed, seconds=5)
+        eventually(lambda: rounds.renewed, seconds=5)
         upkeep.close()
 
 
@@ -168,7 +168,7 @@ class TestTokens:
         Rounds(monkeypatch, tokens=2)
         publisher = Publisher()
         upkeep = keep_up(workshop, publisher)
-        wait_for(lambda: publisher.tokens >= 2, seconds=5)
+        eventually(lambda: publisher.tokens >= 2, seconds=5)
         upkeep.close()
 
 
@@ -189,5 +189,5 @@ class TestSweep:
 
         monkeypatch.setattr(workshop.storage, "list", fail)
         upkeep = keep_up(workshop)
-        wait_for(lambda: not list(listed()), seconds=5)
+        eventually(lambda: not list(listed()), seconds=5)
         upkeep.close()

@@ -14,7 +14,7 @@ from torch import nn
 from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
 from hifi.backbones.heads import optional_parameter_names, task_head_names
 from hifi.errors import UnsupportedArchitectureError
-from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model
+from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model, unsupported_model
 from tests.deltas import rows_of
 
 OTHER_CLASSES = {
@@ -236,15 +236,8 @@ class TestBackboneFingerprint:
         assert backbone_fingerprint(counted(tiny_model(name))) == expected
 
     def test_refuses_an_architecture_whose_heads_are_unknown(self):
-        settings = tf.AlbertConfig(
-            vocab_size=9,
-            embedding_size=8,
-            hidden_size=8,
-            num_attention_heads=2,
-            num_hidden_layers=1,
-        )
         with pytest.raises(UnsupportedArchitectureError, match="albert"):
-            backbone_fingerprint(tf.AlbertModel(settings))
+            backbone_fingerprint(unsupported_model())
 
 
 class TestRowsFingerprint:

@@ -234,6 +234,7 @@ def arguments(backbone, tmp_path):
     return ["demo", "--rows", "10", "--dir", folder, "--model", str(backbone)]
 
 
+@pytest.mark.process
 class TestServed:
     def test_shows_the_commands_and_keeps_its_promises(self, fake, arguments, tmp_path, capfd):
         assert main(arguments) == 0

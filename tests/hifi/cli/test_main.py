@@ -37,6 +37,7 @@ def succeed(_):
     return 0
 
 
+@pytest.mark.process
 class TestLazyImport:
     @pytest.mark.parametrize(
         "arguments",
@@ -99,6 +100,7 @@ class TestMain:
         assert main() == 0
         assert capsys.readouterr().out.startswith("hifi ")
 
+    @pytest.mark.process
     def test_runs_as_a_module(self):
         done = subprocess.run(
             [sys.executable, "-m", "hifi.cli", "--version"],
@@ -181,6 +183,7 @@ class TestErrors:
             assert main(["fake"]) == 0
         assert capsys.readouterr().err == "hifi: warning: mind the gap\n"
 
+    @pytest.mark.process
     def test_a_reader_that_has_gone_is_no_traceback(self):
         code = (
             "import importlib.metadata, sys, types; from hifi import cli; "
@@ -239,6 +242,7 @@ class TestServiceCommands:
         assert cli.EXTRA_COMMANDS["jobs"][0] not in out
 
     @pytest.mark.parametrize("name", SERVICE_COMMANDS)
+    @pytest.mark.process
     def test_without_their_packages_name_the_extra(self, name):
         arguments = {"datasets": ["list"], "jobs": ["list"], "models": ["list"]}.get(name, [])
         arguments = ["list"] if name == "tenants" else arguments
@@ -261,6 +265,7 @@ class TestServiceCommands:
         assert done.stderr.count("\n") == 1
 
     @pytest.mark.parametrize("name", SERVICE_COMMANDS)
+    @pytest.mark.process
     def test_have_a_help_that_costs_no_torch(self, name):
         code = (
             "import sys; from hifi.cli import main; main(sys.argv[1:]); "

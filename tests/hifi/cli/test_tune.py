@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 
 import pytest
@@ -20,6 +22,7 @@ from hifi.training.finetuning import finetune
 from tests.architectures import LAYERS
 from tests.root import ROOT
 from tests.tiny_tasks import save_text_model
+from tests.waiting import patience
 
 
 def command(backbone, data, out, *more):
@@ -243,42 +246,40 @@ class TestRefusals:
         assert "not writable" in capsys.readouterr().err
 
 
-# Ctrl-C may be ignored where the tests run (a background job), and children inherit that.
-CHILD = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from hifi.cli import main; sys.exit(main(sys.argv[1:]))"
-)
+class Terminal(io.StringIO):
+    """Somebody who presses Ctrl-C at the first line about training."""
 
+    is_pressed = False
 
-def interrupt_in_training(arguments):
-    """Start a run, press Ctrl-C as soon as it trains, and return exit code and stderr."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        told = []
-        for line in child.stderr:
-            told.append(line)
-            if line.startswith("training"):
-                child.send_signal(signal.SIGINT)
-                break
-        told.append(child.stderr.read())
-        return child.wait(timeout=60), "".join(told)
-    finally:
-        child.kill()
-        child.stderr.close()
-        child.wait()
+    def write(self, text: str) -> int:
+        """Show a text."""
+        if text.startswith("training") and not self.is_pressed:
+            self.is_pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
 
 
 class TestInterrupt:
+    @pytest.mark.process
     def test_ctrl_c_in_training_exits_with_130_and_leaves_no_file(self, backbone, data, tmp_path):
         out = tmp_path / "delta.safetensors"
-        code, told = interrupt_in_training(command(backbone, data, out, "--epochs", "99999"))
-        assert code == 130
+        child = subprocess.Popen(
+            [sys.executable, "-m", "hifi.cli", *command(backbone, data, out, "--epochs", "99999")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            lines = iter(child.stderr.readline, "")
+            told = next(line for line in lines if line.startswith("training"))
+            child.send_signal(signal.SIGINT)
+            told += child.stderr.read()
+            assert child.wait(timeout=patience(60)) == 130
+        finally:
+            child.kill()
+            child.stderr.close()
+            child.wait()
         assert "stopping at the next step" in told
         assert "was not written" in told.splitlines()[-1]
         assert "Traceback" not in told
@@ -288,11 +289,11 @@ class TestInterrupt:
         self, backbone, data, tmp_path, capsys
     ):
         out, folder = tmp_path / "delta.safetensors", tmp_path / "checkpoints"
-        arguments = command(backbone, data, out, "--epochs", "40")
+        arguments = command(backbone, data, out, "--epochs", "4")
         resumable = [*arguments, "--checkpoint-dir", str(folder)]
-        code, told = interrupt_in_training(resumable)
-        assert code == 130
-        assert "run the same command again" in told.splitlines()[-1]
+        with redirect_stderr(Terminal()) as told:
+            assert main(resumable) == 130
+        assert "run the same command again" in told.getvalue().splitlines()[-1]
         assert not out.exists()
         assert main(resumable) == 0
         captured = capsys.readouterr()

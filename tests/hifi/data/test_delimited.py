@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hifi.errors import DataError
 from service.datasets.checking.conversion import convert
 from service.datasets.checking.exchange import Limits, UploadedFile
 from tests.hifi.data.files import LIMITS, convert_here, refusal_of, write
+from tests.waiting import within
 
 
 class TestRefusals:
@@ -82,9 +82,8 @@ class TestColumns:
     def test_a_million_are_refused_at_a_glance(self, names: str, tmp_path: Path):
         header = ",".join(names.format(number) for number in range(1_000_000))
         path = write(tmp_path / "a.csv", f"{header}\n")
-        started = time.monotonic()
-        refusal = refusal_of(tmp_path, train=path)
-        assert time.monotonic() - started < 1
+        with within(1):
+            refusal = refusal_of(tmp_path, train=path)
         assert "at most 1000 are allowed" in refusal.reason
         assert len(refusal.reason) < 200
 
@@ -119,6 +118,7 @@ class TestColumns:
         path = write(tmp_path / "a.csv", "x,y\n" + "".join(f"{cell},0\n" for cell in cells))
         assert convert_here(tmp_path, train=path).columns["x"] == kind
 
+    @pytest.mark.process
     def test_that_are_many_with_many_rows_take_no_more_memory_than_is_allowed(self, tmp_path: Path):
         header = ",".join(f"c{column}" for column in range(1000))
         rows = "".join(",".join([f"{row}"] * 1000) + "\n" for row in range(200))

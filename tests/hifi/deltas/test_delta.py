@@ -22,7 +22,7 @@ from hifi.errors import (
     TunerError,
     UnsupportedArchitectureError,
 )
-from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model
+from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model, unsupported_model
 from tests.deltas import HEADS, bits_of, equal_bits, hand_made_delta, rows_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -229,15 +229,8 @@ class TestRefusedMerge:
         self.refused(delta, tiny_model("roberta"), BackboneMismatchError, "'bert'.*'roberta'")
 
     def test_an_unsupported_architecture(self):
-        settings = tf.AlbertConfig(
-            vocab_size=9,
-            embedding_size=8,
-            hidden_size=8,
-            num_attention_heads=2,
-            num_hidden_layers=1,
-        )
         delta = hand_made_delta(tiny_model("bert"))
-        self.refused(delta, tf.AlbertModel(settings), UnsupportedArchitectureError, "albert")
+        self.refused(delta, unsupported_model(), UnsupportedArchitectureError, "albert")
 
     def test_fewer_layers(self):
         delta = hand_made_delta(tiny_model("bert"))

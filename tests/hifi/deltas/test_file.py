@@ -24,7 +24,6 @@ from tests.deltas import (
     ENCODINGS,
     HEADS,
     SELECTION,
-    bytes_in_every_encoding,
     equal_bits,
     hand_made_delta,
     join_safetensors,
@@ -32,17 +31,6 @@ from tests.deltas import (
 )
 
 QUERY = "layers.0.heads.1.query.weight"
-
-
-@pytest.fixture(scope="module")
-def delta() -> HeadDelta:
-    return hand_made_delta(tiny_model("bert"))
-
-
-@pytest.fixture(scope="module")
-def files(delta: HeadDelta, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of one delta in every encoding."""
-    return bytes_in_every_encoding(delta, folder=tmp_path_factory.mktemp("files"))
 
 
 class TestSave:

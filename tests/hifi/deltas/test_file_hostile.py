@@ -21,25 +21,13 @@ from hifi.errors import DeltaFileError, DeltaFileNotFoundError
 from tests.architectures import tiny_model
 from tests.deltas import (
     ENCODINGS,
-    bytes_in_every_encoding,
-    hand_made_delta,
     join_safetensors,
     split_safetensors,
 )
 
+pytestmark = pytest.mark.matrix
 QUERY = "layers.0.heads.1.query.weight"
 HASH = "sha256:" + "0" * 64
-
-
-@pytest.fixture(scope="module")
-def delta() -> HeadDelta:
-    return hand_made_delta(tiny_model("bert"))
-
-
-@pytest.fixture(scope="module")
-def files(delta: HeadDelta, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of one delta in every encoding."""
-    return bytes_in_every_encoding(delta, folder=tmp_path_factory.mktemp("files"))
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]

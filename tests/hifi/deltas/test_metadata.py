@@ -15,13 +15,16 @@ from hifi.deltas.metadata import DeltaMetadata, portable_model_name
 from hifi.errors import HifiError, InvalidArgumentError
 
 HASH = "sha256:" + "0" * 64
-FIELDS = {
+REQUIRED: dict[str, Any] = {
     "model": "m",
     "revision": None,
     "fingerprint": HASH,
     "rows_fingerprint": HASH,
     "architecture": "bert",
     "compute_dtype": "float32",
+}
+FIELDS = {
+    **REQUIRED,
     "task": None,
     "labels": None,
     "selection": {},
@@ -34,17 +37,7 @@ FIELDS = {
 
 class TestDeltaMetadata:
     def metadata(self, **fields: Any) -> DeltaMetadata:
-        return DeltaMetadata(
-            **{
-                "model": "m",
-                "revision": None,
-                "fingerprint": HASH,
-                "rows_fingerprint": HASH,
-                "architecture": "bert",
-                "compute_dtype": "float32",
-                **fields,
-            }
-        )
+        return DeltaMetadata(**{**REQUIRED, **fields})
 
     @pytest.mark.parametrize("dtype", ["float16", "int8", "torch.float32"])
     def test_refuses_a_dtype_in_which_nothing_is_tuned(self, dtype: str):

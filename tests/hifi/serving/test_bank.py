@@ -61,6 +61,9 @@ class TestMixedBatch:
         names = [cycle[place % len(cycle)] for place in range(len(LENGTHS))]
         with torch.no_grad():
             hidden = bare(architecture)(**batch).last_hidden_state
+        without = HeadBank(bare(architecture))
+        for name, tuned in tasks.items():
+            without.add(name, task_head_alone(tuned.delta, architecture))
         for place, (name, answer) in enumerate(zip(names, bank.forward(batch, names), strict=True)):
             if name is None:
                 assert torch.allclose(answer, hidden[place], rtol=0, atol=CLOSE)
@@ -68,9 +71,7 @@ class TestMixedBatch:
             merged = tasks[name].answer(row(batch, place))[0]
             assert answer.shape == merged.shape
             assert (answer - merged).abs().max() <= CLOSE
-            without = HeadBank(bare(architecture))
-            without.add("head", task_head_alone(tasks[name].delta, architecture))
-            plain = without.forward(row(batch, place), ["head"])[0]
+            plain = without.forward(row(batch, place), [name])[0]
             assert (answer - plain).abs().max() > 100 * CLOSE  # the rows do matter
 
     @pytest.mark.parametrize("share", [1, 2, 3, 4, 8])

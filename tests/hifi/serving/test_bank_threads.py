@@ -13,6 +13,7 @@ from hifi.errors import BankClosedError, HifiError
 from hifi.serving.bank import HeadBank
 from tests.architectures import tiny_batch
 from tests.tuned_tasks import CLOSE, Tuned, assert_answers, bank_of, bare, heads_of, several, tune
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ class Asked(threading.Thread):
             self.error = error
 
     def assert_answers_as(self, tuned: Tuned) -> None:
-        self.join(timeout=60)
+        self.join(timeout=patience(60))
         difference = torch.stack(self._answers) - tuned.answer(self._batch)
         assert difference.abs().max() <= CLOSE
 
@@ -52,7 +53,7 @@ class LateTurn:
 
     def __enter__(self) -> None:
         self.asked.set()
-        assert self.on.wait(timeout=60)
+        assert self.on.wait(timeout=patience(60))
         self._turn.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +67,7 @@ def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
 
     def wait(*_: object) -> None:
         there.set()
-        assert on.wait(timeout=60)
+        assert on.wait(timeout=patience(60))
 
     hook = model.embeddings.register_forward_hook(wait)
     try:
@@ -86,7 +87,7 @@ class TestWhileABatchRuns:
         with standing_still(model) as there:
             asked = Asked(bank, "a")
             asked.start()
-            assert there.wait(timeout=60)
+            assert there.wait(timeout=patience(60))
             bank.remove("a")
             assert not bank.has_free_slot(layout)
             bank.add("b", tasks["b"].delta)  # of the same layout
@@ -105,7 +106,7 @@ class TestWhileABatchRuns:
         with standing_still(model) as there:
             asked = Asked(bank, "x")
             asked.start()
-            assert there.wait(timeout=60)
+            assert there.wait(timeout=patience(60))
             bank.put("x", packed)
             assert not bank.has_free_slot(packed.layout)
         asked.assert_answers_as(tasks["a"])
@@ -121,10 +122,10 @@ class TestWhileABatchRuns:
         with standing_still(model) as there:
             first, second = Asked(bank, "c"), Asked(bank, "a")
             first.start()
-            assert there.wait(timeout=60)
+            assert there.wait(timeout=patience(60))
             late = bank._turn = LateTurn(bank._turn)
             second.start()
-            assert late.asked.wait(timeout=60)
+            assert late.asked.wait(timeout=patience(60))
             bank.add("a", tasks["b"].delta)
             assert bank.has_free_slot(bank.pack(tasks["a"].delta).layout)  # the former one's
         first.assert_answers_as(tasks["c"])
@@ -137,11 +138,11 @@ class TestWhileABatchRuns:
         late = bank._turn = LateTurn(turn)
         asked = Asked(bank, "a")
         asked.start()
-        assert late.asked.wait(timeout=60)
+        assert late.asked.wait(timeout=patience(60))
         bank._turn = turn
         bank.close()
         late.on.set()
-        asked.join(timeout=60)
+        asked.join(timeout=patience(60))
         assert isinstance(asked.error, BankClosedError)
         assert bank.nbytes == 0
 
@@ -153,13 +154,13 @@ class TestWhileABatchRuns:
         with standing_still(model) as there:
             asked = Asked(bank, "a")
             asked.start()
-            assert there.wait(timeout=60)
+            assert there.wait(timeout=patience(60))
             closing = threading.Thread(target=bank.close, daemon=True)
             closing.start()
             closing.join(timeout=0.1)
             assert closing.is_alive()
         asked.assert_answers_as(tasks["a"])
-        closing.join(timeout=60)
+        closing.join(timeout=patience(60))
         assert len(bank) == bank.nbytes == 0
 
     def test_packing_leaves_the_default_dtype_alone(self, monkeypatch: pytest.MonkeyPatch):

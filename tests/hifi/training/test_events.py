@@ -73,6 +73,7 @@ class TestEvents:
             STEP,
         ]
 
+    @pytest.mark.process
     def test_are_known_without_torch(self):
         code = "import sys, hifi.training.events; print('torch' in sys.modules)"
         done = subprocess.run(

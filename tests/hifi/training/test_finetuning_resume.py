@@ -216,6 +216,7 @@ tiny_runs.run(model, checkpoint_dir=folder, checkpoint_seconds=0, on_event=on_ev
 """
 
 
+@pytest.mark.process
 class TestKill:
     @pytest.mark.parametrize(
         ("where", "count"),

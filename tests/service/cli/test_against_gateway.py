@@ -17,7 +17,7 @@ from store.jobs import cancel
 from tests.service.gateways import CSV, MODEL, finished_job, served
 from tests.service.predictors import Predictor
 
-pytestmark = pytest.mark.usefixtures("database")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture
@@ -29,7 +29,6 @@ def url(settings, alice, monkeypatch):
         monkeypatch.setenv("HIFI_URL", url)
         monkeypatch.setenv("HIFI_API_KEY", alice.secret)
         yield url
-    structlog.reset_defaults()
 
 
 @pytest.fixture

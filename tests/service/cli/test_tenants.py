@@ -31,7 +31,6 @@ def door(request, settings, monkeypatch):
         monkeypatch.setenv("HIFI_URL", url)
         monkeypatch.setenv("HIFI_API_KEY", admin.secret)
         yield request.param
-    structlog.reset_defaults()
 
 
 @pytest.fixture

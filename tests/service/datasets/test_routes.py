@@ -27,6 +27,7 @@ from tests.service.gateways import (
     served,
     settings_for,
 )
+from tests.waiting import eventually, patience
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def left_over(settings) -> list[Path]:
     return list((settings.home / "uploads").glob("*"))
 
 
+@pytest.mark.process
 class TestUpload:
     def test_answers_with_the_data_set(self, client, alice, settings, post):
         files = {"train": ("train.csv", CSV), "test": ("../../test.TSV", CSV.replace(b",", b"\t"))}
@@ -87,6 +89,7 @@ class TestUpload:
 
 
 class TestRefusals:
+    @pytest.mark.process
     def test_a_bad_row_is_named(self, settings, database, post):
         problem = problem_of(post({"train": ("a.csv", b"text,label\nyes,1\n,0\n")}))
         assert (problem["status"], problem["code"]) == (422, "dataset_invalid")
@@ -134,13 +137,14 @@ class TestRefusals:
             assert line.recv(1 << 16).startswith(b"HTTP/1.1 413")
             assert left_over(settings) == []
 
+    @pytest.mark.process
     def test_one_more_at_a_time_than_a_tenant_may_have_is_refused(
         self, settings, alice, monkeypatch
     ):
         going_on = Event()
 
         def wait_and_convert(*args, **options):
-            assert going_on.wait(30)
+            assert going_on.wait(patience(30))
             return convert(*args, **options)
 
         monkeypatch.setattr(module, "convert", wait_and_convert)
@@ -148,12 +152,11 @@ class TestRefusals:
         with (
             served(build_app(settings)) as url,
             ThreadPoolExecutor(8) as pool,
-            httpx2.Client(base_url=url, headers=alice.headers, timeout=60) as client,
+            httpx2.Client(base_url=url, headers=alice.headers, timeout=patience(60)) as client,
         ):
             posted = [pool.submit(client.post, "/datasets", files=files) for _ in range(8)]
             try:
-                while len(left_over(settings)) < 8:
-                    time.sleep(0.01)
+                eventually(lambda: len(left_over(settings)) == 8)
                 refused = client.post("/datasets", files=files)
             finally:
                 going_on.set()
@@ -162,6 +165,7 @@ class TestRefusals:
             assert {each.result().status_code for each in posted} == {201}
             assert client.post("/datasets", files=files).status_code == 201
 
+    @pytest.mark.process
     def test_stored_bytes_have_a_quota(self, database, settings, post):
         with database.write() as session:
             session.execute(sa.text("UPDATE tenants SET max_bytes = 10"))
@@ -169,6 +173,7 @@ class TestRefusals:
         assert (problem["status"], problem["code"]) == (403, "quota_exceeded")
         assert left_over(settings) == []
 
+    @pytest.mark.process
     def test_an_artifact_store_that_is_away_is_no_fault_of_the_caller(self, post, monkeypatch):
         def fail(*_: object) -> None:
             raise ArtifactStorageError("the artifact store cannot be reached")
@@ -191,9 +196,9 @@ class TestHangingUp:
                 b'--x\r\ncontent-disposition: form-data; name="train"; filename="a.csv"\r\n'
             )
             line.sendall(b"\r\n" + b"a,b\n" * 500_000)
-            wait_until(lambda: any(folder.iterdir() for folder in left_over(settings)))
+            eventually(lambda: any(folder.iterdir() for folder in left_over(settings)))
             line.close()
-            wait_until(lambda: left_over(settings) == [])
+            eventually(lambda: left_over(settings) == [])
         with database.read() as session:
             assert session.scalars(sa.select(Dataset)).all() == []
 
@@ -209,6 +214,7 @@ class TestHangingUp:
             assert left_over(settings) == [new]
 
 
+@pytest.mark.process
 class TestIdempotency:
     def test_the_same_files_make_one_data_set(self, database, post):
         first, second = (post(key="k", name="a") for _ in range(2))
@@ -283,10 +289,3 @@ def send_head(line: socket.socket, headers: dict[str, str]) -> None:
     }
     lines = [f"{name}: {value}" for name, value in all_headers.items()]
     line.sendall("\r\n".join(["POST /datasets HTTP/1.1", *lines, "", ""]).encode())
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

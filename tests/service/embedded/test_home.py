@@ -46,6 +46,7 @@ class TestOwnHome:
         with own_home(tmp_path) as is_left_over:
             assert not is_left_over
 
+    @pytest.mark.process
     def test_is_free_after_its_owner_was_killed_and_says_so(self, tmp_path):
         command = [sys.executable, "-c", HOLD, str(tmp_path)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -21,6 +21,7 @@ from store.schema import upgrade
 from store.settings import Settings
 from store.workers import register
 from tests.root import ROOT
+from tests.waiting import patience
 
 # Signs on as a worker does, once the test lets it.
 WORKER = """
@@ -85,6 +86,7 @@ def stop(url=None):
 
 
 class TestServe:
+    @pytest.mark.process
     def test_is_ready_when_a_new_worker_is_there_and_ends_at_a_signal(self, settings, go):
         settings.home.mkdir()
         upgrade(settings.database_url)
@@ -94,7 +96,7 @@ class TestServe:
 
         def announce(url):
             assert go.exists(), "told before there was a worker"
-            ready = httpx2.get(f"{url}/readyz", timeout=30, trust_env=False)
+            ready = httpx2.get(f"{url}/readyz", timeout=patience(30), trust_env=False)
             told.append((url, ready.json()["degraded"]))
             stop()
 
@@ -110,6 +112,7 @@ class TestServe:
             serve_embedded(settings, announce=stop)
         assert [path.name for path in settings.home.iterdir()] == ["serve.lock"]
 
+    @pytest.mark.process
     def test_a_part_that_cannot_work_ends_it_with_the_reason(self, settings, monkeypatch):
         monkeypatch.setattr(supervisor, "_FIRST_WAIT_SECONDS", 0.01)
         broken = Part(name="inference", command=(sys.executable, "-c", "raise SystemExit(9)"))
@@ -119,6 +122,7 @@ class TestServe:
         with own_home(settings.home) as is_left_over:
             assert not is_left_over
 
+    @pytest.mark.process
     def test_says_what_it_waits_for(self, settings, go, monkeypatch):
         monkeypatch.setattr(embedded, "_WAITING_SECONDS", 0.1)
         told = []

@@ -13,6 +13,9 @@ import pytest
 from service.embedded import supervisor as module
 from service.embedded.supervisor import CrashLoopError, Part, Supervisor
 from tests.root import ROOT
+from tests.waiting import eventually, patience
+
+pytestmark = pytest.mark.process
 
 # Writes its pid, and one line more when it is told to end.
 OBEDIENT = """
@@ -49,10 +52,10 @@ def is_alive(pid):
 def run(parts, *steps, environment=None):
     """Run a supervisor; each step is called until it gives something true, then the next."""
     left = list(steps)
-    deadline = time.monotonic() + 60
+    began = time.monotonic()
 
     def watch():
-        assert time.monotonic() < deadline, f"{len(left)} steps left"
+        assert time.monotonic() - began < patience(60), f"{len(left)} steps left"
         if left and left[0]():
             del left[0]
 
@@ -161,13 +164,11 @@ class TestStop:
             return True
 
         before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        began = time.monotonic()
         try:
-            parts = [part(file, code=STUBBORN, grace_seconds=60.0)]
+            parts = [part(file, code=STUBBORN, grace_seconds=3600.0)]
             run(parts, lambda: lines(file, "started"), send_two)
         finally:
             signal.signal(signal.SIGALRM, before)
-        assert time.monotonic() - began < 30
         assert not is_alive(lines(file, "started")[0][0])
 
     def test_killing_takes_what_a_part_started_along(self, tmp_path):
@@ -181,10 +182,7 @@ class TestStop:
         both = [lambda: lines(file, "started") and lines(child, "started")]
         run(parts, *both, send(signal.SIGTERM))
         (pid, _) = lines(child, "started")[0]
-        deadline = time.monotonic() + 10
-        while is_alive(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: not is_alive(pid))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
@@ -199,12 +197,7 @@ class TestDeathOfTheSupervisor:
             "Supervisor([part], environment=os.environ).run(watch=lambda: None)"
         )
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-        deadline = time.monotonic() + 60
-        while not lines(file, "started"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: lines(file, "started"))
         process.kill()
         process.wait()
-        while not lines(file, "ended"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: lines(file, "ended"))

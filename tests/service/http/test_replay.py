@@ -29,6 +29,7 @@ from tests.service.gateways import (
     served,
     settings_for,
 )
+from tests.waiting import patience
 
 TWINS = 50
 
@@ -143,7 +144,7 @@ class TestCrashes:
         overtaken = threading.Event()
 
         def slow(keep):
-            assert overtaken.wait(10)
+            assert overtaken.wait(patience(10))
             return work(database, keep, "slow")
 
         async def run() -> tuple[bytes, bytes]:
@@ -208,7 +209,7 @@ class TestParallel:
         ready = threading.Barrier(TWINS)
 
         def post(_: int) -> httpx2.Response:
-            with httpx2.Client(timeout=60) as client:
+            with httpx2.Client(timeout=patience(60)) as client:
                 ready.wait()
                 headers = {**alice.headers, "Idempotency-Key": "one"}
                 return client.post(f"{url}/jobs", json=spec, headers=headers)

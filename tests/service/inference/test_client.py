@@ -3,14 +3,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +18,8 @@ from service.inference.client import InferenceClient, ProxiedFile
 from store.orders import DeltaOrder
 from store.problems import ProblemError
 from store.settings import Settings
+from tests.service.gateways import served, serving
+from tests.waiting import patience
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -60,22 +60,6 @@ class Inference:
         return StreamingResponse(chunks())
 
 
-@contextmanager
-def served(app: Starlette, **where: Any) -> Iterator[uvicorn.Server]:
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", **where)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture
 def inference() -> Inference:
     return Inference()
@@ -83,8 +67,8 @@ def inference() -> Inference:
 
 @pytest.fixture
 def url(inference: Inference) -> Iterator[str]:
-    with served(inference.app, port=0) as server:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with served(inference.app) as url:
+        yield url
 
 
 @asynccontextmanager
@@ -97,7 +81,7 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[InferenceClient]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
+    return asyncio.run(asyncio.wait_for(work, patience(20)))
 
 
 async def fetched(url: str, **settings: Any) -> bytes:
@@ -128,7 +112,7 @@ class TestMergedModel:
 
     def test_comes_through_a_unix_socket(self, inference: Inference, tmp_path: Path):
         path = tmp_path / "infer sock"
-        with served(inference.app, uds=str(path)):
+        with serving(inference.app, uds=str(path)):
             assert run(fetched(f"unix://{path}")) == TAR
 
     @pytest.mark.parametrize("status", [404, 409, 422, 429, 503])
@@ -187,7 +171,7 @@ class TestPredict:
 
     def test_comes_through_a_unix_socket(self, inference: Inference, tmp_path: Path):
         path = tmp_path / "infer sock"
-        with served(inference.app, uds=str(path)):
+        with serving(inference.app, uds=str(path)):
             assert run(predicted(f"unix://{path}")) == TAR
 
     def test_an_answer_that_breaks_off_is_an_absence(self, inference: Inference, url: str):
@@ -242,7 +226,7 @@ class TestIsReachable:
                 return await client.is_reachable()
 
         assert not run(ask())
-        with served(inference.app, uds=str(path)):
+        with serving(inference.app, uds=str(path)):
             assert run(ask())
 
 

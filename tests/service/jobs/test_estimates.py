@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ import pytest
 from hifi import finetune
 from service.jobs.admission import Admission
 from service.jobs.estimates import Rates, estimate, estimate_at, measure_rates
-from store.jobs import NewJob
 from store.spec import TaskFields
 from store.states import JobStatus
 from store.tables import Backbone, Job
+from tests.store.queues import NEW
 from tests.tiny_tasks import image_rows, text_rows
 from worker.descriptions import describe_backbone
 
@@ -41,15 +42,7 @@ def admission(
         "training": {"epochs": 3, "batch_size": 32},
         **spec,
     }
-    new_job = NewJob(
-        spec=document,
-        model="minilm",
-        revision=None,
-        needs_hub=False,
-        dataset_id=None,
-        name=None,
-        metadata={},
-    )
+    new_job = replace(NEW, spec=document)
     return Admission(
         new_job=new_job,
         backbone=backbone,

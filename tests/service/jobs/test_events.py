@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from tests.service.gateways import Member, problem_of, served
 from tests.service.test_server import environment, gateway
 from tests.service.work import running_job, step
 from tests.store.queues import add_job
+from tests.waiting import eventually, patience, within
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -66,13 +67,6 @@ def url(
         yield url
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def streams_of(tailer: Tailer) -> int:
     return sum(feed.streams for feed in list(tailer._feeds.values()))
 
@@ -86,7 +80,7 @@ class Stream:
     """A stream of events on a connection of its own."""
 
     def __init__(self, url: str, job_id: str, member: Member, **headers: str) -> None:
-        self._client = httpx2.Client(base_url=url, timeout=SECONDS)
+        self._client = httpx2.Client(base_url=url, timeout=patience(SECONDS))
         headers = {**STREAM, **member.headers, **headers}
         self._request = self._client.build_request("GET", f"/jobs/{job_id}/events", headers=headers)
 
@@ -246,9 +240,8 @@ class TestStream:
             assert [number_of(next(seen)) for _ in range(2)] == [1, 2]
             for number in range(1, 4):
                 lease.report(Progress(), events=[step(number)])
-                posted = time.monotonic()
-                assert next(seen)["data"]["step"] == number
-                assert time.monotonic() - posted < 1.0
+                with within(1.0):
+                    assert next(seen)["data"]["step"] == number
             lease.fail(code="out_of_memory", message="too large")
             assert [number_of(event) for event in seen] == [6]
 
@@ -332,13 +325,15 @@ class TestStream:
 
         async def watch() -> list[list[int]]:
             limits = httpx2.Limits(max_connections=None)
-            async with httpx2.AsyncClient(base_url=url, timeout=SECONDS, limits=limits) as client:
+            async with httpx2.AsyncClient(
+                base_url=url, timeout=patience(SECONDS), limits=limits
+            ) as client:
                 streams = [
                     asyncio.create_task(follow(client, member, job_id))
                     for member, job_id, _ in jobs
                     for _ in range(100)
                 ]
-                await asyncio.to_thread(until, lambda: streams_of(tailers[0]) == 200)
+                await asyncio.to_thread(eventually, lambda: streams_of(tailers[0]) == 200)
                 for _, _, lease in jobs:
                     for number in range(1, 21):
                         await asyncio.to_thread(lease.report, Progress(), events=[step(number)])
@@ -375,7 +370,7 @@ class TestStream:
             with Stream(url, job_id, alice) as messages:
                 next(documents(messages))
                 assert streams_of(tailers[0]) == 1
-            until(lambda: not tailers[0]._feeds and tailers[0]._polling is None)
+            eventually(lambda: not tailers[0]._feeds and tailers[0]._polling is None)
 
 
 class TestShare:
@@ -407,7 +402,7 @@ class TestShare:
                 with httpx2.stream("GET", events, headers=headers) as answer:
                     return answer.status_code == 200
 
-            until(can_follow)  # soon after one has gone
+            eventually(can_follow)  # soon after one has gone
 
     def test_a_refused_stream_takes_none_of_it(self, url: str, alice: Member):
         events = f"{url}/jobs/job_{'x' * 24}/events"
@@ -416,12 +411,13 @@ class TestShare:
             assert problem_of(answer)["status"] == 404
 
 
+@pytest.mark.process
 class TestShutdown:
     def test_ends_the_streams_in_order(self, environment: dict[str, str], sqlite_url: str):
         database = Database(sqlite_url)
         with (
             gateway(environment) as (process, url),
-            httpx2.Client(base_url=url, timeout=SECONDS, trust_env=False) as client,
+            httpx2.Client(base_url=url, timeout=patience(SECONDS), trust_env=False) as client,
         ):
             with database.write() as session:
                 tenant_id = ensure_tenant(session, "default", is_admin=True).id
@@ -431,7 +427,7 @@ class TestShutdown:
                 assert number_of(next(messages)) == 1
                 process.send_signal(signal.SIGTERM)
                 assert list(messages) == []  # and no broken connection
-            _, err = process.communicate(timeout=SECONDS)
+            _, err = process.communicate(timeout=patience(SECONDS))
         database.close()
         assert process.returncode == 0
         assert "without completing" not in err

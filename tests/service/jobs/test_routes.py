@@ -19,6 +19,7 @@ from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job, JobEvent
 from tests.service.gateways import MODEL, add_dataset_row, job_spec, problem_of, served
+from tests.waiting import eventually, patience
 
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({MODEL}))
 SHA = "0123456789abcdef" * 4
@@ -124,7 +125,7 @@ class TestHub:
 
         def pin(_hub, name):
             asked.append(name)
-            assert going_on.wait(30)
+            assert going_on.wait(patience(30))
             return "c" * 40
 
         monkeypatch.setattr("service.jobs.hub.HuggingFaceHub.pin_model", pin)
@@ -133,15 +134,14 @@ class TestHub:
         with (
             served(app) as url,
             ThreadPoolExecutor(30) as pool,
-            httpx2.Client(base_url=url, headers=alice.headers, timeout=60) as client,
+            httpx2.Client(base_url=url, headers=alice.headers, timeout=patience(60)) as client,
         ):
             query = {"dry_run": dry_run}
             posted = [pool.submit(client.post, "/jobs", params=query, json=spec) for _ in range(30)]
             try:
-                while not asked:
-                    time.sleep(0.01)
+                eventually(lambda: asked)
                 time.sleep(0.5)  # for all others to come as far as they get
-                assert client.get("/jobs", timeout=5).status_code == 200
+                assert client.get("/jobs", timeout=patience(5)).status_code == 200
             finally:
                 going_on.set()
             assert {each.result().status_code for each in posted} == {

@@ -17,7 +17,7 @@ from store.tables import JobEvent
 from store.tenants import create_key, revoke_key
 from tests.databases import database as either_database
 from tests.databases import database_url
-from tests.service.following import finish, in_time, numbers
+from tests.service.following import begin, finish, in_time, numbers
 from tests.service.work import step
 from tests.store.queues import add_job, add_tenant, claimed
 
@@ -52,8 +52,7 @@ class TestFollow:
         job_id, lease = running
 
         async def watch() -> list[int]:
-            stream = asyncio.create_task(numbers(Tailer(database).follow(job_id)))
-            await asyncio.sleep(0.3)
+            stream = await begin(Tailer(database).follow(job_id))
             await asyncio.to_thread(lease.report, Progress(), events=[step(1), step(2)])
             await asyncio.sleep(0.3)
             await asyncio.to_thread(lease.fail, code="out_of_memory", message="too large")
@@ -189,8 +188,7 @@ class TestFollow:
         job_id = add_job(database, tenant)
 
         async def watch() -> list[int]:
-            stream = asyncio.create_task(numbers(Tailer(database).follow(job_id)))
-            await asyncio.sleep(0.3)
+            stream = await begin(Tailer(database).follow(job_id))
 
             def end_it() -> None:
                 with database.write() as session:
@@ -217,8 +215,7 @@ class TestFollow:
         async def watch() -> None:
             tailer = Tailer(database, interval=0.02)
             watchers = [
-                asyncio.create_task(numbers(tailer.follow(job_id, key_id=key)))
-                for key in (first, other, None)
+                await begin(tailer.follow(job_id, key_id=key)) for key in (first, other, None)
             ]
             await asyncio.sleep(0.3)
             assert not any(watcher.done() for watcher in watchers)

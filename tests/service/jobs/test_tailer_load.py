@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from service.jobs.tailer import ProgressSeen, Tailer
 from store.database import Database
-from tests.service.following import finish, in_time, numbers
+from tests.service.following import begin, finish, in_time, numbers
 from tests.store.queues import add_job, add_tenant
+from tests.waiting import eventually_async
 
 
 @contextmanager
@@ -42,21 +43,26 @@ class Shaky(Database):
 
 
 @pytest.fixture
+def shaky(sqlite_url: str) -> Iterator[Shaky]:
+    shaky = Shaky(sqlite_url)
+    yield shaky
+    shaky.close()
+
+
+@pytest.fixture
 def tenant(database: Database) -> str:
     return add_tenant(database, "acme")
 
 
 class TestOutage:
     def test_waits_for_a_database_that_is_away_and_goes_on(
-        self, sqlite_url: str, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
-        shaky = Shaky(sqlite_url)
 
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
-            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
-            await asyncio.sleep(0.2)
+            stream = await begin(tailer.follow(job_id))
             shaky.error = sa.exc.OperationalError("SELECT", {}, Exception("away"))
             late = asyncio.create_task(numbers(tailer.follow(job_id)))
             await asyncio.sleep(0.2)
@@ -67,72 +73,56 @@ class TestOutage:
             assert await late == [1, 2]
             return await stream
 
-        try:
-            assert in_time(watch()) == [1, 2]
-        finally:
-            shaky.close()
+        assert in_time(watch()) == [1, 2]
 
     def test_ends_the_streams_rather_than_fall_silent_and_starts_anew(
-        self, sqlite_url: str, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
-        shaky = Shaky(sqlite_url)
 
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
-            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
-            await asyncio.sleep(0.2)
+            stream = await begin(tailer.follow(job_id))
             shaky.error = RuntimeError("nobody foresaw this")
             assert await stream == [1]
             shaky.error = None
             await asyncio.to_thread(finish, database, tenant, job_id)
             return await numbers(tailer.follow(job_id, after=1))
 
-        try:
-            assert in_time(watch()) == [2]
-        finally:
-            shaky.close()
+        assert in_time(watch()) == [2]
 
 
 class TestCost:
     def test_a_thousand_streams_cost_one_query_a_poll(self, database: Database, tenant: str):
         jobs = [add_job(database, tenant) for _ in range(40)]
 
-        async def watch() -> int:
+        async def watch() -> None:
             tailer = Tailer(database, interval=0.1)
-            streams = [
-                asyncio.create_task(numbers(tailer.follow(job_id, after=1)))
-                for job_id in jobs
-                for _ in range(25)
-            ]
-            asked_themselves = True  # each does once, where its job is
-            while asked_themselves:
-                with counted(database) as statements:
-                    await asyncio.sleep(0.3)
-                asked_themselves = any("FROM job_events" in text for text in statements)
+            began = [begin(tailer.follow(job_id, after=1)) for job_id in jobs for _ in range(25)]
+            streams = await asyncio.gather(*began)  # each may have asked itself to begin with
+            clock = asyncio.get_running_loop().time
             with counted(database) as statements:
-                await asyncio.sleep(1.05)
-                selects = [text for text in statements if text.startswith("SELECT jobs")]
-                asked = len([text for text in statements if "FROM" in text])
-                assert asked == len(selects)
+                started = clock()
+                await eventually_async(lambda: len(statements) >= 10)
+                seconds = clock() - started
+            asked = [text for text in statements if "FROM" in text]
+            assert all(text.startswith("SELECT jobs") for text in asked)
+            assert 3 <= len(asked) <= 1 + seconds / 0.1
             for job_id in jobs:
                 await asyncio.to_thread(finish, database, tenant, job_id)
             assert await asyncio.gather(*streams) == [[2]] * 1000
-            return asked
 
-        assert 3 <= in_time(watch()) <= 11
+        in_time(watch())
 
     def test_nobody_watching_costs_nothing(self, database: Database, tenant: str):
         job_id = add_job(database, tenant)
 
         async def watch() -> int:
             tailer = Tailer(database, interval=0.02)
-            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
-            await asyncio.sleep(0.2)
+            stream = await begin(tailer.follow(job_id))
             stream.cancel()
             await asyncio.wait([stream])
-            await asyncio.sleep(0.2)
-            assert tailer._polling is None
+            await eventually_async(lambda: tailer._polling is None)
             assert not tailer._feeds
             with counted(database) as statements:
                 await asyncio.sleep(0.2)
@@ -157,18 +147,16 @@ class TestCost:
     def test_holds_no_connection_between_two_polls(self, database: Database, tenant: str):
         job_id = add_job(database, tenant)
 
-        async def watch() -> int:
-            tailer = Tailer(database, interval=5.0)
-            stream = asyncio.create_task(numbers(tailer.follow(job_id)))
-            await asyncio.sleep(0.4)
+        async def watch() -> None:
+            tailer = Tailer(database, interval=3600.0)
+            stream = await begin(tailer.follow(job_id))
             pool = database.engine.pool
             assert isinstance(pool, sa.QueuePool)
-            held = pool.checkedout()
+            await eventually_async(lambda: pool.checkedout() == 0)
             await tailer.close()
             await stream
-            return held
 
-        assert in_time(watch()) == 0
+        in_time(watch())
 
 
 class TestClose:
@@ -177,8 +165,7 @@ class TestClose:
 
         async def watch() -> list[list[int]]:
             tailer = Tailer(database)
-            streams = [asyncio.create_task(numbers(tailer.follow(job_id))) for _ in range(3)]
-            await asyncio.sleep(0.3)
+            streams = [await begin(tailer.follow(job_id)) for _ in range(3)]
             await tailer.close()
             return await asyncio.gather(*streams)
 

@@ -15,6 +15,7 @@ from tests.service.gateways import Member, opened, problem_of, settings_for
 from tests.service.operations.test_metrics import samples, value
 from tests.service.work import running_job
 from tests.store.queues import add_job
+from tests.waiting import within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,10 +93,8 @@ class TestReadiness:
     ):
         set_s3(monkeypatch, request.getfixturevalue(port))
         settings = settings.model_copy(update={"artifacts_url": "s3://bucket/prefix"})
-        with opened(settings) as client:
-            started = time.monotonic()
+        with opened(settings) as client, within(4):
             answer = client.get("/readyz")
-            assert time.monotonic() - started < 4
         assert answer.status_code == 503
         document = answer.json()
         assert document["code"] == "unavailable"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from starlette.testclient import TestClient
 
 from hifi.serving.bank import HeadBank
 from store.storage import ArtifactStorage
+from tests.waiting import patience
 from tests.worker.inference.tuned import Tuned, tune
 from worker.inference.app import build_app
 
@@ -88,21 +87,6 @@ def distinct(home: Home, folder: Path, *, count: int) -> tuple[list[dict], list[
     return [home.order(each) for each in tuned], tuned
 
 
-def wait_until(is_true: Callable[[], object], *, seconds: float = 30.0) -> None:
-    """Wait for something that other threads do."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it does not become true"
-        time.sleep(0.005)
-
-
-async def until(is_true: Callable[[], object], *, seconds: float = 30.0) -> None:
-    """Wait on an event loop for something that other threads and tasks do."""
-    async with asyncio.timeout(seconds):
-        while not is_true():  # noqa: ASYNC110 - the code under test knows of no such event
-            await asyncio.sleep(0.005)
-
-
 class Background:
     """Calls something in a thread, and gives what it returned."""
 
@@ -122,7 +106,7 @@ class Background:
         return self._thread.is_alive()
 
     def result(self) -> Any:
-        self._thread.join(60)
+        self._thread.join(patience(60))
         assert not self._thread.is_alive()
         if isinstance(self._result, BaseException):
             raise self._result
@@ -141,7 +125,7 @@ class HangingStorage(ArtifactStorage):
     def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
         self.fetched.append(sha256)
         if sha256 in self.hanging:
-            assert self.gate.wait(60)
+            assert self.gate.wait(patience(60))
         super().fetch(tenant_id, sha256, to=to)
 
 
@@ -162,5 +146,5 @@ class Gate:
 
     def __call__(self, bank: HeadBank, batch: Any, names: Sequence[str | None]) -> Any:
         self.passes.append(list(names))
-        assert not self.holds(batch) or self.open.wait(60)
+        assert not self.holds(batch) or self.open.wait(patience(60))
         return self._whole(bank, batch, names)

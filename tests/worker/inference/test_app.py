@@ -20,6 +20,7 @@ from hifi.cli import main
 from hifi.deltas.delta import HeadDelta
 from store.settings import Settings
 from tests.tiny_deltas import save_bare_backbone
+from tests.waiting import patience
 from worker.inference import merging
 from worker.inference.app import MAX_REQUESTS, build_app
 from worker.inference.executor import Executor
@@ -304,7 +305,7 @@ class TestTurns:
             with lock:
                 running += 1
                 most = max(most, running)
-            gate.wait(30)
+            gate.wait(patience(30))
             with lock:
                 running -= 1
             return whole(self, order)

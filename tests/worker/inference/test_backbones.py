@@ -12,7 +12,7 @@ import torch
 
 from hifi.errors import BackboneMismatchError, ModelError
 from tests.tiny_deltas import save_bare_backbone
-from tests.worker.inference.asking import until
+from tests.waiting import eventually_async, patience
 from worker.inference import backbones as module
 from worker.inference.backbones import Backbones, ServedBackbone
 
@@ -57,7 +57,7 @@ class Loading:
 
     def __call__(self, source, *, device):
         self.names.append(source.name)
-        assert self.gate.wait(30)
+        assert self.gate.wait(patience(30))
         return self._whole(source, device=device)
 
 
@@ -80,9 +80,9 @@ class TestBackbones:
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             waiting = [kept.begin(BERT, tenant=f"ten_{number}") for number in range(5)]
-            await until(lambda: loading.names)
+            await eventually_async(lambda: loading.names)
             other = kept.begin(VIT, tenant="ten_9")  # waits for no one else's
-            await until(lambda: len(loading.names) == 2)
+            await eventually_async(lambda: len(loading.names) == 2)
             loading.gate.set()
             first, *others = await asyncio.gather(*waiting)
             assert all(each is first for each in others)
@@ -95,10 +95,10 @@ class TestBackbones:
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             task = kept.begin(BERT, tenant="ten_1")
-            await until(lambda: loading.names)
+            await eventually_async(lambda: loading.names)
             task.cancel()
             loading.gate.set()
-            await until(lambda: kept.names == {BERT})
+            await eventually_async(lambda: kept.names == {BERT})
             kept.check_idle()
 
         asyncio.run(run())
@@ -112,7 +112,7 @@ class TestBackbones:
             first = await kept.load(BERT)
             loading.gate.clear()
             task = kept.begin(VIT, tenant="ten_1")
-            await until(lambda: len(loading.names) == 2)
+            await eventually_async(lambda: len(loading.names) == 2)
             assert kept.dropped == [first]
             assert kept.names == set()
             loading.gate.set()
@@ -127,7 +127,7 @@ class TestBackbones:
             loading.gate.set()
             async with kept.all.hold(BERT, tenant="ten_1") as first:
                 task = kept.begin(VIT, tenant="ten_2")
-                await until(kept.all._door.locked)
+                await eventually_async(kept.all._door.locked)
                 late = kept.begin(BERT, tenant="ten_1")  # or it would never be the other's turn
                 await asyncio.sleep(0.05)
                 assert loading.names == [first_name]

@@ -12,6 +12,7 @@ import pytest
 
 from store.errors import ArtifactStorageError, BlobLostError
 from store.storage import ArtifactStorage
+from tests.waiting import patience
 from worker.inference.deltas import DeltaCache
 
 SIZE = 1000
@@ -38,7 +39,7 @@ class SlowStorage(ArtifactStorage):
     def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
         self.fetched[sha256] += 1
         if sha256 in self.slow:
-            assert self.gate.wait(30)
+            assert self.gate.wait(patience(30))
         super().fetch(tenant_id, sha256, to=to)
 
 
@@ -68,7 +69,7 @@ def held_elsewhere(cache: DeltaCache, sha256: str) -> Iterator[threading.Thread]
     thread = threading.Thread(target=read, args=(cache, sha256))
     thread.start()
     yield thread
-    thread.join(30)
+    thread.join(patience(30))
 
 
 class TestDeltaCache:
@@ -172,7 +173,7 @@ class TestSlowStore:
             thread.start()
         storage.gate.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(patience(30))
         assert got == [b"\0" * SIZE] * 8
         assert storage.fetched[blobs[0]] == 1
 
@@ -195,6 +196,6 @@ class TestSlowStore:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(patience(60))
         assert wrong == []
         assert not cache._users

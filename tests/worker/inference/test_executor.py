@@ -18,7 +18,7 @@ from hifi.backbones.models import resolve_model
 from hifi.deltas.loading import load_bare_backbone
 from hifi.serving.bank import HeadBank
 from hifi.tasks import Sample
-from tests.worker.inference.asking import wait_until
+from tests.waiting import eventually, patience
 from tests.worker.inference.tuned import CLOSE, Tuned, tune
 from worker.inference.backbones import LoadedDelta, ServedBackbone
 from worker.inference.executor import (
@@ -92,7 +92,7 @@ class Bench:
             self.works.append(weakref.ref(work))
             tickets.append(Ticket(self.backbone, "ten_1", sample.length, work))
         self.scheduler.add(tickets)
-        wait_until(lambda: all(told))
+        eventually(lambda: all(told))
         return told
 
     def check(self, asked: Sequence[tuple[int, str]], told: Sequence[Sequence[Outcome]]) -> None:
@@ -227,8 +227,8 @@ class TestEnd:
         forward(lose)
         (outcomes,) = bench.run(ASKED[:1])
         assert isinstance(outcomes[0], ComputationError)
-        wait_until(lambda: bench.ends)
-        wait_until(lambda: not bench.executor.is_alive)
+        eventually(lambda: bench.ends)
+        eventually(lambda: not bench.executor.is_alive)
 
     def test_an_error_of_one_batch_is_none(self, bench: Bench, forward: Callable):
         def fail(*_: object) -> None:
@@ -241,7 +241,7 @@ class TestEnd:
 
     def test_nothing_is_kept_of_a_batch_while_none_comes(self, bench: Bench):
         bench.run(ASKED)
-        wait_until(lambda: not any(work() for work in bench.works))
+        eventually(lambda: not any(work() for work in bench.works))
 
 
 class TestLoop:
@@ -260,7 +260,7 @@ class TestLoop:
             loaded, sample = bench.loaded[0], bench.sample(0, "w1")
             work = Work(bench.backbone, "0", loaded.record, loaded.packed, sample, settle)
             bench.scheduler.add([Ticket(bench.backbone, "ten_1", sample.length, work)])
-            await asyncio.wait_for(done.wait(), 30)
+            await asyncio.wait_for(done.wait(), patience(30))
 
         asyncio.run(run())
         bench.close()

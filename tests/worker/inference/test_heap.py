@@ -60,5 +60,6 @@ def growth(kernels: str) -> int:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
+@pytest.mark.process
 def test_batches_of_many_shapes_leave_the_heap_small():
     assert growth("few") < growth("many") / 2

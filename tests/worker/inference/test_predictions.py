@@ -12,7 +12,9 @@ import pytest
 from hifi.serving.bank import HeadBank
 from store.errors import ArtifactStorageError
 from store.problems import ProblemError
+from store.storage import ArtifactStorage
 from tests.tiny_deltas import save_bare_backbone
+from tests.waiting import eventually
 from tests.worker.inference.asking import (
     TEXT,
     UNDER_WAY,
@@ -28,7 +30,6 @@ from tests.worker.inference.asking import (
     measured,
     predict,
     serve,
-    wait_until,
 )
 from tests.worker.inference.conftest import order_of
 from tests.worker.inference.test_app import check_problem
@@ -130,39 +131,34 @@ class TestErrors:
         assert str(home.settings.home) not in json.dumps(answers)
         check_idle(client)
 
-    def test_of_a_store_that_cannot_be_reached_pass(
+    @pytest.mark.parametrize(
+        ("where", "what", "error", "code"),
+        [
+            (ArtifactStorage, "fetch", ArtifactStorageError("secret"), "artifact_storage"),
+            (HeadBank, "pack", RuntimeError("secret"), "internal_error"),
+        ],
+        ids=["a store that cannot be reached", "what nobody foresaw"],
+    )
+    def test_that_pass_tell_no_secret(
         self,
         client: TestClient,
         home: Home,
         tasks: dict[str, Tuned],
         monkeypatch: pytest.MonkeyPatch,
+        *,
+        where: type,
+        what: str,
+        error: Exception,
+        code: str,
     ):
         def fail(*_: Any, **__: Any) -> None:
-            raise ArtifactStorageError("secret.example is down")
+            raise error
 
         order = home.order(tasks["two"])
         with monkeypatch.context() as patch:
-            patch.setattr("store.storage.ArtifactStorage.fetch", fail)
+            patch.setattr(where, what, fail)
             (answer,) = ask(client, order, TEXT)
-        assert answer["error"]["code"] == "artifact_storage"
-        assert "secret" not in answer["error"]["message"]
-        assert codes(ask(client, order, TEXT)) == [None]
-
-    def test_of_what_nobody_foresaw_say_nothing(
-        self,
-        client: TestClient,
-        home: Home,
-        tasks: dict[str, Tuned],
-        monkeypatch: pytest.MonkeyPatch,
-    ):
-        def fail(*_: Any, **__: Any) -> None:
-            raise RuntimeError("secret")
-
-        order = home.order(tasks["two"])
-        with monkeypatch.context() as patch:
-            patch.setattr(HeadBank, "pack", fail)
-            (answer,) = ask(client, order, TEXT)
-        assert answer["error"]["code"] == "internal_error"
+        assert answer["error"]["code"] == code
         assert "secret" not in answer["error"]["message"]
         assert codes(ask(client, order, TEXT)) == [None]
 
@@ -247,8 +243,8 @@ class TestLittleRoom:
             asked = []
             for waiting, place in enumerate((0, 1, 0)):  # the second takes the only room there is
                 asked.append(Background(lambda place=place: ask(client, orders[place], TEXT)))
-                wait_until(lambda: len(gate.passes) == 2)
-                wait_until(lambda waiting=waiting: measured(client)[WAITING] == waiting)
+                eventually(lambda: len(gate.passes) == 2)
+                eventually(lambda waiting=waiting: measured(client)[WAITING] == waiting)
             gate.open.set()
             for each, place in zip(asked, (0, 1, 0), strict=True):
                 tuned[place].check(each.result()[0], TEXT)
@@ -276,7 +272,7 @@ class TestLoading:
             ask(client, orders[0], TEXT)
             storage.hanging.add(orders[1]["sha256"])
             slow = Background(lambda: predict(client, orders[:2], [(0, TEXT), (1, TEXT)]))
-            wait_until(lambda: orders[1]["sha256"] in storage.fetched)
+            eventually(lambda: orders[1]["sha256"] in storage.fetched)
             for _ in range(3):
                 tuned[0].check(ask(client, orders[0], TEXT)[0], TEXT)
             tuned[2].check(ask(client, orders[2], TEXT)[0], TEXT)  # nor who loads another
@@ -292,7 +288,7 @@ class TestLoading:
         storage.hanging.add(order["sha256"])
         with serve(home) as client:
             waiting = [Background(lambda: ask(client, order, TEXT)) for _ in range(20)]
-            wait_until(lambda: measured(client)[UNDER_WAY] == 20)
+            eventually(lambda: measured(client)[UNDER_WAY] == 20)
             storage.gate.set()
             for each in waiting:
                 tasks["two"].check(each.result()[0], TEXT)
@@ -317,7 +313,7 @@ class TestLoading:
         storage.hanging.add(order["sha256"])
         with serve(home) as client:
             patient = Background(lambda: ask(client, order, TEXT))
-            wait_until(lambda: storage.fetched)
+            eventually(lambda: storage.fetched)
             assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
             storage.gate.set()
             tasks["two"].check(patient.result()[0], TEXT)
@@ -365,16 +361,16 @@ class TestPlaces:
             ask(client, orders[0], TEXT)
             gate.open.clear()
             mine = [Background(lambda: ask(client, orders[0], *half)) for _ in range(2)]
-            wait_until(lambda: measured(client)[UNDER_WAY] == 256)
+            eventually(lambda: measured(client)[UNDER_WAY] == 256)
             refused = client.post("/predict", json=body(orders[:1], [(0, TEXT)]))
             assert "one tenant" in check_problem(refused, 429, "too_many_requests")
             assert refused.headers["retry-after"] == "1"
             other = Background(lambda: ask(client, orders[1], *half))
-            wait_until(lambda: measured(client)[UNDER_WAY] == 384)
+            eventually(lambda: measured(client)[UNDER_WAY] == 384)
             refused = client.post("/predict", json=body(orders[1:2], [(0, TEXT)] * 65))
             assert "of 512" in check_problem(refused, 429, "too_many_requests")
             third = Background(lambda: ask(client, orders[2], *half[:64]))  # there are some left
-            wait_until(lambda: measured(client)[UNDER_WAY] == 448)
+            eventually(lambda: measured(client)[UNDER_WAY] == 448)
             assert client.get("/healthz").json() == {"status": "ok"}
             gate.open.set()
             for each in (*mine, other):

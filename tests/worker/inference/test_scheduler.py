@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import eventually, patience
 from worker.inference.scheduler import Scheduler, Ticket
 
 TOKENS = 100
@@ -84,7 +85,7 @@ class TestWhen:
         thread = threading.Thread(target=lambda: taken.append(scheduler.take()))
         thread.start()
         scheduler.add(tickets(9))
-        thread.join(10)
+        thread.join(patience(10))
         assert len(taken[0]) == 10
 
     def test_closing_it_ends_the_wait_with_nothing(self, clock: Clock):
@@ -98,7 +99,7 @@ class TestWhen:
         scheduler.add(tickets(1))
         scheduler.close()
         for thread in threads:
-            thread.join(10)
+            thread.join(patience(10))
         assert taken == [[], [], []]
         assert scheduler.take() == []  # though one waits
 
@@ -365,9 +366,8 @@ class TestWhateverComes:
             thread.start()
         for thread in senders:
             thread.join()
-        while len(scheduler):
-            time.sleep(0.001)
+        eventually(lambda: not len(scheduler))
         scheduler.close()
         for thread in takers:
-            thread.join(10)
+            thread.join(patience(10))
         assert Counter(map(id, taken)) == Counter(id(t) for mine in sent for t in mine)

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from hifi.cli import main
 from store import logs
 from store.errors import SettingsError
 from tests.root import ROOT
+from tests.waiting import eventually, patience
 from worker.inference import merging, server
 from worker.inference.app import build_app
 from worker.inference.server import listen
@@ -45,13 +45,6 @@ class SocketConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(str(self._path))
-
-
-def wait_until(is_true: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it does not become true"
-        time.sleep(0.02)
 
 
 def ask(connection: http.client.HTTPConnection, order: dict) -> http.client.HTTPResponse:
@@ -128,7 +121,7 @@ class TestHangUp:
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
-            wait_until(lambda: server.started)
+            eventually(lambda: server.started)
             yield path
             server.should_exit = True
             thread.join()
@@ -153,11 +146,11 @@ class TestHangUp:
             assert len(home.left_behind) == 1
             response.close()
             connection.close()
-            wait_until(lambda: not home.left_behind)
+            eventually(lambda: not home.left_behind)
         connection = SocketConnection(socket_path)
         assert len(ask(connection, order).read()) > BIG
         connection.close()
-        wait_until(lambda: not home.left_behind)
+        eventually(lambda: not home.left_behind)
 
 
 class TestCommand:
@@ -180,13 +173,14 @@ class TestCommand:
             text=True,
         )
         try:
-            wait_until(lambda: path.exists() or process.poll() is not None)
+            eventually(lambda: path.exists() or process.poll() is not None)
             assert process.poll() is None
             yield process, path
         finally:
             process.kill()
             process.communicate()
 
+    @pytest.mark.process
     def test_serves_until_it_is_told_to_end(
         self, process: tuple[subprocess.Popen, Path], home: Home, order: dict
     ):
@@ -200,7 +194,7 @@ class TestCommand:
         assert response.status == 200
         assert len(response.read()) == int(response.headers["Content-Length"])
         running.send_signal(signal.SIGTERM)
-        _, log = running.communicate(timeout=30)
+        _, log = running.communicate(timeout=patience(30))
         assert running.returncode == 0
         assert not path.exists()
         assert list((home.settings.home / "inference").iterdir()) == []

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from tests.worker.inference.asking import until
+from tests.waiting import eventually_async, patience
 from worker.inference.turns import FairPool, SingleFlight, Turns
 
 
@@ -31,7 +31,7 @@ class Desk:
             self._running += 1
             self.most = max(self.most, self._running)
             self.done.append(tenant)
-        assert self.gate.wait(30)
+        assert self.gate.wait(patience(30))
         with self._lock:
             self._running -= 1
         return tenant
@@ -55,7 +55,7 @@ class TestFairPool:
     def test_tenants_take_turns(self):
         async def work(desk: Desk) -> None:
             tasks = [desk.ask("a") for _ in range(50)]
-            await until(lambda: desk.done)
+            await eventually_async(lambda: desk.done)
             tasks += [desk.ask(tenant) for tenant in "bcb"]
             await asyncio.sleep(0)
             desk.gate.set()
@@ -68,7 +68,7 @@ class TestFairPool:
     def test_uses_so_many_threads(self, threads: int):
         async def work(desk: Desk) -> None:
             tasks = [desk.ask("a") for _ in range(20)]
-            await until(lambda: len(desk.done) == threads)
+            await eventually_async(lambda: len(desk.done) == threads)
             desk.gate.set()
             await asyncio.gather(*tasks)
 
@@ -77,7 +77,7 @@ class TestFairPool:
     def test_a_thread_is_taken_until_its_work_is_done(self):
         async def work(desk: Desk) -> None:
             first = desk.ask("a")
-            await until(lambda: desk.done)
+            await eventually_async(lambda: desk.done)
             first.cancel()
             second = desk.ask("b")
             await asyncio.wait([first, second], timeout=0.1)
@@ -91,14 +91,14 @@ class TestFairPool:
     def test_no_turn_is_lost_to_who_has_given_up(self):
         async def work(desk: Desk) -> None:
             tasks = [desk.ask("a"), *(desk.ask(tenant) for tenant in "bcbcd")]
-            await until(lambda: desk.done)
+            await eventually_async(lambda: desk.done)
             for task in tasks[1:4]:
                 task.cancel()
             desk.gate.set()
             await asyncio.wait(tasks)
             assert desk.done in (["a", "c", "d"], ["a", "d", "c"])
             assert not desk.pool._turns._waiting
-            await until(lambda: desk.pool._turns._free == 1)
+            await eventually_async(lambda: desk.pool._turns._free == 1)
 
         run(work)
 
@@ -113,7 +113,7 @@ class TestFairPool:
             await asyncio.wait([first, second, third])
             assert second.cancelled()
             assert third.result() == "c"
-            await until(lambda: desk.pool._turns._free == 1)
+            await eventually_async(lambda: desk.pool._turns._free == 1)
 
         run(work)
 
@@ -163,7 +163,7 @@ class TestTurns:
             taken = dict(turns._held)
             assert sum(taken.values()) < 8
             assert min(taken.values()) == 1  # each of them had its first
-            await asyncio.wait_for(turns.take("e"), 1)
+            await asyncio.wait_for(turns.take("e"), patience(1))
             for task in greedy:
                 task.cancel()
             await asyncio.wait(greedy)
@@ -241,5 +241,5 @@ def no_threads_left() -> Iterator[None]:
     yield
     for thread in threading.enumerate():
         if thread.name.startswith("test_"):
-            thread.join(10)
+            thread.join(patience(10))
             assert not thread.is_alive()

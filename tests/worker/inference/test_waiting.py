@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store.orders import PredictionOrder
+from tests.waiting import eventually, eventually_async, patience
 from tests.worker.inference.asking import (
     TEXT,
     UNDER_WAY,
@@ -23,8 +24,6 @@ from tests.worker.inference.asking import (
     measured,
     predict,
     serve,
-    until,
-    wait_until,
 )
 from tests.worker.inference.conftest import order_of
 from worker.inference import predictions
@@ -47,9 +46,9 @@ async def one_at_work_and_one_behind(
     await serving.predict(request)  # loads what it needs
     gate.open.clear()
     asked = [asyncio.create_task(serving.predict(request))]
-    await until(lambda: len(gate.passes) == 2)
+    await eventually_async(lambda: len(gate.passes) == 2)
     asked.append(asyncio.create_task(serving.predict(request)))
-    await until(lambda: len(serving.desk._scheduler) == 3)
+    await eventually_async(lambda: len(serving.desk._scheduler) == 3)
     return asked
 
 
@@ -78,7 +77,7 @@ class TestDeadline:
             ask(client, order, TEXT)
             gate.open.clear()
             first = Background(lambda: ask(client, order, TEXT))
-            wait_until(lambda: len(gate.passes) == 2)
+            eventually(lambda: len(gate.passes) == 2)
             late = ask(client, order, TEXT, TEXT, {"text": ""}, timeout_seconds=0.2)
             assert codes(late) == ["deadline_exceeded", "deadline_exceeded", "invalid_input"]
             assert "0.2 seconds" in late[0]["error"]["message"]
@@ -101,11 +100,11 @@ class TestFairness:
                 ask(client, order, TEXT)
             gate.open.clear()
             many = [Background(lambda: ask(client, orders[0], *[TEXT] * 256)) for _ in range(4)]
-            wait_until(lambda: measured(client)[WAITING] > 900)
+            eventually(lambda: measured(client)[WAITING] > 900)
             before = len(gate.passes)
             one = Background(lambda: ask(client, orders[1], TEXT))
-            wait_until(lambda: measured(client)[UNDER_WAY] == 1025)
-            wait_until(lambda: measured(client)[WAITING] > 1000)
+            eventually(lambda: measured(client)[UNDER_WAY] == 1025)
+            eventually(lambda: measured(client)[WAITING] > 1000)
             gate.open.set()
             assert codes(one.result()) == [None]
             for each in many:
@@ -124,12 +123,12 @@ class TestFairness:
 
         def slow_read(delta: Any, inputs: Any, **settings: Any) -> Any:
             encoded.append("ten_2" if inputs == [theirs] else "ten_1")
-            assert gate.wait(60)
+            assert gate.wait(patience(60))
             return read(delta, inputs, **settings)
 
         def slow_fetch(self: DeltaLoader, order: Any) -> Any:
             loaded.append(order.tenant)
-            assert gate.wait(60)
+            assert gate.wait(patience(60))
             return fetch(self, order)
 
         with serve(home) as client:
@@ -141,10 +140,10 @@ class TestFairness:
                 Background(lambda: predict(client, [mine] * 100, [(n, TEXT) for n in range(100)])),
                 Background(lambda: predict(client, lost, [(n, TEXT) for n in range(100)])),
             ]
-            wait_until(lambda: len(encoded) == 1)
-            wait_until(lambda: len(loaded) == 2)
+            eventually(lambda: len(encoded) == 1)
+            eventually(lambda: len(loaded) == 2)
             one = Background(lambda: ask(client, other, theirs))
-            wait_until(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
+            eventually(lambda: "ten_2" in loaded)  # there are threads that one tenant cannot have
             gate.set()
             tuned.check(one.result()[0], theirs)
             for each in many:
@@ -168,7 +167,7 @@ class TestGivingUp:
                 first, second = await one_at_work_and_one_behind(serving, request, gate)
                 for task in (first, second):
                     task.cancel()
-                await asyncio.wait([first, second], timeout=5)
+                await asyncio.wait([first, second], timeout=patience(5))
                 assert first.cancelled()
                 assert second.cancelled()
                 assert len(serving.desk._places) == 0
@@ -214,11 +213,11 @@ class TestGivingUp:
                 serving: Serving = state["serving"]
                 gate.open.clear()
                 call = asyncio.create_task(app({**scope, "state": state}, receive, send))
-                await until(lambda: gate.passes)
+                await eventually_async(lambda: gate.passes)
                 assert len(serving.desk._places) == 1
                 gone.set()
-                await asyncio.wait_for(call, 5)
-                await until(lambda: not serving.desk._places)
+                await asyncio.wait_for(call, patience(5))
+                await eventually_async(lambda: not serving.desk._places)
                 assert not serving.desk._backbones._users
                 gate.open.set()
 
@@ -239,7 +238,7 @@ class TestGivingUp:
                 opener.start()
             for task in asked:
                 task.cancel()
-            await asyncio.wait(asked, timeout=5)
+            await asyncio.wait(asked, timeout=patience(5))
 
         asyncio.run(run())
         assert len(gate.passes) == 2  # the batch that was under way, and no other

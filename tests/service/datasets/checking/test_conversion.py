@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,9 @@ from store.errors import ArtifactStorageError
 from tests.hifi.data.files import jsonl, write
 from tests.root import ROOT
 from tests.tiny_tasks import text_rows
+from tests.waiting import eventually, within
+
+pytestmark = pytest.mark.process
 
 LIMITS = Limits(seconds=60)
 
@@ -222,12 +224,11 @@ class TestTheChildsEnd:
         assert "secret" not in error.detail
 
     def test_silence_is_ended(self, folder: Path, tmp_path: Path, replace_parser):
-        replace_parser("import time; time.sleep(60)")
-        started = time.monotonic()
+        replace_parser("import time; time.sleep(600)")
         limits = replace(LIMITS, seconds=1)
-        error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"), limits=limits)
+        with within(5):
+            error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"), limits=limits)
         assert "more than 1 seconds" in error.reason
-        assert time.monotonic() - started < 5
 
     def test_work_without_end_is_ended(self, folder: Path, tmp_path: Path, replace_parser):
         replace_parser(
@@ -284,20 +285,11 @@ class TestTheChildsEnd:
         """
         gateway = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
         try:
-            child = wait_for(lambda: note.exists() and int(note.read_text() or 0))
+            child = eventually(lambda: note.exists() and int(note.read_text() or 0))
         finally:
             gateway.kill()
             gateway.wait()
-        wait_for(lambda: not is_alive(child))
-
-
-def wait_for(condition, *, seconds: float = 20):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
+        eventually(lambda: not is_alive(child))
 
 
 def is_alive(process: int) -> bool:

@@ -1,0 +1,74 @@
+"""How long tests wait: for a condition, never longer than a limit that grows with the load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+USUAL_SECONDS = 30.0
+_PAUSE_SECONDS = 0.01
+
+
+def patience(seconds: float = USUAL_SECONDS) -> float:
+    """Scale a time limit by the machine's load.
+
+    Args:
+        seconds: the limit on an idle machine.
+
+    Returns:
+        seconds; at a load of one ready process per core twice as many, at four five times.
+    """
+    cores = os.cpu_count() or 1
+    return seconds * (1 + os.getloadavg()[0] / cores)
+
+
+def eventually(
+    condition: Callable[[], T], *, seconds: float = USUAL_SECONDS, message: str = ""
+) -> T:
+    """Wait until a condition holds that other threads or processes bring about.
+
+    Args:
+        condition: called again and again; what it returns is true in the end.
+        seconds: the limit on an idle machine.
+        message: what is waited for.
+
+    Returns:
+        what the condition returned.
+
+    Raises:
+        AssertionError: it did not hold in time.
+    """
+    began = time.monotonic()
+    while not (found := condition()):
+        _check(began, seconds=seconds, message=message or str(condition))
+        time.sleep(_PAUSE_SECONDS)
+    return found
+
+
+async def eventually_async(
+    condition: Callable[[], T], *, seconds: float = USUAL_SECONDS, message: str = ""
+) -> T:
+    """Wait likewise, while an event loop goes on."""
+    began = time.monotonic()
+    while not (found := condition()):
+        _check(began, seconds=seconds, message=message or str(condition))
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return found
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Check that a block takes no longer than this on an idle machine."""
+    began = time.monotonic()
+    yield
+    _check(began, seconds=seconds, message="the end of the block")
+
+
+def _check(began: float, *, seconds: float, message: str) -> None:
+    took, limit = time.monotonic() - began, patience(seconds)
+    assert took < limit, f"{message}: not within {limit:.1f} s ({seconds} s times the load)"
