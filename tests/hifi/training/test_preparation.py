@@ -120,7 +120,7 @@ class TestPrepare:
         )
         numbers = [{"text": "a", "other": "b", "score": 0.5}] * 3
         assert make(bert, train=numbers, validation=numbers).summary() == (
-            "regression of text and other by score; 3 rows, 3 of validation; float32 on cpu"
+            "regression of text and other by score; 3 rows, 3 validation rows; float32 on cpu"
         )
 
 
