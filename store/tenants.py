@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-_SECRET_PREFIX = "hifi_"  # noqa: S105 - what every secret begins with
+_SECRET_PREFIX = "hifi_"  # noqa: S105 - the prefix of every secret
 _SECRET_BYTES = 32
-# Asked with every request: columns rather than rows, which take longer to make.
+# Queried for every request: plain columns are faster than mapped rows.
 _HOLDERS = (
     sa.select(ApiKey.sha256, ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
     .join(Tenant, ApiKey.tenant_id == Tenant.id)
@@ -39,14 +39,14 @@ _LOCK = (
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """What a tenant may have: waiting jobs, running jobs, stored bytes."""
+    """The limits of a tenant: waiting jobs, running jobs, stored bytes."""
 
     max_queued: int
     max_running: int
     max_bytes: int
 
     def of(self, tenant: Tenant) -> Quotas:
-        """Tell what holds for a tenant, where these hold for one without quotas of its own."""
+        """Return a tenant's quotas; these are the defaults for those that it does not set."""
         return Quotas(
             **{
                 name: limit if getattr(tenant, name) is None else getattr(tenant, name)
@@ -66,7 +66,7 @@ class OwnQuotas:
 
 @dataclass(frozen=True, slots=True)
 class KeyHolder:
-    """Whose key it is."""
+    """The tenant to whom a key belongs."""
 
     key_id: str
     tenant_id: str
@@ -81,26 +81,26 @@ def create_tenant(
 
     Args:
         session: a write transaction.
-        name: that no other tenant has.
+        name: a name that no other tenant has.
         is_admin: whether it administers the server.
-        own: its own quotas; where None it has the server's.
+        own: its own quotas; None means the server's.
 
     Raises:
-        ConflictError: another has the name.
+        ConflictError: another tenant has the name.
     """
     tenant = _insert_tenant(session, name, is_admin=is_admin, own=own or OwnQuotas())
     if tenant is None:
-        raise ConflictError(f"there is a tenant {name!r} already", param="name")
+        raise ConflictError(f"a tenant named {name!r} already exists", param="name")
     return tenant
 
 
 def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
-    """Find a tenant by its name, or add it; two that do so at once get the same one.
+    """Find a tenant by its name, or add it; concurrent calls get the same tenant.
 
     Args:
         session: a write transaction.
         name: of the tenant.
-        is_admin: what it is where it is added.
+        is_admin: used if the tenant is added.
     """
     added = _insert_tenant(session, name, is_admin=is_admin, own=OwnQuotas())
     if added is not None:
@@ -124,7 +124,7 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     """Load a tenant.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     tenant = session.get(Tenant, tenant_id)
     if tenant is None:
@@ -133,24 +133,24 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
 
 
 def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Tenant]:
-    """Take a page of all tenants, newest first.
+    """Return a page of all tenants, newest first.
 
     Raises:
-        NotFoundError: ``after`` is none of them.
+        NotFoundError: ``after`` is not one of them.
     """
     return newest_first(session, sa.select(Tenant), Tenant, after=after, limit=limit)
 
 
 def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
-    """Change a tenant's own quotas; what it has beyond a smaller one stays, and no more is taken.
+    """Change a tenant's own quotas; what exceeds a smaller quota stays, but nothing is added.
 
     Args:
         session: a write transaction.
-        tenant_id: whose.
-        own: by name, those to change: see :class:`OwnQuotas`.
+        tenant_id: of the tenant.
+        own: the quotas to change, by name: see :class:`OwnQuotas`.
 
     Raises:
-        NotFoundError: there is no such tenant.
+        NotFoundError: the tenant does not exist.
     """
     tenant = lock_tenant(session, tenant_id)
     for name in vars(OwnQuotas(**own)).keys() & own.keys():
@@ -163,10 +163,10 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
     """Add a key.
 
     Returns:
-        The row, and the secret: it is kept nowhere and cannot be shown again.
+        The row, and the secret, which is not stored and cannot be shown again.
 
     Raises:
-        NotFoundError: there is no such tenant.
+        NotFoundError: the tenant does not exist.
     """
     get_tenant(session, tenant_id)
     secret = _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -183,10 +183,10 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
 
 
 def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
-    """Take a page of a tenant's keys, revoked ones included, newest first.
+    """Return a page of a tenant's keys, newest first, including revoked ones.
 
     Raises:
-        NotFoundError: there is no such tenant, or ``after`` is none of its keys.
+        NotFoundError: the tenant does not exist, or ``after`` is not one of its keys.
     """
     get_tenant(session, tenant_id)
     query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
@@ -194,10 +194,10 @@ def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int
 
 
 def revoke_key(session: Session, key_id: str) -> None:
-    """Make a key worthless at once.
+    """Revoke a key, with immediate effect.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     key = session.get(ApiKey, key_id)
     if key is None:
@@ -206,10 +206,10 @@ def revoke_key(session: Session, key_id: str) -> None:
 
 
 def authenticate_all(session: Session, secrets: Sequence[str]) -> list[KeyHolder | None]:
-    """Find for each of several keys the tenant whose unrevoked key it is.
+    """Return, for each of several secrets, the tenant that has it as an unrevoked key.
 
-    The table is asked for the secrets' hashes, so that the time it takes tells nothing about how
-    much of a guess was right.
+    The table is searched by the secrets' hashes, so that the timing does not reveal how much of a
+    guess was right.
     """
     hashes = [_hash(secret) for secret in secrets]
     rows = session.execute(_HOLDERS, {"hashes": list(set(hashes))})
@@ -222,10 +222,10 @@ def _hash(secret: str) -> str:
 
 
 def lock_tenant(session: Session, tenant_id: str) -> Tenant:
-    """Load a tenant and keep others from counting against its quotas until the transaction ends.
+    """Load a tenant and lock its quotas until the transaction ends.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     query = sa.select(Tenant).where(Tenant.id == tenant_id).with_for_update()
     tenant = session.scalars(query).one_or_none()
@@ -235,15 +235,15 @@ def lock_tenant(session: Session, tenant_id: str) -> Tenant:
 
 
 def lock_tenants(session: Session, tenant_ids: Collection[str]) -> None:
-    """Keep others from counting against some tenants' quotas until the transaction ends.
+    """Lock the quotas of some tenants until the transaction ends.
 
-    They are locked in one order by all who lock several. One that is not there is passed over.
+    Tenants are always locked in the same order. Those that do not exist are skipped.
     """
     session.execute(_LOCK, {"ids": list(tenant_ids)}).all()
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
-    """Add up what a tenant keeps: data sets and artifacts."""
+    """Return the bytes of a tenant's data sets and artifacts."""
     total = 0
     for table in (Dataset, Artifact):
         query = sa.select(sa.func.coalesce(sa.func.sum(table.bytes), 0))

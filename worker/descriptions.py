@@ -1,4 +1,4 @@
-"""What a backbone looks like, for those who plan jobs on it without having it."""
+"""Describe a backbone, so that the gateway can plan jobs on it without loading it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from hifi.tasks import Task, get_task, task_types
 from store.workers import BackboneDescription
 
 _MAX_LENGTH = 128
-_LABELS = (2, 3)  # two counts tell how a task head grows
+_LABELS = (2, 3)  # two numbers of labels show how a task head grows
 
 
 def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     """Describe a backbone.
 
-    What is counted is what ``hifi.finetune`` counts: n selected heads of a task with m labels (one
-    for a regression) train ``n · weights_per_head + base + m · per_label`` weights, of
-    ``parameters + base + m · per_label`` in all.
+    Weights are counted as in ``hifi.finetune``: a job with n selected heads and m labels (one for
+    regression) trains ``n · weights_per_head + base + m · per_label`` weights, out of
+    ``parameters + base + m · per_label``.
 
     Args:
-        identifier: by which jobs name it.
+        identifier: its name in job specs.
         path: its folder.
 
     Returns:
-        Its sizes, its fingerprint as stored, and for every task type that it can do ``base`` and
-        ``per_label``.
+        Its sizes, its fingerprint as stored, and ``base`` and ``per_label`` for every supported
+        task type.
 
     Raises:
-        ModelError: it cannot be loaded, or no task can be done with it.
-        UnsupportedArchitectureError: its heads are not known.
+        ModelError: it cannot be loaded, or supports no task type.
+        UnsupportedArchitectureError: its architecture is not supported.
     """
     source = identify_folder(path)
-    load_config(source)  # so that what is wrong with all of it is not told of one task alone
+    load_config(source)  # so that a general fault is not reported for each task type
     heads: dict[AutoClass, tuple[LoadedModel, dict[str, int]]] = {}
     task_heads: dict[str, dict[str, int]] = {}
     refusals: list[str] = []
@@ -59,7 +59,7 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
         else:
             task_heads[name] = heads[kind.auto_class][1]
     if not task_heads:
-        raise ModelError(f"no task can be done with {identifier}: {'; '.join(refusals)}")
+        raise ModelError(f"{identifier} supports no task type: {'; '.join(refusals)}")
     loaded, _ = next(iter(heads.values()))
     return _describe(identifier, loaded, task_heads=task_heads)
 
@@ -86,16 +86,16 @@ def _describe(
 
 
 def _weights_per_head(loaded: LoadedModel, backbone: Backbone) -> int:
-    """Count the rows of query, key and value of one head, which are as many for every head."""
+    """Count the weights in a head's rows of query, key and value; equal for all heads."""
     rows = [read_rows(loaded.model, part, 0) for part in backbone.layers[0].projections]
     return sum(w.numel() + (0 if bias is None else bias.numel()) for w, bias in rows)
 
 
 def _check_encoder(kind: type[Task], source: ModelSource) -> None:
-    """See that the model reads such inputs, and has what turns them into its own.
+    """Check that the model reads such inputs, and has a tokenizer or image processor for them.
 
     Raises:
-        ModelError: it does not, or has not.
+        ModelError: it does not.
     """
     config = load_config(source)
     check_reads(source, config, input_kind=kind.input_kind)
@@ -104,7 +104,7 @@ def _check_encoder(kind: type[Task], source: ModelSource) -> None:
 
 
 def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[LoadedModel, dict[str, int]]:
-    """Build the task's model for two counts of labels."""
+    """Build the task's model for two numbers of labels, and count the task head's weights."""
     fewer, more = (_load(kind, source, num_labels=labels) for labels in _LABELS)
     weights = _task_head_weights(fewer)
     per_label = _task_head_weights(more) - weights

@@ -1,4 +1,4 @@
-"""For those who run the server: is it alive, can it work, how much does it do."""
+"""Routes for operators: health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """The gateway can do its work, and what is missing behind it.
+    """The gateway can work; some dependencies may be missing.
 
     Attributes:
-        degraded: ``broker``: jobs wait for the reconciler; ``worker``: they wait for one to come;
-            ``inference``: no merged models.
+        degraded: ``broker``: jobs wait for the reconciler; ``worker``: jobs wait for a worker;
+            ``inference``: no predictions and no merged models.
     """
 
     status: Literal["ready"] = "ready"
@@ -48,20 +48,20 @@ class Ready(BaseModel):
 @router.get("/healthz")
 @public
 async def get_health() -> Health:
-    """Tell that the process is alive, whatever is behind it."""
+    """Return that the process is alive, whatever the state of its dependencies."""
     return Health()
 
 
 @router.get("/readyz", responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
 @public
 async def get_readiness(gateway: GatewayDep) -> Ready:
-    """Tell whether tables and artifact store answer, and what else is missing."""
+    """Return whether tables and artifact store answer, and which other dependencies are missing."""
     report = await gateway.readiness.report()
     if report.failing:
         raise ProblemError(
             "unavailable",
             status=HTTPStatus.SERVICE_UNAVAILABLE,
-            detail=f"no answer in time or an error from: {', '.join(report.failing)}",
+            detail=f"no answer in time, or an error, from: {', '.join(report.failing)}",
             extra={"failing": report.failing, "degraded": report.degraded},
         )
     return Ready.model_validate({"degraded": report.degraded})
@@ -77,7 +77,7 @@ async def get_readiness(gateway: GatewayDep) -> Ready:
     },
 )
 def get_metrics(gateway: GatewayDep) -> Response:
-    """Show the metrics of the queue and of this process."""
+    """Return the metrics of the queue and of this process."""
     body = gateway.metrics.render(_telemetry(gateway.database))
     return Response(body, headers={"Content-Type": CONTENT_TYPE})
 

@@ -101,13 +101,13 @@ class TestCalls:
         text = SERVICE.partition("## Predictions")[2].partition("\n## ")[0]
         assert f"1 to {MAX_INPUTS} inputs, {MAX_BODY_BYTES >> 20} MiB" in text
         assert f"{MAX_VALUES:,} JSON values" in text
-        assert f"{MAX_LETTERS:,} letters" in text
+        assert f"{MAX_LETTERS:,} characters" in text
         assert f"{MAX_SECONDS:g} at most" in text
 
     def test_codes_are_raised_somewhere(self):
         sources = "".join(
             path.read_text(encoding="utf-8")
-            for room in ("service", "store", "worker")
+            for room in ("hifi/data", "service", "store", "worker")
             for path in (ROOT / room).rglob("*.py")
         )
         tables = SERVICE.partition("## Codes")[2] + SERVICE.partition("| code of an item")[2]

@@ -1,4 +1,4 @@
-"""``hifi worker``: run jobs on one device until told to stop."""
+"""``hifi worker``: run jobs on one device until it is stopped."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class WorkerError(HifiError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``hifi worker``: it has none, its settings are the environment's."""
+    """Describe ``hifi worker``, which has no arguments; its settings come from the environment."""
     parser.description = (
-        "Run jobs of the tables on one device, one at a time, until SIGTERM; the job that runs "
-        "then is checkpointed and handed back. Settings come from HIFI_… variables: "
+        "Run queued jobs on one device, one at a time, until SIGTERM; the running job is then "
+        "checkpointed and returned to the queue. Settings come from HIFI_… variables: "
         "HIFI_DATABASE_URL, HIFI_BROKER_URL, HIFI_ARTIFACTS_URL, HIFI_MODELS, HIFI_DEVICE, …"
     )
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     """Run a worker.
 
     Raises:
-        WorkerError: it cannot be started; the message says what to do.
+        WorkerError: the worker cannot start; the message says what to do.
     """
     from store.errors import StoreError
     from store.logs import configure_logging

@@ -100,8 +100,8 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("kind", "words"),
         [
-            ("text", "is of architecture 'vit', which does not read texts"),
-            ("image", "is of architecture 'bert', which does not read images"),
+            ("text", "has the architecture 'vit', which does not read texts"),
+            ("image", "has the architecture 'bert', which does not read images"),
         ],
     )
     def test_a_model_that_does_not_read_the_inputs(self, kind: str, words: str, tmp_path: Path):

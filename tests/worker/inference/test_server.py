@@ -87,14 +87,17 @@ class TestListen:
     def test_not_where_another_process_listens(self, short: Path):
         url = f"unix://{short}/x.sock"
         with listen(url):
-            with pytest.raises(SettingsError, match="another process listens there"), listen(url):
+            with (
+                pytest.raises(SettingsError, match="another process is listening there"),
+                listen(url),
+            ):
                 pass
             assert (short / "x.sock").exists()
 
     def test_not_in_the_place_of_a_file(self, short: Path):
         (short / "file").write_text("mine")
         url = f"unix://{short}/file"
-        with pytest.raises(SettingsError, match="other than a socket"), listen(url):
+        with pytest.raises(SettingsError, match="exists and is not a socket"), listen(url):
             pass
         assert (short / "file").read_text() == "mine"
 
