@@ -88,7 +88,7 @@ class AmbiguousTaskError(DataError):
     """
 
     def __init__(self, doubt: str, *, param: str) -> None:
-        super().__init__(f"{doubt}: choose one with {param}=…", split="train")
+        super().__init__(f"{doubt}: say which with {param}=…", split="train")
         self.doubt = doubt
         self.param = param
 

@@ -50,12 +50,12 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary_name(path)
     try:
-        with _naming(path):
+        with _storage_errors(path):
             _refuse_special_target(path)
             temporary.touch(exist_ok=False)
-        with _naming(path, within=temporary):
+        with _storage_errors(path, within=temporary):
             yield temporary
-        with _naming(path):
+        with _storage_errors(path):
             _sync(temporary)
             temporary.replace(path)
         _sync_name(path)
@@ -85,12 +85,12 @@ def write_directory_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary_name(path)
     try:
-        with _naming(path):
+        with _storage_errors(path):
             _refuse_filled_target(path)
             temporary.mkdir()
-        with _naming(path, within=temporary):
+        with _storage_errors(path, within=temporary):
             yield temporary
-        with _naming(path):
+        with _storage_errors(path):
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     _sync(Path(folder, name))
@@ -145,7 +145,7 @@ def _sync_name(path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path, *, within: Path | None = None) -> Iterator[None]:
+def _storage_errors(path: Path, *, within: Path | None = None) -> Iterator[None]:
     """Turn the system's error about a failed write into a StorageError that names ``path``.
 
     Args:

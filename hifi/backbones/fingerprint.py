@@ -109,10 +109,10 @@ def _facts(backbone: Backbone, config: PreTrainedConfig) -> bytes:
 def _first(config: PreTrainedConfig, names: Iterable[str]) -> str | None:
     """Return the first of these fields that exists, with numbers in one spelling."""
     value = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-    return None if value is None else _spelled(value)
+    return None if value is None else _normalised(value)
 
 
-def _spelled(value: object) -> str:
+def _normalised(value: object) -> str:
     """Format a value as text, with 10000 and 10000.0 as the same number."""
     if isinstance(value, (int, float)):
         return repr(float(value))
@@ -125,7 +125,7 @@ def _rope(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     Values at their default are left out, whether or not the configuration contains them.
     """
     return {
-        name: _rope(value) if isinstance(value, Mapping) else _spelled(value)
+        name: _rope(value) if isinstance(value, Mapping) else _normalised(value)
         for name, value in (parameters or {}).items()
         if isinstance(value, Mapping) or (name in _ROPE and value not in (None, "default"))
     }

@@ -89,7 +89,7 @@ def read_delta_file(path: str | Path) -> DeltaContent:
             truncated or of another kind; the message names the file and the fault.
     """
     path = Path(path)
-    with _naming(path):
+    with _delta_file_errors(path):
         _check_regular(path)
         with safe_open(path, framework="pt"):
             pass  # this checks the header
@@ -114,22 +114,22 @@ def read_delta_file(path: str | Path) -> DeltaContent:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _delta_file_errors(path: Path) -> Iterator[None]:
     """Turn any error about the file into a DeltaFileError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise DeltaFileNotFoundError(f"{path}: no such head delta file") from error
     except OSError as error:
-        raise DeltaFileError(f"{path}: cannot be read: {_tame(error)}") from error
+        raise DeltaFileError(f"{path}: cannot be read: {_sanitized(error)}") from error
     except InvalidArgumentError as error:
-        raise DeltaFileError(f"{path}: not a head delta: {_tame(error)}") from error
+        raise DeltaFileError(f"{path}: not a head delta: {_sanitized(error)}") from error
     except SafetensorError as error:
-        text = f"{path}: not a safetensors file, or truncated: {_tame(error)}"
+        text = f"{path}: not a safetensors file, or truncated: {_sanitized(error)}"
         raise DeltaFileError(text) from error
 
 
-def _tame(error: Exception) -> str:
+def _sanitized(error: Exception) -> str:
     """Return an error's text, cut and without control codes, which a hostile file may inject."""
     text = str(error)[:_MESSAGE_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in text)
