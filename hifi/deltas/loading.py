@@ -296,7 +296,7 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
 
 
 def _agree_on_pad_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Give tokenizer and configuration the same pad token, if there is one."""
+    """Set the same pad token in tokenizer and configuration, if there is one."""
     pad = usable_pad_token(config, tokenizer)
     if pad is None:
         return

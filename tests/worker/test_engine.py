@@ -138,7 +138,7 @@ class TestDeath:
         before = engine.pid
         engine.kill()
         assert engine.pid is None
-        with pytest.raises(EngineDiedError, match="does not run"):
+        with pytest.raises(EngineDiedError, match="is not running"):
             engine.send(nonsense("nobody's"))
         engine.start()
         assert not engine.is_ready

@@ -105,7 +105,7 @@ class TestListen:
         with listen("http://127.0.0.1:0") as listener:
             port = listener.getsockname()[1]
             url = f"http://127.0.0.1:{port}"
-            with pytest.raises(SettingsError, match=f"{port} cannot be"), listen(url):
+            with pytest.raises(SettingsError, match=f"cannot listen on .*:{port}: "), listen(url):
                 pass
 
     @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ class TestCommand:
         monkeypatch.setattr(logs, "configure_logging", lambda *_, **__: None)  # it is the process's
         monkeypatch.setenv(KERNELS, "16")
         assert main(["infer"]) == 1
-        assert "HIFI_INFER_URL=unix://nowhere cannot be listened on" in capsys.readouterr().err
+        assert "cannot listen on HIFI_INFER_URL=unix://nowhere" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("given", "kept"), [(None, "16"), ("512", "512")])
     def test_keeps_few_kernels_unless_told_otherwise(
