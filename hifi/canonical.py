@@ -1,4 +1,4 @@
-"""Canonical JSON: equal values give equal bytes, and what is read back is checked strictly."""
+"""Canonical JSON: equal values are written as equal bytes, and parsing is strict."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _QUOTED_CHARACTERS = 80
 
 
 def canonical_json(value: object) -> bytes:
-    """Write JSON so that equal values give equal bytes: sorted keys, no spaces, UTF-8.
+    """Serialise a value so that equal values give equal bytes: sorted keys, no spaces, UTF-8.
 
     Args:
         value: anything that the standard ``json`` module writes; tuples become lists.
 
     Raises:
-        InvalidArgumentError: NaN or infinity, or a type, a text or a depth that JSON cannot hold.
+        InvalidArgumentError: NaN, infinity, or a type, a text or a depth that JSON cannot hold.
     """
     try:
         text = json.dumps(
@@ -31,14 +31,14 @@ def canonical_json(value: object) -> bytes:
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object more strictly than ``json.loads``.
+    """Parse a JSON object more strictly than ``json.loads``.
 
     Args:
         text: untrusted.
 
     Raises:
-        InvalidArgumentError: not a JSON object, a key that appears twice, a number that is not
-            finite, nesting or numbers beyond what Python parses, a text that is not UTF-8.
+        InvalidArgumentError: not a JSON object, a repeated key, a number that is not finite,
+            nesting or numbers beyond what Python parses, or a text that is not UTF-8.
     """
     try:
         value = json.loads(
@@ -56,7 +56,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
 
 def _beginning(value: object) -> str:
-    """Show what kind of thing a value is, or how a text begins: errors need not quote it whole."""
+    """Return the beginning of a text, or the type of any other value, to quote in an error."""
     if not isinstance(value, str):
         return type(value).__name__
     return value if len(value) <= _QUOTED_CHARACTERS else value[:_QUOTED_CHARACTERS] + "…"

@@ -1,4 +1,4 @@
-"""Every error that hifi raises on purpose; all share the root :class:`HifiError`."""
+"""The errors that hifi raises on purpose; all derive from :class:`HifiError`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MOST_LISTED = 20  # columns that a message lists
 
 
 class HifiError(Exception):
-    """Root of all errors of this library: catch it to catch them all."""
+    """Base class of all errors of this library: catch it to catch them all."""
 
 
-def shorten(text: str, *, letters: int) -> str:
-    """Cut a text that a message quotes, where it is longer than so many letters."""
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+def shorten(text: str, *, characters: int) -> str:
+    """Cut a text that an error message quotes to at most ``characters`` characters."""
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def quoted(value: object) -> str:
     """Quote a value of the data for a message: printable, short, and of any type."""
     text = repr(value).encode(errors="backslashreplace").decode()
-    return shorten(text, letters=_MOST_QUOTED)
+    return shorten(text, characters=_MOST_QUOTED)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -36,7 +36,7 @@ class InvalidArgumentError(HifiError, ValueError):
 
     Args:
         param: the argument's name as the caller wrote it.
-        value: what was given.
+        value: the value that the caller passed.
         limit: what is allowed, in words.
     """
 
@@ -56,7 +56,7 @@ class ConvergenceError(HifiError):
 
 
 class CaptureError(HifiError):
-    """A forward pass did not show one output per attention layer in the expected shape."""
+    """A forward pass did not produce one output per attention layer in the expected shape."""
 
 
 class TunerError(HifiError):
@@ -64,11 +64,11 @@ class TunerError(HifiError):
 
 
 class ModelError(HifiError):
-    """A model cannot be found or must not be loaded (pickled or missing weights)."""
+    """A model cannot be found, or is refused (pickled or missing weights)."""
 
 
 class TaskNotSupportedError(HifiError):
-    """The task type is unknown or not built yet."""
+    """The task type is unknown or not supported yet."""
 
 
 class DataError(HifiError, ValueError):
@@ -142,11 +142,11 @@ class MissingColumnError(DataError):
 
 
 class AmbiguousTaskError(DataError):
-    """The columns of the training split leave a doubt about the task.
+    """The columns of the training split fit more than one task.
 
     Args:
-        doubt: what could be meant, and of which columns.
-        param: the argument that settles it.
+        doubt: the possible readings, with their columns.
+        param: the argument that chooses between them.
     """
 
     param: str
@@ -157,7 +157,7 @@ class AmbiguousTaskError(DataError):
 
 
 class InputError(HifiError):
-    """An input for a prediction is not what the task takes.
+    """An input for a prediction does not fit the task.
 
     Args:
         reason: what is wrong and what is allowed.
@@ -170,23 +170,23 @@ class InputError(HifiError):
 
 
 class TextTooLongError(InputError):
-    """A text has more tokens than the task reads, and was not to be cut."""
+    """A text has more tokens than the task reads, and truncation was not allowed."""
 
 
 class ImageInputError(InputError):
-    """An image that cannot be decoded, or is too large to be."""
+    """An image cannot be decoded, or is too large to decode."""
 
 
 class AnswerError(HifiError):
-    """A model's answer to an input cannot be read: it is infinite or not a number."""
+    """A model's output for an input is infinite or not a number."""
 
 
 class DeltaFileError(HifiError):
-    """A file is not a readable head delta: truncated, malformed or foreign."""
+    """A file is not a readable head delta: truncated, malformed or of another kind."""
 
 
 class DeltaFileNotFoundError(DeltaFileError, FileNotFoundError):
-    """There is no head delta file of that name."""
+    """The head delta file does not exist."""
 
 
 class BackboneMismatchError(HifiError):
@@ -198,18 +198,18 @@ class TaskHeadMismatchError(HifiError):
 
 
 class BankClosedError(HifiError):
-    """A bank was asked for an answer, or given a head delta, after it was closed."""
+    """A head bank was used after it was closed."""
 
 
 class CheckpointError(HifiError):
-    """A checkpoint cannot be resumed: damaged, or of another job."""
+    """A checkpoint cannot be resumed: it is damaged, or of another job."""
 
 
 class StorageError(HifiError, OSError):
     """A file or folder could not be written.
 
-    Its name carries nothing new, unless the message says that it is complete: then everything was
-    written, but the system would not vouch for the name's surviving a power failure.
+    The path is unchanged, unless the message says that the file is complete: then everything was
+    written, but the system could not guarantee that the name survives a power failure.
     """
 
 
@@ -217,11 +217,11 @@ class TrainingDivergedError(HifiError):
     """A loss or a trained weight became infinite or not a number."""
 
 
-class JobStopped(HifiError):  # noqa: N818 - a stop that was asked for is an outcome, not a fault
-    """A fine-tune ended early because its caller asked for it.
+class JobStopped(HifiError):  # noqa: N818 - a requested stop is an outcome, not a fault
+    """A fine-tune ended early because its caller requested it.
 
     Args:
-        checkpoint: the checkpoint from which the run can go on; None where there is none.
+        checkpoint: the checkpoint from which the run can resume; None if there is none.
     """
 
     def __init__(self, message: str, *, checkpoint: Path | None = None) -> None:
@@ -230,8 +230,8 @@ class JobStopped(HifiError):  # noqa: N818 - a stop that was asked for is an out
 
 
 class JobCancelled(JobStopped):
-    """``on_event`` answered CANCEL."""
+    """``on_event`` returned CANCEL."""
 
 
 class JobPaused(JobStopped):
-    """``on_event`` answered PAUSE; ``checkpoint`` says where to go on."""
+    """``on_event`` returned PAUSE; resume from ``checkpoint``."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name complete, or not at all."""
+"""Atomic writes: a file or folder appears under its final name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hifi.errors import HifiError, StorageError
 
 TEMPORARY_PREFIX = ".hifi-"
 
-# What writing to an open file fails with, and reading one never does.
+# Errors that occur when a file is written, never when one is read.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors hides the system's error in a text.
 _SAFETENSORS_WRITE = re.compile(r"Error while serializing: .*\(os error (?P<number>\d+)\)")
@@ -26,23 +26,22 @@ _SAFETENSORS_WRITE = re.compile(r"Error while serializing: .*\(os error (?P<numb
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary file that takes the name ``path`` once it is written and on disk.
+    """Yield a temporary file; sync it to disk and rename it to ``path`` at the end of the block.
 
-    The temporary file lies in the same folder, so that the last step is one rename; an existing
-    file at ``path`` is replaced by it. On any failure, an interrupt among them, the temporary file
-    is removed and ``path`` is what it was. A process that is killed leaves at most a file whose
-    name begins with ``.hifi-``.
+    The temporary file is in the same folder, so the last step is one rename, which replaces an
+    existing file at ``path``. On any failure, including an interrupt, the temporary file is removed
+    and ``path`` is unchanged. A killed process leaves at most a file whose name begins with
+    ``.hifi-``.
 
     Args:
-        path: the final name, in a folder that exists. A symbolic link is replaced, not followed.
+        path: the final name, in an existing folder. A symbolic link is replaced, not followed.
 
     Yields:
-        The path to write to; the file is there and empty.
+        The path to write to; the file exists and is empty.
 
     Raises:
-        StorageError: the folder is missing or closed to us, the disk is full, ``path`` is
-            something other than a file. What the caller's own block raises about other files
-            passes unchanged.
+        StorageError: the folder is missing or not writable, the disk is full, or ``path`` is not a
+            file. Errors that the caller's block raises about other files pass unchanged.
 
     Example:
         >>> with write_atomically("scores.json") as temporary:
@@ -51,12 +50,12 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary_name(path)
     try:
-        with _naming(path):
+        with _storage_errors(path):
             _refuse_special_target(path)
             temporary.touch(exist_ok=False)
-        with _naming(path, within=temporary):
+        with _storage_errors(path, within=temporary):
             yield temporary
-        with _naming(path):
+        with _storage_errors(path):
             _sync(temporary)
             temporary.replace(path)
         _sync_name(path)
@@ -67,10 +66,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_directory_atomically(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary folder that takes the name ``path`` once everything in it is on disk.
+    """Yield a temporary folder; sync its files and rename it to ``path`` at the end of the block.
 
-    A folder cannot replace a filled one in one step, so ``path`` must be new or empty; whoever
-    writes a series (checkpoints) gives each its own name.
+    A rename cannot replace a folder that has files in it, so ``path`` must be new or empty; a
+    series (checkpoints) needs a name for each.
 
     Args:
         path: the final name; its parent must exist.
@@ -79,19 +78,19 @@ def write_directory_atomically(path: str | Path) -> Iterator[Path]:
         An empty folder next to ``path``, to be filled.
 
     Raises:
-        StorageError: ``path`` exists and is not an empty folder, its parent is missing or closed
-            to us, or the disk is full. What the caller's own block raises about other files passes
-            unchanged.
+        StorageError: ``path`` exists and is not an empty folder, its parent is missing or not
+            writable, or the disk is full. Errors that the caller's block raises about other files
+            pass unchanged.
     """
     path = Path(path)
     temporary = _temporary_name(path)
     try:
-        with _naming(path):
+        with _storage_errors(path):
             _refuse_filled_target(path)
             temporary.mkdir()
-        with _naming(path, within=temporary):
+        with _storage_errors(path, within=temporary):
             yield temporary
-        with _naming(path):
+        with _storage_errors(path):
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     _sync(Path(folder, name))
@@ -125,7 +124,7 @@ def _refuse_filled_target(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make the operating system put a file, or the names in a folder, on disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -134,24 +133,24 @@ def _sync(path: Path) -> None:
 
 
 def _sync_name(path: Path) -> None:
-    """Put the name on disk; when that fails, the file is there all the same."""
+    """Flush the folder that holds the name; if that fails, the file exists nevertheless."""
     try:
         _sync(path.parent)
     except OSError as error:
         raise _storage_error(
-            f"{path} is complete, but a power failure may undo it: its folder cannot be put on "
+            f"{path} is complete, but a power failure may undo it: its folder cannot be flushed to "
             f"disk: {error.strerror or error}",
             number=error.errno,
         ) from error
 
 
 @contextmanager
-def _naming(path: Path, *, within: Path | None = None) -> Iterator[None]:
-    """Turn what the system says about a failed write into an error that names ``path``.
+def _storage_errors(path: Path, *, within: Path | None = None) -> Iterator[None]:
+    """Turn the system's error about a failed write into a StorageError that names ``path``.
 
     Args:
         path: the final name.
-        within: only failures of writing this file, or in this folder, are ours to name.
+        within: convert only errors about this file, or about files in this folder.
     """
     try:
         yield
@@ -171,7 +170,7 @@ def _naming(path: Path, *, within: Path | None = None) -> Iterator[None]:
 
 
 def _is_about(within: Path, error: OSError) -> bool:
-    """Tell whether an error is about a file of ours; a full disk names no file at all."""
+    """Return whether an error is about a file of ours; errors of a full disk name no file."""
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not names:
         return error.errno in _WRITE_ERRORS

@@ -1,4 +1,4 @@
-"""What Alembic runs: the revisions, in the transaction that ``store.schema`` has begun."""
+"""The environment of Alembic: run the revisions in the transaction that ``store.schema`` began."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
     render_as_batch=True,
-    transactional_ddl=True,  # on SQLite, too: the connection begins its transactions itself
+    transactional_ddl=True,  # on SQLite too, because the connection begins transactions itself
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -1,7 +1,7 @@
 """Container health checks: ``python -m service.health gateway`` (or ``worker``, ``inference``).
 
-The exit code is 0 where the process of this container does what it is for. The settings are those
-of the process itself.
+The exit code is 0 if the process of this container works. The settings are those of the process
+itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SECONDS = 3.0
 
 
 def gateway_is_healthy(settings: Settings) -> bool:
-    """Ask the gateway whether it is alive; what is behind it is not its own health."""
+    """Return whether the gateway is alive; its dependencies do not count."""
     host = reachable_host(settings.host)
     host = f"[{host}]" if ":" in host else host
     return _answers(
@@ -42,9 +42,9 @@ def gateway_is_healthy(settings: Settings) -> bool:
 
 
 def inference_is_healthy(settings: Settings) -> bool:
-    """Ask the inference process whether it is alive."""
+    """Return whether the inference process is alive."""
     address = urlsplit(settings.infer_url)
-    embedded = inference_socket(settings.home)  # where `hifi serve` lets it listen by itself
+    embedded = inference_socket(settings.home)  # its address under `hifi serve`
     if "infer_url" not in settings.model_fields_set and embedded.is_socket():
         return _answers("http://inference/healthz", uds=str(embedded))
     if address.scheme == "unix":
@@ -55,7 +55,7 @@ def inference_is_healthy(settings: Settings) -> bool:
 
 
 def worker_is_healthy(settings: Settings) -> bool:
-    """Look whether a worker of this machine has given a sign of life lately."""
+    """Return whether a worker of this machine has sent a heartbeat recently."""
     machine = machine_name()
     database = Database(settings.database_url, pool_size=1)
     try:
@@ -88,7 +88,7 @@ def _answers(url: str, *, headers: Mapping[str, str] | None = None, uds: str | N
 
 
 def main(arguments: list[str]) -> int:
-    """Check one process, and give the exit code."""
+    """Check one process and return the exit code."""
     if len(arguments) != 1 or arguments[0] not in CHECKS:
         sys.stderr.write(f"usage: python -m service.health {'|'.join(CHECKS)}\n")
         return 2
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     if not is_healthy:
-        sys.stderr.write(f"no healthy {name} was found with these settings\n")
+        sys.stderr.write(f"found no healthy {name} with these settings\n")
     return 0 if is_healthy else 1
 
 

@@ -1,4 +1,4 @@
-"""The gateway as a process: uvicorn around the application, on a socket that is open already."""
+"""Run the gateway: the application in uvicorn, on a socket that is already open."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-_GRACE_SECONDS = 10  # for answers that are on their way when the gateway is to end
+_GRACE_SECONDS = 10  # to finish sending responses at shutdown
 _KEEP_ALIVE_SECONDS = 30
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
 class StartError(StoreError):
-    """The gateway cannot be started."""
+    """The gateway cannot start."""
 
     code = "start"
 
 
 def run_gateway(settings: Settings, listener: socket.socket) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; answers on their way are finished first.
+    """Serve requests until SIGTERM or Ctrl-C; running responses are finished first.
 
     Args:
         settings: from the environment.
-        listener: a listening socket, as :func:`service.embedded.listening.listen` gives it.
+        listener: a listening socket, from :func:`service.embedded.listening.listen`.
 
     Raises:
-        StoreError: it cannot be started; the message says what to do.
+        StoreError: the gateway cannot start; the message says what to do.
         KeyboardInterrupt: after Ctrl-C.
     """
     app = _Startup(build_app(settings))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            log_config=None,  # one stream for all, set up by the caller
-            access_log=False,  # the application writes its own, with its ids
+            log_config=None,  # the caller has configured one stream for all logs
+            access_log=False,  # the application writes its own, with request ids
             server_header=False,
-            proxy_headers=False,  # who asks is known by the key; nobody's address is used
+            proxy_headers=False,  # callers are identified by their keys, not by their addresses
             ws="none",
             lifespan="on",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
     )
-    # What is loaded by now stays: the collector would look at all of it again and again, each time
-    # for a tenth of a second, in which nobody is answered. And what a request leaves is no garbage
-    # that it has to look for every few requests: a tenth more are answered where it seldom does.
+    # Objects that exist now stay: without freezing them, the collector would scan all of them again
+    # and again, for a tenth of a second each time, in which no request is answered. Requests leave
+    # little garbage in cycles: collecting rarely raises the throughput by a tenth.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    # uvicorn ends in order and then raises the signal again, for those who want to die of it.
+    # uvicorn shuts down cleanly and then raises the signal again; it is ignored here.
     signal.signal(signal.SIGTERM, _ignore)
     try:
         server.run(sockets=[listener])
@@ -74,13 +74,13 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 class _Startup:
-    """An application that tells why it cannot start, where uvicorn would print a traceback.
+    """An application that keeps the reason why it cannot start; uvicorn would print a traceback.
 
     Args:
         app: the application.
 
     Attributes:
-        failure: why it cannot start; None while it can.
+        failure: the error at the start; None if there was none.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -88,7 +88,7 @@ class _Startup:
         self.failure: StoreError | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the application's own start and end."""
+        """Serve one connection, or the application's startup and shutdown."""
         if scope["type"] != "lifespan":
             await self._app(scope, receive, send)
             return

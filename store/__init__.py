@@ -1,1 +1,1 @@
-"""What the gateway and the workers agree on: tables, job states, claims, artifacts, the queue."""
+"""The contract between gateway and workers: tables, job states, claims, artifacts, the queue."""

@@ -1,4 +1,4 @@
-"""Claims: which job a worker gets next, fairly by tenant."""
+"""Claims: choose a worker's next job, fairly between tenants."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from store.tables import IS_LEASED, IS_QUEUED, Job, Tenant
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-# Not parameters: Postgres plans the queries once and for all only where it sees these.
+# Literals, not parameters: only then can Postgres plan the queries once and reuse the plan.
 _ZERO, _ONE = (sa.literal_column(number, sa.Integer) for number in "01")
 _TENANTS = sa.Table(Tenant.__tablename__, Tenant.metadata)
 _NOTE_CLAIM = (
@@ -29,16 +29,16 @@ _NOTE_CLAIM = (
     .where(_TENANTS.c.id == sa.bindparam("of_tenant"))
     .values(last_claim_at=sa.bindparam("now"))
 )
-_WAIT_SECONDS = (0.002, 0.01)  # about what a claim takes that holds the tenant we want
+_WAIT_SECONDS = (0.002, 0.01)  # about the duration of another worker's claim
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claimant:
-    """A worker that asks for a job.
+    """A worker that wants a job.
 
     Attributes:
         worker_id: its row in the table of workers.
-        backbones: ids of the backbones that it has.
+        backbones: ids of the backbones that it can load.
         allows_hub: whether it may load a backbone from the hub.
     """
 
@@ -47,7 +47,7 @@ class Claimant:
     allows_hub: bool = False
 
     def can_run(self, model: str, *, is_pinned: bool, needs_hub: bool) -> bool:
-        """Tell whether it could run a job of these columns: what ``_claimable`` asks of rows."""
+        """Return whether the worker can run a job with these columns; ``_claimable`` as Python."""
         if self.allows_hub:
             return model in self.backbones or is_pinned
         return model in self.backbones and not needs_hub
@@ -55,11 +55,11 @@ class Claimant:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedJob:
-    """A job as its worker gets it.
+    """A claimed job, as its worker gets it.
 
     Attributes:
-        fence: proves in every write that the claim still stands.
-        checkpoint: where to go on, as the last worker left it; None from the start.
+        fence: sent with every write to prove that the claim is still valid.
+        checkpoint: where to resume, from the last worker; None to start from the beginning.
     """
 
     id: str
@@ -78,52 +78,52 @@ def claim_next(
 ) -> ClaimedJob | None:
     """Claim the next job that this worker can run, in one transaction.
 
-    The tenant with the fewest running jobs comes first, then the one whose last claim is longest
-    ago, and of its jobs the oldest.
+    The tenant with the fewest running jobs comes first; among equals, the one with the oldest last
+    claim. Of its jobs the oldest is taken.
 
     Args:
         database: where the jobs are.
         claimant: the worker.
-        lease_seconds: how long it may be silent.
-        max_running: running jobs of a tenant that has no quota of its own.
+        lease_seconds: how long the worker may be silent.
+        max_running: the limit of running jobs of a tenant without a quota of its own.
 
     Returns:
-        The job, now ``validating`` and leased to the worker; None where there is none for it.
+        The job, now ``validating`` and leased to the worker; None if there is no job for it.
     """
     while True:
         with database.write() as session:
             turn = session.execute(_lock_turn(claimant), {"max_running": max_running}).first()
-            if turn is None or turn.running:  # with none running it is anybody's turn
+            if turn is None or turn.running:  # if none are running, no other comes first
                 first = session.execute(_in_turn(claimant), {"max_running": max_running}).first()
                 if first is None:
                     return None
                 if turn is not None and first.running < turn.running:
-                    turn = None  # somebody is claiming for that tenant: wait until that is done
+                    turn = None  # another worker is claiming for that tenant: wait for it
             if turn is not None:
                 found = session.execute(_oldest(claimant), turn._asdict()).first()
                 if found is not None:
                     job, now = found
                     return _take(session, job, claimant, now=now, lease_seconds=lease_seconds)
-        time.sleep(random.uniform(*_WAIT_SECONDS))  # noqa: S311 - spreads claimants, no secret
+        time.sleep(random.uniform(*_WAIT_SECONDS))  # noqa: S311 - spreads claimants, not a secret
 
 
 def _claimable(claimant: Claimant) -> sa.ColumnElement[bool]:
-    # Not IN: SQLAlchemy would write its list into the statement each time.
+    # Not with IN: SQLAlchemy would render its list into the statement each time.
     models = (Job.model == backbone for backbone in sorted(claimant.backbones))
     has_model = sa.or_(sa.false(), *models)
     if claimant.allows_hub:
-        # A model that comes from the hub is pinned to a commit; another one must be here, though
-        # its job's data may come from there.
+        # A model from the hub is pinned to a commit. Any other model must be local, even if the
+        # job's data comes from the hub.
         return sa.and_(IS_QUEUED, has_model | Job.revision.is_not(None))
     return sa.and_(IS_QUEUED, has_model, ~Job.needs_hub)
 
 
 @lru_cache(maxsize=8)
 def _in_turn(claimant: Claimant) -> sa.Select[str, int]:
-    """Select the tenants with a job for the claimant and room for it, the next in turn first.
+    """Select the tenants with a job for the claimant and quota for it, the next in turn first.
 
-    They are put in order before they are asked for a job, which the first ones mostly have: so
-    few are asked, and not each of hundreds. OFFSET 0 keeps Postgres from doing it the other way.
+    Tenants are sorted before their jobs are searched. The first ones usually have a job, so few of
+    many hundreds are searched. OFFSET 0 keeps Postgres from reversing the two steps.
     """
     counts = (
         sa.select(Job.tenant_id, sa.func.count().label("running"))
@@ -152,15 +152,15 @@ def _in_turn(claimant: Claimant) -> sa.Select[str, int]:
 
 @lru_cache(maxsize=8)
 def _lock_turn(claimant: Claimant) -> sa.Select[str, int]:
-    """Lock the next tenant in turn for which nobody else is claiming at this moment."""
+    """Lock the next tenant in turn for which no other worker is claiming right now."""
     return _in_turn(claimant).with_for_update(of=Tenant, skip_locked=True)
 
 
 @lru_cache(maxsize=8)
 def _oldest(claimant: Claimant) -> sa.Select[Job, datetime]:
-    """Select a locked tenant's oldest job, unless it has come to run more jobs than was thought.
+    """Select a locked tenant's oldest job, unless the tenant's running jobs have increased.
 
-    They are counted again under the lock: the first count may be from before another claim.
+    The jobs are counted again under the lock: the first count may be older than another claim.
     """
     running = (
         sa.select(sa.func.count())
@@ -171,7 +171,7 @@ def _oldest(claimant: Claimant) -> sa.Select[Job, datetime]:
     return (
         sa.select(Job, CLOCK)
         .options(
-            load_only(  # every column more is time
+            load_only(  # each further column costs time
                 *(Job.tenant_id, Job.status, Job.started_at, Job.attempt, Job.fence),
                 *(Job.spec, Job.dataset_id, Job.model, Job.revision),
                 *(Job.checkpoint, Job.last_event),

@@ -1,4 +1,4 @@
-"""The database: SQLite or Postgres behind one door, with transactions that keep their promises."""
+"""Access to the database, SQLite or Postgres, with read and write transactions."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-# What a database raises that is away, busy for too long, or (InternalError) read-only while another
-# server takes over: the same call may succeed later.
+# Errors of a database that is unreachable, busy for too long, or (InternalError) read-only during a
+# failover: the same call may succeed later.
 OUTAGES = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,
     sa.exc.InternalError,
     sa.exc.TimeoutError,
 )
-# The time by the database's clock, for a query that asks for something else as well.
+# The time by the database's clock, to select together with other columns.
 CLOCK: sa.Function[datetime] = sa.func.clock_timestamp(type_=UtcDateTime)
 _NOW = sa.select(CLOCK)
 _WRITES = "hifi_writes"
 _BUSY_SECONDS = 30.0
-_RESTING = "hifi_resting"
-_REST_SECONDS = 1.0
-# A server that has vanished without a word is noticed in seconds, not when TCP gives up.
+_IDLE_SINCE = "hifi_resting"
+_IDLE_SECONDS = 1.0
+# A server that disappears without closing its connections is noticed in seconds, not by TCP's
+# timeout.
 _POSTGRES_OPTIONS = {
     "connect_timeout": "5",
     "tcp_user_timeout": "15000",
@@ -46,16 +47,16 @@ _POSTGRES_OPTIONS = {
 
 
 class Database:
-    """One database, and the only maker of transactions on it.
+    """One database; all transactions on it begin here.
 
-    A write transaction takes SQLite's write lock at once (``BEGIN IMMEDIATE``): one that reads
-    first and locks later fails when another wrote in between. On Postgres both kinds are plain
-    READ COMMITTED transactions, and rows are locked where that matters.
+    A write transaction takes SQLite's write lock at once (``BEGIN IMMEDIATE``): a transaction that
+    reads first and locks later fails if another one wrote in between. On Postgres both kinds are
+    plain READ COMMITTED transactions, and callers lock rows where needed.
 
     Args:
-        url: an SQLAlchemy URL; ``postgresql://`` means the psycopg driver. What its query says
-            goes before our own choice of timeouts.
-        pool_size: connections kept open.
+        url: an SQLAlchemy URL; ``postgresql://`` means the psycopg driver. Options in its query
+            override our timeouts.
+        pool_size: number of connections to keep open.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
@@ -66,18 +67,19 @@ class Database:
             parsed,
             pool_size=pool_size,
             max_overflow=pool_size,
-            hide_parameters=True,  # in errors, which are logged: rows and hashes of keys
+            hide_parameters=True,  # errors are logged; parameters may hold rows and key hashes
             **options,
         )
         if on_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
-            sa.event.listen(self.engine, "checkin", _note_rest)
-            sa.event.listen(self.engine, "checkout", _ping_rested)
+            sa.event.listen(self.engine, "checkin", _note_idle)
+            sa.event.listen(self.engine, "checkout", _ping_idle)
         self._writer = self.engine.execution_options(**{_WRITES: True})
-        # Each query of a READ COMMITTED transaction sees what is committed by then, so one that
-        # only reads loses nothing without BEGIN and ROLLBACK, and is three times as quick.
+        # Each query of a READ COMMITTED transaction sees everything committed before it. A
+        # transaction that only reads therefore needs no BEGIN and ROLLBACK, and is three times as
+        # fast without them.
         self._reader = (
             self.engine
             if on_sqlite
@@ -111,12 +113,12 @@ def _completed(url: URL) -> URL:
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     if not isinstance(connection, sqlite3.Connection):
-        raise TypeError(f"{type(connection).__name__} is no connection of sqlite3")
-    connection.isolation_level = None  # we begin transactions ourselves
+        raise TypeError(f"{type(connection).__name__} is not an sqlite3 connection")
+    connection.isolation_level = None  # this module begins transactions itself
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a committed job survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
-    # Postgres has it; on SQLite all processes are on one machine and share its clock.
+    # Postgres has this function; with SQLite all processes share one machine's clock.
     connection.create_function("clock_timestamp", 0, lambda: f"{datetime.now(UTC):%F %T.%f}")
 
 
@@ -125,18 +127,18 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _note_rest(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
-    record.info[_RESTING] = time.monotonic()
+def _note_idle(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info[_IDLE_SINCE] = time.monotonic()
 
 
-def _ping_rested(
+def _ping_idle(
     connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
 ) -> None:
-    """See that a connection which has rested is still alive, or have the pool open another.
+    """Check that an idle connection is still alive; otherwise the pool opens a new one.
 
-    SQLAlchemy's own ``pool_pre_ping`` asks before every transaction, which is a tenth of a claim.
+    SQLAlchemy's ``pool_pre_ping`` checks before every transaction, which costs a tenth of a claim.
     """
-    if time.monotonic() - record.info.get(_RESTING, time.monotonic()) < _REST_SECONDS:
+    if time.monotonic() - record.info.get(_IDLE_SINCE, time.monotonic()) < _IDLE_SECONDS:
         return
     try:
         connection.cursor().execute("SELECT 1")
@@ -146,13 +148,13 @@ def _ping_rested(
 
 
 def is_sqlite(session: Session) -> bool:
-    """Tell whether a transaction is on SQLite; otherwise it is on Postgres."""
+    """Return whether a transaction is on SQLite; otherwise it is on Postgres."""
     return session.get_bind().dialect.name == "sqlite"
 
 
 def database_now(session: Session) -> datetime:
-    """Tell the time by the database's clock, which all processes share.
+    """Return the time by the database's clock, which all processes share.
 
-    On Postgres it goes on within a transaction, so that time spent waiting for a lock counts.
+    On Postgres the clock advances within a transaction, so time spent waiting for a lock counts.
     """
     return session.execute(_NOW).scalar_one()

@@ -30,7 +30,7 @@ _KEEP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a data set: its blob, stored already, and the number of its rows."""
+    """One split of a data set: its stored blob and its number of rows."""
 
     blob: Blob
     rows: int
@@ -46,20 +46,20 @@ def add_dataset(
     profile: Mapping[str, Any],
     max_bytes: int,
 ) -> Dataset:
-    """Make stored blobs a tenant's data set.
+    """Add a data set of stored blobs to a tenant.
 
     Args:
         session: a write transaction.
-        tenant_id: whose.
+        tenant_id: the owner.
         name: for people.
         splits: by name: ``train``, ``validation``, ``test``.
-        columns: the type of each.
-        profile: what their rows hold, as plain JSON.
-        max_bytes: what a tenant without a quota of its own may store.
+        columns: name to type.
+        profile: describes the columns' values, as plain JSON.
+        max_bytes: the quota of a tenant without its own.
 
     Raises:
-        NotFoundError: there is no such tenant.
-        QuotaExceededError: with these bytes the tenant would store more than it may.
+        NotFoundError: the tenant does not exist.
+        QuotaExceededError: the data set would exceed the tenant's quota of bytes.
     """
     tenant = lock_tenant(session, tenant_id)
     limit = max_bytes if tenant.max_bytes is None else tenant.max_bytes
@@ -67,7 +67,7 @@ def add_dataset(
     stored = stored_bytes(session, tenant_id)
     if stored + size > limit:
         raise QuotaExceededError(
-            f"{stored:,} bytes are stored and {size:,} more are asked for; the tenant's quota "
+            f"{stored:,} bytes are stored and the data set needs {size:,} more; the tenant's quota "
             f"max_bytes is {limit:,}"
         )
     digest = hashlib.sha256()
@@ -96,7 +96,7 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     """Load a tenant's data set.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
     """
     dataset = session.get(Dataset, dataset_id)
     if dataset is None or dataset.tenant_id != tenant_id:
@@ -117,21 +117,21 @@ def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
 def list_datasets(
     session: Session, tenant_id: str, *, after: str | None, limit: int
 ) -> Page[Dataset]:
-    """Take a page of a tenant's data sets, newest first.
+    """Return a page of a tenant's data sets, newest first.
 
     Raises:
-        NotFoundError: ``after`` is none of them.
+        NotFoundError: ``after`` is not one of them.
     """
     query = sa.select(Dataset).where(Dataset.tenant_id == tenant_id)
     return newest_first(session, query, Dataset, after=after, limit=limit)
 
 
 def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
-    """Remove a data set; its blobs go when nothing names them.
+    """Delete a data set; the sweep removes its blobs when no row names them.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
-        DatasetInUseError: a job that is not finished needs it.
+        NotFoundError: it does not exist, or belongs to another tenant.
+        DatasetInUseError: an unfinished job needs it.
     """
     query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
     row = session.scalars(query.with_for_update()).one_or_none()

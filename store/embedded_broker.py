@@ -1,8 +1,8 @@
-"""A broker in one SQLite file, for a server that runs nothing else: a transport of kombu's.
+"""A kombu transport with a single SQLite file as the broker, for a server that runs nothing else.
 
-kombu's own SQLAlchemy transport keeps every delivered message, lets one broken message end the
-worker, and cannot broadcast, which remote control needs; its filesystem transport is ended by a
-half-written message, too. This one has what Celery asks of a virtual transport and no more.
+kombu's own SQLAlchemy transport keeps every delivered message, ends the worker at a broken message,
+and cannot broadcast, which remote control needs; its filesystem transport too ends the worker at a
+half-written message. This one implements only what Celery requires of a virtual transport.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zlib import crc32
 from kombu.transport import virtual
 
 _BUSY_SECONDS = 5.0
-_BROADCAST_SECONDS = 60.0  # a broadcast that nobody has read for so long was to a dead worker
+_BROADCAST_SECONDS = 60.0  # a broadcast unread for this long was sent to a dead worker
 _TABLES = """
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, payload, checksum, sent_at REAL
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 class _File:
-    """A connection to the broker's file, opened when it is needed.
+    """A connection to the broker's file, opened on first use.
 
-    A file that is broken is replaced by an empty one: it held nothing but tokens. Whoever had it
-    open finds another in its place; that is a lost connection, after which all is declared anew.
+    A broken file is replaced by an empty one: it held only tokens. Processes that had the old file
+    open get a connection error, after which they declare their queues again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,18 +54,18 @@ class _File:
 
         Raises:
             sqlite3.Error: the file is busy, full or broken.
-            ConnectionResetError: it is not the one that it was.
+            ConnectionResetError: the file has been replaced.
         """
         with self._lock:
             try:
                 return self._connection().execute(statement, values).fetchall()
             except sqlite3.DatabaseError as error:
                 if _is_broken(error):
-                    self._begin_anew(error)
+                    self._replace_file(error)
                 raise
 
     def close(self) -> None:
-        """Close the connection; the next statement opens another."""
+        """Close the connection; the next statement opens a new one."""
         with self._lock:
             self._close()
 
@@ -81,16 +81,16 @@ class _File:
             except sqlite3.DatabaseError as error:
                 if not _is_broken(error):
                     raise
-                self._begin_anew(error)
+                self._replace_file(error)
                 connection = self._open()
             self._opened = connection, self._path.stat().st_ino
         connection, inode = self._opened
         found = self._path.stat() if self._path.exists() else None
         if found is not None and not found.st_size:
-            self._begin_anew("it was emptied")
+            self._replace_file("the file was emptied")
         if found is None or not found.st_size or found.st_ino != inode:
             self._close()
-            raise ConnectionResetError(f"{self._path} is not the file that it was")
+            raise ConnectionResetError(f"{self._path} has been replaced")
         return connection
 
     def _open(self) -> sqlite3.Connection:
@@ -107,15 +107,17 @@ class _File:
             raise
         return connection
 
-    def _begin_anew(self, reason: object) -> None:
-        _log.warning("%s is broken and is begun anew: %s", self._path, reason)
+    def _replace_file(self, reason: object) -> None:
+        _log.warning("%s is broken and is replaced by an empty file: %s", self._path, reason)
         self._close()
         for suffix in ("-wal", "-shm", ""):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)  # not where the module itself complains
+    code = getattr(
+        error, "sqlite_errorcode", None
+    )  # missing in errors of the sqlite3 module itself
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -124,7 +126,7 @@ def _close_all() -> None:
         file.close()
 
 
-# A process must not have SQLite's connections from before it was forked, not even to close them.
+# A forked process must not use SQLite's connections of its parent, not even close them.
 _FILES: WeakSet[_File] = WeakSet()
 os.register_at_fork(before=_close_all)
 
@@ -132,7 +134,7 @@ os.register_at_fork(before=_close_all)
 class Channel(virtual.Channel):
     """Queues and bindings in the file.
 
-    A message that is not as it was written is dropped: Celery's worker may end at one.
+    A damaged message is dropped, because it could end Celery's worker.
     """
 
     supports_fanout = True
@@ -140,15 +142,15 @@ class Channel(virtual.Channel):
     def __init__(self, connection: Any, **kwargs: Any) -> None:  # noqa: ANN401 - kombu's
         super().__init__(connection, **kwargs)  # type: ignore[no-untyped-call]
         self._file = _File(Path(connection.client.transport_options["path"]))
-        self._file.execute("SELECT 1")  # a broker that is away is noticed here
+        self._file.execute("SELECT 1")  # fail here if the broker is unreachable
 
     def close(self) -> None:
-        """Close the channel; what it has not acknowledged goes back into its queue."""
+        """Close the channel; unacknowledged messages return to their queues."""
         super().close()  # type: ignore[no-untyped-call]
         self._file.close()
 
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """List an exchange's bindings, which all processes share."""
+        """Return an exchange's bindings, which all processes share."""
         return self._file.execute(
             "SELECT routing_key, pattern, queue FROM bindings WHERE exchange = ?", exchange
         )
@@ -187,7 +189,7 @@ class Channel(virtual.Channel):
             if payload and crc32(payload) == checksum:
                 message: dict[str, Any] = json.loads(payload)
                 return message
-            _log.warning("a message that is not as it was written is dropped")
+            _log.warning("dropped a damaged message")
         raise Empty
 
     def _size(self, queue: str) -> int:
@@ -204,7 +206,7 @@ class Channel(virtual.Channel):
 
 
 class Transport(virtual.Transport):
-    """The transport of an app whose ``broker_transport_options`` name the file's ``path``."""
+    """The transport of an app whose ``broker_transport_options`` have the file's ``path``."""
 
     Channel = Channel
     can_parse_url = True  # there is nothing to parse in ``embedded://``
@@ -222,5 +224,5 @@ class Transport(virtual.Transport):
     )
 
     def driver_version(self) -> str:
-        """Tell SQLite's version."""
+        """Return SQLite's version."""
         return sqlite3.sqlite_version

@@ -1,4 +1,4 @@
-"""Identifiers: a prefix that names the kind, and random characters nobody can guess."""
+"""Identifiers: a prefix for the kind, and random characters that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 
 
 def new_identifier(prefix: str) -> str:
-    """Draw an identifier, for example ``job_4fzzzxjylrx0cv2k81mmp3aq``.
+    """Create a random identifier, for example ``job_4fzzzxjylrx0cv2k81mmp3aq``.
 
     Args:
         prefix: ``job``, ``ds``, ``ten`` or ``key``.
     """
-    number = secrets.randbelow(len(_ALPHABET) ** _LENGTH)  # asks the system once, not 24 times
+    number = secrets.randbelow(len(_ALPHABET) ** _LENGTH)  # one call to the system, not 24
     pairs = []
     for _ in range(_LENGTH // 2):
         number, pair = divmod(number, len(_PAIRS))

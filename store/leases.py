@@ -1,4 +1,4 @@
-"""Leases: what a worker may write about the job that it has claimed, and no other worker."""
+"""Leases: everything that a worker writes about the job that it has claimed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is; None leaves the column as it is."""
+    """A job's progress; None leaves the column unchanged."""
 
     phase: str | None = None
     step: int | None = None
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkEvent:
-    """Something to tell of a job's work; ``step`` and ``level`` as in ``append_event``."""
+    """An event of a job's work; ``step`` and ``level`` as in ``append_event``."""
 
     type: str
     message: str
@@ -46,12 +46,12 @@ class WorkEvent:
     level: str = "info"
 
 
-MAX_ATTEMPTS = 3  # tries without a newer checkpoint
+MAX_ATTEMPTS = 3  # attempts without a newer checkpoint
 _PHASES = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
 _MINE = (
     sa.select(Job, CLOCK)
     .options(
-        load_only(  # what the calls below look at; every column more is time
+        load_only(  # the columns that the calls below read; each further one costs time
             *(Job.tenant_id, Job.status, Job.started_at),
             *(Job.attempt, Job.checkpoint, Job.last_event),
         )
@@ -62,13 +62,13 @@ _MINE = (
 
 
 class Lease:
-    """The right to write one job, for as long as nobody else has claimed it.
+    """The right to write one job until another worker claims it.
 
     Every call is one transaction that renews the lease and checks the fence.
 
     Args:
         database: where the job is.
-        job_id: which.
+        job_id: of the claimed job.
         fence: from the claim.
         seconds: how long the worker may be silent after each call.
     """
@@ -83,10 +83,10 @@ class Lease:
         """Write progress and events.
 
         Returns:
-            The job's state: ``pausing`` and ``cancelling`` are requests to the worker.
+            The job's state; ``pausing`` and ``cancelling`` are requests to the worker.
 
         Raises:
-            LeaseLostError: the job is another worker's now, or nobody's.
+            LeaseLostError: the worker no longer holds the job.
         """
         with self._held() as (session, job, now):
             job.lease_until = self._until(now)
@@ -107,17 +107,17 @@ class Lease:
             return job.status
 
     def advance(self, to: JobStatus, *, message: str) -> JobStatus:
-        """Go on to the next phase, unless the job is to pause or to end.
+        """Move the job to the next phase, unless a pause or cancellation was requested.
 
-        A job that is there already, or further, stays where it is: an engine that has died runs
-        it again from the newest checkpoint.
+        A job that has already reached the phase stays in its state: after a crash of its engine it
+        runs again from the newest checkpoint.
 
         Returns:
             The job's state afterwards.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
-            IllegalTransitionError: the job's state does not lead there.
+            LeaseLostError: as in :meth:`report`.
+            IllegalTransitionError: the job's state does not allow this move.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING or _is_as_far(job.status, to):
@@ -128,24 +128,24 @@ class Lease:
             return job.status
 
     def keep_selection(self, *, selection: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-        """Write which heads were selected, and all scores.
+        """Store the selected heads and all scores.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (_, job, now):
             job.lease_until = self._until(now)
             job.selection, job.heads = dict(selection), dict(heads)
 
     def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
-        """Point to a newer checkpoint, from which tries are counted anew.
+        """Record a newer checkpoint, which resets the count of attempts.
 
         Args:
             step: of the checkpoint.
-            files: its files, stored already.
+            files: its stored files.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (_, job, now):
             job.lease_until = self._until(now)
@@ -155,17 +155,17 @@ class Lease:
             job.checkpoint = {"step": step, "files": entries}
 
     def succeed(self, *, result: Mapping[str, Any], artifacts: Mapping[str, Blob]) -> JobStatus:
-        """End the job with its artifacts, unless it is to pause or to end otherwise.
+        """End the job with its artifacts, unless a pause or cancellation was requested.
 
         Args:
             result: metrics and timings.
-            artifacts: by encoding, stored already.
+            artifacts: by encoding; already stored.
 
         Returns:
-            ``succeeded``; ``cancelled`` or ``paused`` where that was asked for in the meantime.
+            ``succeeded``; ``cancelled`` or ``paused`` if that was requested meanwhile.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -186,10 +186,10 @@ class Lease:
             return job.status
 
     def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
-        """End the job with an error; one that is to be cancelled is cancelled.
+        """End the job with an error; if a cancellation was requested, cancel it instead.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status is JobStatus.CANCELLING:
@@ -198,25 +198,25 @@ class Lease:
             return job.status
 
     def count_crash(self, *, code: str, message: str) -> JobStatus:
-        """Count a try that failed under a live worker, as when its engine died.
+        """Count an attempt that failed while the worker lived, such as a crash of the engine.
 
         Args:
-            code: of the failure; the job's, where it was the last try.
+            code: of the failure; it becomes the job's after the last attempt.
             message: for people.
 
         Returns:
-            The job's state, unchanged where it is to be tried again; ``failed`` after the last
-            try; ``paused`` or ``cancelled`` where that was asked for in the meantime.
+            The job's state: unchanged if it will be tried again; ``failed`` after the last attempt;
+            ``paused`` or ``cancelled`` if that was requested meanwhile.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
             count(session, ENGINE_CRASHES)
             if job.attempt >= MAX_ATTEMPTS:
-                message = f"{job.attempt} tries failed without a newer checkpoint: {message}"
+                message = f"{job.attempt} attempts failed without a newer checkpoint: {message}"
                 fail(session, job, code=code, message=message, now=now)
                 return job.status
             job.attempt += 1
@@ -225,7 +225,7 @@ class Lease:
                 session,
                 job,
                 type="message",
-                message=f"{message}; the job is tried again",
+                message=f"{message}; trying again",
                 data={"code": code},
                 level="warn",
                 now=now,
@@ -233,20 +233,20 @@ class Lease:
             return job.status
 
     def stop(self) -> JobStatus:
-        """Give the job up as asked: ``paused`` or ``cancelled``.
+        """Stop the job as requested: it is then ``paused`` or ``cancelled``.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
-            IllegalTransitionError: nobody asked for it.
+            LeaseLostError: as in :meth:`report`.
+            IllegalTransitionError: no stop was requested.
         """
         with self._held() as (session, job, now):
             return _stop(session, job, now=now)
 
     def hand_back(self, *, message: str) -> JobStatus:
-        """Put the job back into the queue, or where it was asked to go; no try is counted.
+        """Return the job to the queue, or stop it as requested, without counting an attempt.
 
         Raises:
-            LeaseLostError: as :meth:`report`.
+            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -288,7 +288,7 @@ def fail(
     param: str | None = None,
     now: datetime,
 ) -> None:
-    """Move a locked job to ``failed`` and say why."""
+    """Move a locked job to ``failed`` and record the error."""
     error = {"code": code, "message": message, "param": param}
     move(
         session,

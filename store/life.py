@@ -1,4 +1,4 @@
-"""The state machine: the one place that moves a job, and the one that writes its events."""
+"""The state machine of jobs: only this module changes a job's state and writes its events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from store.tables import Job, JobEvent
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_VERBS = {  # of what its owner may ask
+_VERBS = {  # for the requests of its owner
     JobStatus.PAUSING: "be paused: only a training job can",
     JobStatus.CANCELLING: "be cancelled",
     JobStatus.CANCELLED: "be cancelled",
@@ -36,15 +36,15 @@ _WITH_EVENT = {
 
 
 def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
-    """Load a job and keep others from writing it until the transaction ends.
+    """Load a job and lock it against other writers until the transaction ends.
 
     Args:
-        session: a write transaction. Whoever also locks the job's tenant does that first.
-        job_id: which.
-        tenant_id: whose; None for the server itself.
+        session: a write transaction. If it also locks the job's tenant, it must do that first.
+        job_id: of the job.
+        tenant_id: the owner; None for the server itself.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
     """
     query = sa.select(Job).where(Job.id == job_id).with_for_update()
     if tenant_id is not None:
@@ -86,22 +86,22 @@ def move(
     changes: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> None:
-    """Move a locked job to another state, which is an event.
+    """Move a locked job to another state and write the event.
 
-    A job that no worker holds any more keeps neither lease nor speed, and a finished one nothing
-    to go on from.
+    When no worker holds the job any more, its lease and speed are cleared; when the job is
+    finished, its checkpoint too.
 
     Args:
         session: the transaction that holds the lock.
         job: from :func:`lock_job`.
         to: the new state.
         message: for people.
-        data: more about it, plain JSON.
-        changes: what else of the job changes with it, by column.
-        now: the database's time, where the caller has just asked for it.
+        data: details, as plain JSON.
+        changes: other columns of the job to change.
+        now: the database's time, if the caller has just read it.
 
     Raises:
-        IllegalTransitionError: the job's state does not lead there.
+        IllegalTransitionError: the job's state does not allow this move.
     """
     if not may_follow(to, job.status):
         verb = _VERBS.get(to, f"become {to}")
@@ -137,7 +137,7 @@ def _execute(
 ) -> None:
     """Write columns of a job and an event, past the session, whose bookkeeping is slower.
 
-    Postgres takes both in one statement.
+    On Postgres this is one statement.
     """
     connection = session.connection()
     if is_sqlite(session):
@@ -167,12 +167,12 @@ def append_event(
         type: ``status``, ``step``, …
         message: for people.
         data: for programs, plain JSON.
-        step: of an event that a resumed job must not repeat: one per job, type and step.
+        step: of an event that a resumed job must not repeat: it is unique per job, type and step.
         level: ``info``, ``warn`` or ``error``.
-        now: the database's time, where the caller has just asked for it.
+        now: the database's time, if the caller has just read it.
 
     Returns:
-        False where the event is there already.
+        False if the event already exists.
     """
     if step is not None and _has_event(session, job.id, type=type, step=step):
         return False

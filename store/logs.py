@@ -1,4 +1,4 @@
-"""Structured logs: one stream, the same fields, never a key or a row of data."""
+"""Structured logs: one stream with the same fields in every line, without keys or rows of data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
 _KEY = re.compile(r"hifi_[A-Za-z0-9_-]{43}")  # as store.tenants makes them
-# Third-party loggers that tell little at their own level.
+# Third-party loggers that are too verbose at their own level.
 _QUIET = (
     "celery.app.trace",
     "celery.worker.strategy",
@@ -26,19 +26,19 @@ _QUIET = (
 
 
 def _without_keys(line: str) -> str:
-    """Take keys out of a finished line, whoever put them there, tracebacks included."""
+    """Remove keys from a finished line, including its traceback, whatever their source."""
     return _KEY.sub("hifi_...", line)
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """Makes lines of what everybody else logs."""
+    """Formats the log records of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _without_keys(super().format(record))
 
 
 class _Logger:
-    """Writes our own lines: straight to the stream, in half the time that ``logging`` takes.
+    """Writes our own lines directly to the stream, in half the time that ``logging`` takes.
 
     Args:
         name: of the module that logs.
@@ -48,16 +48,16 @@ class _Logger:
         self.name = name
 
     def _write(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # a stream that is full or closed stops no work
+        with suppress(OSError, ValueError):  # a full or closed stream must not stop the work
             sys.stderr.write(_without_keys(line) + "\n")
 
     debug = info = warning = error = critical = _write
 
 
 def configure_logging(format: Literal["json", "text"], *, process: str) -> None:  # noqa: A002 - the setting's name
-    """Send our logs and everybody else's to standard error, in one form.
+    """Send all logs, our own and those of libraries, to standard error in one format.
 
-    What is bound to the context (``request_id``, ``tenant``, ``job``) is in every line.
+    Fields bound to the context (``request_id``, ``tenant``, ``job``) are in every line.
 
     Args:
         format: one JSON object per line, or text for people.
@@ -102,6 +102,6 @@ def configure_logging(format: Literal["json", "text"], *, process: str) -> None:
 def _last(format: Literal["json", "text"]) -> list[Processor]:  # noqa: A002 - as above
     if format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # Its own choice of traceback shows local variables: keys and rows among them.
+    # structlog's default traceback shows local variables, which may hold keys and rows.
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]

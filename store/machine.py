@@ -1,4 +1,4 @@
-"""What a process has to know of the machine on which it runs."""
+"""Facts and services of the machine on which a process runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _LONGEST_NAME = 40
 
 
 def machine_name() -> str:
-    """Name this machine in an identifier: the letters, digits and hyphens of its host name."""
+    """Return the letters, digits and hyphens of the host name, for use in identifiers."""
     name = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")
     return name[:_LONGEST_NAME]
 
 
 def end_with_parent(signal_number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends; Linux alone can do that.
+    """Make the kernel send this process a signal when its parent ends; works only on Linux.
 
     Args:
         signal_number: the signal, such as ``SIGKILL``.

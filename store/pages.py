@@ -1,4 +1,4 @@
-"""Cursor pages: newest first, from behind a given row."""
+"""Pages of a list by cursor: newest first, after a given row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Listed = TypeVar("Listed", bound=Base)
 
 @dataclass(frozen=True)
 class Page(Generic[Listed]):
-    """Some rows of a list, and whether there are more behind them."""
+    """Some rows of a list, and whether more follow."""
 
     rows: Sequence[Listed]
     has_more: bool
@@ -39,14 +39,14 @@ def newest_first(
     after: str | None,
     limit: int,
 ) -> Page[Row]:
-    """Take a page of what a query selects.
+    """Return a page of a query's rows.
 
     Args:
         session: a transaction.
-        query: which rows the caller may see.
-        table: what it selects.
-        after: id of the last row of the page before; None for the first page.
-        limit: rows of the page.
+        query: selects the rows that the caller may see.
+        table: the table of the rows.
+        after: id of the last row of the previous page; None for the first page.
+        limit: the most rows of a page.
 
     Raises:
         NotFoundError: ``after`` is not among the rows.

@@ -1,4 +1,4 @@
-"""The queue: tokens that say "run one job", and nothing about which; the tables know that."""
+"""The queue: each token means "run one job"; the tables decide which job."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TASK = "hifi.run_one"
 _QUEUE = "hifi"
 _CONNECT_SECONDS = 1.0
 _POLL_SECONDS = 0.05  # of the embedded broker
-_MAX_PENDING = 1000  # a worker that has a token goes on as long as there are jobs
+_MAX_PENDING = 1000  # a worker with one token continues as long as there are jobs
 _FLUSH_SECONDS = 2.0
-# Each costs half a millisecond of a process that has requests to answer, and they are no more
-# urgent than there are idle workers: a few at once, and then no more than 100 a second.
+# Publishing a token takes half a millisecond from a process that answers requests, and only as many
+# are urgent as there are idle workers: a few at once, then at most 100 a second.
 _BURST = 16
 _PACE_SECONDS = 1 / 100
 _log = structlog.get_logger(__name__)
@@ -43,10 +43,10 @@ def __getattr__(name: str) -> object:
 
 
 def make_app(settings: Settings) -> Celery:
-    """Make the Celery app, the same for those who publish tokens and those who take them.
+    """Create the Celery app for publishers and consumers of tokens.
 
     Args:
-        settings: where the broker is: a file in ``home``, or Redis.
+        settings: name the broker: a file in ``home``, or Redis.
     """
     app = Celery("hifi", set_as_current=False)
     app.conf.update(
@@ -65,7 +65,7 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # Quorum queues are RabbitMQ's.
+        # Only RabbitMQ has quorum queues.
         worker_detect_quorum_queues=False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
@@ -100,22 +100,22 @@ def _redis(settings: Settings) -> dict[str, Any]:
 def consume(
     app: Celery, run_one: Callable[[], None], *, name: str, on_stop: Callable[[], None]
 ) -> None:
-    """Take tokens until a signal ends this process; one at a time, in a thread of its own.
+    """Consume tokens, one at a time in a separate thread, until a signal ends this process.
 
-    It neither asks other workers how they are nor tells them: the tables know that, too.
+    Celery's messages between workers about their health are off: the tables have it.
 
     Args:
         app: from :func:`make_app`.
-        run_one: what a token asks for.
-        name: by which ``celery inspect`` calls this worker.
-        on_stop: called when the signal has come; the token at work is waited for.
+        run_one: called for each token.
+        name: the worker's name in ``celery inspect``.
+        on_stop: called on the signal; the current token is then finished.
     """
 
     def stop(**_: object) -> None:
         on_stop()
 
     def keep_logging(**_: object) -> None:
-        """Stand in the place of Celery's own set-up of the logs."""
+        """Replace Celery's own set-up of the logs."""
 
     signals.worker_shutting_down.connect(stop)
     signals.setup_logging.connect(keep_logging)
@@ -124,7 +124,7 @@ def consume(
         run_one()
 
     app.task(take_token, name=TASK)
-    # It advises root to use an option that `hifi worker` does not have.
+    # Celery advises root to use an option that `hifi worker` does not have.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     worker: WorkController = app.Worker(
         hostname=name, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True
@@ -133,9 +133,9 @@ def consume(
 
 
 class TokenPublisher:
-    """Publishes tokens from a thread of its own, so that nobody waits for the broker.
+    """Publishes tokens from a separate thread, so that no caller waits for the broker.
 
-    Tokens that the broker does not take are dropped: the reconciler replaces them.
+    Tokens that the broker does not accept are dropped: the reconciler replaces them.
 
     Args:
         app: from :func:`make_app`.
@@ -155,12 +155,12 @@ class TokenPublisher:
         self._thread: threading.Thread | None = None
 
     def _begin_in_fork(self) -> None:
-        if self._process != os.getpid():  # a fork has not taken the thread with it
+        if self._process != os.getpid():  # a forked process does not inherit the thread
             self._connection = None
             self._begin()
 
     def publish(self, count: int = 1) -> None:
-        """Have tokens published soon; call it after the commit. It neither waits nor fails."""
+        """Schedule tokens for publishing; call it after the commit. It neither blocks nor fails."""
         self._begin_in_fork()
         with self._changed:
             self._pending = min(self._pending + count, _MAX_PENDING)
@@ -171,7 +171,7 @@ class TokenPublisher:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the broker answers; it is asked anew each time, for about a second at most."""
+        """Return whether the broker answers; every call checks it, for about a second at most."""
         connection = self._connect()
         try:
             connection.ensure_connection(max_retries=0)
@@ -182,7 +182,7 @@ class TokenPublisher:
         return True
 
     def close(self) -> None:
-        """Publish what is pending, if that takes no longer than a moment, and end the thread."""
+        """Publish pending tokens, for a short time at most, and end the thread."""
         self._begin_in_fork()
         with self._changed:
             self._is_closed = True
@@ -206,14 +206,14 @@ class TokenPublisher:
             self._connection.release()
 
     def _send(self, count: int) -> None:
-        """Send tokens; a connection that was there before may be dead, so it may fail once."""
+        """Send tokens; retry once, because an existing connection may be dead."""
         is_old = self._connection is not None
         connection = self._connection or self._connect()
         sent = 0
         try:
             connection.ensure_connection(max_retries=0)
             producer = self._app.amqp.Producer(connection)
-            for sent in range(count):  # noqa: B007 - how many were sent when it failed
+            for sent in range(count):  # noqa: B007 - counts the tokens sent before a failure
                 self._app.send_task(TASK, producer=producer, retry=False, ignore_result=True)
         except _errors_of(connection) as error:
             connection.release()
@@ -226,11 +226,11 @@ class TokenPublisher:
         self._connection = connection
         if self._is_away:
             self._is_away = False
-            _log.info("the broker is back")
+            _log.info("the broker is reachable again")
 
     def _note_outage(self, error: Exception, *, lost: int) -> None:
         if not self._is_away:
-            _log.warning("the broker is away; jobs wait", tokens=lost, reason=str(error))
+            _log.warning("the broker is unreachable; jobs wait", tokens=lost, reason=str(error))
         self._is_away = True
 
     def _connect(self) -> Connection:

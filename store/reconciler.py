@@ -1,4 +1,4 @@
-"""What every worker sees to now and then: dead workers' jobs, lost tokens, old records."""
+"""The reconciler: every worker takes back dead workers' jobs and replaces lost tokens."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-_LOCK = 0x48694669  # of this one purpose, on Postgres
-_FORGOTTEN = timedelta(days=1)  # a worker that was not seen for so long
-_TOKEN_SECONDS = 10.0  # a token that nobody took in this time is taken for lost
+_LOCK = 0x48694669  # Postgres's advisory lock for this purpose
+_FORGOTTEN = timedelta(days=1)  # workers not seen for this long are deleted
+_TOKEN_SECONDS = 10.0  # a token that no worker takes in this time counts as lost
 
 
 def take_back_expired(database: Database, *, before: datetime) -> int:
-    """Take back the jobs whose lease has run out.
+    """Take back the jobs whose lease has expired.
 
-    Only one process does it at a time; for the others there is nothing to do.
+    Only one process does this at a time; the others skip it.
 
     Args:
         database: where the jobs are.
-        before: a moment at which the database answered; what has run out since then may have done
-            so because it did not.
+        before: a time at which the database answered; a lease that expired later may have expired
+            because the database did not answer.
 
     Returns:
-        How many jobs were taken back; what their workers still write is refused.
+        The number of jobs taken back; later writes of their workers are refused.
     """
     with database.write() as session:
         if not _lock(session):
@@ -48,16 +48,16 @@ def take_back_expired(database: Database, *, before: datetime) -> int:
 
 
 def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
-    """Take back the jobs of workers that are known to be dead, and sign these off.
+    """Take back the jobs of workers known to be dead, and remove these workers.
 
-    Nobody has to wait for their leases to run out.
+    This does not wait for their leases to expire.
 
     Args:
         database: where the jobs are.
-        worker_ids: of the dead.
+        worker_ids: of the dead workers.
 
     Returns:
-        How many jobs were taken back.
+        The number of jobs taken back.
     """
     with database.write() as session:
         if not is_sqlite(session):
@@ -71,17 +71,17 @@ def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
 
 
 def renew_tokens(database: Database, *, live_seconds: float) -> int:
-    """Count the tokens that seem to be lost: one for each idle worker while a job's token is old.
+    """Count the tokens to replace: one for each idle worker while any job's token is too old.
 
-    One for each job would not do: a worker that has not the job's backbone may take it. Only one
-    process does it at a time.
+    One token per job is not enough: a worker without the job's backbone may take it. Only one
+    process does this at a time.
 
     Args:
         database: where the jobs are.
-        live_seconds: a worker not seen for so long counts as dead.
+        live_seconds: a worker not seen for this long counts as dead.
 
     Returns:
-        How many tokens the caller is to publish.
+        The number of tokens that the caller must publish.
     """
     with database.write() as session:
         if not _lock(session):
@@ -109,7 +109,7 @@ def _count_idle(session: Session, *, since: datetime) -> int:
 
 
 def forget_old_records(database: Database) -> None:
-    """Remove the answers of old requests, and workers that nobody has seen for long."""
+    """Delete stored responses to old requests, and workers that have not been seen for long."""
     with database.write() as session:
         now = database_now(session)
         session.execute(
@@ -120,7 +120,7 @@ def forget_old_records(database: Database) -> None:
 
 def _lock(session: Session) -> bool:
     if is_sqlite(session):
-        return True  # a write transaction is alone there anyway
+        return True  # SQLite has one write transaction at a time anyway
     return bool(session.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))))
 
 
@@ -134,10 +134,10 @@ def _take_back_all(
 
 
 def _take_back(session: Session, job_id: str, *, now: datetime, before: datetime) -> bool:
-    """Finish what a dead worker was asked to do, or queue its job anew; tell whether it is dead."""
+    """Stop a dead worker's job as requested, or queue it again; return whether it was lost."""
     try:
         job = lock_job(session, job_id)
-    except NotFoundError:  # it has ended after all, and was deleted
+    except NotFoundError:  # it ended meanwhile and was deleted
         return False
     if not job.status.is_leased or job.lease_until is None or job.lease_until >= before:
         return False

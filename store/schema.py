@@ -1,4 +1,4 @@
-"""The tables' version: brought up to date, taken back, and checked before anybody works on them."""
+"""The version of the tables: upgrade, downgrade, and the check at the start of a process."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ from store.errors import SchemaError
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-_LOCK = 0x4869466A  # of this one purpose, on Postgres
+_LOCK = 0x4869466A  # Postgres's advisory lock for this purpose
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the tables to a revision, the newest if no other is named; rows are kept.
+    """Upgrade the tables to a revision, by default the newest; rows are kept.
 
-    Only one process does it at a time; one that waited for another finds nothing to do.
+    Only one process does this at a time; a process that waited for another finds nothing to do.
 
     Args:
         url: of the database.
-        revision: which.
+        revision: the target.
 
     Raises:
-        SchemaError: there is no way from where the tables are to that revision.
+        SchemaError: the tables' current revision has no path to the target.
     """
     with _migration(url) as config:
         command.upgrade(config, revision)
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Take the tables back to an older revision; ``base`` is none at all.
+    """Downgrade the tables to an older revision; ``base`` removes all tables.
 
     Raises:
-        SchemaError: there is no way from where the tables are to that revision.
+        SchemaError: the tables' current revision has no path to the target.
     """
     with _migration(url) as config:
         command.downgrade(config, revision)
 
 
 def check(database: Database) -> None:
-    """See that the tables are those of this version.
+    """Check that the tables have the revision of this version.
 
     Raises:
-        SchemaError: they are not; the message says what to do.
+        SchemaError: they do not; the message says what to do.
     """
     with database.read() as session:
         found = MigrationContext.configure(session.connection()).get_current_revision()
     if found != _head():
         state = "has no tables yet" if found is None else f"is at revision {found}"
         raise SchemaError(
-            f"the database {state} and this version needs {_head()}: run `hifi migrate`"
+            f"the database {state}, but this version needs {_head()}: run `hifi migrate`"
         )
 
 
 @contextmanager
 def _migration(url: str) -> Iterator[Config]:
-    """Open the transaction in which the tables change, alone; it is undone by an error."""
+    """Open the exclusive transaction that changes the tables; an error rolls it back."""
     database = Database(url)
-    # SQLite changes a table by making another and dropping the first, rows that point to it or not.
+    # SQLite changes a table by creating a new one and dropping the old one, which would violate
+    # foreign keys.
     if database.engine.dialect.name == "sqlite":
         sa.event.listen(database.engine, "connect", _ignore_foreign_keys)
     try:
@@ -80,10 +81,10 @@ def _migration(url: str) -> Iterator[Config]:
             config.attributes["connection"] = connection
             yield config
             if is_sqlite(session) and session.execute(sa.text("PRAGMA foreign_key_check")).all():
-                raise SchemaError("the tables have rows that point to nothing; nothing was changed")
+                raise SchemaError("some rows violate foreign keys; nothing was changed")
     except CommandError as error:
         raise SchemaError(
-            f"the tables cannot be changed: {error}; is this version of HiFi older than they are?"
+            f"cannot change the tables: {error}; is this version of HiFi older than the tables?"
         ) from error
     finally:
         database.close()

@@ -1,4 +1,4 @@
-"""The settings of all processes, read from the environment once and checked before any work."""
+"""The settings of all processes: read from the environment and checked once, at the start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX = "HIFI_"
-# Where pydantic's words say less than they could.
+# Clearer messages than pydantic's.
 _WANTED = {
     "broker_url": "redis://… or rediss://… is needed",
     "database_url": "postgresql://user:password@host/name or sqlite:////file is needed",
@@ -42,30 +42,30 @@ _GIB = 1 << 30
 
 
 class Settings(BaseSettings):
-    """What an operator may set, each as an environment variable with the prefix ``HIFI_``.
+    """The operator's settings, each an environment variable with the prefix ``HIFI_``.
 
     Attributes:
-        home: where everything lies that has no place of its own.
-        database_url: ``postgresql://…`` or ``sqlite:///…``; SQLite in ``home`` where unset.
-        broker_url: ``redis://…``; embedded, in ``home``, where unset.
-        artifacts_url: a folder or ``s3://…``; a folder in ``home`` where unset.
-        models: a folder whose folders are backbones; ``models`` in ``home`` where unset.
+        home: the folder for everything without a setting of its own.
+        database_url: ``postgresql://…`` or ``sqlite:///…``; SQLite in ``home`` if unset.
+        broker_url: ``redis://…``; embedded, in ``home``, if unset.
+        artifacts_url: a folder or ``s3://…``; a folder in ``home`` if unset.
+        models: a folder whose subfolders are backbones; ``models`` in ``home`` if unset.
         allow_hub: whether backbones and data sets may come from the Hugging Face hub.
-        auth: ``none`` is one tenant ``default``, on loopback only; ``keys`` asks for a key.
-        secret_key: signs what a browser keeps; drawn anew at each start where unset.
-        allowed_hosts: host names under which the gateway answers.
+        auth: ``none`` is one tenant ``default``, on loopback only; ``keys`` requires a key.
+        secret_key: signs data that a browser stores; random at each start if unset.
+        allowed_hosts: host names to which the gateway answers.
         host, port: where the gateway listens.
         device: of a worker: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         infer_url: where the inference process listens: ``http://host:port`` or ``unix:///socket``.
-        infer_token: what it asks for where it is not on loopback.
-        infer_device_bytes: of head deltas on the inference process's device.
-        infer_host_bytes: of head deltas in host memory beside a GPU; a CPU needs no such copies.
-        infer_disk_bytes: of head deltas on its disk.
-        infer_backbone_bytes: of backbones in its memory.
-        infer_batch_tokens: of a pass over a backbone, padding included; by the device where unset.
-        infer_batch_wait_ms: how long an input waits for others where nothing else is computed.
-        infer_max_inputs: under way at a time; a tenant may have as many as are free beside its own.
-        infer_timeout_seconds: how long a prediction may take whose request says nothing else.
+        infer_token: required by the inference process unless it listens on loopback.
+        infer_device_bytes: the most bytes of head deltas on the inference process's device.
+        infer_host_bytes: the most bytes of head deltas in host memory for a GPU; unused on a CPU.
+        infer_disk_bytes: the most bytes of head deltas on its disk.
+        infer_backbone_bytes: the most bytes of backbones in its memory.
+        infer_batch_tokens: tokens of a pass over a backbone, with padding; by device if unset.
+        infer_batch_wait_ms: how long an input waits for others while nothing is computed.
+        infer_max_inputs: inputs in flight; a tenant may hold as many as remain free for others.
+        infer_timeout_seconds: how long a prediction may take if its request sets no timeout.
         max_upload_bytes: of one upload, all files together.
         tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
         lease_seconds: how long a worker may be silent before its job is taken back.
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".hifi")
-    # Addresses may hold passwords.
+    # URLs may contain passwords.
     database_url: str = Field(
         default="", pattern=r"^(sqlite:///|postgresql(\+psycopg)?://)", repr=False
     )
@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     infer_backbone_bytes: PositiveInt = 8 * _GIB
     infer_batch_tokens: PositiveInt | None = None
     infer_batch_wait_ms: NonNegativeFloat = 0.0
-    infer_max_inputs: int = Field(default=4096, ge=2 * MAX_INPUTS)  # half takes one whole request
+    infer_max_inputs: int = Field(
+        default=4096, ge=2 * MAX_INPUTS
+    )  # so that half of it holds a full request
     infer_timeout_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
     max_upload_bytes: PositiveInt = _GIB
     tenant_max_queued: PositiveInt = 1000
@@ -117,7 +119,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Read host names as an operator writes them: with commas between."""
+        """Split host names at commas."""
         return (
             tuple(filter(None, map(str.strip, value.split(","))))
             if isinstance(value, str)
@@ -127,7 +129,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Put what has no place of its own into ``home``."""
+        """Place everything without a setting of its own in ``home``."""
         home = _place(values.get("home", cls.model_fields["home"].default))
         places = {
             "database_url": f"sqlite:///{home}/hifi.db",
@@ -139,24 +141,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
-        """Refuse what would let strangers in."""
+        """Raise for settings that would allow access without a key or token."""
         if self.auth == "none" and self.host not in _LOOPBACK:
             raise ValueError(
-                f"HIFI_HOST={self.host} is open to others and HIFI_AUTH=none lets all of them in: "
-                "set HIFI_AUTH=keys, or listen on 127.0.0.1"
+                f"HIFI_HOST={self.host} accepts connections from other machines and HIFI_AUTH=none "
+                "requires no key: set HIFI_AUTH=keys, or listen on 127.0.0.1"
             )
         address = urlsplit(self.infer_url)
         is_private = address.scheme == "unix" or address.hostname in _LOOPBACK
         if not is_private and self.infer_token is None:
             raise ValueError(
-                f"HIFI_INFER_URL={self.infer_url} is open to others: set HIFI_INFER_TOKEN, or use "
-                "127.0.0.1 or unix:///a/socket"
+                f"HIFI_INFER_URL={self.infer_url} accepts connections from other machines: set "
+                "HIFI_INFER_TOKEN, or use 127.0.0.1 or unix:///a/socket"
             )
         return self
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the broker lies in ``home`` and needs no server."""
+        """Whether the broker is a file in ``home`` that needs no server."""
         return not self.broker_url
 
 
@@ -164,14 +166,15 @@ def _place(path: str | Path) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueError(f"{path} begins with the home of nobody here") from error
+        raise ValueError(f"{path} begins with the home of an unknown user") from error
 
 
 def read_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
-        SettingsError: it names the variable, what is wrong with it, and never a secret's value.
+        SettingsError: a setting is invalid; the message names the variable and the fault, and never
+            contains a secret.
     """
     try:
         return Settings()

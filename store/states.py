@@ -1,4 +1,4 @@
-"""The states of a job, and which may follow which."""
+"""The states of a job, and the allowed moves between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class JobStatus(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     QUEUED = "queued"
     VALIDATING = "validating"
@@ -21,12 +21,12 @@ class JobStatus(StrEnum):
 
     @property
     def is_leased(self) -> bool:
-        """Whether a worker has the job."""
+        """Whether a worker holds the job."""
         return self in LEASED
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job will never move again."""
+        """Whether the state is final."""
         return self in FINISHED
 
 
@@ -52,5 +52,5 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 def may_follow(new: JobStatus, old: JobStatus) -> bool:
-    """Tell whether a job may move from ``old`` to ``new``."""
+    """Return whether a job may move from ``old`` to ``new``."""
     return new in TRANSITIONS[old]

@@ -1,4 +1,4 @@
-"""The artifact store: blobs in a folder or on S3, named by tenant and content."""
+"""The artifact store: blobs in a folder or on S3, named by tenant and SHA-256."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _BLOB = re.compile(r"([^/]+)/([0-9a-f]{64})")
-_UNFINISHED = "*/*#*"  # what obstore names a file in a folder until it is whole
-_MARK = ".hifi-artifacts"  # in a folder that was made here; one without it may be a missing disk
+_UNFINISHED = "*/*#*"  # obstore's names of incomplete files in a folder
+_MARK = ".hifi-artifacts"  # marks folders created here; without it, a disk may not be mounted
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -39,7 +39,7 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBlob:
-    """A blob as a listing shows it."""
+    """A blob in a listing."""
 
     tenant_id: str
     sha256: str
@@ -47,14 +47,14 @@ class StoredBlob:
 
 
 class ArtifactStorage:
-    """Blobs at ``tenant/sha256``: written whole or not at all, never changed.
+    """Blobs at ``tenant/sha256``: written completely or not at all, never changed.
 
     Args:
         url: ``s3://bucket/prefix`` (credentials and endpoint from the usual ``AWS_…`` variables),
-            ``file:///folder`` or a folder's path; the folder is made.
+            ``file:///folder`` or a folder's path; the folder is created.
 
     Raises:
-        SettingsError: no such kind of store.
+        SettingsError: an unknown kind of store.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,7 +77,7 @@ class ArtifactStorage:
     def put(self, tenant_id: str, file: Path) -> Blob:
         """Store a file.
 
-        Storing a blob anew makes it young again, so that no sweep takes it before a row names it.
+        Storing a blob again resets its age, so that no sweep removes it before a row names it.
 
         Raises:
             ArtifactStorageError: the store is full or cannot be reached.
@@ -95,8 +95,8 @@ class ArtifactStorage:
         """Stream a blob, or the bytes ``start`` to ``end`` (not included) of it.
 
         Raises:
-            BlobLostError: the blob is not there; before the first bytes.
-            ArtifactStorageError: the store cannot be reached; before the first bytes where
+            BlobLostError: the blob does not exist; raised before the first bytes.
+            ArtifactStorageError: the store cannot be reached; raised before the first bytes if
                 possible.
         """
         name = _name(tenant_id, sha256)
@@ -111,10 +111,10 @@ class ArtifactStorage:
         return _chunks(stream, sha256)
 
     def _check_presence(self) -> None:
-        """See that it is a blob that is missing, and not the whole store: a bucket, or a disk.
+        """Check that only a blob is missing, and not the whole store: a bucket, or a disk.
 
         Raises:
-            ArtifactStorageError: it may be the store.
+            ArtifactStorageError: the store may be missing.
         """
         if self._folder is None:
             self.check()
@@ -122,10 +122,10 @@ class ArtifactStorage:
             raise ArtifactStorageError(f"{self._folder} does not look like the artifact store")
 
     def fetch(self, tenant_id: str, sha256: str, *, to: Path) -> None:
-        """Copy a blob into a file, which appears whole and as its name says, or not at all.
+        """Copy a blob to a file, atomically, after checking its hash.
 
         Raises:
-            BlobLostError: it is not there, or not what its name says.
+            BlobLostError: the blob does not exist, or its hash is not its name.
             ArtifactStorageError: the store cannot be reached.
         """
         partial = to.with_name(f".{to.name}.part")
@@ -143,7 +143,7 @@ class ArtifactStorage:
             raise BlobLostError(f"blob {sha256} is damaged in the artifact store")
 
     def list(self) -> Iterator[StoredBlob]:
-        """List all blobs; what somebody else keeps in the same bucket or folder is none.
+        """List all blobs; ignore other files in the same bucket or folder.
 
         Raises:
             ArtifactStorageError: the store cannot be reached.
@@ -157,7 +157,7 @@ class ArtifactStorage:
                         )
 
     def modified_at(self, tenant_id: str, sha256: str) -> datetime | None:
-        """Tell when a blob was stored last; None where there is none.
+        """Return when a blob was last stored; None if it does not exist.
 
         Raises:
             ArtifactStorageError: the store cannot be reached.
@@ -169,7 +169,7 @@ class ArtifactStorage:
                 return None
 
     def delete(self, tenant_id: str, sha256: str) -> None:
-        """Remove a blob; one that is not there is gone already.
+        """Delete a blob; do nothing if it does not exist.
 
         Raises:
             ArtifactStorageError: the store cannot be reached.
@@ -181,20 +181,20 @@ class ArtifactStorage:
                 return
 
     def remove_unfinished(self, *, before: datetime) -> int:
-        """Remove what was left of a blob when whoever stored it was killed; only a folder has such.
+        """Remove incomplete files that killed processes left; only a folder can have them.
 
         Args:
-            before: younger ones may still be growing.
+            before: younger files may still be growing.
 
         Returns:
-            How many were removed.
+            The number of files removed.
 
         Raises:
             ArtifactStorageError: the folder cannot be written.
         """
         if self._folder is None:
             return 0
-        with _typed("remove what is unfinished"):
+        with _typed("remove unfinished files"):
             return sum(
                 _remove_if_old(path, before=before)
                 for path in self._folder.glob(_UNFINISHED)
@@ -202,7 +202,7 @@ class ArtifactStorage:
             )
 
     def check(self) -> None:
-        """See that the store answers.
+        """Check that the store answers.
 
         Raises:
             ArtifactStorageError: it does not.
@@ -220,7 +220,7 @@ def _remove_if_old(path: Path, *, before: datetime) -> bool:
         if datetime.fromtimestamp(path.stat().st_mtime, UTC) >= before:
             return False
         path.unlink()
-    except FileNotFoundError:  # it is whole by now, or somebody else has removed it
+    except FileNotFoundError:  # it is complete now, or another process has removed it
         return False
     return True
 

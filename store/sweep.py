@@ -1,4 +1,4 @@
-"""The sweep: blobs that no row names any more, or never did, go after a time of grace."""
+"""The sweep: remove blobs that no row names, after a grace period."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Name = tuple[str, str]
 def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float) -> int:
     """Remove blobs that no row names.
 
-    A blob is stored before a row names it, and storing it again makes it young: within the time
-    of grace it is left alone. Its age is looked at once more just before it is removed, so that
-    one which is stored again meanwhile stays; what is left is the moment between these two.
+    A blob is stored before a row names it, and storing it again resets its age: blobs younger than
+    the grace period are kept. The age is checked again just before removal, so a blob that is
+    stored again meanwhile is kept, except in the short time between check and removal.
 
     Args:
         database: where the rows are.
         storage: where the blobs are.
-        grace_seconds: how old a blob must be; longer than any upload or job takes to name its
-            blobs, and than the artifact store's clock is wrong.
+        grace_seconds: the least age of a removed blob; longer than any upload or job takes to name
+            its blobs, and longer than the artifact store's clock may be wrong.
 
     Returns:
-        How many were removed, files that never became blobs included.
+        The number of files removed, including incomplete ones.
 
     Raises:
         ArtifactStorageError: the artifact store cannot be reached.
@@ -55,7 +55,7 @@ def _name(blob: StoredBlob) -> Name:
 
 
 def _named(database: Database) -> set[Name]:
-    """Collect the blobs that rows name: splits, artifacts, and the checkpoints of live jobs."""
+    """Return the blobs that rows name: splits, artifacts, and checkpoints of unfinished jobs."""
     with database.read() as session:
         named: set[Name] = {
             (tenant_id, sha256)

@@ -1,4 +1,4 @@
-"""The tables. What a row means is said here; who may change it, in the module of its name."""
+"""The tables. This module documents the columns; the module of the same name changes the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store.states import LEASED, JobStatus
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
-# Spelled out, so that the database sees that a query is about the rows of a partial index.
+# Literals, so that the database recognises queries that a partial index covers.
 IS_QUEUED = sa.text(f"status = '{JobStatus.QUEUED}'")
 IS_LEASED = sa.text("status IN ({})".format(", ".join(f"'{each}'" for each in sorted(LEASED))))
 
@@ -22,13 +22,13 @@ Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgr
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A moment in UTC, with its zone in Python and without one on SQLite's disk."""
+    """A time in UTC; with its zone in Python, without one in SQLite."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a moment without a zone."""
+        """Raise for a time without a zone."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -41,14 +41,14 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         value: datetime | None,
         dialect: Dialect,  # noqa: ARG002 - SQLAlchemy's signature
     ) -> datetime | None:
-        """Give the zone back."""
+        """Add the zone that SQLite does not store."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """What all tables share: names for constraints, so that migrations can speak of them."""
+    """The base of all tables: it names constraints, so that migrations can refer to them."""
 
     metadata = sa.MetaData(
         naming_convention={
@@ -68,11 +68,11 @@ class Base(DeclarativeBase):
 
 
 class Tenant(Base):
-    """Who owns data sets and jobs.
+    """An owner of data sets and jobs.
 
     Attributes:
         max_queued, max_running, max_bytes: its quotas; None is the server's setting.
-        last_claim_at: when a job of its was last claimed; None: never served, so first in turn.
+        last_claim_at: when one of its jobs was last claimed; None if never, so it is first in turn.
     """
 
     __tablename__ = "tenants"
@@ -88,7 +88,7 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A key of a tenant; of the secret only the SHA-256 is kept."""
+    """A key of a tenant; only the SHA-256 of the secret is stored."""
 
     __tablename__ = "api_keys"
 
@@ -101,10 +101,10 @@ class ApiKey(Base):
 
 
 class Backbone(Base):
-    """A pretrained model that some worker has: what it looks like, and its hash as stored.
+    """A pretrained model that some worker has: its sizes, and its hash as stored.
 
     Attributes:
-        max_positions: tokens that it reads at most; None where nothing limits them.
+        max_positions: the most tokens that it reads; None if it has no limit.
         weights_per_head: trained weights of one selected head: its rows of query, key and value.
         task_heads: by task type ``{"base", "per_label"}``: what a task head has of trained
             weights, and how many more for each label; a type that is missing is not for it. By
@@ -135,7 +135,7 @@ class Dataset(Base):
     Attributes:
         splits: ``{"train": {"rows", "bytes", "sha256"}, …}``; the hash is the blob's name.
         columns: ``{name: type}``.
-        profile: by column what its rows were found to hold, for what a job may ask of it.
+        profile: by column, facts about its values; job specs are checked against them.
         sha256: over the splits' names and hashes.
     """
 
@@ -158,16 +158,16 @@ class Job(Base):
     """One requested fine-tune.
 
     Attributes:
-        spec: as it was validated at the door, defaults filled in.
+        spec: the validated spec, with defaults filled in.
         model: the backbone's id, or a hub id; revision: of a hub id, pinned at admission.
         needs_hub: only a worker that may use the hub can run it.
-        phase, step, total_steps, eta_seconds, steps_per_second: how far it is, and how fast.
-        attempt: tries since the last newer checkpoint; crashes count, hand-backs do not.
-        fence: grows with every claim; a write with an older one is refused.
+        phase, step, total_steps, eta_seconds, steps_per_second: its progress and speed.
+        attempt: attempts since the newest checkpoint; crashes count, hand-backs do not.
+        fence: grows with every claim; a write with an older fence is refused.
         token_at: when a token was last published for it.
-        lease_until: until when, by the database's clock, its worker may be silent.
+        lease_until: the time, by the database's clock, until which its worker may be silent.
         checkpoint: ``{"step", "files": {name: {"bytes", "sha256"}}}`` of the newest one.
-        heads: scores and selection, as ``GET /jobs/{id}/heads`` gives them.
+        heads: scores and selection, in the form of ``GET /jobs/{id}/heads``.
         last_event: number of its newest event.
     """
 
@@ -227,10 +227,10 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """Something that happened to a job, numbered without gaps per job.
+    """An event of a job, numbered per job without gaps.
 
     Attributes:
-        step: of a step event: unique per job and type, so that a resumed job repeats none.
+        step: of a step event; unique per job and type, so that a resumed job repeats none.
     """
 
     __tablename__ = "job_events"
@@ -278,7 +278,7 @@ class Worker(Base):
 
 
 class Counter(Base):
-    """A number that only grows, for the metrics: counted in the transaction that did the thing."""
+    """A monotonic counter for the metrics, incremented in the transaction that it counts."""
 
     __tablename__ = "counters"
 
@@ -287,12 +287,12 @@ class Counter(Base):
 
 
 class IdempotencyRecord(Base):
-    """The answer to a request with an ``Idempotency-Key``, kept to be given again.
+    """The response to a request with an ``Idempotency-Key``, stored for replay.
 
     Attributes:
         request_sha256: of the canonical body.
-        response: ``{"status", "headers", "body"}``; None while the first request is at work.
-        locked_until: until when that request may be at work; then another may take over.
+        response: ``{"status", "headers", "body"}``; None while the first request is running.
+        locked_until: how long that request may run; after that another may take over.
     """
 
     __tablename__ = "idempotency_records"

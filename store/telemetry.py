@@ -1,4 +1,4 @@
-"""What the metrics tell of the jobs: counted from the tables when somebody asks."""
+"""Metrics of jobs and workers, computed from the tables on request."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Telemetry:
     """The state of the queue at one moment.
 
     Attributes:
-        jobs_by_state: how many jobs are in each state; every state is there.
-        oldest_queued_seconds: how long the oldest waiting job has waited; 0 where none waits.
-        steps_per_second: of all jobs that train, together.
-        jobs_without_worker: waiting jobs that none of these can run.
-        live_workers: workers seen lately.
-        counters: numbers that only grow, by name; every name is there.
+        jobs_by_state: the number of jobs in each state, for every state.
+        oldest_queued_seconds: how long the oldest waiting job has waited; 0 if none waits.
+        steps_per_second: the sum over all training jobs.
+        jobs_without_worker: waiting jobs that no live worker can run.
+        live_workers: workers seen recently.
+        counters: monotonic counters, for every name.
     """
 
     jobs_by_state: Mapping[str, int]
@@ -47,10 +47,10 @@ class Telemetry:
 
 
 def measure(session: Session) -> Telemetry:
-    """Count everything."""
+    """Compute all metrics."""
     states = session.execute(sa.select(Job.status, sa.func.count()).group_by(Job.status)).all()
     counts = {str(status): count for status, count in states}
-    # A waiting job's last event is how it came to wait: posted, resumed, or handed back.
+    # A waiting job's last event is the one that queued it: posted, resumed, or handed back.
     oldest: datetime | None = session.scalars(
         sa.select(sa.func.min(JobEvent.created_at))
         .join(Job, (Job.id == JobEvent.job_id) & (Job.last_event == JobEvent.number))
@@ -95,12 +95,12 @@ def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
 
 
 def count(session: Session, name: str, *, by: int = 1) -> None:
-    """Add to a counter, in the transaction of what is counted.
+    """Increment a counter, in the transaction of the counted event.
 
     Args:
         session: a write transaction.
         name: ``LEASE_LOSSES`` or ``ENGINE_CRASHES``.
-        by: how many.
+        by: the increment.
     """
     insert = sqlite.insert if is_sqlite(session) else postgresql.insert
     added = insert(Counter).values(name=name, value=by)

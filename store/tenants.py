@@ -36,7 +36,7 @@ _LOCK = sa.select(Tenant).where(Tenant.id == sa.bindparam("id")).with_for_update
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """What a tenant may have: waiting jobs, running jobs, stored bytes."""
+    """The limits of a tenant: waiting jobs, running jobs, stored bytes."""
 
     max_queued: int
     max_running: int
@@ -52,7 +52,7 @@ class Quotas:
         )
 
     def of(self, tenant: Tenant) -> Quotas:
-        """Tell what holds for a tenant, where these hold for one without quotas of its own."""
+        """Return a tenant's quotas; these are the defaults for those that it does not set."""
         return Quotas(
             **{
                 name: limit if getattr(tenant, name) is None else getattr(tenant, name)
@@ -72,7 +72,7 @@ class OwnQuotas:
 
 @dataclass(frozen=True, slots=True)
 class KeyHolder:
-    """Whose key it is."""
+    """The tenant to whom a key belongs."""
 
     key_id: str
     tenant_id: str
@@ -87,26 +87,26 @@ def create_tenant(
 
     Args:
         session: a write transaction.
-        name: that no other tenant has.
+        name: a name that no other tenant has.
         is_admin: whether it administers the server.
-        own: its own quotas; where None it has the server's.
+        own: its own quotas; None means the server's.
 
     Raises:
-        ConflictError: another has the name.
+        ConflictError: another tenant has the name.
     """
     tenant = _insert_tenant(session, name, is_admin=is_admin, own=own or OwnQuotas())
     if tenant is None:
-        raise ConflictError(f"there is a tenant {name!r} already", param="name")
+        raise ConflictError(f"a tenant named {name!r} already exists", param="name")
     return tenant
 
 
 def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
-    """Find a tenant by its name, or add it; two that do so at once get the same one.
+    """Find a tenant by its name, or add it; concurrent calls get the same tenant.
 
     Args:
         session: a write transaction.
         name: of the tenant.
-        is_admin: what it is where it is added.
+        is_admin: used if the tenant is added.
     """
     added = _insert_tenant(session, name, is_admin=is_admin, own=OwnQuotas())
     if added is not None:
@@ -130,30 +130,30 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     """Load a tenant.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     return found(session.get(Tenant, tenant_id), "tenant", tenant_id)
 
 
 def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Tenant]:
-    """Take a page of all tenants, newest first.
+    """Return a page of all tenants, newest first.
 
     Raises:
-        NotFoundError: ``after`` is none of them.
+        NotFoundError: ``after`` is not one of them.
     """
     return newest_first(session, sa.select(Tenant), Tenant, after=after, limit=limit)
 
 
 def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
-    """Change a tenant's own quotas; what it has beyond a smaller one stays, and no more is taken.
+    """Change a tenant's own quotas; what exceeds a smaller quota stays, but nothing is added.
 
     Args:
         session: a write transaction.
-        tenant_id: whose.
-        own: by name, those to change: see :class:`OwnQuotas`.
+        tenant_id: of the tenant.
+        own: the quotas to change, by name: see :class:`OwnQuotas`.
 
     Raises:
-        NotFoundError: there is no such tenant.
+        NotFoundError: the tenant does not exist.
     """
     tenant = lock_tenant(session, tenant_id)
     for name in vars(OwnQuotas(**own)).keys() & own.keys():
@@ -166,10 +166,10 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
     """Add a key.
 
     Returns:
-        The row, and the secret: it is kept nowhere and cannot be shown again.
+        The row, and the secret, which is not stored and cannot be shown again.
 
     Raises:
-        NotFoundError: there is no such tenant.
+        NotFoundError: the tenant does not exist.
     """
     get_tenant(session, tenant_id)
     secret = _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -186,10 +186,10 @@ def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> 
 
 
 def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
-    """Take a page of a tenant's keys, revoked ones included, newest first.
+    """Return a page of a tenant's keys, newest first, including revoked ones.
 
     Raises:
-        NotFoundError: there is no such tenant, or ``after`` is none of its keys.
+        NotFoundError: the tenant does not exist, or ``after`` is not one of its keys.
     """
     get_tenant(session, tenant_id)
     query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
@@ -197,10 +197,10 @@ def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int
 
 
 def revoke_key(session: Session, key_id: str) -> None:
-    """Make a key worthless at once.
+    """Revoke a key, with immediate effect.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     key = found(session.get(ApiKey, key_id), "key", key_id)
     key.revoked_at = key.revoked_at or database_now(session)
@@ -221,16 +221,16 @@ def _hash(secret: str) -> str:
 
 
 def lock_tenant(session: Session, tenant_id: str) -> Tenant:
-    """Load a tenant and keep others from counting against its quotas until the transaction ends.
+    """Load a tenant and lock its quotas until the transaction ends.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     return found(session.scalars(_LOCK, {"id": tenant_id}).one_or_none(), "tenant", tenant_id)
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
-    """Add up what a tenant keeps: data sets and artifacts."""
+    """Return the bytes of a tenant's data sets and artifacts."""
     total = 0
     for table in (Dataset, Artifact):
         query = sa.select(sa.func.coalesce(sa.func.sum(table.bytes), 0))

@@ -18,7 +18,7 @@ from store.tables import Backbone, Worker
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-LIVE_SECONDS = 15.0  # a worker beats every few seconds
+LIVE_SECONDS = 15.0  # a worker sends a heartbeat every few seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ def register(
     backbones: Sequence[str],
     allows_hub: bool,
 ) -> None:
-    """Sign a worker on.
+    """Register a worker.
 
     Args:
         database: where the tables are.
-        worker_id: a name that no other process has, or had.
-        device: what it computes on.
-        backbones: ids of those that it can load.
-        allows_hub: whether it may load further ones from the hub.
+        worker_id: a name that no other process has or had.
+        device: on which it computes.
+        backbones: ids of the backbones that it can load.
+        allows_hub: whether it may load others from the hub.
     """
     with database.write() as session:
         now = database_now(session)
@@ -71,10 +71,10 @@ def register(
 
 
 def beat(database: Database, worker_id: str) -> datetime | None:
-    """Note that a worker is alive.
+    """Record a worker's heartbeat.
 
     Returns:
-        When, by the database's clock; None where the worker is not signed on.
+        The time by the database's clock; None if the worker is not registered.
     """
     with database.write() as session:
         now = database_now(session)
@@ -84,30 +84,30 @@ def beat(database: Database, worker_id: str) -> datetime | None:
 
 
 def leave(database: Database, worker_id: str) -> None:
-    """Sign a worker off."""
+    """Unregister a worker."""
     with database.write() as session:
         session.execute(sa.delete(Worker).where(Worker.id == worker_id))
 
 
 def live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> Sequence[Worker]:
-    """List the workers that were seen in these last seconds."""
+    """Return the workers seen in the last ``live_seconds``."""
     since = database_now(session) - timedelta(seconds=live_seconds)
     return session.scalars(sa.select(Worker).where(Worker.seen_at >= since)).all()
 
 
 def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
-    """Count the workers that were seen in these last seconds."""
+    """Count the workers seen in the last ``live_seconds``."""
     since = database_now(session) - timedelta(seconds=live_seconds)
     query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
     return session.scalars(query).one()
 
 
 def put_backbone(database: Database, description: BackboneDescription) -> None:
-    """Write what a backbone looks like, in place of what was known of it."""
+    """Store a backbone's description; replace an older one."""
     with database.write() as session:
         values = {**vars(description), "updated_at": database_now(session)}
         insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-        # Workers that start at the same time tell of the same backbones.
+        # Workers that start at the same time describe the same backbones.
         session.execute(
             insert(Backbone)
             .values(**values)
@@ -119,16 +119,16 @@ def get_backbone(session: Session, backbone_id: str) -> Backbone:
     """Load a backbone.
 
     Raises:
-        NotFoundError: no worker has told of it.
+        NotFoundError: no worker has described it.
     """
     return found(session.get(Backbone, backbone_id), "model", backbone_id)
 
 
 def list_backbones(session: Session, *, after: str | None, limit: int) -> Page[Backbone]:
-    """Take a page of the backbones, by id.
+    """Return a page of the backbones, by id.
 
     Raises:
-        NotFoundError: ``after`` is none of them.
+        NotFoundError: ``after`` is not one of them.
     """
     query = sa.select(Backbone).order_by(Backbone.id).limit(limit + 1)
     if after is not None:

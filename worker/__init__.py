@@ -1,1 +1,1 @@
-"""The worker: runs jobs with the library, and the inference process."""
+"""The worker, which runs jobs with the library, and the inference process."""

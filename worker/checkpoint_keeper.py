@@ -1,4 +1,4 @@
-"""The way of checkpoints into the store, beside the training that goes on."""
+"""Store checkpoints in the background while training continues."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from worker.job_files import JobFiles
     from worker.reporting import Reporter
 
-_PAUSE_SECONDS = 2.0  # between two tries
+_PAUSE_SECONDS = 2.0  # between two attempts
 _log = structlog.get_logger(__name__)
 
 
 class CheckpointKeeper:
-    """Stores one checkpoint after another; of those that come while one is on its way, the last.
+    """Stores one checkpoint at a time; of those that arrive meanwhile, it keeps only the last.
 
     Args:
         files: the job's files.
-        reporter: writes the row that names a stored checkpoint.
+        reporter: records a stored checkpoint in the job's row.
     """
 
     def __init__(self, files: JobFiles, *, reporter: Reporter) -> None:
@@ -36,20 +36,20 @@ class CheckpointKeeper:
         self._next: tuple[int, Path] | None = None
         self._current: tuple[int, Path, Future[dict[str, Blob]]] | None = None
         self._not_before = 0.0
-        self.kept = 0  # how many are stored and named
+        self.kept = 0  # how many are stored and recorded
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """Release the thread."""
         self._helper.shutdown(wait=False, cancel_futures=True)
 
     def offer(self, step: int, files: Sequence[str]) -> None:
-        """Take a checkpoint that the engine has just written.
+        """Accept a checkpoint that the engine has just written.
 
-        Its files are pinned: the engine removes them once it writes the next.
+        Its files are pinned, because the engine removes them when it writes the next checkpoint.
         """
         try:
             pinned = self._files.pin_checkpoint(list(map(Path, files)))
-        except FileNotFoundError:  # a newer one has replaced it, and is on its way here
+        except FileNotFoundError:  # a newer checkpoint has replaced it and will arrive soon
             return
         except OSError as error:
             _log.warning("checkpoint not stored", step=step, reason=str(error))
@@ -59,10 +59,10 @@ class CheckpointKeeper:
         self._next = step, pinned
 
     def go_on(self) -> None:
-        """See how far the one under way is, and start the next.
+        """Check the current upload; if it is done, record it and start the next.
 
         Raises:
-            LeaseLostError: the job is another worker's now, or nobody's.
+            LeaseLostError: the worker no longer holds the job.
         """
         if self._current is not None and self._current[2].done():
             self._finish(*self._current)
@@ -73,10 +73,10 @@ class CheckpointKeeper:
             self._current = step, pinned, self._helper.submit(self._files.put_checkpoint, pinned)
 
     def settle(self) -> None:
-        """Wait until the newest one is stored, or cannot be.
+        """Wait until the newest checkpoint is stored or has failed.
 
         Raises:
-            LeaseLostError: as :meth:`go_on`.
+            LeaseLostError: as in :meth:`go_on`.
         """
         self.go_on()
         while self._current is not None:
@@ -99,11 +99,11 @@ class CheckpointKeeper:
             _log.warning("checkpoint not stored", step=step, reason=str(error))
             self._not_before = time.monotonic() + _PAUSE_SECONDS
             if self._next is None:
-                self._next = step, pinned  # again, unless a newer one has come
+                self._next = step, pinned  # retry, unless there is a newer one
             else:
                 self._files.unpin(pinned)
             return
         self._files.unpin(pinned)
-        self._reporter.flush()  # the events before it first: nobody will tell them again
+        self._reporter.flush()  # first the earlier events: a resumed job does not repeat them
         self._reporter.insist(lambda: self._reporter.lease.keep_checkpoint(step=step, files=blobs))
         self.kept += 1

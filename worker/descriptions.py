@@ -1,4 +1,4 @@
-"""What a backbone looks like, for those who plan jobs on it without having it."""
+"""Describe a backbone, so that the gateway can plan jobs on it without loading it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hifi.tuning.tuner import HeadTuner
 from store.workers import BackboneDescription
 
 _MAX_LENGTH = 128
-_LABELS = (2, 3)  # two counts tell how a task head grows
+_LABELS = (2, 3)  # two numbers of labels show how a task head grows
 
 
 def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
@@ -39,7 +39,7 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     ``parameters + base + m · per_label`` in all.
 
     Args:
-        identifier: by which jobs name it.
+        identifier: its name in job specs.
         path: its folder.
 
     Returns:
@@ -47,8 +47,8 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
         ``per_label``; and ``file``: by encoding the same of a delta file's bytes, and ``per_head``.
 
     Raises:
-        ModelError: it cannot be loaded, or no task can be done with it.
-        UnsupportedArchitectureError: its heads are not known.
+        ModelError: it cannot be loaded, or supports no task type.
+        UnsupportedArchitectureError: its architecture is not supported.
     """
     source = identify_folder(path)
     load_config(source)  # so that what is wrong with all of it is not told of one task alone
@@ -66,7 +66,7 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
         else:
             task_heads[name] = heads[kind.auto_class][1]
     if not task_heads:
-        raise ModelError(f"no task can be done with {identifier}: {'; '.join(refusals)}")
+        raise ModelError(f"{identifier} supports no task type: {'; '.join(refusals)}")
     loaded, _ = next(iter(heads.values()))
     return _describe(identifier, loaded, task_heads=task_heads)
 
@@ -93,16 +93,16 @@ def _describe(
 
 
 def _weights_per_head(loaded: LoadedModel, backbone: Backbone) -> int:
-    """Count the rows of query, key and value of one head, which are as many for every head."""
+    """Count the weights in a head's rows of query, key and value; equal for all heads."""
     rows = [read_rows(loaded.model, part, 0) for part in backbone.layers[0].projections]
     return sum(w.numel() + (0 if bias is None else bias.numel()) for w, bias in rows)
 
 
 def _check_encoder(kind: type[Task], source: ModelSource) -> None:
-    """See that the model reads such inputs, and has what turns them into its own.
+    """Check that the model reads such inputs, and has a tokenizer or image processor for them.
 
     Raises:
-        ModelError: it does not, or has not.
+        ModelError: it does not.
     """
     config = load_config(source)
     kind.check_reads(source, config)

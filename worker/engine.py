@@ -1,4 +1,4 @@
-"""A worker's hold on its engine: start it, talk to it, notice its death, replace it."""
+"""A worker's handle on its engine: start it, exchange messages, detect its death, replace it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worker.messages import Command, Message, Ready, decode, encode
 
 _START_SECONDS = 300.0  # importing torch from a cold disk
 _ENDING_SECONDS = 5.0
-_MOST_MESSAGES = 1000  # unheard ones; the engine waits then
+_MOST_MESSAGES = 1000  # unread ones; the engine then blocks
 _log = structlog.get_logger(__name__)
 
 
 class EngineDiedError(Exception):
-    """The engine is gone, or says nothing any more.
+    """The engine has ended or stopped responding.
 
     Attributes:
         code: ``engine_crashed`` or ``engine_stalled``.
@@ -34,15 +34,15 @@ class EngineDiedError(Exception):
 
 
 class EngineProcess:
-    """One engine at a time: a spawned child (never a fork: CUDA), started anew when asked for.
+    """One engine at a time: a spawned child process (never a fork, because of CUDA).
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        log_format: of what it logs, ``json`` or ``text``.
-        environment: for the child, in place of this process's.
+        log_format: of its logs, ``json`` or ``text``.
+        environment: for the child, instead of this process's.
 
     Attributes:
-        is_ready: whether the engine that runs has loaded its libraries.
+        is_ready: whether the running engine has loaded its libraries.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None while there is none."""
+        """The child's process id; None if there is no child."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the engine, unless it runs; it takes commands at once and says when it is ready.
+        """Start the engine if it is not running; it accepts commands at once.
 
-        Call it from a thread that lives as long as the worker: on Linux the engine is killed when
+        Call this from a thread that lives as long as the worker: on Linux the engine is killed when
         the thread that started it ends.
         """
         if self._process is not None and self._process.poll() is None:
@@ -87,10 +87,10 @@ class EngineProcess:
         _log.info("engine started", pid=self._process.pid)
 
     def wait_until_ready(self) -> None:
-        """Wait until an engine that was just started has loaded its libraries.
+        """Wait until a newly started engine has loaded its libraries.
 
         Raises:
-            EngineDiedError: it ends at once, or does not become ready.
+            EngineDiedError: the engine ends, or is not ready in time.
         """
         self.receive(timeout=_START_SECONDS)
         if not self.is_ready:
@@ -101,11 +101,11 @@ class EngineProcess:
         """Send a command.
 
         Raises:
-            EngineDiedError: the engine is gone.
+            EngineDiedError: the engine has ended.
         """
         process = self._process
         if process is None or process.stdin is None:
-            raise EngineDiedError("the engine does not run")
+            raise EngineDiedError("the engine is not running")
         try:
             process.stdin.write(encode(command))
             process.stdin.flush()
@@ -113,12 +113,12 @@ class EngineProcess:
             raise EngineDiedError(self._cause_of_death()) from error
 
     def receive(self, *, timeout: float) -> Message | None:
-        """Wait for the next message; None where there is none in time.
+        """Wait for the next message; return None on a timeout.
 
-        What a dead engine had said is still given.
+        Messages that an engine sent before it died are still returned.
 
         Raises:
-            EngineDiedError: the engine is gone.
+            EngineDiedError: the engine has ended.
         """
         try:
             message = self._messages.get(timeout=timeout)
@@ -135,11 +135,11 @@ class EngineProcess:
         if code is None or code >= 0:
             return f"the engine ended with exit code {code}"
         name = signal.Signals(-code).name
-        hint = " (often the kernel, for want of memory)" if -code == signal.SIGKILL else ""
+        hint = " (often by the kernel, out of memory)" if -code == signal.SIGKILL else ""
         return f"the engine was killed by {name}{hint}"
 
     def kill(self) -> None:
-        """End the engine at once; without one there is nothing to do."""
+        """Kill the engine, if there is one."""
         process, self._process = self._process, None
         self.is_ready = False
         if process is None:
@@ -151,13 +151,13 @@ class EngineProcess:
             _close(stream)
 
     def _drain(self) -> None:
-        """Let the reader of a dead engine come to its end."""
+        """Wait for the reader thread of a dead engine to end."""
         while self._reader is not None and self._reader.is_alive():
             with suppress(queue.Empty):
                 self._messages.get(timeout=0.05)
 
     def close(self, *, seconds: float = 5.0) -> None:
-        """Let the engine end by itself, or kill it after some seconds."""
+        """Wait for the engine to end by itself; kill it after ``seconds`` seconds."""
         if self._process is not None:
             _close(self._process.stdin)
             with suppress(subprocess.TimeoutExpired):
@@ -166,7 +166,7 @@ class EngineProcess:
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """Give the exit code of a child that has closed its end of the pipe, and see that it ends."""
+    """Return the exit code of a child that has closed its pipe; kill it if it does not end."""
     try:
         return process.wait(timeout=_ENDING_SECONDS)
     except subprocess.TimeoutExpired:
@@ -179,8 +179,8 @@ def _read(stream: IO[bytes], messages: queue.Queue[Message | None]) -> None:
     try:
         for line in stream:
             messages.put(decode(line))  # type: ignore[arg-type] # the engine sends no commands
-    except ValueError:  # a line cut by a kill, or the pipe closed by us
-        _log.debug("the engine's last line was cut")
+    except ValueError:  # a kill cut the line, or we closed the pipe
+        _log.debug("the engine's last line was incomplete")
     finally:
         messages.put(None)
 
@@ -189,5 +189,5 @@ def _close(stream: IO[bytes] | None) -> None:
     if stream is not None:
         try:
             stream.close()
-        except OSError:  # what was buffered for a dead engine
+        except OSError:  # buffered data for a dead engine
             _log.debug("the pipe to the engine was broken")

@@ -1,8 +1,8 @@
-"""The engine: the process that owns the device and computes one job after another.
+"""The engine: the process that owns the device and computes one job at a time.
 
-Its commands come on standard input, its messages go to the file that was standard output; what
-libraries print goes to standard error. It ends when its worker does: at the end of its input, and
-on Linux by a signal of the kernel.
+It reads commands from standard input and writes messages to the original standard output; prints of
+libraries go to standard error. It ends with its worker: at the end of its input, and on Linux also
+by a signal from the kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from worker.messages import (
 
 
 class Engine:
-    """Runs jobs one after another, and answers a wish to stop at the next event of the job.
+    """Runs one job at a time, and obeys a stop request at the job's next event.
 
     Args:
         commands: where commands come from.
@@ -49,8 +49,8 @@ class Engine:
         self._control: Control | None = None
 
     def run(self) -> None:
-        """Work until the commands end, which ends the process."""
-        # Torch, once everything is set up.
+        """Process commands until their end, which ends the process."""
+        # Import torch after everything else is set up.
         from worker.computing import (  # noqa: PLC0415
             compute,
             describe_all,
@@ -63,18 +63,18 @@ class Engine:
         except HifiError as error:
             sys.exit(f"the engine cannot start: {error}")
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
-        self._tell(Ready())
+        self._send(Ready())
         while True:
             command = self._todo.get()
             if isinstance(command, DescribeBackbones):
                 for described in describe_all(command.backbones):
-                    self._tell(described)
-                self._tell(Ready())
+                    self._send(described)
+                self._send(Ready())
             elif isinstance(command, RunJob):
                 wish = partial(self._wish, command.run)
-                last = compute(command, backbones=backbones, tell=self._tell, wish=wish)
-                self._tell(last)
-                release_memory()  # a third of a second, for which nobody waits
+                last = compute(command, backbones=backbones, tell=self._send, wish=wish)
+                self._send(last)
+                release_memory()  # takes a third of a second, while nobody waits
 
     def _wish(self, run: str) -> Wish | None:
         control = self._control
@@ -89,9 +89,9 @@ class Engine:
                 elif isinstance(command, DescribeBackbones | RunJob):
                     self._todo.put(command)
         finally:
-            os._exit(0)  # our worker is gone: nobody wants what is being computed
+            os._exit(0)  # the worker has ended: nobody needs the computation
 
-    def _tell(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         self._messages.write(encode(message))
         self._messages.flush()
 
@@ -99,7 +99,10 @@ class Engine:
 def main() -> None:
     """Run the engine of a worker."""
     end_with_parent(signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM):  # our worker gets them too, and ends us in time
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # the worker gets them too, and ends this process
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""A job's files on the worker's disk, and their way from and to the artifact store."""
+"""A job's files on the worker's disk, and their transfer from and to the artifact store."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class JobFiles:
     """The folder of one job: its data, its checkpoints, its artifacts.
 
     Args:
-        folder: made anew.
+        folder: created, and emptied if it exists.
         storage: the artifact store.
-        tenant_id: whose blobs they are.
+        tenant_id: the owner of the blobs.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, *, storage: ArtifactStorage, tenant_id: str) -> None:
@@ -34,26 +34,26 @@ class JobFiles:
 
     @property
     def data(self) -> Path:
-        """Where the splits lie."""
+        """The folder of the splits."""
         return self._folder / "data"
 
     @property
     def checkpoints(self) -> Path:
-        """Where the library keeps its checkpoints."""
+        """The folder in which the library keeps its checkpoints."""
         return self._folder / "checkpoints"
 
     @property
     def output(self) -> Path:
-        """Where the engine writes the artifacts."""
+        """The folder to which the engine writes the artifacts."""
         return self._folder / "output"
 
     def fetch_splits(self, splits: Mapping[str, Any]) -> dict[str, Path]:
-        """Copy a data set's splits here.
+        """Fetch a data set's splits.
 
         Raises:
-            BlobLostError: one is missing or damaged.
+            BlobLostError: a split is missing or damaged.
             ArtifactStorageError: the store cannot be reached.
-            OSError: no room.
+            OSError: the disk has no room.
         """
         files = {split: self.data / f"{split}.parquet" for split in splits}
         for split, file in files.items():
@@ -61,10 +61,10 @@ class JobFiles:
         return files
 
     def fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Copy a checkpoint here, from which the library then goes on.
+        """Fetch a checkpoint, from which the library then resumes.
 
         Raises:
-            BlobLostError, ArtifactStorageError, OSError: as :meth:`fetch_splits`.
+            BlobLostError, ArtifactStorageError, OSError: as in :meth:`fetch_splits`.
         """
         for name, blob in checkpoint["files"].items():
             file = self.checkpoints / name
@@ -72,11 +72,11 @@ class JobFiles:
             self._storage.fetch(self._tenant_id, blob["sha256"], to=file)
 
     def pin_checkpoint(self, files: Sequence[Path]) -> Path:
-        """Give a checkpoint's files second names, under which they stay.
+        """Hard-link a checkpoint's files, so that they stay when the library removes them.
 
         Raises:
-            FileNotFoundError: one of them is gone.
-            OSError: the disk does not take the names.
+            FileNotFoundError: a file no longer exists.
+            OSError: the links cannot be created.
         """
         self._pins += 1
         pinned = self._folder / "pinned" / str(self._pins) / files[0].parent.name
@@ -90,7 +90,7 @@ class JobFiles:
         return pinned
 
     def unpin(self, pinned: Path) -> None:
-        """Remove the second names."""
+        """Remove the hard links."""
         shutil.rmtree(pinned.parent, ignore_errors=True)
 
     def put_checkpoint(self, pinned: Path) -> dict[str, Blob]:
@@ -105,7 +105,7 @@ class JobFiles:
         }
 
     def drop_checkpoints(self) -> None:
-        """Forget the checkpoints: the library then starts anew."""
+        """Remove the checkpoints, so that the library starts over."""
         shutil.rmtree(self.checkpoints)
         self.checkpoints.mkdir()
 

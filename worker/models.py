@@ -1,4 +1,4 @@
-"""Which backbones this machine has, found without loading anything."""
+"""Find the backbones of this machine, without loading anything."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from hifi.backbones.packaged import PACKAGED_MODEL, find_packaged_folder
 if TYPE_CHECKING:
     from store.settings import Settings
 
-# An id is part of URLs and of the names of files.
+# An id is part of URLs and file names.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def find_backbones(settings: Settings) -> dict[str, Path]:
     """Find the backbones that jobs may name.
 
-    They are the folders in ``settings.models`` that hold a ``config.json`` and safetensors, by
-    their own names, and the packaged ``all-MiniLM-L6-v2`` where it is installed; a folder of that
-    name stands before it. Left out are names of other characters than letters, digits, ``.``,
-    ``_`` and ``-``, or that do not begin with a letter or digit.
+    They are the folders in ``settings.models`` that have a ``config.json`` and safetensors, by
+    their own names, and the packaged ``all-MiniLM-L6-v2`` if it is installed; a folder of that name
+    takes precedence. A name must begin with a letter or digit and contain only letters, digits,
+    ``.``, ``_`` and ``-``; other folders are ignored.
 
     Args:
-        settings: its ``models`` may not be there.
+        settings: the folder ``models`` may be missing.
 
     Returns:
-        Id to folder, in the order of the ids. Whether a model can be loaded and tuned,
-        :func:`worker.descriptions.describe_backbone` tells.
+        Id to folder, sorted by id. Use :func:`worker.descriptions.describe_backbone` to check
+        whether a model can be loaded and tuned.
     """
     packaged = find_packaged_folder()
     found = {} if packaged is None else {PACKAGED_MODEL: packaged}

@@ -1,4 +1,4 @@
-"""A worker from start to end: one device, one engine, one job at a time."""
+"""The worker's main loop: one device, one engine, one job at a time."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from worker.workshop import Workshop
 if TYPE_CHECKING:
     from store.settings import Settings
 
-_DESCRIBE_SECONDS = 1800.0  # of one backbone: hashing a big one takes minutes
-_UNFIT_SECONDS = 10.0  # that a broken worker leaves the queue alone
+_DESCRIBE_SECONDS = 1800.0  # per backbone; hashing a large one takes minutes
+_UNFIT_SECONDS = 10.0  # how long a broken worker takes no jobs
 _log = structlog.get_logger(__name__)
 
 
 def run_worker(settings: Settings) -> None:
-    """Work until a signal asks to end; a job that runs is checkpointed and handed back.
+    """Work until a signal ends the process; checkpoint the running job and hand it back.
 
     Args:
         settings: from the environment.
 
     Raises:
         SchemaError: the tables are not those of this version.
-        SettingsError: the artifact store's address is of no known kind.
+        SettingsError: the artifact store's URL is of an unknown kind.
         EngineDiedError: the engine cannot be started.
     """
-    signal.signal(signal.SIGTERM, _end)  # until Celery takes it over
+    signal.signal(signal.SIGTERM, _end)  # until Celery installs its own handler
     database = Database(settings.database_url)
     check(database)
     storage = ArtifactStorage(settings.artifacts_url)
@@ -80,11 +80,11 @@ def run_worker(settings: Settings) -> None:
 
 
 def _take_back_from(dead: Sequence[str], *, database: Database) -> None:
-    """Take back the jobs of workers that have died on this machine: nobody else knows so soon."""
+    """Take back the jobs of dead workers of this machine, before their leases expire."""
     ours = [name for name in dead if name.rsplit("-", 2)[0] == machine_name()]
     try:
         taken_back = take_back_from(database, ours) if ours else 0
-    except OUTAGES as error:  # then their leases run out
+    except OUTAGES as error:  # their leases will expire
         _log.warning("jobs of dead workers left to their leases", reason=type(error).__name__)
         return
     if taken_back:
@@ -96,7 +96,7 @@ def _end(*_: object) -> None:
 
 
 def _engine_environment(settings: Settings) -> dict[str, str]:
-    """Keep the engine from the hub, or at least from what only the operator may see there."""
+    """Keep the engine off the hub, or at least from models that only the operator may read."""
     hub = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if settings.allow_hub else {"HF_HUB_OFFLINE": "1"}
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **hub}
 
@@ -104,13 +104,13 @@ def _engine_environment(settings: Settings) -> dict[str, str]:
 def _describe_backbones(
     settings: Settings, *, engine: EngineProcess, database: Database
 ) -> Mapping[str, Path]:
-    """Tell the tables what backbones there are; give those that can be used, id to folder."""
+    """Store the backbones' descriptions in the tables; return the usable ones, id to folder."""
     found = find_backbones(settings)
     engine.send(DescribeBackbones(backbones={name: str(path) for name, path in found.items()}))
     usable: dict[str, Path] = {}
     while not isinstance(message := engine.receive(timeout=_DESCRIBE_SECONDS), Ready):
         if not isinstance(message, Described):
-            raise EngineDiedError("the engine does not describe its backbones")
+            raise EngineDiedError("the engine did not describe its backbones in time")
         if message.description is None:
             _log.warning("backbone left out", backbone=message.id, reason=message.error)
             continue
@@ -122,7 +122,7 @@ def _describe_backbones(
 
 
 def _consume(workshop: Workshop) -> None:
-    """Take tokens until Celery is told to end."""
+    """Consume tokens until Celery is stopped."""
     workshop.sign_on()
     app = make_app(workshop.settings)
     publisher = TokenPublisher(app)
@@ -145,7 +145,7 @@ def _consume(workshop: Workshop) -> None:
 
 
 def _run_jobs(workshop: Workshop) -> None:
-    """Run jobs as long as there are any: what the token was for, and what others left."""
+    """Run jobs as long as there are any for this worker, not only the one of the token."""
     claimant = Claimant(
         worker_id=workshop.worker_id,
         backbones=frozenset(workshop.backbones),

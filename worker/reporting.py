@@ -1,4 +1,4 @@
-"""What a worker tells the store about its job, and hears from its owner: the lease, kept alive."""
+"""A worker's reports about its job, which renew the lease, and its owner's stop requests."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from worker.workshop import Workshop
 
 T = TypeVar("T")
-_REPORT_SECONDS = 0.25  # how soon a wish of the owner is heard, and progress seen
-_PAUSE_SECONDS = 2.0  # between two tries
-_STOPPING_SECONDS = 15.0  # that a worker which is to end waits for its database
+_REPORT_SECONDS = 0.25  # the delay until a stop request is noticed and progress is visible
+_PAUSE_SECONDS = 2.0  # between two attempts
+_STOPPING_SECONDS = 15.0  # how long a stopping worker waits for its database
 _ORDER = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
 _WISHES: dict[JobStatus, Wish] = {JobStatus.PAUSING: "pause", JobStatus.CANCELLING: "cancel"}
 _log = structlog.get_logger(__name__)
 
 
 class StopWantedError(Exception):
-    """The owner or the worker's end asks to stop while there is nothing that could be kept."""
+    """The owner or the worker's shutdown requests a stop before there is anything to save."""
 
 
 class Reporter:
-    """The lease of one job, renewed for as long as somebody asks this object to do anything.
+    """The lease of one job, renewed with every use of this object.
 
-    What is told here is written a few times a second, and at once where it must not be lost. While
-    the database is away it is kept.
+    Events and progress are written a few times a second, and at once if they must not be lost.
+    While the database is unreachable they are kept in memory.
 
     Args:
-        job: as it was claimed.
+        job: the claimed job.
         workshop: the worker's tools.
 
     Attributes:
-        lease: for what is written at once, through :meth:`insist`.
-        status: the job's, as it was last seen.
-        progress: is written with the next report.
+        lease: for immediate writes, through :meth:`insist`.
+        status: the job's last known state.
+        progress: written with the next report.
     """
 
     def __init__(self, job: ClaimedJob, *, workshop: Workshop) -> None:
@@ -55,22 +55,22 @@ class Reporter:
         self.progress = Progress(phase="loading")
         self._events: list[WorkEvent] = []
         self._due = 0.0
-        self._end: float | None = None  # when a worker that is to end loses patience
+        self._end: float | None = None  # when a stopping worker stops waiting
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="storage")
 
     def close(self) -> None:
-        """Let go of the helper thread; what it is at is nobody's any more."""
+        """Release the helper thread and ignore its unfinished work."""
         self._helper.shutdown(wait=False, cancel_futures=True)
 
     @property
     def wish(self) -> Wish | None:
-        """What the job's owner asks for, or else the worker's end."""
+        """The stop request of the job's owner, or else of the worker's shutdown."""
         default: Wish | None = "pause" if self._workshop.stopping.is_set() else None
         return _WISHES.get(self.status, default)
 
     @property
     def is_asked_by_owner(self) -> bool:
-        """Whether the job is to be paused or cancelled, and not merely to change its worker."""
+        """Whether the owner requested a pause or cancellation; a shutdown does not count."""
         return self.status in _WISHES
 
     def note(self, event: WorkEvent) -> None:
@@ -78,10 +78,10 @@ class Reporter:
         self._events.append(event)
 
     def beat(self) -> None:
-        """Report if it is time to; an outage is left to the next beat.
+        """Send a report if one is due; after an outage the next beat sends it.
 
         Raises:
-            LeaseLostError: the job is another worker's now, or nobody's.
+            LeaseLostError: the worker no longer holds the job.
         """
         if time.monotonic() < self._due:
             return
@@ -92,10 +92,10 @@ class Reporter:
             self._due = time.monotonic() + _PAUSE_SECONDS
 
     def flush(self) -> None:
-        """Report now: what follows must not be written before it.
+        """Report now, so that later writes follow it.
 
         Raises:
-            LeaseLostError: as :meth:`beat`.
+            LeaseLostError: as in :meth:`beat`.
         """
         self.insist(self._report)
 
@@ -106,27 +106,27 @@ class Reporter:
         self._due = time.monotonic() + _REPORT_SECONDS
 
     def _has_to_end(self) -> bool:
-        """Tell whether the worker was told to end, and has not much time left."""
+        """Return whether the worker is stopping and its time is up."""
         if self._end is None and self._workshop.stopping.is_set():
             self._end = time.monotonic() + _STOPPING_SECONDS
         return self._end is not None and time.monotonic() > self._end
 
     def advance(self, to: JobStatus, *, message: str) -> None:
-        """Go on to the next state, unless the job is there already or is to stop.
+        """Move the job to the next state, unless it is already there or must stop.
 
         Raises:
-            LeaseLostError: as :meth:`beat`.
+            LeaseLostError: as in :meth:`beat`.
         """
         if self.status in _ORDER and _ORDER.index(self.status) < _ORDER.index(to):
             self.flush()
             self.status = self.insist(lambda: self.lease.advance(to, message=message))
 
     def insist(self, write: Callable[[], T]) -> T:
-        """Repeat what fails while the database is away.
+        """Retry a write while the database is unreachable.
 
         Raises:
-            LeaseLostError: as :meth:`beat`.
-            OUTAGES: it is still away some time after the worker was told to end.
+            LeaseLostError: as in :meth:`beat`.
+            OUTAGES: the database is still unreachable some time after the worker was stopped.
         """
         while True:
             try:
@@ -138,10 +138,10 @@ class Reporter:
             time.sleep(_PAUSE_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Wait, unless the worker is to end, and keep the lease.
+        """Wait and keep the lease; return early if the worker is stopping.
 
         Raises:
-            LeaseLostError: as :meth:`beat`.
+            LeaseLostError: as in :meth:`beat`.
         """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self._workshop.stopping.is_set():
@@ -149,20 +149,20 @@ class Reporter:
             self.flush()
 
     def meanwhile(self, work: Callable[[], T]) -> T:
-        """Do something slow in a thread, and keep the lease.
+        """Run slow work in a thread, and keep the lease meanwhile.
 
         Raises:
-            StopWantedError: the job is to stop; the work is left to itself.
-            LeaseLostError: as :meth:`beat`.
-            Exception: whatever the work raises.
+            StopWantedError: the job must stop; the work continues unattended.
+            LeaseLostError: as in :meth:`beat`.
+            Exception: any error of the work.
         """
         future = self._helper.submit(work)
         while True:
             try:
                 return future.result(timeout=_REPORT_SECONDS)
             except TimeoutError:
-                if future.done():  # it is the work's own
+                if future.done():  # the work itself raised it
                     raise
             self.beat()
             if self.is_asked_by_owner or self._has_to_end():
-                raise StopWantedError("asked to stop while files are on their way")
+                raise StopWantedError("a stop was requested during a file transfer")

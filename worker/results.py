@@ -1,4 +1,4 @@
-"""What a finished job leaves: its head delta in every encoding, and as a LoRA adapter."""
+"""Write a finished job's artifacts: its head delta in every encoding, and as a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ LORA = "lora"
 
 
 def write_artifacts(delta: HeadDelta, *, model_path: Path, folder: Path) -> dict[str, Path]:
-    """Write a fresh head delta in every encoding, and as a tar of a stock PEFT adapter.
+    """Write a new head delta in every encoding, and as a tar of a stock PEFT adapter.
 
     Equal deltas of equal backbones give equal bytes.
 
     Args:
-        delta: as ``hifi.finetune`` gave it, so that it knows the backbone's rows.
-        model_path: the folder of the backbone that it was tuned on a moment ago. Its rows are
-            compared with the delta's, the rest of its weights is not read.
-        folder: takes the files; it exists.
+        delta: from ``hifi.finetune``, so that it knows the backbone's rows.
+        model_path: the folder of the backbone on which it was just tuned. Its rows are compared
+            with the delta's; its other weights are not read.
+        folder: an existing folder for the files.
 
     Returns:
         ``float32``, ``bfloat16``, ``int8`` and ``lora`` to their files.
 
     Raises:
-        BackboneMismatchError, ModelError: the backbone has changed on disk since.
+        BackboneMismatchError, ModelError: the backbone has changed on disk meanwhile.
         StorageError, OSError: a file cannot be written.
     """
     files: dict[str, Path] = {}
@@ -49,7 +49,7 @@ def write_artifacts(delta: HeadDelta, *, model_path: Path, folder: Path) -> dict
 def _write_adapter(delta: HeadDelta, *, model_path: Path, file: Path) -> None:
     model = load_unchecked(identify_folder(model_path), delta=delta).model
     tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
-    wide_enough = torch.promote_types(model.dtype, tuned_at)  # to tell what the tuning changed
+    wide_enough = torch.promote_types(model.dtype, tuned_at)  # for exact differences
     if wide_enough != model.dtype:
         cast_to(model, wide_enough)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".lora-") as adapter:

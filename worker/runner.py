@@ -1,4 +1,4 @@
-"""One claimed job, from claim to end: what the engine tells goes to the store, and wishes back."""
+"""Run one claimed job: pass the engine's messages to the store, and stop requests to the engine."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from worker.workshop import Workshop
 
 _LISTEN_SECONDS = 0.05
-_LOADING_SECONDS = 1800.0  # a big model from a slow disk says nothing for long
-_STORAGE_SECONDS = 600.0  # how long an artifact store may be away, or a disk full
-_PAUSE_SECONDS = 2.0  # between two tries
+_LOADING_SECONDS = 1800.0  # loading a large model from a slow disk reports no progress
+_STORAGE_SECONDS = 600.0  # how long the artifact store may be unreachable, or the disk full
+_PAUSE_SECONDS = 2.0  # between two attempts
 _LONG_PAUSE_SECONDS = 30.0
 _QUIET_PHASES = frozenset({"loading", "writing"})
 _log = structlog.get_logger(__name__)
 
 
 class UnfitError(Exception):
-    """This worker can run no job: its disk, or its engine, is broken."""
+    """This worker cannot run any job: its disk or its engine is broken."""
 
 
 def run_job(job: ClaimedJob, *, workshop: Workshop) -> None:
-    """Run a claimed job until it has ended, was stopped, or is another worker's.
+    """Run a claimed job until it ends, is stopped, or is taken by another worker.
 
     Args:
         job: from ``claim_next``.
         workshop: the worker's tools.
 
     Raises:
-        UnfitError: nothing is wrong with the job, which is back in the queue.
-        Exception: what nobody foresaw; the lease runs out, and another worker takes the job.
+        UnfitError: this worker is broken; the job is fine and back in the queue.
+        Exception: an unexpected error; the lease expires, and another worker takes the job.
     """
     with (
         structlog.contextvars.bound_contextvars(job=job.id, tenant=job.tenant_id),
@@ -59,8 +59,8 @@ def run_job(job: ClaimedJob, *, workshop: Workshop) -> None:
             folder = workshop.folder / job.id
             files = JobFiles(folder, storage=workshop.storage, tenant_id=job.tenant_id)
         except OSError as error:
-            _hand_back(reporter, "its worker's disk is broken; the job is queued again")
-            raise UnfitError(f"no folder for a job: {error}") from error
+            _hand_back(reporter, "the worker's disk is broken; the job is queued again")
+            raise UnfitError(f"cannot create a folder for a job: {error}") from error
         stack.callback(files.remove)
         keeper = stack.enter_context(closing(CheckpointKeeper(files, reporter=reporter)))
         _log.info("job claimed", model=job.model, attempt=job.attempt, fence=job.fence)
@@ -71,7 +71,7 @@ def run_job(job: ClaimedJob, *, workshop: Workshop) -> None:
             _log.warning("lease lost: the job is another worker's now")
             workshop.engine.kill()
         except BaseException:
-            workshop.engine.kill()  # or it would go on, unheard, into the next job
+            workshop.engine.kill()  # otherwise it would continue into the next job
             raise
 
 
@@ -80,7 +80,7 @@ def _hand_back(reporter: Reporter, message: str) -> JobStatus:
 
 
 class _Run:
-    """One job in the hands of this worker."""
+    """One job while this worker runs it."""
 
     def __init__(
         self,
@@ -99,16 +99,16 @@ class _Run:
         self._keeper = keeper
         self._run = ""  # the name of the engine's run
         self._runs = 0
-        self._wish: Wish | None = None  # that the engine was told
-        self._trouble: tuple[float, int] | None = None  # since when; checkpoints kept by then
+        self._wish: Wish | None = None  # the last one sent to the engine
+        self._trouble: tuple[float, int] | None = None  # its start; checkpoints stored by then
         self._heard = time.monotonic()
-        self._checkpoint = job.checkpoint  # that is still to be brought here
+        self._checkpoint = job.checkpoint  # still to be fetched
 
     def work(self) -> JobStatus:
-        """Work until the job is not ours any more; give the state in which we leave it.
+        """Work until this worker no longer holds the job; return the job's state then.
 
         Raises:
-            LeaseLostError: it was taken from us.
+            LeaseLostError: the job was taken from this worker.
             UnfitError: the engine cannot be started.
         """
         data: dict[str, Any] | None = None
@@ -120,7 +120,7 @@ class _Run:
                 self._workshop.engine.kill()
                 break
             except BlobLostError as error:
-                message = f"the data set's files are gone, upload it again: {error}"
+                message = f"the data set's files are missing; upload it again: {error}"
                 status = self._fail("dataset_lost", message, param="dataset")
             except (ArtifactStorageError, OSError) as error:
                 status = self._wait_out("artifact_storage", str(error))
@@ -137,10 +137,10 @@ class _Run:
         """Bring the job's files here; return the splits as ``finetune`` takes them.
 
         Raises:
-            BlobLostError: the data set is gone.
-            ArtifactStorageError, OSError: they cannot be had now.
-            StopWantedError: the job is to stop.
-            LeaseLostError: it was taken from us.
+            BlobLostError: the data set is missing.
+            ArtifactStorageError, OSError: the files cannot be fetched now.
+            StopWantedError: the job must stop.
+            LeaseLostError: the job was taken from this worker.
         """
         if self._checkpoint is not None:
             self._fetch_checkpoint(self._checkpoint)
@@ -151,14 +151,14 @@ class _Run:
         return file_data(self._reporter.meanwhile(lambda: self._files.fetch_splits(splits)))
 
     def _fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Bring the newest checkpoint here; without one the job starts anew."""
+        """Fetch the newest checkpoint; if it is missing, the job starts over."""
         try:
             self._reporter.meanwhile(lambda: self._files.fetch_checkpoint(checkpoint))
         except BlobLostError as error:
             self._files.drop_checkpoints()
-            message = f"the checkpoint of step {checkpoint['step']} is gone: {error}"
+            message = f"the checkpoint of step {checkpoint['step']} is missing: {error}"
             event = WorkEvent(
-                type="message", message=f"{message}; the job starts anew", level="warn"
+                type="message", message=f"{message}; the job starts over", level="warn"
             )
             self._reporter.note(event)
 
@@ -172,10 +172,10 @@ class _Run:
         """Let the engine run the job; give its last word.
 
         Raises:
-            EngineDiedError: it died, or fell silent.
-            UnfitError: it cannot even be started.
-            StopWantedError: the job is to stop, and there is nothing to keep.
-            LeaseLostError: the job was taken from us.
+            EngineDiedError: the engine died or made no progress for too long.
+            UnfitError: the engine cannot be started.
+            StopWantedError: the job must stop, and there is nothing to save.
+            LeaseLostError: the job was taken from this worker.
         """
         engine = self._workshop.engine
         self._await_engine()
@@ -209,7 +209,7 @@ class _Run:
         )
 
     def _await_engine(self) -> None:
-        """Start the engine where it does not run, and wait until it can take a job."""
+        """Start the engine if it is not running, and wait until it is ready."""
         engine = self._workshop.engine
         engine.start()
         self._heard = time.monotonic()
@@ -221,7 +221,7 @@ class _Run:
                 self._beat()
         except EngineDiedError as error:
             engine.kill()
-            _hand_back(self._reporter, "its worker's engine is broken; the job is queued again")
+            _hand_back(self._reporter, "the worker's engine is broken; the job is queued again")
             raise UnfitError(f"the engine cannot be started: {error}") from error
 
     def _check_silence(self) -> None:
@@ -235,19 +235,19 @@ class _Run:
             )
 
     def _beat(self) -> None:
-        """Report now and then, and pass on what the owner or the worker's end asks for."""
+        """Report periodically, and pass stop requests on to the engine."""
         self._reporter.beat()
         self._keeper.go_on()
         wish = self._reporter.wish
         if wish is None or wish == self._wish:
             return
         if self._reporter.progress.phase == "loading":
-            raise StopWantedError("asked to stop before there is anything new to keep")
+            raise StopWantedError("a stop was requested before there was anything new to save")
         self._workshop.engine.send(Control(run=self._run, wish=wish))
         self._wish = wish
 
     def _hear(self, told: Told) -> None:
-        """Note what the engine tells; what must not be lost goes to the store at once."""
+        """Handle a message of the engine; write what must not be lost at once."""
         reporter = self._reporter
         if told.kind == "loaded":
             self._note("message", told, step=0)
@@ -273,7 +273,9 @@ class _Run:
 
     def _hear_resumed(self, told: Told) -> None:
         reporter = self._reporter
-        if reporter.status is JobStatus.TRAINING:  # its engine had died, and no move tells of it
+        if (
+            reporter.status is JobStatus.TRAINING
+        ):  # after a crash of the engine the state does not change
             reporter.note(WorkEvent(type="message", message=told.text))
         reporter.advance(JobStatus.TRAINING, message=told.text)
 
@@ -305,7 +307,7 @@ class _Run:
 
     def _keep_selection(self, told: Told) -> None:
         if told.selection is None:
-            raise ValueError("the engine told of a selection without one")
+            raise ValueError("the engine reported a selection without its content")
         selection, heads = heads_document(
             told.selection, job_id=self._job.id, model=self._job.model
         )
@@ -314,11 +316,11 @@ class _Run:
         self._note("selection", told, step=0, data=selection)
 
     def _settle(self, last: Done | Failed | Stopped) -> JobStatus:
-        """Write the engine's last word; give the job's state after it.
+        """Write the engine's last message; return the job's state after it.
 
         Raises:
             ArtifactStorageError, OSError: the artifacts cannot be stored.
-            StopWantedError: the job is to stop.
+            StopWantedError: the job must stop.
         """
         reporter = self._reporter
         reporter.flush()
@@ -340,14 +342,14 @@ class _Run:
         return self._count_crash(last.code, last.text)
 
     def _leave(self) -> JobStatus:
-        """Give the job up: as its owner asked, else back into the queue."""
+        """Release the job: stop it as its owner requested, or return it to the queue."""
         self._reporter.flush()
         if self._reporter.is_asked_by_owner:
             return self._reporter.insist(self._reporter.lease.stop)
-        return _hand_back(self._reporter, "its worker is shutting down; the job is queued again")
+        return _hand_back(self._reporter, "the worker is shutting down; the job is queued again")
 
     def _wait_out(self, code: str, message: str) -> JobStatus:
-        """Wait longer each time that a disk is full or a store away; give up after some minutes."""
+        """Wait while the disk is full or the store unreachable; fail the job after ten minutes."""
         _log.warning("waiting for room", code=code, reason=message)
         now = time.monotonic()
         if self._trouble is None or self._trouble[1] != self._keeper.kept:

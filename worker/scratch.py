@@ -1,4 +1,4 @@
-"""Folders for what a process needs on disk while it lives, cleaned up however it ends."""
+"""Temporary folders of processes, cleaned up however the process ends."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ _LOCK = "lock"
 def own_folder(
     parent: Path, *, label: str, on_orphan: Callable[[str], None] | None = None
 ) -> Iterator[Path]:
-    """Make a folder for this process, and remove those of processes that are no more.
+    """Create a folder for this process, and remove those of dead processes.
 
-    Whatever folder lies beside it and is locked by nobody counts as one of these.
-
-    A process holds the lock in its folder for as long as it lives, however it ends.
+    A process holds a lock in its folder as long as it lives. Any sibling folder without a lock
+    holder counts as one of a dead process.
 
     Args:
-        parent: holds such folders and nothing else; made where it is missing.
-        label: how the folder's name begins.
-        on_orphan: told the name of each folder whose process is no more.
+        parent: holds only such folders; created if missing.
+        label: the prefix of the folder's name.
+        on_orphan: called with the name of each removed folder of a dead process.
 
     Yields:
         The folder; removed at the end.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
     with ExitStack() as stack:
-        with _locked(parent):  # or another might take a folder away that has no lock yet
+        with _locked(parent):  # another process must not remove a folder that has no lock yet
             for name in _remove_orphans(parent):
                 if on_orphan is not None:
                     on_orphan(name)
@@ -65,7 +64,7 @@ def _remove_orphans(parent: Path) -> list[str]:
         try:
             with (folder / _LOCK).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # its process lives, or another one is removing it
+        except OSError:  # its process is alive, or another process is removing it
             continue
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(folder.name)

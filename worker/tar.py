@@ -1,4 +1,4 @@
-"""Tar files of a folder, of which equal folders give equal ones, byte for byte."""
+"""Reproducible tar files: equal folders give equal bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MODE = 0o644
 
 
 def stream_tar(folder: Path) -> Iterator[bytes]:
-    """Give the tar of a folder's files, piece by piece.
+    """Yield the tar of a folder's files in chunks.
 
-    The files are sorted by name; names are relative to the folder, with its folders in them but
-    none for folders alone. No times, owners or permissions of this machine: mtime, uid and gid are
-    0, the mode is 0644. The format is POSIX (PAX), with extra records only for what plain USTAR
-    cannot say: long or non-ASCII names, files of 8 GiB and more.
+    The files are sorted by name. Names are relative to the folder, with subfolders in them; folders
+    have no entries of their own. No times, owners or permissions of this machine are included:
+    mtime, uid and gid are 0, the mode is 0644. The format is POSIX (PAX), with extra records only
+    for what plain USTAR cannot represent: long or non-ASCII names, files of 8 GiB and more.
 
     Args:
-        folder: nobody may write into it meanwhile.
+        folder: must not change meanwhile.
 
     Yields:
-        Pieces of a mebibyte at most.
+        Chunks of at most one mebibyte.
 
     Raises:
         OSError: a file cannot be read, or has changed in size.
@@ -34,7 +34,7 @@ def stream_tar(folder: Path) -> Iterator[bytes]:
 
 
 def tar_size(folder: Path) -> int:
-    """Give the length of a folder's tar in bytes."""
+    """Return the length of a folder's tar in bytes."""
     size = _size_of_entries(folder)
     return size + _padding(size)
 
@@ -43,8 +43,8 @@ def write_tar(folder: Path, file: Path) -> None:
     """Write the tar of a folder's files.
 
     Args:
-        folder: nobody may write into it meanwhile.
-        file: outside of it; replaced where it exists.
+        folder: must not change meanwhile.
+        file: outside the folder; an existing file is replaced.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -55,7 +55,7 @@ def write_tar(folder: Path, file: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Walk over the files in order, each with its header."""
+    """Iterate over the files in order, each with its header."""
     named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     for name in sorted(named):
         path = named[name]
@@ -70,7 +70,7 @@ def _header(name: str, *, size: int) -> bytes:
 
 
 def _content(path: Path) -> Iterator[bytes]:
-    """Give a file's bytes, and what fills its last block."""
+    """Yield a file's bytes, and zeros that fill its last block."""
     left = path.stat().st_size
     fill = bytes(-left % tarfile.BLOCKSIZE)
     with path.open("rb") as file:
@@ -78,7 +78,7 @@ def _content(path: Path) -> Iterator[bytes]:
             left -= len(piece)
             yield piece
         if left or file.read(1):
-            raise OSError(f"{path.name} has changed in size while it was being packed")
+            raise OSError(f"{path.name} changed in size while it was being packed")
     yield fill
 
 
@@ -93,6 +93,6 @@ def _whole_blocks(size: int) -> int:
 
 
 def _padding(size: int) -> int:
-    """Count the zeros at the end: two blocks, and as many as fill a record."""
+    """Return the number of zeros at the end: two blocks, and as many as fill a record."""
     end = size + 2 * tarfile.BLOCKSIZE
     return end + -end % tarfile.RECORDSIZE - size

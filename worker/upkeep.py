@@ -1,4 +1,4 @@
-"""What a worker sees to beside its jobs: its sign of life, the dead's jobs, lost tokens, blobs."""
+"""A worker's background duties: heartbeat, dead workers' jobs, lost tokens, unnamed blobs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Upkeep:
-    """Threads that do it every few seconds until they are closed; whatever fails is tried again.
+    """Threads that repeat the background duties until closed; failures are retried.
 
     Args:
         workshop: the worker's tools.
-        publisher: for tokens that were lost.
+        publisher: for replacing lost tokens.
     """
 
     def __init__(self, workshop: Workshop, *, publisher: TokenPublisher) -> None:
@@ -42,10 +42,10 @@ class Upkeep:
         self._publisher = publisher
         self._closed = threading.Event()
         self._patience = min(workshop.settings.lease_seconds, LIVE_SECONDS)
-        self._heard = -math.inf  # when the database answered last, by our clock
-        self._beat_at: datetime | None = None  # and by its own
+        self._heard = -math.inf  # when the database last answered, by our clock
+        self._beat_at: datetime | None = None  # the same by the database's clock
         self._takes_back_from = 0.0
-        # A sweep of a big store takes minutes, and the worker must be seen alive meanwhile.
+        # In a separate thread: a sweep of a large store takes minutes, and heartbeats must go on.
         rounds = ((self._look_after_jobs, _BEAT_SECONDS), (self._sweep, _SWEEP_SECONDS))
         self._threads = [
             threading.Thread(target=self._repeat, args=round_, name="upkeep", daemon=True)
@@ -55,7 +55,7 @@ class Upkeep:
             thread.start()
 
     def close(self) -> None:
-        """End the threads; a sweep under way is left to itself."""
+        """End the threads; a running sweep is not waited for."""
         self._closed.set()
         self._threads[0].join(timeout=_ENDING_SECONDS)
 
@@ -75,7 +75,7 @@ class Upkeep:
             if not self._closed.is_set():
                 self._workshop.sign_on()  # the tables were restored, or it was away for a day
             return
-        if self._others_could_report(beat_at):
+        if self._leases_could_be_renewed(beat_at):
             taken_back = take_back_expired(database, before=beat_at)
             if taken_back:
                 _log.warning("jobs of lost workers taken back", jobs=taken_back)
@@ -83,14 +83,14 @@ class Upkeep:
         if tokens:
             self._publisher.publish(tokens)
 
-    def _others_could_report(self, beat_at: datetime) -> bool:
-        """Tell whether whoever lives has had the time to renew its leases since the last outage.
+    def _leases_could_be_renewed(self, beat_at: datetime) -> bool:
+        """Return whether live workers have had time to renew their leases since the last outage.
 
-        A worker that has just started does not know, and waits too. Our clock stands still while
-        this machine sleeps, and the database's may be set: a leap of either is an outage.
+        A worker that has just started does not know and waits too. Our clock stops while this
+        machine sleeps, and the database's may be set; a jump of either counts as an outage.
 
         Args:
-            beat_at: now, by the database's clock.
+            beat_at: the current time by the database's clock.
         """
         now = time.monotonic()
         leap = 0.0 if self._beat_at is None else (beat_at - self._beat_at).total_seconds()

@@ -1,4 +1,4 @@
-"""What a worker has at hand while it runs jobs."""
+"""The tools that a worker needs to run jobs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Workshop:
 
     Attributes:
         worker_id: its row in the table of workers.
-        folder: for what its jobs need on disk; its own, and emptied after each.
+        folder: for its jobs' files; used by this worker only, and emptied after each job.
         backbones: id to folder.
-        stopping: set once the worker is to end.
+        stopping: set when the worker must stop.
     """
 
     worker_id: str
@@ -38,7 +38,7 @@ class Workshop:
     stopping: threading.Event
 
     def sign_on(self) -> None:
-        """Enter this worker in the table of workers."""
+        """Register this worker in the table of workers."""
         register(
             self.database,
             worker_id=self.worker_id,

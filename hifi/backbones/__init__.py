@@ -1,1 +1,1 @@
-"""Backbones: which rows belong to a head, finding and loading models, what stays in memory."""
+"""Backbones: the rows of each head, finding and loading models, and keeping them in memory."""

@@ -1,4 +1,4 @@
-"""Where a model runs and how: its device, the backbone's dtype, the attention function."""
+"""Choose the device, the backbone's dtype and the attention function for a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _EAGER_LENGTH = 128
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Give the device that ``auto`` or a torch name means.
+    """Return the torch device for ``auto`` or a torch device name.
 
     Raises:
-        InvalidArgumentError: torch knows no such device, or this machine has none.
+        InvalidArgumentError: torch does not know the device, or this machine does not have it.
     """
     has_cuda = torch.cuda.is_available()
     if device == "auto":
@@ -31,14 +31,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(precision: Precision, *, device: torch.device) -> torch.dtype:
-    """Give the dtype of the frozen backbone.
+    """Return the dtype of the frozen backbone.
 
     Args:
-        precision: ``auto`` is bfloat16 where the device multiplies it natively, else float32.
+        precision: ``auto`` is bfloat16 if the device multiplies it natively, else float32.
         device: where the model runs.
 
     Raises:
-        InvalidArgumentError: another precision.
+        InvalidArgumentError: an unknown precision.
     """
     precision = declared(Hyperparameters)["precision"].check(precision)
     if precision == "auto":
@@ -55,10 +55,10 @@ def _has_native_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_attention(*, device: torch.device, dtype: torch.dtype, max_length: int) -> str:
-    """Name the faster attention function for training on sequences of up to ``max_length`` tokens.
+    """Return the faster attention function for training on up to ``max_length`` tokens.
 
     On a CPU in bfloat16 the backward pass of the fused function took 40 % of a training step; plain
-    matmul-softmax-matmul was faster up to 128 tokens. In float32 the fused one is.
+    matmul-softmax-matmul was faster up to 128 tokens. In float32 the fused function is faster.
     """
     is_plain = device.type == "cpu" and dtype == torch.bfloat16 and max_length <= _EAGER_LENGTH
     return "eager" if is_plain else "sdpa"

@@ -1,4 +1,4 @@
-"""Hashes that tell backbones apart: of a whole backbone, and of some heads' rows."""
+"""Fingerprints: hashes that identify a whole backbone, or the rows of some of its heads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 PREFIX = "sha256:"
 
-# One fact goes by several names in the configurations; only its value takes part.
+# Configurations have several names for the same setting; only the value is hashed.
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation", "activation_function")
 _NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps")
-# What the formulas of rotary positions read.
+# The fields that the formulas of rotary positions read.
 _ROPE = (
     "rope_type",
     "rope_theta",
@@ -39,26 +39,25 @@ _ROPE = (
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """Hash every weight of a model's backbone, at the dtype in which they are loaded.
 
-    The hash is SHA-256 over, in this order: the architecture, its sizes and what else of its
-    configuration shapes the forward pass (activation, the norms' ε, rotary positions, windows);
-    the query, key and value rows of every head in (layer, head, projection) order, as
-    ``nn.Linear`` counts rows; for each layer the sorted hashes of its other parameters; the sorted
-    hashes of the parameters outside the layers. No parameter name takes part, since they differ
-    between memory and disk and between versions of transformers.
+    The hash is SHA-256 over, in this order: the architecture, its sizes and the other settings
+    that shape the forward pass (activation, the norms' ε, rotary positions, windows); the query,
+    key and value rows of every head in (layer, head, projection) order, as ``nn.Linear`` counts
+    rows; for each layer the sorted hashes of its other parameters; the sorted hashes of the
+    parameters outside the layers. Parameter names are not hashed, since they differ between memory
+    and disk and between versions of transformers.
 
-    Left out are the task head, whatever it is, and those parameters of the base model that some
-    classes lack (a pooler): so a checkpoint has one fingerprint, be it loaded bare or with any
-    task head.
+    The hash excludes the task head and the parameters of the base model that some classes lack (a
+    pooler). A checkpoint therefore has the same fingerprint with any task head or none.
 
     Args:
-        model: a transformers model. Weights are hashed as they are: one that is loaded in another
-            dtype, or that has been tuned or merged into, has another fingerprint.
+        model: a transformers model. Weights are hashed as they are: a model that is loaded in
+            another dtype, tuned, or merged with a delta has another fingerprint.
 
     Returns:
         ``sha256:`` and 64 hexadecimal digits.
 
     Raises:
-        UnsupportedArchitectureError: the heads of this architecture are not known.
+        UnsupportedArchitectureError: the architecture is not supported.
     """
     backbone = describe(model)
     total = hashlib.sha256()
@@ -75,11 +74,11 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
 def rows_fingerprint(rows: Mapping[str, Tensor]) -> str:
     """Hash the rows of some heads, rounded to bfloat16.
 
-    Rounding gives one hash to a backbone loaded in float32 and in bfloat16. Changes that no
-    bfloat16 shows (its steps are 0.4 to 0.8 % of a value) leave the hash as it is.
+    Due to the rounding, a backbone has the same hash in float32 and in bfloat16. Changes smaller
+    than a step of bfloat16 (0.4 to 0.8 % of a value) do not change the hash.
 
     Args:
-        rows: any floating dtype, under a head delta's tensor names, which take part in the hash.
+        rows: any floating dtype, by a head delta's tensor names, which are hashed too.
 
     Returns:
         ``sha256:`` and 64 hexadecimal digits; the order of ``rows`` does not matter.
@@ -108,32 +107,32 @@ def _facts(backbone: Backbone, config: PreTrainedConfig) -> bytes:
 
 
 def _first(config: PreTrainedConfig, names: Iterable[str]) -> str | None:
-    """Read the field that goes by one of these names, numbers in one spelling."""
+    """Return the first of these fields that exists, with numbers in one spelling."""
     value = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-    return None if value is None else _spelled(value)
+    return None if value is None else _normalised(value)
 
 
-def _spelled(value: object) -> str:
-    """Write a value as a text: 10000 and 10000.0 are one number."""
+def _normalised(value: object) -> str:
+    """Format a value as text, with 10000 and 10000.0 as the same number."""
     if isinstance(value, (int, float)):
         return repr(float(value))
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=repr)
 
 
 def _rope(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read the rotary positions' base and scaling, one level deeper where layers differ in them.
+    """Return the rotary positions' base and scaling, per layer type where layers differ.
 
-    What is at its default is left out, whether the configuration spells it out or not.
+    Values at their default are left out, whether or not the configuration contains them.
     """
     return {
-        name: _rope(value) if isinstance(value, Mapping) else _spelled(value)
+        name: _rope(value) if isinstance(value, Mapping) else _normalised(value)
         for name, value in (parameters or {}).items()
         if isinstance(value, Mapping) or (name in _ROPE and value not in (None, "default"))
     }
 
 
 def _windows(config: PreTrainedConfig) -> list[str]:
-    """Give each layer's attention span where some layer's is a window; otherwise nothing."""
+    """Return each layer's attention span if any layer has a window, else an empty list."""
     types = getattr(config, "layer_types", None) or ()
     if all(kind == "full_attention" for kind in types):
         return []
@@ -150,7 +149,7 @@ def _head_digests(model: nn.Module, backbone: Backbone) -> Iterable[bytes]:
 
 
 def _other_parameters(model: PreTrainedModel, backbone: Backbone) -> list[list[nn.Parameter]]:
-    """Sort the backbone's parameters other than head rows by layer; the last group has no layer."""
+    """Group the parameters that are not head rows by layer; the last group is outside layers."""
     skipped = {id(model.get_parameter(name)) for name in optional_parameter_names(model)}
     for layer in backbone.layers:
         for name in layer.module_names:
@@ -164,7 +163,7 @@ def _other_parameters(model: PreTrainedModel, backbone: Backbone) -> list[list[n
 
 
 def _blocks(model: PreTrainedModel, backbone: Backbone) -> list[nn.Module]:
-    """Find the modules that are the layers: the list whose i-th entry holds projection i."""
+    """Return the layers: the ModuleList whose i-th entry holds the projections of layer i."""
     inner = [model.get_submodule(layer.module_names[0]) for layer in backbone.layers]
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == len(inner):
@@ -176,7 +175,7 @@ def _blocks(model: PreTrainedModel, backbone: Backbone) -> list[nn.Module]:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    """Hash one tensor: dtype, shape and little-endian bytes, without a copy where it is on CPU."""
+    """Hash a tensor's dtype, shape and little-endian bytes; a CPU tensor is not copied."""
     data = tensor.cpu().contiguous()
     dtype = str(data.dtype).removeprefix("torch.")
     digest = hashlib.sha256(f"{dtype}{list(data.shape)}".encode("ascii"))

@@ -1,4 +1,4 @@
-"""Which rows of which weights belong to a head: the only file that knows architectures."""
+"""The weight rows that belong to each head; the only file that knows about architectures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HeadId:
 
     Attributes:
         layer: index of the layer, from 0 at the bottom.
-        head: index of the head in its layer; of the key-value group where keys are grouped.
+        head: index of the head in its layer, or of the key-value group if keys are grouped.
     """
 
     layer: int
@@ -38,10 +38,10 @@ class Projection:
 
     Attributes:
         name: ``query``, ``key`` or ``value``.
-        module_name: dotted path of the module in the model; fused projections share one module.
+        module_name: dotted path of the module in the model; fused projections share a module.
         offset: first output row of this projection in the module.
         rows_per_head: output rows of one head, D' (G·D' for the query of a key-value group).
-        transposed: True where the weight is stored as ``[D, rows]`` (GPT-2's Conv1D).
+        transposed: True if the weight is stored as ``[D, rows]`` (GPT-2's Conv1D).
     """
 
     name: ProjectionName
@@ -51,7 +51,7 @@ class Projection:
     transposed: bool
 
     def rows(self, head: int) -> slice:
-        """Give the output rows of ``head`` in the module, as ``nn.Linear`` counts them."""
+        """Return the output rows of ``head`` in the module, as ``nn.Linear`` counts them."""
         start = self.offset + head * self.rows_per_head
         return slice(start, start + self.rows_per_head)
 
@@ -72,7 +72,7 @@ class AttentionLayer:
 
     @property
     def module_names(self) -> tuple[str, ...]:
-        """Name the modules that hold the projections, each once."""
+        """The modules that hold the projections, each once."""
         return tuple(dict.fromkeys(projection.module_name for projection in self.projections))
 
 
@@ -82,7 +82,7 @@ class Backbone:
 
     Attributes:
         architecture: the configuration's ``model_type``.
-        num_heads: H, the heads that can be selected; key-value groups where keys are grouped.
+        num_heads: H, the heads that can be selected; key-value groups if keys are grouped.
         group_size: G, query heads per selectable head; 1 without grouped keys.
         head_dim: D'.
         hidden_size: D.
@@ -98,16 +98,16 @@ class Backbone:
 
     @property
     def num_layers(self) -> int:
-        """Count the layers, L."""
+        """The number of layers, L."""
         return len(self.layers)
 
     @property
     def num_query_heads(self) -> int:
-        """Count the query heads of a layer, H·G."""
+        """The number of query heads in a layer, H·G."""
         return self.num_heads * self.group_size
 
     def check_heads(self, heads: Iterable[HeadId]) -> None:
-        """Refuse heads that this backbone does not have.
+        """Raise if this backbone does not have these heads.
 
         Raises:
             InvalidArgumentError: a layer or head index outside the backbone.
@@ -169,14 +169,14 @@ def describe(model: PreTrainedModel) -> Backbone:
         model: a transformers model, bare or with a task head, tuned or not.
 
     Returns:
-        The description; it holds names and numbers only, no weights.
+        The description: names and numbers only, no weights.
 
     Raises:
-        UnsupportedArchitectureError: an architecture, or a variant of one (cross attention),
-            whose heads are not known here.
+        UnsupportedArchitectureError: the architecture, or a variant of it (cross attention), is
+            not supported.
     """
     if not isinstance(model, PreTrainedModel):
-        raise _unsupported(f"a {type(model).__name__} is no transformers model; unwrap it first")
+        raise _unsupported(f"{type(model).__name__} is not a transformers model; unwrap it first")
     config = model.config
     architecture = str(config.model_type)
     layout = _LAYOUTS.get(architecture)
@@ -231,7 +231,7 @@ def _describe_layer(
 
 
 def _name_of(base: nn.Module, *, model: nn.Module) -> str:
-    """Give the base model's dotted prefix in the model, empty for a bare model."""
+    """Return the base model's dotted name in the model; empty for a bare model."""
     for name, module in model.named_modules():
         if module is base:
             return f"{name}." if name else ""
@@ -247,7 +247,7 @@ def _module_list(base: nn.Module, path: str) -> nn.ModuleList:
 
 def _unsupported(reason: str) -> UnsupportedArchitectureError:
     supported = ", ".join(SUPPORTED_ARCHITECTURES)
-    return UnsupportedArchitectureError(f"{reason}; supported are: {supported}")
+    return UnsupportedArchitectureError(f"{reason}; supported architectures: {supported}")
 
 
 def read_rows(model: nn.Module, projection: Projection, head: int) -> tuple[Tensor, Tensor | None]:
@@ -259,7 +259,7 @@ def read_rows(model: nn.Module, projection: Projection, head: int) -> tuple[Tens
         head: the head (or key-value group).
 
     Returns:
-        Weight ``[rows, D]`` as in ``nn.Linear`` whatever the architecture stores, and bias
+        Weight ``[rows, D]`` as in ``nn.Linear``, however the architecture stores it, and bias
         ``[rows]`` or None; copies, in the model's dtype.
     """
     module = model.get_submodule(projection.module_name)
@@ -274,17 +274,17 @@ def read_rows(model: nn.Module, projection: Projection, head: int) -> tuple[Tens
 def write_rows(
     model: nn.Module, projection: Projection, head: int, *, weight: Tensor, bias: Tensor | None
 ) -> None:
-    """Copy rows of one head into a projection, in place and without a trace in autograd.
+    """Copy rows of one head into a projection, in place and invisible to autograd.
 
     Args:
         model: the model that ``projection`` describes.
         projection: query, key or value of one layer.
         head: the head (or key-value group).
         weight: ``[rows, D]`` as in ``nn.Linear``; cast to the model's dtype.
-        bias: ``[rows]``, or None where the projection has none.
+        bias: ``[rows]``, or None if the projection has no bias.
 
     Raises:
-        TunerError: the projection is wrapped (a tuner, an adapter or a quantiser holds it).
+        TunerError: the projection is wrapped by a tuner, an adapter or a quantiser.
     """
     module = plain_projection(model, projection)
     rows = projection.rows(head)
@@ -296,22 +296,22 @@ def write_rows(
 
 
 def plain_projection(model: nn.Module, projection: Projection) -> nn.Linear | Conv1D:
-    """Give the module of a projection, which must be as transformers built it.
+    """Return the module of a projection; raise unless it is the one that transformers built.
 
     Raises:
-        TunerError: something else stands in its place (a tuner, an adapter or a quantiser).
+        TunerError: the projection is wrapped by a tuner, an adapter or a quantiser.
     """
     module = cast("nn.Linear | Conv1D", model.get_submodule(projection.module_name))
     if type(module) not in (nn.Linear, Conv1D):
         raise TunerError(
             f"{projection.module_name} is a {type(module).__name__}, not a plain projection: "
-            "detach the tuner or adapter that holds it first"
+            "detach the tuner or adapter that wraps it first"
         )
     return module
 
 
 def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """Name the parameters of the task head.
+    """Return the names of the task head's parameters.
 
     The task head is every parameter outside the base model, except the output embedding of a
     language model, plus ``extra`` (a pooler that the checkpoint lacked).
@@ -324,8 +324,8 @@ def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tup
         Parameter names in the model's own order.
 
     Raises:
-        InvalidArgumentError: ``extra`` names a module that the model does not have, or one that
-            belongs to the backbone.
+        InvalidArgumentError: ``extra`` names a module that the model does not have, or a module of
+            the backbone.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     optional = set(optional_parameter_names(model))
@@ -348,7 +348,7 @@ def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tup
 
 @dataclass(frozen=True)
 class FirstTokenLayer:
-    """The last layer of a model that reads its first token and nothing else of it.
+    """The last layer of a model whose task head reads only the first token.
 
     Attributes:
         attention: dotted path of the self-attention; it has ``query, key, value, dropout``.
@@ -361,14 +361,14 @@ class FirstTokenLayer:
 
 
 def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
-    """Describe the last layer, if of what it gives the first token suffices.
+    """Describe the last layer if the task head reads only its first token.
 
     Returns:
-        None where it does not: pooling over tokens, another residual layout, a decoder.
+        None for pooling over tokens, another residual layout, or a decoder.
     """
     if _LAYOUTS.get(str(model.config.model_type)) is not _BERT or model.config.is_decoder:
         return None
-    kind = type(model)  # a subclass may pool otherwise
+    kind = type(model)  # a subclass may pool differently
     if not kind.__name__.endswith("ForSequenceClassification"):
         return None
     if not kind.__module__.startswith("transformers.models."):
@@ -381,10 +381,10 @@ def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
 
 
 def optional_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Name the parameters of the base model that not every class of the architecture has.
+    """Return the names of base model parameters that some classes of the architecture lack.
 
-    They are the pooler (sequence classifiers have one, question answering has none) and the mask
-    token of masked image modelling, so they cannot tell one checkpoint from another.
+    These are the pooler (sequence classifiers have one, question answering has none) and the mask
+    token of masked image modelling, so they cannot identify a checkpoint.
 
     Args:
         model: a transformers model, bare or with a task head.

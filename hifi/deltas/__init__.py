@@ -1,1 +1,1 @@
-"""Head deltas: the file, its metadata, and how a delta goes into a backbone and out again."""
+"""Head deltas: the file, its metadata, and merging a delta into a backbone and out of it."""

@@ -1,4 +1,4 @@
-"""The head delta: tuned rows and task head of one task, and how they go into a backbone."""
+"""The head delta: the tuned rows and task head of one task, and how to merge them."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = ["DeltaMetadata", "HeadDelta", "row_key"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeadDelta:
-    """What fine-tuning made of one backbone: the tuned rows, and the task head.
+    """The result of fine-tuning one backbone: the tuned rows and the task head.
 
     Attributes:
         rows: W', the tuned rows, by ``row_key`` name ``layers.{l}.heads.{h}.{projection}.{part}``:
-            weight ``[rows, D]`` as in ``nn.Linear``, bias ``[rows]`` where the backbone has one.
-            Where ``values`` is ``differences`` the weights are W'−W; biases are never differences.
-        task_head: parameter name in the model to tensor; empty where there is none.
-        metadata: what the delta says about itself; ``rows_fingerprint`` is that of ``base``.
-        base: W, the rows that W' replaces, under the same names; None where they are not known.
+            weight ``[rows, D]`` as in ``nn.Linear``, bias ``[rows]`` if the backbone has one.
+            If ``values`` is ``differences`` the weights are W'−W; biases are never differences.
+        task_head: parameter name in the model to tensor; empty if there is no task head.
+        metadata: describes the delta; its ``rows_fingerprint`` is that of ``base``.
+        base: W, the rows that W' replaces, under the same names; None if they are not known.
             Only saving in bfloat16 or int8 needs them.
 
-    Tensors are copied to the CPU, in the dtype given: a model that trains on does not change them.
+    Tensors are copied to the CPU and keep their dtype, so further training does not change them.
 
     Raises:
-        InvalidArgumentError: row names or shapes that cannot be those of one backbone.
+        InvalidArgumentError: row names or shapes do not fit one backbone.
     """
 
     rows: Mapping[str, Tensor]
@@ -70,12 +70,12 @@ class HeadDelta:
 
     @property
     def values(self) -> Literal["rows", "differences"]:
-        """Tell whether ``rows`` holds W', or W'−W as a bfloat16 or int8 file does."""
+        """``rows`` if the delta holds W', else ``differences``: W'−W, as bfloat16 and int8 do."""
         return "rows" if self.metadata.encoding == "float32" else "differences"
 
     @property
     def heads(self) -> tuple[HeadId, ...]:
-        """List the tuned heads, in order."""
+        """The tuned heads, in order."""
         return heads_of_rows(self.rows)
 
     @classmethod
@@ -86,7 +86,7 @@ class HeadDelta:
             path: the file, trusted or not.
 
         Raises:
-            DeltaFileError: no such file, or a malformed, truncated or foreign one.
+            DeltaFileError: the file does not exist, or is malformed, truncated or of another kind.
         """
         content = read_delta_file(path)
         return cls(rows=content.rows, task_head=content.task_head, metadata=content.metadata)
@@ -95,15 +95,15 @@ class HeadDelta:
         """Write a delta file, atomically; equal deltas give equal bytes.
 
         Args:
-            path: the file; one that exists is replaced.
-            encoding: ``float32`` holds the rows themselves and is exact; ``bfloat16`` and ``int8``
-                hold differences to the backbone, in a half and a quarter of the size.
+            path: the file; an existing file is replaced.
+            encoding: ``float32`` stores the rows themselves and is exact; ``bfloat16`` and ``int8``
+                store differences to the backbone, in half and a quarter of the size.
 
         Raises:
-            InvalidArgumentError: an unknown encoding; one that calls for the backbone's rows where
-                they are not known (see ``with_base``); no heads; numbers that are not finite;
-                float64 values that the file's float32 would round.
-            StorageError: the file cannot be written, as ``write_atomically`` says it.
+            InvalidArgumentError: an unknown encoding; an encoding that needs the backbone's rows
+                when they are not known (see ``with_base``); no heads; numbers that are not finite;
+                float64 values that float32 would round.
+            StorageError: the file cannot be written, as in ``write_atomically``.
         """
         if encoding not in ENCODINGS:
             raise InvalidArgumentError("encoding", value=encoding, limit=f"one of {ENCODINGS}")
@@ -117,17 +117,17 @@ class HeadDelta:
         )
 
     def check_backbone(self, model: PreTrainedModel) -> None:
-        """Refuse a freshly loaded model that is not exactly the delta's backbone.
+        """Raise if a freshly loaded model is not exactly the delta's backbone.
 
-        ``merge``, ``with_base`` and ``to_lora`` look at the rows that the delta replaces; this
-        looks at every weight of the backbone, and at what its configuration computes with them.
+        ``merge``, ``with_base`` and ``to_lora`` check only the rows that the delta replaces; this
+        checks every weight of the backbone and the configuration that shapes its forward pass.
 
         Args:
             model: as stored: nothing merged into it, in the dtype of the delta's tuning.
 
         Raises:
             BackboneMismatchError: another backbone, another revision or another dtype.
-            UnsupportedArchitectureError: the model's heads are not known.
+            UnsupportedArchitectureError: the model's architecture is not supported.
         """
         found = backbone_fingerprint(model)
         kind, ours = str(model.config.model_type), self.metadata.architecture
@@ -139,29 +139,29 @@ class HeadDelta:
         if found != self.metadata.fingerprint:
             raise BackboneMismatchError(
                 f"the head delta was tuned on {self._backbone_name()}, whose fingerprint is "
-                f"{self.metadata.fingerprint}; the model's is {found}: load that backbone, that "
+                f"{self.metadata.fingerprint}; the model's is {found}: load that backbone at that "
                 "revision, in the dtype in which it was stored"
             )
 
     def with_base(self, model: PreTrainedModel) -> HeadDelta:
-        """Learn the backbone's rows, so that every encoding can be saved.
+        """Return the delta with the backbone's rows added, so that every encoding can be saved.
 
-        Of the model, only the rows that the delta replaces are checked: see ``check_backbone``.
+        Only the model's rows that the delta replaces are checked; see ``check_backbone`` for all.
 
         Args:
-            model: the delta's backbone, with any task head, the delta not merged into it; in the
-                dtype of the tuning (``metadata.compute_dtype``) or a wider one.
+            model: the delta's backbone with any task head, without the delta merged; in the dtype
+                of the tuning (``metadata.compute_dtype``) or a wider one.
 
         Returns:
-            The same delta with ``base``; differences have become rows.
+            The same delta with ``base``; differences are converted to rows.
 
         Raises:
-            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
-                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
-                revision and where the delta is merged already; a float16 model; one in a
-                dtype narrower than the tuning's, which would give differences to a rounded W.
-            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
-            UnsupportedArchitectureError: the model's heads are not known.
+            BackboneMismatchError: another architecture; different heads, shapes or biases; the
+                model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
+                delta is already merged); a float16 model; a dtype narrower than the tuning's,
+                which would give differences to a rounded W.
+            TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
+            UnsupportedArchitectureError: the model's architecture is not supported.
         """
         present = self._read_base(model)
         self._check_width(present)
@@ -169,45 +169,44 @@ class HeadDelta:
         return replace(self, rows=self._rows_in_place_of(present), base=present, metadata=metadata)
 
     def rows_on(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
-        """Give W', as ``merge`` puts it into a model.
+        """Return W', the rows that ``merge`` writes into a model.
 
         Args:
-            model: the delta's backbone, with any task head, the delta not merged into it; in
-                float32, bfloat16 or float64.
+            model: the delta's backbone with any task head, without the delta merged; in float32,
+                bfloat16 or float64.
 
         Returns:
             The rows by name, on the CPU, not yet rounded to the model's dtype.
 
         Raises:
-            BackboneMismatchError, TunerError, UnsupportedArchitectureError: as ``merge`` does.
+            BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``merge``.
         """
         return self._rows_in_place_of(self._read_base(model))
 
     def merge(self, model: PreTrainedModel, *, task_head: bool = True) -> HeadDelta:
-        """Put the tuned rows and the task head into a model, in place.
+        """Copy the tuned rows and the task head into a model, in place.
 
-        The rows are copied, so at equal dtype the merged model is the tuned one bit for bit.
-        All checks come before the first write: a merge that is refused changes nothing. Checked
-        are the architecture, the rows about to be replaced, to bfloat16's precision, and the task
-        head's names and shapes. A backbone that differs elsewhere is not noticed: see
-        ``check_backbone``.
+        At equal dtype the merged model equals the tuned one bit for bit. All checks come before the
+        first write, so a refused merge changes nothing. The checks cover the architecture, the rows
+        that are replaced (to bfloat16's precision), and the names and shapes of the task head. They
+        do not notice a backbone that differs elsewhere; see ``check_backbone``.
 
         Args:
             model: the delta's backbone in float32, bfloat16 or float64, with a matching task head.
-            task_head: False leaves the model's task head alone.
+            task_head: False leaves the model's task head unchanged.
 
         Returns:
-            The displaced rows and task head, itself a head delta: merging it back restores the
-            model bit for bit.
+            The replaced rows and task head as a head delta: merging it back restores the model bit
+            for bit.
 
         Raises:
-            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
-                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
-                revision and where the delta is merged already; a float16 model.
-            TaskHeadMismatchError: the model's task head differs in names or shapes; the delta's
-                holds a parameter of the backbone other than a pooler's.
-            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
-            UnsupportedArchitectureError: the model's heads are not known.
+            BackboneMismatchError: another architecture; different heads, shapes or biases; the
+                model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
+                delta is already merged); a float16 model.
+            TaskHeadMismatchError: the model's task head has other names or shapes; the delta's task
+                head contains a parameter of the backbone other than a pooler's.
+            TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
+            UnsupportedArchitectureError: the model's architecture is not supported.
         """
         present = self._read_base(model)
         head = self.task_head if task_head else {}
@@ -225,25 +224,27 @@ class HeadDelta:
         return displaced
 
     def to_lora(self, directory: str | Path, model: PreTrainedModel) -> None:
-        """Write the delta as an adapter that stock PEFT loads, atomically.
+        """Write the delta as a LoRA adapter that stock PEFT loads, atomically.
 
-        Of the backbone, only the rows that the delta replaces are checked: see ``check_backbone``.
+        Only the backbone's rows that the delta replaces are checked; see ``check_backbone`` for
+        all.
 
         Args:
             directory: a folder that does not exist yet, or is empty.
-            model: the delta's backbone with a matching task head, the delta not merged into it; in
-                the dtype of the tuning (``metadata.compute_dtype``) or a wider one.
+            model: the delta's backbone with a matching task head, without the delta merged; in the
+                dtype of the tuning (``metadata.compute_dtype``) or a wider one.
 
         Raises:
-            BackboneMismatchError: another architecture; heads, shapes or biases that differ; rows
-                in the place of W whose hash is not ``rows_fingerprint``, as in another backbone or
-                revision and where the delta is merged already; a float16 model; one in a
-                dtype narrower than the tuning's, which would give differences to a rounded W.
-            TaskHeadMismatchError: the model's task head differs in names or shapes; the delta's
-                holds a parameter of the backbone other than a pooler's, or a part of a module.
+            BackboneMismatchError: another architecture; different heads, shapes or biases; the
+                model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
+                delta is already merged); a float16 model; a dtype narrower than the tuning's,
+                which would give differences to a rounded W.
+            TaskHeadMismatchError: the model's task head has other names or shapes; the delta's task
+                head contains a parameter of the backbone other than a pooler's, or only a part of a
+                module.
             StorageError: the folder exists and is not empty, or cannot be written.
-            TunerError: a tuner, an adapter or a quantiser holds the model's projections.
-            UnsupportedArchitectureError: the model's heads are not known.
+            TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
+            UnsupportedArchitectureError: the model's architecture is not supported.
         """
         known = self.with_base(model)
         lora.export_lora(
@@ -256,26 +257,26 @@ class HeadDelta:
         )
 
     def _values_for(self, encoding: Encoding) -> Mapping[str, Tensor]:
-        """Give rows or differences, whichever ``encoding`` stores."""
+        """Return rows or differences, depending on what ``encoding`` stores."""
         if encoding == self.metadata.encoding:
             return self.rows
         if self.values == "differences" or self.base is None:
             raise InvalidArgumentError(
                 "encoding",
                 value=encoding,
-                limit=f"{self.metadata.encoding}, until the delta knows the backbone's rows: "
+                limit=f"only {self.metadata.encoding} until the delta knows the backbone's rows: "
                 "load the backbone and save delta.with_base(model)",
             )
         return differences(self.rows, base=self.base, compute_dtype=self.metadata.compute_dtype)
 
     def _read_base(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
-        """Copy W out of a model, and refuse one that is not the delta's."""
+        """Copy W out of a model; raise if it is not the delta's."""
         present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
         self._check_rows_fingerprint(present)
         return present
 
     def _rows_in_place_of(self, present: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Give W' for a model whose rows are ``present``."""
+        """Return W' for a model whose rows are ``present``."""
         if self.values == "rows":
             return self.rows
         return add_differences(self.rows, base=present, compute_dtype=self.metadata.compute_dtype)
@@ -286,10 +287,10 @@ class HeadDelta:
             return
         merged = self.values == "rows" and found == rows_fingerprint(self.rows)
         hint = (
-            "it is already merged into this model"
+            "the delta is already merged into this model"
             if merged
-            else "load that backbone in float32 or bfloat16; if something is merged into it, merge "
-            "back what it displaced"
+            else "load that backbone in float32 or bfloat16; if a delta is merged into it, undo "
+            "that first by merging back what it displaced"
         )
         raise BackboneMismatchError(
             f"the head delta replaces rows of {self._backbone_name()} whose fingerprint is "
@@ -297,15 +298,15 @@ class HeadDelta:
         )
 
     def _check_width(self, present: Mapping[str, Tensor]) -> None:
-        """Refuse a W that has lost digits which the tuning saw: W'−W would hold the loss."""
+        """Raise if W has a narrower dtype than the tuning's: W'−W would contain rounding errors."""
         tuned_at: torch.dtype = getattr(torch, self.metadata.compute_dtype)
         for name, tensor in present.items():
             if torch.promote_types(tensor.dtype, tuned_at) != tensor.dtype:
                 found = str(tensor.dtype).removeprefix("torch.")
                 wanted = self.metadata.compute_dtype
                 raise BackboneMismatchError(
-                    f"the rows were tuned on {self._backbone_name()} in {wanted}, and the model is "
-                    f"{found} ({name}), too narrow to tell what the tuning changed: load the "
+                    f"the rows were tuned on {self._backbone_name()} in {wanted}, but the model is "
+                    f"{found} ({name}), which is too narrow for exact differences: load the "
                     f"backbone with dtype=torch.{wanted}"
                 )
 

@@ -1,4 +1,4 @@
-"""How rows are stored: as they are, or as differences in bfloat16 or int8."""
+"""Encode rows for storage: unchanged in float32, or as differences in bfloat16 or int8."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STORED_DTYPES: Mapping[Encoding, torch.dtype] = {
 
 
 def is_weight(name: str) -> bool:
-    """Tell weights, which are stored as differences, from biases, which never are."""
+    """Return whether a row name is a weight's; biases are never stored as differences."""
     return name.endswith(".weight")
 
 
 def differences(
     rows: Mapping[str, Tensor], *, base: Mapping[str, Tensor], compute_dtype: str
 ) -> dict[str, Tensor]:
-    """Subtract the replaced rows: W' − W, with W as the tuning saw it.
+    """Subtract the replaced rows: W' − W, with W in the dtype of the tuning.
 
     Args:
         rows: W', by row name.
@@ -49,7 +49,7 @@ def differences(
 def add_differences(
     differences: Mapping[str, Tensor], *, base: Mapping[str, Tensor], compute_dtype: str
 ) -> dict[str, Tensor]:
-    """Undo ``differences``: W' = W + (W' − W), in float32, exact up to its rounding."""
+    """Invert ``differences``: W' = W + (W' − W), in float32, exact up to its rounding."""
     return {
         name: _rounded(base[name], compute_dtype) + tensor if is_weight(name) else tensor
         for name, tensor in differences.items()
@@ -57,10 +57,10 @@ def add_differences(
 
 
 def encode(rows: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
-    """Turn rows, or differences, into the tensors of a file.
+    """Encode rows, or differences, as the tensors of a file.
 
     Args:
-        rows: float32; what ``encoding`` calls for, rows or differences.
+        rows: float32; rows or differences, as ``encoding`` requires.
         encoding: ``int8`` adds a float32 scale per row, ``….scale``, of shape ``[rows]``.
 
     Returns:
@@ -78,7 +78,7 @@ def encode(rows: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
 
 
 def decode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the tensors of a file back into float32 rows, or differences."""
+    """Decode the tensors of a file to float32 rows, or differences."""
     rows: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(SCALE_SUFFIX):
@@ -91,8 +91,8 @@ def decode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to 255 evenly spaced values around zero.
 
-    The scale is max|row| / 127. Decoded rows encode to the same codes and scale again: for every
-    float32 m that is not subnormal, m/127 comes back from (m/127)·127/127 (tried on all mantissas).
+    The scale is max|row| / 127. Encoding decoded rows gives the same codes and scale again: for
+    every float32 m that is not subnormal, (m/127)·127/127 equals m/127 (tried on all mantissas).
 
     Args:
         weight: float32 ``[rows, D]``, finite.

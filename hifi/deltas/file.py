@@ -1,4 +1,4 @@
-"""The head delta's file: safetensors with one metadata entry, written atomically, read warily."""
+"""The head delta file: safetensors with one metadata entry; reading trusts nothing in it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DeltaContent:
-    """What a delta file holds.
+    """The content of a delta file.
 
     Attributes:
-        rows: by row name; weights are W' or W'−W as ``metadata.encoding`` says; float32 when read.
+        rows: by row name; weights are W' or W'−W, by ``metadata.encoding``; float32 when read.
         task_head: parameter name to tensor; float32 when read.
-        metadata: what the delta says about itself.
+        metadata: describes the delta.
     """
 
     rows: Mapping[str, Tensor]
@@ -49,13 +49,13 @@ def write_delta_file(path: str | Path, *, content: DeltaContent) -> None:
     """Write a delta file, atomically; equal content gives equal bytes.
 
     Args:
-        path: the file; one that exists is replaced.
-        content: rows must be W' or W'−W, whichever ``content.metadata.encoding`` stores.
+        path: the file; an existing file is replaced.
+        content: rows must be W' or W'−W, as ``content.metadata.encoding`` requires.
 
     Raises:
         InvalidArgumentError: no rows; heads other than the selection's; numbers that are not
             finite, or that float32, the file's widest type, would round.
-        StorageError: the file cannot be written, as ``write_atomically`` says it.
+        StorageError: the file cannot be written, as in ``write_atomically``.
     """
     check_shapes({name: tuple(tensor.shape) for name, tensor in content.rows.items()})
     _check_heads(content.rows, content.metadata)
@@ -65,17 +65,18 @@ def write_delta_file(path: str | Path, *, content: DeltaContent) -> None:
         tensors[TASK_HEAD_PREFIX + name] = _as_float32(name, tensor)
     for name, tensor in tensors.items():
         _check_numbers(name, tensor)
-    # safetensors orders the tensors itself, by type and name, and there is one metadata entry.
+    # Bytes are deterministic: safetensors sorts the tensors by type and name, and there is only
+    # one metadata entry.
     data = save(tensors, {METADATA_KEY: content.metadata.to_json().decode()})
     with write_atomically(path) as temporary:
         temporary.write_bytes(data)
 
 
 def read_delta_file(path: str | Path) -> DeltaContent:
-    """Read a delta file, believing nothing in it.
+    """Read a delta file without trusting anything in it.
 
-    Names, types and shapes are checked before any tensor is read, so a foreign file is refused at
-    the cost of its header; nothing in it is executed.
+    Names, types and shapes are checked before any tensor is read, so refusing a file of another
+    kind costs only reading its header. Nothing in the file is executed.
 
     Args:
         path: the file.
@@ -84,14 +85,14 @@ def read_delta_file(path: str | Path) -> DeltaContent:
         The content; all tensors float32 and finite.
 
     Raises:
-        DeltaFileError: no such file (``DeltaFileNotFoundError``), or a malformed, truncated or
-            foreign one; the message names the file and what is wrong with it.
+        DeltaFileError: the file does not exist (``DeltaFileNotFoundError``), or is malformed,
+            truncated or of another kind; the message names the file and the fault.
     """
     path = Path(path)
-    with _naming(path):
+    with _delta_file_errors(path):
         _check_regular(path)
         with safe_open(path, framework="pt"):
-            pass  # its header is sound
+            pass  # this checks the header
         with path.open("rb") as file:
             header = _read_header(file)
             metadata = _parse_metadata(header.pop("__metadata__", None))
@@ -99,7 +100,7 @@ def read_delta_file(path: str | Path) -> DeltaContent:
             dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
             _check_layout(shapes, dtypes, metadata=metadata)
             file.seek(0)
-            # Not by get_tensor: for each tensor safetensors 0.8 leaks two integers there.
+            # get_tensor is not used: safetensors 0.8 leaks two integers per tensor there.
             loaded = load(file.read())
         tensors = {name: loaded[name] for name in sorted(shapes)}
         for name, tensor in tensors.items():
@@ -113,36 +114,36 @@ def read_delta_file(path: str | Path) -> DeltaContent:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file it is in whatever is wrong with it."""
+def _delta_file_errors(path: Path) -> Iterator[None]:
+    """Turn any error about the file into a DeltaFileError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise DeltaFileNotFoundError(f"{path}: no such head delta file") from error
     except OSError as error:
-        raise DeltaFileError(f"{path}: cannot be read: {_tame(error)}") from error
+        raise DeltaFileError(f"{path}: cannot be read: {_sanitized(error)}") from error
     except InvalidArgumentError as error:
-        raise DeltaFileError(f"{path}: not a head delta: {_tame(error)}") from error
+        raise DeltaFileError(f"{path}: not a head delta: {_sanitized(error)}") from error
     except SafetensorError as error:
-        text = f"{path}: not a safetensors file, or truncated: {_tame(error)}"
+        text = f"{path}: not a safetensors file, or truncated: {_sanitized(error)}"
         raise DeltaFileError(text) from error
 
 
-def _tame(error: Exception) -> str:
-    """Give an error's text without what a hostile file may put there: control codes, megabytes."""
+def _sanitized(error: Exception) -> str:
+    """Return an error's text, cut and without control codes, which a hostile file may inject."""
     text = str(error)[:_MESSAGE_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse folders and pipes before anything opens, and waits for, them."""
+    """Raise for folders and pipes before anything opens them: opening a pipe would block."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         _refuse("path", "a folder" if stat.S_ISDIR(mode) else "a device", "a file")
 
 
 def _read_header(file: BinaryIO) -> dict[str, Any]:
-    """Read the header again, for the repeated keys that the library lets pass."""
+    """Read the header again to find repeated keys, which safetensors accepts."""
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     return parse_json_object(file.read(length).decode("utf-8"))
 
@@ -157,7 +158,7 @@ def _parse_metadata(entries: Mapping[str, str] | None) -> DeltaMetadata:
 def _check_layout(
     shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], *, metadata: DeltaMetadata
 ) -> None:
-    """Check every tensor's name, type and shape, and that they belong together."""
+    """Check every tensor's name, type and shape, and that they are consistent."""
     rows: dict[str, tuple[int, ...]] = {}
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
@@ -209,11 +210,11 @@ def _check_numbers(name: str, tensor: Tensor) -> None:
 
 
 def _as_float32(name: str, tensor: Tensor) -> Tensor:
-    """Copy a tensor as the file holds it; a narrower one becomes wider, a wider one must fit."""
+    """Copy a tensor as float32; narrower types are widened, wider values must be exact in it."""
     _check_numbers(name, tensor)
     copy = tensor.detach().to("cpu", torch.float32, copy=True)
     if tensor.dtype == torch.float64 and not torch.equal(copy.double(), tensor.cpu()):
-        _refuse(name, "float64", "values that float32, the file's type, holds exactly")
+        _refuse(name, "float64", "values that are exact in float32, the file's type")
     return copy.contiguous()
 
 

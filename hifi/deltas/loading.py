@@ -1,4 +1,4 @@
-"""Load backbones: the one that a head delta belongs to, with a task head of the right shape."""
+"""Load the backbone that a head delta belongs to, with a task head of the right shape."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _MOST_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A delta's backbone, fresh from disk, and where it was found.
+    """A delta's backbone, newly loaded from disk.
 
     Attributes:
-        model: at the dtype it is stored in, its task head shaped as the delta's.
-        source: the folder and the name.
-        task: what the delta records about its task.
+        model: in the dtype in which it is stored; its task head has the delta's shapes.
+        source: its folder and name.
+        task: the task that the delta records.
     """
 
     model: PreTrainedModel
@@ -57,12 +57,12 @@ class LoadedBackbone:
     task: dict[str, Any]
 
     def load_processor(self) -> PreTrainedTokenizerBase | BaseImageProcessor:
-        """Load the tokenizer or image processor, set to what the fine-tune used.
+        """Load the tokenizer or image processor, with the settings of the fine-tune.
 
-        Tokenizer and model agree on the pad token afterwards.
+        Afterwards tokenizer and model have the same pad token.
 
         Raises:
-            ModelError: there is none that can be loaded.
+            ModelError: it is missing or cannot be loaded.
         """
         kind = _task_type(self.task)
         return kind.load_processor(self.source, self.model.config, record=self.task)
@@ -72,16 +72,16 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
     """Find and load the backbone that a delta was tuned on.
 
     Args:
-        delta: says which task head it needs.
-        model: a folder or name; by default the one that the delta names, where that is the packaged
-            model, a hub id, or the name of a folder here.
-        revision: of a hub id; the one that the delta names, where the model is that one too.
+        delta: its task determines the task head.
+        model: a folder or name; by default the one that the delta names, if that is the packaged
+            model, a hub id, or the name of a folder in the working directory.
+        revision: of a hub id; by default the delta's, if the model is the delta's too.
 
     Raises:
-        TaskNotSupportedError: the delta does not say what task it is for.
-        DeltaFileError: it records a pad token, padding side or length that cannot be.
-        ModelError: there is no such model, or it cannot be loaded.
-        BackboneMismatchError: it is not the delta's backbone.
+        TaskNotSupportedError: the delta does not record its task.
+        DeltaFileError: the delta records an impossible pad token, padding side or length.
+        ModelError: the model does not exist or cannot be loaded.
+        BackboneMismatchError: the model is not the delta's backbone.
     """
     _task_type(dict(delta.metadata.task or {}))  # refuse before a download
     if model is None:
@@ -92,14 +92,14 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
 
 def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load the backbone that a delta was tuned on, from where it was found.
+    """Load the backbone that a delta was tuned on, from a known folder.
 
     Args:
         source: the model.
-        delta: says which task head it needs.
+        delta: its task determines the task head.
 
     Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as for
+        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as in
             :func:`load_backbone`.
     """
     backbone = load_unchecked(source, delta=delta)
@@ -110,15 +110,15 @@ def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone
 def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
     """Load a model that the caller knows to be a delta's backbone.
 
-    Its weights are mapped from the file and not read until they are used, which for a whole
-    fingerprint all of them would be.
+    The weights are memory-mapped and read only when used; computing a fingerprint would read all
+    of them.
 
     Args:
         source: the model.
-        delta: says which task head it needs.
+        delta: its task determines the task head.
 
     Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError: as for :func:`load_backbone`.
+        TaskNotSupportedError, DeltaFileError, ModelError: as in :func:`load_backbone`.
     """
     config = load_config(source)
     task = configure_for(config, delta)
@@ -133,8 +133,8 @@ class BareBackbone:
     """A backbone without a task head, on its device.
 
     Attributes:
-        model: at the dtype it is stored in, in eval mode.
-        fingerprint: of it as stored.
+        model: in the dtype in which it is stored, in eval mode.
+        fingerprint: of the backbone as stored.
     """
 
     model: PreTrainedModel
@@ -142,11 +142,11 @@ class BareBackbone:
 
 
 def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBackbone:
-    """Load a backbone for the head deltas of any tasks.
+    """Load a backbone for head deltas of any task.
 
     Args:
         source: the model.
-        device: where it is to run.
+        device: where the model will run.
 
     Raises:
         ModelError: it cannot be loaded, no task type reads what it reads, or it reads texts and has
@@ -172,14 +172,14 @@ def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
 
     Args:
         config: changed in place.
-        delta: says which task it is for.
+        delta: records its task.
 
     Returns:
         The task as far as every delta records it: with its classes, without its columns.
 
     Raises:
-        TaskNotSupportedError: the delta does not say what task it is for.
-        DeltaFileError: it records a pad token, padding side or length that cannot be.
+        TaskNotSupportedError: the delta does not record its task.
+        DeltaFileError: the delta records an impossible pad token, padding side or length.
     """
     record = dict(delta.metadata.task or {})
     kind, labels = _task_type(record), delta.metadata.labels
@@ -207,14 +207,14 @@ def write_merged_model(
     """Merge a delta into its backbone, and write the plain model with its tokenizer or processor.
 
     Args:
-        folder: takes the files, in the ``save_pretrained`` layout.
-        delta: what is merged.
-        backbone: of the delta; its model is the merged one afterwards.
+        folder: where to write the files, in the ``save_pretrained`` layout.
+        delta: the delta to merge.
+        backbone: of the delta; its model is changed in place.
         dtype: of the merged model; by default that in which the backbone is stored.
 
     Raises:
-        ModelError: the backbone has no tokenizer or image processor that can be loaded.
-        BackboneMismatchError, TaskHeadMismatchError: as ``HeadDelta.merge`` does.
+        ModelError: the backbone's tokenizer or image processor is missing or cannot be loaded.
+        BackboneMismatchError, TaskHeadMismatchError: as in ``HeadDelta.merge``.
     """
     processor, model = backbone.load_processor(), backbone.model
     delta.merge(cast_to(model, dtype or model.dtype))
@@ -224,13 +224,13 @@ def write_merged_model(
 
 
 def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
-    """Find the backbone that a delta names; the hub is not asked for what was a folder's name."""
+    """Find the backbone that a delta names; a folder's name is never looked up on the hub."""
     name = delta.metadata.model
     is_known = name == PACKAGED_MODEL or "/" in name or revision is not None
     if not is_known and find_folder(Path(name)) is None:
         raise ModelError(
-            f"the head delta knows of its backbone only that it was called {name!r}, and there is "
-            "no such folder here: say with --model where it is (a folder, or a hub id)"
+            f"the head delta knows its backbone only as {name!r}, and no such folder exists here: "
+            "pass the backbone with --model (a folder, or a hub id)"
         )
     return resolve_model(name, revision=revision)
 
@@ -246,16 +246,16 @@ def _task_type(task: dict[str, Any]) -> type[Task]:
 
 
 def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
-    """Refuse what no tokenizer or model could take: the file may be anyone's.
+    """Raise for values that no tokenizer or model accepts; the file is not trusted.
 
     Raises:
-        DeltaFileError: it names the entry, its value and the limit.
+        DeltaFileError: a value is impossible; the message has the entry, its value and the limit.
     """
     vocabulary = getattr(config, "vocab_size", 0)
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "pad_token_id": (
             lambda token: type(token) is int and 0 <= token < vocabulary,
-            f"one of the backbone's {vocabulary} tokens, which count from 0",
+            f"one of the backbone's {vocabulary} tokens, counted from 0",
         ),
         "padding_side": (lambda side: side in ("left", "right"), "left or right"),
         "max_length": (
@@ -270,9 +270,9 @@ def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
 
 
 def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
-    """Compare fingerprints at the stored dtype, and at the dtype of the tuning.
+    """Compare fingerprints in the stored dtype, and in the dtype of the tuning.
 
-    A tuner that was given a model in memory knows only the latter.
+    A tuner of a model in memory knows only the latter.
     """
     tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
     try:
@@ -282,7 +282,7 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
             raise
         cast = cast_to(copy.deepcopy(model), tuned_at)
         if backbone_fingerprint(cast) != delta.metadata.fingerprint:
-            raise  # with the fingerprint of the model as stored, which the other commands show
+            raise  # this error has the fingerprint as stored, which the other commands print
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -292,7 +292,7 @@ def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing bars and printing reports of its own."""
+    """Silence the progress bars and reports of transformers."""
     was_on = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

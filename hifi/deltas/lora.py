@@ -1,4 +1,4 @@
-"""A head delta as an adapter that stock PEFT loads; PEFT itself is not needed to write it."""
+"""Export a head delta as an adapter that stock PEFT loads; writing it does not need PEFT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 _PEFT_PREFIX = "base_model.model."
-# Tasks for which PEFT has a model class of its own; for all others it takes no task type.
+# Tasks for which PEFT has a model class; other tasks must not name a task type.
 _TASK_TYPES = {
     "SEQ_CLS": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "TOKEN_CLS": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -41,7 +41,7 @@ _TASK_TYPES = {
 class _Update:
     """The change to one module: ``weight`` and ``bias`` are added to the rows ``index``.
 
-    With m changed rows of R: ``index`` [m], ``weight`` [m, D], ``bias`` [m] or None.
+    For m changed rows of R: ``index`` [m], ``weight`` [m, D], ``bias`` [m] or None.
     """
 
     module_name: str
@@ -55,7 +55,7 @@ class _Update:
         return len(self.index)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give PEFT's A [m, D], B [R, m] and, on B, the bias [R]."""
+        """Return PEFT's A [m, D], B [R, m] and, on B, the bias [R]."""
         selector = torch.zeros(self.num_rows, self.rank)
         selector[self.index, torch.arange(self.rank)] = 1
         tensors = {"lora_A.weight": self.weight.contiguous(), "lora_B.weight": selector}
@@ -75,8 +75,8 @@ def export_lora(
 ) -> None:
     """Write tuned rows as a LoRA adapter in PEFT's layout, atomically.
 
-    A change to m rows of a projection is exactly B·A of rank m: A = W'−W, those rows [m, D], and B
-    a selector [R, m] of zeros and ones. So nothing is approximated, and alpha = rank scales by 1.
+    A change to m rows of a projection is exactly B·A of rank m: A = W'−W is those rows [m, D], and
+    B is a selector [R, m] of zeros and ones. So the export is exact; alpha = rank scales by 1.
 
     Args:
         directory: a folder that does not exist yet, or is empty.
@@ -84,11 +84,11 @@ def export_lora(
         rows: W', by row name.
         base: W, by row name.
         task_head: parameter name to tensor; becomes PEFT's ``modules_to_save``.
-        metadata: gives the backbone's name and revision.
+        metadata: has the backbone's name and revision.
 
     Raises:
-        TaskHeadMismatchError: a task head that the model lacks or that reaches into its backbone,
-            or one that is not whole modules.
+        TaskHeadMismatchError: the model lacks the task head, or the task head contains parameters
+            of the backbone or parts of modules.
         StorageError: the folder exists and is not empty, or cannot be written.
 
     Source: PEFT's checkpoint format, huggingface.co/docs/peft/developer_guides/checkpoint.
@@ -122,7 +122,7 @@ def _update(
     rows: Mapping[str, Tensor],
     base: Mapping[str, Tensor],
 ) -> _Update:
-    """Gather the rows of all heads that lie in one module; fused projections share one."""
+    """Collect the rows of all heads in one module; fused projections share a module."""
     index, weights, biases = [], [], []
     for projection in layer.projections:
         if projection.module_name != module_name:
@@ -158,7 +158,7 @@ def _config(
     task_head: Mapping[str, Tensor],
     metadata: DeltaMetadata,
 ) -> dict[str, Any]:
-    """Give the adapter's configuration, with PEFT's names for its fields."""
+    """Return the adapter's configuration, with PEFT's names for its fields."""
     ranks = {update.module_name: update.rank for update in updates}
     return {
         "peft_type": "LORA",
@@ -168,7 +168,7 @@ def _config(
         "inference_mode": True,
         "r": max(ranks.values()),
         "lora_alpha": max(ranks.values()),
-        # PEFT takes these names for patterns: whole ones, so that layer 1 is not layer 11.
+        # PEFT treats these names as patterns: they must be complete, so that layer 1 is not 11.
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
         "target_modules": sorted(ranks),
@@ -189,7 +189,7 @@ def _task_type(model: PreTrainedModel) -> str | None:
 
 
 def _whole_modules(model: PreTrainedModel, names: frozenset[str]) -> list[str]:
-    """Name the largest modules that consist of these parameters and no others."""
+    """Return the names of the largest modules that have exactly these parameters."""
     modules: list[str] = []
     left = set(names)
     for prefix, module in model.named_modules():
@@ -199,7 +199,7 @@ def _whole_modules(model: PreTrainedModel, names: frozenset[str]) -> list[str]:
             left -= inside
     if left:
         raise TaskHeadMismatchError(
-            f"the task head's {', '.join(sorted(left))} are part of a module whose other "
-            "parameters are not the task head's: PEFT saves whole modules only"
+            f"the task head's {', '.join(sorted(left))} are part of a module that also has "
+            "parameters outside the task head: PEFT saves whole modules only"
         )
     return modules

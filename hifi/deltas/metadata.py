@@ -1,4 +1,4 @@
-"""What a head delta says about itself, and its canonical JSON form."""
+"""The metadata of a head delta, and its canonical JSON form."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _HUB_ID_PARTS = 2  # owner/name
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaMetadata:
-    """Everything a head delta says about itself; the file's ``hifi`` entry, field by field.
+    """The metadata of a head delta: the file's ``hifi`` entry, field by field.
 
-    Mappings are copied on construction and must hold plain JSON; tuples become lists. No field may
-    hold a time, a host, an id or a path, so that equal work gives an equal file.
+    Mappings are copied on construction and must be plain JSON; tuples become lists. No field may
+    contain a time, a host, an id or a path, so that equal work gives an equal file.
 
     Attributes:
-        model: the backbone's name or hub id; of a path only the last component is kept.
-        revision: the hub commit, None where there is none.
+        model: the backbone's name or hub id; of a path, only the last component is kept.
+        revision: the hub commit; None if there is none.
         fingerprint: ``backbone_fingerprint`` of the backbone as stored.
         rows_fingerprint: ``rows_fingerprint`` of the rows that the delta replaces.
         architecture: the configuration's ``model_type``.
         compute_dtype: dtype of the frozen backbone while the rows were tuned: ``float32``,
-            ``bfloat16`` or ``float64``. Differences are taken against W in it.
+            ``bfloat16`` or ``float64``. Differences are relative to W in this dtype.
         task: what a prediction needs (type, num_labels, problem_type, pad token, padding side,
-            max_length, text columns, …); None where the rows were tuned by the user's own loop.
+            max_length, text columns, …); None if the user's own loop tuned the rows.
         labels: the classes in the order of the logits; None for regression and free use.
-        selection: k, xi, d, strategy, teleport and the scores. Where it has ``layers``, a list of
-            objects with ``layer`` and ``selected``, a file's heads must be those.
+        selection: k, xi, d, strategy, teleport and the scores. If it has ``layers``, a list of
+            objects with ``layer`` and ``selected``, a file's heads must be the selected ones.
         training: the hyperparameters.
         created_by: ``hifi/<version>``.
         encoding: how the weights are stored: ``float32`` for the tuned rows W' themselves,
@@ -69,7 +69,7 @@ class DeltaMetadata:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Check every field and take copies of the mutable ones."""
+        """Check every field and copy the mutable ones."""
         _check_format_version(self.format_version)
         for name in ("model", "architecture", "created_by"):
             _check(name, getattr(self, name), _is_text, "a text that is not empty")
@@ -89,19 +89,19 @@ class DeltaMetadata:
             object.__setattr__(self, name, copy)
 
     def to_json(self) -> bytes:
-        """Write the fields as canonical JSON, equal for equal metadata."""
+        """Return the fields as canonical JSON; equal metadata gives equal bytes."""
         return canonical_json({item.name: getattr(self, item.name) for item in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> DeltaMetadata:
-        """Read what ``to_json`` wrote.
+        """Parse the output of ``to_json``.
 
         Args:
             text: untrusted.
 
         Raises:
-            InvalidArgumentError: not JSON, another format version, a field missing, unknown or
-                outside its range.
+            InvalidArgumentError: not JSON, another format version, or a field that is missing,
+                unknown or outside its range.
         """
         value = parse_json_object(text)
         _check_format_version(value.get("format_version"))
@@ -116,14 +116,14 @@ class DeltaMetadata:
 
 
 def portable_model_name(name: str) -> str:
-    """Give the name under which another machine can know a model.
+    """Return a model name that is valid on other machines.
 
     Args:
         name: a name, a hub id ``owner/name``, or a path.
 
     Returns:
-        A name or hub id as it is; of a path the last component. A relative path of two components
-        looks like a hub id and is taken for one.
+        A name or hub id unchanged; of a path, the last component. A relative path of two components
+        looks like a hub id and is treated as one.
     """
     parts = [part for part in re.split(r"[/\\]", name) if part]
     is_path = _PATH_BEGINNING.match(name) or "\\" in name or len(parts) > _HUB_ID_PARTS

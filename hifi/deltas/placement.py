@@ -1,4 +1,4 @@
-"""Where a head delta's tensors lie in a model: checked, read and written."""
+"""Check, read and write the tensors of a model that a head delta replaces."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from hifi.errors import BackboneMismatchError, InvalidArgumentError, TaskHeadMis
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Rows of a float16 model may overflow, and never hash as those of a float32 or bfloat16 one.
+# Rows of a float16 model may overflow, and their hash never equals that of float32 or bfloat16.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def read_matching_rows(
     model: PreTrainedModel, rows: Mapping[str, Tensor], *, architecture: str
 ) -> dict[str, Tensor]:
-    """Copy out of a model the rows that ``rows`` would replace.
+    """Copy the rows of a model that ``rows`` would replace.
 
     Args:
         model: a transformers model whose projections are plain.
-        rows: a head delta's rows; only their names and shapes count.
-        architecture: the delta's; the model must be of it.
+        rows: a head delta's rows; only their names and shapes are used.
+        architecture: the delta's architecture; the model must have it too.
 
     Returns:
-        The present rows under the same names, on the CPU, in the model's dtype.
+        The model's rows under the same names, on the CPU, in the model's dtype.
 
     Raises:
         BackboneMismatchError: another architecture, heads that the model lacks, other shapes,
-            biases on one side only, rows in a dtype (float16) that no delta goes into.
-        TunerError: a tuner, an adapter or a quantiser holds the projections.
-        UnsupportedArchitectureError: the model's heads are not known.
+            biases on one side only, or a float16 model, which no delta can be merged into.
+        TunerError: a tuner, an adapter or a quantiser wraps the projections.
+        UnsupportedArchitectureError: the model's architecture is not supported.
     """
     backbone = describe(model)
     if backbone.architecture != architecture:
@@ -74,8 +74,8 @@ def write_matching_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> N
     """Copy rows into a model, in place.
 
     Args:
-        model: one out of which ``read_matching_rows`` has read for these rows.
-        rows: by row name, rounded to the model's dtype on the way.
+        model: a model that ``read_matching_rows`` has accepted for these rows.
+        rows: by row name; rounded to the model's dtype.
     """
     for head, projection in _places(describe(model), heads_of_rows(rows)):
         weight = rows[row_key(head, projection.name, "weight")]
@@ -86,19 +86,19 @@ def write_matching_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> N
 def read_matching_task_head(
     model: PreTrainedModel, task_head: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Copy out of a model the task head that ``task_head`` would replace.
+    """Copy the parameters of a model that ``task_head`` would replace.
 
     Args:
         model: a transformers model.
-        task_head: parameter name to tensor; only names and shapes count. Empty: the delta has no
-            task head, and any model's is left alone.
+        task_head: parameter name to tensor; only names and shapes are used. If it is empty, the
+            delta has no task head, and the model's is left unchanged.
 
     Returns:
-        The present parameters under the same names, on the CPU, in their dtype.
+        The model's parameters under the same names, on the CPU, in their dtype.
 
     Raises:
-        TaskHeadMismatchError: a parameter of the backbone, one that the model lacks or has in
-            another shape, or a task head of the model that the delta would replace only in part.
+        TaskHeadMismatchError: a parameter belongs to the backbone, is missing in the model or has
+            another shape there, or the delta would replace only a part of the model's task head.
     """
     if not task_head:
         return {}
@@ -121,8 +121,8 @@ def write_matching_task_head(model: PreTrainedModel, task_head: Mapping[str, Ten
     """Copy a task head into a model, in place.
 
     Args:
-        model: one out of which ``read_matching_task_head`` has read for this task head.
-        task_head: parameter name to tensor, rounded to the model's dtype on the way.
+        model: a model that ``read_matching_task_head`` has accepted for this task head.
+        task_head: parameter name to tensor; rounded to the model's dtype.
     """
     with torch.no_grad():
         for name, tensor in task_head.items():
@@ -136,19 +136,19 @@ def _places(backbone: Backbone, heads: tuple[HeadId, ...]) -> Iterator[tuple[Hea
 
 
 def _check_outside_backbone(model: PreTrainedModel, task_head: Iterable[str]) -> None:
-    """Refuse a task head that would change the backbone, past every check of its rows.
+    """Raise if a task head would change the backbone, bypassing the checks of its rows.
 
-    A task head may hold what lies outside the base model, and what not every class has of it (a
-    pooler): what a ``HeadTuner`` can train.
+    A task head may contain parameters outside the base model, and parameters that some classes of
+    the base model lack (a pooler): those that a ``HeadTuner`` can train.
     """
     optional = set(optional_parameter_names(model))
     base = {id(parameter) for parameter in model.base_model.parameters()}
-    # Under every name of a tied parameter: an output embedding may be the backbone's own.
+    # All names of tied parameters are checked: an output embedding may belong to the backbone.
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in task_head and id(parameter) in base and name not in optional:
             raise TaskHeadMismatchError(
-                f"task head: {name} is part of the model's backbone, of which a head delta "
-                "replaces its heads' rows alone; leave the task head out with task_head=False"
+                f"task head: {name} is part of the model's backbone, where a head delta may "
+                "replace only its heads' rows; leave the task head out with task_head=False"
             )
 
 
@@ -157,9 +157,9 @@ def _check_dtypes(present: Mapping[str, Tensor]) -> None:
         if tensor.dtype not in _DTYPES:
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise BackboneMismatchError(
-                f"the model is {dtype} ({name}), and a head delta goes into float32 and bfloat16 "
-                "only: load the backbone with dtype=torch.float32 or torch.bfloat16, and convert "
-                f"to {dtype} after merging, if at all"
+                f"the model is {dtype} ({name}), but a head delta can be merged only into float32 "
+                "or bfloat16: load the backbone with dtype=torch.float32 or torch.bfloat16, and "
+                f"convert to {dtype} after merging, if at all"
             )
 
 
@@ -174,15 +174,15 @@ def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor
 
 
 def check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, hint: str) -> None:
-    """Refuse a task head whose parameters are not those of a model.
+    """Raise if a delta's task head and a model's differ in names or shapes.
 
     Args:
         wanted: name to shape in the head delta.
-        found: and in the model.
-        hint: what to do about it.
+        found: name to shape in the model.
+        hint: what the user can do, for the error.
 
     Raises:
-        TaskHeadMismatchError: parameters that one side lacks, or has in another shape.
+        TaskHeadMismatchError: a parameter is missing on one side, or its shape differs.
     """
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

@@ -1,4 +1,4 @@
-"""The tensor names of a head delta's rows, and the shapes that belong together."""
+"""The tensor names of a head delta's rows, and the check of their shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATTERN = re.compile(rf"layers\.{_INDEX}\.heads\.{_INDEX}\.(query|key|value)\.(
 
 @dataclass(frozen=True, order=True)
 class RowName:
-    """Which rows a tensor of a head delta holds.
+    """The parsed name of a head delta's tensor.
 
     Attributes:
         head: the head, or key-value group.
@@ -37,10 +37,10 @@ class RowName:
 
     @classmethod
     def parse(cls, text: str) -> RowName:
-        """Read a name.
+        """Parse a name.
 
         Raises:
-            InvalidArgumentError: not exactly as ``row_key`` writes it.
+            InvalidArgumentError: not exactly a name that ``row_key`` returns.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -53,40 +53,40 @@ class RowName:
 
 
 def row_key(head: HeadId, projection: ProjectionName, part: Part) -> str:
-    """Name the rows of one head in one projection."""
+    """Return the tensor name of one head's rows in one projection."""
     return f"layers.{head.layer}.heads.{head.head}.{projection}.{part}"
 
 
 def heads_of_rows(names: Iterable[str]) -> tuple[HeadId, ...]:
-    """List the heads that these row names speak of, in order.
+    """Return the heads in these row names, in order.
 
     Raises:
-        InvalidArgumentError: something that is not a row name.
+        InvalidArgumentError: a name is not a row name.
     """
     return tuple(sorted({RowName.parse(name).head for name in names}))
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Give the shape of every tensor."""
+    """Return the shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def describe_shape(shape: Shape | None) -> str:
-    """Say in an error what shape a tensor is of, or that there is none."""
+    """Return the words for a tensor's shape in an error; None means that it is missing."""
     return "missing" if shape is None else f"of shape {list(shape)}"
 
 
 def check_shapes(shapes: Mapping[str, Shape]) -> None:
-    """Refuse rows that cannot be those of one backbone's heads.
+    """Raise if the shapes of rows do not fit the heads of one backbone.
 
-    A head has query, key and value weights ``[rows, D]`` with one D; key and value have as many
-    rows, D', the query a multiple of it; a bias is ``[rows]``. Every head is shaped as the first.
+    A head has query, key and value weights ``[rows, D]`` with the same D. Key and value have D'
+    rows, the query a multiple of D'. A bias is ``[rows]``. All heads have the same shapes.
 
     Args:
         shapes: row name to shape.
 
     Raises:
-        InvalidArgumentError: which tensor does not fit, and what would.
+        InvalidArgumentError: a tensor does not fit; the message has the shape that would.
     """
     by_head: dict[HeadId, dict[tuple[ProjectionName, Part], Shape]] = defaultdict(dict)
     for text, shape in shapes.items():

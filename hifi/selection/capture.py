@@ -1,4 +1,4 @@
-"""Head outputs O_h, seen at the input of the output projections while a model runs."""
+"""Capture head outputs O_h: the input of each layer's output projection in a forward pass."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 OnHeadOutput = Callable[[int, Tensor, Tensor], None]
 RunBatch = Callable[[Mapping[str, Any]], int]
 
-# What no score needs. Arguments win over the configuration, so that one stays untouched.
+# Outputs that no score needs. Passing them as arguments leaves the configuration unchanged.
 _RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
-_RECORDING = {*_RECORD_NOTHING, "return_dict", "use_cache"}  # a batch has no say in these
+_RECORDING = {*_RECORD_NOTHING, "return_dict", "use_cache"}  # a batch cannot set these
 
 
 @contextmanager
 def capture_head_outputs(
     model: PreTrainedModel, *, on_head_output: OnHeadOutput
 ) -> Iterator[RunBatch]:
-    """Run batches through a model and see every layer's head outputs as they appear.
+    """Run batches through a model and pass every layer's head outputs to a callback.
 
     Only the backbone runs, in eval mode and without gradients; no head output is kept. Each
-    sample's real tokens are moved to the front first, so that padding on the left shifts no
-    absolute position, and columns that hold nothing but padding are cut off. When the block ends,
-    also by an exception, the hooks are gone and every module's ``training`` flag is what it was.
+    sample's real tokens are first moved to the front, so that left padding does not shift absolute
+    positions, and columns of padding alone are cut off. When the block ends, even by an exception,
+    the hooks are removed and every module's ``training`` flag is restored.
 
     Args:
         model: a transformers model, bare or with a task head, tuned or not.
@@ -45,13 +45,13 @@ def capture_head_outputs(
 
     Yields:
         A function that runs one batch and returns B, the number of its samples. A batch is a
-        mapping as ``model.forward`` takes it; what the backbone has no use for, such as labels,
-        is left out, as are requests to record or to cache. ``attention_mask`` marks real tokens;
-        without one all tokens are real, as are all patches of an image. Batches
+        mapping as ``model.forward`` takes it; entries that the backbone does not use, such as
+        labels, are ignored, as are requests to record or to cache. ``attention_mask`` marks real
+        tokens; without it all tokens are real, as are all patches of an image. Batches
         ``[B, choices, S]`` count each choice as a sample.
 
-        The function raises InvalidArgumentError for a batch that cannot be scored and
-        CaptureError for a forward pass that does not show every layer once, in order.
+        The function raises InvalidArgumentError for a batch that cannot be scored, and
+        CaptureError if the forward pass does not run every layer once, in order.
 
     Raises:
         UnsupportedArchitectureError: the model's heads cannot be located.
@@ -75,7 +75,7 @@ def capture_head_outputs(
 
 @dataclass(frozen=True)
 class _Batch:
-    """The tensors of one batch, as the backbone takes them.
+    """The tensors of one batch, as inputs of the backbone.
 
     ``real`` is bool ``[B, S]``, None for images.
     """
@@ -86,11 +86,11 @@ class _Batch:
 
 
 class _LastLayerSeenError(Exception):
-    """Ends a forward pass whose remainder nobody needs; never leaves this file."""
+    """Ends a forward pass after the last layer's attention; never leaves this file."""
 
 
 class _Capture:
-    """One capture's place in the stream: which sample, which layer comes next."""
+    """The state of one capture: the samples seen and the next layer."""
 
     def __init__(
         self, model: PreTrainedModel, backbone: Backbone, on_head_output: OnHeadOutput
@@ -118,8 +118,8 @@ class _Capture:
         self._next_layer = 0
         self._running = True
         try:
-            # Not inference_mode: what a model caches on the way (rotary tables) must still be
-            # fit for training afterwards.
+            # Not inference_mode: tensors that the model caches here (rotary tables) must remain
+            # usable in training.
             with torch.no_grad():
                 self._model.base_model(**self._batch.inputs, **flags, **quiet)
         except _LastLayerSeenError:
@@ -128,20 +128,20 @@ class _Capture:
             self._running = False
         if self._next_layer != self.backbone.num_layers:
             raise CaptureError(
-                f"the forward pass showed {self._next_layer} of {self.backbone.num_layers} layers"
+                f"the forward pass ran {self._next_layer} of {self.backbone.num_layers} layers"
             )
         self._verified = True
         self._samples += self._batch.samples
         return self._batch.samples
 
     def see(self, layer: int, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Hand on the input of one layer's output projection (a forward pre-hook)."""
-        if not self._running:  # between batches the model is the caller's
+        """Pass the input of one layer's output projection on (a forward pre-hook)."""
+        if not self._running:  # between batches the caller may run the model
             return
         if layer != self._next_layer:
             raise CaptureError(
-                f"layer {layer} ran when layer {self._next_layer} of {self.backbone.num_layers} "
-                "was due: a forward pass must run every layer once, in order"
+                f"layer {layer} ran instead of layer {self._next_layer} of "
+                f"{self.backbone.num_layers}: a forward pass must run every layer once, in order"
             )
         head_output = self._checked(layer, arguments[0] if arguments else None)
         real = self._batch.real
@@ -149,24 +149,24 @@ class _Capture:
             real = head_output.new_ones(head_output.shape[:2], dtype=torch.bool)
         self._on_head_output(layer, head_output, real)
         self._next_layer += 1
-        # The first forward pass runs to its end and shows that no layer runs twice. The others
-        # stop here: nobody needs the last layer's feed-forward block.
+        # The first forward pass runs to its end, to verify that no layer runs twice. The others
+        # stop here: the last layer's feed-forward block is not needed.
         if self._verified and self._next_layer == self.backbone.num_layers:
             raise _LastLayerSeenError
 
     def _checked(self, layer: int, output: object) -> Tensor:
-        """Give W^O's input ``[B, S, H·G·D']`` as ``[B, S, H·G, D']``."""
+        """Return W^O's input ``[B, S, H·G·D']`` as ``[B, S, H·G, D']``."""
         if not isinstance(output, Tensor):
             raise CaptureError(f"layer {layer}: W^O was called without a tensor as first argument")
         heads, width = self.backbone.num_query_heads, self.backbone.head_dim
         real, got = self._batch.real, tuple(output.shape)
-        # How many patches an image has is known only here.
+        # The number of patches of an image is known only here.
         tokens = got[1:2] if real is None else (real.shape[1],)
         expected = (self._batch.samples, *tokens, heads * width)
         if got != expected:
             raise CaptureError(
                 f"layer {layer}: the head outputs have shape {got}; expected {expected}, "
-                "that is samples, tokens, heads times width"
+                "that is (samples, tokens, heads times width)"
             )
         return output.view(*got[:2], heads, width)
 
@@ -177,7 +177,7 @@ def _backbone_inputs(
     """Pick the tensors that the backbone takes; move them to its device and dtype.
 
     Raises:
-        InvalidArgumentError: no mapping, no input among them, or an input that is no tensor.
+        InvalidArgumentError: not a mapping, no model input in it, or an input that is not a tensor.
     """
     if not isinstance(batch, Mapping):
         raise InvalidArgumentError(
@@ -205,14 +205,14 @@ def _backbone_inputs(
 
 
 def _real_tokens_first(inputs: dict[str, Tensor], *, samples_before: int) -> _Batch:
-    """Move each sample's padding behind its real tokens and cut off what all samples pad.
+    """Move each sample's padding behind its real tokens and cut off columns of padding alone.
 
     Args:
-        inputs: as the backbone takes them; text with a dimension of choices or without.
-        samples_before: how many samples earlier batches had, to number a refused one.
+        inputs: the backbone's inputs; text with or without a dimension of choices.
+        samples_before: number of samples in earlier batches, to number a sample in an error.
 
     Raises:
-        InvalidArgumentError: tokens of another rank, or a mask that does not mark them.
+        InvalidArgumentError: tokens of another rank, or a mask that does not fit them.
     """
     if "pixel_values" in inputs:
         return _Batch(inputs, samples=len(inputs["pixel_values"]), real=None)
@@ -230,7 +230,7 @@ def _real_tokens_first(inputs: dict[str, Tensor], *, samples_before: int) -> _Ba
     )
     inputs["attention_mask"] = real.long()
     steps = torch.arange(length, device=real.device)
-    order = (steps + real.int().argmax(1, keepdim=True)) % length  # [B, S], from where
+    order = (steps + real.int().argmax(1, keepdim=True)) % length  # [B, S], source positions
     real = real.gather(1, order)
     longest = int((real * (steps + 1)).max())
     rows = torch.arange(samples, device=real.device)[:, None]
@@ -243,7 +243,7 @@ def _real_tokens_first(inputs: dict[str, Tensor], *, samples_before: int) -> _Ba
 
 
 def _each_choice_a_sample(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Flatten ``[B, choices, S]`` to ``[B·choices, S]``; leave other inputs as they are."""
+    """Flatten ``[B, choices, S]`` to ``[B·choices, S]``; leave other inputs unchanged."""
     choices = [
         inputs[name].shape[:2]
         for name, rank in (("input_ids", 3), ("inputs_embeds", 4))
@@ -258,18 +258,18 @@ def _each_choice_a_sample(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checked_mask(mask: Tensor, *, shape: tuple[int, ...], samples_before: int) -> Tensor:
-    """Give the attention mask as bool ``[B, S]``.
+    """Check the attention mask and return it as bool ``[B, S]``.
 
     Raises:
-        InvalidArgumentError: another shape, other values than 0 and 1, or a sample of padding
-            alone.
+        InvalidArgumentError: another shape, values other than 0 and 1, or a sample without a real
+            token.
     """
     if tuple(mask.shape) != shape:
         raise InvalidArgumentError(
             "attention_mask",
             value=tuple(mask.shape),
-            limit=f"shape {shape}, one entry per token; masks over pairs of tokens do not say "
-            "which tokens are real",
+            limit=f"shape {shape}, one entry per token; masks over pairs of tokens do not mark "
+            "the real tokens",
         )
     real = mask != 0
     if not torch.equal(real.to(mask.dtype), mask):

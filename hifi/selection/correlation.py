@@ -9,20 +9,20 @@ from hifi.errors import InvalidArgumentError
 
 
 def head_correlation(mean_outputs: Tensor) -> Tensor:
-    r"""Give the absolute covariance between the heads of one sample.
+    r"""Compute the absolute covariance between the heads of one sample.
 
     Eq. (5)-(6):  r_hh' = | Σ_j (o_hj − ō_h)(o_h'j − ō_h') | / (D' − 1),  r_hh = 0,
     where o_h is the mean of O_h over the sample's real tokens and ō_h the mean of its D' entries.
 
     Args:
-        mean_outputs: o_h, shape ``[..., H, D']``; taken to float64.
+        mean_outputs: o_h, shape ``[..., H, D']``; converted to float64.
 
     Returns:
-        float64 ``[..., H, H]``, symmetric, not negative. The absolute value is each sample's own:
+        float64 ``[..., H, H]``, symmetric, not negative. The absolute value is taken per sample:
         average over samples afterwards (Eq. 7).
 
     Raises:
-        InvalidArgumentError: no two dimensions, no head, or fewer than two entries per head.
+        InvalidArgumentError: fewer than two dimensions, no head, or fewer than two entries a head.
 
     Example:
         >>> head_correlation(torch.tensor([[1.0, 3.0], [4.0, 0.0]]))

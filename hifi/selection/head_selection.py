@@ -1,4 +1,4 @@
-"""The heads to tune, and the scores by which they were found."""
+"""The selected heads, and the scores by which they were selected."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hifi.backbones.heads import HeadId
 from hifi.data.settings import Scoring, Strategy, Teleport, declared
 from hifi.errors import InvalidArgumentError
 
-_DECIMALS = 12  # scores that agree so far are equal, and the lower index goes first
+_DECIMALS = 12  # scores that agree to this many decimals are ties; the lower index wins
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerScores:
-    """What selection found out about one layer; H counts key-value groups where keys are grouped.
+    """The scores of one layer's heads; H counts key-value groups if keys are grouped.
 
     Attributes:
         information_richness: I, float64 ``[H]``, mean over the samples (Eq. 3).
         correlation: r, float64 ``[H, H]``, mean over the samples (Eq. 7), zero diagonal.
         importance: p*, float64 ``[H]``, sums to 1 (Eq. 10).
-        iterations: steps that PageRank took.
-        selected: indices of the selected heads, ascending; empty where the strategy leaves the
-            layer frozen.
+        iterations: number of PageRank steps.
+        selected: indices of the selected heads, ascending; empty if the strategy leaves the layer
+            frozen.
     """
 
     information_richness: Tensor
@@ -40,20 +40,20 @@ class LayerScores:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeadSelection:
-    """The heads to tune, and how they were found.
+    """The heads to tune, and how they were selected.
 
     Attributes:
         heads: the selected heads, ascending, each once.
         num_layers: L.
         layers: the scores of every layer, bottom first; empty for a selection made by hand.
-        k: heads per layer; None where the heads were named.
-        xi: the share ξ; like the rest None for a selection made by hand.
+        k: heads per layer; None if the heads were named.
+        xi: the share ξ; None for a selection made by hand, like the settings below.
         damping: d.
         strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
         teleport: ``information`` or ``uniform``.
-        n_samples: calibration samples, n.
-        fingerprint: of the backbone whose heads these are, where it is recorded; ``finetune``
-            refuses another backbone then.
+        n_samples: number of calibration samples, n.
+        fingerprint: of the backbone whose heads these are, if recorded; ``finetune`` then refuses
+            another backbone.
     """
 
     heads: tuple[HeadId, ...]
@@ -72,11 +72,12 @@ class HeadSelection:
         """Select the named heads.
 
         Args:
-            heads: in any order; doubles count once.
-            num_layers: L of the model that they are meant for.
+            heads: in any order; duplicates count once.
+            num_layers: L of the model.
 
         Raises:
-            InvalidArgumentError: a layer that is not there, a negative head, or no integers.
+            InvalidArgumentError: a layer that the model lacks, a negative head, or values that are
+                not integers.
         """
         named = set()
         for each in heads:
@@ -94,9 +95,9 @@ class HeadSelection:
     ) -> HeadSelection:
         """Select the ``k`` heads with the highest score in every layer.
 
-        Made for ablations: whatever orders the heads is a tensor of scores. A layer's scores are
-        divided by the sum of their magnitudes, so that they compare as p* does, and rounded to 12
-        decimals; ties go to the lower index.
+        This is for ablations: any ordering of heads can be written as scores. A layer's scores are
+        divided by the sum of their magnitudes, so that they are on the scale of p*, and rounded to
+        12 decimals; ties go to the lower index.
 
         Args:
             scores: ``[L, H]``, finite.
@@ -125,16 +126,16 @@ class HeadSelection:
         return cls(heads=tuple(heads), num_layers=shape[0], k=k, strategy=strategy)
 
     def selected_in(self, layer: int) -> tuple[int, ...]:
-        """Name the selected heads of one layer, ascending."""
+        """Return the indices of the selected heads of one layer, ascending."""
         return tuple(head.head for head in self.heads if head.layer == layer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain JSON values; floats keep every bit.
+        """Return the selection as plain JSON values; floats are exact.
 
         Returns:
             ``k, xi, d, strategy, teleport, n_samples, num_layers`` and ``layers``: one object per
             layer with ``layer``, ``selected`` and, unless made by hand, its scores; and
-            ``fingerprint`` where it is recorded.
+            ``fingerprint`` if it is recorded.
         """
         layers: list[dict[str, Any]] = [
             {"layer": layer, "selected": list(self.selected_in(layer))}
@@ -154,11 +155,11 @@ class HeadSelection:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> HeadSelection:
-        """Read back what :meth:`to_dict` gave.
+        """Rebuild a selection from the result of :meth:`to_dict`.
 
         Raises:
-            InvalidArgumentError: something is missing, or is not what it should be; ``param``
-                names it, as in ``selection.k``.
+            InvalidArgumentError: a field is missing or invalid; ``param`` names it, as in
+                ``selection.k``.
         """
         try:
             return _read(entry)
@@ -168,15 +169,15 @@ class HeadSelection:
             ) from error
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InvalidArgumentError(
-                "selection", value=f"{type(error).__name__}: {error}", limit="as to_dict gives it"
+                "selection", value=f"{type(error).__name__}: {error}", limit="the result of to_dict"
             ) from error
 
 
 def check_strategy(strategy: object, *, num_layers: int) -> None:
-    """Refuse a strategy that is unknown, or that a model of so few layers cannot follow.
+    """Raise for an unknown strategy, or one that needs more layers than the model has.
 
     Raises:
-        InvalidArgumentError: neither ``layer-wise`` nor ``mid-top``, or ``mid-top`` of one layer.
+        InvalidArgumentError: neither ``layer-wise`` nor ``mid-top``, or ``mid-top`` for one layer.
     """
     declared(Scoring)["strategy"].check(strategy)
     if strategy == "mid-top" and num_layers < 2:
@@ -186,21 +187,21 @@ def check_strategy(strategy: object, *, num_layers: int) -> None:
 
 
 def _open_layers(num_layers: int, *, strategy: Strategy) -> range:
-    """Name the layers in which heads are selected."""
+    """Return the layers in which heads are selected."""
     return range((num_layers + 1) // 2 if strategy == "mid-top" else 0, num_layers)
 
 
 def _top(scores: Tensor, *, k: int) -> list[int]:
-    """Name the ``k`` best heads of one layer, ascending."""
+    """Return the indices of the ``k`` best heads of one layer, ascending."""
     rounded = [round(score, _DECIMALS) for score in scores.tolist()]
     return sorted(sorted(range(len(rounded)), key=lambda head: (-rounded[head], head))[:k])
 
 
 def _read(entry: Mapping[str, Any]) -> HeadSelection:
-    """Read a selection from its JSON form.
+    """Parse a selection from its JSON form.
 
     Raises:
-        InvalidArgumentError, LookupError, TypeError, ValueError: something is missing or malformed.
+        InvalidArgumentError, LookupError, TypeError, ValueError: a field is missing or malformed.
     """
     layers = entry["layers"]
     if as_integer(entry["num_layers"]) != len(layers):
@@ -234,10 +235,10 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
 
 
 def _check_settings(selection: HeadSelection) -> None:
-    """Refuse settings outside their range; None stands where no scores are.
+    """Raise for settings outside their range; settings are None if there are no scores.
 
     Raises:
-        InvalidArgumentError: a setting or a head that cannot be.
+        InvalidArgumentError: a setting or a head is invalid.
     """
     is_scored = bool(selection.layers)
     heads = len(selection.layers[0].importance) if is_scored else None
@@ -254,10 +255,10 @@ def _check_settings(selection: HeadSelection) -> None:
 
 
 def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> LayerScores:
-    """Read one layer's scores from their JSON form.
+    """Parse one layer's scores from their JSON form.
 
     Raises:
-        InvalidArgumentError, LookupError, TypeError, ValueError: something is missing or malformed.
+        InvalidArgumentError, LookupError, TypeError, ValueError: a field is missing or malformed.
     """
     information, correlation, importance = (
         torch.tensor(entry[name], dtype=torch.float64)
@@ -265,7 +266,7 @@ def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> Layer
     )
     heads = len(importance)
     if information.shape != (heads,) or correlation.shape != (heads, heads):
-        raise ValueError("scores of different numbers of heads")
+        raise ValueError("the scores have different numbers of heads")
     if not bool(((importance >= 0) & (importance <= 1)).all()):
         raise InvalidArgumentError(
             f"layers[{entry['layer']}].importance",

@@ -16,11 +16,11 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True, eq=False)
 class PageRankResult:
-    """Where the walk settled.
+    """The result of PageRank.
 
     Attributes:
         importance: p*, float64 ``[H]``, sums to 1.
-        iterations: steps taken.
+        iterations: number of steps.
     """
 
     importance: Tensor
@@ -34,13 +34,13 @@ def pagerank(
     damping: float = Scoring.damping,
     teleport: Teleport = Scoring.teleport,
 ) -> PageRankResult:
-    r"""Rank the heads of one layer.
+    r"""Compute the importance of the heads of one layer by personalised PageRank.
 
     Eq. (8)-(10):  P ← d·Mᵀ·P + (1 − d)·v,  m_hh' = r_hh' / Σ r_h·,  p⁽⁰⁾ = I / ΣI,
-    until ‖ΔP‖₁ ≤ 1e-10. The teleport vector v is p⁽⁰⁾, or 1/H for ``uniform``; the latter, as
-    Eq. (10) is printed, lets neither I nor ξ count in the limit. The transpose is not printed:
-    M is row-stochastic, so the limit of M·P is uniform whatever M is. A head that correlates
-    with none walks on to v, networkx's rule for dangling nodes.
+    until ‖ΔP‖₁ ≤ 1e-10. The teleport vector v is p⁽⁰⁾, or 1/H for ``uniform``. Uniform is what
+    Eq. (10) prints, but then neither I nor ξ influences the limit. The paper does not print the
+    transpose: M is row-stochastic, so without it the limit of M·P is uniform for every M. A head
+    without any correlation jumps to v, as networkx treats dangling nodes.
 
     Args:
         correlation: r, ``[H, H]``, finite, not negative.
@@ -53,7 +53,7 @@ def pagerank(
 
     Raises:
         InvalidArgumentError: an argument outside its range.
-        ConvergenceError: no convergence within 1,000 steps, as can be with d close to 1.
+        ConvergenceError: no convergence within 1,000 steps, which can happen for d close to 1.
 
     Source: Gui & Xiao 2023, Eq. (8)-(10); networkx ``link_analysis/pagerank_alg.py``.
     """
@@ -63,7 +63,9 @@ def pagerank(
     vector = start if teleport == "information" else torch.full_like(start, 1 / len(start))
     largest = transition.amax(1, keepdim=True)
     dangling = largest == 0
-    transition = transition / torch.where(dangling, 1, largest)  # sums neither over- nor underflow
+    transition = transition / torch.where(
+        dangling, 1, largest
+    )  # so that sums do not over- or underflow
     transition = torch.where(dangling, vector, transition)
     transition = transition / transition.sum(1, keepdim=True)
     position, change = start, 0.0
@@ -74,16 +76,16 @@ def pagerank(
         if change <= TOLERANCE:
             return PageRankResult(importance=position, iterations=step)
     raise ConvergenceError(
-        f"PageRank with damping={damping!r} still moves by {change:.3g} after {MAX_STEPS} steps; "
-        f"the tolerance is {TOLERANCE:g}: take a smaller damping"
+        f"PageRank with damping={damping!r} did not converge: it still changes by {change:.3g} "
+        f"after {MAX_STEPS} steps, and the tolerance is {TOLERANCE:g}; use a smaller damping"
     )
 
 
 def _checked_graph(correlation: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
-    """Give r and p⁽⁰⁾ in float64 on the CPU.
+    """Check r and I; return r and p⁽⁰⁾ in float64 on the CPU.
 
     Raises:
-        InvalidArgumentError: shapes that do not fit, or entries outside their range.
+        InvalidArgumentError: shapes do not fit, or entries are outside their range.
     """
     heads = information.shape[0] if information.ndim == 1 else 0
     if heads == 0:

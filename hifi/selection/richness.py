@@ -1,4 +1,4 @@
-"""Information richness I_h: how many singular directions carry a head's output (Eq. 2)."""
+"""Information richness I_h: the number of singular directions that carry a head's output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from hifi.arguments import check_number
 from hifi.errors import InvalidArgumentError
 
-# Two shares that are equal on paper, such as 9 of 10 equal singular values against ξ = 0.9, differ
-# by a few roundings of float64: a share this close to ξ, relatively, reaches it.
+# Shares that are mathematically equal, such as 9 of 10 equal singular values and ξ = 0.9, differ by
+# a few roundings of float64: a share within this relative distance of ξ counts as reaching it.
 _TIE = 1e-12
-_AT_ONCE = 64 * 2**20  # bytes of head outputs that may wait to be counted
+_AT_ONCE = 64 * 2**20  # bytes of head outputs that may wait for their singular values
 
 
 def information_richness(head_output: Tensor, *, xi: float) -> Tensor:
@@ -30,7 +30,7 @@ def information_richness(head_output: Tensor, *, xi: float) -> Tensor:
         int64, shape ``[...]``, each in ``1..T``; unchanged when O_h is scaled; 1 where O_h is zero.
 
     Raises:
-        InvalidArgumentError: ξ outside (0, 1]; an empty or non-finite O_h.
+        InvalidArgumentError: ξ outside (0, 1]; O_h empty or not finite.
 
     Example:
         >>> information_richness(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])), xi=0.7)
@@ -48,16 +48,16 @@ def information_richness(head_output: Tensor, *, xi: float) -> Tensor:
 
 
 def scaled(matrices: Tensor) -> Tensor:
-    """Scale float64 matrices ``[..., S, D']`` so that no square over- or underflows."""
+    """Scale float64 matrices ``[..., S, D']`` so that squares do not over- or underflow."""
     largest = matrices.abs().amax((-2, -1), keepdim=True)
     return matrices / torch.where(largest > 0, largest, 1)
 
 
 def check_share(xi: object) -> float:
-    """Give the share ξ as a float.
+    """Check the share ξ and return it as a float.
 
     Raises:
-        InvalidArgumentError: no number, or outside (0, 1].
+        InvalidArgumentError: not a number, or outside (0, 1].
     """
     return check_number(
         "xi", xi, is_allowed=lambda share: 0 < share <= 1, limit="a number in (0, 1]"
@@ -67,13 +67,13 @@ def check_share(xi: object) -> float:
 class RichnessSums:
     """Sums of I_h over a stream of batches.
 
-    Singular values are worked out for several layers at once: after each burst of parallel work
+    Singular values are computed for several layers at once: after each burst of parallel work,
     OpenMP's threads spin for some milliseconds and take cores from the decompositions. On two
-    cores, 300 MRPC samples through MiniLM took 2.75 s, of these 0.33 s for eigenvalues; layer by
-    layer 3.05 s, of these 0.57 s.
+    cores, 300 MRPC samples through MiniLM took 2.75 s, of which 0.33 s for eigenvalues; layer by
+    layer it was 3.05 s, of which 0.57 s.
 
     Args:
-        shape: numbers of layers and of heads per layer.
+        shape: number of layers and number of heads per layer.
         xi: the share ξ.
 
     Attributes:
@@ -87,12 +87,12 @@ class RichnessSums:
         self._waiting: dict[int, Tensor] = {}
 
     def add(self, layer: int, head_outputs: Tensor, *, tokens: Tensor) -> None:
-        """Add one layer of a batch; a layer that still waits begins the next batch.
+        """Add one layer of a batch; a layer that is already waiting starts the next batch.
 
         Args:
             layer: its index.
             head_outputs: finite, float64 ``[B, heads, S, D']``, rows of padding zero; kept until
-                it is counted.
+                counted.
             tokens: int64 ``[B]``, real tokens of each sample; the same in every layer of a batch.
         """
         if layer in self._waiting:
@@ -103,7 +103,7 @@ class RichnessSums:
             self.settle()
 
     def settle(self) -> None:
-        """Count what waits; to be called after each batch."""
+        """Count the layers that are waiting; call it after each batch."""
         if self._waiting:
             matrices = list(self._waiting.values())
             counts = count_directions(matrices, tokens=self._tokens, xi=self._xi)
@@ -116,8 +116,8 @@ class RichnessSums:
 def count_directions(matrices: Sequence[Tensor], *, tokens: Tensor, xi: float) -> Tensor:
     """Evaluate Eq. (2) on head outputs that share one padded shape.
 
-    Singular values come from the eigenvalues of the smaller Gram matrix. Where its rounding could
-    turn the count, a singular value decomposition decides: the counts are those of the latter.
+    Singular values come from the eigenvalues of the smaller Gram matrix. If its rounding could
+    change a count, a singular value decomposition decides; so all counts are those of an SVD.
 
     Legend: L layers, N matrices in each, S tokens with padding, M = min(S, D').
 
@@ -133,12 +133,12 @@ def count_directions(matrices: Sequence[Tensor], *, tokens: Tensor, xi: float) -
     gram = torch.cat([each.mT @ each if width <= length else each @ each.mT for each in matrices])
     eigenvalues = _eigenvalues(gram).clamp(min=0).flip(-1)  # [L·N, M], descending
     eigenvalues = eigenvalues.view(len(matrices), len(tokens), -1)  # [L, N, M]
-    # T real directions; those beyond it exist only as rounding noise.
+    # There are T real directions; those beyond are rounding noise.
     real = torch.arange(min(length, width), device=gram.device) < tokens[:, None]  # [N, M]
     singular = eigenvalues.sqrt() * real
     counts, margin = _leading(singular, xi=xi)
-    # Backward error of product and eigenvalues: (S + D')·ε·‖O‖². As |√a−√b| ≤ |a−b|/√a, and
-    # ≤ √|a−b|, it moves a singular value by no more than this.
+    # Backward error of product and eigenvalues: (S + D')·ε·‖O‖². As |√a−√b| ≤ |a−b|/√a and
+    # |√a−√b| ≤ √|a−b|, it changes a singular value by no more than this.
     noise = (length + width) * torch.finfo(torch.float64).eps * eigenvalues.sum(-1, keepdim=True)
     moved = noise / torch.maximum(singular, noise.sqrt())
     doubtful = margin < 2 * (moved.nan_to_num() * real).sum(-1)  # [L, N]
@@ -150,14 +150,14 @@ def count_directions(matrices: Sequence[Tensor], *, tokens: Tensor, xi: float) -
 
 
 def _leading(singular: Tensor, *, xi: float) -> tuple[Tensor, Tensor]:
-    """Count the leading values whose sum reaches the share ξ, and say how clear the call was.
+    """Count the leading values whose sum reaches the share ξ, and return the margin.
 
     Args:
         singular: float64 ``[..., M]``, descending, at least 0.
         xi: the share ξ.
 
     Returns:
-        int64 ``[...]``, and how far ``[...]`` the partial sum nearest to the threshold is from it.
+        int64 ``[...]``, and the distance ``[...]`` of the nearest partial sum to the threshold.
     """
     sums = singular.cumsum(-1)
     threshold = xi * (1 - _TIE) * sums[..., -1:]
@@ -169,11 +169,11 @@ def _leading(singular: Tensor, *, xi: float) -> tuple[Tensor, Tensor]:
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:
-    """Give the eigenvalues of ``[N, M, M]``, ascending, on as many cores as torch may use."""
+    """Compute the eigenvalues of ``[N, M, M]``, ascending, on as many cores as torch may use."""
     parts = min(torch.get_num_threads(), len(gram))
     if parts == 1 or gram.device.type != "cpu":
         values: Tensor = torch.linalg.eigvalsh(gram)
         return values
-    # One call works through its matrices one by one, but lets other Python threads run.
+    # One call handles its matrices one after the other, but lets other Python threads run.
     with ThreadPoolExecutor(parts) as pool:
         return torch.cat(list(pool.map(torch.linalg.eigvalsh, gram.chunk(parts))))

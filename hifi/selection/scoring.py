@@ -36,35 +36,35 @@ def select_heads(
     teleport: Teleport = Scoring.teleport,
     on_batch: Callable[[int], None] | None = None,
 ) -> HeadSelection:
-    r"""Select the heads that matter most for the task that the samples stand for (Alg. 1 and 2).
+    r"""Select the heads that matter most for the task of the samples (Alg. 1 and 2).
 
-    The batches are streamed: only sums are kept. The model is left as it was, its ``training``
-    flags included.
+    The batches are streamed: only sums are kept. The model is unchanged afterwards, including its
+    ``training`` flags.
 
     Args:
         model: a transformers model, bare or with a task head, tuned or not.
         batches: mappings as ``model.forward`` takes them. ``attention_mask`` marks real tokens,
             on whichever side the padding is; labels are ignored; batches ``[B, choices, S]`` count
             each choice as a sample.
-        k: heads to select per layer; of H, the key-value groups where keys are grouped.
-        xi: the share ξ of Eq. (2), with 0 < ξ < 1; 0.9 where not given.
+        k: heads to select per layer, out of H; key-value groups if keys are grouped.
+        xi: the share ξ of Eq. (2), with 0 < ξ < 1; 0.9 by default.
         damping: d of Eq. (10), with 0 ≤ d < 1.
         strategy: ``layer-wise``, or ``mid-top`` for layers ⌈L/2⌉ … L−1 only.
-        teleport: ``information``, or ``uniform`` as Eq. (10) is printed, under which neither I
-            nor ξ has any influence: naming ``xi`` with it earns a UserWarning.
-        on_batch: called after each batch with the number of samples seen so far; what it raises
-            ends the selection.
+        teleport: ``information``, or ``uniform`` as Eq. (10) is printed. With ``uniform`` neither I
+            nor ξ has any influence; passing ``xi`` with it emits a UserWarning.
+        on_batch: called after each batch with the number of samples seen so far; an exception that
+            it raises ends the selection.
 
     Returns:
-        The selection with every layer's scores. p* is compared rounded to 12 decimals; ties go to
-        the lower index.
+        The selection with every layer's scores. Heads are ranked by p* rounded to 12 decimals; ties
+        go to the lower index.
 
     Raises:
         InvalidArgumentError: an argument outside its range, no batch, or a batch that cannot be
             scored: a mask that is not 0/1 per token, a sample without a real token.
         UnsupportedArchitectureError: the model's heads cannot be located.
-        CaptureError: a forward pass does not show every layer once, or not finite numbers.
-        ConvergenceError: PageRank does not converge, as can be with ``damping`` close to 1.
+        CaptureError: a forward pass does not run every layer once, or a head output is not finite.
+        ConvergenceError: PageRank does not converge, which can happen for ``damping`` close to 1.
 
     Source: Gui & Xiao, "HiFi", Findings of ACL 2023.
     """
@@ -74,7 +74,7 @@ def select_heads(
     scoring = Scoring(k=k, xi=xi, damping=damping, strategy=strategy, teleport=teleport)
     if scoring.xi is not None and scoring.teleport == "uniform":
         warnings.warn(
-            f"xi={xi} has no influence with teleport='uniform': its PageRank forgets I_h",
+            f"xi={xi} has no influence with teleport='uniform', which does not depend on I_h",
             UserWarning,
             stacklevel=2,
         )
@@ -114,7 +114,7 @@ def _stream(
     sums: _ScoreSums,
     on_batch: Callable[[int], None] | None,
 ) -> int:
-    """Add every batch to the sums; return the number of samples."""
+    """Add every batch to the sums and return the number of samples."""
     samples = 0
     with capture_head_outputs(model, on_head_output=sums.add) as run:
         for batch in batches:
@@ -131,8 +131,8 @@ def sample_indices(n_total: int, *, n: int, seed: int) -> list[int]:
     """Draw calibration samples without replacement (Alg. 1, line 1).
 
     Args:
-        n_total: how many samples there are.
-        n: how many to draw.
+        n_total: the number of samples.
+        n: the number of samples to draw.
         seed: equal seeds draw equal samples.
 
     Returns:
@@ -146,7 +146,7 @@ def sample_indices(n_total: int, *, n: int, seed: int) -> list[int]:
 
 
 class _ScoreSums:
-    """Sums over the samples seen so far; all that selection keeps of them.
+    """Sums over the samples seen so far; selection keeps nothing else of them.
 
     Legend: B samples, S tokens, H·G query heads in H groups, D' head width.
     """
@@ -172,16 +172,16 @@ class _ScoreSums:
         if not bool(means.isfinite().all()):
             raise CaptureError(f"layer {layer}: a head output is infinite or not a number")
         self._correlation[layer] += head_correlation(means).sum(0).cpu()
-        if head_output.dtype == torch.float64:  # squares of narrower types fit float64 as they are
+        if head_output.dtype == torch.float64:  # squares of narrower types always fit float64
             outputs = scaled(outputs)
         self._richness.add(layer, outputs, tokens=tokens)
 
     def settle(self) -> None:
-        """Finish what the batch has left to do."""
+        """Finish the pending work of the batch."""
         self._richness.settle()
 
     def means(self, layer: int, *, samples: int) -> tuple[Tensor, Tensor]:
-        """Give I ``[H]`` and r ``[H, H]`` of one layer; of groups, means over (pairs of) heads."""
+        """Return I ``[H]`` and r ``[H, H]`` of one layer; groups average over (pairs of) heads."""
         groups, size = self._groups
         counts = self._richness.counts[layer].view(groups, size).sum(1)
         pairs = self._correlation[layer].view(groups, size, groups, size).sum((1, 3))

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PackedDelta:
-    """A head delta as a bank holds it, on the host: one copy brings it to the device.
+    """A head delta in host memory, laid out so that one copy moves it to the device.
 
     Attributes:
-        flat: rows and task head, ``[layout.size]``, in the model's dtype; in pinned memory where
-            the model is on a GPU.
-        layout: where each lies; equal for deltas that fit the same slot. Which heads they are of
-            does not count, only how many of each layer.
+        flat: rows and task head, ``[layout.size]``, in the model's dtype; in pinned memory if the
+            model is on a GPU.
+        layout: the position of each tensor; equal for deltas that fit the same slot. It depends on
+            the number of heads in each layer, not on which heads they are.
         places: where the rows go in the model.
-        head: what makes logits of a hidden state; None without a task head.
-        owner: stands for the bank that packed it.
+        head: computes logits from a hidden state; None without a task head.
+        owner: identifies the bank that packed it.
     """
 
     flat: Tensor
@@ -57,34 +57,34 @@ class PackedDelta:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes of the flat tensor, which are those of its slot."""
+        """The bytes of the flat tensor, and so of its slot."""
         return self.layout.nbytes
 
 
 class HeadBank:
     """Holds any number of head deltas for one backbone; a batch may mix their tasks.
 
-    One pass over the backbone answers all samples: the projections of all of them are one product,
-    and then each task's selected heads are replaced for its own samples. An answer is that of the
-    model with that delta merged, whatever else is in the batch, up to rounding.
+    One pass over the backbone answers all samples: one product computes the projections of all
+    samples, then each task's selected heads are replaced for its own samples. Up to rounding, an
+    answer is that of the model with the delta merged, whatever else is in the batch.
 
-    Deltas lie in slots on the model's device. A slot that is free again takes the next delta of its
-    layout without an allocation: for tasks with as many heads per layer and as many labels, that is
-    every slot.
+    Deltas lie in slots on the model's device. A freed slot takes the next delta of its layout
+    without an allocation. Tasks with the same number of heads per layer and the same number of
+    labels have the same layout.
 
-    Methods may be called from any thread; on a GPU, all of them on one stream, as it is where
-    nobody asks for another. One batch is computed at a time. What comes and goes meanwhile waits
-    for none: a batch that has its turn keeps the slots of its tasks until it is done.
+    Methods may be called from any thread; on a GPU, all calls must use the same stream, as they do
+    by default. One batch is computed at a time. Adding and removing deltas does not wait for it:
+    a running batch holds the slots of its tasks until it is done.
 
     Args:
-        model: the bare backbone (``AutoModel``), in eval mode; it stays as it is and can be used
-            beside the bank, but not while another thread's batch is computed: that one's rows would
+        model: the bare backbone (``AutoModel``), in eval mode. It is not changed and can be used
+            outside the bank, but not while another thread computes a batch: the batch's rows would
             be mixed in.
 
     Raises:
         InvalidArgumentError: a model with a task head, or in training mode.
-        TunerError: a tuner, an adapter or a quantiser holds the model's projections.
-        UnsupportedArchitectureError: the model's heads are not known.
+        TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
+        UnsupportedArchitectureError: the model's architecture is not supported.
 
     Example:
         >>> bank = HeadBank(AutoModel.from_pretrained(path).eval())
@@ -105,9 +105,9 @@ class HeadBank:
         self._tasks: dict[str, BankedTask] = {}
         self._is_closed = False
         self._heads: WeakValueDictionary[str, TaskLogits] = WeakValueDictionary()
-        self._lock = threading.Lock()  # what is in the bank
-        self._building = threading.Lock()  # of task heads
-        self._turn = threading.Lock()  # of batches
+        self._lock = threading.Lock()  # for the deltas in the bank
+        self._building = threading.Lock()  # for building task heads
+        self._turn = threading.Lock()  # for computing batches
         self._side = _side_stream(model.device)
 
     def __len__(self) -> int:
@@ -118,28 +118,28 @@ class HeadBank:
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all slots, free ones included."""
+        """The bytes of all slots, including free ones."""
         return self._slots.nbytes
 
     def has_free_slot(self, layout: Layout) -> bool:
-        """Say whether a delta of this layout would be put in without an allocation."""
+        """Return whether a delta of this layout can be added without an allocation."""
         return self._slots.has_free(layout)
 
     def release_free_slots(self) -> None:
-        """Give back the memory of slots in which no delta is."""
+        """Release the memory of free slots."""
         self._slots.release_free()
 
     def pack(self, delta: HeadDelta) -> PackedDelta:
-        """Check a head delta and lay it out on the host, for :meth:`put`.
+        """Check a head delta and lay it out in host memory, for :meth:`put`.
 
         Args:
-            delta: of this backbone; one without a task head gives last hidden states.
+            delta: of this backbone; a delta without a task head answers with last hidden states.
 
         Raises:
-            BackboneMismatchError: it is of another backbone, as ``HeadDelta.merge`` sees it.
-            TaskNotSupportedError: it has a task head and does not say for which task.
-            TaskHeadMismatchError: the task head is not that of its task.
-            DeltaFileError: it records what no tokenizer or model could take.
+            BackboneMismatchError: the delta is of another backbone, as in ``HeadDelta.merge``.
+            TaskNotSupportedError: the delta has a task head but does not record its task.
+            TaskHeadMismatchError: the task head does not fit the task.
+            DeltaFileError: the delta records values that no tokenizer or model accepts.
         """
         with self._aside():
             rows = delta.rows_on(self._model)
@@ -159,22 +159,22 @@ class HeadBank:
         return PackedDelta(flat, layout, places, head, self._owner)
 
     def put(self, name: str, packed: PackedDelta) -> None:
-        """Take a packed head delta in, or another one in the place of that name's.
+        """Add a packed head delta, or replace the delta of that name.
 
-        It is copied into a free slot of its layout, or into a new one where none is free. A name
-        has its former delta until the copy is made; so that one's slot is not the one taken.
+        The delta is copied into a free slot of its layout, or into a new slot if none is free. The
+        name keeps its previous delta until the copy is complete, so the copy needs another slot.
 
         Args:
-            name: by which samples ask for it.
-            packed: by this bank; it stays as it is.
+            name: the name that samples use.
+            packed: packed by this bank; not changed.
 
         Raises:
-            InvalidArgumentError: another bank has packed it.
+            InvalidArgumentError: another bank packed it.
             BankClosedError: the bank is closed.
-            torch.OutOfMemoryError: a GPU has no memory for a new slot; nothing has changed.
+            torch.OutOfMemoryError: the GPU has no memory for a new slot; nothing has changed.
         """
         if packed.owner is not self._owner:
-            limit = "a delta that this bank has packed"
+            limit = "a delta that this bank packed"
             raise InvalidArgumentError("packed", value="another bank's", limit=limit)
         slot = self._slots.fill(packed.flat, layout=packed.layout)
         try:
@@ -189,26 +189,26 @@ class HeadBank:
             self._slots.let_go(former.slot)
 
     def add(self, name: str, delta: HeadDelta) -> None:
-        """Pack a head delta and put it in.
+        """Pack a head delta and add it.
 
         Args:
-            name: by which samples ask for it.
-            delta: of this backbone; one without a task head gives last hidden states.
+            name: the name that samples use.
+            delta: of this backbone; a delta without a task head answers with last hidden states.
 
         Raises:
             BackboneMismatchError, TaskNotSupportedError, TaskHeadMismatchError, DeltaFileError: as
-                :meth:`pack` does.
-            BankClosedError, torch.OutOfMemoryError: as :meth:`put` does.
+                in :meth:`pack`.
+            BankClosedError, torch.OutOfMemoryError: as in :meth:`put`.
         """
         self.put(name, self.pack(delta))
 
     def remove(self, name: str) -> None:
-        """Let go of a head delta; its slot is free for the next one of its layout.
+        """Remove a head delta and free its slot for the next delta of its layout.
 
-        A batch that is under way still has it, and the slot is free after that.
+        A running batch keeps the delta; its slot is freed after the batch.
 
         Raises:
-            InvalidArgumentError: there is none of that name.
+            InvalidArgumentError: no delta has that name.
         """
         with self._lock:
             self._check_names([name])
@@ -216,17 +216,17 @@ class HeadBank:
         self._slots.let_go(task.slot)
 
     def bytes_of(self, name: str) -> int:
-        """Count the bytes that a head delta takes here.
+        """Return the bytes of a head delta's slot.
 
         Raises:
-            InvalidArgumentError: there is none of that name.
+            InvalidArgumentError: no delta has that name.
         """
         with self._lock:
             self._check_names([name])
             return self._tasks[name].slot.layout.nbytes
 
     def close(self) -> None:
-        """Leave the model as it was, after the batch that is under way; the others are refused."""
+        """Restore the model after the running batch; refuse all other batches."""
         with self._turn, self._lock:
             self._is_closed = True
             self._mixed.close()
@@ -240,8 +240,8 @@ class HeadBank:
         """Answer a batch whose samples may be of different tasks.
 
         Args:
-            batch: what the backbone's ``forward`` takes, ``[B, …]``, padded.
-            names: of each sample the head delta's name, as it is when the batch has its turn; None
+            batch: the inputs of the backbone's ``forward``, ``[B, …]``, padded.
+            names: the name of each sample's head delta, looked up when the computation starts; None
                 for the bare backbone.
 
         Returns:
@@ -250,8 +250,8 @@ class HeadBank:
             ``[S, D]`` where the name is None or the delta has no task head.
 
         Raises:
-            InvalidArgumentError: a name that is not in the bank, or not one for each sample; the
-                model is in training mode by now.
+            InvalidArgumentError: a name is not in the bank, the number of names is not that of the
+                samples, or the model has been set to training mode.
             BankClosedError: the bank is closed.
         """
         _check_mode(self._model)
@@ -264,7 +264,7 @@ class HeadBank:
 
     @contextmanager
     def _held(self, names: Sequence[str | None]) -> Iterator[list[BankedTask | None]]:
-        """Give each sample's task, and keep their slots from others for a block of code."""
+        """Yield each sample's task; hold their slots during the block."""
         with self._lock:
             self._check_open()
             self._check_names(name for name in names if name is not None)
@@ -295,7 +295,7 @@ class HeadBank:
 
     @contextmanager
     def _cutting(self, groups: Sequence[Group]) -> Iterator[None]:
-        """Let the last layer go on with the first token alone if nobody reads another."""
+        """Make the last layer compute only the first token if no task reads another."""
         modules = {group.first_token_from for group in groups}  # one, or None, or both
         name = modules.pop() if len(modules) == 1 else None
         if name is None:
@@ -308,11 +308,11 @@ class HeadBank:
             hook.remove()
 
     def _aside(self) -> AbstractContextManager[object]:
-        """Read the backbone's rows beside a batch that a GPU still computes, and not after it."""
+        """Read the backbone's rows on another stream, without waiting for a batch on the GPU."""
         return nullcontext() if self._side is None else torch.cuda.stream(self._side)
 
     def _exchange(self, name: str, task: BankedTask) -> BankedTask | None:
-        """Give a name to a task, and return the one that had it."""
+        """Assign a name to a task, and return the task that had it before."""
         with self._lock:
             self._check_open()
             former = self._tasks.get(name)
@@ -321,7 +321,7 @@ class HeadBank:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise BankClosedError("the bank is closed: it answers no more")
+            raise BankClosedError("the bank is closed")
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -330,7 +330,7 @@ class HeadBank:
                 raise InvalidArgumentError("names", value=name, limit=limit)
 
     def _head_for(self, delta: HeadDelta) -> TaskLogits:
-        """Find what makes logits for tasks like this one, or build it."""
+        """Return the task logits for tasks like this one; build them if they are new."""
         task = delta.metadata.task or {}
         shapes = sorted((name, tuple(t.shape)) for name, t in delta.task_head.items())
         key = repr(
@@ -349,7 +349,7 @@ def _check_mode(model: PreTrainedModel) -> None:
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Make a stream that sees what has been asked of a GPU until now, and goes its own way then."""
+    """Create a stream that waits for the work queued on a GPU so far, but not for later work."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""The samples of a mixed batch: which are multiplied together, and whose task heads are one."""
+"""Group the samples of a mixed batch: for products of rows, and for products of task heads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hifi.serving.slots import Slot
     from hifi.serving.task_logits import TaskLogits
 
-TASK_HEAD = "task_head."  # before the names of its parts; a row part's begins otherwise
+TASK_HEAD = "task_head."  # prefix of its parts' names; the names of row parts begin differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class BankedTask:
     Attributes:
         slot: holds its tensors.
         rows: its rows, in the slot.
-        head: what makes logits of a hidden state; None without a task head.
+        head: computes logits from a hidden state; None without a task head.
         weights: of the task head, in the slot.
     """
 
@@ -41,9 +41,9 @@ class BankedTask:
         """Find a head delta's parts in its slot.
 
         Args:
-            slot: filled.
+            slot: already filled.
             places: where its rows go in the model.
-            head: what makes logits of a hidden state; None without a task head.
+            head: computes logits from a hidden state; None without a task head.
         """
         weights = {
             name.removeprefix(TASK_HEAD): part
@@ -53,15 +53,16 @@ class BankedTask:
         return cls(slot, TaskRows(places, slot.parts), head, weights)
 
 
-_Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # one of these, and RowPlaces.shape
+_Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # a constant below, and RowPlaces.shape
 _BARE, _FEW, _MANY = range(3)
-# Samples of one task for a product of their own. MiniLM on one core, 64 samples of 8 tokens, 3
-# heads tuned per layer, all products of a pass in ms, each task's own / one stacked for all: one
-# sample per task 65 / 75, two 41 / 69, three 33 / 67, four 30 / 68, six 24 / 63, eight 24 / 66.
-# With 32 and with 128 tokens their own are ahead from two samples on as well; with one sample the
-# two are within 8 %. A GPU pays a launch for each product: there it is chosen, not measured.
+# From how many samples on a task gets its own product. MiniLM on one core, 64 samples of 8 tokens,
+# 3 heads tuned per layer, time of all products of a pass in ms, one product per task / one stacked
+# for all: one sample per task 65 / 75, two 41 / 69, three 33 / 67, four 30 / 68, six 24 / 63, eight
+# 24 / 66. With 32 and with 128 tokens, products per task also win from two samples on; with one
+# sample the two are within 8 %. A GPU launches a kernel per product: its value is chosen, not
+# measured.
 _ENOUGH_ON_CPU, _ENOUGH = 2, 4
-_STACKED_BYTES = 1 << 26  # of weights that are copied beside each other for one product
+_STACKED_BYTES = 1 << 26  # of weights that are stacked for one product
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Group:
 
     Attributes:
         task: None for the bare backbone.
-        places: of the samples in the batch.
-        start: place of the first of them in the arranged batch, where they are neighbours.
-        kind: what groups have in common that are multiplied in the same way.
+        places: positions of the samples in the batch.
+        start: position of the first one in the arranged batch, where they are contiguous.
+        kind: equal for groups that are multiplied in the same way.
     """
 
     task: BankedTask | None
@@ -82,25 +83,25 @@ class Group:
 
     @property
     def samples(self) -> slice:
-        """Give the samples' places in the arranged batch."""
+        """The samples' positions in the arranged batch."""
         return slice(self.start, self.start + len(self.places))
 
     @property
     def head(self) -> tuple[object, ...]:
-        """Give what groups have in common whose task heads are computed together."""
+        """A key that is equal for groups whose task heads are computed together."""
         if self.task is None or self.task.head is None or self.first_token_from is None:
-            return (self.start,)  # nothing with any other
+            return (self.start,)  # equal to no other group's
         return self.task.head, len(self.places)
 
     @property
     def first_token_from(self) -> str | None:
-        """Name the module from which on the first token alone is read, as TaskLogits does."""
+        """The module from which on only the first token is read, as in TaskLogits."""
         if self.task is None or self.task.head is None:
             return None
         return self.task.head.first_token_from
 
     def answer(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Give logits, or the last hidden state where there is no task head."""
+        """Return logits, or the last hidden state if there is no task head."""
         given = hidden[self.samples]
         if self.task is None or self.task.head is None:
             return given
@@ -109,12 +110,12 @@ class Group:
 
 
 def enough_on(device: torch.device) -> int:
-    """Say how many samples of one task have a product of their own on a device."""
+    """Return the number of samples from which on a task gets its own product on a device."""
     return _ENOUGH_ON_CPU if device.type == "cpu" else _ENOUGH
 
 
 def arrange(tasks: Sequence[BankedTask | None], *, enough: int) -> list[Group]:
-    """Group samples by task, and stand tasks beside each other that are one product."""
+    """Group samples by task, and order the groups so that each product's are contiguous."""
     places: dict[BankedTask | None, list[int]] = {}
     for place, task in enumerate(tasks):
         places.setdefault(task, []).append(place)
@@ -134,7 +135,7 @@ def _kind_of(task: BankedTask | None, count: int, *, enough: int) -> _Kind:
 
 
 def blocks_of(groups: Sequence[Group]) -> list[Block]:
-    """Say what is multiplied together: the many samples of a task, or the few of many tasks."""
+    """Return the blocks, each one product: many samples of one task, or few of many tasks."""
     blocks: list[Block] = []
     for (size, _), alike in groupby(groups, key=lambda group: group.kind):
         for part in _cut_to_size(alike, _bytes_of_rows) if size == _FEW else ([g] for g in alike):
@@ -146,7 +147,7 @@ def blocks_of(groups: Sequence[Group]) -> list[Block]:
 
 
 def by_head(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Say whose task heads are computed together."""
+    """Yield lists of groups whose task heads are computed together."""
     alike: dict[object, list[Group]] = {}
     for group in groups:
         alike.setdefault(group.head, []).append(group)
@@ -157,7 +158,7 @@ def by_head(groups: Sequence[Group]) -> Iterator[list[Group]]:
 def answer_alike(
     alike: Sequence[Group], hidden: Tensor, batch: Mapping[str, Tensor]
 ) -> Iterable[Tensor]:
-    """Give what each of some groups answers that :func:`by_head` has put together."""
+    """Return the answers of a list of groups from :func:`by_head`."""
     tasks = [group.task for group in alike if group.task]
     if len(alike) == 1 or tasks[0].head is None:
         return [group.answer(hidden, batch) for group in alike]
@@ -176,7 +177,7 @@ def _bytes_of_head(group: Group) -> int:
 def _cut_to_size(
     groups: Iterable[Group], count_bytes: Callable[[Group], int]
 ) -> Iterator[list[Group]]:
-    """Part groups so that weights copied beside each other stay within bounds."""
+    """Split groups so that the weights stacked for one product stay within the limit."""
     part: list[Group] = []
     held = 0
     for group in groups:

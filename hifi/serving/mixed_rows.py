@@ -1,4 +1,4 @@
-"""Rows of many tasks in one pass: the backbone's for all samples, and each task's own in place."""
+"""Apply many tasks' rows in one pass: backbone rows for all samples, then each task's own rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one module's part of a layer's product goes.
+    """Where the columns of one module in a layer's product go.
 
     Attributes:
-        columns: the part, of the product's columns.
+        columns: the module's columns in the product.
         size: columns of one head in the module, r.
-        span: where :attr:`RowPlaces.heads` says which of the module's blocks of r they are.
+        span: the part of :attr:`RowPlaces.heads` with the module's blocks of r columns.
     """
 
     columns: slice
@@ -35,13 +35,13 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Columns:
-    """One layer's rows as columns, of query, key and value beside each other.
+    """One layer's rows as columns: query, key and value side by side.
 
     Attributes:
-        owners: head and projection of each r of them, in order.
-        places: by module.
+        owners: head and projection of each block of r columns, in order.
+        places: one per module.
         weight: shape of W'ᵀ, ``[D, c]``.
-        has_bias: whether any of the projections has one.
+        has_bias: whether any projection has a bias.
     """
 
     owners: tuple[tuple[HeadId, ProjectionName], ...]
@@ -52,12 +52,12 @@ class _Columns:
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Where one task's rows go in a model: all that there is to know but their values.
+    """Where one task's rows go in a model: everything about the rows except their values.
 
     Attributes:
         layers: by layer index; a layer without rows is missing.
-        heads: of every place, in the order of layers and modules, which of its module's blocks of
-            r columns each is.
+        heads: for every place, in the order of layers and modules, the indices of its blocks of r
+            columns in the module.
     """
 
     layers: Mapping[int, _Columns]
@@ -68,7 +68,7 @@ class RowPlaces:
         """Find the places of rows.
 
         Args:
-            rows: W' by row name, which fit the model.
+            rows: W' by row name; they must fit the model.
             model: the bare backbone.
         """
         chosen: dict[int, list[HeadId]] = {}
@@ -83,14 +83,14 @@ class RowPlaces:
 
     @property
     def shape(self) -> tuple[tuple[int, int], ...]:
-        """Give the columns by layer, equal for tasks whose rows can be stacked."""
+        """The columns by layer; equal for tasks whose rows can be stacked."""
         return tuple((index, columns.weight[1]) for index, columns in self.layers.items())
 
     @property
     def parts(self) -> dict[str, Shape]:
-        """Name the tensors that hold the rows' values, and give their shapes.
+        """Return names and shapes of the tensors that hold the rows' values.
 
-        They are each layer's W'ᵀ ``[D, c]``, and its bias ``[c]`` where the backbone has one.
+        They are each layer's W'ᵀ ``[D, c]``, and its bias ``[c]`` if the backbone has one.
         """
         parts: dict[str, Shape] = {}
         for index, columns in self.layers.items():
@@ -123,13 +123,13 @@ def _columns(
     layer: AttentionLayer,
     numbers: list[int],
 ) -> _Columns:
-    """Lay one layer's rows out; adds to ``numbers`` which blocks of its modules they are."""
+    """Lay out one layer's rows, and append the indices of their blocks to ``numbers``."""
     owners: list[tuple[HeadId, ProjectionName]] = []
     places: dict[str, _Place] = {}
     start = 0
     for module_name in layer.module_names:
         mine = [p for p in layer.projections if p.module_name == module_name]
-        size = mine[0].rows_per_head  # alike in a fused module: its keys are never grouped
+        size = mine[0].rows_per_head  # equal within a fused module, whose keys are never grouped
         span = slice(len(numbers), len(numbers) + len(mine) * len(heads))
         stop = start + size * len(mine) * len(heads)
         for projection in mine:
@@ -148,7 +148,7 @@ class TaskRows:
 
     Attributes:
         places: where they go.
-        parts: their values, by the names that ``places`` gives.
+        parts: their values, by the names in ``places.parts``.
     """
 
     places: RowPlaces
@@ -156,25 +156,25 @@ class TaskRows:
 
     @cached_property
     def widest(self) -> int:
-        """Count the bytes of the weight of the layer that has most."""
+        """The bytes of the largest layer's weight."""
         return max((self.weight(layer).nbytes for layer in self.places.layers), default=0)
 
     def weight(self, layer: int) -> Tensor:
-        """Give W'ᵀ of a layer, ``[D, c]``."""
+        """Return W'ᵀ of a layer, ``[D, c]``."""
         return self.parts[_part(layer, "weight")]
 
     def bias(self, layer: int) -> Tensor | None:
-        """Give the bias of a layer, ``[c]``."""
+        """Return the bias of a layer, ``[c]``."""
         return self.parts.get(_part(layer, "bias"))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring samples of a batch whose tasks' rows are multiplied in one product.
+    """Contiguous samples of a batch whose tasks' rows are multiplied in one product.
 
     Attributes:
-        samples: their places.
-        rows: of the one task of all of them, or of each sample's task; then all are of one shape.
+        samples: their positions.
+        rows: those of the one task of all samples, or of each sample's task, all of one shape.
     """
 
     samples: slice
@@ -183,8 +183,8 @@ class Block:
     def project(self, layer: int, inputs: Tensor) -> Tensor:
         """Project the samples' inputs to a layer ``[n, S, D]`` with their rows, to ``[n, S, c]``.
 
-        Many tasks' weights are copied beside each other first, which is one kernel on a GPU:
-        blocks are made so that this is not too much.
+        Many tasks' weights are stacked first, with one kernel on a GPU; the size of blocks limits
+        the memory for this.
         """
         if len(self.rows) == 1:
             weight, bias = self.rows[0].weight(layer), self.rows[0].bias(layer)
@@ -199,7 +199,7 @@ class Block:
 
 
 class Placing(Protocol):
-    """A way to put a product where a module's output has it."""
+    """A way to copy a product into a module's output."""
 
     def __call__(self, product: Tensor, *, output: Tensor, heads: Tensor) -> None:
         """Copy into some heads of an output.
@@ -207,12 +207,12 @@ class Placing(Protocol):
         Args:
             product: ``[n, S, h, r]``.
             output: ``[n, S, H, r]``.
-            heads: which of H each h is, int64, ``[n, h]``, or ``[1, h]`` where all n agree.
+            heads: the index in H of each h, int64, ``[n, h]``, or ``[1, h]`` if equal for all n.
         """
 
 
 def place_by_slices(product: Tensor, *, output: Tensor, heads: Tensor) -> None:
-    """Copy as :class:`Placing` says, head by head: a CPU would read an index for every element."""
+    """Implement :class:`Placing` head by head: with an index, a CPU reads it for every element."""
     if len(heads) == 1:
         product, output = product[None], output[None]
     for numbers, source, target in zip(heads.tolist(), product, output, strict=True):
@@ -221,17 +221,17 @@ def place_by_slices(product: Tensor, *, output: Tensor, heads: Tensor) -> None:
 
 
 def place_by_index(product: Tensor, *, output: Tensor, heads: Tensor) -> None:
-    """Copy as :class:`Placing` says, in one kernel: a GPU takes no longer for all than for one."""
+    """Implement :class:`Placing` in one kernel: on a GPU all heads take no longer than one."""
     output.scatter_(2, heads[:, None, :, None].expand_as(product), product)
 
 
 def placing_on(device: torch.device) -> Placing:
-    """Choose what is fast on a device."""
+    """Return the faster placing on a device."""
     return place_by_slices if device.type == "cpu" else place_by_index
 
 
 def _heads_of(blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
-    """Bring the heads of all blocks to a device together, each ``[n or 1, all places' h]``."""
+    """Copy the heads of all blocks to a device at once, each ``[n or 1, all places' h]``."""
     numbers = [[rows.places.heads for rows in block.rows] for block in blocks]
     flat = torch.tensor(
         [head for block in numbers for heads in block for head in heads],
@@ -245,25 +245,25 @@ def _heads_of(blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
 
 
 class MixedRows:
-    """Lets a model project the samples of each task with the task's own rows.
+    """Makes a model project the samples of each task with the task's own rows.
 
-    The projections stay as they are, and so does the model outside :meth:`mixing`; a hook on each
-    overwrites the tasks' columns of what it gives. A layer's query, key and value are one product,
-    since they read the same input.
+    The projections are not replaced, and the model is unchanged outside :meth:`mixing`: a hook on
+    each projection overwrites the tasks' columns of its output. A layer's query, key and value are
+    one product, since they have the same input.
 
     Args:
         model: a bare transformers model whose projections are plain.
 
     Raises:
-        TunerError: a tuner, an adapter or a quantiser holds a projection.
-        UnsupportedArchitectureError: the model's heads are not known.
+        TunerError: a tuner, an adapter or a quantiser wraps a projection.
+        UnsupportedArchitectureError: the model's architecture is not supported.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         layers = describe(model).layers
         for layer in layers:
             for projection in layer.projections:
-                plain_projection(model, projection)  # refuse before any hook is set
+                plain_projection(model, projection)  # raise before any hook is set
         self._device = model.device
         placing = placing_on(model.device)
         self._layers = [_MixedLayer(layer, placing) for layer in layers]
@@ -275,10 +275,10 @@ class MixedRows:
 
     @contextmanager
     def mixing(self, blocks: Sequence[Block]) -> Iterator[None]:
-        """Mix the rows of tasks for the time of a block of code.
+        """Apply the tasks' rows during a block of code.
 
         Args:
-            blocks: of a batch; samples in none of them are the bare backbone's.
+            blocks: of a batch; samples outside all blocks use the bare backbone.
         """
         if not blocks:
             yield
@@ -299,7 +299,7 @@ class MixedRows:
 
 
 class _MixedLayer:
-    """One layer's modules, of which the first one called computes the tasks' products for all."""
+    """One layer's modules; the first one called computes the tasks' products for all of them."""
 
     def __init__(self, layer: AttentionLayer, placing: Placing) -> None:
         self.module_names = layer.module_names
@@ -310,7 +310,7 @@ class _MixedLayer:
         self._products: list[Tensor] = []
 
     def start(self, blocks: Sequence[Block], heads: Sequence[Tensor]) -> None:
-        """Mix a batch's rows from now on; ``heads`` are those of its blocks, on the device."""
+        """Start applying a batch's rows; ``heads`` are those of its blocks, on the device."""
         self._blocks = [
             (block, numbers)
             for block, numbers in zip(blocks, heads, strict=True)
@@ -318,12 +318,12 @@ class _MixedLayer:
         ]
 
     def stop(self) -> None:
-        """Let go of the batch, and mix no more."""
+        """Stop applying rows, and release the batch."""
         self._blocks = []
         self._forget()
 
     def hook(self, name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], None]:
-        """Make the forward hook of a module."""
+        """Return the forward hook for a module."""
 
         def overwrite(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             if not self._blocks:

@@ -1,4 +1,4 @@
-"""Tensors that lie in one, and memory on a device in which such tensors take turns."""
+"""Tensors packed into one flat tensor, and reusable slots of device memory for them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from hifi.deltas.row_names import Shape
 
-_ALIGNMENT = 64  # bytes: a cache line, and the widest that a processor reads at once
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How tensors lie in one flat tensor: one after another, each from a multiple of 64 bytes on.
+    """The layout of tensors in one flat tensor: in order, each at a multiple of 64 bytes.
 
-    Layouts are equal, and hash alike, where names, shapes and order of the parts are equal.
+    Layouts are equal, and have equal hashes, if names, shapes and order of the parts are equal.
 
     Attributes:
-        parts: name and shape of each.
-        dtype: of all of them.
+        parts: name and shape of each tensor.
+        dtype: of all tensors.
     """
 
     parts: tuple[tuple[str, Shape], ...]
@@ -34,12 +34,12 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape], *, dtype: torch.dtype) -> Layout:
-        """Lay out parts of these names and shapes, in this order."""
+        """Create a layout for parts with these names and shapes, in this order."""
         return cls(tuple(shapes.items()), dtype)
 
     @cached_property
     def _bounds(self) -> tuple[int, ...]:
-        """Say where each part begins, and where the last one's padding ends, in elements."""
+        """The start of each part, and the end of the last one's padding, in elements."""
         step = _ALIGNMENT // self.dtype.itemsize
         bounds = [0]
         for _, shape in self.parts:
@@ -48,16 +48,16 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Count the elements of the flat tensor."""
+        """The number of elements of the flat tensor."""
         return self._bounds[-1]
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes of the flat tensor."""
+        """The number of bytes of the flat tensor."""
         return self.size * self.dtype.itemsize
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Give the parts of a flat tensor ``[size]`` by name, as views."""
+        """Return the parts of a flat tensor ``[size]`` by name, as views."""
         starts = self._bounds[:-1]
         return {
             name: flat[start : start + math.prod(shape)].view(shape)
@@ -70,9 +70,9 @@ class Slot:
     """Memory for one flat tensor.
 
     Attributes:
-        layout: of what fits in.
+        layout: of the tensors that fit.
         flat: the memory, ``[layout.size]``.
-        parts: views of it by name, made once.
+        parts: views of the memory by name, created once.
     """
 
     layout: Layout
@@ -81,11 +81,11 @@ class Slot:
 
 
 class Slots:
-    """The memory of a device for flat tensors, given from one to the next of the same layout.
+    """Reusable memory on a device for flat tensors of equal layouts.
 
-    A slot is in use while it has a holder; then it is free, and keeps its memory. Methods may be
-    called from any thread, and none waits for another's copy. What a GPU still has to read of a
-    slot that is let go is read before it is filled again, if all is done on one stream.
+    A slot is in use while it has a holder. Then it is free, and keeps its memory. Methods may be
+    called from any thread, and no call waits for another's copy. If everything runs on one stream,
+    a GPU finishes reading a released slot before the slot is filled again.
 
     Args:
         device: where the slots are.
@@ -100,28 +100,28 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes of all slots, free ones included."""
+        """The bytes of all slots, including free ones."""
         with self._lock:
             return self._nbytes
 
     def has_free(self, layout: Layout) -> bool:
-        """Say whether something of this layout would be taken in without an allocation."""
+        """Return whether there is a free slot of this layout."""
         with self._lock:
             return layout in self._free
 
     def fill(self, flat: Tensor, *, layout: Layout) -> Slot:
-        """Copy a flat tensor into a free slot, or into a new one where none is free.
+        """Copy a flat tensor into a free slot, or into a new slot if none is free.
 
         Args:
-            flat: ``[layout.size]``, on the host; out of pinned memory it is copied to a GPU without
-                waiting.
+            flat: ``[layout.size]``, in host memory; from pinned memory the copy to a GPU is
+                asynchronous.
             layout: its layout.
 
         Returns:
             The slot, with one holder.
 
         Raises:
-            torch.OutOfMemoryError: a GPU has no memory for another slot; nothing has changed.
+            torch.OutOfMemoryError: the GPU has no memory for another slot; nothing has changed.
         """
         slot = self._take(layout) or self._make(layout)
         with torch.inference_mode():
@@ -129,12 +129,12 @@ class Slots:
         return slot
 
     def hold(self, slot: Slot) -> None:
-        """Keep a slot that has a holder for one holder more."""
+        """Add a holder to a slot that has one already."""
         with self._lock:
             self._holders[slot] += 1
 
     def let_go(self, slot: Slot) -> None:
-        """Take one holder off; without any, the slot is free."""
+        """Remove one holder of a slot; without holders the slot is free."""
         with self._lock:
             self._holders[slot] -= 1
             if not self._holders[slot]:
@@ -142,7 +142,7 @@ class Slots:
                 self._free.setdefault(slot.layout, []).append(slot)
 
     def release_free(self) -> None:
-        """Give back the memory of free slots."""
+        """Release the memory of free slots."""
         with self._lock:
             self._nbytes -= sum(layout.nbytes * len(slots) for layout, slots in self._free.items())
             self._free.clear()
@@ -159,7 +159,7 @@ class Slots:
             return slot
 
     def _make(self, layout: Layout) -> Slot:
-        # All in inference mode, which whoever asks may or may not be in.
+        # Always in inference mode, whether or not the caller is.
         with torch.inference_mode():
             flat = torch.empty(layout.size, dtype=layout.dtype, device=self._device)
             slot = Slot(layout, flat, layout.split(flat))

@@ -1,4 +1,4 @@
-"""Task heads without a backbone: what a task's model makes of a given last hidden state."""
+"""Task heads without a backbone: compute a task's logits from a last hidden state."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class _GivenBackbone(nn.Module):
-    """Stands in for the base model of a task's model: gives what was computed elsewhere.
+    """Replaces the base model of a task's model: returns a hidden state computed elsewhere.
 
     Args:
-        base: the base model; of its modules a pooler alone is kept.
+        base: the base model; only its pooler is kept.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -36,7 +36,7 @@ class _GivenBackbone(nn.Module):
         self.hidden: Tensor | None = None
 
     def forward(self, *_: object, **__: object) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Give the last hidden state, and what the pooler makes of it."""
+        """Return the last hidden state and the pooler's output."""
         hidden = self.hidden
         pooled = None if self.pooler is None else self.pooler(hidden)
         return BaseModelOutputWithPoolingAndCrossAttentions(
@@ -48,21 +48,21 @@ class _GivenBackbone(nn.Module):
 class TaskLogits:
     """The task heads of one shape, on one backbone.
 
-    A task's model is built without weights, and its base model replaced by one that repeats what
-    the bank has computed: so whatever transformers does between the last hidden state and the
-    logits is done here too, for every architecture.
+    A task's model is built without weights, and its base model is replaced by one that returns the
+    bank's hidden states. So transformers' own code computes the logits from the last hidden state,
+    for every architecture.
 
     Args:
         model: the bare backbone.
         delta: of any of the tasks.
 
     Attributes:
-        first_token_from: dotted path of the backbone's module from which on the first token alone
-            is read; it takes ``[B, S, D]`` tensors. None where the task heads read others, too.
+        first_token_from: dotted path of the backbone's module from which on only the first token
+            is read; it takes ``[B, S, D]`` tensors. None if the task heads read other tokens too.
 
     Raises:
-        TaskNotSupportedError: the delta does not say what task it is for.
-        DeltaFileError: it records a pad token, padding side or length that cannot be.
+        TaskNotSupportedError: the delta does not record its task.
+        DeltaFileError: the delta records an impossible pad token, padding side or length.
     """
 
     def __init__(self, model: PreTrainedModel, delta: HeadDelta) -> None:
@@ -83,20 +83,20 @@ class TaskLogits:
         pooler = dict(model.named_parameters())
         names = [name for name, _ in self._model.named_parameters()]
         own = {name: self._bare(name) for name in names}
-        # What belongs to the backbone is its own unless a task has trained it: a pooler.
+        # Parameters of the backbone come from it, unless a task trains them: a pooler.
         self._shared = {name: pooler[bare] for name, bare in own.items() if bare in pooler}
         self._shapes = shapes_of(dict(self._model.named_parameters()))
 
     def check(self, task_head: Mapping[str, Tensor]) -> None:
-        """Refuse a delta's task head that is none of these; may be called from any thread.
+        """Raise if a delta's task head does not fit; may be called from any thread.
 
         Raises:
-            TaskHeadMismatchError: parameters that are missing, unknown or of another shape.
+            TaskHeadMismatchError: parameters are missing, unknown or of another shape.
         """
         check_same(
             {**shapes_of(self._shared), **shapes_of(task_head)},
             self._shapes,
-            hint=f"the delta's task calls for that of a {type(self._model).__name__}",
+            hint=f"the delta's task needs the task head of a {type(self._model).__name__}",
         )
 
     def apply(
@@ -105,10 +105,10 @@ class TaskLogits:
         """Compute logits; one call at a time.
 
         Args:
-            weights: a task head that :meth:`check` takes, on the backbone's device, in its dtype.
-            hidden: the last hidden state, ``[n, S, D]``; ``[n, 1, D]`` suffices where
+            weights: a task head that :meth:`check` accepts, on the backbone's device, in its dtype.
+            hidden: the last hidden state, ``[n, S, D]``; ``[n, 1, D]`` is enough if
                 ``first_token_from`` is not None.
-            batch: what the backbone was given for these samples: some heads look at its padding.
+            batch: the backbone's inputs for these samples; some heads read its padding.
 
         Returns:
             Logits ``[n, labels]``, or ``[n, S, labels]`` of a task that has some for every token.
@@ -123,15 +123,14 @@ class TaskLogits:
         return self._task.logits_of(answer)
 
     def apply_to_many(self, weights: Sequence[Mapping[str, Tensor]], *, hidden: Tensor) -> Tensor:
-        """Compute logits of several tasks at once, where ``first_token_from`` is not None.
+        """Compute logits of several tasks at once, if ``first_token_from`` is not None.
 
-        Their task heads are copied beside each other and multiplied together, which takes a
-        fourteenth of the time of one after the other (MiniLM on one core, 64 tasks of one sample:
-        2.0 ms, not 28 ms). Heads that look at the padding choose tokens by their values, which
-        ``vmap`` cannot.
+        The task heads are stacked and multiplied together, which takes a fourteenth of the time of
+        one after the other (MiniLM on one core, 64 tasks of one sample: 2.0 ms instead of 28 ms).
+        Heads that read the padding select tokens by value, which ``vmap`` cannot do.
 
         Args:
-            weights: each task's, as :meth:`apply` takes them.
+            weights: each task's, as for :meth:`apply`.
             hidden: of the first token, ``[t, n, 1, D]``: n samples of each of t tasks.
 
         Returns:
@@ -146,5 +145,5 @@ class TaskLogits:
         return logits
 
     def _bare(self, name: str) -> str:
-        """Say what a module or parameter of the task's model is called in the bare backbone."""
+        """Return the name in the bare backbone of a module or parameter of the task's model."""
         return name.removeprefix(f"{self._prefix}.")

@@ -1,4 +1,4 @@
-"""Batches of similar length, in an order that the seed and the epoch fix."""
+"""Batches of samples of similar length, in an order determined by seed and epoch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Indices = NDArray[np.int64]
 # Padded over real tokens at batch size 32 with MiniLM's tokenizer, in windows of 1, 10, 50 and 100
 # batches: MRPC 1.50, 1.07, 1.02, 1.01; RTE 1.92, 1.08, 1.02, 1.01; SST-2 3.02, 1.23, 1.05, 1.03.
 _WINDOW_BATCHES = 50
-_WINDOWS = 4  # at least, so that partners change from epoch to epoch in small splits too
+_WINDOWS = 4  # at least this many, so that batches differ between epochs in small splits too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingBatches:
-    """Every sample once per epoch, next to samples of about its length.
+    """Every sample once per epoch, in batches of samples of similar length.
 
     The epoch's random order is cut into windows, each window is sorted by length and cut into
     batches, and the batches are shuffled. ``(epoch, index)`` alone determines a batch, so a run
-    that goes on in the middle of an epoch needs no iterator's state.
+    that resumes in the middle of an epoch needs no iterator state.
 
     Attributes:
         lengths: tokens of each sample, ``[n]``.
-        batch_size: samples of a batch; the last batch of an epoch's order may have fewer.
+        batch_size: samples per batch; the last batch of an epoch's order may have fewer.
         seed: of the order.
     """
 
@@ -38,11 +38,11 @@ class TrainingBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Count the batches of one epoch."""
+        """The number of batches in an epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def epoch(self, epoch: int) -> list[Indices]:
-        """List the batches of one epoch.
+        """Return the batches of one epoch.
 
         Args:
             epoch: from 0.
@@ -62,14 +62,14 @@ class TrainingBatches:
 
 
 def evaluation_batches(lengths: Lengths, *, batch_size: int) -> list[Indices]:
-    """Cut all samples into batches of equal length, the longest first.
+    """Divide all samples into batches of similar length, the longest first.
 
     Args:
         lengths: tokens of each sample, ``[n]``.
-        batch_size: samples of a batch; the last may have fewer.
+        batch_size: samples per batch; the last may have fewer.
 
     Returns:
-        Arrays of sample indices, together 0..n-1 once each; use them to put results in order.
+        Arrays of sample indices, together 0..n-1 once each; use them to reorder the results.
     """
     return _cut(np.argsort(-lengths, kind="stable"), batch_size)
 

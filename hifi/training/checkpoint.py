@@ -1,8 +1,8 @@
-"""Checkpoints of a fine-tune: folders of safetensors and JSON from which it goes on exactly.
+"""Checkpoints of a fine-tune: folders of safetensors and JSON from which it resumes exactly.
 
-A checkpoint is the folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``. It
-appears under that name complete or not at all, and replaces the one before it. There is no pickle
-in it; opening one executes nothing.
+A checkpoint is the folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``. It is
+written atomically and replaces the previous one. It contains no pickle; opening it executes
+nothing.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """Everything that the rest of a run depends on.
+    """The full state from which a run resumes.
 
-    The step gives the learning rate and the place in the data: its epoch and its batch.
+    The step determines the learning rate and the position in the data (epoch and batch).
 
     Attributes:
         job: what is computed, part by part (settings as they are, of model and data a hash): only
@@ -64,10 +64,10 @@ class Checkpoint:
         random: the state of each random generator, uint8.
         best: the best step so far; None before the first evaluation.
         evaluations_without_gain: since the best step.
-        event_number: of the event that tells of this checkpoint.
-        train_seconds: spent in steps, evaluations not counted.
-        selection_seconds: spent in selection.
-        samples: seen in steps.
+        event_number: of the event that announces this checkpoint.
+        train_seconds: time spent in steps, without evaluations.
+        selection_seconds: time spent in selection.
+        samples: number of samples seen in steps.
     """
 
     job: Mapping[str, str]
@@ -88,25 +88,25 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and remove the older ones.
 
     Args:
-        directory: holds the checkpoints of one run and is made where it is missing.
+        directory: holds the checkpoints of one run; created if missing.
         checkpoint: tensors may be on any device.
 
     Returns:
-        The checkpoint's folder. One of that step that is there already is left as it is: the
-        same job at the same step is the same checkpoint.
+        The checkpoint's folder. An existing checkpoint of that step is kept: the same job at the
+        same step has the same checkpoint.
 
     Raises:
-        StorageError: it cannot be written; the one before it is still there.
+        StorageError: the checkpoint cannot be written; the previous one still exists.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot make the folder {directory}: {error.strerror}") from error
+        raise StorageError(f"cannot create the folder {directory}: {error.strerror}") from error
     path = checkpoint_folder(directory, step=checkpoint.step)
     if not path.exists():
         with write_directory_atomically(path) as folder:
             tensors = {
-                name: value.to("cpu", copy=True).contiguous()  # none may share memory
+                name: value.to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
                 for name, value in _flatten(checkpoint)
             }
             save_file(tensors, folder / _TENSORS)
@@ -119,7 +119,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoint_folder(directory: Path, *, step: int) -> Path:
-    """Name the folder of a step's checkpoint.
+    """Return the folder of a step's checkpoint.
 
     Args:
         directory: holds the checkpoints of one run.
@@ -129,14 +129,14 @@ def checkpoint_folder(directory: Path, *, step: int) -> Path:
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """Remove the checkpoints of a run whose result is safe, and their folder if it is empty then.
+    """Remove the checkpoints of a run whose result is saved, and their folder if it is then empty.
 
     Args:
-        directory: what cannot be removed of it is left.
+        directory: of the checkpoints; files that cannot be removed are left.
     """
     if directory.is_dir():
         _remove_all(directory, but=None)
-        with suppress(OSError):  # not empty, or not ours to remove
+        with suppress(OSError):  # not empty, or not allowed
             directory.rmdir()
 
 
@@ -147,22 +147,22 @@ def _remove_all(directory: Path, *, but: Path | None) -> None:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Recognise what a killed run was writing."""
+    """Return whether a folder is an unfinished checkpoint of a killed run."""
     return path.name.startswith(TEMPORARY_PREFIX)
 
 
 def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
-    """Read the newest checkpoint, of whatever job it is.
+    """Read the newest checkpoint, of any job.
 
     Args:
         directory: holds the checkpoints of one run, or none, or does not exist.
 
     Returns:
-        Its folder and its content, tensors on the CPU; None where there is no checkpoint.
+        The folder and the content, tensors on the CPU; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: the newest is of another format, or damaged (renaming a folder is atomic,
-            so this is a fault of the disk or of somebody's hands, and nothing is guessed).
+        CheckpointError: the newest checkpoint has another format or is damaged. Renaming a folder
+            is atomic, so damage means a fault of the disk or a manual change: nothing is guessed.
     """
     path = _newest(directory)
     if path is None:
@@ -175,15 +175,15 @@ def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
 
 
 def check_job(path: Path, checkpoint: Checkpoint, *, job: Mapping[str, str]) -> None:
-    """Refuse to go on from a checkpoint of another job.
+    """Raise if a checkpoint is of another job.
 
     Args:
-        path: its folder, for the error.
+        path: the checkpoint's folder, for the error.
         checkpoint: its content.
-        job: what is to be computed.
+        job: identifies the run that wants to resume, part by part.
 
     Raises:
-        CheckpointError: the jobs differ; it names the parts in which they do.
+        CheckpointError: the jobs differ; the message names the parts that do.
     """
     theirs = checkpoint.job
     different = [part for part in {**job, **theirs} if theirs.get(part) != job.get(part)]
@@ -195,7 +195,7 @@ def check_job(path: Path, checkpoint: Checkpoint, *, job: Mapping[str, str]) -> 
 def _difference(part: str, theirs: str | None, ours: str | None) -> str:
     if any(value is None or _HASH.fullmatch(value) for value in (theirs, ours)):
         return f"another {part}"
-    return f"{part} {theirs} and not {ours}"
+    return f"{part} {theirs}, not {ours}"
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -233,19 +233,19 @@ def _newest(directory: Path) -> Path | None:
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint file {path} is damaged: {reason}; remove its folder to start anew"
+        f"the checkpoint file {path} is damaged: {reason}; remove its folder to start over"
     )
 
 
 def _foreign(path: Path, difference: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {path} is of another run ({difference}); give an empty folder to "
-        "start anew, or the arguments with which that run was started"
+        f"the checkpoint {path} is of another run ({difference}); use an empty folder to start "
+        "over, or the arguments with which that run was started"
     )
 
 
 def _flatten(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Name every tensor ``group/…``."""
+    """Yield every tensor with its name ``group/…``."""
     for name, value in checkpoint.parameters.items():
         yield f"parameters/{name}", value.detach()
     for name, entries in checkpoint.optimizer.items():

@@ -1,4 +1,4 @@
-"""What a fine-tune tells its caller, and what the caller may answer."""
+"""The events that a fine-tune sends to its caller, and the caller's answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EventKind = Literal[
 
 
 class Control(Enum):
-    """The answer to an event: go on, stop at a checkpoint, or give up."""
+    """The answer to an event: continue, stop at a checkpoint, or cancel."""
 
     CONTINUE = "continue"
     PAUSE = "pause"
@@ -37,32 +37,33 @@ class Control(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEvent:
-    """One sign of life of a fine-tune.
+    """One progress report of a fine-tune.
 
-    ``(kind, step)`` names an event, also where a resumed run repeats it; but ``evaluating`` comes
-    as often as there are validation batches.
+    ``(kind, step)`` identifies an event, even if a resumed run repeats it. Only ``evaluating`` is
+    not unique: there is one per validation batch.
 
     Attributes:
-        kind: ``loading`` the model and the data; ``loaded``, whose message tells task, columns,
-            rows and precision; ``resumed``, where there is a checkpoint to go on from;
-            ``selecting``, once per calibration batch; ``selected``, with the selection; ``step``,
-            after every optimizer step; ``evaluating``, once per validation batch; ``evaluated``,
-            with the metrics; ``checkpoint``, after one was written; ``finished``.
-        number: counts the events of a run from 1; a resumed run counts on from the event of its
-            checkpoint, so numbers come again if the run before it went further than that.
-        step: optimizer steps done; in ``selecting`` calibration samples seen.
-        total_steps: what ``step`` counts up to; 0 while it is unknown.
+        kind: ``loading`` the model and the data; ``loaded``, with task, columns, rows and precision
+            in the message; ``resumed``, if the run resumes from a checkpoint; ``selecting``, once
+            per calibration batch; ``selected``, with the selection; ``step``, after every optimizer
+            step; ``evaluating``, once per validation batch; ``evaluated``, with the metrics;
+            ``checkpoint``, after one was written; ``finished``.
+        number: counts the events of a run from 1. A resumed run continues from the number of its
+            checkpoint's event, so numbers repeat if the previous run went further than that.
+        step: optimizer steps done; in ``selecting``, calibration samples seen.
+        total_steps: the final value of ``step``; 0 while it is unknown.
         epoch: epochs done, a fraction.
         loss: of this step's batch.
         learning_rate: of this step.
-        metrics: of this evaluation; in ``finished`` those of the best step.
+        metrics: of this evaluation; in ``finished``, those of the best step.
         samples_per_second: training samples per second of training.
-        eta_seconds: expected time until the last step, evaluations not counted.
+        eta_seconds: expected time until the last step, without evaluations.
         message: one line for people.
         selection: in ``selected``, the heads and their scores.
-        trainable_parameters: in ``selected``, the weights that will be trained: the rows of the
-            heads, and the task head.
-        fraction: in ``selected``, these over all weights of the model, the task head included.
+        trainable_parameters: in ``selected``, the number of trained weights: the rows of the heads
+            and the task head.
+        fraction: in ``selected``, trained weights over all weights of the model, including the task
+            head.
         head_dim: in ``selected``, D', the width of a head.
     """
 
@@ -87,15 +88,15 @@ OnEvent = Callable[[TrainingEvent], Control | None]
 
 
 class Emitter:
-    """Number the events, hand them to the caller and remember or act on the answer.
+    """Number the events, send them to the caller and act on the answers.
 
     Args:
-        on_event: the caller's function; without one every answer is CONTINUE.
+        on_event: the caller's function; without it every answer is CONTINUE.
 
     Attributes:
         number: of the last event.
-        checkpoint: the newest checkpoint of this run, None before the first.
-        is_pause_wanted: whether there was a PAUSE among the answers.
+        checkpoint: the newest checkpoint of this run; None before the first.
+        is_pause_wanted: whether the caller has answered PAUSE.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
@@ -105,7 +106,7 @@ class Emitter:
         self.is_pause_wanted = False
 
     def emit(self, event: TrainingEvent) -> None:
-        """Send one event under the next number.
+        """Send one event with the next number.
 
         Raises:
             JobCancelled: the caller answers CANCEL.
@@ -117,7 +118,7 @@ class Emitter:
         answer = self._on_event(replace(event, number=self.number))
         if answer is not None and not isinstance(answer, Control):
             raise InvalidArgumentError(
-                "on_event", value=answer, limit="it must return a Control, or None to go on"
+                "on_event", value=answer, limit="it must return a Control, or None to continue"
             )
         if answer is Control.CANCEL:
             raise JobCancelled(
@@ -126,7 +127,7 @@ class Emitter:
         self.is_pause_wanted |= answer is Control.PAUSE
 
     def stop_if_paused(self, message: str) -> None:
-        """Stop here if the caller has asked for a pause.
+        """Stop here if the caller has requested a pause.
 
         Raises:
             JobPaused: it has; the error has the message and the newest checkpoint.

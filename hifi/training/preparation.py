@@ -1,4 +1,4 @@
-"""Before the first step: the data encoded, the model loaded with a fresh task head."""
+"""Prepare a fine-tune: encode the data and load the model with a fresh task head."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from hifi.backbones.resident import Load
     from hifi.data.settings import Hyperparameters
 
-_NAMED_CLASSES, _LETTERS = 6, 30  # of the classes that a summary names
+_NAMED_CLASSES, _CHARACTERS = 6, 30  # of the classes that a summary names
 _SETTING_BYTES = 30  # of a setting that a checkpoint's refusal may quote
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskData:
-    """The splits as the model takes them."""
+    """The encoded splits."""
 
     task: Task
     encoder: Encoder
@@ -42,13 +42,13 @@ class TaskData:
     validation: Examples | None
 
     def describe(self) -> dict[str, Any]:
-        """Give what a prediction needs to know about the task, as plain JSON."""
+        """Return what a prediction needs to know about the task, as plain JSON."""
         return {**self.task.describe(), **self.encoder.metadata}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """A model on its device, and data for it.
+    """A model on its device, and its data.
 
     Attributes:
         fingerprint: of the backbone as stored.
@@ -60,14 +60,16 @@ class Prepared:
     fingerprint: str
 
     def summary(self) -> str:
-        """Say in one line, for people, what was understood of the task and the data."""
+        """Describe the inferred task and the data in one line for people."""
         task, validation = self.data.task, self.data.validation
         classes = task.classes or ()
-        names = ", ".join(shorten(str(name), letters=_LETTERS) for name in classes[:_NAMED_CLASSES])
+        names = ", ".join(
+            shorten(str(name), characters=_CHARACTERS) for name in classes[:_NAMED_CLASSES]
+        )
         more = ", …" if len(classes) > _NAMED_CLASSES else ""
         rows = f"{len(self.data.train)} rows"
         if validation is not None:
-            rows += f", {len(validation)} of validation"
+            rows += f", {len(validation)} validation rows"
         model = self.loaded.model
         return (
             f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
@@ -86,21 +88,21 @@ def prepare(
     device: torch.device,
     load: Load = load_on_device,
 ) -> Prepared:
-    """Read the data, load the model, and put it on its device at its dtype.
+    """Read the data, load the model, and move it to its device and dtype.
 
     Args:
         source: the model.
-        spec: what is known about the task.
+        spec: the known facts about the task.
         train: the training split.
-        validation: the validation split, where there is one.
+        validation: the validation split, if there is one.
         settings: the hyperparameters.
-        device: where the model is to run.
-        load: gives the model; by default every call loads one of its own.
+        device: where the model will run.
+        load: loads the model; by default every call loads a new one.
 
     Raises:
         InvalidArgumentError: ``max_length`` is more than the model reads.
-        DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: as their names
-            say.
+        DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: the data or the
+            model cannot be used.
     """
     dtype = resolve_dtype(settings.precision, device=device)
     config = load_config(source)
@@ -129,7 +131,7 @@ def prepare(
 def describe_job(
     ready: Prepared, *, settings: Hyperparameters, selection: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Say of each part what is computed: a checkpoint of anything else is refused.
+    """Describe what a run computes, part by part; it refuses a checkpoint with another description.
 
     Args:
         ready: the encoded data and the model, not tuned yet.
@@ -137,12 +139,12 @@ def describe_job(
         selection: what the selection depends on, as plain JSON.
 
     Returns:
-        Names to texts: settings as they are, of all else a hash.
+        Names to texts: settings as text, everything else as a hash.
     """
     source, data, model = ready.source, ready.data, ready.loaded.model
     job = {
         "model": [source.name, source.revision, ready.fingerprint, str(model.dtype)],
-        "device": model.device.type,  # each computes other bits, and has a random state of its own
+        "device": model.device.type,  # types differ in computed bits and random states
         "task": [data.describe(), data.task.classes],
         "train": data.train.digest(),
         "validation": None if data.validation is None else data.validation.digest(),
@@ -164,7 +166,7 @@ def _load_data(
     validation: Source | None,
     settings: Hyperparameters,
 ) -> TaskData:
-    """Read and encode the splits; the configuration learns about the task."""
+    """Read and encode the splits, and add the task's settings to the configuration."""
     columns = spec.columns if spec.names_all_columns else None
     dataset = load_split(train, split="train", columns=columns)
     task = make_task(spec, dataset)
@@ -189,7 +191,7 @@ def _load_data(
 def calibration_batches(
     ready: Prepared, *, n: int, settings: Hyperparameters
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Walk over ``n`` calibration samples of the training split, drawn by the seed (Alg. 1).
+    """Iterate over ``n`` calibration samples of the training split, drawn by the seed (Alg. 1).
 
     Yields:
         Batches as ``select_heads`` takes them, on the model's device, the longest first.

@@ -1,4 +1,4 @@
-"""A run's own random states, and kernels that repeat themselves."""
+"""Reproducibility: a run's own random states, and deterministic kernels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @contextmanager
 def reproducible_kernels(device: torch.device) -> Iterator[None]:
-    """Choose kernels that give equal bits for equal inputs; afterwards what was chosen before.
+    """Use deterministic kernels in a block, then restore the previous settings.
 
-    ``CUBLAS_WORKSPACE_CONFIG`` stays in the environment, where it was not set: cuBLAS reads it but
+    If ``CUBLAS_WORKSPACE_CONFIG`` was not set, it stays in the environment: cuBLAS reads it only
     once.
 
     Args:
-        device: where the model runs. CPU kernels are reproducible at a fixed number of threads; on
-            CUDA torch warns where it has no such kernel.
+        device: where the model runs. CPU kernels are reproducible for a fixed number of threads; on
+            CUDA torch warns if it has no deterministic kernel.
     """
     if device.type != "cuda":
         yield
@@ -30,7 +30,7 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         settings.fill_uninitialized_memory,  # type: ignore[attr-defined]
     )
-    # cuBLAS is reproducible with a workspace of fixed size.
+    # cuBLAS is deterministic with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -43,14 +43,14 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Give the caller's random generators, of the CPU and the device, back as they were."""
+    """Restore the caller's random states, of the CPU and the device, at the end of a block."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 def seed_random(seed: int, *, device: torch.device) -> None:
-    """Seed the generators of the CPU and of the device, and no others."""
+    """Seed the random generators of the CPU and of the device, and no others."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -58,7 +58,7 @@ def seed_random(seed: int, *, device: torch.device) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Copy the states of the generators, uint8, under the names ``cpu`` and ``cuda``."""
+    """Return the states of the random generators, uint8, by the names ``cpu`` and ``cuda``."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -66,7 +66,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor], *, device: torch.device) -> None:
-    """Put the generators into the states that :func:`random_states` gave, where it gave any."""
+    """Restore the states that :func:`random_states` returned."""
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":

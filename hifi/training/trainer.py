@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from hifi.tuning.tuner import HeadTuner
 
 _MAX_GRADIENT_NORM = 1.0
-_REMEDY = "lower the learning rate, or look for extreme values in the data"
+_REMEDY = "lower the learning rate, or check the data for extreme values"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
-    """Where and how often a run is saved.
+    """Where and how often a run saves checkpoints.
 
     Attributes:
         directory: None keeps no checkpoints.
-        seconds: between two checkpoints, at least.
+        seconds: the shortest time between two checkpoints.
 
     Raises:
-        InvalidArgumentError: seconds that are no number, negative or infinite.
+        InvalidArgumentError: ``seconds`` is not a number, negative or infinite.
     """
 
     directory: Path | None = None
@@ -66,10 +66,10 @@ class CheckpointPlan:
 
     @classmethod
     def of(cls, directory: str | Path | None, *, seconds: float) -> CheckpointPlan:
-        """Make a plan of what a caller gave.
+        """Build a plan from a caller's arguments.
 
         Raises:
-            InvalidArgumentError: ``checkpoint_dir`` or ``checkpoint_seconds`` cannot be used.
+            InvalidArgumentError: ``checkpoint_dir`` or ``checkpoint_seconds`` is invalid.
         """
         try:
             path = None if directory is None else Path(directory)
@@ -82,16 +82,16 @@ class CheckpointPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        best_step: whose rows the tuner now holds: the best on validation, else the last.
+        best_step: the step whose rows the tuner now holds: the best on validation, else the last.
         metrics: of that step on validation; empty without a validation split.
-        last_step: steps done.
-        total_steps: steps that were planned; more than were done after an early stop.
-        epochs: epochs done, a fraction where training stopped within one.
-        train_seconds: spent in steps, over all attempts; evaluations not counted.
-        samples_per_second: samples of all steps over those seconds.
+        last_step: number of steps done.
+        total_steps: number of planned steps; more than ``last_step`` after an early stop.
+        epochs: epochs done; a fraction if training stopped within one.
+        train_seconds: time spent in steps over all attempts, without evaluations.
+        samples_per_second: samples of all steps divided by that time.
     """
 
     best_step: int
@@ -104,20 +104,20 @@ class Outcome:
 
 
 class Trainer:
-    """Train what a tuner tunes.
+    """Train the parameters of a tuner.
 
-    Everything random comes from the hyperparameters' seed and the caller's random state is left
-    alone, so equal calls on one machine give equal bits.
+    All randomness comes from the hyperparameters' seed, and the caller's random state is unchanged,
+    so equal calls on one machine give equal bits.
 
     Args:
-        tuner: on a model that stands on its device, at its dtype.
-        task: loss and metrics.
+        tuner: of a model on its device, in its dtype.
+        task: has the loss and the metrics.
         train: the training split.
         validation: the split on which the best step is chosen; None takes the last step.
         settings: the hyperparameters.
-        start: a fresh run's step 0, or the checkpoint to go on from.
-        plan: where checkpoints go.
-        emitter: tells the caller, and is told to pause or cancel.
+        start: step 0 of a new run, or the checkpoint to resume from.
+        plan: where and how often to save checkpoints.
+        emitter: sends events to the caller and receives requests to pause or cancel.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the end and leave the best step's parameters in the tuner.
 
-        Where the emitter was asked for a pause already, step 0 is saved, and that is all.
+        If the caller has already requested a pause, only step 0 is saved.
 
         Raises:
-            JobPaused: the caller asked for it; the error has the checkpoint.
-            JobCancelled: the caller asked for it.
-            TrainingDivergedError: a loss or a trained weight that is not finite.
+            JobPaused: the caller requested it; the error has the checkpoint.
+            JobCancelled: the caller requested it.
+            TrainingDivergedError: a loss or a trained weight is not finite.
             StorageError: a checkpoint cannot be written.
         """
         with own_random_state(self._device), first_token_only(self._model):
@@ -175,7 +175,7 @@ class Trainer:
                 if is_due or self._emitter.is_pause_wanted:
                     self._save()
                     saved = time.monotonic()
-        kept = "" if self._emitter.checkpoint else "; without checkpoint_dir nothing was kept"
+        kept = "" if self._emitter.checkpoint else "; nothing was saved without checkpoint_dir"
         self._emitter.stop_if_paused(f"paused after step {self._state.step}{kept}")
         return self._finish()
 
@@ -185,7 +185,7 @@ class Trainer:
         return self._state.step >= self._total_steps or is_stale
 
     def _step(self) -> None:
-        """Take one optimizer step."""
+        """Run one optimizer step."""
         step = self._state.step
         started = time.perf_counter()
         rate = learning_rate_at(step, total_steps=self._total_steps, settings=self._settings)
@@ -245,7 +245,7 @@ class Trainer:
         return self._task.logits_of(self._model(**inputs, **quiet))
 
     def _evaluate(self, examples: Examples) -> None:
-        """Measure the validation split and keep the best step."""
+        """Evaluate the validation split and keep the best step."""
         self._model.eval()
         parts: list[Tensor] = []
         batches = evaluation_batches(examples.lengths, batch_size=self._settings.batch_size)
@@ -273,7 +273,7 @@ class Trainer:
         self._emitter.emit(replace(event, metrics=metrics))
 
     def _save(self) -> None:
-        """Write a checkpoint, where one is wanted."""
+        """Write a checkpoint, if the plan has a folder for it."""
         if self._plan.directory is None:
             return
         whole = replace(
@@ -281,13 +281,13 @@ class Trainer:
             parameters=self._parameters,
             optimizer=_optimizer_tensors(self._optimizer, names=self._names_in_order()),
             random=random_states(self._device),
-            event_number=self._emitter.number + 1,  # of the event that tells of this checkpoint
+            event_number=self._emitter.number + 1,  # of the event below
         )
         self._emitter.checkpoint = save_checkpoint(self._plan.directory, whole)
         self._emitter.emit(self._event("checkpoint", f"checkpoint at step {self._state.step}"))
 
     def _restore(self) -> None:
-        """Put parameters, optimizer and random states where the checkpoint has them."""
+        """Restore parameters, optimizer and random states from the checkpoint."""
         self._load_parameters(self._state.parameters)
         if self._state.optimizer:
             entries = [self._state.optimizer[name] for name in self._names_in_order()]
@@ -298,7 +298,7 @@ class Trainer:
         self._state = replace(self._state, parameters={}, optimizer={}, random={})
 
     def _names_in_order(self) -> list[str]:
-        """Name the parameters in the optimizer's own order."""
+        """Return the names of the parameters in the optimizer's order."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         groups = self._optimizer.param_groups
         return [names[id(parameter)] for group in groups for parameter in group["params"]]
@@ -328,7 +328,7 @@ class Trainer:
         )
 
     def _check_parameters(self) -> None:
-        """Refuse what a last step has ruined that no loss was measured after."""
+        """Raise if a parameter is not finite: no loss is computed after the last step."""
         for name, value in self._parameters.items():
             if not bool(value.isfinite().all()):
                 raise TrainingDivergedError(
@@ -339,7 +339,7 @@ class Trainer:
 def _make_optimizer(
     parameters: Mapping[str, nn.Parameter], *, settings: Hyperparameters
 ) -> torch.optim.AdamW:
-    """Make AdamW that decays matrices, and leaves biases and norms (one dimension) alone."""
+    """Create AdamW with weight decay for matrices, but not for biases and norms (one dimension)."""
     matrices = [value for value in parameters.values() if value.dim() > 1]
     others = [value for value in parameters.values() if value.dim() <= 1]
     groups = [
@@ -361,11 +361,11 @@ def _optimizer_tensors(
 
 
 def _set_training_mode(model: PreTrainedModel) -> None:
-    """Let the task head's own dropout work, and nothing else.
+    """Enable dropout in the task head only.
 
-    The frozen backbone runs as in evaluation: dropout in it costs time and memory on every layer,
-    and regularises what is not trained. The block that ``first_token_only`` looks at is told that
-    this is training; it has no dropout of its own but in a child.
+    The frozen backbone stays in eval mode: dropout in it costs time and memory in every layer and
+    regularises weights that are not trained. The block that ``first_token_only`` checks is set to
+    training mode; it has no dropout of its own, only in a child.
     """
     backbone = set(model.base_model.modules())
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Tuning: train only the selected heads' rows, inside any training loop."""
+"""Tuning: train only the selected heads' rows, in any training loop."""
 
 from hifi.tuning.tuner import HeadTuner, detach
 

@@ -1,4 +1,4 @@
-"""Skip, while training, what a task head that reads only the first token never looks at."""
+"""In training, skip computations that do not reach a task head which reads only the first token."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.models.bert.modeling_bert import BertSelfAttention
 
-_ATTENTIONS = ("eager", "sdpa")  # whose masks have the shape and meaning that is read here
+_ATTENTIONS = ("eager", "sdpa")  # their masks have the shape and meaning expected here
 
 
 @contextmanager
 def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
-    """Let the last layer compute its first token alone, in training mode.
+    """Make the last layer compute only its first token in training mode.
 
-    A BERT-family classifier reads the last layer at the first token and nowhere else, so that layer
-    needs query, attention, W^O and feed-forward block of that token only: their other rows reach
-    neither the logits nor any gradient. And for a single query its products can be taken in an
-    order that spares it all keys and values. Logits and gradients stay what they were, up to
-    rounding; the last hidden state has one token. In eval mode nothing is skipped. The last layer's
-    attention shares are not given then. Not for the replicas of torch's DataParallel. Keep backward
-    passes inside the block: gradient checkpointing runs the layer once more there.
+    A BERT-family classifier reads only the first token of the last layer. That layer then needs
+    query, attention, W^O and feed-forward block of that token only: other rows reach neither the
+    logits nor any gradient. For a single query, the products can also be reordered so that keys and
+    values are never computed. Logits and gradients are unchanged up to rounding; the last hidden
+    state has one token, and the last layer returns no attention shares. In eval mode nothing is
+    skipped. Replicas of torch's DataParallel are not supported. Run backward passes inside the
+    block: gradient checkpointing recomputes the layer there.
 
     Args:
         model: a transformers model, tuned or not.
 
     Yields:
-        True where the model allows it; False where it does not, and nothing is changed.
+        True if the model supports it; False if not, and nothing is changed.
 
     Example:
         >>> with first_token_only(model):
@@ -51,7 +51,7 @@ def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
     attention = cast("BertSelfAttention", model.get_submodule(last.attention))
     hook = output.register_forward_pre_hook(_keep_first_token)
     own = vars(attention)
-    is_plain = "forward" not in own  # nobody else has put another one in its place
+    is_plain = "forward" not in own  # it has not been replaced by anyone else
     if is_plain:
         own["forward"] = partial(_attend, attention, output=output, whole=attention.forward)
     try:
@@ -81,9 +81,9 @@ def _attend(
     whole: Callable[..., tuple[Tensor, ...]],
     **arguments: object,
 ) -> tuple[Tensor | None, ...]:
-    """Attend from the first token alone, in the place of a self-attention's ``forward``.
+    """Attend from the first token only; replaces a self-attention's ``forward``.
 
-    For one query neither keys nor values are computed: products may be taken in another order,
+    For one query neither keys nor values are computed, because the products can be reordered:
     q·(X W_Kᵀ + b_K) = (q W_K)·X + q·b_K  and  p (X W_Vᵀ + b_V) = (p X) W_Vᵀ + Σp b_V.
 
     Legend: B samples, S tokens, D hidden size, H heads, D' head size.
@@ -97,7 +97,7 @@ def _attend(
     query = query.unflatten(-1, (-1, size)).squeeze(1)  # [B, H, D']
     asked = (query.transpose(0, 1) @ key).transpose(0, 1)  # q W_K, [B, H, D]
     scores = asked @ hidden_states.transpose(1, 2)  # [B, H, S]
-    # Alike for all tokens, so that it changes no share: it is here for the bias's (zero) gradient.
+    # Equal for all tokens, so it changes no share; it gives the bias its (zero) gradient.
     scores = scores + (query * key_bias).sum(-1, keepdim=True)
     precise = torch.promote_types(scores.dtype, torch.float32)
     scores = scores.to(precise) * attention.scaling
@@ -113,10 +113,10 @@ def _attend(
 
 
 def _can_reorder(attention: BertSelfAttention) -> bool:
-    """Say whether the projections do what their weights say: no adapters, hooks, offloading."""
+    """Return whether the projections only apply their weights: no adapters, hooks or offloading."""
     return attention.config._attn_implementation in _ATTENTIONS and all(  # noqa: SLF001
         type(projection) in (nn.Linear, TunedProjection)
-        and not projection._forward_hooks  # noqa: SLF001 - told nowhere else
+        and not projection._forward_hooks  # noqa: SLF001 - not public anywhere
         and not projection._forward_pre_hooks  # noqa: SLF001
         and "forward" not in vars(projection)
         for projection in (attention.query, attention.key, attention.value)
@@ -124,12 +124,12 @@ def _can_reorder(attention: BertSelfAttention) -> bool:
 
 
 def _is_shared(mask: Tensor | None) -> bool:
-    """Say whether all heads and queries of a sample may have the one mask that is read here."""
+    """Return whether all heads and queries of a sample share one mask."""
     return mask is None or (mask.dim() == 4 and mask.shape[1] == 1)
 
 
 def _by_head(projection: nn.Linear | TunedProjection, *, size: int) -> tuple[Tensor, Tensor]:
-    """Give weight ``[H, D', D]`` and bias ``[H, D']``, with gradients to whatever is trained."""
+    """Return weight ``[H, D', D]`` and bias ``[H, D']``, with gradients to the trained rows."""
     if isinstance(projection, TunedProjection):
         weight, bias = projection.trainable_weight()
     else:
@@ -140,7 +140,7 @@ def _by_head(projection: nn.Linear | TunedProjection, *, size: int) -> tuple[Ten
 
 
 def _mask(scores: Tensor, mask: Tensor) -> Tensor:
-    """Hide tokens: a mask is False, or a large negative number, where nothing is to be seen."""
+    """Apply a mask, which is False or a large negative number at hidden tokens."""
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask

@@ -1,4 +1,4 @@
-"""The row-sliced projection: a frozen weight some of whose rows are trained apart."""
+"""The row-sliced projection: a frozen weight with some rows that are trained separately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _RowSlicedLinear(torch.autograd.Function):
-    """``x Wᵀ + b`` whose weight gradient exists for the tuned rows only.
+    """``x Wᵀ + b`` with a weight gradient for the tuned rows only.
 
     Legend: N tokens, D inputs, R outputs of the projection, m tuned rows.
     """
@@ -27,11 +27,11 @@ class _RowSlicedLinear(torch.autograd.Function):
         inputs: Tensor,  # [..., D]
         weight: Tensor,  # [R, D], tuned rows already in place
         bias: Tensor | None,  # [R]
-        tuned_weight: Tensor,  # [m, D]; only its gradient is made here
+        tuned_weight: Tensor,  # [m, D]; only its gradient is computed here
         tuned_bias: Tensor | None,  # [m]
         blocks: tuple[slice, ...],  # the m tuned rows
     ) -> Tensor:
-        """Multiply by the whole weight; keep what the backward pass needs."""
+        """Multiply by the whole weight; save what the backward pass needs."""
         ctx.save_for_backward(inputs, weight)
         ctx.blocks = blocks
         ctx.tuned_dtype = tuned_weight.dtype
@@ -40,10 +40,10 @@ class _RowSlicedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Give the gradients of the inputs and of the tuned rows."""
+        """Compute the gradients of the inputs and of the tuned rows."""
         inputs, weight = ctx.saved_tensors
-        # Flat before any product: attention gives keys' gradients transposed, and a product of
-        # three dimensions with two would multiply those one sample at a time.
+        # Flatten before any product: attention returns the keys' gradients transposed, and a
+        # product of three dimensions with two would then run one sample at a time.
         grad = grad.flatten(0, -2)  # [N, R]
         grad_inputs = (grad @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
         grad_weight = grad_bias = None
@@ -57,18 +57,18 @@ class _RowSlicedLinear(torch.autograd.Function):
 
 
 class TunedProjection(nn.Module):
-    """A projection whose weight is frozen but for some rows, held apart in float32.
+    """A projection with a frozen weight, except for some rows that are kept separately in float32.
 
-    The rows are copied into the frozen weight before every use and not on a change of version:
-    fused optimizers write parameters without one. They are no views of the weight either: a
-    view would break under ``.to()``, ``deepcopy`` and saving. A backward pass must come before the
-    rows it belongs to are changed: their old values are overwritten at the next forward pass.
+    The rows are copied into the frozen weight before every use, not only when their version
+    changes: fused optimizers write parameters without changing the version. They are not views of
+    the weight: a view would break under ``.to()``, ``deepcopy`` and saving. Run the backward pass
+    before changing the rows: the next forward pass overwrites their old values.
 
-    Its state dict is that of the plain projection with the current rows in place, in float32 so
-    that a resumed run goes on exactly.
+    The state dict is that of the plain projection with the current rows in place, in float32 so
+    that a run resumes exactly.
 
     Args:
-        plain: the projection to stand in for; its parameters are taken over, not copied.
+        plain: the projection to replace; its parameters are taken over, not copied.
         rows: int64 ``[m]``, the tuned output rows.
     """
 
@@ -80,7 +80,9 @@ class TunedProjection(nn.Module):
     def __init__(self, plain: nn.Linear | Conv1D, *, rows: Tensor) -> None:
         super().__init__()
         self._blocks = _blocks(rows)
-        self._plain = (plain,)  # in a tuple, so that it is no child: its parameters are ours now
+        self._plain = (
+            plain,
+        )  # in a tuple, so that it is not a child: this module owns its parameters
         self.transposed = isinstance(plain, Conv1D)
         self.register_parameter("frozen_weight", cast("nn.Parameter", plain.weight))
         self.register_parameter("frozen_bias", plain.bias)
@@ -135,9 +137,9 @@ class TunedProjection(nn.Module):
         return projected
 
     def trainable_weight(self) -> tuple[Tensor, Tensor | None]:
-        """Copy weight ``[R, D]`` and bias ``[R]``, from which gradients reach the tuned rows.
+        """Copy weight ``[R, D]`` and bias ``[R]``; gradients flow back to the tuned rows.
 
-        For products other than ``forward``'s; this keeps a gradient of the whole weight.
+        This is for products other than ``forward``'s; it allocates a gradient of the whole weight.
         """
         frozen = self.frozen_weight.T if self.transposed else self.frozen_weight
         weight = frozen.index_copy(0, self.rows, self.tuned_weight.to(frozen.dtype))
@@ -147,7 +149,7 @@ class TunedProjection(nn.Module):
         return weight, self.frozen_bias.index_copy(0, self.rows, bias)
 
     def plain(self) -> nn.Linear | Conv1D:
-        """Give the plain projection back, with the tuned rows in place and the same storage."""
+        """Return the plain projection, with the tuned rows in place and the same storage."""
         self._place_rows()
         (plain,) = self._plain
         plain.register_parameter("weight", self.frozen_weight)
@@ -223,7 +225,7 @@ class TunedProjection(nn.Module):
 
 
 def _blocks(rows: Tensor) -> tuple[slice, ...]:
-    """Give the runs of successive rows; slices of bfloat16 are 20 times as fast as index_select."""
+    """Group successive rows into slices; in bfloat16 these are 20 times faster than indexing."""
     runs: list[slice] = []
     for row in rows.tolist():
         if runs and runs[-1].stop == row:
@@ -234,17 +236,17 @@ def _blocks(rows: Tensor) -> tuple[slice, ...]:
 
 
 def refuse_dtype_change(fn: Callable[[Tensor], Tensor], *, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse a conversion of a tuned model that changes one of ``dtypes``.
+    """Raise if a conversion of a tuned model changes one of ``dtypes``.
 
     Args:
-        fn: what ``nn.Module._apply`` would do to every parameter.
-        dtypes: those that must stay.
+        fn: the function that ``nn.Module._apply`` would apply to every parameter.
+        dtypes: the dtypes that must not change.
 
     Raises:
         TunerError: ``fn`` changes one of them.
     """
     if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
         raise TunerError(
-            "the dtype of a tuned model cannot be changed: its tuned rows are float32 and its "
+            "the dtype of a tuned model cannot be changed: its tuned rows stay float32 and its "
             "backbone keeps the dtype it was loaded with; detach the tuner first"
         )

@@ -41,15 +41,15 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Guard(nn.Module):
-    """First child of a tuned model: what detaching needs, and a refusal of other dtypes.
+    """First child of a tuned model: keeps what detaching needs and refuses dtype changes.
 
-    As the first child it refuses before any parameter has changed.
+    As the first child it raises before any parameter has changed.
 
     Attributes:
         dtype: of the backbone.
         task_head: names of the task head's parameters.
         projections: dotted paths of the tuned projections.
-        requires_grad: what every parameter required before.
+        requires_grad: the original ``requires_grad`` of every parameter.
         hooks: on the task head.
     """
 
@@ -68,10 +68,10 @@ class _Guard(nn.Module):
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn a tuned model, or a copy of one, back into a plain one, tuned rows in place.
+    """Turn a tuned model, or a copy of one, back into a plain one with the tuned rows in place.
 
-    The task head goes back to the backbone's dtype; every parameter requires a gradient as it did
-    before.
+    The task head is cast back to the backbone's dtype; ``requires_grad`` of every parameter is
+    restored.
 
     Returns:
         The same model.
@@ -81,7 +81,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """
     guard = getattr(model, _GUARD, None)
     if not isinstance(guard, _Guard):
-        raise TunerError("the model has no tuner that could be detached")
+        raise TunerError("the model has no tuner to detach")
     for name in guard.projections:
         tuned = cast("TunedProjection", model.get_submodule(name))
         model.set_submodule(name, tuned.plain())
@@ -107,24 +107,24 @@ def _cast_input(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...
 
 
 class HeadTuner:
-    """Make a model train its selected heads and its task head, and nothing else.
+    """Make a model train only its selected heads and its task head.
 
-    The model is changed in place and works under any training loop, ``transformers.Trainer``
-    included. Every other parameter keeps its bits.
+    The model is changed in place and works in any training loop, including
+    ``transformers.Trainer``. All other parameters stay bit for bit the same.
 
     Args:
         model: a transformers model in float32 or bfloat16; its heads' rows and its task head are
             trained in float32 either way.
         selection: the heads to tune.
-        task_head: dotted names of further modules to train and to store: outside the base model,
-            or the pooler that the checkpoint lacked.
-        fingerprint: of the backbone as stored, where the caller knows it; otherwise it is taken
-            from the model as it is in memory.
+        task_head: dotted names of further modules to train and to store: modules outside the base
+            model, or the pooler that the checkpoint lacked.
+        fingerprint: of the backbone as stored, if the caller knows it; by default it is computed
+            from the model in memory.
 
     Raises:
-        TunerError: the model has a tuner already, or wrapped or quantised projections.
-        InvalidArgumentError: the selection has heads that the model lacks, or none at all.
-        UnsupportedArchitectureError: an architecture whose heads are not known.
+        TunerError: the model already has a tuner, or wrapped or quantised projections.
+        InvalidArgumentError: the selection is empty, or has heads that the model lacks.
+        UnsupportedArchitectureError: the architecture is not supported.
 
     Example:
         >>> tuner = HeadTuner(model, select_heads(model, batches))
@@ -149,7 +149,7 @@ class HeadTuner:
             raise InvalidArgumentError(
                 "selection",
                 value=f"{selection.num_layers} layers",
-                limit=f"made for the {backbone.num_layers} layers of this model",
+                limit=f"{backbone.num_layers} layers, as this model has",
             )
         backbone.check_heads(selection.heads)
         heads = {
@@ -162,7 +162,7 @@ class HeadTuner:
         self._tuned = {layer: chosen for layer, chosen in heads.items() if chosen}
         for layer in self._tuned:
             for projection in layer.projections:
-                plain_projection(model, projection)  # refuse before anything is changed
+                plain_projection(model, projection)  # raise before anything is changed
         guard = _Guard(model, extra=tuple(task_head or ()))
         self.fingerprint = fingerprint or backbone_fingerprint(model)
         self.base_rows = self.rows()
@@ -207,7 +207,7 @@ class HeadTuner:
             guard.projections.append(module_name)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Walk over the tuned rows and the task head, with their names in the model.
+        """Iterate over the tuned rows and the task head, with their names in the model.
 
         Raises:
             TunerError: after :meth:`detach`.
@@ -224,7 +224,7 @@ class HeadTuner:
                 yield name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
-        """List what is trained: tuned rows and task head, nothing else.
+        """Return the trained parameters: tuned rows and task head, nothing else.
 
         Raises:
             TunerError: after :meth:`detach`.
@@ -232,11 +232,11 @@ class HeadTuner:
         return [parameter for _, parameter in self.named_parameters()]
 
     def rows(self) -> dict[str, Tensor]:
-        """Copy the selected heads' rows as they are now.
+        """Return a copy of the selected heads' current rows.
 
         Returns:
-            ``layers.{l}.heads.{h}.{query|key|value}.{weight|bias}`` to a tensor, weight
-            ``[rows, D]`` as in ``nn.Linear``; float32 while the tuner is attached.
+            ``layers.{l}.heads.{h}.{query|key|value}.{weight|bias}`` to tensor, weight ``[rows, D]``
+            as in ``nn.Linear``; float32 while the tuner is attached.
         """
         copies: dict[str, Tensor] = {}
         for layer, heads in self._tuned.items():
@@ -249,7 +249,7 @@ class HeadTuner:
         return copies
 
     def task_head_state(self) -> dict[str, Tensor]:
-        """Copy the task head as it is now: parameter name to tensor."""
+        """Return a copy of the current task head: parameter name to tensor."""
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach().clone() for name in self._task_head}
 
@@ -262,16 +262,16 @@ class HeadTuner:
         labels: Sequence[str | int] | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> HeadDelta:
-        """Copy the tuned rows and the task head, as they are now, into a head delta.
+        """Return a head delta with a copy of the current tuned rows and task head.
 
         Args:
-            model: the backbone's name; by default what it was loaded by: the packaged model, a hub
-                id, or a folder's own name.
-            revision: the hub commit of the backbone; by default that of the snapshot that it was
-                loaded from, where it was one.
+            model: the backbone's name; by default the name under which it was loaded: the packaged
+                model, a hub id, or a folder's name.
+            revision: the hub commit of the backbone; by default that of the snapshot from which it
+                was loaded, if it was one.
             task: what a prediction needs, as plain JSON.
-            labels: the classes in the order of the logits; the model's own by default, where it
-                was given any.
+            labels: the classes in the order of the logits; by default the model's own, if it has
+                any.
             training: the hyperparameters, as plain JSON.
 
         Raises:
@@ -290,7 +290,9 @@ class HeadTuner:
             compute_dtype=str(self._compute_dtype).removeprefix("torch."),
             task=task,
             labels=_own_labels(config) if labels is None else labels,
-            selection=replace(self.selection, fingerprint=None).to_dict(),  # it has its own above
+            selection=replace(
+                self.selection, fingerprint=None
+            ).to_dict(),  # the metadata has it above
             training=training or {},
         )
         return HeadDelta(
@@ -301,16 +303,16 @@ class HeadTuner:
         )
 
     def detach(self) -> PreTrainedModel:
-        """Turn the model back into a plain transformers model, tuned rows in place.
+        """Turn the model back into a plain transformers model with the tuned rows in place.
 
-        The task head goes back to the backbone's dtype; every parameter requires a gradient as it
-        did before.
+        The task head is cast back to the backbone's dtype; ``requires_grad`` of every parameter is
+        restored.
 
         Returns:
-            The model that the tuner was given.
+            The model that was passed to the tuner.
 
         Raises:
-            TunerError: the tuner was detached before.
+            TunerError: the tuner is already detached.
         """
         self._check_attached()
         detach(self.model)
@@ -318,12 +320,12 @@ class HeadTuner:
         return self.model
 
     def undo(self) -> PreTrainedModel:
-        """Detach, and put the backbone's own rows back: the backbone is what it was, bit for bit.
+        """Detach and restore the backbone's own rows, bit for bit.
 
-        The task head keeps what it learnt.
+        The task head keeps its trained parameters.
 
         Returns:
-            The model that the tuner was given.
+            The model that was passed to the tuner.
         """
         if self._attached:
             self.detach()
@@ -337,11 +339,11 @@ class HeadTuner:
 
     def _check_attached(self) -> None:
         if not self._attached:
-            raise TunerError("this tuner was detached: attach a new one to go on tuning")
+            raise TunerError("this tuner is detached: create a new one to continue tuning")
 
 
 def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
-    """Give name and commit of what transformers loaded; of a hub id it does not tell the commit."""
+    """Return name and commit of the loaded model; transformers knows no commit of a hub id."""
     loaded_from = str(config.name_or_path or config.model_type)
     folder = find_folder(Path(loaded_from))
     if folder is None:
@@ -351,7 +353,7 @@ def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
 
 
 def _own_labels(config: PreTrainedConfig) -> list[str] | None:
-    """Give the labels that a configuration was given; None where it only numbers them."""
+    """Return the labels of a configuration; None if it only numbers them."""
     labels = cast("dict[int, str]", config.id2label or {})
     numbered = {index: f"LABEL_{index}" for index in labels}
     return None if labels == numbered else [labels[index] for index in sorted(labels)]
@@ -359,7 +361,7 @@ def _own_labels(config: PreTrainedConfig) -> list[str] | None:
 
 def _check_model(model: PreTrainedModel) -> None:
     if hasattr(model, _GUARD):
-        raise TunerError("the model has a tuner already: detach that one first")
+        raise TunerError("the model already has a tuner: detach it first")
     if model.dtype not in _DTYPES:
         raise TunerError(
             f"the model is {model.dtype}; rows are tuned in float32, so the backbone must be one "

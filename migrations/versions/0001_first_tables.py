@@ -1,6 +1,6 @@
-"""The tables as they were first.
+"""The first tables.
 
-Deploy: before any process starts; there is nothing to keep.
+Deploy: before any process starts; there is no data to keep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STATUSES = (
 
 
 def upgrade() -> None:
-    """Create them."""
+    """Create the tables."""
     _create_tenants()
     _create_workers()
     _create_datasets()
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them, with all rows."""
+    """Drop the tables with all rows."""
     for table in (
         *("job_events", "artifacts", "jobs", "datasets", "backbones", "workers"),
         *("idempotency_records", "api_keys", "tenants"),

@@ -1,9 +1,9 @@
-"""What jobs are admitted and estimated by, counters, and indexes for claims.
+"""Columns for admission and estimates of jobs, counters, and indexes for claims.
 
-Deploy: while neither gateways nor workers of the version before run, since they cannot write
-backbones and data sets any more. Rows are kept; those of before get an empty profile, which is
-renewed when a worker tells of its backbone, and never for a data set. The new indexes lock the
-table of jobs while they are built: seconds for a million rows.
+Deploy: while no gateways or workers of the previous version run, since they can no longer write
+backbones and data sets. Rows are kept. Existing rows get empty values: a backbone's are renewed
+when a worker describes it, a data set's profile never. Building the new indexes locks the table of
+jobs, for seconds per million rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IS_LEASED = sa.text("status IN ('cancelling', 'pausing', 'selecting', 'training
 
 
 def upgrade() -> None:
-    """Add them."""
+    """Add the columns, counters and indexes."""
     with op.batch_alter_table("backbones") as table:
         table.add_column(sa.Column("max_positions", sa.BigInteger()))
         table.add_column(
@@ -32,7 +32,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("task_heads", Json, nullable=False, server_default="{}"))
     with op.batch_alter_table("datasets") as table:
         table.add_column(sa.Column("profile", Json, nullable=False, server_default="{}"))
-    # The defaults were for the rows of before; whoever adds a row from now on gives a value.
+    # The defaults were for existing rows; new rows must have a value.
     with op.batch_alter_table("backbones") as table:
         table.alter_column("weights_per_head", server_default=None)
         table.alter_column("task_heads", server_default=None)
@@ -64,7 +64,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away."""
+    """Remove the columns, counters and indexes."""
     op.drop_index("ix_jobs_leased", table_name="jobs")
     op.drop_index("ix_jobs_queued", table_name="jobs")
     op.drop_table("counters")

@@ -1,4 +1,4 @@
-"""Data sets: uploaded as files, kept as Parquet."""
+"""Routes for data sets, which are uploaded as files and stored as Parquet."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ router = APIRouter(tags=["datasets"])
 UPLOAD_PATH = "/datasets"
 _LOCK_SECONDS = 120.0
 _MAX_NAME = 128
-_UNPACKED = 4  # how many times as large as it comes an upload may be
+_UNPACKED = 4  # the most that an upload may grow when unpacked
 _EXPECTED = Expected(files=SPLITS, fields=("name",))
 _FILE = {
     "type": "string",
@@ -69,7 +69,7 @@ _FORM: dict[str, Any] = {
 async def post_dataset(
     request: Request, gateway: GatewayDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> Response:
-    """Upload a data set; every row is checked before it is kept."""
+    """Upload a data set; every row is checked before the data set is stored."""
     check_key(request)
     with gateway.shares.uploads.hold(caller.tenant_id):
         return await _receive(request, gateway, caller, key)
@@ -91,7 +91,7 @@ async def _receive(request: Request, gateway: Gateway, caller: Caller, key: str 
         )
         return await once.answer(upload.add)
     finally:
-        # Also when the client has hung up or the server stops.
+        # Also when the client disconnects or the server stops.
         with CancelScope(shield=True):
             await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
@@ -111,7 +111,7 @@ def get_datasets(
 def get_one_dataset(
     gateway: GatewayDep, caller: CallerDep, dataset_id: DatasetId
 ) -> DatasetDocument:
-    """Look at a data set."""
+    """Get a data set."""
     with gateway.database.read() as session:
         return DatasetDocument.of(get_dataset(session, caller.tenant_id, dataset_id))
 
@@ -122,7 +122,7 @@ def get_one_dataset(
     responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
 def remove_dataset(gateway: GatewayDep, caller: CallerDep, dataset_id: DatasetId) -> Response:
-    """Remove a data set that no live job needs."""
+    """Delete a data set that no unfinished job needs."""
     with gateway.database.write() as session:
         delete_dataset(session, caller.tenant_id, dataset_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -134,9 +134,9 @@ def _make_folder(uploads: Path) -> Path:
 
 
 def _check(form: Form) -> str | None:
-    """Refuse a form without training rows, and give the data set's name."""
+    """Raise for a form without training rows; return the data set's name."""
     if "train" not in form.files:
-        raise invalid_request("the form has no file train", param="train")
+        raise invalid_request("the form has no file named train", param="train")
     name = form.fields.get("name")
     if name is not None and not (0 < len(name) <= _MAX_NAME and "\x00" not in name):
         raise invalid_request(f"name must have 1 to {_MAX_NAME} characters, no NUL", param="name")
@@ -144,7 +144,7 @@ def _check(form: Form) -> str | None:
 
 
 def _digest(form: Form) -> str:
-    """Hash what the form says; a file's ending is part of it: it says how to read the file."""
+    """Hash the form's content, including each file's ending, which determines its format."""
     document = {
         "fields": form.fields,
         "files": {
@@ -156,7 +156,7 @@ def _digest(form: Form) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Upload:
-    """Files that have arrived, and what is to become of them."""
+    """Received files, and the data set to make of them."""
 
     gateway: Gateway
     tenant_id: str
@@ -165,7 +165,7 @@ class _Upload:
     name: str | None
 
     def add(self, keep: Keep) -> Answer:
-        """Convert the files, store them, and make them a data set; the blobs first."""
+        """Convert the files, store them as blobs, then add the data set's row."""
         parquet = self.folder / "parquet"
         parquet.mkdir()
         files = {split: _uploaded(file) for split, file in self.form.files.items()}
@@ -195,7 +195,7 @@ class _Upload:
                 )
                 keep(session, answer)
         except QuotaExceededError as error:
-            # Unlike with a full queue waiting does not help: something has to be deleted.
+            # Unlike with a full queue, waiting does not help: the tenant must delete something.
             status = HTTPStatus.FORBIDDEN
             raise ProblemError(error.code, status=status, detail=str(error)) from error
         return answer

@@ -1,4 +1,4 @@
-"""Multipart bodies: written to files as they arrive, never whole in memory."""
+"""Receive multipart bodies: parts are written to files as they arrive, never held in memory."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _MEDIA_TYPE = b"multipart/form-data"
-_CHUNK_BYTES = 1 << 20  # handed to the disk at once
+_CHUNK_BYTES = 1 << 20  # written to disk at a time
 _MAX_FIELD_BYTES = 1024
 _SHOWN_CHARACTERS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpooledFile:
-    """A file that has arrived.
+    """A received file.
 
     Attributes:
-        filename: as its sender calls it; no path is ever made of it.
+        filename: the sender's name for it; never used as a path.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class SpooledFile:
 
 @dataclass(frozen=True)
 class Form:
-    """A multipart body: what each of its parts holds, by the part's name."""
+    """A multipart body: the content of each part, by the part's name."""
 
     files: dict[str, SpooledFile] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """The names of the parts that a form may have."""
+    """The names of the allowed parts of a form."""
 
     files: Collection[str]
     fields: Collection[str]
@@ -59,15 +59,15 @@ async def receive_form(request: Request, *, folder: Path, expected: Expected) ->
     """Write a request's multipart body into a folder, part by part.
 
     Args:
-        request: nobody has read its body yet.
-        folder: an empty one, that the caller removes.
-        expected: which parts it may have, each once.
+        request: its body must be unread.
+        folder: an empty folder, which the caller removes.
+        expected: the allowed parts, each at most once.
 
     Raises:
         ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_multipart``, or 422
-            ``invalid_request`` for a part that is not expected.
+            ``invalid_request`` for a part that is not allowed.
         ArtifactStorageError: the disk is full.
-        ClientDisconnect: the client has hung up.
+        ClientDisconnect: the client has disconnected.
     """
     boundary = _boundary(request.headers.get("content-type"))
     reader = _Reader(boundary, folder=folder, expected=expected)
@@ -94,12 +94,12 @@ def _boundary(content_type: str | None) -> bytes:
         )
     boundary = options.get(b"boundary", b"")
     if not boundary:
-        raise _invalid_multipart("its Content-Type names no boundary")
+        raise _invalid_multipart("its Content-Type has no boundary")
     return boundary
 
 
 class _Reader:
-    """Takes a body in pieces of any size, and keeps one file open at most."""
+    """Parses a body in chunks of any size, with at most one file open."""
 
     def __init__(self, boundary: bytes, *, folder: Path, expected: Expected) -> None:
         self._folder = folder
@@ -125,23 +125,23 @@ class _Reader:
             raise _invalid_multipart(str(error)) from error
 
     def feed(self, data: bytes) -> None:
-        """Take a piece."""
+        """Process a chunk."""
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise _invalid_multipart(str(error)) from error
         except OSError as error:
-            raise ArtifactStorageError(f"the upload cannot be kept: {error.strerror}") from error
+            raise ArtifactStorageError(f"cannot store the upload: {error.strerror}") from error
 
     def finish(self, data: bytes) -> Form:
-        """Take the last piece."""
+        """Process the last chunk, and return the form."""
         self.feed(data)
         if not self._is_whole:
             raise _invalid_multipart("it ends before its last boundary")
         return self._form
 
     def close(self) -> None:
-        """Close the file at work, if any."""
+        """Close the current file, if any."""
         if self._part is not None:
             self._part.close()
 
@@ -193,7 +193,7 @@ class _Reader:
 
 
 class _FieldPart:
-    """A short text on its way in."""
+    """A text field that is being received."""
 
     def __init__(self, name: str, form: Form) -> None:
         self._name = name
@@ -217,7 +217,7 @@ class _FieldPart:
 
 
 class _FilePart:
-    """A file on its way in."""
+    """A file that is being received."""
 
     def __init__(self, name: str, form: Form, *, path: Path, filename: str) -> None:
         self._name = name

@@ -1,1 +1,1 @@
-"""`hifi serve`: gateway, worker and inference process on one machine, out of one folder."""
+"""`hifi serve`: gateway, worker and inference process on one machine, with one folder."""

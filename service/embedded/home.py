@@ -1,4 +1,4 @@
-"""The folder of an embedded service: one service at a time, and where its parts meet."""
+"""The folder of an embedded service: a lock for one service at a time, and its socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from service.embedded.listening import free_loopback_port
 from store.errors import StoreError
 
-_SOCKET_PATH_BYTES = 107  # what a Unix socket's address holds, without its final zero
+_SOCKET_PATH_BYTES = 107  # the capacity of a Unix socket's address, without its final zero
 
 
 class HomeError(StoreError):
@@ -23,19 +23,18 @@ class HomeError(StoreError):
 
 @contextmanager
 def own_home(home: Path) -> Iterator[bool]:
-    """Make the folder if need be, and keep other services out of it for the time of a block.
+    """Create the folder if it is missing, and lock it against other services during a block.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process, however the process ends.
 
     Args:
         home: HIFI_HOME.
 
     Yields:
-        Whether the last service here ended without saying so, so that parts of it may still be
-        on their way out.
+        Whether the last service here was killed; then some of its processes may still be ending.
 
     Raises:
-        HomeError: another process serves from it, or it cannot be written.
+        HomeError: another service uses the folder, or it is not writable.
     """
     make_home(home)
     try:
@@ -47,8 +46,8 @@ def own_home(home: Path) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise HomeError(
-                f"HiFi is served from {home} already, by process {file.read().strip()}: stop that "
-                "one first, or choose another folder with HIFI_HOME"
+                f"HiFi is already served from {home}, by process {file.read().strip()}: stop it "
+                "first, or choose another folder with HIFI_HOME"
             ) from error
         is_left_over = bool(file.read().strip())
         _write(file.fileno(), str(os.getpid()))
@@ -59,10 +58,10 @@ def own_home(home: Path) -> Iterator[bool]:
 
 
 def make_home(home: Path) -> None:
-    """Make the folder if need be, for its owner's eyes alone.
+    """Create the folder if it is missing, readable only by its owner.
 
     Raises:
-        HomeError: it cannot be made.
+        HomeError: it cannot be created.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,7 +71,7 @@ def make_home(home: Path) -> None:
 
 def _unusable(home: Path, error: OSError) -> HomeError:
     return HomeError(
-        f"cannot use {home} ({error.strerror or error}): name a folder of yours with HIFI_HOME"
+        f"cannot use {home} ({error.strerror or error}): set HIFI_HOME to a folder of your own"
     )
 
 
@@ -82,15 +81,15 @@ def _write(descriptor: int, text: str) -> None:
 
 
 def inference_socket(home: Path) -> Path:
-    """Name the socket of an embedded service's inference process."""
+    """Return the socket of an embedded service's inference process."""
     return home / "infer.sock"
 
 
 def choose_infer_url(home: Path) -> str:
-    """Choose where the inference process of an embedded service listens.
+    """Choose the address of an embedded service's inference process.
 
     Returns:
-        A Unix socket in the folder; a free port on loopback where its path is too long for one.
+        A Unix socket in the folder; a free port on loopback if the path is too long for a socket.
     """
     path = inference_socket(home)
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:

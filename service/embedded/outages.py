@@ -1,4 +1,4 @@
-"""A database that does not answer, told in one line instead of a traceback."""
+"""Report an unreachable database in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class DatabaseAwayError(StoreError):
 
 @contextmanager
 def told_outages() -> Iterator[None]:
-    """Turn what a database raises that is away into one error that says what to do.
+    """Convert the errors of an unreachable database to one error that says what to do.
 
     Raises:
-        DatabaseAwayError: it is away.
+        DatabaseAwayError: the database is unreachable.
     """
     try:
         yield
@@ -28,5 +28,5 @@ def told_outages() -> Iterator[None]:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise DatabaseAwayError(
             f"the database cannot be reached ({reason}): is it running, is HIFI_DATABASE_URL its "
-            "address, and is there a database of that name? Postgres makes one with `createdb`"
+            "address, and does a database of that name exist? For Postgres, `createdb` creates one"
         ) from error

@@ -1,4 +1,4 @@
-"""The embedded service: gateway, one worker and inference on one machine, out of one folder."""
+"""Run the embedded service: gateway, one worker and inference on one machine, with one folder."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ from store.tables import Worker
 if TYPE_CHECKING:
     from store.settings import Settings
 
-_WORKER_GRACE_SECONDS = 60.0  # to the next step, a checkpoint, and back into the queue
-_LEFT_OVER_SECONDS = 15.0  # what a gateway takes to end whose supervisor was killed
+_WORKER_GRACE_SECONDS = (
+    60.0  # to finish a step, write a checkpoint, and return the job to the queue
+)
+_LEFT_OVER_SECONDS = 15.0  # how long a gateway takes to end after its supervisor was killed
 _LOOK_SECONDS = 0.5
-_WAITING_SECONDS = 15.0  # between two lines about what is missing
+_WAITING_SECONDS = 15.0  # between two log lines about missing parts
 _log = structlog.get_logger(__name__)
 
 
 def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> int:
-    """Serve until a signal asks to end.
+    """Serve until a signal ends the process.
 
     Args:
         settings: from the environment, which the parts read too.
-        announce: told the URL once, when the service can take and run jobs.
+        announce: called once with the URL, when the service can accept and run jobs.
 
     Returns:
-        The signal.
+        The number of the signal.
 
     Raises:
         HomeError: another service has the folder.
         ListenError: the port is in use.
-        SchemaError, DatabaseAwayError: the tables cannot be brought up to date.
-        CrashLoopError: a part cannot be kept alive.
+        SchemaError, DatabaseAwayError: the tables cannot be upgraded.
+        CrashLoopError: a part keeps crashing.
     """
     with own_home(settings.home) as is_left_over:
         patience = _LEFT_OVER_SECONDS if is_left_over else 0.0
@@ -55,19 +57,19 @@ def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> in
                 upgrade(settings.database_url)
             database = Database(settings.database_url, pool_size=1)
             try:
-                arrival = _Arrival(settings, url_of(listener), database, announce=announce)
+                ready_watch = _ReadyWatch(settings, url_of(listener), database, announce=announce)
                 supervisor = Supervisor(
                     _parts(listener.fileno()), environment=_environment(settings, os.environ)
                 )
-                return supervisor.run(watch=arrival.look)
+                return supervisor.run(watch=ready_watch.look)
             finally:
                 database.close()
 
 
 def _parts(listener: int) -> Sequence[Part]:
-    """List the parts; the worker stops first, since it still needs the others' tables and files.
+    """Return the parts; the worker stops first, while the others still run.
 
-    The gateway inherits the listening socket: while it is started again callers wait, and are not
+    The gateway inherits the listening socket: while it restarts, connections wait and are not
     refused.
     """
     hifi = (sys.executable, "-m", "hifi.cli")
@@ -80,17 +82,17 @@ def _parts(listener: int) -> Sequence[Part]:
 
 
 def _environment(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
-    """Give what all parts must agree on, beside what the operator has set."""
+    """Return the environment of all parts: the operator's, plus settings that they must share."""
     environment = {**given, "HIFI_HOME": str(settings.home)}
     if "infer_url" not in settings.model_fields_set:
         environment["HIFI_INFER_URL"] = choose_infer_url(settings.home)
-    if settings.secret_key is None:  # so that a gateway that is started again keeps its sessions
+    if settings.secret_key is None:  # so that a restarted gateway keeps its sessions
         environment["HIFI_SECRET_KEY"] = secrets.token_urlsafe(32)
     return environment
 
 
-class _Arrival:
-    """Finds out when the service is ready, and says so once."""
+class _ReadyWatch:
+    """Detects when the service is ready, and announces it once."""
 
     def __init__(
         self,
@@ -105,13 +107,13 @@ class _Arrival:
         self._models: Path = settings.models
         self._database = database
         self._announce = announce
-        self._old_workers = self._workers()  # of a service before this one, perhaps killed
+        self._old_workers = self._workers()  # of a previous service, which may have been killed
         self._is_ready = False
         self._look_at = 0.0
         self._tell_at = time.monotonic() + _WAITING_SECONDS
 
     def look(self) -> None:
-        """Look whether it is ready by now."""
+        """Check whether the service is ready now."""
         now = time.monotonic()
         if self._is_ready or now < self._look_at:
             return
@@ -125,7 +127,7 @@ class _Arrival:
             _log.info("waiting", missing=missing, models=str(self._models), url=self._url)
 
     def _missing(self) -> list[str]:
-        """Name what is not there yet; the worker first, which takes the longest."""
+        """Return the names of parts that are not ready; the worker first, as it takes longest."""
         if not self._has_new_worker():
             return ["worker"]
         try:

@@ -1,4 +1,4 @@
-"""The supervisor of an embedded service: it starts the parts, keeps them alive, and ends them."""
+"""The supervisor of an embedded service: it starts the parts, restarts them, and stops them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from store.errors import StoreError
 from store.machine import end_with_parent
 
 _QUICK_SECONDS = 30.0  # a part that ends sooner never worked
-_MOST_QUICK_ENDS = 5  # in a row; then it will not work the next time either
-_FIRST_WAIT_SECONDS = 0.5  # before a part is started again; doubled with every quick end
+_MOST_QUICK_ENDS = 5  # in a row; then restarting it has no use
+_FIRST_WAIT_SECONDS = 0.5  # before a restart; doubled with every quick end
 _LONGEST_WAIT_SECONDS = 30.0
 _TICK_SECONDS = 0.1
 _STDERR = 2
@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class CrashLoopError(StoreError):
-    """A part of the service ends again and again as soon as it is started."""
+    """A part of the service repeatedly ends soon after its start."""
 
     code = "crash_loop"
 
@@ -39,7 +39,7 @@ class Part:
         command: the program and its arguments.
         descriptors: file descriptors that it inherits.
         rank: parts of a lower rank are stopped first.
-        grace_seconds: what it has, after SIGTERM, to put its things in order.
+        grace_seconds: how long it may take to shut down after SIGTERM.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Part:
 
 
 class Supervisor:
-    """Runs the parts of a service until a signal asks to end.
+    """Runs the parts of a service until a signal ends it.
 
-    The first SIGTERM or Ctrl-C stops them in order, a second one kills them. A part that ends by
-    itself is started again, a little later each time.
+    The first SIGTERM or Ctrl-C stops the parts in order, a second one kills them. A part that ends
+    by itself is restarted, with a longer wait each time.
 
     Args:
-        parts: what to run.
-        environment: of all of them.
+        parts: the parts to run.
+        environment: of all parts.
     """
 
     def __init__(self, parts: Sequence[Part], *, environment: Mapping[str, str]) -> None:
@@ -68,13 +68,13 @@ class Supervisor:
         """Run until a signal.
 
         Args:
-            watch: called again and again meanwhile; it must not take long.
+            watch: called repeatedly meanwhile; it must be quick.
 
         Returns:
             The signal that ended it.
 
         Raises:
-            CrashLoopError: a part cannot be kept alive; the others have been stopped.
+            CrashLoopError: a part keeps crashing; the others have been stopped.
         """
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._remember) for number in numbers}
@@ -97,7 +97,7 @@ class Supervisor:
         self._signals.append(number)
 
     def _stop(self) -> None:
-        """Stop rank after rank, each with its grace; at once after a second signal."""
+        """Stop the parts rank by rank, each with its grace; at once after a second signal."""
         for rank in sorted({child.part.rank for child in self._children}):
             children = [child for child in self._children if child.part.rank == rank]
             for child in children:
@@ -112,7 +112,7 @@ class Supervisor:
 
 
 class _Child:
-    """One part, and the process that runs it at the moment."""
+    """One part and its current process."""
 
     def __init__(self, part: Part, *, environment: Mapping[str, str]) -> None:
         self.part = part
@@ -129,23 +129,23 @@ class _Child:
     def start(self) -> None:
         parent = os.getpid()
         self._started_at = time.monotonic()
-        self._process = subprocess.Popen(  # noqa: S603 - what our own caller names
+        self._process = subprocess.Popen(  # noqa: S603 - our own caller chooses the command
             list(self.part.command),
             env=dict(self._environment),
             stdin=subprocess.DEVNULL,
-            stdout=_STDERR,  # stdout is the supervisor's own
+            stdout=_STDERR,  # stdout belongs to the supervisor
             pass_fds=self.part.descriptors,
-            process_group=0,  # Ctrl-C comes to the supervisor alone, which knows the order
+            process_group=0,  # Ctrl-C reaches only the supervisor, which stops the parts in order
             # Safe, since the supervisor has one thread.
             preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
         )
         _log.info("started", part=self.part.name, child_pid=self._process.pid)
 
     def tend(self) -> None:
-        """Start it again when it has ended, once its time has come.
+        """Restart the process if it has ended and its wait is over.
 
         Raises:
-            CrashLoopError: there is no use in that.
+            CrashLoopError: the part has crashed too often in a row.
         """
         if self._process is None:
             if time.monotonic() >= self._start_at:
@@ -166,12 +166,12 @@ class _Child:
             self._quick_ends = 0
             return
         if code == -signal.SIGKILL:
-            return  # that was no fault of its own
+            return  # not the part's fault
         self._quick_ends += 1
         if self._quick_ends >= _MOST_QUICK_ENDS:
             raise CrashLoopError(
                 f"the {self.part.name} ended {self._quick_ends} times soon after its start (exit "
-                f"code {code}): what it said stands above; mend that, and serve again"
+                f"code {code}): see its output above, fix the cause, and serve again"
             )
 
     def terminate(self) -> None:
@@ -179,7 +179,7 @@ class _Child:
             self._process.terminate()
 
     def kill(self) -> None:
-        """Kill what is still there, the processes that it started included."""
+        """Kill the process, including the processes that it started."""
         if self._process is None:
             return
         if self.is_alive:
@@ -189,7 +189,7 @@ class _Child:
 
 
 def _die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent ends; between fork and exec."""
+    """Make the kernel end this process when its parent ends; runs between fork and exec."""
     end_with_parent(signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(1)

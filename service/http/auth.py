@@ -1,4 +1,4 @@
-"""Who is calling: a tenant, by its key; and who may call without one."""
+"""Authentication: find the calling tenant by its key; mark endpoints that need no key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOKUPS = 2  # of keys at once: each takes a fraction of a millisecond
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The tenant in whose name a request comes, and its key; None where none is asked for."""
+    """The tenant that sends a request, and its key; the key is None if none is required."""
 
     tenant_id: str
     tenant_name: str
@@ -83,24 +83,24 @@ class Authenticator:
 
 
 def public(endpoint: _Endpoint) -> _Endpoint:
-    """Mark an endpoint that answers without a key; every other one asks for it."""
+    """Mark an endpoint that needs no key; all others require one."""
     setattr(endpoint, _MARK, True)
     return endpoint
 
 
 def is_public(endpoint: object) -> bool:
-    """Tell whether an endpoint answers without a key."""
+    """Return whether an endpoint needs no key."""
     return getattr(endpoint, _MARK, False) is True
 
 
 async def admit_caller(request: Request) -> Caller | None:
-    """Find out who calls, and note it in the request's state.
+    """Identify the caller, and store it in the request's state.
 
     Returns:
         The caller; None at a public endpoint.
 
     Raises:
-        ProblemError: 401 ``unauthorized``, no key or not a valid one.
+        ProblemError: 401 ``unauthorized``, the key is missing or invalid.
     """
     if is_public(request.scope["endpoint"]):
         return None
@@ -112,7 +112,7 @@ async def admit_caller(request: Request) -> Caller | None:
 
 
 def caller_of(request: Request) -> Caller:
-    """Tell who calls an endpoint that is not public."""
+    """Return the caller of an endpoint that is not public."""
     caller: Caller = request.state.caller
     return caller
 
@@ -131,7 +131,7 @@ async def _caller(request: Request) -> Caller:
 
 
 async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    """Refuse all but administrators before anything is looked up, so that ids tell them nothing.
+    """Raise for callers that are not administrators, before a lookup reveals whether an id exists.
 
     Raises:
         ProblemError: 403 ``forbidden``.

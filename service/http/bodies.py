@@ -1,4 +1,4 @@
-"""JSON bodies: read raw, so that JSON's own types hold, and described for the documentation."""
+"""JSON bodies: parse them with strict JSON types, and describe them for the documentation."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 _JSON = "application/json"
-# While a body is parsed and what is wrong with it is found, nobody else is answered: 16 MiB of
-# empty lists take 2.5 s and 300 MiB, a mebibyte of zeros where two texts are wanted five seconds.
+# While a body is parsed and its faults are collected, no other request is answered: 16 MiB of empty
+# lists take 2.5 s and 300 MiB; a mebibyte of zeros in place of two texts takes five seconds.
 _UNCOUNTED_BYTES = 16 << 10
-_MOST_VALUES = 1000  # of a larger body; a job spec has less than a hundred
-# It ends with the body where its quote is missing, so that no byte is looked at twice.
+_MOST_VALUES = 1000  # in a larger body; a job spec has fewer than a hundred
+# A string without its closing quote ends with the body, so that no byte is scanned twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_MARKS = (b",", b"[", b"{")  # before every value is one of them
-_MOST_ERRORS = 100  # that are looked at
+_MARKS = (b",", b"[", b"{")  # every value follows one of these
+_MOST_ERRORS = 100  # the most that are examined
 
 
 @dataclass(frozen=True, slots=True)
 class JsonBody(Generic[Model]):
-    """A body that was checked.
+    """A validated body.
 
     Attributes:
-        value: what it says.
-        raw: its bytes as they came.
+        value: the parsed model.
+        raw: the received bytes.
     """
 
     value: Model
     raw: bytes
 
     def sha256(self) -> str:
-        """Hash it in canonical form: sorted names, no white space, 1.0 as 1."""
+        """Hash the body in canonical form: sorted names, no white space, 1.0 as 1."""
         document = json.loads(self.raw, parse_float=_shortest)
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -61,16 +61,16 @@ def _shortest(text: str) -> float | int:
 async def read_json(
     request: Request, model: type[Model], *, most_values: int = _MOST_VALUES
 ) -> JsonBody[Model]:
-    """Read a request's body as a model; a large one is parsed in a thread.
+    """Read and validate a request's body; parse a large body in a thread.
 
     Args:
-        request: nobody has read its body yet.
+        request: its body must be unread.
         model: a strict pydantic model.
-        most_values: that a body of more than a few kilobytes may have.
+        most_values: the limit of values in a body of more than a few kilobytes.
 
     Raises:
         ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_json``, or 422
-            ``invalid_request`` with the field at fault.
+            ``invalid_request`` with the invalid field.
     """
     raw = await request.body()
     if not raw:
@@ -81,7 +81,7 @@ async def read_json(
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
-    """Make a dependency that reads a request's body as a model, as :func:`read_json` does."""
+    """Return a dependency that reads a request's body with :func:`read_json`."""
 
     async def read(request: Request) -> JsonBody[Model]:
         return await read_json(request, model)
@@ -90,7 +90,7 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Mode
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a route's body, as ``openapi_extra``; :mod:`service.openapi` adds the schema."""
+    """Return the ``openapi_extra`` of a route's body; :mod:`service.openapi` adds the schema."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
 
@@ -116,20 +116,20 @@ def _parse(raw: bytes, model: type[Model], *, most_values: int) -> Model:
 
 
 def _check_count(raw: bytes, *, most: int) -> None:
-    """Refuse a body of so many values that it would take long to look at each, unparsed."""
+    """Raise for an unparsed body with so many values that validation would take too long."""
     if _count_marks(raw, 0, len(raw)) <= most:
-        return  # be they all outside of strings
+        return  # even if all of them are outside strings
     count = strings = end = 0
     for string in _STRING.finditer(raw):
         count += _count_marks(raw, end, string.start())
         end = string.end()
         strings += 1
-        if max(count, strings // 2) > most:  # of a name and a string one is a value
+        if max(count, strings // 2) > most:  # one of a name and a string is a value
             break
     else:
         count += _count_marks(raw, end, len(raw))
     if max(count, strings // 2) > most:
-        raise invalid_request(f"the body has more than {most} values, the most allowed")
+        raise invalid_request(f"the body has more than {most} values, which is the limit")
 
 
 def _count_marks(raw: bytes, start: int, end: int) -> int:
@@ -138,7 +138,7 @@ def _count_marks(raw: bytes, start: int, end: int) -> int:
 
 def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
     if error.error_count() > _MOST_ERRORS:
-        return invalid_request(f"{error.error_count()} things are wrong with the body's fields")
+        return invalid_request(f"the body's fields have {error.error_count()} errors")
     entries = error.errors(include_url=False)
     if entries[0]["type"] == "json_invalid":
         return ProblemError(
@@ -146,7 +146,7 @@ def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
         )
     document = from_json(raw)
     placed = [(_field(entry, document), entry) for entry in entries]
-    # Of a field that may be this or that, the entry that reaches deepest is for what was meant.
+    # For a field of several allowed types, the deepest entry is for the intended type.
     placed.sort(key=lambda pair: -len(pair[0]))
     return invalid_fields(
         [(dotted(location), describe(entry, dotted(location))) for location, entry in placed]
@@ -154,7 +154,7 @@ def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
 
 
 def _field(entry: ErrorDetails, document: Any) -> list[str | int]:  # noqa: ANN401 - any JSON
-    """Find a field by the document itself: pydantic's location also names branches of unions."""
+    """Locate a field in the document: pydantic's location also contains branches of unions."""
     field: list[str | int] = []
     for part in entry["loc"]:
         is_index = isinstance(part, int) and isinstance(document, list) and part < len(document)

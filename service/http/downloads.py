@@ -1,4 +1,4 @@
-"""Stored files as answers: whole or in part, not at all where the caller has them already."""
+"""Serve stored files: completely, in part, or not at all if the caller already has them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONGEST_NAME = 100
 _UNSAFE = re.compile(r'[/\\:*?"<>|%;]')
 _RANGE = re.compile(r"bytes\s*=\s*(?:([0-9]+)\s*-\s*([0-9]*)|-\s*([0-9]+))\s*", re.IGNORECASE)
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_DIGITS = 18  # of the largest number that a range may name; more is behind the end of any file
+_DIGITS = 18  # of the largest number in a range; larger ones are beyond the end of any file
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Span:
 
 
 def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
-    """Make a file's name out of what somebody called a job.
+    """Make a file name of a job's name.
 
     Args:
-        name: theirs, any text; what a file system, a shell or a reader could mistake becomes
-            ``_``, and what cannot be seen goes.
-        fallback: where nothing is left of it.
-        suffix: what follows, such as ``.tar``.
+        name: any text; characters that a file system, a shell or a reader could misread become
+            ``_``, and invisible characters are removed.
+        fallback: used if nothing is left of the name.
+        suffix: appended, such as ``.tar``.
     """
     visible = (
         letter
@@ -57,7 +57,7 @@ def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
 
 
 def content_disposition(name: str) -> str:
-    """Write the header that makes a browser save a file under a name (RFC 6266, RFC 8187).
+    """Return the header that makes a browser save a file under a name (RFC 6266, RFC 8187).
 
     Args:
         name: from :func:`file_name`.
@@ -68,18 +68,18 @@ def content_disposition(name: str) -> str:
 
 
 def requested_span(header: str | None, *, size: int) -> Span | None:
-    """Read a ``Range`` header (RFC 9110, section 14).
+    """Parse a ``Range`` header (RFC 9110, section 14).
 
     Args:
-        header: as it came.
-        size: of the file.
+        header: as received.
+        size: of the file, in bytes.
 
     Returns:
-        The one range that it asks for; None where the whole file is to be sent: it asks for none,
-        for several, or for what is no range of bytes.
+        The requested range; None to send the whole file: for no range, several ranges, or something
+        that is not a range of bytes.
 
     Raises:
-        ProblemError: 416, the file has no such bytes.
+        ProblemError: 416, the range is outside the file.
     """
     match = _RANGE.fullmatch(header or "")
     if match is None:
@@ -95,19 +95,19 @@ def requested_span(header: str | None, *, size: int) -> Span | None:
         raise ProblemError(
             "range_not_satisfiable",
             status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            detail=f"the file has {size} bytes, and {header!r} asks for none of them",
+            detail=f"the file has {size} bytes, and {header!r} is outside of them",
             headers={"Content-Range": f"bytes */{size}"},
         )
     return span
 
 
 def _number(digits: str) -> int:
-    """Read a number that may be too long for Python to read."""
+    """Parse a number that may have too many digits for Python."""
     return int(digits) if len(digits.lstrip("0")) <= _DIGITS else 10**_DIGITS
 
 
 def has_already(if_none_match: str | None, *, etag: str) -> bool:
-    """Tell whether ``If-None-Match`` names an entity tag; weakly, as RFC 9110 has it."""
+    """Return whether ``If-None-Match`` has an entity tag, by weak comparison (RFC 9110)."""
     header = (if_none_match or "").strip()
     return header == "*" or etag in _ENTITY_TAG.findall(header)
 
@@ -115,21 +115,22 @@ def has_already(if_none_match: str | None, *, etag: str) -> bool:
 def answer_with_file(
     request: Request, blob: Blob, *, read: Opener, name: str, media_type: str
 ) -> Response:
-    """Answer a GET or HEAD with a stored file.
+    """Return the response to a GET or HEAD of a stored file.
 
-    Its entity tag is its hash, so a copy or the beginning of one is good for as long as the file
-    is the same. A cache asks each time all the same: the job may be deleted, the key revoked.
+    The entity tag is the file's hash, so a complete or partial copy stays valid while the file is
+    the same. Caches must nevertheless revalidate each time: the job may have been deleted, or the
+    key revoked.
 
     Args:
-        request: with ``Range``, ``If-Range`` and ``If-None-Match``, or not.
+        request: ``Range``, ``If-Range`` and ``If-None-Match`` are honoured.
         blob: the file.
-        read: opens it from one byte to another (not included).
-        name: under which it is to be saved.
-        media_type: its own.
+        read: opens the file from one byte to another (not included).
+        name: the name under which to save it.
+        media_type: of the file.
 
     Raises:
-        ProblemError: 416, it has no such bytes.
-        ArtifactStorageError: from ``read``, while there is still an answer to put it into.
+        ProblemError: 416, the range is outside the file.
+        ArtifactStorageError: from ``read``, before the response has started.
     """
     etag = f'"{blob.sha256}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Accept-Ranges": "bytes"}
@@ -140,7 +141,7 @@ def answer_with_file(
         headers["Content-Length"] = str(blob.bytes)
         return Response(headers=headers, media_type=media_type)
     span, status = Span(0, blob.bytes), HTTPStatus.OK
-    # A caller whose beginning is of another file gets all of this one.
+    # A caller with a partial copy of another file gets the whole file.
     if request.headers.get("if-range", etag).strip() == etag:
         part = requested_span(request.headers.get("range"), size=blob.bytes)
         if part is not None:
@@ -148,6 +149,6 @@ def answer_with_file(
             headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{blob.bytes}"
     headers["Content-Length"] = str(span.end - span.start)
     chunks = read(span.start, span.end)
-    # The first bytes now: after the headers no error has an answer any more.
+    # Read the first bytes now: once the headers are sent, errors cannot be reported any more.
     body = chain([next(chunks, b"")], chunks)
     return StreamingResponse(body, status_code=status, headers=headers, media_type=media_type)

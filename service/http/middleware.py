@@ -1,4 +1,4 @@
-"""What every request passes before a route is looked for, and every answer on its way out."""
+"""Middleware for every request and response, outside the routes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ REQUEST_ID = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
 _MAX_BODY_BYTES = 1 << 20
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# A client that is still sending must be heard out for a while, or it sees its connection break
-# and never our answer.
+# The server must keep reading for a while when a client is still sending; otherwise the client sees
+# a broken connection instead of the response.
 _LINGER_BYTES = 16 << 20
 _LINGER_SECONDS = 2.0
 
@@ -37,12 +37,12 @@ _log = structlog.get_logger("service.access")
 
 
 class Door:
-    """Name each request, turn away those that are not for us, and write down how all went.
+    """Assign request ids, refuse requests for other hosts or origins, and log all requests.
 
     Args:
-        app: what is behind the door.
-        allowed_hosts: names under which we answer; an IPv6 address in brackets.
-        observe: is told method, route, status and seconds of every answered request.
+        app: the wrapped application.
+        allowed_hosts: host names to which the server answers; IPv6 addresses in brackets.
+        observe: called with method, route, status and seconds of every answered request.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Door:
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        # A pipelined request starts in the context of the one before it.
+        # A pipelined request starts in the context of the previous one.
         structlog.contextvars.unbind_contextvars("tenant", "job")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         status: int | None = None
@@ -92,22 +92,22 @@ class Door:
         except Exception:
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             if status is not None:
-                raise  # half an answer is out: the connection has to break
+                raise  # a part of the response has been sent: the connection must break
             response = problem_response(internal_error(), request_id=request_id)
             await response(scope, receive, send_named)
         finally:
             if status is not None:
-                self._write_down(scope, status, time.perf_counter() - started)
+                self._log_request(scope, status, time.perf_counter() - started)
 
     def _refuse(self, headers: Headers) -> ProblemError | None:
-        """Check under which name we are called, and from which page."""
+        """Check the request's host and origin."""
         hosts = headers.getlist("host")
         host = hosts[0].lower() if len(hosts) == 1 else ""
         if _without_port(host) not in self._allowed_hosts:
             return ProblemError(
                 "host_not_allowed",
                 status=HTTPStatus.BAD_REQUEST,
-                detail=f"this server is not called {host!r}; HIFI_ALLOWED_HOSTS lists its names",
+                detail=f"this server is not named {host!r}; HIFI_ALLOWED_HOSTS lists its names",
                 param="Host",
             )
         if any(not _is_same_host(origin, host) for origin in headers.getlist("origin")):
@@ -119,7 +119,7 @@ class Door:
             )
         return None
 
-    def _write_down(self, scope: Scope, status: int, seconds: float) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._observe(scope["method"], route, status, seconds)
         _log.info(
@@ -132,7 +132,7 @@ class Door:
 
 
 def _request_id(headers: Headers) -> str:
-    """Keep the caller's name for the request where it is fit for a header and a log line."""
+    """Return the caller's request id if it is safe in a header and a log line, else a new one."""
     given = headers.get(REQUEST_ID, "")
     if _SANE_REQUEST_ID.fullmatch(given):
         return given
@@ -140,13 +140,13 @@ def _request_id(headers: Headers) -> str:
 
 
 def _without_port(host: str) -> str:
-    """Cut the port off: ``localhost:8000`` → ``localhost``, ``[::1]:8000`` → ``[::1]``."""
+    """Remove the port: ``localhost:8000`` → ``localhost``, ``[::1]:8000`` → ``[::1]``."""
     name, _, port = host.rpartition(":")
     return name if name and port.isascii() and port.isdigit() else host
 
 
 def _is_same_host(origin: str, host: str) -> bool:
-    """Tell whether an Origin is the site that the request goes to; ``null`` is none."""
+    """Return whether an Origin is the host of the request; ``null`` never is."""
     try:
         address = urlsplit(origin.lower())
         default = _DEFAULT_PORTS[address.scheme]
@@ -156,12 +156,12 @@ def _is_same_host(origin: str, host: str) -> bool:
 
 
 class BodyLimit:
-    """Hold the size limits on the bytes as they arrive, whatever their headers say.
+    """Enforce size limits on the received bytes of bodies, whatever their headers say.
 
     Args:
-        app: what is behind it.
-        exceptions: a pattern that a path fits as a whole, and the bytes that a body there may
-            have; everywhere else it may have a mebibyte.
+        app: the wrapped application.
+        exceptions: patterns that match whole paths, each with its limit in bytes; all other paths
+            have a limit of one mebibyte.
     """
 
     def __init__(self, app: ASGIApp, *, exceptions: Sequence[tuple[re.Pattern[str], int]]) -> None:
@@ -181,7 +181,7 @@ class BodyLimit:
         is_started = False
 
         async def send_after_body(message: Message) -> None:
-            """Hold back what the application says to a body that was cut off."""
+            """Suppress the application's response to a body that was cut off."""
             nonlocal is_started
             if body.is_too_large and not is_started:
                 return
@@ -203,24 +203,24 @@ class BodyLimit:
 
 
 class _TooLargeError(Exception):
-    """Ends whatever is reading a body that is too large."""
+    """Ends the reading of a body that is too large."""
 
 
 class _Body:
-    """A request's body on its way in."""
+    """A request's body while it is received."""
 
     def __init__(self, receive: Receive, headers: Headers, *, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._size = 0
         self.is_whole = False
-        # Such a client waits for us to ask for its body before it sends any.
+        # Such a client sends its body only after we ask for it.
         self._is_held_back = headers.get("expect", "").lower() == "100-continue"
         declared = headers.get("content-length", "")
         self.is_too_large = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)
 
     async def receive(self) -> Message:
-        """Pass on what arrives, up to the limit."""
+        """Pass received messages on, up to the limit."""
         message = await self._next()
         if self._size > self._limit:
             self.is_too_large = True
@@ -228,7 +228,7 @@ class _Body:
         return message
 
     async def linger(self) -> None:
-        """Take in what a client still sends, for a while, before it is answered."""
+        """Read what the client still sends, for a limited time, before the response."""
         if self._is_held_back:
             return
         end = self._size + _LINGER_BYTES
@@ -248,10 +248,10 @@ class _Body:
         return message
 
     def refusal(self, request_id: str) -> ASGIApp:
-        """Give the answer to a body that is too large."""
+        """Return the response to a body that is too large."""
         problem = ProblemError(
             "body_too_large",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            detail=f"the request's body is larger than the {self._limit} bytes that it may have",
+            detail=f"the request's body is larger than the limit of {self._limit} bytes",
         )
         return problem_response(problem, request_id=request_id)

@@ -1,4 +1,4 @@
-"""What a request says beside its body: ids in the path, the query, the idempotency key."""
+"""Parameters of requests outside the body: ids in the path, the query, the idempotency key."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MAX_LIMIT = 100
 
 
 def check_identifier(value: str, *, kind: str) -> str:
-    """Take an id that could be one; anything else is not there, and no database is asked.
+    """Return a well-formed id; for any other, raise as for a missing one, without a query.
 
     Raises:
-        NotFoundError: there is no such thing of this kind.
+        NotFoundError: the id is malformed.
     """
     if _IDENTIFIER.fullmatch(value) is None:
         raise NotFoundError(kind, value[:_SHOWN_CHARACTERS])
@@ -44,22 +44,22 @@ def _identifier(kind: str) -> BeforeValidator:
 def _cursor(value: str | None) -> str | None:
     if value is not None and _CURSOR.fullmatch(value) is None:
         shown = value[:_SHOWN_CHARACTERS]
-        raise NotFoundError("row to go on after", shown, param="after")
+        raise NotFoundError("row to continue after", shown, param="after")
     return value
 
 
 def _whole_number(value: object) -> object:
-    """Let ``20`` be a number, and neither ``2e1`` nor ``+20`` nor ``2_0``."""
+    """Accept ``20`` as a number, but not ``2e1``, ``+20`` or ``2_0``."""
     if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) is None:
-        raise ValueError(f"a whole number from 1 to {MAX_LIMIT} is wanted")
+        raise ValueError(f"must be a whole number from 1 to {MAX_LIMIT}")
     return value
 
 
 def _truth(value: object) -> bool:
-    """Let ``true`` and ``false`` be truth values, and nothing else: a job depends on it."""
+    """Accept only ``true`` and ``false``: a wrong guess would start a job."""
     if value in ("true", "false"):
         return value == "true"
-    raise ValueError("true or false is wanted")
+    raise ValueError("must be true or false")
 
 
 JobId = Annotated[str, Path(description="of a job"), _identifier("job")]
@@ -68,24 +68,24 @@ TenantId = Annotated[str, Path(description="of a tenant"), _identifier("tenant")
 KeyId = Annotated[str, Path(description="of a key"), _identifier("key")]
 After = Annotated[
     str | None,
-    Query(description="id of the last row of the page before"),
+    Query(description="id of the last row of the previous page"),
     BeforeValidator(_cursor),
 ]
 Limit = Annotated[
-    int, Query(description="rows of the page", ge=1, le=MAX_LIMIT), BeforeValidator(_whole_number)
+    int, Query(description="rows per page", ge=1, le=MAX_LIMIT), BeforeValidator(_whole_number)
 ]
 DryRun = Annotated[
     bool,
-    Query(description="only estimate what the job would take; nothing is stored"),
+    Query(description="only estimate the job's cost; nothing is stored"),
     PlainValidator(_truth, json_schema_input_type=bool),
 ]
 
 
 def check_query(request: Request) -> None:
-    """Refuse what the route does not know and what comes twice: a misspelt word must not pass.
+    """Raise for unknown and repeated parameters, so that misspelt ones are not ignored.
 
     Raises:
-        ProblemError: 422 ``invalid_request``, it names the parameter.
+        ProblemError: 422 ``invalid_request``, with the parameter.
     """
     if not request.scope["query_string"] or is_public(request.scope["endpoint"]):
         return
@@ -100,7 +100,7 @@ def check_query(request: Request) -> None:
         shown = name[:_SHOWN_CHARACTERS]
         if name not in known:
             listed = " and ".join(known) or "no parameters"
-            raise invalid_request(f"{shown!r} is unknown: there are {listed}", param=shown)
+            raise invalid_request(f"{shown!r} is unknown: this route has {listed}", param=shown)
         if names.count(name) > 1:
             raise invalid_request(f"{shown} is given {names.count(name)} times", param=shown)
 
@@ -112,14 +112,14 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x20-\x7e]*$",
-        description="a request that is repeated with its key within 24 hours is done once, "
-        "and answered the same",
+        description="a request that is repeated with its key within 24 hours runs once and gets "
+        "the same response",
     ),
 ]
 
 
 def check_key(request: Request) -> None:
-    """Refuse a request with two idempotency keys: nobody can tell which is meant.
+    """Raise for a request with two idempotency keys, which is ambiguous.
 
     Raises:
         ProblemError: 422 ``invalid_request``.

@@ -1,4 +1,4 @@
-"""Shares: how much of what a gateway has little of one tenant may hold at a time."""
+"""Shares: limit how much of a gateway's scarce resources one tenant may hold at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from store.problems import ProblemError
 
 
 class Share:
-    """What every tenant may hold of one thing, in this process; more of it is refused.
+    """The limit of one resource that every tenant may hold in this process.
 
     Used on one event loop.
 
     Args:
-        most: of one tenant.
-        code: of the refusal.
-        what: is held, for people.
+        most: the limit per tenant.
+        code: of the problem when the limit is reached.
+        what: the resource, in words.
     """
 
     def __init__(self, most: int, *, code: str, what: str) -> None:
@@ -30,24 +30,24 @@ class Share:
 
     @contextmanager
     def hold(self, tenant_id: str) -> Iterator[None]:
-        """Hold one for the time of a block.
+        """Hold one during a block.
 
         Raises:
-            ProblemError: 429, the tenant holds all that it may.
+            ProblemError: 429, the tenant has reached its limit.
         """
         if self._held[tenant_id] >= self._most:
             raise ProblemError(
                 self._code,
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{self._most} {self._what} of yours are open here, the most allowed; end "
-                "one, or try again later",
+                detail=f"you have {self._most} open {self._what} here, which is the limit; close "
+                "one, or retry later",
             )
         self._held[tenant_id] += 1
         try:
             yield
         finally:
             self._held[tenant_id] -= 1
-            if not self._held[tenant_id]:  # tenants that hold nothing are not remembered
+            if not self._held[tenant_id]:  # forget tenants that hold nothing
                 del self._held[tenant_id]
 
 
@@ -73,16 +73,16 @@ def _large_predictions() -> Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What every tenant may hold of a gateway process.
+    """The shares of a tenant in a gateway process.
 
     Attributes:
-        streams: of events, each an open connection for as long as its job takes.
-        uploads: each may fill as much of the disk as an upload may have.
-        merges: each takes a connection to the inference process, which has some thirty, and the
-            memory of a model there.
-        predictions: requests; each takes one of some hundred connections.
-        large_predictions: requests that may have more than a mebibyte, of which each takes some
-            times its size of memory.
+        streams: of events; each is an open connection for as long as its job takes.
+        uploads: each may fill the disk up to the limit of an upload.
+        merges: each uses one of about thirty connections to the inference process, and the memory
+            of a model there.
+        predictions: requests; each uses one of about a hundred connections.
+        large_predictions: requests that may be larger than a mebibyte; each uses several times its
+            size in memory.
     """
 
     streams: Share = field(default_factory=_streams)

@@ -1,4 +1,4 @@
-"""The files of the pages: those that ship with the package, and Swagger UI of another one."""
+"""The static files of the pages: those of this package, and Swagger UI from another package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
-# Nothing but our own files runs or is shown, so that a name that somebody gave a job cannot.
+# Only our own files may run or be displayed, so that a job's name cannot inject anything.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -44,7 +44,7 @@ class _File:
 
 @cache
 def _shipped() -> Mapping[str, _File]:
-    """Read the files; no other one can be asked for."""
+    """Read all files; no other file can be requested."""
     swagger_ui = files("fastapi_offline").joinpath("static")
     shipped = [
         *files("service").joinpath("static").iterdir(),
@@ -62,21 +62,21 @@ def _shipped() -> Mapping[str, _File]:
 
 
 def answer_with_file(request: Request, name: str) -> Response:
-    """Give a file, unless the caller has it already.
+    """Return a file, or 304 if the caller already has it.
 
     Args:
-        request: the caller's.
+        request: of the caller.
         name: of the file.
 
     Raises:
-        HTTPException: 404, there is none of that name.
+        HTTPException: 404, no file has that name.
     """
     file = _shipped().get(name)
     if file is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     headers = {
         "ETag": file.etag,
-        "Cache-Control": "no-cache",  # asked for again each time: the next version may be another
+        "Cache-Control": "no-cache",  # revalidate each time: an upgrade may change the file
         "Content-Security-Policy": _POLICY.format(images=_IMAGES_OF.get(name, _IMAGES)),
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",

@@ -1,4 +1,4 @@
-"""A job's events: page by page, or live as server-sent events."""
+"""Routes for a job's events: in pages, or live as server-sent events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STREAM = "text/event-stream"
 PING_SECONDS = 15
-_GRACE_SECONDS = 2.0  # for streams to end when the server does; more than they need
+_GRACE_SECONDS = 2.0  # for streams to end at shutdown; more than they need
 _LONGEST_CURSOR = 256
 
 router = APIRouter(tags=["jobs"])
@@ -32,18 +32,18 @@ router = APIRouter(tags=["jobs"])
 AcceptHeader = Annotated[str, Header(include_in_schema=False)]
 
 _STREAM_DESCRIPTION = (
-    "With `Accept: text/event-stream` a live stream: a message for each event, with its id and "
-    "its document as data; a message `progress` without an id, with the job's `progress`, "
-    "whenever that changes; a comment every 15 seconds. It ends with the job's last event, when "
-    "the job is deleted or the key revoked. A tenant may have a hundred open at a gateway "
-    "process; one more is refused with `too_many_streams`."
+    "With `Accept: text/event-stream`, the response is a live stream. Each event is a message with "
+    "its id, and its document as data. Whenever the job's `progress` changes, there is a message "
+    "`progress` without an id. Every 15 seconds there is a comment. The stream ends after the "
+    "job's last event, or when the job is deleted or the key is revoked. A tenant may have a "
+    "hundred open streams per gateway process; further ones are refused with `too_many_streams`."
 )
 
 
 async def _hold_stream(
     gateway: GatewayDep, caller: CallerDep, accept: AcceptHeader = ""
 ) -> AsyncIterator[None]:
-    """Count a stream as its tenant's until its last byte is sent, or its caller has gone.
+    """Count a stream for its tenant until its last byte is sent or the caller disconnects.
 
     Raises:
         ProblemError: 429 ``too_many_streams``.
@@ -78,10 +78,10 @@ def get_events(
     limit: Limit = 20,
     accept: AcceptHeader = "",
     last_event_id: Annotated[
-        str | None, Header(max_length=_LONGEST_CURSOR, description="where a stream goes on")
+        str | None, Header(max_length=_LONGEST_CURSOR, description="where a stream resumes")
     ] = None,
 ) -> EventList | Response:
-    """Read a job's events, oldest first, or follow them live."""
+    """List a job's events, oldest first, or follow them live."""
     is_stream = _wants_stream(accept)
     with gateway.database.read() as session:
         job = get_job(session, caller.tenant_id, job_id)
@@ -91,7 +91,7 @@ def get_events(
             documents = [EventDocument.of(event) for event in events]
             return EventList.of(documents, has_more=has_more)
         if last_event_id:
-            # A client that reconnects repeats its first request: where it was comes second.
+            # A client that reconnects repeats its first request: Last-Event-ID is newer.
             number = event_number(job, last_event_id, param="Last-Event-ID")
     return EventSourceResponse(
         _messages(tailer, job_id, after=number, key_id=caller.key_id),
@@ -104,16 +104,16 @@ def get_events(
 
 
 class _Shutdown:
-    """Stands where sse-starlette wants an event, of which it only ever calls ``set``.
+    """Replaces the event that sse-starlette expects, of which it only calls ``set``.
 
-    Streams that end in order close their connections; those that are cancelled break them.
+    Streams that end by themselves close their connections; cancelled ones break them.
     """
 
     def __init__(self, tailer: Tailer) -> None:
         self._tailer = tailer
 
     def set(self) -> None:
-        """Hear that the server is to end."""
+        """Stop all streams: the server is shutting down."""
         self._tailer.stop()
 
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked for what a name stands for at this moment, and for nothing else."""
+"""Resolve names on the Hugging Face hub to commits; nothing else is requested from it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Info = TypeVar("Info", "ModelInfo", "DatasetInfo")
 
 
 class Hub(Protocol):
-    """What can pin a name to a commit."""
+    """Pins names to commits."""
 
     def pin_model(self, name: str) -> str:
-        """Give the commit of a model's default branch.
+        """Return the commit of a model's default branch.
 
         Raises:
             ProblemError: 422 ``model_not_found``, ``pickled_weights`` or ``hub_unavailable``.
         """
 
     def pin_dataset(self, name: str, *, revision: str | None) -> str:
-        """Give the commit that a branch, tag or commit of a data set stands for.
+        """Return the commit of a data set's branch, tag or commit.
 
         Raises:
             ProblemError: 422 ``dataset_not_found`` or ``hub_unavailable``.
@@ -40,19 +40,19 @@ class Hub(Protocol):
 
 
 def is_hub_id(name: str) -> bool:
-    """Say whether a name could be one of the hub's: ``owner/name``."""
+    """Return whether a name has the form of a hub id: ``owner/name``."""
     return _ID.fullmatch(name) is not None and ".." not in name
 
 
 @dataclass(frozen=True)
 class HuggingFaceHub:
-    """The hub that ``HF_ENDPOINT`` names, as anybody sees it.
+    """The hub at ``HF_ENDPOINT``, accessed anonymously.
 
-    The operator's own access token is not used: a tenant must not reach what is private to them.
+    The operator's access token is not used: tenants must not reach the operator's private models.
     """
 
     def pin_model(self, name: str) -> str:
-        """Give the commit of a model's default branch, as :class:`Hub` says."""
+        """Return the commit of a model's default branch; see :class:`Hub`."""
         found = _ask(
             lambda api: api.model_info(name, timeout=_SECONDS, token=False),
             missing=_refusal("model_not_found", f"the hub has no model {name!r}", "model"),
@@ -63,15 +63,15 @@ class HuggingFaceHub:
             if files & _PICKLED_WEIGHTS:
                 raise _refusal(
                     "pickled_weights",
-                    f"{name!r} has only pickled weights, which can run code when opened and are "
-                    "refused; a model must have model.safetensors",
+                    f"{name!r} has only pickled weights, which are refused because opening them "
+                    "can run code; a model must have model.safetensors",
                     "model",
                 )
             raise _refusal("model_not_found", f"{name!r} has no model.safetensors", "model")
         return _commit(found, param="model")
 
     def pin_dataset(self, name: str, *, revision: str | None) -> str:
-        """Give the commit of a data set, as :class:`Hub` says."""
+        """Return the commit of a data set; see :class:`Hub`."""
         at = "" if revision is None else f" at revision {revision!r}"
         found = _ask(
             lambda api: api.dataset_info(name, revision=revision, timeout=_SECONDS, token=False),
@@ -84,8 +84,8 @@ class HuggingFaceHub:
 
 
 def _ask(call: Callable[[HfApi], Info], *, missing: ProblemError, param: str) -> Info:
-    """Ask the hub, which answers, has no such thing, or is away."""
-    # Where no hub is allowed none of this is loaded: it takes 40 MB.
+    """Send a request to the hub; raise if the name does not exist or the hub does not answer."""
+    # Imported here: it takes 40 MB, and gateways without access to the hub never need it.
     from huggingface_hub import HfApi  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         HFValidationError,
@@ -97,14 +97,14 @@ def _ask(call: Callable[[HfApi], Info], *, missing: ProblemError, param: str) ->
         return call(HfApi())
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise missing from error
-    except Exception as error:  # the HTTP client below it, and its errors, differ by version
-        reason = "the Hugging Face hub does not answer: try again, or use a model of this server"
+    except Exception as error:  # its HTTP client, and so its errors, differ by version
+        reason = "the Hugging Face hub does not answer: retry, or use a model of this server"
         raise _refusal("hub_unavailable", reason, param) from error
 
 
 def _commit(found: ModelInfo | DatasetInfo, *, param: str) -> str:
     if not found.sha:
-        raise _refusal("hub_unavailable", f"the hub names no commit of {found.id!r}", param)
+        raise _refusal("hub_unavailable", f"the hub returned no commit of {found.id!r}", param)
     return found.sha
 
 

@@ -1,4 +1,4 @@
-"""The tailer: one poll of the tables for all the jobs that somebody in this process follows."""
+"""The tailer: one poll of the tables for all jobs that streams of this process follow."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _log = structlog.get_logger(__name__)
 _Answer = TypeVar("_Answer")
 
 _RECHECK_SECONDS = 2.0  # until a stream whose key was revoked ends
-_LONGEST_WAIT_SECONDS = 5.0  # between two tries while the database is away
-_RECENT = 256  # events that a feed remembers, far more than a job writes between two polls
-_PAGE = 200  # events that a stream reads at once when it is behind
-_READERS = 4  # database connections that streams may take together to catch up
-_IDS_PER_QUERY = 5000  # both databases allow six times as many parameters
+_LONGEST_WAIT_SECONDS = 5.0  # between two attempts while the database is unreachable
+_RECENT = 256  # events kept per feed, far more than a job writes between two polls
+_PAGE = 200  # events per query of a stream that is behind
+_READERS = 4  # database connections for all streams that catch up
+_IDS_PER_QUERY = 5000  # a sixth of the parameters that both databases allow
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressSeen:
-    """How far a job is, as its columns of the same names say."""
+    """A job's progress, from its columns of the same names."""
 
     status: JobStatus
     phase: str | None
@@ -56,20 +56,20 @@ class _State:
 
 @dataclass(frozen=True)
 class _Look:
-    """A job as seen at one moment: None where it is deleted, and its next events."""
+    """A job's state at one time (None if it is deleted) and its next events."""
 
     state: _State | None
     events: Sequence[JobEvent]
 
 
 class _Feed:
-    """What the last poll saw of one job, for all streams that follow it.
+    """The result of the last poll for one job, shared by all streams that follow it.
 
     Attributes:
-        streams: how many follow it.
-        changed: set, and replaced, when there is something new to see.
-        is_closed: whether nothing more will come.
-        after: number of the newest event that it has seen; None before the first poll.
+        streams: the number of streams.
+        changed: set, and replaced, when there is something new.
+        is_closed: whether nothing more will follow.
+        after: number of the newest event seen; None before the first poll.
     """
 
     def __init__(self) -> None:
@@ -85,9 +85,9 @@ class _Feed:
         return state.last_event if state else None
 
     def take(self, seen: _Look) -> None:
-        """Take what a poll saw, and wake the streams where it is news."""
+        """Store the result of a poll, and wake the streams if it is new."""
         before, self._seen = self._seen, seen
-        # An event may have come between a poll's two queries: then the next poll shows it again.
+        # An event may arrive between a poll's two queries; the next poll then returns it again.
         newest = self._recent[-1].number if self._recent else 0
         self._recent.extend(event for event in seen.events if event.number > newest)
         if before is None or seen.state != before.state:
@@ -102,11 +102,11 @@ class _Feed:
         self.wake()
 
     def look(self, after: int) -> _Look | None:
-        """Show the job to a stream that has its events up to ``after``.
+        """Return the job's news for a stream that has its events up to ``after``.
 
         Returns:
-            None where the stream has to ask the database itself: nobody has polled yet, or it is
-            so far behind that its next event is forgotten.
+            None if the stream must query the database itself: there was no poll yet, or its next
+            event is too old for the feed.
         """
         seen = self._seen
         if seen is None or seen.state is None or after >= seen.state.last_event:
@@ -116,14 +116,14 @@ class _Feed:
 
 
 class Tailer:
-    """Live events for any number of streams, at the price of one query per poll.
+    """Live events for any number of streams, for the cost of one query per poll.
 
-    It polls only while somebody follows a job, in a thread, and holds no session between polls.
-    A stream never waits in a line that could overflow: each has its own place among the job's
-    numbered events, takes what the poll has seen from there on, and reads from the database what
-    it was too slow for. So none is lost or doubled, however long either side is away.
+    It polls, in a thread, only while streams follow a job, and holds no session between polls.
+    Streams have no queues that could overflow. Each stream has its own position among the job's
+    numbered events, takes later events from the poll, and reads those that it missed from the
+    database. So no event is lost or repeated, however long either side is unreachable.
 
-    All but the queries happens on one event loop.
+    Everything except the queries runs on one event loop.
 
     Args:
         database: where the jobs are.
@@ -144,15 +144,15 @@ class Tailer:
     async def follow(
         self, job_id: str, *, after: int = 0, key_id: str | None = None
     ) -> AsyncGenerator[JobEvent | ProgressSeen, None]:
-        """Yield a job's events from behind a number on, and its progress when that changes.
+        """Yield a job's events after a number, and its progress when that changes.
 
-        The events come in order, each once; the last one is the job's last. The stream also ends
-        when the job is deleted, the key revoked or the tailer closed.
+        The events arrive in order, each once, and end with the job's last event. The stream also
+        ends when the job is deleted, the key is revoked or the tailer is closed.
 
         Args:
-            job_id: which; whoever asks has been found to own it.
-            after: number of the last event that the stream has already.
-            key_id: the key that opened the stream; None where none was asked for.
+            job_id: of the job; the caller has been checked to own it.
+            after: number of the last event that the stream already has.
+            key_id: the key that opened the stream; None if none was required.
         """
         shown: ProgressSeen | None = None
         with self._joined(job_id, key_id) as feed:
@@ -162,8 +162,8 @@ class Tailer:
                 state = seen.state
                 if state is None:
                     return
-                # A poll from before our own read must not turn the progress back. What is over is
-                # told first, so that nobody takes it for news.
+                # A poll older than our own read must not set the progress back. Old events are
+                # sent before it, so that clients do not mistake them for newer ones.
                 is_news = state.progress != shown and state.last_event >= after
                 for event in seen.events:
                     if is_news and event.number == state.last_event:
@@ -174,19 +174,20 @@ class Tailer:
                 if is_news and not seen.events:
                     shown = state.progress
                     yield shown
-                # Without events short of the last one the job is being deleted: the poll will tell.
+                # If events before the last one are missing, the job is being deleted: the next poll
+                # will show it.
                 if after >= state.last_event or not seen.events:
                     if state.progress.status.is_finished:
                         return
                     await changed.wait()
 
     def stop(self) -> None:
-        """Let all streams come to an end."""
+        """End all streams."""
         if self._polling is not None:
             self._polling.cancel()
 
     async def close(self) -> None:
-        """Stop, and wait until nothing is under way."""
+        """Stop, and wait until all work has ended."""
         self.stop()
         if self._polling is not None:
             await asyncio.wait([self._polling])
@@ -206,7 +207,7 @@ class Tailer:
             if not feed.streams and self._feeds.get(job_id) is feed:
                 del self._feeds[job_id]
             self._keys.subtract(filter(None, [key_id]))
-            self._keys += Counter()  # forget the keys that nobody uses
+            self._keys += Counter()  # drop keys without streams
 
     async def _poll_while_followed(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -220,14 +221,14 @@ class Tailer:
             await asyncio.sleep(self._interval)
 
     def _end(self, polling: asyncio.Task[None]) -> None:
-        """End the streams that a poll leaves behind, rather than let them fall silent.
+        """End the streams when polling ends, so that they do not hang.
 
-        After an error that nobody foresaw their clients come again, and the next poll starts anew.
+        After an unexpected error the clients reconnect, which starts a new poll.
         """
         if not polling.cancelled() and (error := polling.exception()) is not None:
             _log.error("event_poll_failed", exc_info=error)
         if self._polling is not polling:
-            return  # somebody came when it was about to end
+            return  # a stream arrived just as it ended
         self._polling = None
         feeds, self._feeds = self._feeds, {}
         for feed in feeds.values():
@@ -235,7 +236,7 @@ class Tailer:
 
     def _publish(self, seen: Mapping[str, _Look]) -> None:
         for job_id, look in seen.items():
-            # Everybody may have left during the poll; who came since has asked the database.
+            # All streams may have left during the poll; later ones have queried the database.
             feed = self._feeds.get(job_id)
             if feed is not None:
                 feed.take(look)
@@ -254,7 +255,7 @@ class Tailer:
     async def _ask(
         self, question: Callable[[Session], _Answer], limiter: CapacityLimiter
     ) -> _Answer:
-        """Ask the database in a thread, and again while it is away."""
+        """Query the database in a thread; retry while it is unreachable."""
         wait = self._interval
         while True:
             try:
@@ -281,13 +282,13 @@ class Tailer:
 
 _COLUMNS = (
     *(Job.id, Job.last_event),
-    # As ProgressSeen has them:
+    # The fields of ProgressSeen:
     *(Job.status, Job.phase, Job.step, Job.total_steps, Job.eta_seconds),
 )
 
 
 def _poll(session: Session, *, cursors: Mapping[str, int | None]) -> dict[str, _Look]:
-    """Look at many jobs at once: one query, and a second one where there are new events."""
+    """Read many jobs at once: one query, and a second one if there are new events."""
     ids = list(cursors)
     states: dict[str, _State] = {}
     for start in range(0, len(ids), _IDS_PER_QUERY):
@@ -318,7 +319,7 @@ def _events_behind(cursors: Sequence[tuple[str, int]]) -> sa.Select[JobEvent]:
 
 
 def _read(session: Session, *, job_id: str, after: int) -> _Look:
-    """Look at one job with its next events."""
+    """Read one job and its next events."""
     row = session.execute(sa.select(*_COLUMNS).where(Job.id == job_id)).one_or_none()
     if row is None:
         return _Look(None, ())

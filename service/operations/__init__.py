@@ -1,1 +1,1 @@
-"""For operators: health, readiness, metrics, the backbones that workers have."""
+"""For operators: health, readiness, metrics, and the workers' backbones."""

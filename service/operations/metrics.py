@@ -1,4 +1,4 @@
-"""What Prometheus reads: how the queue stands by the tables, and how fast this process answers."""
+"""The Prometheus metrics: the queue, from the tables, and this process's response times."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
     from store.telemetry import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# A stream lasts as long as its job: what is above the last bound says nothing about speed.
+# A stream lasts as long as its job: durations above the last bound do not measure speed.
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-# By the name that the store counts under: ours, and what it counts.
+# By the store's name of a counter: the metric's name and help.
 _COUNTERS = {
-    LEASE_LOSSES: ("hifi_lease_losses", "Jobs taken back from a worker that fell silent."),
+    LEASE_LOSSES: ("hifi_lease_losses", "Jobs taken back from a worker that stopped responding."),
     ENGINE_CRASHES: ("hifi_engine_crashes", "Engines that died or were killed during a job."),
 }
 
 
 class Metrics:
-    """The metrics of one gateway process, in a registry of its own."""
+    """The metrics of one gateway process, in their own registry."""
 
     def __init__(self) -> None:
         self._latencies = Histogram(
             "hifi_http_request_duration_seconds",
-            "Time from a request's first byte to its answer's last.",
+            "Time from a request's first byte to its response's last.",
             labelnames=("method", "route", "status"),
             buckets=_BOUNDS,
             registry=None,
         )
-        # Asks the operating system at each scrape; a registry of its own takes none at import.
+        # Reads the operating system at each scrape; the default registry would do so at import.
         self._process = ProcessCollector(registry=None)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request.
 
         Args:
-            method: GET, POST, …; one that HTTP does not know counts as ``other``.
+            method: GET, POST, …; unknown methods count as ``other``.
             route: the route's template such as ``/jobs/{job_id}``, never the path: each value
-                makes a series that is never forgotten.
-            status: of the answer.
-            seconds: that it took.
+                creates a series that is kept forever.
+            status: of the response.
+            seconds: the duration.
         """
         known = method if method in HTTPMethod.__members__ else "other"
         self._latencies.labels(known, route, str(status)).observe(seconds)
 
     def render(self, telemetry: Telemetry | None) -> bytes:
-        """Write all metrics in Prometheus' text format 0.0.4.
+        """Return all metrics in Prometheus' text format 0.0.4.
 
         Args:
-            telemetry: how the tables stand; None where they cannot be read: then their metrics
-                are missing rather than old, and ``hifi_database_up`` is 0.
+            telemetry: measured from the tables; None if they cannot be read: then their metrics are
+                missing, not outdated, and ``hifi_database_up`` is 0.
         """
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self._latencies)
@@ -71,17 +71,17 @@ class Metrics:
 
 
 class _Tables:
-    """A collector over one measurement of the tables."""
+    """A collector for one measurement of the tables."""
 
     def __init__(self, telemetry: Telemetry | None) -> None:
         self._telemetry = telemetry
 
     def collect(self) -> Iterator[Metric]:
-        """Give each number of the measurement its name."""
+        """Yield the metrics of the measurement."""
         telemetry = self._telemetry
         yield GaugeMetricFamily(
             "hifi_database_up",
-            "1 where the tables could be read for this scrape.",
+            "1 if the tables could be read for this scrape.",
             value=float(telemetry is not None),
         )
         if telemetry is None:
@@ -92,7 +92,7 @@ class _Tables:
         yield jobs
         yield GaugeMetricFamily(
             "hifi_queue_age_seconds",
-            "How long the oldest queued job has waited; 0 where none waits.",
+            "How long the oldest queued job has waited; 0 if none waits.",
             value=telemetry.oldest_queued_seconds,
         )
         yield GaugeMetricFamily(
@@ -106,7 +106,7 @@ class _Tables:
             value=telemetry.steps_per_second,
         )
         yield GaugeMetricFamily(
-            "hifi_workers", "Workers that were seen lately.", value=telemetry.live_workers
+            "hifi_workers", "Workers that were seen recently.", value=telemetry.live_workers
         )
         for counted, (name, meaning) in _COUNTERS.items():
             yield CounterMetricFamily(name, meaning, value=telemetry.counters[counted])

@@ -1,4 +1,4 @@
-"""Whether the gateway can do its work, found out in bounded time even where something hangs."""
+"""Check whether the gateway can work, in bounded time even if a dependency hangs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from store.storage import ArtifactStorage
 
 _DEADLINE_SECONDS = 2.0
-_FRESH_SECONDS = 1.0  # anybody may ask, and asking must not become a load
+_FRESH_SECONDS = 1.0  # anyone may ask, and that must not cause load
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found.
+    """The result of the checks.
 
     Attributes:
-        failing: what nothing works without: ``tables``, ``artifacts``.
-        degraded: what is missing while jobs are still accepted: ``broker``, ``worker``,
-            ``inference``.
+        failing: missing dependencies without which nothing works: ``tables``, ``artifacts``.
+        degraded: missing dependencies without which jobs are still accepted: ``broker``,
+            ``worker``, ``inference``.
     """
 
     failing: tuple[str, ...]
@@ -43,7 +43,7 @@ class Report:
 
 
 class Readiness:
-    """Looks after all that a gateway depends on.
+    """Checks all dependencies of a gateway.
 
     Args:
         database, storage, publisher, inference: of this gateway.
@@ -71,9 +71,9 @@ class Readiness:
         self._last_at = 0.0
 
     async def report(self) -> Report:
-        """Look at everything at once; what does not answer in two seconds is away.
+        """Check all dependencies concurrently; one that does not answer in two seconds is missing.
 
-        What was found a second ago is given again, also to whoever asks meanwhile.
+        Results up to a second old are returned again; concurrent callers share one check.
         """
         async with self._asking:
             now = asyncio.get_running_loop().time()
@@ -98,14 +98,14 @@ class Readiness:
 
 
 class _Probe:
-    """One question that may hang; it is not asked again before it is answered."""
+    """One check that may hang; it is not started again before it ends."""
 
     def __init__(self, question: Callable[[], Awaitable[bool]]) -> None:
         self._question = question
         self._asked: asyncio.Future[bool] | None = None
 
     async def ask(self, name: str) -> bool:
-        """Ask, or go on waiting; no answer in time, and an error, are a no."""
+        """Start the check or wait for the running one; a timeout or an error counts as False."""
         if self._asked is None:
             self._asked = asyncio.ensure_future(self._question())
         done, _ = await asyncio.wait([self._asked], timeout=_DEADLINE_SECONDS)
@@ -125,7 +125,7 @@ class _Probe:
 
 
 def _in_thread(question: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    """Ask outside the event loop, on no thread that requests wait for."""
+    """Run a check outside the event loop, on a thread that no request needs."""
     limiter = CapacityLimiter(1)
 
     async def ask() -> bool:

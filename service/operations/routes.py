@@ -1,4 +1,4 @@
-"""For those who run the server: is it alive, can it work, how much does it do."""
+"""Routes for operators: health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """The gateway can do its work, and what is missing behind it.
+    """The gateway can work; some dependencies may be missing.
 
     Attributes:
-        degraded: ``broker``: jobs wait for the reconciler; ``worker``: they wait for one to come;
-            ``inference``: no merged models.
+        degraded: ``broker``: jobs wait for the reconciler; ``worker``: jobs wait for a worker;
+            ``inference``: no predictions and no merged models.
     """
 
     status: Literal["ready"] = "ready"
@@ -49,7 +49,7 @@ class Ready(BaseModel):
 @router.get("/healthz")
 @public
 async def get_health() -> Health:
-    """Tell that the process is alive, whatever is behind it."""
+    """Return that the process is alive, whatever the state of its dependencies."""
     return Health()
 
 
@@ -62,7 +62,7 @@ async def get_readiness(readiness: ReadinessDep) -> Ready:
         raise ProblemError(
             "unavailable",
             status=HTTPStatus.SERVICE_UNAVAILABLE,
-            detail=f"no answer in time or an error from: {', '.join(report.failing)}",
+            detail=f"no answer in time, or an error, from: {', '.join(report.failing)}",
             extra={"failing": report.failing, "degraded": report.degraded},
         )
     return Ready.model_validate({"degraded": report.degraded})

@@ -1,1 +1,1 @@
-"""The dashboard and the API's page."""
+"""The dashboard and the page of the API's documentation."""

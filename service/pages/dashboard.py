@@ -1,4 +1,4 @@
-"""The dashboard: a page of files that ship with the package; it calls the API as anybody would."""
+"""The dashboard: static files of the package; the page calls the API like any other client."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 @public
 def get_dashboard(request: Request) -> Response:
-    """Show the page."""
+    """Return the dashboard's page."""
     return answer_with_file(request, "index.html")
 
 
 @router.get("/static/{name}")
 @public
 def get_static(request: Request, name: str) -> Response:
-    """Give a file of a page."""
+    """Return a static file of a page."""
     return answer_with_file(request, name)

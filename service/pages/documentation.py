@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it."""
+"""The OpenAPI document, and the page that displays it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DOCUMENT_PATH = "/openapi.json"
 
 @router.get(DOCUMENT_PATH)
 def get_document(request: Request) -> JSONResponse:
-    """Give the OpenAPI document."""
+    """Return the OpenAPI document."""
     return JSONResponse(request.app.openapi())
 
 
 @router.get("/docs")
 @public
 def get_page(request: Request) -> Response:
-    """Show it to people; the page asks for the document with the key of whoever is signed in."""
+    """Return the documentation page; it loads the document with the signed-in user's key."""
     return answer_with_file(request, "docs.html")

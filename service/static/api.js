@@ -10,8 +10,8 @@ export class Problem extends Error {
   }
 }
 
-// The key lives as long as the tab. It is sent as a header and never as a cookie, so that no other
-// site can make this browser use it.
+// The key is kept until the tab closes. It is sent as a header and never as a cookie, so that other
+// sites cannot make this browser use it.
 export const key = {
   get: () => sessionStorage.getItem(KEY),
   set: (secret) => sessionStorage.setItem(KEY, secret),
@@ -38,7 +38,7 @@ export async function remove(path) {
   await ask(path, { method: "DELETE" });
 }
 
-// A stream of server-sent events as messages {event, id, data}. EventSource cannot send a key.
+// Read server-sent events as messages {event, id, data}. EventSource cannot send a key.
 async function* messages(path, lastId, signal) {
   const headers = { Accept: "text/event-stream" };
   if (lastId) headers["Last-Event-ID"] = lastId;
@@ -68,7 +68,7 @@ const pause = (milliseconds, signal) =>
     signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
   });
 
-// Follow a job to its end over as many connections as that takes.
+// Follow a job to its end, with as many connections as needed.
 export async function follow(job, { signal, onEvent, onProgress, isOver }) {
   let lastId = null;
   for (let failures = 0; !signal.aborted; ) {
@@ -89,7 +89,7 @@ export async function follow(job, { signal, onEvent, onProgress, isOver }) {
   }
 }
 
-// Save a file. Without a key the browser does it alone; with one it has to be fetched with it.
+// Save a file. Without a key the browser downloads it directly; with a key it is fetched first.
 export async function download(path) {
   const link = document.createElement("a");
   link.download = "";

@@ -1,8 +1,8 @@
-// Two pictures in SVG: curves over steps, and the heads of all layers by importance.
+// Two SVG charts: curves over steps, and a heat map of all heads by importance.
 
 import { el, number, svg } from "./dom.js";
 
-const COLOURS = 5; // that style.css names, as line-0 and so on
+const COLOURS = 5; // defined in style.css as line-0, line-1, …
 const W = 460;
 const H = 190;
 const PAD = { left: 46, right: 10, top: 10, bottom: 24 };
@@ -25,7 +25,7 @@ function ticks([low, high], count) {
 
 const label = (value) => String(Number(value.toPrecision(6)));
 
-// Lines {name, points: [[step, value], …]} with axes and, where there are several, a legend.
+// Draw lines {name, points: [[step, value], …]} with axes and a legend.
 export function curve(title, lines) {
   const points = lines.flatMap((line) => line.points);
   const xs = [0, Math.max(1, ...points.map(([step]) => step))];
@@ -67,10 +67,10 @@ export function curve(title, lines) {
   );
 }
 
-// From the page's colour for nothing to its colour for most, in ten steps that style.css names.
+// Ten shades from lowest to highest, defined in style.css.
 const shade = (value, low, high) => Math.round((9 * (value - low)) / (high - low || 1));
 
-// Layers × heads of a heads document; shaded by importance within the layer, selected ones ringed.
+// Draw layers × heads of a heads document; shaded by importance within the layer, selected ringed.
 export function heatMap(heads) {
   const size = Math.max(10, Math.min(38, Math.floor(456 / heads.num_heads)));
   const left = 34;

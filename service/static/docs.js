@@ -1,4 +1,4 @@
-// The OpenAPI document in Swagger UI, which calls the API with the key of whoever is signed in.
+// Show the OpenAPI document in Swagger UI, which calls the API with the signed-in user's key.
 
 import { get, key } from "./api.js";
 
@@ -18,6 +18,6 @@ try {
 } catch (problem) {
   document.getElementById("notice").textContent =
     problem.status === 401
-      ? "The API's description asks for a key: sign in on the dashboard, in this tab, first."
+      ? "The API documentation requires a key: first sign in on the dashboard, in this tab."
       : problem.message;
 }

@@ -1,4 +1,4 @@
-// Elements and text. What comes from the server becomes text nodes, never markup.
+// Elements and text. Texts from the server become text nodes, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,4 +1,4 @@
-// One job: how far it is, live; its curves, its heads, its events, and what can be downloaded.
+// The page of one job: live progress, curves, heads, events and downloads.
 
 import { download, follow, get, post, remove } from "./api.js";
 import { curve, heatMap } from "./charts.js";
@@ -46,7 +46,7 @@ class JobView {
     this.spec = el("div");
     this.curves = el("div", { class: "charts" }, el("p", { class: "muted" }, "No step yet."));
     this.heads = el("div", {}, el("p", { class: "muted" }, "Not selected yet."));
-    this.files = el("div", {}, el("p", { class: "muted" }, "Not there before the job succeeds."));
+    this.files = el("div", {}, el("p", { class: "muted" }, "Available when the job has succeeded."));
     this.log = el("ol", { class: "log" });
     this.waiting = null;
     show(
@@ -157,7 +157,7 @@ class JobView {
         encodings.lora
           ? entry("PEFT adapter (LoRA)", `${this.path}/heads/lora`, bytes(encodings.lora.bytes))
           : null,
-        entry("merged model", `${this.path}/merged`, "made when asked for"),
+        entry("merged model", `${this.path}/merged`, "created on request"),
       ),
       el("p", { class: "hash" }, `sha256 ${this.job.artifact.sha256}`),
     );
@@ -169,7 +169,7 @@ class JobView {
     );
     while (this.log.childElementCount > SHOWN_EVENTS) this.log.lastChild.remove();
     if (event.type === "step" || event.type === "metrics") this.note(event);
-    // Many past events come at once: ask for the job when they are through.
+    // Many past events arrive at once: reload the job after the last of them.
     if (event.type === "status" || event.type === "selection") {
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.reload().catch(this.page.fail), 100);

@@ -1,4 +1,4 @@
-// The list of jobs, newest first, kept fresh.
+// The list of jobs, newest first, refreshed regularly.
 
 import { get } from "./api.js";
 import { el, moment, seconds, show } from "./dom.js";

@@ -1,4 +1,4 @@
-// The page: which view the address names, signing in, and what went wrong.
+// The page: routing, sign-in and errors.
 
 import { Problem, key } from "./api.js";
 import { el, show } from "./dom.js";
@@ -19,7 +19,7 @@ function fail(error) {
     signIn(reason);
     return;
   }
-  notice.textContent = error instanceof Problem ? error.message : `The server is away: ${error}`;
+  notice.textContent = error instanceof Problem ? error.message : `The server cannot be reached: ${error}`;
   notice.hidden = false;
 }
 

@@ -118,7 +118,7 @@ class TestMain:
             command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
         )
         assert done.returncode == 1
-        assert done.stderr == "no healthy gateway was found with these settings\n"
+        assert done.stderr == "found no healthy gateway with these settings\n"
 
     @pytest.mark.parametrize("arguments", [[], ["database"], ["gateway", "worker"]])
     def test_knows_three_processes(self, arguments, capsys):

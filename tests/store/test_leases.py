@@ -263,7 +263,7 @@ class TestCrash:
         assert told == [JobStatus.TRAINING, JobStatus.TRAINING, JobStatus.FAILED]
         job = load(database, tenant, job_id)
         assert job.error["code"] == "engine_stalled"
-        assert job.error["message"] == "3 tries failed without a newer checkpoint: no step"
+        assert job.error["message"] == "3 attempts failed without a newer checkpoint: no step"
 
     def test_tries_and_lost_workers_are_counted_together(self, database, tenant):
         job_id, lease = training(database, tenant)

@@ -104,8 +104,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value", "named"),
         [
-            ("HOME", "~stranger/x", "home of nobody"),
-            ("MODELS", "~stranger/x", "home of nobody"),
+            ("HOME", "~stranger/x", "home of an unknown user"),
+            ("MODELS", "~stranger/x", "home of an unknown user"),
             ("ALLOWED_HOSTS", " , ", "HIFI_ALLOWED_HOSTS"),
             ("INFER_URL", "http://192.0.2.1:8001", "HIFI_INFER_TOKEN"),
         ],

@@ -142,7 +142,7 @@ class TestCheckpoints:
         assert left == []
         assert shop.status() is JobStatus.SUCCEEDED
         assert [number for kind, number in shop.events() if kind == "step"] == [1, 2, 3, 4]
-        assert len([text for text in shop.warnings() if "is gone" in text]) == 1
+        assert len([text for text in shop.warnings() if "is missing" in text]) == 1
 
     def test_one_that_is_gone_already_is_passed_over(self, shop: Shop):
         gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])

@@ -1,4 +1,4 @@
-"""``hifi infer``: predictions and merged models for the gateway, until told to stop."""
+"""``hifi infer``: run the inference process, which serves predictions and merged models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from worker.cli.process import started
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``hifi infer``: it has none, its settings are the environment's."""
+    """Describe ``hifi infer``, which has no arguments; its settings come from the environment."""
     parser.description = (
-        "Give predictions and merged models to the gateway, until SIGTERM. It keeps each backbone "
+        "Serve predictions and merged models to the gateway, until SIGTERM. It keeps each backbone "
         "in memory once, on HIFI_DEVICE, and answers inputs of many tasks in one batch. It listens "
-        "on HIFI_INFER_URL (http://host:port, or unix:///a/socket for this user alone) and asks "
-        "for HIFI_INFER_TOKEN where that is set. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS "
-        "and HIFI_ALLOW_HUB as the workers."
+        "on HIFI_INFER_URL (http://host:port, or unix:///a/socket for this user only) and requires "
+        "HIFI_INFER_TOKEN if that is set. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS and "
+        "HIFI_ALLOW_HUB as the workers."
     )
 
 

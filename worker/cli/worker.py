@@ -1,4 +1,4 @@
-"""``hifi worker``: run jobs on one device until told to stop."""
+"""``hifi worker``: run jobs on one device until it is stopped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from worker.cli.process import StartError, started
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``hifi worker``: it has none, its settings are the environment's."""
+    """Describe ``hifi worker``, which has no arguments; its settings come from the environment."""
     parser.description = (
-        "Run jobs of the tables on one device, one at a time, until SIGTERM; the job that runs "
-        "then is checkpointed and handed back. Settings come from HIFI_… variables: "
+        "Run queued jobs on one device, one at a time, until SIGTERM; the running job is then "
+        "checkpointed and returned to the queue. Settings come from HIFI_… variables: "
         "HIFI_DATABASE_URL, HIFI_BROKER_URL, HIFI_ARTIFACTS_URL, HIFI_MODELS, HIFI_DEVICE, …"
     )
 

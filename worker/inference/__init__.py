@@ -1,1 +1,1 @@
-"""The inference process: backbones in memory, answers of many tasks in one batch, merges."""
+"""The inference process: backbones in memory, batches that mix tasks, merged models."""

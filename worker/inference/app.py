@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # At work or waiting: each may have a whole model on disk until its caller has it.
 MAX_REQUESTS = 8
 _MAX_ORDER_BYTES = 1 << 14
-_MAX_PREDICTION_BYTES = 32 << 20  # twice what a gateway takes, for its own words beside the inputs
+_MAX_PREDICTION_BYTES = 32 << 20  # twice a gateway's limit, since the gateway adds fields
 _NOBODY_LISTENS = 499
 _log = structlog.get_logger(__name__)
 
@@ -49,10 +49,10 @@ def build_app(settings: Settings) -> Starlette:
     """Build the application.
 
     Args:
-        settings: its ``home`` takes what lies on disk while the application runs.
+        settings: its ``home`` holds the application's temporary files.
 
     Raises:
-        SettingsError: the artifact store's address is of no known kind.
+        SettingsError: the artifact store's URL is of an unknown kind.
     """
     storage = ArtifactStorage(settings.artifacts_url)
 
@@ -87,10 +87,10 @@ def build_app(settings: Settings) -> Starlette:
 
 
 class MergeDesk:
-    """Lets one request merge at a time and few others wait; a merge takes a model's memory.
+    """Runs one merge at a time and lets few requests wait; a merge needs the memory of a model.
 
     Args:
-        merger: does the work, in a thread.
+        merger: merges, in a thread.
     """
 
     def __init__(self, merger: Merger) -> None:
@@ -99,16 +99,16 @@ class MergeDesk:
         self._at_work = 0
 
     async def serve(self, order: DeltaOrder, request: Request) -> Response:
-        """Give the tar of a merged model; its files are gone once it was sent, or could not be.
+        """Return the tar of a merged model; its files are removed after sending, even on failure.
 
         Raises:
-            ProblemError: 429 ``too_many_requests``, or as ``Merger.merge``.
+            ProblemError: 429 ``too_many_requests``, or as in ``Merger.merge``.
         """
         if self._at_work >= MAX_REQUESTS:
             raise ProblemError(
                 "too_many_requests",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{MAX_REQUESTS} models are being merged or sent already",
+                detail=f"{MAX_REQUESTS} models are already being merged or sent",
             )
         self._at_work += 1
         try:
@@ -133,12 +133,12 @@ class MergeDesk:
 
 
 class MergedModel(StreamingResponse):
-    """The tar of a folder, which is removed when it was sent, or when the other side hung up.
+    """The tar of a folder, which is removed when the tar is sent or the client disconnects.
 
     Args:
-        folder: what to send.
-        size: of the tar.
-        on_end: called after that.
+        folder: to send.
+        size: of the tar, in bytes.
+        on_end: called after the removal.
     """
 
     def __init__(self, folder: Path, *, size: int, on_end: Callable[[], None]) -> None:
@@ -151,7 +151,7 @@ class MergedModel(StreamingResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the tar, then remove the folder."""
         try:
             with suppress(ClientDisconnect):
                 await super().__call__(scope, receive, send)
@@ -198,7 +198,7 @@ async def _health(request: Request) -> Response:
     raise ProblemError(
         "executor_ended",
         status=HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="the thread that computes has ended: start the process again",
+        detail="the thread that computes has ended: restart the process",
     )
 
 
@@ -207,7 +207,7 @@ async def _show_problem(_: Request, error: Exception) -> Response:
 
 
 async def _show_refusal(_: Request, error: Exception) -> Response:
-    """Show what the framework refuses: an unknown path or method."""
+    """Return a problem for what the framework refuses: an unknown path or method."""
     refusal = cast("HTTPException", error)
     status = HTTPStatus(refusal.status_code)
     code = status.phrase.lower().replace(" ", "_")
@@ -221,12 +221,12 @@ async def _show_hang_up(_request: Request, _error: Exception) -> Response:
 
 
 async def _show_failure(_: Request, error: Exception) -> Response:
-    """Answer what nobody foresaw; the server writes the traceback to its log."""
+    """Return a problem for an unexpected error; the server logs the traceback."""
     kind = type(error).__name__
     return problem_response(
         ProblemError(
             "internal_error",
             status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail=f"unexpected {kind}; the log of the inference process has the traceback",
+            detail=f"unexpected {kind}; the traceback is in the log of the inference process",
         )
     )

@@ -41,11 +41,11 @@ def find_backbone(settings: Settings, name: BackboneName) -> ModelSource:
     """Find a backbone by its id, or by its hub id and commit; never by a path.
 
     Args:
-        settings: where backbones are, and whether the hub may be asked.
-        name: of it.
+        settings: have the folder of backbones, and whether the hub may be used.
+        name: of the backbone.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it does not exist.
     """
     model, revision = name
     if revision is None:
@@ -60,10 +60,10 @@ def find_backbone(settings: Settings, name: BackboneName) -> ModelSource:
 
 @dataclass(frozen=True, eq=False)
 class LoadedDelta:
-    """A head delta in host memory, ready for its backbone's device.
+    """A head delta in host memory, ready to copy to its backbone's device.
 
     Attributes:
-        record: what it says about predictions.
+        record: its task, as predictions need it.
         packed: its weights.
     """
 
@@ -75,12 +75,12 @@ class ServedBackbone:
     """A bare backbone on its device.
 
     Args:
-        source: where it was found.
+        source: its folder and name.
         model: the backbone, in eval mode.
-        fingerprint: of it as stored.
+        fingerprint: of the backbone as stored.
 
     Attributes:
-        is_dropped: whether it was let go of: the tiers keep nothing of it any more.
+        is_dropped: whether it was evicted; the tiers then keep none of its deltas.
     """
 
     def __init__(self, source: ModelSource, model: PreTrainedModel, *, fingerprint: str) -> None:
@@ -94,16 +94,16 @@ class ServedBackbone:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes of its weights."""
+        """The bytes of its weights."""
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
     def load(self, delta: HeadDelta) -> LoadedDelta:
         """Lay a head delta out for this backbone.
 
         Raises:
-            BackboneMismatchError: it is another backbone's.
-            TaskNotSupportedError, TaskHeadMismatchError, DeltaFileError: no prediction can be made
-                of what it holds or says.
+            BackboneMismatchError: the delta is of another backbone.
+            TaskNotSupportedError, TaskHeadMismatchError, DeltaFileError: the delta does not allow
+                predictions.
         """
         if delta.metadata.fingerprint != self._fingerprint:
             raise BackboneMismatchError(
@@ -129,16 +129,16 @@ class ServedBackbone:
 
 
 class Backbones:
-    """Loads backbones, and keeps those that were used last. Used on one event loop.
+    """Loads backbones, and keeps the most recently used ones. Used on one event loop.
 
-    There is never more of them than the budget allows, but for a single one that is larger: before
-    one is loaded, those that nobody uses make room; where that is not enough, it waits for users to
-    end, and no new ones begin until it has its room.
+    Their total size never exceeds the budget, except for a single backbone that is larger. Before
+    a backbone is loaded, unused ones are evicted. If that is not enough, loading waits until
+    current users finish; new users wait until it has its room.
 
     Args:
-        settings: where they are, and how many bytes of them are kept.
-        device: where they compute.
-        on_drop: told of each that is let go of; nobody uses it any more.
+        settings: have the folder of backbones and the budget in bytes.
+        device: on which they compute.
+        on_drop: called with each evicted backbone, which is no longer in use.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class Backbones:
             settings.infer_backbone_bytes
         )
         self._users: Counter[BackboneName] = Counter()
-        self._reserved = 0  # bytes of those that are being loaded
-        self._door = asyncio.Lock()  # closed while one waits for room
+        self._reserved = 0  # bytes of backbones that are being loaded
+        self._door = asyncio.Lock()  # locked while a backbone waits for room
         self._freed = asyncio.Event()
         self._loads: SingleFlight[BackboneName, None] = SingleFlight()
         self._threads = FairPool(_LOADERS, most_each=1, spare=0, name="backbone")
@@ -165,25 +165,25 @@ class Backbones:
         return len(self._kept)
 
     def close(self) -> None:
-        """Begin nothing any more."""
+        """Start no further work."""
         self._threads.close()
 
     @asynccontextmanager
     async def hold(self, name: BackboneName, *, tenant: str) -> AsyncIterator[ServedBackbone]:
-        """Use a backbone for the time of a block; where it is not in memory, it is loaded first.
+        """Use a backbone during a block; load it first if it is not in memory.
 
         Args:
-            name: of it.
-            tenant: who wants it; loading is given to tenants in turn.
+            name: of the backbone.
+            tenant: for whom it is loaded; tenants take turns at loading.
 
         Raises:
-            ModelError, UnsupportedArchitectureError, OSError: there is none that can be loaded.
+            ModelError, UnsupportedArchitectureError, OSError: it cannot be loaded.
             torch.OutOfMemoryError: the device has no memory for it.
         """
         if self._door.locked():
             async with self._door:
                 pass
-        self._users[name] += 1  # before it is there, so that it is not let go of again at once
+        self._users[name] += 1  # counted before it is loaded, so that it is not evicted at once
         try:
             while (backbone := self._kept.use(name)) is None:
                 await self._loads.join(name, partial(self._load, name, tenant=tenant))
@@ -209,7 +209,7 @@ class Backbones:
         self._kept.put(name, backbone, size=backbone.nbytes)
 
     async def _reserve(self, size: int) -> None:
-        """Wait until there is room for so many bytes."""
+        """Wait until there is room for ``size`` bytes."""
         if not self._has_room(size):
             async with self._door:
                 while not self._has_room(size):
@@ -218,7 +218,7 @@ class Backbones:
         self._reserved += size
 
     def _has_room(self, size: int) -> bool:
-        """Let go of what nobody uses as far as that is needed, and say whether it was enough."""
+        """Evict unused backbones as needed; return whether there is room now."""
         taken = self._reserved + size
         for _, old in self._kept.shrink(is_used=self._users.__contains__, beside=taken):
             self._on_drop(old)

@@ -1,4 +1,4 @@
-"""Head deltas on local disk, the least recently used ones making room for others."""
+"""Cache head deltas on the local disk; evict the least recently used ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _Key: TypeAlias = tuple[str, str]  # tenant and hash
 
 
 class DeltaCache:
-    """Fetches blobs of the artifact store, and keeps the last ones.
+    """Fetches blobs from the artifact store, and keeps the most recently used ones.
 
     Args:
-        storage: where all of them are.
-        folder: of this process alone.
-        max_bytes: of what is kept; files that are in use are kept all the same.
+        storage: the artifact store.
+        folder: used by this process only.
+        max_bytes: of the kept files; files in use are kept even beyond this.
     """
 
     def __init__(self, storage: ArtifactStorage, *, folder: Path, max_bytes: int) -> None:
@@ -36,7 +36,7 @@ class DeltaCache:
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all files that are kept."""
+        """The bytes of all kept files."""
         return self._kept.held
 
     def __len__(self) -> int:
@@ -44,16 +44,16 @@ class DeltaCache:
 
     @contextmanager
     def hold(self, tenant: str, sha256: str) -> Iterator[Path]:
-        """Give a blob's file, for the time of a block. Fetching one keeps nobody from another.
+        """Yield a blob's file; it is kept during the block. Fetching one blob blocks no other.
 
         Args:
-            tenant: whose blob it is; a blob of another tenant is not found, be it the same.
+            tenant: the owner; another tenant's blob is not found, even if it is equal.
             sha256: its name and hash.
 
         Raises:
-            BlobLostError: it is not there, or damaged.
+            BlobLostError: it does not exist, or is damaged.
             ArtifactStorageError: the store cannot be reached.
-            OSError: there is no room for it here.
+            OSError: the disk has no room for it.
         """
         key = tenant, sha256
         file = self._folder / tenant / sha256
@@ -61,7 +61,7 @@ class DeltaCache:
             self._users[key] += 1
             fetching = self._fetching.setdefault(key, threading.Lock())
         try:
-            with fetching:  # one of those who want it fetches it
+            with fetching:  # only one of several callers fetches it
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._storage.fetch(tenant, sha256, to=file)

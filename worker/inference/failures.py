@@ -1,4 +1,4 @@
-"""What may go wrong with a head delta and its backbone, as problems that callers may see."""
+"""Convert failures with a head delta or its backbone to problems for callers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 @contextmanager
 def typed_problems(order: DeltaOrder) -> Iterator[None]:
-    """Turn what goes wrong into problems; what tells of this machine stays in the log.
+    """Turn errors into problems; details about this machine stay in the log.
 
     Raises:
         ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
@@ -42,10 +42,10 @@ def typed_problems(order: DeltaOrder) -> Iterator[None]:
     except BackboneMismatchError as error:
         raise _problem("backbone_mismatch", HTTPStatus.CONFLICT, str(error), error) from error
     except (ModelError, UnsupportedArchitectureError) as error:
-        detail = f"the inference process has no backbone {order.model!r} that it can load"
+        detail = f"the inference process cannot load the backbone {order.model!r}"
         raise _problem("model_not_found", HTTPStatus.NOT_FOUND, detail, error) from error
     except ArtifactStorageError as error:
-        detail = "the head delta cannot be had from the artifact store"
+        detail = "the head delta cannot be read from the artifact store"
         raise _problem(error.code, HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
     except _DISK as error:
         is_full = not isinstance(error, OSError) or error.errno in _FULL
@@ -53,7 +53,7 @@ def typed_problems(order: DeltaOrder) -> Iterator[None]:
         detail = "the inference process cannot use its disk"
         raise _problem(code, HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
     except HifiError as error:
-        detail = "the head delta cannot be read, or has no task for which a model could be built"
+        detail = "the head delta cannot be read, or does not record a task that can be served"
         raise _problem("delta_invalid", HTTPStatus.UNPROCESSABLE_ENTITY, detail, error) from error
 
 

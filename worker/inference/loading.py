@@ -1,4 +1,4 @@
-"""Head deltas on their way to the device: out of the artifact store, over the disk, into memory."""
+"""Load head deltas from the artifact store, via the local disk, into host memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from worker.inference.tiers import HostTier
 
 _Key: TypeAlias = "tuple[ServedBackbone, str]"
-# Threads that mostly wait for the artifact store. One tenant has two of them at most, and the last
-# four are for tenants that have none: blobs that hang keep nobody else from loading.
+# Threads that mostly wait for the artifact store. A tenant has at most two of them, and the last
+# four are for tenants that have none: blobs that hang do not block other tenants.
 _FETCHERS, _FETCHERS_EACH, _FETCHERS_SPARE = 8, 2, 4
-_PACKERS = 2  # threads that compute; a tenant has one of them at most
-# Head deltas in memory that no tier counts yet. Nothing that can hang is waited for meanwhile, but
-# where the disk has had to let go of a file in the moment after it came.
+_PACKERS = 2  # threads that compute; a tenant has at most one of them
+# Head deltas in memory that no tier counts yet. While one is held, nothing waits for calls that can
+# hang, unless the disk cache evicts a file right after it was fetched.
 _LOADED, _LOADED_EACH, _LOADED_SPARE = 64, 32, 16
 
 
@@ -31,8 +31,8 @@ class DeltaLoader:
     """Brings head deltas into host memory. Used on one event loop.
 
     Args:
-        deltas: on disk, and behind it the artifact store.
-        host: keeps some of them in memory.
+        deltas: the cache on disk, backed by the artifact store.
+        host: keeps some of the deltas in memory.
     """
 
     def __init__(self, *, deltas: DeltaCache, host: HostTier) -> None:
@@ -48,7 +48,7 @@ class DeltaLoader:
         self._packings: SingleFlight[_Key, LoadedDelta] = SingleFlight()
 
     def close(self) -> None:
-        """Begin nothing any more."""
+        """Start no further work."""
         for pool in (self._fetchers, self._packers):
             pool.close()
 
@@ -56,16 +56,16 @@ class DeltaLoader:
     async def loaded(
         self, order: DeltaOrder, backbone: ServedBackbone
     ) -> AsyncIterator[LoadedDelta]:
-        """Give a head delta in host memory for the time of a block.
+        """Yield a head delta in host memory.
 
         Args:
-            order: for it.
-            backbone: whose it is; the caller holds it.
+            order: names the delta.
+            backbone: of the delta; the caller holds it.
 
         Raises:
-            BlobLostError, ArtifactStorageError: it cannot be had.
-            HifiError: it is no head delta of this backbone.
-            OSError: there is no room for it on the disk.
+            BlobLostError, ArtifactStorageError: it cannot be read.
+            HifiError: it is not a head delta of this backbone.
+            OSError: the disk has no room for it.
         """
         found = self._host.find(backbone, order.key)
         if found is not None:
@@ -81,7 +81,7 @@ class DeltaLoader:
 
     def _fetch(self, order: DeltaOrder) -> None:
         with self._deltas.hold(order.tenant, order.sha256):
-            pass  # it is on the disk now
+            pass  # now it is on disk
 
     def _pack(self, order: DeltaOrder, backbone: ServedBackbone) -> LoadedDelta:
         with self._deltas.hold(order.tenant, order.sha256) as file:

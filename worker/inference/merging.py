@@ -1,4 +1,4 @@
-"""One head delta and its backbone become the files of a plain transformers model."""
+"""Merge a head delta into its backbone and write the files of a plain transformers model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Merger:
     """Merges head deltas into backbones of this machine.
 
     Args:
-        settings: where backbones are, and whether the hub may be asked.
-        deltas: where head deltas come from.
-        folder: for merged models, of this process alone.
+        settings: have the folder of backbones, and whether the hub may be used.
+        deltas: the source of head deltas.
+        folder: for merged models; used by this process only.
     """
 
     def __init__(self, settings: Settings, *, deltas: DeltaCache, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Merger:
         self._folder = folder
 
     def merge(self, order: DeltaOrder) -> Path:
-        """Merge a delta into its backbone, which must be the one it was tuned on.
+        """Merge a delta into the backbone on which it was tuned.
 
         Returns:
             A folder with the files that ``hifi merge`` writes; the caller removes it.

@@ -1,4 +1,4 @@
-"""What Prometheus reads of the inference process."""
+"""The Prometheus metrics of the inference process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass(frozen=True)
 class TierFigures:
-    """How a tier stands: the things that it keeps, and their bytes."""
+    """The state of a tier: the number of its entries, and their bytes."""
 
     count: int
     nbytes: int
@@ -37,10 +37,10 @@ class TierFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """How the process stands.
+    """The state of the process.
 
     Attributes:
-        under_way: inputs that have arrived and are not answered.
+        under_way: inputs that have arrived and are not answered yet.
         waiting: samples that wait for a batch.
         tiers: by name: ``device``, ``host``, ``disk``.
     """
@@ -51,10 +51,10 @@ class Figures:
 
 
 class Metrics:
-    """The metrics of one inference process, in a registry of its own.
+    """The metrics of one inference process, in their own registry.
 
     Args:
-        look: tells how the process stands, at each scrape.
+        look: returns the state of the process; called at each scrape.
     """
 
     def __init__(self, look: Callable[[], Figures]) -> None:
@@ -68,19 +68,19 @@ class Metrics:
         )
         self._predictions = Counter(
             "hifi_inference_predictions",
-            "Inputs by what became of them: answered, or the code of their error.",
+            "Inputs by outcome: answered, or the code of their error.",
             labelnames=("outcome",),
             registry=self._registry,
         )
         self._samples = Histogram(
             "hifi_inference_batch_samples",
-            "Samples of a pass over the backbone.",
+            "Samples per pass over the backbone.",
             buckets=_SAMPLES,
             registry=self._registry,
         )
         self._tokens = Histogram(
             "hifi_inference_batch_tokens",
-            "Tokens of a pass over the backbone, padding included.",
+            "Tokens per pass over the backbone, including padding.",
             buckets=_TOKENS,
             registry=self._registry,
         )
@@ -93,18 +93,18 @@ class Metrics:
         self._tokens.observe(tokens)
 
     def observe_request(self, answers: list[Answer], seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count an answered request."""
         self._latency.observe(seconds)
         for answer in answers:
             error = answer.get("error")
             self._predictions.labels(_ANSWERED if error is None else error["code"]).inc()
 
     def observe_refusal(self, code: str, inputs: int) -> None:
-        """Count the inputs of a request that was refused whole."""
+        """Count the inputs of a request that was refused as a whole."""
         self._predictions.labels(code).inc(inputs)
 
     def collect(self) -> Iterator[Metric]:
-        """Give each number of the process its name, as a collector of the registry."""
+        """Yield the gauges of the process, as a collector of the registry."""
         figures = self._look()
         yield GaugeMetricFamily(
             "hifi_inference_under_way",
@@ -127,5 +127,5 @@ class Metrics:
         yield nbytes
 
     def render(self) -> bytes:
-        """Write all metrics in Prometheus' text format 0.0.4."""
+        """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)

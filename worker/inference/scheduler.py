@@ -1,4 +1,4 @@
-"""Who is computed next: batches of similar length, full or old enough, fair to every tenant."""
+"""Form batches of samples of similar length, fairly between tenants."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Generic, TypeVar
 
 Work = TypeVar("Work")
 
-# Of a batch's tokens, padding included, the share that must be real. Lengths of MRPC's pairs, 1,024
+# The least share of real tokens in a batch; the rest is padding. Lengths of MRPC's pairs, 1,024
 # tasks, batches of 1,024 tokens, in a simulation of two CPU cores (10 ms a pass, 0.36 ms a token):
 # 0.6, 0.7, 0.8, 0.9 and 0.95 give 37, 38, 42, 46 and 48 samples a second, and at 31/s a p95 of 371,
-# 324, 244, 207 and 211 ms; with 1 it is 314.
+# 324, 244, 207 and 211 ms; with 1 it is 314 ms.
 _LEAST_FILL = 0.9
 
-# Batches of which one begins with the oldest sample of all. A tenant that asks for more than its
-# share may have no turn for long, and its samples of a rare length suit no other's batch. In the
-# same simulation, of 128 clients that ask without a pause, a tenant with a seventh of the load
-# waits 36 s at most, and with one of 4 31 s; without this and the next bound it was 79 s.
+# One of this many batches begins with the oldest sample of all. A tenant that sends more than its
+# share may get no turn for long, and its samples of a rare length fit no other tenant's batch. In
+# the same simulation, with 128 clients that send without pause, a tenant with a seventh of the load
+# waits 36 s at most, and 31 s with one of 4 batches; without this and the next bound it was 79 s.
 _OLDEST_EVERY = 8
 
-# Batches' tokens that a tenant may be ahead. It gets more than its turns where nobody else's
-# samples suit a batch; without a bound it would pay for that long after.
+# How far a tenant's account may be ahead, in batches of tokens. It gets more than its share while
+# no other tenant's samples fit a batch; without a bound it would pay for that long afterwards.
 _MOST_AHEAD = 4
 
 
@@ -35,10 +35,10 @@ class Ticket(Generic[Work]):
     """One sample that waits to be computed.
 
     Attributes:
-        group: only samples of one group can be in a batch: a backbone.
-        tenant: whose it is.
+        group: the backbone; a batch has samples of one group only.
+        tenant: the owner.
         length: in tokens.
-        work: for whoever computes it.
+        work: passed to the thread that computes it.
         came_at: by the scheduler's clock.
     """
 
@@ -50,21 +50,21 @@ class Ticket(Generic[Work]):
 
 
 class Scheduler(Generic[Work]):
-    """Puts samples into batches.
+    """Forms batches of samples.
 
-    The next batch begins with the oldest sample of the tenants whose turn it is: of all that wait
-    those that have had the fewest tokens computed, or at most a batch's tokens more (nobody saves
-    up turns while nothing of theirs waits). To it come further samples, each of the tenant that has
-    had the fewest by then, as long as the batch stays within its tokens and little of it is
-    padding. So a tenant with one sample waits for a batch or two, however many samples the others
-    have. One batch of eight begins with the oldest sample of all, whoever's it is: one that suits
-    no other is not passed over for ever.
+    Each tenant has an account of computed tokens. The next batch begins with the oldest sample of
+    the tenants in turn: those that wait with the smallest account, or at most a batch of tokens
+    more. Tenants do not save up turns while they have nothing waiting. Further samples are added,
+    each from the tenant with the smallest account at that point, as long as the batch stays within
+    its limit of tokens and has little padding. So a tenant with one sample waits for a batch or
+    two, however many samples the others have. One batch in eight begins with the oldest sample of
+    all tenants, so that a sample that fits no batch does not wait forever.
 
-    Used by any number of threads.
+    May be used by any number of threads.
 
     Args:
-        max_tokens: of a batch, padding included; a single longer sample makes a batch of its own.
-        max_wait_seconds: that a sample waits for others, where nothing else is to be computed.
+        max_tokens: of a batch, including padding; a single longer sample is a batch by itself.
+        max_wait_seconds: how long a sample waits for others if nothing else is being computed.
         clock: in seconds.
     """
 
@@ -79,19 +79,19 @@ class Scheduler(Generic[Work]):
         self._max_wait = max_wait_seconds
         self._clock = clock
         self._changed = threading.Condition()
-        self._queues: dict[str, deque[Ticket[Work]]] = {}  # of tenants for whom something waits
-        self._tokens: dict[str, float] = {}  # virtual: what each has had, or would have had
-        self._now = 0.0  # virtual: of the tenant that was last
+        self._queues: dict[str, deque[Ticket[Work]]] = {}  # of tenants with waiting samples
+        self._tokens: dict[str, float] = {}  # virtual: each tenant's account
+        self._now = 0.0  # virtual: the account of the last tenant
         self._is_closed = False
-        self._formed = 0  # batches
+        self._formed = 0  # number of batches
 
     def __len__(self) -> int:
-        """Count the samples that wait."""
+        """Return the number of waiting samples."""
         with self._changed:
             return sum(map(len, self._queues.values()))
 
     def add(self, tickets: Collection[Ticket[Work]]) -> None:
-        """Let samples wait for their turn."""
+        """Add samples to the queues."""
         with self._changed:
             now = self._clock()
             for ticket in tickets:
@@ -105,7 +105,7 @@ class Scheduler(Generic[Work]):
             self._changed.notify()
 
     def withdraw(self, tickets: Collection[Ticket[Work]]) -> None:
-        """Take samples back; those that are in a batch already are computed all the same."""
+        """Remove samples; those that are already in a batch are computed nevertheless."""
         gone = set(map(id, tickets))
         with self._changed:
             for tenant in {ticket.tenant for ticket in tickets}:
@@ -113,7 +113,7 @@ class Scheduler(Generic[Work]):
                 self._replace(tenant, left)
 
     def close(self) -> None:
-        """Let no batch begin any more."""
+        """Start no further batch."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -122,7 +122,7 @@ class Scheduler(Generic[Work]):
         """Wait for a batch.
 
         Returns:
-            At least one sample; none where the scheduler is closed.
+            At least one sample; none if the scheduler is closed.
         """
         with self._changed:
             while not self._is_closed:
@@ -136,7 +136,7 @@ class Scheduler(Generic[Work]):
             return []
 
     def _patience(self) -> float:
-        """Tell how many seconds the next batch may still wait for more samples."""
+        """Return how many seconds the next batch may still wait for more samples."""
         waiting = sum(ticket.length for queue in self._queues.values() for ticket in queue)
         if waiting >= self._max_tokens:
             return 0.0
@@ -147,7 +147,7 @@ class Scheduler(Generic[Work]):
         """Take the next batch out of the queues."""
         self._formed += 1
         self._now = min(self._tokens[tenant] for tenant in self._queues)
-        limit = self._now + self._max_tokens  # of a tenant that has a turn
+        limit = self._now + self._max_tokens  # the largest account of a tenant in turn
         most = self._now + _MOST_AHEAD * self._max_tokens
         first = self._find_first(limit if self._formed % _OLDEST_EVERY else math.inf)
         batch = _Batch[Work](max_tokens=self._max_tokens)
@@ -168,7 +168,7 @@ class Scheduler(Generic[Work]):
         return batch.tickets
 
     def _find_first(self, limit: float) -> str:
-        """Find the oldest sample's tenant, among those that have had so many tokens at most."""
+        """Return the tenant of the oldest sample among tenants with accounts up to ``limit``."""
         turns = [tenant for tenant in self._queues if self._tokens[tenant] <= limit]
         return min(turns, key=lambda tenant: self._queues[tenant][0].came_at)
 
@@ -179,9 +179,9 @@ class Scheduler(Generic[Work]):
             self._queues.pop(tenant, None)
 
     def _forget_idle(self) -> None:
-        """Forget tenants whose account says no more than that of one who has just come.
+        """Forget tenants whose account is not above that of a new tenant.
 
-        Where nothing waits any more, nobody is ahead of anybody.
+        When nothing waits any more, all accounts are equal.
         """
         if not self._queues:
             self._now = max(self._tokens.values(), default=self._now)
@@ -193,7 +193,7 @@ class Scheduler(Generic[Work]):
 
 
 class _Batch(Generic[Work]):
-    """A batch that is being put together."""
+    """A batch under construction."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self.tickets: list[Ticket[Work]] = []
@@ -221,7 +221,7 @@ class _Batch(Generic[Work]):
 
 
 class _Line(Generic[Work]):
-    """One tenant's queue while a batch is put together: gone through once, in order."""
+    """One tenant's queue while a batch is formed; iterated once, in order."""
 
     def __init__(self, queue: deque[Ticket[Work]]) -> None:
         self._ahead = queue
@@ -236,6 +236,6 @@ class _Line(Generic[Work]):
         return None
 
     def rest(self) -> deque[Ticket[Work]]:
-        """Give those that were not taken, in their order."""
+        """Return the samples that were not taken, in order."""
         self._passed.extend(self._ahead)
         return self._passed

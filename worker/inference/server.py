@@ -1,4 +1,4 @@
-"""The inference process as a server: its socket, its signals, and a clean end."""
+"""Run the inference process as a server: socket, signals, and clean shutdown."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from store.settings import Settings
 
 _BACKLOG = 128
-_GRACE_SECONDS = 10  # for models that are on their way when the process is to end
-_OWNER_ONLY = 0o177  # what a umask takes away
+_GRACE_SECONDS = 10  # to finish sending models at shutdown
+_OWNER_ONLY = 0o177  # the permission bits that the umask clears
 
 
 def run_inference(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        settings: from the environment; ``infer_url`` says where to listen.
+        settings: from the environment; ``infer_url`` is the address to listen on.
 
     Raises:
-        SettingsError: it cannot be listened there, or the artifact store's address is of no known
+        SettingsError: the address cannot be used, or the artifact store's URL is of an unknown
             kind.
         KeyboardInterrupt: after Ctrl-C.
     """
@@ -42,7 +42,7 @@ def run_inference(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                log_config=None,  # one stream for all, set up by the caller
+                log_config=None,  # the caller has configured one stream for all logs
                 access_log=False,
                 server_header=False,
                 ws="none",
@@ -50,7 +50,7 @@ def run_inference(settings: Settings) -> None:
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
-        # uvicorn ends in order and then raises the signal again, for those who want to die of it.
+        # uvicorn shuts down cleanly and then raises the signal again; it is ignored here.
         signal.signal(signal.SIGTERM, _ignore)
         server.run(sockets=[listener])
 
@@ -64,21 +64,21 @@ def listen(url: str) -> Iterator[socket.socket]:
     """Open the socket that a URL names.
 
     Args:
-        url: ``http://host:port``, or ``unix:///path``: then only this user may connect. What an
-            earlier process has left at the path is replaced, a living one's socket is not.
+        url: ``http://host:port``, or ``unix:///path``, which only this user may connect to. The
+            socket that a dead process left at the path is replaced, that of a live one is not.
 
     Yields:
-        The listening socket; closed at the end, and its path removed.
+        The listening socket; at the end it is closed and its path removed.
 
     Raises:
-        SettingsError: the URL says something else, or the address is taken or not ours to take.
+        SettingsError: the URL is of another kind, or the address is taken or not permitted.
     """
     path = _socket_path(url)
     try:
         listener = _listen_on(url) if path is None else _listen_at(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"HIFI_INFER_URL={url} cannot be listened on: {reason}") from error
+        raise SettingsError(f"cannot listen on HIFI_INFER_URL={url}: {reason}") from error
     with listener:
         try:
             yield listener
@@ -96,7 +96,7 @@ def _socket_path(url: str) -> Path | None:
 def _listen_on(url: str) -> socket.socket:
     address = urlsplit(url)
     if address.scheme != "http" or not address.hostname or address.port is None:
-        raise ValueError("http://host:port or unix:///a/socket is needed")
+        raise ValueError("must be http://host:port or unix:///a/socket")
     family = socket.AF_INET6 if ":" in address.hostname else socket.AF_INET
     place = (address.hostname, address.port)
     return socket.create_server(place, family=family, backlog=_BACKLOG)
@@ -106,7 +106,7 @@ def _listen_at(path: Path) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftover(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(_OWNER_ONLY)  # from its first moment on: a chmod would come too late
+    before = os.umask(_OWNER_ONLY)  # a later chmod would leave a gap
     try:
         listener.bind(str(path))
         listener.listen(_BACKLOG)
@@ -119,11 +119,11 @@ def _listen_at(path: Path) -> socket.socket:
 
 
 def _remove_leftover(path: Path) -> None:
-    """Remove a socket on which nobody listens any more."""
+    """Remove a socket on which no process listens any more."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError("something other than a socket is there")
+            raise FileExistsError("the path exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise FileExistsError("another process listens there")
+                raise FileExistsError("another process is listening there")
         path.unlink()

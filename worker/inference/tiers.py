@@ -1,6 +1,6 @@
-"""Where head deltas are kept: on the device, in host memory; the least recently used go first.
+"""Two tiers of head deltas, device and host memory; each evicts the least recently used first.
 
-The third tier, the local disk before the artifact store, is :mod:`worker.inference.deltas`.
+The third tier, the local disk in front of the artifact store, is :mod:`worker.inference.deltas`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from hifi.serving.prediction import TaskRecord
     from worker.inference.backbones import LoadedDelta, ServedBackbone
 
-DeltaKey: TypeAlias = str  # tenant and content: the same delta under any job's id, and no other
+DeltaKey: TypeAlias = str  # tenant and content hash, so one key per delta for all jobs
 _Entry: TypeAlias = "tuple[ServedBackbone, DeltaKey]"
 
 
 class HostTier:
-    """Head deltas in host memory, pinned where the device is a GPU.
+    """Head deltas in host memory, pinned if the device is a GPU.
 
     Args:
-        max_bytes: of all of them; with 0 none is kept, as on a CPU, where the device's memory is
-            the same.
+        max_bytes: of all deltas together. 0 keeps none, as on a CPU, where host and device memory
+            are the same.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -37,19 +37,19 @@ class HostTier:
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all that are kept."""
+        """The bytes of all kept deltas."""
         return self._kept.held
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def find(self, backbone: ServedBackbone, key: DeltaKey) -> LoadedDelta | None:
-        """Give a head delta that is here; now it is the one used last."""
+        """Return a head delta if it is here, and mark it as most recently used."""
         with self._lock:
             return self._kept.use((backbone, key))
 
     def keep(self, backbone: ServedBackbone, key: DeltaKey, loaded: LoadedDelta) -> None:
-        """Keep a head delta, as far as there is room."""
+        """Keep a head delta if there is room."""
         with self._lock:
             if backbone.is_dropped:
                 return
@@ -57,7 +57,7 @@ class HostTier:
             self._kept.shrink(is_used=lambda _: False)
 
     def drop(self, backbone: ServedBackbone) -> None:
-        """Let go of all of a backbone's head deltas."""
+        """Evict all of a backbone's head deltas."""
         with self._lock:
             backbone.is_dropped = True
             for entry in [entry for entry in self._kept if entry[0] is backbone]:
@@ -66,12 +66,12 @@ class HostTier:
 
 @dataclass(frozen=True)
 class Placement:
-    """What became of the head deltas that a batch wants.
+    """The result of placing a batch's head deltas.
 
     Attributes:
         ready: on the device.
-        later: here, but there is no room for them beside those that are ready.
-        missing: not here: they have to be loaded first.
+        later: in memory, but there is no room for them next to those that are ready.
+        missing: not in memory; they must be loaded first.
     """
 
     ready: frozenset[DeltaKey]
@@ -82,29 +82,28 @@ class Placement:
 class DeviceTier:
     """Head deltas on the device, in slots of their backbone's bank.
 
-    One thread alone places them. Looking for one never waits for a copy to the device.
+    Only one thread places them. Looking one up never waits for a copy to the device.
 
     Args:
-        max_bytes: of all slots, free ones included. A single delta that is larger is placed all the
-            same.
+        max_bytes: of all slots, including free ones. A single larger delta is placed nevertheless.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._banks: set[HeadBank] = set()
-        self._placed: dict[_Entry, TaskRecord] = {}  # the least recently used first
+        self._placed: dict[_Entry, TaskRecord] = {}  # least recently used first
 
     @property
     def nbytes(self) -> int:
-        """Add up the bytes of all slots."""
+        """The bytes of all slots."""
         return self._held()
 
     def __len__(self) -> int:
         return len(self._placed)
 
     def find(self, backbone: ServedBackbone, key: DeltaKey) -> TaskRecord | None:
-        """Tell of a head delta that is here; now it is the one used last."""
+        """Return the record of a head delta if it is here, and mark it as most recently used."""
         with self._lock:
             return self._use((backbone, key))
 
@@ -115,22 +114,22 @@ class DeviceTier:
         *,
         packed: Mapping[DeltaKey, PackedDelta],
     ) -> Placement:
-        """See that head deltas are on the device, as many as there is room for.
+        """Place head deltas on the device, as many as there is room for.
 
         Args:
-            backbone: whose they are.
-            wanted: all that a batch uses.
-            packed: in host memory, as far as they are there.
+            backbone: of the deltas.
+            wanted: all deltas that a batch uses.
+            packed: those of them that are in host memory.
 
         Returns:
-            At least one of them is ready or missing. Of a backbone that was dropped all are
+            At least one of the deltas is ready or missing. If the backbone was evicted, all are
             missing.
 
         Raises:
-            torch.OutOfMemoryError: the device has no room for one of them, not even alone.
+            torch.OutOfMemoryError: the device has no room for a delta, even alone.
         """
         with self._lock:
-            if backbone.is_dropped:  # its last user gave up while a batch was formed
+            if backbone.is_dropped:  # its last user cancelled while a batch was formed
                 return Placement(frozenset(), frozenset(), frozenset(wanted))
             self._banks.add(backbone.bank)
             ready = {key for key in wanted if self._use((backbone, key)) is not None}
@@ -145,7 +144,7 @@ class DeviceTier:
         return Placement(frozenset(ready), frozenset(later), frozenset(missing))
 
     def drop(self, backbone: ServedBackbone) -> None:
-        """Let go of a backbone and of all its head deltas."""
+        """Evict all head deltas of a backbone and release its bank."""
         with self._lock:
             backbone.is_dropped = True
             self._banks.discard(backbone.bank)
@@ -182,10 +181,10 @@ class DeviceTier:
         *,
         keep: Collection[DeltaKey],
     ) -> bool:
-        """Put a head delta into a bank if there is room beside those of the backbone that are kept.
+        """Put a head delta into a bank if there is room next to the backbone's kept deltas.
 
-        Others may use the device's memory too: where it ends before the budget does, head deltas
-        make room as at the budget's end.
+        Other processes may use the device's memory too. If memory runs out before the budget does,
+        head deltas are evicted as if the budget were reached.
         """
         while self._make_room(backbone, packed, keep=keep):
             try:
@@ -202,21 +201,20 @@ class DeviceTier:
     def _make_room(
         self, backbone: ServedBackbone, packed: PackedDelta, *, keep: Collection[DeltaKey]
     ) -> bool:
-        """Find a slot, or room for one, without touching those of the backbone that are kept.
+        """Find a free slot, or room for a new one, without evicting the backbone's kept deltas.
 
-        A slot that becomes free is taken as it is where the next delta is of the same layout: then
-        nothing is allocated.
+        A freed slot is reused if the next delta has the same layout; then nothing is allocated.
         """
         while (
             not backbone.bank.has_free_slot(packed.layout)
             and self._held() + packed.nbytes > self._max_bytes
         ):
             if not (self._release_free_slots() or self._evict(backbone, keep=keep)):
-                return not keep  # alone it is placed all the same
+                return not keep  # a single delta is placed nevertheless
         return True
 
     def _evict(self, backbone: ServedBackbone, *, keep: Collection[DeltaKey]) -> bool:
-        """Let the least recently used head delta go that is not to be kept; False without one."""
+        """Evict the least recently used head delta not in ``keep``; return False without one."""
         with self._lock:
             victims = (e for e in self._placed if not (e[0] is backbone and e[1] in keep))
             victim = next(victims, None)

@@ -1,4 +1,4 @@
-"""Turns at what few can have at once, tenant after tenant; and doing a thing once for all."""
+"""Fair sharing of scarce places between tenants, and work that is done once for all callers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _Done = TypeVar("_Done")
 
 
 class Turns:
-    """Lets so many be at something at once; where more want to be, tenants take turns.
+    """A semaphore with a limited number of turns, for which tenants wait round-robin.
 
-    So a tenant's first turn waits for no more than one of each other's, however many they want.
+    A tenant's first turn waits for at most one turn of each other tenant, however many they want.
     Used on one event loop.
 
     Args:
-        most: at once.
-        most_each: of one tenant, so that what hangs of one leaves room for the others.
-        spare: so many are left to tenants that have none, so that what hangs of a few does, too.
+        most: turns at a time.
+        most_each: turns of one tenant, so that hanging work of one leaves room for the others.
+        spare: turns reserved for tenants that hold none, so that hanging work of a few does too.
     """
 
     def __init__(self, most: int, *, most_each: int, spare: int) -> None:
@@ -31,11 +31,13 @@ class Turns:
         self._most_each = most_each
         self._spare = spare
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next comes first
+        self._waiting: dict[
+            str, deque[asyncio.Future[None]]
+        ] = {}  # the next tenant in turn comes first
 
     @asynccontextmanager
     async def hold(self, tenant: str) -> AsyncIterator[None]:
-        """Have a turn for the time of a block."""
+        """Hold a turn during a block."""
         await self.take(tenant)
         try:
             yield
@@ -43,7 +45,7 @@ class Turns:
             self.give_back(tenant)
 
     async def take(self, tenant: str) -> None:
-        """Wait for a turn, and have it until it is given back."""
+        """Wait for a turn; hold it until :meth:`give_back`."""
         if self._may_have(tenant):
             self._grant(tenant)
             return
@@ -54,15 +56,15 @@ class Turns:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._forget(tenant, turn)
-            else:  # it came at the same moment
+            else:  # the turn was granted at the same moment
                 self.give_back(tenant)
             raise
 
     def give_back(self, tenant: str) -> None:
-        """Let the next who waits have the turn."""
+        """Release a turn to the next waiting tenant."""
         self._free += 1
         self._held[tenant] -= 1
-        if not self._held[tenant]:  # tenants that hold nothing are not remembered
+        if not self._held[tenant]:  # forget tenants that hold nothing
             del self._held[tenant]
         while (following := next(filter(self._may_have, self._waiting), None)) is not None:
             self._grant_next(following)
@@ -75,8 +77,8 @@ class Turns:
         turns = self._waiting.pop(tenant)
         turn = turns.popleft()
         if turns:
-            self._waiting[tenant] = turns  # behind the others
-        if not turn.done():  # one that is being given up is only forgotten
+            self._waiting[tenant] = turns  # at the end of the line
+        if not turn.done():  # a cancelled one is only removed
             self._grant(tenant)
             turn.set_result(None)
 
@@ -93,12 +95,12 @@ class Turns:
 
 
 class FairPool:
-    """Runs work in a few threads, given to tenants in turn. Used on one event loop.
+    """Runs work in a few threads, which tenants get in turn. Used on one event loop.
 
     Args:
-        threads: how many.
-        most_each: of one tenant.
-        spare: threads that are left to tenants that have none.
+        threads: the number of threads.
+        most_each: the most threads of one tenant.
+        spare: threads reserved for tenants that use none.
         name: of the threads.
     """
 
@@ -107,17 +109,17 @@ class FairPool:
         self._turns = Turns(threads, most_each=most_each, spare=spare)
 
     async def run(self, work: Callable[[], _Done], *, tenant: str) -> _Done:
-        """Give what the work gives; where that is not waited for, it has its thread all the same.
+        """Run work in a thread and return its result; a cancelled caller does not free the thread.
 
         Args:
-            work: done in a thread.
-            tenant: whose it is.
+            work: called in a thread.
+            tenant: for whom it is done.
         """
         loop = asyncio.get_running_loop()
         await self._turns.take(tenant)
 
         def leave(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits
                 loop.call_soon_threadsafe(partial(self._turns.give_back, tenant))
 
         future = self._pool.submit(work)
@@ -125,28 +127,28 @@ class FairPool:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Begin nothing any more; what is under way ends by itself."""
+        """Start no further work; running work finishes by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class SingleFlight(Generic[_Key, _Done]):
-    """Does what several want at once a single time. Used on one event loop.
+    """Does work once for all callers that want it at the same time. Used on one event loop.
 
-    It goes on when those who wait for it give up: others will want it.
+    The work continues if its callers are cancelled, since others may want its result.
     """
 
     def __init__(self) -> None:
         self._tasks: dict[_Key, asyncio.Task[_Done]] = {}
 
     async def join(self, key: _Key, work: Callable[[], Coroutine[None, None, _Done]]) -> _Done:
-        """Wait for the work of a key, which is begun where nobody has begun it.
+        """Wait for the work of a key; start it if it is not running.
 
         Args:
-            key: tells one work from another.
-            work: begins it.
+            key: identifies the work.
+            work: starts it.
         """
         task = self._tasks.get(key)
-        if task is None or task.done():  # and has not been taken out yet
+        if task is None or task.done():  # done but not removed yet
             task = self._tasks[key] = asyncio.create_task(work())
             task.add_done_callback(partial(self._end, key))
         return await asyncio.shield(task)
@@ -155,4 +157,4 @@ class SingleFlight(Generic[_Key, _Done]):
         if self._tasks.get(key) is task:
             del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # whoever still waits for it sees it, perhaps nobody
+            task.exception()  # mark it as retrieved: perhaps no caller is left to see it

@@ -93,12 +93,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Sequential])
     def test_what_is_no_transformers_model(self, wrap):
-        with pytest.raises(UnsupportedArchitectureError, match="supported are: bert"):
+        with pytest.raises(UnsupportedArchitectureError, match="supported architectures: bert"):
             describe(wrap(tiny_model("bert")))
 
     def test_a_model_that_peft_has_wrapped(self):
         config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
-        with pytest.raises(UnsupportedArchitectureError, match="supported are: bert"):
+        with pytest.raises(UnsupportedArchitectureError, match="supported architectures: bert"):
             describe(get_peft_model(tiny_model("bert"), config))
 
     def test_cross_attention(self):

@@ -114,7 +114,7 @@ class TestTune:
     def test_what_was_understood_is_told_in_a_line(self, backbone, data, tmp_path, capsys):
         more = ["--epochs", "1", "--precision", "bfloat16"]
         assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
-        told = "classification of text by label (2 classes: 0, 1); 48 rows, 12 of validation; "
+        told = "classification of text by label (2 classes: 0, 1); 48 rows, 12 validation rows; "
         assert f"\n{told}bfloat16 on cpu\n" in capsys.readouterr().err
 
     def test_a_result_that_is_one_class_is_remarked_on(self, backbone, data, tmp_path, capsys):

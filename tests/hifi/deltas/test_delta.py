@@ -222,7 +222,7 @@ class TestRefusedMerge:
         hand_made_delta(model).save(tmp_path / "d", encoding=encoding)
         delta = HeadDelta.load(tmp_path / "d")
         delta.merge(model)
-        self.refused(delta, model, BackboneMismatchError, "merge back what it displaced")
+        self.refused(delta, model, BackboneMismatchError, "merging back what it displaced")
 
     def test_another_architecture(self):
         delta = hand_made_delta(tiny_model("bert"))
@@ -414,7 +414,7 @@ class TestComputeDtype:
         delta = HeadDelta.load(tmp_path / "d")
         model = tiny_model("bert", dtype=narrow)
         wanted, found = (str(dtype).removeprefix("torch.") for dtype in (wide, narrow))
-        match = f"in {wanted}, and the model is {found} .*dtype=torch.{wanted}"
+        match = f"in {wanted}, but the model is {found} .*dtype=torch.{wanted}"
         with pytest.raises(BackboneMismatchError, match=match):
             delta.with_base(model)
         with pytest.raises(BackboneMismatchError, match=match):

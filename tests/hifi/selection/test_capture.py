@@ -303,12 +303,14 @@ class TestRun:
         layer = model.bert.encoder.layer[index]
         once = layer.forward
         layer.forward = lambda *args, **kwargs: (once(*args, **kwargs), once(*args, **kwargs))[1]
-        with pytest.raises(CaptureError, match=rf"layer {index} ran when layer {index + 1} of 3"):
+        with pytest.raises(
+            CaptureError, match=rf"layer {index} ran instead of layer {index + 1} of 3"
+        ):
             capture(model, tiny_batch("bert"))
 
     @pytest.mark.parametrize(
         ("index", "message"),
-        [(1, "layer 2 ran when layer 1 of 3 was due"), (2, "showed 2 of 3 layers")],
+        [(1, "layer 2 ran instead of layer 1 of 3"), (2, "ran 2 of 3 layers")],
     )
     def test_refuses_a_pass_without_a_layer(self, index, message):
         model = tiny_model("bert")
@@ -321,7 +323,7 @@ class TestRun:
         layers = model.bert.encoder.layer
         with capture_head_outputs(model, on_head_output=lambda *_: None) as run:
             model.bert.encoder.layer = torch.nn.ModuleList([layers[1], layers[0], layers[2]])
-            with pytest.raises(CaptureError, match="layer 1 ran when layer 0"):
+            with pytest.raises(CaptureError, match="layer 1 ran instead of layer 0"):
                 run(tiny_batch("bert"))
 
     @pytest.mark.parametrize(

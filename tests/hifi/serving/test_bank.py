@@ -465,7 +465,7 @@ class TestRefusals:
         model = bare("bert")
         packed = HeadBank(model).pack(several("bert")["a"].delta)
         bank = HeadBank(model)
-        with pytest.raises(InvalidArgumentError, match="this bank has packed"):
+        with pytest.raises(InvalidArgumentError, match="this bank packed"):
             bank.put("x", packed)
         assert len(bank) == bank.nbytes == 0
 

@@ -158,8 +158,8 @@ class TestRefusals:
             ({**JOB, "model": SHA[2], "train": SHA[0]}, "another model, another train"),
             ({"model": SHA[0], "epochs": "3"}, "another train"),
             ({**JOB, "validation": SHA[2]}, "another validation"),
-            ({**JOB, "epochs": "4"}, "epochs 3 and not 4"),
-            ({**JOB, "epochs": "4", "train": SHA[2]}, "another train, epochs 3 and not 4"),
+            ({**JOB, "epochs": "4"}, "epochs 3, not 4"),
+            ({**JOB, "epochs": "4", "train": SHA[2]}, "another train, epochs 3, not 4"),
         ],
     )
     def test_another_job_is_refused_by_what_differs(self, job: dict, named: str):

@@ -126,7 +126,7 @@ class TestPause:
         assert file_of(run(bert, checkpoint_dir=folder), tmp_path) == undisturbed
 
     def test_without_a_folder_nothing_is_kept(self, bert: Path):
-        with pytest.raises(JobPaused, match="nothing was kept") as caught:
+        with pytest.raises(JobPaused, match="nothing was saved") as caught:
             run(bert, on_event=stop_at("step", 1, Control.PAUSE))
         assert caught.value.checkpoint is None
 
@@ -253,13 +253,13 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"learning_rate": 1e-3}, r"\(learning_rate 0.0003 and not 0.001\)"),
-            ({"seed": 1}, r"\(seed 0 and not 1\)"),
-            ({"k": 2}, r"\(k 1 and not 2\)"),
+            ({"learning_rate": 1e-3}, r"\(learning_rate 0.0003, not 0.001\)"),
+            ({"seed": 1}, r"\(seed 0, not 1\)"),
+            ({"k": 2}, r"\(k 1, not 2\)"),
             ({"train": text_rows(24, seed=7)}, "another train"),
             ({"validation": None}, "another validation"),
             ({"metric": "f1"}, "another task"),
-            ({"precision": "bfloat16"}, 'another model, precision "float32" and not "bfloat16"'),
+            ({"precision": "bfloat16"}, 'another model, precision "float32", not "bfloat16"'),
         ],
     )
     def test_of_another_run_are_refused(self, change: dict, named: str, bert: Path, tmp_path: Path):

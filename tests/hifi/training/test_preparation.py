@@ -99,8 +99,8 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("kind", "words"),
         [
-            ("text", "is of architecture 'vit', which does not read texts"),
-            ("image", "is of architecture 'bert', which does not read images"),
+            ("text", "has the architecture 'vit', which does not read texts"),
+            ("image", "has the architecture 'bert', which does not read images"),
         ],
     )
     def test_a_model_that_does_not_read_the_inputs(self, kind: str, words: str, tmp_path: Path):
@@ -119,7 +119,7 @@ class TestPrepare:
         )
         numbers = [{"text": "a", "other": "b", "score": 0.5}] * 3
         assert make(bert, train=numbers, validation=numbers).summary() == (
-            "regression of text and other by score; 3 rows, 3 of validation; float32 on cpu"
+            "regression of text and other by score; 3 rows, 3 validation rows; float32 on cpu"
         )
 
 

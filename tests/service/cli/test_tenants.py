@@ -135,7 +135,7 @@ class TestTenants:
     def test_a_name_that_is_taken_is_one_line(self, ask, capsys):
         ask("create", "acme")
         assert main(["tenants", "create", "acme"]) == 1
-        assert "there is a tenant 'acme' already" in capsys.readouterr().err
+        assert "a tenant named 'acme' already exists" in capsys.readouterr().err
 
 
 class TestTables:

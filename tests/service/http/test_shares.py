@@ -18,7 +18,7 @@ def share():
 class TestShare:
     def test_one_more_is_refused_with_the_limit(self, share):
         with share.hold("ten_a"), share.hold("ten_a"):
-            with pytest.raises(ProblemError, match="2 things") as raised, share.hold("ten_a"):
+            with pytest.raises(ProblemError, match="2 open things") as raised, share.hold("ten_a"):
                 raise AssertionError("it was held")
             assert (raised.value.status, raised.value.code) == (429, "too_many_things")
 
