@@ -1,1 +1,1 @@
-"""The history of the tables; ``store.schema`` runs it."""
+"""The history of the tables; ``store.database.schema`` runs it."""

@@ -1,4 +1,4 @@
-"""The environment of Alembic: run the revisions in the transaction that ``store.schema`` began."""
+"""Alembic's environment: revisions run in the transaction that ``store.database.schema`` began."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ from service.operations.metrics import Metrics
 from service.operations.readiness import Readiness
 from service.pages import dashboard, documentation
 from service.tenants import routes as tenants
-from store.database import Database
+from store.database.connection import Database
+from store.database.schema import check
 from store.queue import TokenPublisher, make_app
-from store.schema import check
 from store.storage import ArtifactStorage
 from store.tenants import ensure_tenant
 

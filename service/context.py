@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from service.http.shares import Shares
-    from store.database import Database
+    from store.database.connection import Database
     from store.queue import TokenPublisher
     from store.settings import Settings
     from store.storage import ArtifactStorage

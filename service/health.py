@@ -18,12 +18,12 @@ import sqlalchemy as sa
 
 from service.embedded.home import inference_socket
 from service.embedded.listening import reachable_host
-from store.database import OUTAGES, Database, database_now
+from store.database.connection import OUTAGES, Database, database_now
 from store.errors import StoreError
+from store.jobs.workers import LIVE_SECONDS
 from store.machine import machine_name
 from store.settings import read_settings
 from store.tables import Worker
-from store.workers import LIVE_SECONDS
 
 if TYPE_CHECKING:
     from store.settings import Settings

@@ -21,7 +21,7 @@ from service.inference.documents import (
     PredictionRequest,
 )
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
-from store.spec import JobSpec
+from store.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

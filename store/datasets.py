@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from store.database import database_now
+from store.database.connection import database_now
+from store.database.identifiers import new_identifier
+from store.database.pages import Page, newest_first
 from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError, found
-from store.identifiers import new_identifier
-from store.pages import Page, newest_first
 from store.states import LIVE
 from store.tables import Dataset, Job
 from store.tenants import lock_tenant, stored_bytes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import database_now, is_sqlite
+from store.database.connection import database_now, is_sqlite
 from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.tables import IdempotencyRecord
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from store.database import Database, database_now
+from store.database.connection import Database, database_now
 from store.tables import Artifact, Dataset, Job
 
 if TYPE_CHECKING:

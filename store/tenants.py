@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database import database_now, is_sqlite
+from store.database.connection import database_now, is_sqlite
+from store.database.identifiers import new_identifier
+from store.database.pages import Page, newest_first
 from store.errors import ConflictError, found
-from store.identifiers import new_identifier
-from store.pages import Page, newest_first
 from store.tables import ApiKey, Artifact, Dataset, Tenant
 
 if TYPE_CHECKING:

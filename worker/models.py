@@ -28,7 +28,7 @@ def find_backbones(settings: Settings) -> dict[str, Path]:
         settings: the folder ``models`` may be missing.
 
     Returns:
-        Id to folder, sorted by id. Use :func:`worker.descriptions.describe_backbone` to check
+        Id to folder, sorted by id. :func:`worker.engine.descriptions.describe_backbone` checks
         whether a model can be loaded and tuned.
     """
     packaged = find_packaged_folder()

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from store.claims import Claimant, claim_next
-from store.database import OUTAGES, Database
+from store.database.connection import OUTAGES, Database
+from store.database.schema import check
+from store.jobs.claims import Claimant, claim_next
+from store.jobs.reconciler import take_back_from
+from store.jobs.workers import BackboneDescription, leave, put_backbone
 from store.machine import machine_name
 from store.queue import TokenPublisher, consume, make_app
-from store.reconciler import take_back_from
-from store.schema import check
 from store.storage import ArtifactStorage
-from store.workers import BackboneDescription, leave, put_backbone
-from worker.engine import EngineDiedError, EngineProcess
-from worker.messages import DescribeBackbones, Described, Ready
+from worker.engine.handle import EngineDiedError, EngineProcess
+from worker.engine.messages import DescribeBackbones, Described, Ready
 from worker.models import find_backbones
 from worker.runner import UnfitError, run_job
 from worker.scratch import own_folder

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from store.database import OUTAGES
-from store.leases import Lease, Progress, WorkEvent
+from store.database.connection import OUTAGES
+from store.jobs.leases import Lease, Progress, WorkEvent
 from store.states import JobStatus
 
 if TYPE_CHECKING:
-    from store.claims import ClaimedJob
-    from worker.messages import Wish
+    from store.jobs.claims import ClaimedJob
+    from worker.engine.messages import Wish
     from worker.workshop import Workshop
 
 T = TypeVar("T")

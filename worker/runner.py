@@ -11,19 +11,19 @@ import sqlalchemy as sa
 import structlog
 
 from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
-from store.leases import Progress, WorkEvent
-from store.spec import HubDataset, JobSpec
+from store.jobs.leases import Progress, WorkEvent
+from store.jobs.spec import HubDataset, JobSpec
 from store.states import JobStatus
 from store.tables import Dataset
 from worker.checkpoint_keeper import CheckpointKeeper
-from worker.engine import EngineDiedError
+from worker.engine.handle import EngineDiedError
+from worker.engine.messages import Control, Done, Failed, RunJob, Stopped, Told, Wish
+from worker.engine.translation import file_data, heads_document, hub_data, is_told_step
 from worker.job_files import JobFiles
-from worker.messages import Control, Done, Failed, RunJob, Stopped, Told, Wish
 from worker.reporting import Reporter, StopWantedError
-from worker.translation import file_data, heads_document, hub_data, is_told_step
 
 if TYPE_CHECKING:
-    from store.claims import ClaimedJob
+    from store.jobs.claims import ClaimedJob
     from worker.workshop import Workshop
 
 _LISTEN_SECONDS = 0.05

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from store.database import OUTAGES
+from store.database.connection import OUTAGES
 from store.errors import ArtifactStorageError
-from store.reconciler import forget_old_records, renew_tokens, take_back_expired
+from store.jobs.reconciler import forget_old_records, renew_tokens, take_back_expired
+from store.jobs.workers import LIVE_SECONDS, beat
 from store.sweep import sweep
-from store.workers import LIVE_SECONDS, beat
 
 if TYPE_CHECKING:
     from store.queue import TokenPublisher

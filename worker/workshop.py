@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.workers import register
+from store.jobs.workers import register
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
     from store.storage import ArtifactStorage
-    from worker.engine import EngineProcess
+    from worker.engine.handle import EngineProcess
 
 
 @dataclass(frozen=True, kw_only=True)

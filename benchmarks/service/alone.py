@@ -16,8 +16,8 @@ from hifi.backbones.models import resolve_model
 from hifi.deltas.metadata import ENCODINGS
 from hifi.training.finetuning import finetune
 from store.storage import ArtifactStorage
-from worker.computing import make_resident_backbones
-from worker.results import write_artifacts
+from worker.engine.computing import make_resident_backbones
+from worker.engine.results import write_artifacts
 
 if TYPE_CHECKING:
     from hifi.backbones.resident import ResidentBackbones

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from benchmarks.service.deployment import is_listening
 from service.embedded.listening import free_loopback_port
-from store.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
+from store.jobs.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
 
 _KEEP_ALIVE_SECONDS = 30  # as the gateway's
 _ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-length: 16\r\n\r\n{"object":"job"}'

@@ -26,7 +26,7 @@ from store.states import FINISHED
 from store.tables import Job
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
 
 # The worker is idle by then, at no particular point between two polls of its broker.
 _IDLE_SECONDS = (0.5, 1.0)

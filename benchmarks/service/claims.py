@@ -19,10 +19,10 @@ from typing import TypeAlias
 import sqlalchemy as sa
 
 from benchmarks.rows import Row, print_rows
-from store.claims import Claimant, ClaimedJob, claim_next
-from store.database import Database, database_now
-from store.leases import Lease
-from store.schema import upgrade
+from store.database.connection import Database, database_now
+from store.database.schema import upgrade
+from store.jobs.claims import Claimant, ClaimedJob, claim_next
+from store.jobs.leases import Lease
 from store.states import LEASED, JobStatus
 from store.tables import Job, JobEvent, Tenant
 

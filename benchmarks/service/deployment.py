@@ -17,15 +17,15 @@ import httpx2
 
 from benchmarks.service.claims import fresh_database
 from service.embedded.listening import free_loopback_port
-from store.database import Database
+from store.database.connection import Database
+from store.jobs.workers import put_backbone
 from store.tenants import create_key, create_tenant
-from store.workers import put_backbone
 from tests.integration import deployment as processes
 from tests.integration.servers import RedisServer, running
 
 if TYPE_CHECKING:
     from service.client import Client
-    from store.workers import BackboneDescription
+    from store.jobs.workers import BackboneDescription
 
 # What computes gets as many threads in the service as outside of it.
 THREADS = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))

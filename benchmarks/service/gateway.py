@@ -28,13 +28,13 @@ from benchmarks.service.deployment import (
 from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
-from store.identifiers import new_identifier
+from store.database.identifiers import new_identifier
 from store.tables import ApiKey, Dataset, Job
-from worker.descriptions import describe_backbone
+from worker.engine.descriptions import describe_backbone
 
 if TYPE_CHECKING:
-    from store.database import Database
-    from store.workers import BackboneDescription
+    from store.database.connection import Database
+    from store.jobs.workers import BackboneDescription
 
 CLIENTS = 32
 LOAD = 0.6

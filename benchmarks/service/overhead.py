@@ -35,10 +35,10 @@ from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from hifi.cli.docstrings import build_data_set
 from service.client import Client
-from store.spec import JobSpec
+from store.jobs.spec import JobSpec
 from store.storage import ArtifactStorage
 from store.tables import Dataset, Job, JobEvent
-from worker.translation import file_data, finetune_arguments
+from worker.engine.translation import file_data, finetune_arguments
 
 _MRPC = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
 _DOCSTRINGS = {"type": "classification", "text": ["text"], "label": "library"}

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _migrate(args: argparse.Namespace) -> int:
     from service.embedded.home import make_home
     from service.embedded.outages import told_outages
-    from store.schema import downgrade, upgrade
+    from store.database.schema import downgrade, upgrade
     from store.settings import read_settings
 
     settings = read_settings()
@@ -52,8 +52,8 @@ def _migrate(args: argparse.Namespace) -> int:
 
 
 def _check(url: str) -> None:
-    from store.database import Database
-    from store.schema import check
+    from store.database.connection import Database
+    from store.database.schema import check
 
     database = Database(url)
     try:

@@ -72,9 +72,9 @@ def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
     from service.embedded.listening import listen, url_of
     from service.embedded.outages import told_outages
     from service.server import run_gateway
-    from store.database import Database
+    from store.database.connection import Database
+    from store.database.schema import check
     from store.logs import configure_logging
-    from store.schema import check
 
     configure_logging(settings.log_format, process="gateway")
     if listener is not None:

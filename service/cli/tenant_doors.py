@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 from service.embedded.outages import told_outages
 from service.tenants.administration import Administration
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
-from store.database import Database
+from store.database.connection import Database
+from store.database.schema import check
 from store.errors import NotFoundError, StoreError
-from store.schema import check
 from store.settings import read_settings
 from store.tenants import Quotas
 

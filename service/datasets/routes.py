@@ -29,8 +29,7 @@ from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
 from service.http.responses import problems
 from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
-from store.errors import QuotaExceededError
-from store.problems import ProblemError
+from store.errors import ProblemError, QuotaExceededError
 
 router = APIRouter(tags=["datasets"])
 

@@ -14,8 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from service.http.problems import invalid_request
-from store.errors import ArtifactStorageError
-from store.problems import ProblemError
+from store.errors import ArtifactStorageError, ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from store.database import OUTAGES
+from store.database.connection import OUTAGES
 from store.errors import StoreError
 
 

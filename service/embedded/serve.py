@@ -18,8 +18,8 @@ from service.embedded.home import choose_infer_url, own_home
 from service.embedded.listening import listen, url_of
 from service.embedded.outages import told_outages
 from service.embedded.supervisor import Part, Supervisor
-from store.database import OUTAGES, Database
-from store.schema import upgrade
+from store.database.connection import OUTAGES, Database
+from store.database.schema import upgrade
 from store.tables import Worker
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 from store.tenants import KeyHolder, authenticate
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _MARK = "answers_without_a_key"

@@ -17,7 +17,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it
 
 from service.http.problems import describe, dotted, invalid_fields, invalid_request
 from service.http.waiting import aside
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from service.http.problems import internal_error, problem_response
-from store.problems import ProblemError
+from store.errors import ProblemError
 from store.waiting import CallerLeftError
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from store.database import OUTAGES
-from store.errors import StoreError
-from store.problems import MEDIA_TYPE, ProblemError
+from store.database.connection import OUTAGES
+from store.errors import MEDIA_TYPE, ProblemError, StoreError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -13,16 +13,15 @@ import structlog
 from anyio import to_thread
 from starlette.responses import Response
 
-from store.database import OUTAGES
-from store.errors import RequestTakenOverError
+from store.database.connection import OUTAGES
+from store.errors import RETRY_SECONDS, ProblemError, RequestTakenOverError
 from store.idempotency import RequestKey, begin, finish, forget
-from store.problems import RETRY_SECONDS, ProblemError
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from sqlalchemy.orm import Session
 
-    from store.database import Database
+    from store.database.connection import Database
 
 _WAIT_SECONDS = 30.0
 _FIRST_POLL_SECONDS = 0.02

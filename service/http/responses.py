@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from service.http.documents import Problem
-from store.problems import MEDIA_TYPE
+from store.errors import MEDIA_TYPE
 
 REFERENCE = "#/components/schemas/{model}"
 _SAID = {

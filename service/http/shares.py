@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 
 class Share:

@@ -15,7 +15,7 @@ import structlog
 from anyio import CancelScope
 from starlette.responses import StreamingResponse
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection

@@ -24,15 +24,14 @@ from service.inference.documents import (
     prediction_list,
 )
 from service.jobs.artifacts import HEAD_DELTA, find_artifact, not_ready
-from store.errors import NotFoundError
-from store.jobs import find_deltas
+from store.errors import NotFoundError, ProblemError
+from store.jobs.actions import find_deltas
 from store.orders import DeltaOrder, ItemError, Outcomes, PredictionOrder
-from store.problems import ProblemError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from store.database import Database
+    from store.database.connection import Database
 
 _Input: TypeAlias = Mapping[str, str]
 _Refusal: TypeAlias = NotFoundError | ProblemError

@@ -15,17 +15,16 @@ from service.http.problems import invalid_request
 from service.jobs.hub import Hub, HuggingFaceHub, is_hub_id
 from service.jobs.task_completion import complete_task, complete_unseen_task, count_labels
 from store.datasets import get_dataset
-from store.errors import NotFoundError
-from store.jobs import NewJob
-from store.problems import ProblemError
-from store.spec import HubDataset
+from store.errors import NotFoundError, ProblemError
+from store.jobs.actions import NewJob
+from store.jobs.spec import HubDataset
 from store.tables import Backbone
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from store.jobs.spec import JobSpec, TaskFields
     from store.settings import Settings
-    from store.spec import JobSpec, TaskFields
     from store.tables import Dataset
 
 _NAMED_MODELS = 10

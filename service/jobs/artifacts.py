@@ -5,11 +5,11 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from store.jobs import get_job, list_artifacts
-from store.problems import ProblemError
+from store.errors import ProblemError
+from store.jobs.actions import get_job, list_artifacts
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.states import JobStatus
     from store.tables import Artifact, Job
 

@@ -17,7 +17,7 @@ from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as abov
 from service.http.responses import problems
 from service.jobs.documents import EventDocument, EventList, JobProgress, event_number
 from service.jobs.tailer import ProgressSeen, Tailer, TailerDep
-from store.jobs import get_job, list_events
+from store.jobs.actions import get_job, list_events
 
 if TYPE_CHECKING:
     import anyio

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

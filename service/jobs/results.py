@@ -16,7 +16,7 @@ from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
-from store.jobs import get_job, list_artifacts
+from store.jobs.actions import get_job, list_artifacts
 from store.storage import Blob
 
 Encoding = Literal["float32", "bfloat16", "int8"]

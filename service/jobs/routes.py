@@ -29,8 +29,8 @@ from service.jobs.admission import admit
 from service.jobs.documents import JobDocument, JobList
 from service.jobs.estimates import EstimateDocument, estimate
 from service.jobs.hub import is_hub_id
-from store import jobs
-from store.spec import HubDataset, JobSpec
+from store.jobs import actions as jobs
+from store.jobs.spec import HubDataset, JobSpec
 from store.states import JobStatus  # noqa: TC001 - as above
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from store.tables import ApiKey, Job, JobEvent
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from store.database import Database
+    from store.database.connection import Database
     from store.states import JobStatus
 
 _log = structlog.get_logger(__name__)

@@ -18,8 +18,8 @@ from hifi.errors import (
 )
 from service.datasets.checking.errors import DatasetInvalidError
 from service.http.problems import invalid_request
-from store.problems import ProblemError
-from store.spec import TaskFields
+from store.errors import ProblemError
+from store.jobs.spec import TaskFields
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile

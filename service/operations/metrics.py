@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
+from store.jobs.telemetry import ENGINE_CRASHES, LEASE_LOSSES
 from store.states import JobStatus
-from store.telemetry import ENGINE_CRASHES, LEASE_LOSSES
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from store.telemetry import Telemetry
+    from store.jobs.telemetry import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A stream lasts as long as its job: durations above the last bound do not measure speed.

@@ -10,7 +10,7 @@ from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it
 from service.http.parameters import After, Limit  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.operations.documents import BackboneDocument, BackboneList
-from store.workers import list_backbones
+from store.jobs.workers import list_backbones
 
 router = APIRouter(tags=["models"])
 

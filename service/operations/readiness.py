@@ -13,12 +13,12 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
-from store.schema import check
-from store.workers import count_live_workers
+from store.database.schema import check
+from store.jobs.workers import count_live_workers
 
 if TYPE_CHECKING:
     from service.inference.client import InferenceClient
-    from store.database import Database
+    from store.database.connection import Database
     from store.queue import TokenPublisher
     from store.storage import ArtifactStorage
 

@@ -15,13 +15,13 @@ from service.http.auth import administrator, public
 from service.http.responses import problems
 from service.operations.metrics import CONTENT_TYPE, MetricsDep
 from service.operations.readiness import ReadinessDep  # noqa: TC001 - FastAPI reads it when it runs
-from store.database import OUTAGES
-from store.problems import ProblemError
-from store.telemetry import measure
+from store.database.connection import OUTAGES
+from store.errors import ProblemError
+from store.jobs.telemetry import measure
 
 if TYPE_CHECKING:
-    from store.database import Database
-    from store.telemetry import Telemetry
+    from store.database.connection import Database
+    from store.jobs.telemetry import Telemetry
 
 _log = structlog.get_logger(__name__)
 

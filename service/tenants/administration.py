@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.tenants import documents
-from store.jobs import count_jobs
+from store.jobs.actions import count_jobs
 from store.tenants import (
     OwnQuotas,
     change_quotas,
@@ -19,7 +19,7 @@ from store.tenants import (
 )
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.tables import Tenant
     from store.tenants import Quotas
 

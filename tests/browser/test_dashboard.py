@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.app import build_app
-from store.leases import Progress, WorkEvent
+from store.jobs.leases import Progress, WorkEvent
 from store.storage import ArtifactStorage
 from store.tenants import revoke_key
 from tests.browser.chromium import Page, chromium
@@ -17,7 +17,7 @@ from tests.service.work import FILES, finished_job, running_job, select, step, s
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
 
 pytestmark = pytest.mark.browser

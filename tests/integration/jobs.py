@@ -12,12 +12,12 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pyarrow import parquet
 
-from store.database import OUTAGES, Database
+from store.database.connection import OUTAGES, Database
 from store.datasets import Split, add_dataset
-from store.jobs import NewJob, get_job, list_artifacts, list_events, submit
+from store.jobs.actions import NewJob, get_job, list_artifacts, list_events, submit
+from store.jobs.spec import JobSpec
 from store.queue import TokenPublisher, make_app
 from store.settings import Settings
-from store.spec import JobSpec
 from store.storage import ArtifactStorage
 from store.tables import Job, Worker
 from store.tenants import create_tenant

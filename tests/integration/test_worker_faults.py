@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from store.jobs import cancel, pause, resume
+from store.jobs.actions import cancel, pause, resume
 from store.states import JobStatus
 from tests.integration.deployment import QUICK, Deployment, children, deployed, kill
 from tests.integration.jobs import Desk

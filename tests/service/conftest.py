@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from store.database import Database
+from store.database.connection import Database
+from store.database.schema import upgrade
 from store.queue import TokenPublisher
-from store.schema import upgrade
 from tests.databases import postgres_url
 from tests.service.gateways import Member, add_backbone, add_member, opened, settings_for
 

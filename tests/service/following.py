@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from store.jobs import cancel
+from store.jobs.actions import cancel
 from store.tables import JobEvent
 from tests.waiting import patience
 
 if TYPE_CHECKING:
     from service.jobs.tailer import ProgressSeen
-    from store.database import Database
+    from store.database.connection import Database
 
 
 def in_time(work: Coroutine[Any, Any, Any]) -> Any:

@@ -15,11 +15,11 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from service.app import build_app
-from store.claims import Claimant, claim_next
-from store.database import Database, database_now
+from store.database.connection import Database, database_now
 from store.datasets import Split, add_dataset
-from store.jobs import NewJob, submit
-from store.leases import Lease
+from store.jobs.actions import NewJob, submit
+from store.jobs.claims import Claimant, claim_next
+from store.jobs.leases import Lease
 from store.settings import Settings
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from service.app import build_app
 from service.http.replay import Once
 from service.jobs.routes import queue_job
-from store import jobs
 from store.errors import SchemaError, SettingsError
-from store.spec import JobSpec
+from store.jobs import actions as jobs
+from store.jobs.spec import JobSpec
 from store.tables import Job
 from tests.service.gateways import add_dataset_row, job_spec, opened, settings_for
 

@@ -13,9 +13,9 @@ from service.app import build_app
 from service.inference.documents import MAX_VALUES
 from service.inference.routes import MAX_BODY_BYTES
 from service.operations.metrics import Metrics
+from store.jobs.spec import JobSpec
 from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS
 from store.settings import PREFIX, Settings
-from store.spec import JobSpec
 from store.states import JobStatus
 from tests.root import ROOT
 

@@ -16,9 +16,9 @@ import pytest
 from service.embedded.home import choose_infer_url
 from service.embedded.listening import free_loopback_port
 from service.health import gateway_is_healthy, inference_is_healthy, main, worker_is_healthy
-from store.database import Database
+from store.database.connection import Database
+from store.jobs.workers import leave, register
 from store.settings import Settings
-from store.workers import leave, register
 from tests.root import ROOT
 from tests.service.stub_server import document, stub_server
 

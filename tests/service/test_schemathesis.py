@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.app import build_app
-from store.database import Database
+from store.database.connection import Database
 from store.orders import MAX_INPUTS
 from tests.service.gateways import (
     MODEL,

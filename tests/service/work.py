@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store.leases import Lease, Progress, WorkEvent
+from store.jobs.leases import Lease, Progress, WorkEvent
 from store.states import JobStatus
 from tests.store.queues import add_job, claimed
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.storage import ArtifactStorage
 
 FILES = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from store.claims import Claimant, ClaimedJob, claim_next
 from store.datasets import Split, add_dataset
-from store.jobs import NewJob, submit
-from store.leases import Lease
+from store.jobs.actions import NewJob, submit
+from store.jobs.claims import Claimant, ClaimedJob, claim_next
+from store.jobs.leases import Lease
 from store.tenants import create_tenant
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.storage import Blob
 
 NEW = NewJob(

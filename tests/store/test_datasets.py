@@ -10,12 +10,12 @@ import pytest
 
 from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
 from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError
-from store.jobs import cancel
+from store.jobs.actions import cancel
 from store.storage import Blob
 from tests.store.queues import add_job, add_tenant
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.tables import Dataset
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from store.database import Database, database_now
+from store.database.connection import Database, database_now
 from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.idempotency import (
     RequestKey,
@@ -19,7 +19,7 @@ from store.idempotency import (
     finish,
     forget,
 )
-from store.jobs import submit
+from store.jobs.actions import submit
 from store.tables import IdempotencyRecord, Job
 from tests.store.queues import NEW, add_tenant
 

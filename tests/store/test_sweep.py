@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from store import sweep as module
-from store.jobs import delete
+from store.jobs.actions import delete
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.sweep import sweep
 from tests.store.queues import add_job, add_split, add_tenant, claimed
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from store.tenants import (
 from tests.store.queues import add_split, add_tenant
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
 
 
 class TestTenants:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from store.spec import JobSpec
-from worker.engine import EngineDiedError
-from worker.messages import (
+from store.jobs.spec import JobSpec
+from worker.engine.handle import EngineDiedError
+from worker.engine.messages import (
     Command,
     Control,
     Done,

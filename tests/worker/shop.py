@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.database import Database
+from store.database.connection import Database
 from store.datasets import Split, add_dataset
-from store.jobs import get_job, list_artifacts, list_events
+from store.jobs.actions import get_job, list_artifacts, list_events
 from store.settings import Settings
 from store.storage import ArtifactStorage
 from store.tables import Base, Job
 from tests.store.queues import add_job, add_tenant, claimed
-from worker.engine import EngineDiedError
+from worker.engine.handle import EngineDiedError
 from worker.runner import run_job
 from worker.workshop import Workshop
 
 if TYPE_CHECKING:
-    from store.claims import ClaimedJob
+    from store.jobs.claims import ClaimedJob
     from store.states import JobStatus
     from tests.worker.scripted_engine import (
         ScriptedEngine,

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from store.errors import ArtifactStorageError
-from store.jobs import cancel, pause
-from store.leases import Lease
+from store.jobs.actions import cancel, pause
+from store.jobs.leases import Lease
 from store.states import JobStatus
 from store.tables import Job
 from tests.worker.scripted_engine import (

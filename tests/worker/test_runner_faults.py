@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from store.errors import ArtifactStorageError
-from store.jobs import list_events
+from store.jobs.actions import list_events
 from store.settings import Settings
 from store.states import JobStatus
 from tests.worker.scripted_engine import (

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
-from store.database import Database
+from store.database.connection import Database
 from store.errors import ArtifactStorageError
+from store.jobs.workers import leave
 from store.settings import Settings
 from store.storage import ArtifactStorage
 from store.tables import Base, Worker
-from store.workers import leave
 from tests.waiting import eventually
 from worker import upkeep as module
 from worker.upkeep import Upkeep

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     with started("inference") as settings:
         if not settings.allow_hub:  # read once, when transformers is imported
             os.environ["HF_HUB_OFFLINE"] = "1"
-        from worker.inference.heap import keep_few_kernels
+        from worker.inference.memory.heap import keep_few_kernels
 
         keep_few_kernels()
         from worker.inference.server import run_inference

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     Raises:
         StartError: it cannot be started.
     """
-    from worker.engine import EngineDiedError
+    from worker.engine.handle import EngineDiedError
     from worker.process import run_worker
 
     with started("worker") as settings:

@@ -19,11 +19,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from store.errors import ProblemError
 from store.orders import DeltaOrder, Outcomes, PredictionOrder
-from store.problems import ProblemError
 from store.storage import ArtifactStorage
 from store.waiting import CallerLeftError, while_connected
-from worker.inference.deltas import DeltaCache
+from worker.inference.memory.deltas import DeltaCache
 from worker.inference.merging import Merger
 from worker.inference.metrics import CONTENT_TYPE
 from worker.inference.requests import check_token, problem_response, read_body

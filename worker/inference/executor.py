@@ -13,8 +13,8 @@ import structlog
 import torch
 
 from hifi.serving.prediction import collate
+from worker.inference.memory.tiers import Placement
 from worker.inference.scheduler import Scheduler, Ticket
-from worker.inference.tiers import Placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hifi.serving.bank import PackedDelta
     from hifi.serving.prediction import TaskRecord
     from hifi.tasks import Sample
-    from worker.inference.backbones import ServedBackbone
-    from worker.inference.tiers import DeltaKey, DeviceTier
+    from worker.inference.memory.backbones import ServedBackbone
+    from worker.inference.memory.tiers import DeltaKey, DeviceTier
 
 # What torch's allocator of the CPU raises is a plain RuntimeError.
 _NO_MEMORY = "can't allocate memory"

@@ -18,8 +18,7 @@ from hifi.errors import (
     StorageError,
     UnsupportedArchitectureError,
 )
-from store.errors import ArtifactStorageError
-from store.problems import ProblemError
+from store.errors import ArtifactStorageError, ProblemError
 
 if TYPE_CHECKING:
     from store.orders import DeltaOrder

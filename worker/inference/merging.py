@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from hifi.deltas.delta import HeadDelta
 from hifi.deltas.loading import load_backbone_at, write_merged_model
-from worker.inference.backbones import find_backbone
 from worker.inference.failures import typed_problems
+from worker.inference.memory.backbones import find_backbone
 
 if TYPE_CHECKING:
     from store.orders import DeltaOrder
     from store.settings import Settings
-    from worker.inference.deltas import DeltaCache
+    from worker.inference.memory.deltas import DeltaCache
 
 
 class Merger:

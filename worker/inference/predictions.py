@@ -16,8 +16,8 @@ import torch
 
 from hifi.data.task_types import request_fields
 from hifi.errors import HifiError, ImageInputError, InputError, TextTooLongError
+from store.errors import ProblemError
 from store.orders import ItemError
-from store.problems import ProblemError
 from worker.inference.executor import (
     ComputationError,
     NoMemoryError,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from hifi.serving.prediction import TaskRecord
     from hifi.tasks import Sample
     from store.orders import DeltaOrder, PredictionOrder
-    from worker.inference.backbones import Backbones, ServedBackbone
-    from worker.inference.loading import DeltaLoader
-    from worker.inference.tiers import DeviceTier
+    from worker.inference.memory.backbones import Backbones, ServedBackbone
+    from worker.inference.memory.loading import DeltaLoader
+    from worker.inference.memory.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
 _ENCODERS = 2  # threads that tokenise and decode; a tenant has one of them at most

@@ -10,7 +10,7 @@ from anyio import to_thread
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from store.problems import MEDIA_TYPE, ProblemError
+from store.errors import MEDIA_TYPE, ProblemError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr

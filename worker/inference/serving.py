@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hifi.backbones.devices import resolve_device
-from store.problems import ProblemError
-from worker.inference.backbones import Backbones, ServedBackbone
+from store.errors import ProblemError
 from worker.inference.executor import Executor, Work
-from worker.inference.loading import DeltaLoader
+from worker.inference.memory.backbones import Backbones, ServedBackbone
+from worker.inference.memory.loading import DeltaLoader
+from worker.inference.memory.tiers import DeviceTier, HostTier
 from worker.inference.metrics import Figures, Metrics, TierFigures
 from worker.inference.predictions import Answer, Places, PredictionDesk
 from worker.inference.scheduler import Scheduler
-from worker.inference.tiers import DeviceTier, HostTier
 
 if TYPE_CHECKING:
     from store.orders import PredictionOrder
     from store.settings import Settings
-    from worker.inference.deltas import DeltaCache
+    from worker.inference.memory.deltas import DeltaCache
 
 
 # On two CPU cores the rate is the same from 500 tokens on, and whoever comes waits for a batch to

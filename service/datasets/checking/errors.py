@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 if TYPE_CHECKING:
     from hifi.errors import DataError

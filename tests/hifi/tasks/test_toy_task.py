@@ -37,19 +37,19 @@ from hifi.serving.bank import HeadBank
 from hifi.tasks.text import EncodedTexts, TextEncoder, TextTask
 from hifi.training.finetuning import finetune
 from service.app import build_app
-from store.claims import Claimant, claim_next
-from store.database import Database, database_now
+from store.database.connection import Database, database_now
+from store.database.schema import upgrade
+from store.jobs.claims import Claimant, claim_next
 from store.queue import TokenPublisher
-from store.schema import upgrade
 from store.storage import ArtifactStorage
 from store.tables import Backbone
 from tests.service.gateways import add_member, served, settings_for
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import BAD, GOOD, text_rows, write_jsonl
-from worker.computing import compute
-from worker.descriptions import describe_backbone
+from worker.engine.computing import compute
+from worker.engine.descriptions import describe_backbone
+from worker.engine.messages import Command, Message, RunJob
 from worker.inference.app import build_app as build_inference_app
-from worker.messages import Command, Message, RunJob
 from worker.runner import run_job
 from worker.workshop import Workshop
 

@@ -12,8 +12,8 @@ import structlog
 from hifi.cli import main
 from service.app import build_app
 from service.client import Client
-from store.database import Database
-from store.jobs import cancel
+from store.database.connection import Database
+from store.jobs.actions import cancel
 from tests.service.gateways import CSV, MODEL, finished_job, served
 from tests.service.predictors import Predictor
 

@@ -10,7 +10,7 @@ import structlog
 
 from hifi.cli import main
 from service.app import build_app
-from store.database import Database
+from store.database.connection import Database
 from store.tenants import authenticate
 from tests.service.gateways import served
 

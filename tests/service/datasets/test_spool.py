@@ -10,8 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from service.datasets.spool import Expected, Form, receive_form
-from store.errors import ArtifactStorageError
-from store.problems import ProblemError
+from store.errors import ArtifactStorageError, ProblemError
 
 BOUNDARY = b"xyz"
 EXPECTED = Expected(files=("train", "test"), fields=("name",))

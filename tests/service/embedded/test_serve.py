@@ -16,19 +16,19 @@ from service.embedded import supervisor
 from service.embedded.home import HomeError, own_home
 from service.embedded.serve import serve_embedded
 from service.embedded.supervisor import CrashLoopError, Part
-from store.database import Database
-from store.schema import upgrade
+from store.database.connection import Database
+from store.database.schema import upgrade
+from store.jobs.workers import register
 from store.settings import Settings
-from store.workers import register
 from tests.root import ROOT
 from tests.waiting import patience
 
 # Signs on as a worker does, once the test lets it.
 WORKER = """
 import os, sys, time
-from store.database import Database
+from store.database.connection import Database
 from store.settings import read_settings
-from store.workers import register
+from store.jobs.workers import register
 while not os.path.exists(sys.argv[1]): time.sleep(0.02)
 database = Database(read_settings().database_url)
 register(database, worker_id=f"new-{os.getpid()}", device="cpu", backbones=[], allows_hub=False)

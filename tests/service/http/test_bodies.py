@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http.bodies import JsonBody, _check_count
-from store.problems import ProblemError
+from store.errors import ProblemError
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
 from tests.waiting import within
 

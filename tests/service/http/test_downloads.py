@@ -19,8 +19,7 @@ from service.http.downloads import (
     has_already,
     requested_span,
 )
-from store.errors import ArtifactStorageError
-from store.problems import ProblemError
+from store.errors import ArtifactStorageError, ProblemError
 from store.storage import Blob
 
 if TYPE_CHECKING:

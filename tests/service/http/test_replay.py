@@ -14,11 +14,10 @@ import sqlalchemy as sa
 
 from service.app import build_app
 from service.http.replay import Answer, Once
-from store.database import Database
-from store.errors import IllegalTransitionError
+from store.database.connection import Database
+from store.database.schema import upgrade
+from store.errors import IllegalTransitionError, ProblemError
 from store.idempotency import RequestKey, begin
-from store.problems import ProblemError
-from store.schema import upgrade
 from store.tables import Base, Job
 from tests.service.gateways import (
     add_backbone,
@@ -100,7 +99,7 @@ class TestPosts:
             raise RuntimeError("unforeseen")
 
         with monkeypatch.context() as patched:
-            patched.setattr("store.jobs.submit", fail)
+            patched.setattr("store.jobs.actions.submit", fail)
             assert post().status_code == 500
         assert post().status_code == 202
         assert count_jobs(database) == 1

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from service.http.shares import Share
-from store.problems import ProblemError
+from store.errors import ProblemError
 
 
 @pytest.fixture

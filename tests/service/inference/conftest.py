@@ -16,7 +16,7 @@ from tests.service.work import finished_job
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
     from tests.service.gateways import Member
 

@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from service.inference import client as module
 from service.inference.client import InferenceClient, ProxiedFile
+from store.errors import ProblemError
 from store.orders import DeltaOrder
-from store.problems import ProblemError
 from store.settings import Settings
 from tests.service.gateways import served, serving
 from tests.waiting import patience

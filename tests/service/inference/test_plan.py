@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from service.inference.documents import MixedPredictionRequest, PredictionRequest
 from service.inference.plan import Plan, answer, plan_for_job, plan_mixed
-from store.database import Database
+from store.database.connection import Database
+from store.errors import ProblemError
 from store.orders import DeltaOrder
-from store.problems import ProblemError
 from store.storage import ArtifactStorage
 from tests.service.work import finished_job
 

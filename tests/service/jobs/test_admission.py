@@ -9,16 +9,15 @@ import pytest
 
 from hifi.data.profile import ColumnProfile, DatasetProfile, Problem
 from service.jobs.admission import Admission, admit
-from store.database import database_now
+from store.database.connection import database_now
 from store.datasets import Split, add_dataset
-from store.errors import NotFoundError
-from store.problems import ProblemError
-from store.spec import JobSpec
+from store.errors import NotFoundError, ProblemError
+from store.jobs.spec import JobSpec
 from store.storage import Blob
 from store.tables import Backbone
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
     from tests.service.gateways import Member
 

@@ -12,15 +12,15 @@ import pytest
 from hifi import finetune
 from service.jobs.admission import Admission
 from service.jobs.estimates import Rates, estimate, estimate_at, measure_rates
-from store.spec import TaskFields
+from store.jobs.spec import TaskFields
 from store.states import JobStatus
 from store.tables import Backbone, Job
 from tests.store.queues import NEW
 from tests.tiny_tasks import image_rows, text_rows
-from worker.descriptions import describe_backbone
+from worker.engine.descriptions import describe_backbone
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
     from tests.service.gateways import Member
 
 UNKNOWN = Rates(samples_per_second=None, selection_seconds=None)

@@ -19,10 +19,10 @@ from service.http.shares import Share, Shares
 from service.jobs import events as events_module
 from service.jobs import tailer as tailer_module
 from service.jobs.tailer import Tailer
-from store.database import Database
-from store.jobs import delete
-from store.leases import Progress
-from store.life import lock_job, move
+from store.database.connection import Database
+from store.jobs.actions import delete
+from store.jobs.leases import Progress
+from store.jobs.life import lock_job, move
 from store.states import JobStatus
 from store.tenants import ensure_tenant, revoke_key
 from tests.service.gateways import Member, problem_of, served

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from service.jobs import hub
 from service.jobs.hub import HuggingFaceHub, is_hub_id
-from store.problems import ProblemError
+from store.errors import ProblemError
 from tests.waiting import eventually, patience
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

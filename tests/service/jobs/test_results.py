@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.testclient import TestClient
 
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
 
 PATHS = ("heads", "heads/delta", "heads/lora", "merged")

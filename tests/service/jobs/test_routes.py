@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from service.app import build_app
-from store.claims import Claimant, claim_next
-from store.leases import Lease, Progress
+from store.jobs.claims import Claimant, claim_next
+from store.jobs.leases import Lease, Progress
 from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job, JobEvent

@@ -10,8 +10,8 @@ import pytest
 
 from service.jobs import tailer as tailer_module
 from service.jobs.tailer import ProgressSeen, Tailer, _Feed, _Look, _State
-from store.jobs import cancel, delete
-from store.leases import Lease, Progress
+from store.jobs.actions import cancel, delete
+from store.jobs.leases import Lease, Progress
 from store.states import JobStatus
 from store.tables import JobEvent
 from store.tenants import create_key, revoke_key
@@ -22,7 +22,7 @@ from tests.service.work import step
 from tests.store.queues import add_job, add_tenant, claimed
 
 if TYPE_CHECKING:
-    from store.database import Database
+    from store.database.connection import Database
 
 __all__ = ["database_url", "either_database"]
 

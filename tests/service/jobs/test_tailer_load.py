@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.jobs.tailer import ProgressSeen, Tailer
-from store.database import Database
+from store.database.connection import Database
 from tests.service.following import begin, finish, in_time, numbers
 from tests.store.queues import add_job, add_tenant
 from tests.waiting import eventually_async

@@ -11,7 +11,7 @@ from hifi.data.task_types import task_types
 from service.datasets.checking.errors import DatasetInvalidError
 from service.http.problems import ProblemError
 from service.jobs.task_completion import complete_task, complete_unseen_task, count_labels
-from store.spec import TaskFields
+from store.jobs.spec import TaskFields
 from tests.hifi.data.profiles import PAIR, profile
 
 

@@ -4,8 +4,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.operations.metrics import Metrics
+from store.jobs.telemetry import ENGINE_CRASHES, LEASE_LOSSES, Telemetry
 from store.states import JobStatus
-from store.telemetry import ENGINE_CRASHES, LEASE_LOSSES, Telemetry
 
 MEASURED = Telemetry(
     jobs_by_state={status: place for place, status in enumerate(JobStatus)},

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from service.operations import readiness as readiness_module
 from service.operations.readiness import Readiness, Report
-from store.database import Database
+from store.database.connection import Database
 from store.errors import ArtifactStorageError
-from store.workers import register
+from store.jobs.workers import register
 from tests.waiting import patience, within
 
 if TYPE_CHECKING:

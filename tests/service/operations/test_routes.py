@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from service.operations import routes as operations
-from store.leases import Progress
-from store.schema import downgrade
-from store.workers import register
+from store.database.schema import downgrade
+from store.jobs.leases import Progress
+from store.jobs.workers import register
 from tests.service.gateways import Member, opened, problem_of, settings_for
 from tests.service.operations.test_metrics import samples, value
 from tests.service.work import running_job
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.testclient import TestClient
 
-    from store.database import Database
+    from store.database.connection import Database
     from store.settings import Settings
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from store.jobs import submit
+from store.jobs.actions import submit
 from tests.service.gateways import add_dataset_row, job_spec, problem_of
 from tests.store.queues import NEW
 

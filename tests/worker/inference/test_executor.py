@@ -20,7 +20,6 @@ from hifi.serving.bank import HeadBank
 from hifi.tasks import Sample
 from tests.waiting import eventually, patience
 from tests.worker.inference.tuned import CLOSE, Tuned, tune
-from worker.inference.backbones import LoadedDelta, ServedBackbone
 from worker.inference.executor import (
     ComputationError,
     Executor,
@@ -29,8 +28,9 @@ from worker.inference.executor import (
     Outcome,
     Work,
 )
+from worker.inference.memory.backbones import LoadedDelta, ServedBackbone
+from worker.inference.memory.tiers import DeviceTier
 from worker.inference.scheduler import Scheduler, Ticket
-from worker.inference.tiers import DeviceTier
 
 CPU_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
 GPU_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")

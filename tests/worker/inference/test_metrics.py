@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from store.problems import ProblemError
+from store.errors import ProblemError
 from tests.worker.inference.asking import ask, body, measured, predict
 from tests.worker.inference.conftest import order_of
 from tests.worker.inference.test_app import check_problem

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hifi.serving.bank import HeadBank
-from store.errors import ArtifactStorageError
-from store.problems import ProblemError
+from store.errors import ArtifactStorageError, ProblemError
 from store.storage import ArtifactStorage
 from tests.tiny_deltas import save_bare_backbone
 from tests.waiting import eventually

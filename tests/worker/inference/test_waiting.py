@@ -28,8 +28,8 @@ from tests.worker.inference.asking import (
 from tests.worker.inference.conftest import order_of
 from worker.inference import predictions
 from worker.inference.app import build_app
-from worker.inference.deltas import DeltaCache
-from worker.inference.loading import DeltaLoader
+from worker.inference.memory.deltas import DeltaCache
+from worker.inference.memory.loading import DeltaLoader
 from worker.inference.serving import Serving, open_serving
 
 if TYPE_CHECKING:

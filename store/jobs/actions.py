@@ -1,0 +1,259 @@
+"""Jobs as their owner sees them: posted, listed, cancelled, paused, resumed, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, undefer
+
+from store.database.connection import CLOCK, database_now
+from store.database.identifiers import new_identifier
+from store.database.pages import Page, newest_first
+from store.datasets import keep_dataset
+from store.errors import (
+    IllegalTransitionError,
+    QuotaExceededError,
+    found,
+)
+from store.jobs.life import add_job, lock_job, move
+from store.states import JobStatus
+from store.tables import IS_QUEUED, Artifact, Job, JobEvent
+from store.tenants import lock_tenant
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a job is made from, validated already."""
+
+    spec: Mapping[str, Any]
+    model: str
+    revision: str | None
+    needs_hub: bool
+    dataset_id: str | None
+    name: str | None
+    metadata: Mapping[str, Any]
+
+
+def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
+    """Put a job into its tenant's queue; publish a token after the commit.
+
+    Args:
+        session: a write transaction. It holds the tenant and the data set until it ends.
+        tenant_id: whose job it is.
+        new: the job.
+        max_queued: waiting jobs of a tenant that has no quota of its own.
+
+    Raises:
+        NotFoundError: there is no such tenant or data set, or the data set is another tenant's.
+        QuotaExceededError: as many jobs wait as the tenant may have.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    if new.dataset_id is not None:
+        keep_dataset(session, tenant_id, new.dataset_id)
+    limit = max_queued if tenant.max_queued is None else tenant.max_queued
+    waiting, now = session.execute(_COUNT_WAITING, {"tenant_id": tenant_id}).one()
+    if waiting >= limit:
+        raise QuotaExceededError(
+            f"{waiting:,} jobs wait already; the tenant's quota max_queued is {limit:,}"
+        )
+    job = Job(
+        id=new_identifier("job"),
+        tenant_id=tenant_id,
+        name=new.name,
+        meta=dict(new.metadata),
+        spec=dict(new.spec),
+        dataset_id=new.dataset_id,
+        model=new.model,
+        revision=new.revision,
+        needs_hub=new.needs_hub,
+        created_at=now,
+        token_at=now,
+    )
+    add_job(session, job, message="the job is queued")
+    return job
+
+
+_COUNT_WAITING = sa.select(
+    sa.select(sa.func.count())
+    .select_from(Job)
+    .where(Job.tenant_id == sa.bindparam("tenant_id"), IS_QUEUED)
+    .scalar_subquery(),
+    CLOCK,
+)
+
+
+def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:
+    """Load a tenant's job.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+    """
+    query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    if with_heads:
+        query = query.options(undefer(Job.heads))
+    return found(session.scalars(query).one_or_none(), "job", job_id)
+
+
+def list_jobs(
+    session: Session, tenant_id: str, *, status: JobStatus | None, after: str | None, limit: int
+) -> Page[Job]:
+    """Take a page of a tenant's jobs, newest first.
+
+    Raises:
+        NotFoundError: ``after`` is none of them.
+    """
+    query = sa.select(Job).where(Job.tenant_id == tenant_id)
+    if status is not None:
+        query = query.where(Job.status == status)
+    return newest_first(session, query, Job, after=after, limit=limit)
+
+
+def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Cancel a job: at once where nobody works on it, else at its worker's next step.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is finished, or being cancelled.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
+        move(session, job, JobStatus.CANCELLED, message="cancelled by its owner")
+    else:
+        move(session, job, JobStatus.CANCELLING, message="its owner asks to cancel")
+    return job
+
+
+def pause(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Ask the worker of a training job to stop at its next step, with a checkpoint.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not training.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    move(session, job, JobStatus.PAUSING, message="its owner asks to pause")
+    return job
+
+
+def resume(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Put a paused job back into the queue; publish a token after the commit.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not paused.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if job.status is not JobStatus.PAUSED:
+        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot be resumed")
+    now = database_now(session)
+    message, changes = "its owner resumes it", {"token_at": now}
+    move(session, job, JobStatus.QUEUED, message=message, changes=changes, now=now)
+    return job
+
+
+def delete(session: Session, tenant_id: str, job_id: str) -> None:
+    """Remove a finished job with its events and artifacts; the blobs go when nothing names them.
+
+    Raises:
+        NotFoundError: there is none, or it is another tenant's.
+        IllegalTransitionError: it is not finished.
+    """
+    job = lock_job(session, job_id, tenant_id=tenant_id)
+    if not job.status.is_finished:
+        raise IllegalTransitionError(f"job {job.id} is {job.status}: cancel it first")
+    for table in (JobEvent, Artifact):
+        session.execute(sa.delete(table).where(table.job_id == job_id))
+    session.delete(job)
+
+
+def list_events(
+    session: Session, job: Job, *, after: int = 0, limit: int
+) -> tuple[Sequence[JobEvent], bool]:
+    """Take a page of a job's events, oldest first.
+
+    Args:
+        session: a transaction.
+        job: whose.
+        after: number of the last event before the page.
+        limit: events of the page.
+
+    Returns:
+        The events, and whether there are more.
+    """
+    query = (
+        sa.select(JobEvent)
+        .where(JobEvent.job_id == job.id, JobEvent.number > after)
+        .order_by(JobEvent.number)
+        .limit(limit + 1)
+    )
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def list_artifacts(session: Session, job: Job) -> Sequence[Artifact]:
+    """List the encodings of a job's head delta; none before it has succeeded."""
+    return artifacts_by_job(session, [job]).get(job.id, ())
+
+
+def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequence[Artifact]]:
+    """List the encodings of several jobs' head deltas; a job that has none is missing."""
+    finished = [job.id for job in jobs if job.status is JobStatus.SUCCEEDED]
+    if not finished:
+        return {}
+    query = sa.select(Artifact).where(Artifact.job_id.in_(finished)).order_by(Artifact.encoding)
+    found: dict[str, list[Artifact]] = {}
+    for artifact in session.scalars(query):
+        found.setdefault(artifact.job_id, []).append(artifact)
+    return found
+
+
+class JobDelta(NamedTuple):
+    """A job, and the head delta that it may have made."""
+
+    job_id: str
+    status: JobStatus
+    model: str
+    revision: str | None
+    sha256: str | None  # of the delta; None where there is none
+
+
+def find_deltas(
+    session: Session, tenant_id: str, job_ids: Collection[str], *, encoding: str
+) -> Sequence[JobDelta]:
+    """Find several of a tenant's jobs and what they made in one encoding, in one query.
+
+    Args:
+        session: a transaction.
+        tenant_id: whose jobs they must be.
+        job_ids: which.
+        encoding: of the head deltas.
+
+    Returns:
+        One for each job that is there, in no order; those of other tenants are not.
+    """
+    rows = session.execute(
+        _JOB_DELTAS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
+    )
+    return [JobDelta(*row) for row in rows]
+
+
+_JOB_DELTAS = (
+    sa.select(Job.id, Job.status, Job.model, Job.revision, Artifact.sha256)
+    .outerjoin(
+        Artifact,
+        sa.and_(Artifact.job_id == Job.id, Artifact.encoding == sa.bindparam("encoding")),
+    )
+    .where(
+        Job.tenant_id == sa.bindparam("tenant_id"),
+        Job.id.in_(sa.bindparam("ids", expanding=True)),
+    )
+)
+
+
+def count_jobs(session: Session, tenant_id: str) -> Mapping[JobStatus, int]:
+    """Count a tenant's jobs by status; one that no job has is missing."""
+    query = sa.select(Job.status, sa.func.count()).where(Job.tenant_id == tenant_id)
+    return dict(session.execute(query.group_by(Job.status)).all())

@@ -1,0 +1,309 @@
+"""Leases: everything that a worker writes about the job that it has claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import load_only
+
+from store.database.connection import CLOCK, Database
+from store.errors import LeaseLostError
+from store.jobs.life import append_event, move
+from store.jobs.telemetry import ENGINE_CRASHES, count
+from store.states import STOPPING, JobStatus
+from store.tables import IS_LEASED, Artifact, Job
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from store.storage import Blob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A job's progress; None leaves the column unchanged."""
+
+    phase: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    eta_seconds: float | None = None
+    steps_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkEvent:
+    """An event of a job's work; ``step`` and ``level`` as in ``append_event``."""
+
+    type: str
+    message: str
+    step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    level: str = "info"
+
+
+MAX_ATTEMPTS = 3  # attempts without a newer checkpoint
+_PHASES = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
+_MINE = (
+    sa.select(Job, CLOCK)
+    .options(
+        load_only(  # the columns that the calls below read; each further one costs time
+            *(Job.tenant_id, Job.status, Job.started_at),
+            *(Job.attempt, Job.checkpoint, Job.last_event),
+        )
+    )
+    .where(Job.id == sa.bindparam("job_id"), Job.fence == sa.bindparam("fence"), IS_LEASED)
+    .with_for_update()
+)
+
+
+class Lease:
+    """The right to write one job until another worker claims it.
+
+    Every call is one transaction that renews the lease and checks the fence.
+
+    Args:
+        database: where the job is.
+        job_id: of the claimed job.
+        fence: from the claim.
+        seconds: how long the worker may be silent after each call.
+    """
+
+    def __init__(self, database: Database, job_id: str, *, fence: int, seconds: float) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._fence = fence
+        self._seconds = seconds
+
+    def report(self, progress: Progress, *, events: Sequence[WorkEvent] = ()) -> JobStatus:
+        """Write progress and events.
+
+        Returns:
+            The job's state; ``pausing`` and ``cancelling`` are requests to the worker.
+
+        Raises:
+            LeaseLostError: the worker no longer holds the job.
+        """
+        with self._held() as (session, job, now):
+            job.lease_until = self._until(now)
+            for name, value in vars(progress).items():
+                if value is not None:
+                    setattr(job, name, value)
+            for event in events:
+                append_event(
+                    session,
+                    job,
+                    type=event.type,
+                    message=event.message,
+                    data=event.data,
+                    step=event.step,
+                    level=event.level,
+                    now=now,
+                )
+            return job.status
+
+    def advance(self, to: JobStatus, *, message: str) -> JobStatus:
+        """Move the job to the next phase, unless a pause or cancellation was requested.
+
+        A job that has already reached the phase stays in its state: after a crash of its engine it
+        runs again from the newest checkpoint.
+
+        Returns:
+            The job's state afterwards.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+            IllegalTransitionError: the job's state does not allow this move.
+        """
+        with self._held() as (session, job, now):
+            if job.status in STOPPING or _is_as_far(job.status, to):
+                job.lease_until = self._until(now)
+            else:
+                changes = {"lease_until": self._until(now)}
+                move(session, job, to, message=message, changes=changes, now=now)
+            return job.status
+
+    def keep_selection(self, *, selection: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
+        """Store the selected heads and all scores.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (_, job, now):
+            job.lease_until = self._until(now)
+            job.selection, job.heads = dict(selection), dict(heads)
+
+    def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
+        """Record a newer checkpoint, which resets the count of attempts.
+
+        Args:
+            step: of the checkpoint.
+            files: its stored files.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (_, job, now):
+            job.lease_until = self._until(now)
+            if job.checkpoint is None or step > job.checkpoint["step"]:
+                job.attempt = 1
+            entries = {name: vars(blob) for name, blob in files.items()}
+            job.checkpoint = {"step": step, "files": entries}
+
+    def succeed(self, *, result: Mapping[str, Any], artifacts: Mapping[str, Blob]) -> JobStatus:
+        """End the job with its artifacts, unless a pause or cancellation was requested.
+
+        Args:
+            result: metrics and timings.
+            artifacts: by encoding; already stored.
+
+        Returns:
+            ``succeeded``; ``cancelled`` or ``paused`` if that was requested meanwhile.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (session, job, now):
+            if job.status in STOPPING:
+                return _stop(session, job, now=now)
+            session.add_all(
+                Artifact(
+                    job_id=job.id,
+                    encoding=encoding,
+                    tenant_id=job.tenant_id,
+                    sha256=blob.sha256,
+                    bytes=blob.bytes,
+                    created_at=now,
+                )
+                for encoding, blob in artifacts.items()
+            )
+            message, changes = "the head delta is stored", {"result": dict(result)}
+            move(session, job, JobStatus.SUCCEEDED, message=message, changes=changes, now=now)
+            return job.status
+
+    def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
+        """End the job with an error; if a cancellation was requested, cancel it instead.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (session, job, now):
+            if job.status is JobStatus.CANCELLING:
+                return _stop(session, job, now=now)
+            fail(session, job, code=code, message=message, param=param, now=now)
+            return job.status
+
+    def count_crash(self, *, code: str, message: str) -> JobStatus:
+        """Count an attempt that failed while the worker lived, such as a crash of the engine.
+
+        Args:
+            code: of the failure; it becomes the job's after the last attempt.
+            message: for people.
+
+        Returns:
+            The job's state: unchanged if it will be tried again; ``failed`` after the last attempt;
+            ``paused`` or ``cancelled`` if that was requested meanwhile.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (session, job, now):
+            if job.status in STOPPING:
+                return _stop(session, job, now=now)
+            count(session, ENGINE_CRASHES)
+            if job.attempt >= MAX_ATTEMPTS:
+                message = f"{job.attempt} attempts failed without a newer checkpoint: {message}"
+                fail(session, job, code=code, message=message, now=now)
+                return job.status
+            job.attempt += 1
+            job.lease_until = self._until(now)
+            append_event(
+                session,
+                job,
+                type="message",
+                message=f"{message}; trying again",
+                data={"code": code},
+                level="warn",
+                now=now,
+            )
+            return job.status
+
+    def stop(self) -> JobStatus:
+        """Stop the job as requested: it is then ``paused`` or ``cancelled``.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+            IllegalTransitionError: no stop was requested.
+        """
+        with self._held() as (session, job, now):
+            return _stop(session, job, now=now)
+
+    def hand_back(self, *, message: str) -> JobStatus:
+        """Return the job to the queue, or stop it as requested, without counting an attempt.
+
+        Raises:
+            LeaseLostError: as in :meth:`report`.
+        """
+        with self._held() as (session, job, now):
+            if job.status in STOPPING:
+                return _stop(session, job, now=now)
+            move(session, job, JobStatus.QUEUED, message=message, now=now)
+            return job.status
+
+    @contextmanager
+    def _held(self) -> Iterator[tuple[Session, Job, datetime]]:
+        """Hold the job for a transaction.
+
+        Yields:
+            The transaction, the job and the time.
+
+        Raises:
+            LeaseLostError: as :meth:`report`.
+        """
+        mine = {"job_id": self._job_id, "fence": self._fence}
+        with self._database.write() as session:
+            row = session.execute(_MINE, mine).one_or_none()
+            if row is None:
+                raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
+            yield session, row[0], row[1]
+
+    def _until(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=self._seconds)
+
+
+def _is_as_far(status: JobStatus, phase: JobStatus) -> bool:
+    return {status, phase} <= set(_PHASES) and _PHASES.index(status) >= _PHASES.index(phase)
+
+
+def fail(
+    session: Session,
+    job: Job,
+    *,
+    code: str,
+    message: str,
+    param: str | None = None,
+    now: datetime,
+) -> None:
+    """Move a locked job to ``failed`` and record the error."""
+    error = {"code": code, "message": message, "param": param}
+    move(
+        session,
+        job,
+        JobStatus.FAILED,
+        message=message,
+        data={"code": code},
+        changes={"error": error},
+        now=now,
+    )
+
+
+def _stop(session: Session, job: Job, *, now: datetime) -> JobStatus:
+    if job.status is JobStatus.CANCELLING:
+        move(session, job, JobStatus.CANCELLED, message="its worker has stopped", now=now)
+    else:
+        move(session, job, JobStatus.PAUSED, message="its worker has stopped", now=now)
+    return job.status

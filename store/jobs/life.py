@@ -1,0 +1,221 @@
+"""The state machine of jobs: only this module changes a job's state and writes its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm.attributes import set_committed_value
+
+from store.database.connection import database_now, is_sqlite
+from store.errors import IllegalTransitionError, found
+from store.states import JobStatus, may_follow
+from store.tables import Job, JobEvent
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_VERBS = {  # for the requests of its owner
+    JobStatus.PAUSING: "be paused: only a training job can",
+    JobStatus.CANCELLING: "be cancelled",
+    JobStatus.CANCELLED: "be cancelled",
+}
+_OF_WORK = ("worker_id", "lease_until", "eta_seconds", "steps_per_second")
+_JOBS = sa.Table(Job.__tablename__, Job.metadata)
+_EVENTS = sa.Table(JobEvent.__tablename__, JobEvent.metadata)
+_COLUMNS = {attribute.key: attribute.columns[0].name for attribute in sa.inspect(Job).column_attrs}
+_UPDATE_JOB = sa.update(_JOBS).where(_JOBS.c.id == sa.bindparam("of_job"))
+_ADD_JOB = sa.insert(_JOBS)
+_ADD_EVENT = sa.insert(_EVENTS)
+_EVENT = _ADD_EVENT.values({column: sa.bindparam(f"event_{column.name}") for column in _EVENTS.c})
+_WITH_EVENT = {
+    statement: statement.add_cte(_EVENT.cte("event")) for statement in (_ADD_JOB, _UPDATE_JOB)
+}
+
+
+def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
+    """Load a job and lock it against other writers until the transaction ends.
+
+    Args:
+        session: a write transaction. If it also locks the job's tenant, it must do that first.
+        job_id: of the job.
+        tenant_id: the owner; None for the server itself.
+
+    Raises:
+        NotFoundError: it does not exist, or belongs to another tenant.
+    """
+    query = sa.select(Job).where(Job.id == job_id).with_for_update()
+    if tenant_id is not None:
+        query = query.where(Job.tenant_id == tenant_id)
+    rows = session.scalars(query, execution_options={"populate_existing": True})
+    return found(rows.one_or_none(), "job", job_id)
+
+
+def add_job(session: Session, job: Job, *, message: str) -> None:
+    """Write a new job down as queued, with its first event.
+
+    Args:
+        session: a write transaction. It does not hold the job afterwards.
+        job: with everything but its state; what is not set begins empty.
+        message: for people.
+    """
+    job.status, job.attempt, job.fence, job.last_event = JobStatus.QUEUED, 1, 0, 1
+    event = _event(
+        job,
+        number=job.last_event,
+        type="status",
+        message=message,
+        data={"status": str(job.status)},
+        level="info",
+        now=job.created_at,
+    )
+    state = sa.inspect(job).dict
+    values = {column: state[name] for name, column in _COLUMNS.items() if name in state}
+    _execute(session, _ADD_JOB, values, event=event)
+
+
+def move(
+    session: Session,
+    job: Job,
+    to: JobStatus,
+    *,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+) -> None:
+    """Move a locked job to another state and write the event.
+
+    When no worker holds the job any more, its lease and speed are cleared; when the job is
+    finished, its checkpoint too.
+
+    Args:
+        session: the transaction that holds the lock.
+        job: from :func:`lock_job`.
+        to: the new state.
+        message: for people.
+        data: details, as plain JSON.
+        changes: other columns of the job to change.
+        now: the database's time, if the caller has just read it.
+
+    Raises:
+        IllegalTransitionError: the job's state does not allow this move.
+    """
+    if not may_follow(to, job.status):
+        verb = _VERBS.get(to, f"become {to}")
+        raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot {verb}")
+    now = now or database_now(session)
+    values = {**(changes or {}), "status": to, "last_event": job.last_event + 1}
+    if to is JobStatus.VALIDATING and job.started_at is None:
+        values["started_at"] = now
+    if to.is_finished:
+        values |= {"finished_at": now, "checkpoint": None}
+    if not to.is_leased:
+        values |= dict.fromkeys(_OF_WORK)
+    event = _event(
+        job,
+        number=values["last_event"],
+        type="status",
+        message=message,
+        data={"status": str(to), **(data or {})},
+        level="error" if to is JobStatus.FAILED else "info",
+        now=now,
+    )
+    _execute(session, _UPDATE_JOB, {**values, "of_job": job.id}, event=event)
+    for name, value in values.items():
+        set_committed_value(job, name, value)
+
+
+def _execute(
+    session: Session,
+    statement: sa.Insert | sa.Update,
+    values: Mapping[str, Any],
+    *,
+    event: Mapping[str, Any],
+) -> None:
+    """Write columns of a job and an event, past the session, whose bookkeeping is slower.
+
+    On Postgres this is one statement.
+    """
+    connection = session.connection()
+    if is_sqlite(session):
+        connection.execute(statement, values)
+        connection.execute(_ADD_EVENT, event)
+    else:
+        values_of_event = {f"event_{name}": value for name, value in event.items()}
+        connection.execute(_WITH_EVENT[statement], {**values, **values_of_event})
+
+
+def append_event(
+    session: Session,
+    job: Job,
+    *,
+    type: str,  # noqa: A002 - the contract's name
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    level: str = "info",
+    now: datetime | None = None,
+) -> bool:
+    """Add an event to a locked job.
+
+    Args:
+        session: the transaction that holds the lock.
+        job: from :func:`lock_job`.
+        type: ``status``, ``step``, …
+        message: for people.
+        data: for programs, plain JSON.
+        step: of an event that a resumed job must not repeat: it is unique per job, type and step.
+        level: ``info``, ``warn`` or ``error``.
+        now: the database's time, if the caller has just read it.
+
+    Returns:
+        False if the event already exists.
+    """
+    if step is not None and _has_event(session, job.id, type=type, step=step):
+        return False
+    job.last_event += 1
+    event = _event(
+        job,
+        number=job.last_event,
+        type=type,
+        message=message,
+        data=data or {},
+        step=step,
+        level=level,
+        now=now or database_now(session),
+    )
+    session.connection().execute(_ADD_EVENT, event)
+    return True
+
+
+def _event(
+    job: Job,
+    *,
+    number: int,
+    type: str,  # noqa: A002 - as above
+    message: str,
+    data: Mapping[str, Any],
+    step: int | None = None,
+    level: str,
+    now: datetime,
+) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "number": number,
+        "type": type,
+        "step": step,
+        "level": level,
+        "message": message,
+        "data": dict(data),
+        "created_at": now,
+    }
+
+
+def _has_event(session: Session, job_id: str, *, type: str, step: int) -> bool:  # noqa: A002
+    query = sa.select(JobEvent.number).where(
+        JobEvent.job_id == job_id, JobEvent.type == type, JobEvent.step == step
+    )
+    return session.scalars(query).first() is not None

@@ -1,0 +1,137 @@
+"""Workers and the backbones that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from store.database.connection import Database, database_now, is_sqlite
+from store.database.pages import Page
+from store.errors import found
+from store.tables import Backbone, Worker
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+LIVE_SECONDS = 15.0  # a worker sends a heartbeat every few seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneDescription:
+    """A backbone as a worker describes it; the fields are those of the table."""
+
+    id: str
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    parameters: int
+    fingerprint: str
+    max_positions: int | None
+    weights_per_head: int
+    task_heads: Mapping[str, Mapping[str, Any]]
+
+
+def register(
+    database: Database,
+    *,
+    worker_id: str,
+    device: str,
+    backbones: Sequence[str],
+    allows_hub: bool,
+) -> None:
+    """Register a worker.
+
+    Args:
+        database: where the tables are.
+        worker_id: a name that no other process has or had.
+        device: on which it computes.
+        backbones: ids of the backbones that it can load.
+        allows_hub: whether it may load others from the hub.
+    """
+    with database.write() as session:
+        now = database_now(session)
+        session.add(
+            Worker(
+                id=worker_id,
+                device=device,
+                backbones=list(backbones),
+                allows_hub=allows_hub,
+                started_at=now,
+                seen_at=now,
+            )
+        )
+
+
+def beat(database: Database, worker_id: str) -> datetime | None:
+    """Record a worker's heartbeat.
+
+    Returns:
+        The time by the database's clock; None if the worker is not registered.
+    """
+    with database.write() as session:
+        now = database_now(session)
+        noted = sa.update(Worker).where(Worker.id == worker_id).values(seen_at=now)
+        known = session.scalars(noted.returning(Worker.id)).one_or_none()
+        return None if known is None else now
+
+
+def leave(database: Database, worker_id: str) -> None:
+    """Unregister a worker."""
+    with database.write() as session:
+        session.execute(sa.delete(Worker).where(Worker.id == worker_id))
+
+
+def live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> Sequence[Worker]:
+    """Return the workers seen in the last ``live_seconds``."""
+    since = database_now(session) - timedelta(seconds=live_seconds)
+    return session.scalars(sa.select(Worker).where(Worker.seen_at >= since)).all()
+
+
+def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
+    """Count the workers seen in the last ``live_seconds``."""
+    since = database_now(session) - timedelta(seconds=live_seconds)
+    query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
+    return session.scalars(query).one()
+
+
+def put_backbone(database: Database, description: BackboneDescription) -> None:
+    """Store a backbone's description; replace an older one."""
+    with database.write() as session:
+        values = {**vars(description), "updated_at": database_now(session)}
+        insert = sqlite.insert if is_sqlite(session) else postgresql.insert
+        # Workers that start at the same time describe the same backbones.
+        session.execute(
+            insert(Backbone)
+            .values(**values)
+            .on_conflict_do_update(index_elements=[Backbone.id], set_=values)
+        )
+
+
+def get_backbone(session: Session, backbone_id: str) -> Backbone:
+    """Load a backbone.
+
+    Raises:
+        NotFoundError: no worker has described it.
+    """
+    return found(session.get(Backbone, backbone_id), "model", backbone_id)
+
+
+def list_backbones(session: Session, *, after: str | None, limit: int) -> Page[Backbone]:
+    """Return a page of the backbones, by id.
+
+    Raises:
+        NotFoundError: ``after`` is not one of them.
+    """
+    query = sa.select(Backbone).order_by(Backbone.id).limit(limit + 1)
+    if after is not None:
+        query = query.where(Backbone.id > get_backbone(session, after).id)
+    rows = session.scalars(query).all()
+    return Page.of(rows, limit=limit)

@@ -1,0 +1,118 @@
+"""store.jobs.spec: what a caller may ask for, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from store.jobs.spec import HubDataset, JobSpec
+
+LEAST: dict[str, Any] = {"model": "all-MiniLM-L6-v2", "dataset": "ds_1"}
+
+# As the tables hold one, all defaults written down.
+STORED: dict[str, Any] = {
+    "model": "org/model",
+    "dataset": {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "bcdcba79"},
+    "task": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "image": None,
+        "metric": "f1",
+    },
+    "k": 3,
+    "xi": 0.9,
+    "d": 0.85,
+    "n_samples": 300,
+    "strategy": "layer-wise",
+    "teleport": "information",
+    "training": {
+        "epochs": 3,
+        "learning_rate": 0.0003,
+        "batch_size": 32,
+        "max_length": 128,
+        "warmup_ratio": 0.06,
+        "weight_decay": 0.01,
+        "seed": 0,
+        "precision": "auto",
+        "early_stopping_patience": None,
+    },
+    "name": None,
+    "metadata": {"team": "search"},
+}
+
+
+def parse(**changes: Any) -> JobSpec:
+    return JobSpec.model_validate_json(json.dumps({**LEAST, **changes}))
+
+
+class TestDefaults:
+    def test_model_and_data_set_are_enough(self):
+        spec = parse()
+        assert (spec.k, spec.damping, spec.strategy, spec.teleport) == (
+            3,
+            0.85,
+            "layer-wise",
+            "information",
+        )
+        assert (spec.xi, spec.n_samples, spec.metadata) == (None, None, {})
+        assert spec.training.model_dump() == STORED["training"]
+
+
+class TestStorage:
+    def test_what_stands_in_the_tables_reads_back_the_same(self):
+        assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
+
+
+class TestSpellings:
+    def test_greek_and_long_names(self):
+        assert (parse(ξ=0.5).xi, parse(damping=0.5).damping) == (0.5, 0.5)
+
+    def test_two_of_one_thing_are_refused(self):
+        for twice in ({"xi": 0.5, "ξ": 0.5}, {"d": 0.5, "damping": 0.5}):
+            with pytest.raises(ValidationError, match="Extra inputs"):
+                parse(**twice)
+
+    def test_one_text_or_two(self):
+        assert parse(task={"text": "a"}).task.text == "a"
+        assert parse(task={"text": ["a", "b"]}).task.text == ("a", "b")
+
+    def test_a_hub_data_set(self):
+        spec = parse(dataset={"hub": "nyu-mll/glue", "config": "mrpc"})
+        assert spec.dataset == HubDataset(hub="nyu-mll/glue", config="mrpc")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("field", "values"),
+        [
+            ("model", ["", 5, None, "a\x00", "x" * 257]),
+            ("dataset", ["", 5, None, {}, {"hub": ""}, {"hub": "a", "x": 1}]),
+            ("k", [0, -1, 1.0, "3", True, None, 10**30]),
+            ("xi", [0, 1, -0.1, "0.9", True]),
+            ("d", [-0.1, 1, "0.9", None]),
+            ("n_samples", [0, 1.5, True]),
+            ("strategy", ["top", 1]),
+            ("teleport", ["x"]),
+            ("task", [{"type": "x"}, {"text": []}, {"text": ["a", "b", "c"]}, {"x": 1}, []]),
+            ("training", [{"epochs": 0}, {"learning_rate": 0}, {"seed": -1}, {"lr": 1}]),
+            ("metadata", [{"a": 1}, {"": "a"}, {"a": "\x00"}, {str(n): "" for n in range(17)}]),
+            ("name", ["x" * 129, 5]),
+            ("unknown", [1]),
+        ],
+    )
+    def test_name_the_field(self, field: str, values: list[Any]):
+        for value in values:
+            with pytest.raises(ValidationError) as caught:
+                parse(**{field: value})
+            assert caught.value.errors()[0]["loc"][0] == field
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+    def test_what_is_no_number(self, number: str):
+        with pytest.raises(ValidationError):
+            JobSpec.model_validate_json(
+                f'{{"model": "m", "dataset": "d", "xi": {number}}}',
+            )

@@ -1,0 +1,111 @@
+"""worker.engine.computing: whatever a job comes to is an answer, and quotes no row of the data."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+import torch
+
+from hifi.errors import (
+    CheckpointError,
+    DataError,
+    InvalidArgumentError,
+    JobCancelled,
+    JobPaused,
+    StorageError,
+    TrainingDivergedError,
+)
+from tests.worker.scripted_engine import nowhere_job
+from worker.engine import computing as module
+from worker.engine.computing import compute
+from worker.engine.messages import Failed, Message, Stopped
+
+JOB = nowhere_job("r")
+ROW = "what a row says"
+
+
+def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Message:
+    """Give what a job is answered that ends with an error."""
+
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "finetune", fail)
+    return compute(
+        JOB,
+        backbones=None,  # type: ignore[arg-type] # nobody gets as far
+        tell=lambda _: None,
+        wish=lambda: None,
+    )
+
+
+def caused_by(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("error", "code", "param", "is_lasting"),
+        [
+            (DataError(ROW, split="train"), "dataset_invalid", "dataset", True),
+            (TrainingDivergedError("nan"), "training_diverged", None, True),
+            (CheckpointError("cut"), "checkpoint_invalid", None, False),
+            (StorageError("broken"), "worker_storage", None, False),
+            (FULL, "disk_full", None, False),
+            (caused_by(StorageError("x"), FULL), "disk_full", None, False),
+            (
+                caused_by(StorageError("x"), OSError(errno.EDQUOT, "quota")),
+                *("disk_full", None, False),
+            ),
+            (torch.OutOfMemoryError("cuda"), "out_of_memory", "training.batch_size", True),
+            (MemoryError(), "out_of_memory", "training.batch_size", True),
+            (
+                RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+                *("out_of_memory", "training.batch_size", True),
+            ),
+            (ZeroDivisionError(ROW), "internal_error", None, False),
+            (OSError(errno.EIO, "I/O error"), "internal_error", None, False),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+    )
+    def test_have_a_code_and_tell_whether_they_last(
+        self, monkeypatch, error: Exception, code: str, param: str | None, is_lasting: bool
+    ):
+        answer = outcome(monkeypatch, error)
+        assert isinstance(answer, Failed)
+        assert (answer.run, answer.code, answer.param) == ("r", code, param)
+        assert answer.is_lasting is is_lasting
+
+    def test_that_nobody_foresaw_quote_nothing(self, monkeypatch, capsys):
+        structlog.configure(processors=[structlog.processors.JSONRenderer()])
+        logging.captureWarnings(capture=False)
+        answer = outcome(monkeypatch, ZeroDivisionError(ROW))
+        structlog.reset_defaults()
+        assert isinstance(answer, Failed)
+        line = capsys.readouterr().out
+        assert "ZeroDivisionError" in answer.text
+        assert json.loads(line)["error"] == "ZeroDivisionError"
+        assert "in fail" in line  # where it happened
+        assert ROW not in line + answer.text
+
+    def test_name_the_field_of_the_spec(self, monkeypatch):
+        error = InvalidArgumentError("k", value=99, limit="at most 12")
+        answer = outcome(monkeypatch, error)
+        assert isinstance(answer, Failed)
+        assert (answer.code, answer.param) == ("invalid_argument", "k")
+
+
+class TestStops:
+    @pytest.mark.parametrize(("make", "wish"), [(JobPaused, "pause"), (JobCancelled, "cancel")])
+    def test_are_no_failures(self, monkeypatch, make: Callable[[str], Exception], wish: str):
+        assert outcome(monkeypatch, make("as asked")) == Stopped(run="r", wish=wish)  # type: ignore[arg-type]

@@ -1,0 +1,240 @@
+"""What the engine computes: a job with ``hifi.finetune``, and what backbones look like."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import torch
+
+from hifi.backbones.devices import resolve_device
+from hifi.backbones.models import resolve_model
+from hifi.backbones.resident import ResidentBackbones
+from hifi.errors import (
+    AmbiguousTaskError,
+    CaptureError,
+    CheckpointError,
+    ConvergenceError,
+    DataError,
+    HifiError,
+    InvalidArgumentError,
+    JobCancelled,
+    JobPaused,
+    ModelError,
+    StorageError,
+    TaskNotSupportedError,
+    TrainingDivergedError,
+    UnsupportedArchitectureError,
+)
+from hifi.training.checkpoint import checkpoint_folder
+from hifi.training.events import Control, TrainingEvent
+from hifi.training.finetuning import FinetuneResult, finetune
+from worker.engine.descriptions import describe_backbone
+from worker.engine.messages import Described, Done, Failed, Message, RunJob, Stopped, Told, Wish
+from worker.engine.results import write_artifacts
+from worker.engine.translation import finetune_arguments, spec_field
+
+if TYPE_CHECKING:
+    from hifi.selection.head_selection import HeadSelection
+
+_CODES: dict[type[HifiError], str] = {
+    AmbiguousTaskError: "task_ambiguous",
+    CaptureError: "head_outputs_not_finite",
+    CheckpointError: "checkpoint_invalid",
+    ConvergenceError: "selection_did_not_converge",
+    DataError: "dataset_invalid",
+    InvalidArgumentError: "invalid_argument",
+    ModelError: "model_invalid",
+    StorageError: "worker_storage",
+    TaskNotSupportedError: "task_not_supported",
+    TrainingDivergedError: "training_diverged",
+    UnsupportedArchitectureError: "architecture_not_supported",
+}
+# What another try may mend: the worker's disk, or a start without the checkpoint.
+_PASSING = (StorageError, CheckpointError)
+_RESIDENT_SHARE = 0.25  # of the memory, for backbones that no job is using; chosen, not measured
+_log = structlog.get_logger(__name__)
+_CONTROLS: dict[Wish, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
+
+
+def make_resident_backbones(device: str) -> ResidentBackbones:
+    """Make room for backbones that stay in memory between jobs.
+
+    Args:
+        device: of the jobs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    where = resolve_device(device)
+    if where.type == "cuda":
+        memory = torch.cuda.get_device_properties(where).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return ResidentBackbones(max_bytes=int(memory * _RESIDENT_SHARE))
+
+
+def release_memory() -> None:
+    """Give back what a job has left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def compute(
+    command: RunJob,
+    *,
+    backbones: ResidentBackbones,
+    tell: Callable[[Message], None],
+    wish: Callable[[], Wish | None],
+) -> Message:
+    """Run a job to its end, whatever that is.
+
+    Args:
+        command: what is to be run.
+        backbones: those that are in memory.
+        tell: takes every event.
+        wish: gives what the job's owner asks for, asked at every event.
+    """
+
+    def on_event(event: TrainingEvent) -> Control:
+        tell(_told(command, event))
+        wanted = wish()
+        return Control.CONTINUE if wanted is None else _CONTROLS[wanted]
+
+    try:
+        result = finetune(
+            **finetune_arguments(
+                command.spec, data=command.data, model=command.model, revision=command.revision
+            ),
+            device=command.device,
+            checkpoint_dir=command.checkpoints,
+            checkpoint_seconds=command.checkpoint_seconds,
+            backbones=backbones,
+            on_event=on_event,
+        )
+        return _finish(command, result)
+    except JobPaused:
+        return Stopped(run=command.run, wish="pause")
+    except JobCancelled:
+        return Stopped(run=command.run, wish="cancel")
+    except Exception as error:  # noqa: BLE001 - a failure is an answer; the engine goes on
+        return _failed(command, error)
+
+
+def _told(command: RunJob, event: TrainingEvent) -> Told:
+    return Told(
+        run=command.run,
+        kind=event.kind,
+        step=event.step,
+        total_steps=event.total_steps,
+        loss=event.loss,
+        learning_rate=event.learning_rate,
+        metrics=dict(event.metrics),
+        samples_per_second=event.samples_per_second,
+        eta_seconds=event.eta_seconds,
+        text=event.message,
+        selection=None if event.selection is None else _describe(event.selection, event),
+        checkpoint=_checkpoint_files(command, event) if event.kind == "checkpoint" else (),
+    )
+
+
+def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
+    """Name the files of the checkpoint that was written a moment ago."""
+    directory = Path(command.checkpoints)
+    return sorted(map(str, checkpoint_folder(directory, step=event.step).iterdir()))
+
+
+def _describe(selection: HeadSelection, event: TrainingEvent) -> dict[str, Any]:
+    return {
+        **selection.to_dict(),
+        "trainable_parameters": event.trainable_parameters,
+        "fraction": event.fraction,
+        "head_dim": event.head_dim,
+    }
+
+
+def _finish(command: RunJob, result: FinetuneResult) -> Done:
+    """Write the artifacts."""
+    source = resolve_model(command.model, revision=command.revision)
+    artifacts = write_artifacts(result.delta, model_path=source.path, folder=Path(command.output))
+    return Done(
+        run=command.run,
+        result={
+            "metrics": dict(result.metrics),
+            "best_step": result.best_step,
+            "train_seconds": result.train_seconds,
+            "selection_seconds": result.selection_seconds,
+            "samples_per_second": result.samples_per_second,
+        },
+        artifacts={encoding: str(path) for encoding, path in artifacts.items()},
+    )
+
+
+def _failed(command: RunJob, error: Exception) -> Failed:
+    run = command.run
+    if _is_out_of_memory(error):
+        text = "the device has not enough memory for this job: try a smaller training.batch_size "
+        text += "or training.max_length"
+        return Failed(run=run, code="out_of_memory", text=text, param="training.batch_size")
+    if _is_full(error):
+        text = f"the worker's disk is full: {_one_line(error)}"
+        return Failed(run=run, code="disk_full", text=text, is_lasting=False)
+    if not isinstance(error, HifiError):
+        # Where it happened, and not what it says: that may quote a row of the data.
+        place = traceback.format_tb(error.__traceback__)
+        _log.error("job failed unexpectedly", error=type(error).__name__, traceback="".join(place))
+        text = f"unexpected {type(error).__name__}: a bug, or a broken installation"
+        return Failed(run=run, code="internal_error", text=text, is_lasting=False)
+    return Failed(
+        run=run,
+        code=next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), "failed"),
+        text=str(error),
+        param=_param(error),
+        is_lasting=not isinstance(error, _PASSING),
+    )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Tell whether a disk or a quota is what stopped it, here or where it came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _param(error: HifiError) -> str | None:
+    """Name the field of the job spec at fault."""
+    if isinstance(error, InvalidArgumentError):
+        return spec_field(error.param.partition(".")[0])
+    if isinstance(error, AmbiguousTaskError):
+        return "task.type" if error.param == "task" else f"task.{error.param}"
+    return "dataset" if isinstance(error, DataError) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    is_allocator = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_allocator
+
+
+def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
+    """Describe backbones one after another; one that cannot be used stops no other.
+
+    Args:
+        backbones: id to folder.
+    """
+    for identifier, path in backbones.items():
+        try:
+            description = describe_backbone(identifier, Path(path))
+        except Exception as error:  # noqa: BLE001 - a broken configuration fails anywhere, anyhow
+            yield Described(id=identifier, error=f"{type(error).__name__}: {_one_line(error)}")
+        else:
+            yield Described(id=identifier, description=vars(description))

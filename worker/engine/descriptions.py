@@ -1,0 +1,183 @@
+"""Describe a backbone, so that the gateway can plan jobs on it without loading it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.heads import Backbone, HeadId, describe, read_rows, task_head_names
+from hifi.backbones.models import (
+    AutoClass,
+    LoadedModel,
+    ModelSource,
+    identify_folder,
+    load_config,
+    load_for_task,
+    max_positions,
+)
+from hifi.deltas.metadata import ENCODINGS
+from hifi.errors import ModelError
+from hifi.selection.head_selection import HeadSelection, LayerScores
+from hifi.tasks import Task, get_task, task_types
+from hifi.tuning.tuner import HeadTuner
+from store.jobs.workers import BackboneDescription
+
+_MAX_LENGTH = 128
+_LABELS = (2, 3)  # two numbers of labels show how a task head grows
+
+
+def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
+    """Describe a backbone.
+
+    What is counted is what ``hifi.finetune`` counts: n selected heads of a task with m logits
+    train ``n · weights_per_head + base + m · per_label`` weights, of
+    ``parameters + base + m · per_label`` in all.
+
+    Args:
+        identifier: its name in job specs.
+        path: its folder.
+
+    Returns:
+        Its sizes, its fingerprint as stored, and for every task type that it can do ``base`` and
+        ``per_label``; and ``file``: by encoding the same of a delta file's bytes, and ``per_head``.
+
+    Raises:
+        ModelError: it cannot be loaded, or supports no task type.
+        UnsupportedArchitectureError: its architecture is not supported.
+    """
+    source = identify_folder(path)
+    load_config(source)  # so that what is wrong with all of it is not told of one task alone
+    heads: dict[AutoClass, tuple[LoadedModel, dict[str, Any]]] = {}
+    task_heads: dict[str, dict[str, Any]] = {}
+    refusals: list[str] = []
+    for name in task_types():
+        kind = get_task(name)
+        try:
+            _check_encoder(kind, source)
+            if kind.auto_class not in heads:
+                heads[kind.auto_class] = _count_task_head(kind, source)
+        except ModelError as error:
+            refusals.append(f"{name}: {error}")
+        else:
+            task_heads[name] = heads[kind.auto_class][1]
+    if not task_heads:
+        raise ModelError(f"{identifier} supports no task type: {'; '.join(refusals)}")
+    loaded, _ = next(iter(heads.values()))
+    return _describe(identifier, loaded, task_heads=task_heads)
+
+
+def _describe(
+    identifier: str, loaded: LoadedModel, *, task_heads: dict[str, dict[str, Any]]
+) -> BackboneDescription:
+    model, backbone = loaded.model, describe(loaded.model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return BackboneDescription(
+        id=identifier,
+        architecture=backbone.architecture,
+        num_layers=backbone.num_layers,
+        num_heads=backbone.num_query_heads,
+        num_key_value_heads=backbone.num_heads,
+        head_dim=backbone.head_dim,
+        hidden_size=backbone.hidden_size,
+        parameters=weights - _task_head_weights(loaded),
+        fingerprint=backbone_fingerprint(model),
+        max_positions=max_positions(model),
+        weights_per_head=_weights_per_head(loaded, backbone),
+        task_heads=task_heads,
+    )
+
+
+def _weights_per_head(loaded: LoadedModel, backbone: Backbone) -> int:
+    """Count the weights in a head's rows of query, key and value; equal for all heads."""
+    rows = [read_rows(loaded.model, part, 0) for part in backbone.layers[0].projections]
+    return sum(w.numel() + (0 if bias is None else bias.numel()) for w, bias in rows)
+
+
+def _check_encoder(kind: type[Task], source: ModelSource) -> None:
+    """Check that the model reads such inputs, and has a tokenizer or image processor for them.
+
+    Raises:
+        ModelError: it does not.
+    """
+    config = load_config(source)
+    kind.check_reads(source, config)
+    task = kind(inputs=("input",), label="label", metric=kind.declaration.metrics[0])
+    task.load_encoder(source, config, max_length=_MAX_LENGTH)
+
+
+def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[LoadedModel, dict[str, Any]]:
+    """Build the task's model for two counts of labels."""
+    fewer, more = (_load(kind, source, num_labels=labels) for labels in _LABELS)
+    weights = _task_head_weights(fewer)
+    per_label = _task_head_weights(more) - weights
+    return fewer, {
+        "base": weights - _LABELS[0] * per_label,
+        "per_label": per_label,
+        "file": _measure_files(fewer, more),
+    }
+
+
+def _measure_files(fewer: LoadedModel, more: LoadedModel) -> dict[str, dict[str, int]]:
+    """Write untrained deltas of one head and of two, and for two counts of labels.
+
+    Returns:
+        By encoding ``base``, ``per_head`` and ``per_label``: n heads and m labels make a file of
+        about ``base + n · per_head + m · per_label`` bytes.
+    """
+    backbone = describe(fewer.model)
+    layers, of_layer = range(backbone.num_layers), range(backbone.num_heads)
+    heads = [HeadId(layer, head) for layer in layers for head in of_layer][-2:]
+    one = _file_bytes(fewer, heads[:1], labels=_LABELS[0])
+    two = _file_bytes(fewer, heads, labels=_LABELS[0])
+    labelled = _file_bytes(more, heads[:1], labels=_LABELS[1])
+    files: dict[str, dict[str, int]] = {}
+    for encoding in ENCODINGS:
+        per_head = (two[encoding] - one[encoding]) // max(len(heads) - 1, 1)
+        per_label = labelled[encoding] - one[encoding]
+        base = one[encoding] - per_head - _LABELS[0] * per_label
+        files[encoding] = {"base": base, "per_head": per_head, "per_label": per_label}
+    return files
+
+
+def _file_bytes(loaded: LoadedModel, heads: Sequence[HeadId], *, labels: int) -> Mapping[str, int]:
+    """Save the delta of a model as it is, with scores as long as real ones; tell its bytes."""
+    backbone = describe(loaded.model)
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.rand(backbone.num_heads, backbone.num_heads, generator=draw, dtype=torch.float64)
+    layer = LayerScores(
+        information_richness=scores[0],
+        correlation=scores.clone().fill_diagonal_(0),
+        importance=scores[0],
+        iterations=20,
+        selected=(),
+    )
+    selection = HeadSelection(
+        heads=tuple(heads),
+        num_layers=backbone.num_layers,
+        layers=(layer,) * backbone.num_layers,
+    )
+    tuner = HeadTuner(loaded.model, selection, task_head=loaded.task_head_modules)
+    delta = tuner.delta(labels=[f"label {n}" for n in range(labels)])
+    tuner.undo()
+    with tempfile.TemporaryDirectory() as folder:
+        for encoding in ENCODINGS:
+            delta.save(Path(folder, encoding), encoding=encoding)
+        return {encoding: Path(folder, encoding).stat().st_size for encoding in ENCODINGS}
+
+
+def _load(kind: type[Task], source: ModelSource, *, num_labels: int) -> LoadedModel:
+    config = load_config(source)
+    config.num_labels = num_labels
+    return load_for_task(
+        source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
+    )
+
+
+def _task_head_weights(loaded: LoadedModel) -> int:
+    names = task_head_names(loaded.model, extra=loaded.task_head_modules)
+    return sum(loaded.model.get_parameter(name).numel() for name in names)

@@ -1,0 +1,1 @@
+"""What the inference process keeps in memory: backbones and head deltas, and what is evicted."""
