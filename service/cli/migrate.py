@@ -33,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _migrate(args: argparse.Namespace) -> int:
     from service.embedded.home import make_home
-    from service.embedded.outages import told_outages
+    from service.embedded.outages import outages_in_one_line
     from store.database.schema import downgrade, upgrade
     from store.settings import read_settings
 
     settings = read_settings()
-    with told_outages():
+    with outages_in_one_line():
         if args.check:
             _check(settings.database_url)
             return _report("head", args, told="the tables are those of this version")

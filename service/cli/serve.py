@@ -70,7 +70,7 @@ def _announce(url: str) -> None:
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
     from service.embedded.listening import listen, url_of
-    from service.embedded.outages import told_outages
+    from service.embedded.outages import outages_in_one_line
     from service.server import run_gateway
     from store.database.connection import Database
     from store.database.schema import check
@@ -81,7 +81,10 @@ def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
         run_gateway(settings, socket.socket(fileno=listener))
         return output.EXIT_OK
     with listen(settings) as opened:
-        with told_outages(), closing(Database(settings.database_url, pool_size=1)) as database:
+        with (
+            outages_in_one_line(),
+            closing(Database(settings.database_url, pool_size=1)) as database,
+        ):
             check(database)  # before anybody is told to come
         output.print_line(f"HiFi's gateway listens at {url_of(opened)}")
         run_gateway(settings, opened)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from service.embedded.outages import told_outages
+from service.embedded.outages import outages_in_one_line
 from service.tenants.administration import Administration
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
 from store.database.connection import Database
@@ -43,7 +43,7 @@ def open_tables() -> Iterator[Tables]:
     settings = read_settings()
     database = Database(settings.database_url, pool_size=1)
     try:
-        with told_outages():
+        with outages_in_one_line():
             check(database)
             yield Tables(Administration(database, quotas=Quotas.of_settings(settings)))
     finally:

@@ -254,14 +254,14 @@ class TestModel:
             ("C:\\models", "is a path"),
             ("models/minilm/", "is a path"),
             ("file:///minilm", "is a path"),
-            ("google/bert", "would come from the hub, which this server does not use"),
+            ("google/bert", "is a model of the hub, which this server does not use"),
         ],
     )
     def test_is_a_name_of_this_server(self, name: str, words: str, ask, library: Library):
         error = refusal(ask, model=name)
         assert (error.code, error.param) == ("model_not_found", "model")
         assert words in error.detail
-        assert "there are: 'minilm'" in error.detail
+        assert "available: 'minilm'" in error.detail
         assert library.asked == []
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../minilm", "a/../b", "a/b/c", "..", "./a"])
