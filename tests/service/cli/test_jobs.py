@@ -112,7 +112,7 @@ class TestSubmit:
             (["--spec", "{missing}"], "cannot read"),
             (["--spec", "{broken}"], "is not JSON"),
             (["--spec", "{list}"], "is not a JSON object"),
-            (["--spec", "{odd}", "--epochs", "1"], "training in the file"),
+            (["--spec", "{odd}", "--epochs", "1"], "training in the --spec file"),
         ],
     )
     def test_what_makes_no_spec_is_one_line(self, stub, arguments, told, tmp_path, capsys):
