@@ -58,14 +58,9 @@ class Gateway:
         return self.settings.home / "uploads"
 
 
-def gateway_of(connection: HTTPConnection) -> Gateway:
-    """Return the gateway of a request; the lifespan stores it in the request's state."""
-    gateway: Gateway = connection.state.gateway
-    return gateway
-
-
 async def _gateway(connection: HTTPConnection) -> Gateway:
-    return gateway_of(connection)
+    gateway: Gateway = connection.state.gateway  # stored there by the lifespan
+    return gateway
 
 
 GatewayDep = Annotated[Gateway, Depends(_gateway)]

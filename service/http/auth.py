@@ -111,12 +111,6 @@ async def admit_caller(request: Request) -> Caller | None:
     return caller
 
 
-def caller_of(request: Request) -> Caller:
-    """Return the caller of an endpoint that is not public."""
-    caller: Caller = request.state.caller
-    return caller
-
-
 def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
     return ProblemError(
         "unauthorized",
@@ -127,7 +121,8 @@ def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
 
 
 async def _caller(request: Request) -> Caller:
-    return caller_of(request)
+    caller: Caller = request.state.caller
+    return caller
 
 
 async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:

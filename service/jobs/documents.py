@@ -174,7 +174,7 @@ def event_number(job: Job, identifier: str, *, param: str) -> int:
     owner, _, number = identifier.rpartition("_")
     is_number = _NUMBER.fullmatch(number) is not None
     if owner != _events_of(job.id) or not is_number or int(number) > job.last_event:
-        raise NotFoundError("event to go on after", identifier[:_SHOWN_CHARACTERS], param=param)
+        raise NotFoundError("event to continue after", identifier[:_SHOWN_CHARACTERS], param=param)
     return int(number)
 
 
