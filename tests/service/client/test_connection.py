@@ -27,7 +27,7 @@ class TestAddress:
         "url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1"]
     )
     def test_refuses_what_is_no_url_of_a_server(self, url):
-        with pytest.raises(AddressError, match="no URL of a server"):
+        with pytest.raises(AddressError, match="is not the URL of a server"):
             Client(url)
 
     @pytest.mark.parametrize("key", ["", "two\nlines", "schlüssel"])
