@@ -73,9 +73,6 @@ class _Application(FastAPI):
 def build_app(settings: Settings) -> FastAPI:
     """Build the gateway; it opens nothing before it starts.
 
-    Args:
-        settings: from the environment.
-
     Returns:
         The application. Its startup raises SchemaError if the tables are not of this version, and
         SettingsError if the artifact store cannot be used.

@@ -62,11 +62,8 @@ class Actions:
     def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> ActionParser:
         """Add an action and return its parser.
 
-        Args:
-            name: as it is typed.
-            act: runs the action, and returns the exit code.
-            summary: its line in the command's help.
-            notes: further text in its own help.
+        ``act`` runs it and returns the exit code; ``summary`` is its line in the command's help,
+        ``notes`` further text in its own.
         """
         parser = self.add_group(name, summary=summary, notes=notes)
         parser.set_defaults(act=act)

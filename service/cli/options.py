@@ -15,12 +15,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 def add_server(
     parser: argparse.ArgumentParser, *, default: str = f"HIFI_URL, or {DEFAULT_URL}"
 ) -> None:
-    """Add ``--url`` and ``--json``.
-
-    Args:
-        parser: of an action.
-        default: describes the default of ``--url``.
-    """
+    """Add ``--url``, with a description of its default, and ``--json``."""
     parser.add_argument(
         "--url",
         metavar="URL",

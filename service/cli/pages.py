@@ -23,11 +23,7 @@ def report_page(
 ) -> int:
     """Print a page of a list and how to see the next one, and return the exit code.
 
-    Args:
-        page: from the server.
-        args: of the command.
-        columns: by heading, a function from an item to its cell.
-        what: the items, in the plural.
+    ``columns`` maps each heading to a function from an item to its cell; ``what`` names the items.
     """
     if args.json:
         output.print_json(page)

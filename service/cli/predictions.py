@@ -133,15 +133,9 @@ def _predict(args: argparse.Namespace) -> int:
 def _answers(
     items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Prediction]], *, start: int
 ) -> list[Prediction]:
-    """Predict items; retry those that miss the deadline, a few times while some are answered.
+    """Return an answer for each item of a request, in order; ``start`` is the first one's row.
 
-    Args:
-        items: of one request.
-        ask: sends a request.
-        start: index of the first item among all rows.
-
-    Returns:
-        An answer for each item, in order.
+    Items that miss the deadline are retried, a few times and as long as some are answered.
 
     Raises:
         ClientError: the first request fails.

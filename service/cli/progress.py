@@ -38,12 +38,7 @@ class JobDisplay:
 
 
 def progression_of(progress: JobProgress, *, step: Mapping[str, Any] | None = None) -> Progression:
-    """Return the progression to show for a job.
-
-    Args:
-        progress: from the server.
-        step: data of the newest step event.
-    """
+    """Return the progression to show for a job; ``step`` is the data of its newest step event."""
     phase = progress["phase"] or "queued"
     known = step if step and phase == "training" else {}
     rest = describe_pace(
@@ -72,11 +67,7 @@ def _line(event: Event) -> str:
 
 @contextmanager
 def transfer_display(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar of an upload or a download during a block; only in a terminal.
-
-    Args:
-        console: of stderr.
-        title: of the bar.
+    """Show a progress bar of a transfer during a block, if the console is a terminal.
 
     Yields:
         A function that takes the bytes so far and the total, None if unknown.

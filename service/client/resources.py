@@ -275,12 +275,7 @@ class Tenants(_Resource):
         return self._page("/tenants", after=after, limit=limit)
 
     def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
-        """Change a tenant's quotas.
-
-        Args:
-            tenant_id: of the tenant.
-            quotas: those to change; None resets one to the server's setting.
-        """
+        """Change some of a tenant's quotas; None resets one to the server's setting."""
         tenant: Tenant = self._connection.ask(
             "PATCH", f"/tenants/{quote(tenant_id, safe='')}", body=dict(quotas)
         )

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 class Upload:
-    """A multipart form of files and fields.
-
-    Args:
-        files: paths by field.
-        fields: the fields that are not files.
-        watch: called with the bytes so far and the total.
-    """
+    """A multipart form of files and fields; ``watch`` gets the bytes so far and the total."""
 
     def __init__(
         self, files: Mapping[str, Path], *, fields: Mapping[str, str], watch: Watch | None = None

@@ -32,13 +32,7 @@ def watch(
     after: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Event]:
-    """Yield a job's events, from the first one on, until the job is finished.
-
-    Args:
-        connection: to the server.
-        job_id: of the job.
-        after: id of an event; only later events are yielded.
-        on_progress: called with the job's progress when it changes.
+    """Yield a job's events, from the first one or the one after ``after``, until it is finished.
 
     Raises:
         ApiError: the server refuses.

@@ -91,20 +91,14 @@ def find_order(database: Database, tenant_id: str, job_id: str) -> DeltaOrder:
     """Return the order for the head delta of a tenant's job.
 
     Raises:
-        NotFoundError: there is no such job, or it is another tenant's.
+        NotFoundError: the job does not exist, or belongs to another tenant.
         ProblemError: 409 ``not_ready``.
     """
     return DeltaOrder.of(*find_artifact(database, tenant_id, job_id, encoding=_ENCODING))
 
 
 def plan_for_job(body: PredictionRequest, order: DeltaOrder, *, timeout_seconds: float) -> Plan:
-    """Plan a request for one job.
-
-    Args:
-        body: of the request.
-        order: for the job's head delta.
-        timeout_seconds: used if the request has none.
-    """
+    """Plan a request for one job; ``timeout_seconds`` applies if the request has none."""
     items = [
         _read_input(Item(job=order.job, place=f"inputs.{index}"), given)
         for index, given in enumerate(body.inputs)
@@ -118,7 +112,7 @@ def plan_mixed(
     """Plan a request for any of a tenant's jobs.
 
     Args:
-        body: of the request.
+        body: the request.
         database: queried once for all jobs; not at all if every item is invalid.
         tenant_id: owner of the jobs; other tenants' jobs are not found.
         timeout_seconds: used if the request has none.

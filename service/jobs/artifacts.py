@@ -19,13 +19,7 @@ HEAD_DELTA = "head delta"
 def find_artifact(
     database: Database, tenant_id: str, job_id: str, *, encoding: str
 ) -> tuple[Job, Artifact]:
-    """Return a tenant's job and its head delta, read in one transaction.
-
-    Args:
-        database: the tables.
-        tenant_id: owner of the job.
-        job_id: of the job.
-        encoding: of the delta, or ``lora``.
+    """Return a tenant's job and its head delta in an encoding or as ``lora``, in one transaction.
 
     Raises:
         NotFoundError: the job does not exist, or belongs to another tenant.

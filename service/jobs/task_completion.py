@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
     """Infer the task fields that the caller left out, and check the rows of the chosen columns.
 
-    Args:
-        fields: as the caller wrote them; they are not changed.
-        profile: of the data set.
-
     Returns:
         The task with type, label, metric, and text columns or an image column.
 

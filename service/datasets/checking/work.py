@@ -28,11 +28,7 @@ def use_one_thread() -> None:
 
 
 def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Convert all splits.
-
-    Args:
-        request: from the gateway.
-        send: sends a message; one names each split before it is opened.
+    """Convert all splits; send a message with each split's name before it is opened.
 
     Returns:
         The last message: rows, columns and profile.
