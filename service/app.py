@@ -1,4 +1,4 @@
-"""The gateway as an application: what one process holds, and the routes over it."""
+"""The gateway application: its resources, middleware and routes."""
 
 from __future__ import annotations
 
@@ -49,42 +49,38 @@ if TYPE_CHECKING:
     from store.settings import Settings
 
 DEFAULT_TENANT = "default"
-# Requests in threads at once, each with a database connection at most.
-_THREADS = 20
+_THREADS = 20  # requests in threads at once; each uses at most one database connection
 _CONVERSIONS = 2
 _POSTS = 4
 _HUB_POSTS = 4
-_STALE_SECONDS = 24 * 3600.0  # no upload lasts that long
+_STALE_SECONDS = 24 * 3600.0  # longer than any upload
 
 
 class _Application(FastAPI):
-    """FastAPI with a document that says what this gateway really answers."""
+    """FastAPI with our own OpenAPI document."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
         super().__init__(**options)
-        self._asks_for_keys = settings.auth == "keys"
+        self._requires_keys = settings.auth == "keys"
 
     def openapi(self) -> dict[str, Any]:
-        """Write the OpenAPI document, once."""
+        """Return the OpenAPI document; it is built once."""
         if self.openapi_schema is None:
-            self.openapi_schema = document(self, asks_for_keys=self._asks_for_keys)
+            self.openapi_schema = document(self, requires_keys=self._requires_keys)
         return self.openapi_schema
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """Make the gateway; nothing is opened before it starts.
-
-    Args:
-        settings: from the environment.
+    """Build the gateway; it opens nothing before it starts.
 
     Returns:
-        The application. On its start it raises SchemaError where the tables are not those of this
-        version, and SettingsError where the artifact store cannot be used.
+        The application. Its startup raises SchemaError if the tables are not of this version, and
+        SettingsError if the artifact store cannot be used.
     """
     metrics = Metrics()
     app = _Application(
         settings,
-        # Ours ask for a key; FastAPI's would not.
+        # Our own routes require a key; FastAPI's would not.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -104,16 +100,16 @@ def build_app(settings: Settings) -> FastAPI:
         ],
     )
     problems.install(app)
-    for rooms in (
+    for routes in (
         *(jobs, events, results, merged, predictions, datasets, models, tenants),
         *(operations, documentation, dashboard),
     ):
-        app.include_router(rooms.router)
+        app.include_router(routes.router)
     return app
 
 
 async def _guard(request: Request) -> None:
-    """Stand before every route: who calls, and is the query one that the route knows?"""
+    """Authenticate the caller and check the query parameters, before every route."""
     await admit_caller(request)
     check_query(request)
 
@@ -126,7 +122,7 @@ def _operation_id(route: APIRoute) -> str:
 async def _run(
     _app: FastAPI, *, settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Mapping[str, Any]]:
-    """Open what the gateway holds, and close it in the opposite order."""
+    """Open the gateway's resources, and close them in reverse order."""
     to_thread.current_default_thread_limiter().total_tokens = _THREADS
     async with AsyncExitStack() as stack:
         database = Database(settings.database_url, pool_size=_THREADS)
@@ -162,10 +158,10 @@ async def _run(
 
 
 def _prepare(settings: Settings, database: Database) -> tuple[ArtifactStorage, str | None]:
-    """Check that all is there, and see to the one tenant where nobody needs a key.
+    """Check tables and artifact store; without keys, also ensure that the default tenant exists.
 
     Raises:
-        SchemaError: the tables are not those of this version.
+        SchemaError: the tables are not of this version.
         SettingsError: the artifact store cannot be used.
     """
     check(database)
@@ -178,7 +174,7 @@ def _prepare(settings: Settings, database: Database) -> tuple[ArtifactStorage, s
 
 
 def _remove_stale(uploads: Path) -> None:
-    """Remove what a gateway that was killed has left; another one may be at work here."""
+    """Remove the folders of killed gateways; recent ones may belong to a running gateway."""
     oldest = time.time() - _STALE_SECONDS
     for folder in uploads.glob("*"):
         try:

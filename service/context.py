@@ -1,4 +1,4 @@
-"""What one gateway process holds, and how an endpoint reaches it."""
+"""The resources of a gateway process, and the dependency that provides them to endpoints."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """Made once per process when it starts, closed when it stops.
+    """The resources that several features share, one instance per process.
 
-    It holds what several features use. What belongs to one feature stands beside it in the
-    request's state, and that feature knows how to find it.
+    Resources of a single feature are separate entries in the request's state.
 
     Attributes:
-        settings: as they were read at the start.
-        database: where the tables are.
-        storage: where the blobs are.
+        settings: as read at startup.
+        database: the tables.
+        storage: the artifact store.
         publisher: sends tokens to the workers, after the commit.
-        posting: how many jobs are queued at once: a tenant's wait for each other.
-        asking_hub: how many posts ask the hub at once: it may take seconds.
-        converting: how many uploads are converted at once: each takes a core and memory.
-        shares: what each tenant may hold at a time, so that the others get theirs.
+        posting: limits concurrent posts of jobs: those of one tenant wait for each other.
+        asking_hub: limits concurrent posts that query the hub, which may take seconds.
+        converting: limits concurrent conversions of uploads: each takes a core and memory.
+        shares: limits of each tenant's open requests.
     """
 
     settings: Settings
@@ -50,23 +49,18 @@ class Gateway:
 
     @property
     def quotas(self) -> Quotas:
-        """What a tenant without quotas of its own may have."""
+        """The quotas of a tenant without its own."""
         return Quotas.of_settings(self.settings)
 
     @property
     def uploads(self) -> Path:
-        """The folder for files on their way in; nothing in it outlives its request."""
+        """The folder of uploads in progress; each file is removed with its request."""
         return self.settings.home / "uploads"
 
 
-def gateway_of(connection: HTTPConnection) -> Gateway:
-    """Find the gateway that a request came to: the lifespan puts it into the request's state."""
-    gateway: Gateway = connection.state.gateway
-    return gateway
-
-
 async def _gateway(connection: HTTPConnection) -> Gateway:
-    return gateway_of(connection)
+    gateway: Gateway = connection.state.gateway  # stored there by the lifespan
+    return gateway
 
 
 GatewayDep = Annotated[Gateway, Depends(_gateway)]

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI reads off the routes, and what holds for all of them."""
+"""The OpenAPI document: FastAPI's, plus the responses and schemas that it cannot derive."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _ABOUT = (
     "Fine-tune only the attention heads that matter for a task. Every error is an "
-    "`application/problem+json` document; every answer names its request in `x-request-id`."
+    "`application/problem+json` document; every response has the request's id in `x-request-id`."
 )
-# What routes read from the raw body, and what every route refuses with.
-_READ = (
+# Models of bodies that routes parse themselves, and of the error document.
+_EXTRA_MODELS = (
     *(JobSpec, NewTenant, NewQuotas, NewKey, Problem),
     *(PredictionRequest, MixedPredictionRequest, JobInput, *INPUTS),
 )
-# What the gateway refuses before a route is asked, and what any route can come upon.
+# Errors that the middleware or any route can return.
 _EVERYWHERE = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.FORBIDDEN,
@@ -45,12 +45,12 @@ _EVERYWHERE = (
 )
 
 
-def document(app: FastAPI, *, asks_for_keys: bool) -> dict[str, Any]:
-    """Write the OpenAPI document of an application.
+def document(app: FastAPI, *, requires_keys: bool) -> dict[str, Any]:
+    """Return the OpenAPI document of an application.
 
     Args:
         app: with all its routes.
-        asks_for_keys: whether callers need one, ``HIFI_AUTH=keys``.
+        requires_keys: whether callers need a key, ``HIFI_AUTH=keys``.
     """
     whole = get_openapi(
         title="HiFi", version=version("hifi"), description=_ABOUT, routes=app.routes
@@ -58,11 +58,11 @@ def document(app: FastAPI, *, asks_for_keys: bool) -> dict[str, Any]:
     public = _public_operations(app)
     for path, method, operation in _operations(whole):
         responses = operation["responses"]
-        responses.pop("422", None)  # FastAPI's own, in its own form
+        responses.pop("422", None)  # FastAPI's own format
         statuses = list(_EVERYWHERE)
         if (path, method) in public:
             operation["security"] = []
-        elif asks_for_keys:
+        elif requires_keys:
             statuses.append(HTTPStatus.UNAUTHORIZED)
         for status, described in problems(*statuses).items():
             responses.setdefault(str(status), described)
@@ -71,7 +71,7 @@ def document(app: FastAPI, *, asks_for_keys: bool) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas.update(_body_schemas())
-    if asks_for_keys:
+    if requires_keys:
         components["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "hifi_…"}
         }
@@ -95,7 +95,7 @@ def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
 
 
 def _body_schemas() -> dict[str, Any]:
-    models = [(model, "validation") for model in _READ]
+    models = [(model, "validation") for model in _EXTRA_MODELS]
     _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     return found

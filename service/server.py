@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import build_app
-from service.embedded.outages import told_outages
+from service.embedded.outages import outages_in_one_line
 from store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Startup:
                 await send(message)
 
         try:
-            with told_outages():
+            with outages_in_one_line():
                 await self._app(scope, receive, pass_on)
         except StoreError as error:
             self.failure = error

@@ -1,1 +1,1 @@
-"""The commands of ``hifi`` that speak with a server, or run one; each a module of its own."""
+"""The commands of ``hifi`` that use or run a server, one module each."""

@@ -1,4 +1,4 @@
-"""The actions of a command, and their errors told in one line."""
+"""The actions of a command, and their errors in one line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hifi.cli import add_command, output
 from service.client import ApiError, ClientError
 from store.errors import StoreError
 
-_WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # that begins like an option
+_WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # begins with a dash, but is no option
 
 Action: TypeAlias = Callable[[argparse.Namespace], int]
 
 
 class ActionParser(argparse.ArgumentParser):
-    """An action's own parser: what it does not know is its own error, with its own usage.
+    """An action's parser, which reports unknown arguments with the action's own usage.
 
     Attributes:
-        words: the positional argument, a list, that also takes words behind options; argparse gives
-            a list only the words that stand together.
+        words: name of the positional list that also takes words after options; argparse puts only
+            adjacent words into a list.
     """
 
     words: str | None = None
@@ -29,7 +29,7 @@ class ActionParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override] # as argparse calls it, without overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the arguments; none is ever left over."""
+        """Parse all arguments; unknown ones are an error."""
         known, left = super().parse_known_args(args, namespace)
         if self.words is not None:
             end = left.index("--") if "--" in left else len(left)  # of the options
@@ -42,16 +42,16 @@ class ActionParser(argparse.ArgumentParser):
 
 
 def _is_option(word: str) -> bool:
-    """Tell an option from a word, as argparse does where no option looks like a number."""
+    """Return whether a word is an option, by argparse's rule: negative numbers are not."""
     return word[:1] == "-" and _WORD.fullmatch(word) is None
 
 
 class Actions:
-    """The actions of a command, as ``push`` of ``hifi datasets``.
+    """The actions of a command, such as ``push`` of ``hifi datasets``.
 
     Args:
         parser: of the command.
-        title: the word for them in its help.
+        title: their heading in its help.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, *, title: str = "actions") -> None:
@@ -60,29 +60,22 @@ class Actions:
         )
 
     def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> ActionParser:
-        """Add an action and give its parser.
+        """Add an action and return its parser.
 
-        Args:
-            name: as it is typed.
-            act: does it, and gives the exit code.
-            summary: the line that help shows.
-            notes: what its own help says further.
+        ``act`` runs it and returns the exit code; ``summary`` is its line in the command's help,
+        ``notes`` further text in its own.
         """
         parser = self.add_group(name, summary=summary, notes=notes)
         parser.set_defaults(act=act)
         return parser
 
     def add_group(self, name: str, *, summary: str, notes: str = "") -> ActionParser:
-        """Add what has actions of its own."""
+        """Add a group of actions and return its parser."""
         return add_command(self._actions, name, summary=summary, notes=notes)
 
 
 def perform(args: argparse.Namespace) -> int:
-    """Do the action that was asked for, and tell its errors in one line.
-
-    Returns:
-        The exit code.
-    """
+    """Run the chosen action, print its errors in one line, and return the exit code."""
     act: Action = args.act
     try:
         return act(args)
@@ -93,7 +86,7 @@ def perform(args: argparse.Namespace) -> int:
 
 
 def _describe(error: ApiError, args: argparse.Namespace) -> str:
-    """Say what the server said, and what to do about it here."""
+    """Return the server's error with a hint what to do on the command line."""
     hint = _option_hint(error.param, args)
     if error.status == 401:
         hint = " (set HIFI_API_KEY to a key of this server)"
@@ -103,7 +96,7 @@ def _describe(error: ApiError, args: argparse.Namespace) -> str:
 
 
 def _option_hint(param: str | None, args: argparse.Namespace) -> str:
-    """Name the option that gave the field at fault: ``training.epochs`` is ``--epochs``."""
+    """Name the option of an invalid field: ``--epochs`` for ``training.epochs``."""
     if param is None:
         return ""
     parts = [part for part in param.split(".") if not part.isdigit()]

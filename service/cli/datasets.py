@@ -1,4 +1,4 @@
-"""``hifi datasets``: upload data sets to a server, and look at them."""
+"""``hifi datasets``: upload, list, show and delete data sets on a server."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     push.add_argument("train_file", type=Path, metavar="TRAIN", help="the training split")
     push.add_argument(
-        "--validation", type=Path, metavar="FILE", help="the split that chooses the best step"
+        "--validation", type=Path, metavar="FILE", help="the split that selects the best step"
     )
     push.add_argument("--test", type=Path, metavar="FILE", help="a split that training never sees")
     push.add_argument("--name", metavar="NAME", help="for people")
     listing = actions.add("list", _list, summary="list the data sets, newest first")
     options.add_page(listing)
     show = actions.add("show", _show, summary="show a data set")
-    delete = actions.add("delete", _delete, summary="delete a data set that no live job needs")
+    delete = actions.add(
+        "delete", _delete, summary="delete a data set that no unfinished job needs"
+    )
     for action in (show, delete):
         action.add_argument("dataset_id", metavar="DATASET", help="its id, ds_…")
     for action in (push, listing, show, delete):

@@ -1,4 +1,4 @@
-"""How a job looks in a terminal, and the estimate of one."""
+"""Print jobs and estimates in a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _data(dataset: str | Mapping[str, Any]) -> str:
 
 
 def _task(task: Mapping[str, Any]) -> str:
-    """Write what a task reads, as ``classification of text by label, metric f1``."""
+    """Describe a task: ``classification of text by label, metric f1``."""
     text = task.get("text")
     of = [text] if isinstance(text, str) else list(text or filter(None, [task.get("image")]))
     parts = [str(task.get("type") or "")]
@@ -53,7 +53,7 @@ def _task(task: Mapping[str, Any]) -> str:
 
 
 def describe_progress(job: Job) -> str:
-    """Say how far a job is that has not ended; an empty text where there is nothing to say."""
+    """Describe the progress of an unfinished job; empty for others."""
     progress = job["progress"]
     if job["finished_at"] is not None:
         return ""
@@ -83,8 +83,8 @@ def _outcome(job: Job) -> dict[str, str]:
     entries = {}
     if result is not None:
         metrics = result["metrics"]
-        told = output.format_metrics(metrics) if metrics else "no validation split"
-        entries["metrics"] = f"{told}  (step {result['best_step']})"
+        shown = output.format_metrics(metrics) if metrics else "no validation split"
+        entries["metrics"] = f"{shown}  (step {result['best_step']})"
         entries["trained"] = (
             f"in {output.format_seconds(result['train_seconds'])}, "
             f"{output.format_number(result['samples_per_second'], '.0f')} samples/s"
@@ -98,7 +98,7 @@ def _outcome(job: Job) -> dict[str, str]:
 
 
 def report_estimate(estimate: Estimate, *, as_json: bool) -> int:
-    """Print what a dry run found, and return the exit code."""
+    """Print an estimate, and return the exit code."""
     return output.report(estimate, _describe_estimate, as_json=as_json)
 
 
@@ -107,13 +107,13 @@ def _describe_estimate(estimate: Estimate) -> dict[str, str]:
     return {
         "task": _task(estimate["spec"].get("task") or {}),
         "trains": _trained(estimate),
-        "artifact": "not known before the model is loaded"
+        "artifact": "unknown until the model is loaded"
         if artifact is None
         else "  ".join(
             f"{name} {output.format_bytes(size)}" for name, size in artifact["bytes"].items()
         ),
-        "steps": "not known before the data are loaded" if steps is None else f"{steps:,}",
-        "time": "not known before a job on this backbone has succeeded"
+        "steps": "unknown until the data are loaded" if steps is None else f"{steps:,}",
+        "time": "unknown until a job on this backbone has succeeded"
         if seconds is None
         else f"about {output.format_seconds(seconds)}",
     }
@@ -122,6 +122,6 @@ def _describe_estimate(estimate: Estimate) -> dict[str, str]:
 def _trained(estimate: Estimate) -> str:
     count, fraction = estimate["trainable_parameters"], estimate["fraction"]
     if count is None:
-        return "not known before the model is loaded"
+        return "unknown until the model is loaded"
     share = "" if fraction is None else f", {fraction:.2%} of the model"
     return f"{count:,} parameters with the task head{share}"

@@ -1,4 +1,4 @@
-"""The job spec from a command's options: only what was given, so that the rest is the server's."""
+"""Build a job spec from a command's options; the server has the defaults of all others."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ _TASK = ("text", "label", "image", "metric")
 
 
 class SpecError(ClientError):
-    """A job spec that the options do not make."""
+    """The options do not form a job spec."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a job spec is made from."""
+    """Add the options of a job spec."""
     parser.add_argument(
         "--spec",
         type=Path,
         metavar="FILE",
-        help="a job spec as JSON; the other options change what it says",
+        help="a job spec as JSON; other options override its fields",
     )
-    parser.add_argument(
-        "--model", metavar="ID", help="the backbone, as `hifi models list` names it"
-    )
+    parser.add_argument("--model", metavar="ID", help="the backbone's id, from `hifi models list`")
     parser.add_argument("--name", metavar="NAME", help="for people")
     parser.add_argument(
         "--metadata",
@@ -36,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=_pair,
         metavar="KEY=VALUE",
-        help="kept with the job, for whatever you like",
+        help="your own data, stored with the job",
     )
     group = parser.add_argument_group("data")
     data = group.add_mutually_exclusive_group()
-    data.add_argument("--dataset", metavar="ID", help="as `hifi datasets push` gave it, ds_…")
+    data.add_argument("--dataset", metavar="ID", help="its id from `hifi datasets push`, ds_…")
     data.add_argument(
-        "--hub", metavar="ID", help="a data set of the Hugging Face hub, where the server allows it"
+        "--hub", metavar="ID", help="a data set of the Hugging Face hub, if the server allows it"
     )
     options.add_hub_details(group)
     options.add_metric(options.add_task(parser))
@@ -59,10 +57,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def build_spec(args: argparse.Namespace) -> dict[str, Any]:
-    """Put together the job spec that the options ask for.
+    """Return the job spec that the options describe.
 
     Raises:
-        SpecError: the model or the data are missing, or a hub option is without its data set.
+        SpecError: model or data set are missing, or a hub option is used without ``--hub``.
         LocalFileError: the file of ``--spec`` cannot be read.
     """
     spec = {} if args.spec is None else _read(args.spec)
@@ -80,12 +78,12 @@ def build_spec(args: argparse.Namespace) -> dict[str, Any]:
     for field in ("model", "dataset"):
         if field not in spec:
             or_hub = " or --hub" if field == "dataset" else ""
-            raise SpecError(f"say which {field}: --{field}{or_hub}, or in the file of --spec")
+            raise SpecError(f"no {field}: set --{field}{or_hub}, or {field} in the --spec file")
     return spec
 
 
 def _settings(args: argparse.Namespace, kind: type[RunSettings]) -> dict[str, Any]:
-    """Return the settings that were given, spelled as the job spec spells them."""
+    """Return the given settings, under their names in the job spec."""
     known = declared(kind)
     return {known[name].names[0]: value for name, value in options.given(args, known).items()}
 
@@ -99,16 +97,16 @@ def _dataset(args: argparse.Namespace) -> str | dict[str, Any] | None:
     if args.hub is not None:
         return {name: value for name, value in hub.items() if value is not None}
     if args.hub_config is not None or args.hub_revision is not None:
-        raise SpecError("--hub-config and --hub-revision go with --hub")
+        raise SpecError("--hub-config and --hub-revision need --hub")
     dataset: str | None = args.dataset
     return dataset
 
 
 def _object(spec: dict[str, Any], field: str) -> dict[str, Any]:
-    """Give an object of the file, to be changed; anything else there is the server's to refuse."""
+    """Return an object of the file, empty if it is missing."""
     value = spec.get(field) or {}
     if not isinstance(value, dict):
-        raise SpecError(f"{field} in the file of --spec is no JSON object")
+        raise SpecError(f"{field} in the --spec file is not a JSON object")
     return value
 
 
@@ -118,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is no JSON ({error})") from error
+        raise SpecError(f"{path} is not JSON ({error})") from error
     if not isinstance(spec, dict):
-        raise SpecError(f"{path} holds no JSON object")
+        raise SpecError(f"{path} is not a JSON object")
     return spec

@@ -1,4 +1,4 @@
-"""``hifi jobs``: post jobs to a server, follow them, and fetch what they made."""
+"""``hifi jobs``: post jobs to a server, follow them, and download their results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = Actions(parser)
     _add_submit(actions)
     listing = actions.add("list", _list, summary="list the jobs, newest first")
-    listing.add_argument("--status", choices=STATUSES, help="only those in this state")
+    listing.add_argument("--status", choices=STATUSES, help="list only jobs in this state")
     options.add_page(listing)
     options.add_server(listing)
     for name, act, summary in (
@@ -44,21 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (
             "cancel",
             _calling(Jobs.cancel),
-            "cancel a job: at once, or at its worker's next step",
+            "cancel a job: at once if no worker runs it, else at its worker's next step",
         ),
         (
             "pause",
             _calling(Jobs.pause),
-            "stop a training job at its next step, with a checkpoint",
+            "pause a training job at its next step, with a checkpoint",
         ),
         (
             "resume",
             _calling(Jobs.resume),
-            "queue a paused job again; it goes on from its checkpoint",
+            "queue a paused job again; it continues from its checkpoint",
         ),
-        ("heads", _heads, "show the scores of all heads, and which are selected"),
-        ("download", _download, "download what a job made"),
-        ("delete", _delete, "delete a finished job with its artifact and events"),
+        ("heads", _heads, "show the scores of all heads, and the selected heads"),
+        ("download", _download, "download a job's head delta, adapter or merged model"),
+        ("delete", _delete, "delete a finished job with its events and artifacts"),
     ):
         action = actions.add(name, act, summary=summary)
         action.add_argument("job_id", metavar="JOB", help="its id, job_…")
@@ -73,15 +73,15 @@ def _add_submit(actions: Actions) -> None:
         "submit",
         _submit,
         summary="post a job",
-        notes="What is left out has the server's defaults, and is inferred from the data's columns "
-        "where they leave no doubt.",
+        notes="Options that you leave out have the server's defaults; the task's columns are "
+        "inferred from the data if they are unambiguous.",
     )
     job_spec.add_arguments(submit)
     submit.add_argument(
-        "--dry-run", action="store_true", help="check the job and estimate it; nothing is stored"
+        "--dry-run", action="store_true", help="check the job and estimate its cost; store nothing"
     )
     submit.add_argument(
-        "--watch", action="store_true", help="follow the job to its end, as `hifi jobs watch` does"
+        "--watch", action="store_true", help="follow the job to its end, like `hifi jobs watch`"
     )
     options.add_server(submit)
 
@@ -92,17 +92,17 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
         "--encoding",
         choices=ENCODINGS,
         default="float32",
-        help="of the head delta: float32 is exact; bfloat16 and int8 are a half and a quarter of "
-        "its size and need the backbone to be read (default: %(default)s)",
+        help="of the head delta: float32 is exact; bfloat16 and int8 have half and a quarter of "
+        "its size, and reading them needs the backbone (default: %(default)s)",
     )
-    what.add_argument("--lora", action="store_true", help="the adapter for PEFT instead, as tar")
-    what.add_argument("--merged", action="store_true", help="the merged model instead, as tar")
+    what.add_argument("--lora", action="store_true", help="download the PEFT adapter, a tar file")
+    what.add_argument("--merged", action="store_true", help="download the merged model, a tar file")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="where to; a file of that name is replaced",
+        help="the target; an existing file is replaced",
     )
 
 
@@ -138,7 +138,7 @@ _COLUMNS: dict[str, Callable[[Job], str]] = {
 
 
 def _calling(call: Callable[[Jobs, str], Job]) -> Action:
-    """Return an action that shows the job with which a call of the client is answered."""
+    """Return an action that makes a call of the client and prints the returned job."""
 
     def act(args: argparse.Namespace) -> int:
         with options.connect(args) as client:
@@ -153,7 +153,7 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
-    """Show a job until its end; the exit code says whether it succeeded."""
+    """Show a job until its end; return 0 only if it succeeded."""
     try:
         with open_screen(Console(stderr=True)) as screen:
             display = JobDisplay(screen)
@@ -161,7 +161,7 @@ def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
                 display.show_event(event)
     except KeyboardInterrupt:
         return output.fail(
-            f"interrupted; the job goes on: `hifi jobs watch {job_id}` follows it again",
+            f"interrupted; the job continues: `hifi jobs watch {job_id}` follows it again",
             code=output.EXIT_INTERRUPTED,
         )
     job = client.jobs.get(job_id)

@@ -1,4 +1,4 @@
-"""``hifi migrate``: bring the database to the tables of this version."""
+"""``hifi migrate``: migrate the database to this version's tables."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ run = perform
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi migrate``."""
     parser.description = (
-        "Bring the database of HIFI_DATABASE_URL (by default SQLite in HIFI_HOME) to the tables of "
-        "this version. Running it again changes nothing. Back up first: a step down drops columns."
+        "Migrate the database of HIFI_DATABASE_URL (by default SQLite in HIFI_HOME) to the tables "
+        "of this version. Running it again changes nothing. Back up first: a step down drops "
+        "columns."
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--to", metavar="REVISION", help="up to this revision (default: head, the newest)"
     )
-    what.add_argument("--down", metavar="REVISION", help="down to this revision; base for none")
+    what.add_argument(
+        "--down", metavar="REVISION", help="down to this revision; base removes all tables"
+    )
     what.add_argument(
         "--check",
         action="store_true",
-        help="change nothing; the exit code is 0 only if the tables are those of this version",
+        help="change nothing; the exit code is 0 only if the tables are of this version",
     )
     add_json(parser)
     parser.set_defaults(act=_migrate)
@@ -33,22 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _migrate(args: argparse.Namespace) -> int:
     from service.embedded.home import make_home
-    from service.embedded.outages import told_outages
+    from service.embedded.outages import outages_in_one_line
     from store.database.schema import downgrade, upgrade
     from store.settings import read_settings
 
     settings = read_settings()
-    with told_outages():
+    with outages_in_one_line():
         if args.check:
             _check(settings.database_url)
-            return _report("head", args, told="the tables are those of this version")
+            return _report("head", args, line="the tables are of this version")
         make_home(settings.home)
         if args.down is not None:
             downgrade(settings.database_url, args.down)
-            return _report(args.down, args, told=f"the tables are back at {args.down}")
+            return _report(args.down, args, line=f"the tables are back at {args.down}")
         revision = args.to or "head"
         upgrade(settings.database_url, revision=revision)
-        return _report(revision, args, told=f"the tables are at {revision}")
+        return _report(revision, args, line=f"the tables are at {revision}")
 
 
 def _check(url: str) -> None:
@@ -62,9 +65,9 @@ def _check(url: str) -> None:
         database.close()
 
 
-def _report(revision: str, args: argparse.Namespace, *, told: str) -> int:
+def _report(revision: str, args: argparse.Namespace, *, line: str) -> int:
     if args.json:
         output.print_json({"object": "migration", "revision": revision})
     else:
-        output.print_line(told)
+        output.print_line(line)
     return output.EXIT_OK

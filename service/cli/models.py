@@ -1,4 +1,4 @@
-"""``hifi models``: the backbones that a server's workers have."""
+"""``hifi models``: list the backbones of a server's workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> int:
     with options.connect(args) as client:
         page = client.models.list(after=args.after, limit=args.limit)
-    return report_page(page, args, columns=_COLUMNS, what="backbones: no worker has told of any")
+    return report_page(page, args, columns=_COLUMNS, what="backbones: no worker has registered any")
 
 
 _COLUMNS: dict[str, Callable[[Backbone], str]] = {

@@ -15,12 +15,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 def add_server(
     parser: argparse.ArgumentParser, *, default: str = f"HIFI_URL, or {DEFAULT_URL}"
 ) -> None:
-    """Add where the server is, and ``--json``.
-
-    Args:
-        parser: of an action.
-        default: what is used without the option, in words.
-    """
+    """Add ``--url``, with a description of its default, and ``--json``."""
     parser.add_argument(
         "--url",
         metavar="URL",
@@ -30,22 +25,22 @@ def add_server(
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:
-    """Add which part of a list is shown."""
+    """Add ``--limit`` and ``--after``, which select a page of a list."""
     parser.add_argument(
         "--limit",
         type=int,
         default=DEFAULT_LIMIT,
         metavar="N",
-        help="at most, 1 to 100 (default: %(default)s)",
+        help="show at most N, 1 to 100 (default: %(default)s)",
     )
-    parser.add_argument("--after", metavar="ID", help="go on behind this one")
+    parser.add_argument("--after", metavar="ID", help="continue the list after this id")
 
 
 def connect(args: argparse.Namespace) -> Client:
-    """Make a client of the server that is meant.
+    """Return a client of the server of ``--url``, HIFI_URL or the default.
 
     Raises:
-        AddressError: its URL or key cannot be used.
+        AddressError: invalid URL or key.
     """
     url = args.url or os.environ.get("HIFI_URL") or DEFAULT_URL
     return Client(url, api_key=os.environ.get("HIFI_API_KEY") or None)

@@ -1,4 +1,4 @@
-"""A page of a list in a terminal, and what is gone from it."""
+"""Print pages of lists, and deletions."""
 
 from __future__ import annotations
 
@@ -21,29 +21,25 @@ def report_page(
     columns: Mapping[str, Callable[[_Item], str]],
     what: str,
 ) -> int:
-    """Print a page of a list and how to see more of it, and return the exit code.
+    """Print a page of a list and how to see the next one, and return the exit code.
 
-    Args:
-        page: as the server writes it.
-        args: of the command.
-        columns: a heading for each, and what an item has there.
-        what: is listed, in the plural.
+    ``columns`` maps each heading to a function from an item to its cell; ``what`` names the items.
     """
     if args.json:
         output.print_json(page)
     elif not page["data"]:
-        output.note(f"there are no {what}")
+        output.note(f"no {what}")
     else:
         rows = [[show(item) for show in columns.values()] for item in page["data"]]
         output.print_table(list(columns), rows)
         if page["has_more"]:
-            output.note(f"there are more: go on with --after {page['last_id']}")
+            output.note(f"more: continue with --after {page['last_id']}")
     return output.EXIT_OK
 
 
 def report_deleted(
     identifier: str, args: argparse.Namespace, *, kind: str, verb: str = "deleted"
 ) -> int:
-    """Print that something is gone, and return the exit code."""
+    """Print that something was deleted, and return the exit code."""
     document = {"id": identifier, "object": kind, "deleted": True}
     return output.report(document, lambda _: {verb: identifier}, as_json=args.json)

@@ -1,4 +1,4 @@
-"""``hifi jobs predict``: rows from the command line or a file, and what the server says to each."""
+"""``hifi jobs predict``: predict for rows from the command line or a file."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.client.documents import Prediction
 
-# Of one request; the server takes twice the bytes.
+# Limits of one request; the server accepts twice the bytes.
 _MOST_ROWS, _MOST_BYTES = 256, 8 << 20
 _MOST_ATTEMPTS = 5
-_SHOWN_LETTERS = 60
+_SHOWN_CHARACTERS = 60
 _SHOWN_ERRORS = 20
-_JOB = "job_"  # how a job's id begins
+_JOB = "job_"  # the prefix of a job's id
 _SOURCES = {"texts": "TEXT", "pair": "--pair", "image": "--image", "file": "--file"}
 
 
 class RowsError(ClientError):
-    """Rows that the options do not make, or that no request can hold."""
+    """The options do not form rows, or a row cannot be sent."""
 
 
 class Row(NamedTuple):
-    """An item of a request, and how it is shown."""
+    """An item of a request, and its text in the table."""
 
     item: Any
     shown: str
@@ -53,24 +53,24 @@ def add_action(actions: Actions) -> None:
     parser = actions.add(
         "predict",
         _predict,
-        summary="predict with what a job made",
-        notes="Give texts, pairs, images or a file: one of them. The exit code is 0 only if every "
-        "row has its answer.",
+        summary="predict with a job's head delta",
+        notes="Pass texts, pairs, images or a file: only one kind. The exit code is 0 only if "
+        "every row has an answer.",
     )
     parser.add_argument(
         "job_id",
         nargs="?",
         metavar="JOB",
-        help="its id, job_…; without it each row of --file names its own",
+        help="its id, job_…; without it each row of --file names its job",
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text for each row, behind JOB")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text per row, after JOB")
     parser.words = "texts"
     parser.add_argument(
         "--pair",
         nargs=2,
         action="append",
         metavar=("TEXT", "TEXT"),
-        help="both texts of a row, for a job on pairs of texts; may be repeated",
+        help="the two texts of a row, for a job on pairs of texts; may be repeated",
     )
     parser.add_argument(
         "--image",
@@ -82,21 +82,21 @@ def add_action(actions: Actions) -> None:
     parser.add_argument(
         "--file",
         metavar="FILE",
-        help='JSON Lines, an input on each: {"text": …}, {"text": …, "text_pair": …} or {"image": '
-        '"<Base64>"}; without JOB {"job": …, "input": …}; - is stdin',
+        help='JSON Lines, one input per line: {"text": …}, {"text": …, "text_pair": …} or '
+        '{"image": "<Base64>"}; without JOB {"job": …, "input": …}; - is stdin',
     )
     parser.add_argument(
         "--no-truncate",
         dest="truncate",
         action="store_false",
-        help="refuse a text of more tokens than the job's max_length, rather than cut it as the "
-        "training did",
+        help="return an error for texts of more tokens than the job's max_length, instead of "
+        "cutting them as in training",
     )
     parser.add_argument(
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="how long a request of up to 256 rows may take, 300 at most (default: the server's)",
+        help="limit of a request of up to 256 rows, at most 300 (default: the server's)",
     )
     options.add_server(parser)
 
@@ -107,7 +107,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
     return seconds
 
 
@@ -127,36 +127,30 @@ def _predict(args: argparse.Namespace) -> int:
         output.print_json({"object": "list", "data": answers})
     else:
         _print_answers(rows, answers, names_jobs=args.job_id is None)
-    return _tell_errors(answers)
+    return _report_errors(answers)
 
 
 def _answers(
     items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Prediction]], *, start: int
 ) -> list[Prediction]:
-    """Ask for rows, and again for those that came too late, a few times as long as some are done.
+    """Return an answer for each item of a request, in order; ``start`` is the first one's row.
 
-    Args:
-        items: of one request.
-        ask: sends one.
-        start: the number of the first among all rows.
-
-    Returns:
-        An answer for each, in their order.
+    Items that miss the deadline are retried, a few times and as long as some are answered.
 
     Raises:
-        ClientError: the first request has no answer.
+        ClientError: the first request fails.
     """
     answers: dict[int, Prediction] = {}
     late = list(range(len(items)))
     for attempt in range(_MOST_ATTEMPTS):
         asked = late
         try:
-            said = ask([items[place] for place in asked])
+            given = ask([items[place] for place in asked])
         except ClientError:
             if not attempt:
                 raise
             break
-        answers |= dict(zip(asked, said, strict=True))
+        answers |= dict(zip(asked, given, strict=True))
         late = [place for place in asked if _is_late(answers[place])]
         if len(late) in (0, len(asked)):
             break
@@ -175,25 +169,25 @@ def _ask(client: Client, items: Sequence[Any], *, args: argparse.Namespace) -> l
 
 
 def _read_rows(args: argparse.Namespace) -> list[Row]:
-    """Read the rows that the options give.
+    """Return the rows of the options.
 
     Raises:
-        RowsError: there are none, or several options give some.
+        RowsError: there are none, or more than one option has rows.
         LocalFileError: a file cannot be read.
     """
     if args.job_id is not None and not args.job_id.startswith(_JOB):
-        raise RowsError(f"{args.job_id!r} is no job's id: that comes first, a text behind it")
+        raise RowsError(f"{args.job_id!r} is not a job's id: pass the id first, then the texts")
     given = [option for name, option in _SOURCES.items() if getattr(args, name)]
     if not given:
-        raise RowsError(f"say what to predict: {' or '.join(_SOURCES.values())}")
+        raise RowsError(f"nothing to predict: pass {' or '.join(_SOURCES.values())}")
     if len(given) > 1:
-        raise RowsError(f"give {' or '.join(given)}, not both")
+        raise RowsError(f"pass {' or '.join(given)}, not both")
     if args.file:
         rows = list(_read_file(args.file))
         _check_jobs(rows, job_id=args.job_id)
         return rows
     if args.job_id is None:
-        raise RowsError("say which job: its id comes first")
+        raise RowsError("no job: pass its id first")
     if args.image:
         return [Row({"image": _read_image(path)}, shown=str(path)) for path in args.image]
     pairs = args.pair or [[text] for text in args.texts]
@@ -201,40 +195,40 @@ def _read_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def _check_jobs(rows: Sequence[Row], *, job_id: str | None) -> None:
-    """Look whether rows name their jobs where the command line does not, and only there.
+    """Check that either the command line or the rows name the job.
 
     Raises:
-        RowsError: some do beside a job of the command line, or none without one.
+        RowsError: both do, or neither.
     """
     named = [isinstance(row.item, dict) and "job" in row.item for row in rows]
     if job_id is None and not any(named):
-        raise RowsError('no row names its job: give the job\'s id, or {"job": …, "input": …}')
+        raise RowsError('no row names its job: pass the job\'s id, or {"job": …, "input": …}')
     if job_id is not None and any(named):
         number = named.index(True) + 1
-        raise RowsError(f"row {number} names its own job: leave {job_id} out, or the row's")
+        raise RowsError(f"row {number} names its own job: remove it, or {job_id}")
 
 
 def _row(item: object) -> Row:
-    """Take a row, and how it begins."""
+    """Return the row of an item, with the beginning of its texts."""
     given = item.get("input", item) if isinstance(item, dict) else item
     fields = given if isinstance(given, dict) else {}
     texts = [fields[name] for name in ("text", "text_pair") if isinstance(fields.get(name), str)]
     if not texts:
         return Row(item, shown="image" if "image" in fields else "")
-    letters = _SHOWN_LETTERS // len(texts)
-    return Row(item, shown=" | ".join(_beginning(text, letters=letters) for text in texts))
+    most = _SHOWN_CHARACTERS // len(texts)
+    return Row(item, shown=" | ".join(_beginning(text, most=most) for text in texts))
 
 
-def _beginning(text: str, *, letters: int) -> str:
-    line = " ".join(text[: 10 * letters].split())
-    return line if len(line) <= letters else f"{line[: letters - 1]}…"
+def _beginning(text: str, *, most: int) -> str:
+    line = " ".join(text[: 10 * most].split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _read_file(name: str) -> Iterator[Row]:
-    """Read JSON Lines; blank ones are skipped.
+    """Yield the rows of a JSON Lines file; blank lines are skipped.
 
     Raises:
-        RowsError: a line is no JSON, or none has anything on it.
+        RowsError: a line is not JSON, or all are blank.
         LocalFileError: the file cannot be read.
     """
     is_empty = True
@@ -247,7 +241,7 @@ def _read_file(name: str) -> Iterator[Row]:
                 try:
                     yield _row(json.loads(line, parse_constant=_refuse))
                 except (ValueError, RecursionError) as error:
-                    raise RowsError(f"{name}: line {number} is no JSON ({error})") from error
+                    raise RowsError(f"{name}: line {number} is not JSON ({error})") from error
     except OSError as error:
         raise LocalFileError(f"cannot read {name}: {error.strerror or error}") from error
     if is_empty:
@@ -259,7 +253,7 @@ def _opened(name: str) -> AbstractContextManager[BinaryIO]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _read_image(path: Path) -> str:
@@ -270,21 +264,21 @@ def _read_image(path: Path) -> str:
 
 
 def _size(row: Row, *, number: int) -> int:
-    """Count the bytes that a row takes of a request.
+    """Return the bytes of a row in a request.
 
     Raises:
-        RowsError: it is nothing that JSON can say: half of a surrogate pair, an infinite number.
+        RowsError: JSON cannot represent it: half of a surrogate pair, an infinite number.
     """
     try:
         return len(json.dumps(row.item, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError as error:
-        raise RowsError(f"row {number} cannot be sent: it has bytes that are no text") from error
+        raise RowsError(f"row {number} cannot be sent: it is not valid Unicode") from error
     except ValueError as error:
         raise RowsError(f"row {number} cannot be sent ({error})") from error
 
 
 def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
-    """Divide rows into requests of not too many and not too large ones."""
+    """Divide rows into requests within the limits of rows and bytes."""
     start = size = 0
     for place, more in enumerate(sizes):
         if place - start == _MOST_ROWS or (place > start and size + more > _MOST_BYTES):
@@ -295,7 +289,7 @@ def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
 
 
 def _placed(answer: Prediction, index: int) -> Prediction:
-    """Count from the first of all rows, rather than from the first of a request."""
+    """Change an answer's index, and the path of its error, to the index among all rows."""
     placed: Prediction = {**answer, "index": index}
     error = answer.get("error")
     if error is not None and error["param"] is not None:
@@ -305,7 +299,7 @@ def _placed(answer: Prediction, index: int) -> Prediction:
 
 
 def _print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
-    """Print the rows that have an answer, with the columns that these have."""
+    """Print a table of the rows that have an answer; columns without values are left out."""
     cells = [
         {
             "row": str(answer["index"] + 1),
@@ -327,7 +321,7 @@ def _answer(answer: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _shown_fields() -> list[str]:
-    """Name the fields of answers that a table has room for: no mappings."""
+    """Return the fields of answers that the table shows: all except mappings."""
     fields = (field for each in task_types() for field in each.answer.fields)
     return list(dict.fromkeys(f.name for f in fields if get_origin(f.type) is not dict))
 
@@ -338,11 +332,11 @@ def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _tell_errors(answers: Sequence[Prediction]) -> int:
-    """Tell on stderr which rows have no answer, and give the exit code."""
+def _report_errors(answers: Sequence[Prediction]) -> int:
+    """Print the rows without an answer to stderr, and return the exit code."""
     failed = [(answer["index"], answer["error"]) for answer in answers if "error" in answer]
     for index, error in failed[:_SHOWN_ERRORS]:
         output.fail(f"row {index + 1}: {error['message']} ({error['code']})")
     if len(failed) > _SHOWN_ERRORS:
-        output.fail(f"{len(failed)} of {len(answers)} rows have no answer; --json tells of all")
+        output.fail(f"{len(failed)} of {len(answers)} rows have no answer; --json lists all")
     return output.EXIT_ERROR if failed else output.EXIT_OK

@@ -1,4 +1,4 @@
-"""How a job's progress and a transfer look: as a fine-tune of the library does."""
+"""Show the progress of jobs and transfers, like that of a local fine-tune."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
 
 class JobDisplay:
-    """Shows what happens to a job.
-
-    Args:
-        screen: where to.
-    """
+    """Shows a job's events and progress on a screen."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._step: Mapping[str, Any] = {}  # of the run that goes on, the newest
+        self._step: Mapping[str, Any] = {}  # the newest step of the current run
 
     def show_event(self, event: Event) -> None:
         """Show an event."""
@@ -37,21 +33,16 @@ class JobDisplay:
             self._screen.say(line)
 
     def show_progress(self, progress: JobProgress) -> None:
-        """Show how far the job is."""
+        """Show the job's progress."""
         self._screen.update(progression_of(progress, step=self._step))
 
 
 def progression_of(progress: JobProgress, *, step: Mapping[str, Any] | None = None) -> Progression:
-    """Describe how far a job is.
-
-    Args:
-        progress: as the server writes it.
-        step: what the event of the newest step says.
-    """
+    """Return the progression to show for a job; ``step`` is the data of its newest step event."""
     phase = progress["phase"] or "queued"
-    told = step if step and phase == "training" else {}
+    known = step if step and phase == "training" else {}
     rest = describe_pace(
-        loss=told.get("loss"), speed=told.get("samples_per_second"), eta=progress["eta_seconds"]
+        loss=known.get("loss"), speed=known.get("samples_per_second"), eta=progress["eta_seconds"]
     )
     return Progression(
         phase=phase,
@@ -62,10 +53,10 @@ def progression_of(progress: JobProgress, *, step: Mapping[str, Any] | None = No
 
 
 def _line(event: Event) -> str:
-    """Describe an event in one line; an empty one where others say it."""
+    """Describe an event in one line; empty if another line or the bar shows it."""
     data = event["data"]
     if event["type"] in ("selection", "step"):
-        return ""  # the move to training, right behind it, tells of one; the bar of the other
+        return ""  # the status event after it shows the selection, the bar shows steps
     if event["type"] == "metrics":
         metrics = {name: value for name, value in data.items() if name != "step"}
         return f"step {data.get('step')}  {format_metrics(metrics)}"
@@ -76,15 +67,10 @@ def _line(event: Event) -> str:
 
 @contextmanager
 def transfer_display(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show how far an upload or a download is, for the time of a block.
-
-    Args:
-        console: of stderr.
-        title: what is done.
+    """Show a progress bar of a transfer during a block, if the console is a terminal.
 
     Yields:
-        A function that takes the bytes so far, and all of them where that is known. Where nobody
-        watches nothing is shown.
+        A function that takes the bytes so far and the total, None if unknown.
     """
     if not console.is_terminal:
         yield lambda _done, _total: None

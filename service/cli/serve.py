@@ -1,4 +1,4 @@
-"""``hifi serve``: the whole service on this machine, or its gateway alone."""
+"""``hifi serve``: run the whole service on this machine, or only its gateway."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ run = perform
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi serve``."""
     parser.description = (
-        "Run the whole service here: gateway, one worker and inference, with everything they keep "
-        "in one folder. Nothing else has to be installed or started. Settings come from HIFI_… "
-        "variables; docs/operations.md lists them. SIGTERM or Ctrl-C hands a running job back, "
-        "with a checkpoint, and ends; a second one ends at once."
+        "Run the whole service on this machine: gateway, one worker and inference, with all data "
+        "in one folder. Nothing else has to be installed or started. Settings are HIFI_… "
+        "variables; docs/operations.md lists them. SIGTERM or Ctrl-C stops with a checkpoint of "
+        "the running job; a second one stops at once."
     )
     parser.add_argument(
         "--only",
         choices=("gateway",),
-        help="run the gateway alone, beside `hifi worker` and `hifi infer` processes; the tables "
-        "must be there (`hifi migrate`)",
+        help="run only the gateway, for separate `hifi worker` and `hifi infer` processes; the "
+        "tables must exist (`hifi migrate`)",
     )
     parser.add_argument(
-        "--home", type=Path, metavar="DIR", help="where it keeps everything (HIFI_HOME, ./.hifi)"
+        "--home", type=Path, metavar="DIR", help="the folder of all data (HIFI_HOME, ./.hifi)"
     )
-    parser.add_argument("--host", metavar="HOST", help="where it listens (HIFI_HOST, 127.0.0.1)")
+    parser.add_argument("--host", metavar="HOST", help="listen address (HIFI_HOST, 127.0.0.1)")
     parser.add_argument(
         "--port",
         type=int,
         metavar="PORT",
-        help="where it listens, 0 for any port that is free (HIFI_PORT, 8000)",
+        help="listen port, 0 for any free port (HIFI_PORT, 8000)",
     )
     parser.add_argument("--listener", type=int, help=argparse.SUPPRESS)  # a supervisor's socket
     parser.set_defaults(act=_serve)
@@ -70,7 +70,7 @@ def _announce(url: str) -> None:
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
     from service.embedded.listening import listen, url_of
-    from service.embedded.outages import told_outages
+    from service.embedded.outages import outages_in_one_line
     from service.server import run_gateway
     from store.database.connection import Database
     from store.database.schema import check
@@ -81,8 +81,11 @@ def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
         run_gateway(settings, socket.socket(fileno=listener))
         return output.EXIT_OK
     with listen(settings) as opened:
-        with told_outages(), closing(Database(settings.database_url, pool_size=1)) as database:
-            check(database)  # before anybody is told to come
+        with (
+            outages_in_one_line(),
+            closing(Database(settings.database_url, pool_size=1)) as database,
+        ):
+            check(database)  # before the address is printed
         output.print_line(f"HiFi's gateway listens at {url_of(opened)}")
         run_gateway(settings, opened)
     return output.EXIT_OK

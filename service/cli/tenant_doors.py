@@ -1,4 +1,4 @@
-"""Straight to the tables: what the client does to tenants and keys, without a server."""
+"""Manage tenants and keys directly in the tables, with the client's interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from service.embedded.outages import told_outages
+from service.embedded.outages import outages_in_one_line
 from service.tenants.administration import Administration
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
 from store.database.connection import Database
@@ -26,7 +26,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 
 class TenantError(StoreError):
-    """What is asked of a tenant cannot be."""
+    """A field of a tenant or key is invalid."""
 
     code = "invalid_request"
 
@@ -36,14 +36,14 @@ def open_tables() -> Iterator[Tables]:
     """Open the tables of the settings.
 
     Raises:
-        SettingsError: a setting cannot be followed.
-        SchemaError: the tables are not those of this version.
+        SettingsError: a setting is invalid.
+        SchemaError: the tables are not of this version.
         DatabaseAwayError: the database does not answer.
     """
     settings = read_settings()
     database = Database(settings.database_url, pool_size=1)
     try:
-        with told_outages():
+        with outages_in_one_line():
             check(database)
             yield Tables(Administration(database, quotas=Quotas.of_settings(settings)))
     finally:
@@ -51,7 +51,7 @@ def open_tables() -> Iterator[Tables]:
 
 
 def find_tenant(door: TenantDoor, name: str) -> str:
-    """Return the id of a tenant that is named by its id or its name.
+    """Return the id of a tenant, given its id or its name.
 
     Raises:
         NotFoundError: no tenant has that name.
@@ -70,10 +70,10 @@ def find_tenant(door: TenantDoor, name: str) -> str:
 
 
 class Tables:
-    """The tables, with the parts of a client that administrators need.
+    """The tables, with the interface of a client that administrators need.
 
     Attributes:
-        tenants, keys: as those of :class:`service.client.Client`, with the same answers.
+        tenants, keys: like those of :class:`service.client.Client`, with the same documents.
     """
 
     def __init__(self, administration: Administration) -> None:
@@ -120,15 +120,15 @@ class _Keys:
 
 
 def _shown(document: BaseModel) -> object:
-    """Show a document as the API would: plain JSON."""
+    """Return a document as the API's plain JSON."""
     return document.model_dump(mode="json")
 
 
 def _checked(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
-    """Check what the API would check.
+    """Validate a body as the API does.
 
     Raises:
-        TenantError: a field is wrong.
+        TenantError: a field is invalid.
     """
     try:
         return kind.model_validate(fields)

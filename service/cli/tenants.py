@@ -1,4 +1,4 @@
-"""``hifi tenants``: tenants and their keys, on the server itself or through its API."""
+"""``hifi tenants``: manage tenants and their keys, in the tables or through the API."""
 
 from __future__ import annotations
 
@@ -27,53 +27,51 @@ _QUOTAS = {
 }
 _DEFAULT = "default"
 _NOTES = (
-    "With --url or HIFI_URL set, the server is asked, with an administrator's HIFI_API_KEY. "
-    "Without either, the tables of HIFI_DATABASE_URL are used directly: that is how the first "
-    "administrator is made, on the server itself."
+    "With --url or HIFI_URL, requests go to that server, with an administrator's HIFI_API_KEY. "
+    "Without either, the tables of HIFI_DATABASE_URL are used directly: create the first "
+    "administrator this way, on the server itself."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi tenants``."""
-    parser.description = f"Make tenants and their keys, and see what they use. {_NOTES}"
+    parser.description = f"Manage tenants and their keys, and show their usage. {_NOTES}"
     actions = Actions(parser)
-    create = actions.add("create", _create, summary="make a tenant", notes=_NOTES)
-    create.add_argument("new_name", metavar="NAME", help="no other tenant has it")
-    create.add_argument("--admin", action="store_true", help="it may see to tenants and keys")
+    create = actions.add("create", _create, summary="create a tenant", notes=_NOTES)
+    create.add_argument("new_name", metavar="NAME", help="must be unique")
+    create.add_argument("--admin", action="store_true", help="let it manage tenants and keys")
     create.add_argument(
-        "--with-key", action="store_true", help="make a key for it, too; shown this once"
+        "--with-key", action="store_true", help="also create a key; its secret is shown only once"
     )
-    _add_quotas(create, type_=int, limits="that it may have (default: the server's setting)")
+    _add_quotas(create, type_=int, note="default: the server's setting")
     update = actions.add("update", _update, summary="change a tenant's quotas", notes=_NOTES)
     update.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
-    _add_quotas(
-        update,
-        type_=_limit,
-        limits="that it may have from now on; `default`: the server's setting",
-    )
+    _add_quotas(update, type_=_limit, note="`default`: the server's setting")
     listing = actions.add("list", _list, summary="list the tenants, newest first", notes=_NOTES)
     options.add_page(listing)
-    usage = actions.add("usage", _usage, summary="show what a tenant uses", notes=_NOTES)
+    usage = actions.add("usage", _usage, summary="show a tenant's usage", notes=_NOTES)
     usage.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
-    keys = Actions(actions.add_group("keys", summary="make, list and revoke keys"))
-    new = keys.add("create", _create_key, summary="make a key; shown this once", notes=_NOTES)
+    keys = Actions(actions.add_group("keys", summary="create, list and revoke keys"))
+    new = keys.add(
+        "create", _create_key, summary="create a key; its secret is shown only once", notes=_NOTES
+    )
     new.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     new.add_argument("--name", metavar="NAME", help="for people")
     known = keys.add("list", _list_keys, summary="list a tenant's keys, newest first", notes=_NOTES)
     known.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     options.add_page(known)
-    revoke = keys.add("revoke", _revoke, summary="make a key worthless at once", notes=_NOTES)
+    revoke = keys.add("revoke", _revoke, summary="revoke a key, effective at once", notes=_NOTES)
     revoke.add_argument("key_id", metavar="KEY", help="its id, key_…")
     for action in (create, update, listing, usage, new, known, revoke):
-        options.add_server(action, default="HIFI_URL, or else the tables, directly")
+        options.add_server(action, default="HIFI_URL, or else the tables")
 
 
 def _add_quotas(
-    action: argparse.ArgumentParser, *, type_: Callable[[str], int | str], limits: str
+    action: argparse.ArgumentParser, *, type_: Callable[[str], int | str], note: str
 ) -> None:
     for quota, of in _QUOTAS.items():
         name = f"--{quota.replace('_', '-')}"
-        action.add_argument(name, type=type_, metavar="N", help=f"{of} {limits}")
+        action.add_argument(name, type=type_, metavar="N", help=f"limit of {of} ({note})")
 
 
 def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
@@ -103,7 +101,7 @@ def _create(args: argparse.Namespace) -> int:
     }
     output.report(document, lambda _: entries, as_json=args.json)
     if key is None and not args.json:
-        output.note(f"it has no key yet: `hifi tenants keys create {tenant['id']}`")
+        output.note(f"no key yet: create one with `hifi tenants keys create {tenant['id']}`")
     return output.EXIT_OK
 
 
@@ -197,7 +195,7 @@ def _describe_tenant(tenant: Tenant) -> dict[str, str]:
 def _describe_key(key: Key) -> dict[str, str]:
     return {
         "key": key["id"],
-        "secret": f"{key['secret']}  (HIFI_API_KEY; it is shown this once)",
+        "secret": f"{key['secret']}  (for HIFI_API_KEY; shown only once)",
     }
 
 

@@ -1,4 +1,4 @@
-"""The HTTP client: a server's calls as typed methods, repeated where that is safe.
+"""The HTTP client: typed methods for the server's API, with retries where they are safe.
 
 >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
 ...     dataset = client.datasets.push(Path("train.jsonl"))
@@ -50,18 +50,18 @@ __all__ = [
 
 
 class Client:
-    """A HiFi server.
+    """A client of one HiFi server.
 
     Args:
         url: of the server, ``http://`` or ``https://``.
-        api_key: one of its keys; None where it asks for none.
-        timeout: seconds that it may be silent before a request is given up.
+        api_key: a key of the server; None if it requires none.
+        timeout: read timeout in seconds.
 
     Attributes:
-        datasets, models, jobs, tenants, keys: what it has.
+        datasets, models, jobs, tenants, keys: the server's resources.
 
     Raises:
-        AddressError: no such URL, or a key that no header can hold.
+        AddressError: invalid URL or key.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 60.0) -> None:
@@ -88,11 +88,11 @@ class Client:
 
         Args:
             items: 1 to 256 inputs, each with its job.
-            truncate: whether a text of too many tokens is cut, as in the training, or refused.
-            timeout_seconds: how long the answer may take; the server's choice where None.
+            truncate: cut texts of too many tokens, as in training; if False they get an error.
+            timeout_seconds: limit of the request; None: the server's default.
 
         Raises:
-            ApiError: the server refuses all of it.
+            ApiError: the server refuses the whole request.
         """
         return ask_for_predictions(
             self._connection, "/predict", items, truncate=truncate, timeout_seconds=timeout_seconds

@@ -1,4 +1,4 @@
-"""One server: requests that are repeated where that is safe, and answers or typed errors."""
+"""The connection to one server: requests with safe retries, JSON responses, typed errors."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from service.client.errors import (
 
 CONNECT_SECONDS = 5.0
 ATTEMPTS = 5
-_FIRST_WAIT_SECONDS = 0.1  # doubled each time, so a server that is away is told after 1.5 s
-_LONGEST_WAIT_SECONDS = 30.0  # what a server may ask us to wait
+_FIRST_WAIT_SECONDS = 0.1  # doubled each time: an unreachable server is reported after 1.5 s
+_LONGEST_WAIT_SECONDS = 30.0  # the longest Retry-After that is followed
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-# The request cannot have reached the server: even one that must not be doubled may go again.
+# The request cannot have reached the server, so any request may be repeated.
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 Fields = Mapping[str, str | int | bool | None]
-# Opens what a multipart request sends, anew for every attempt.
+# Opens the content of a multipart request, once per attempt.
 OpenForm = Callable[[], AbstractContextManager[Mapping[str, Any]]]
 
 
 class Connection:
-    """One server, and the key that it is asked with.
+    """A connection pool to one server.
 
     Args:
         url: of the server, ``http://`` or ``https://``.
-        api_key: sent as a bearer; None where the server asks for none.
-        timeout: seconds that the server may be silent.
-        sleep: waits for seconds; for tests.
+        api_key: sent as a bearer token; None if the server requires none.
+        timeout: read timeout in seconds.
+        sleep: replaces ``time.sleep`` in tests.
 
     Raises:
-        AddressError: no such URL, or a key that no header can hold.
+        AddressError: invalid URL or key.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Connection:
             base_url=self.url,
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             timeout=self.timeout,
-            trust_env=host not in _LOOPBACK,  # no proxy can reach what is loopback here
+            trust_env=host not in _LOOPBACK,  # a proxy cannot reach our loopback
         )
 
     def close(self) -> None:
@@ -84,29 +84,28 @@ class Connection:
         changes_nothing: bool = False,
         timeout: float | None = None,
     ) -> Any:  # noqa: ANN401 - the caller knows which document it is
-        """Send a request and give the answer's JSON.
+        """Send a request and return the response's JSON.
 
-        What is safe to repeat is repeated when the connection breaks: what changes nothing, and
-        anything with an idempotency key; the rest only where it cannot have arrived. So is
-        everything that a busy server puts off.
+        When the connection breaks, requests that change nothing or have an idempotency key are
+        repeated; others only if they cannot have arrived. All are repeated if the server is busy.
 
         Args:
             method: of HTTP.
-            path: behind the server's URL.
-            query: fields behind it; those that are None are left out.
+            path: relative to the server's URL.
+            query: query parameters; those that are None are left out.
             body: plain JSON.
-            idempotency_key: under which the server does the work once.
-            open_form: of a multipart request.
-            changes_nothing: whatever its method; a GET does not anyway.
-            timeout: seconds that the server may be silent, where it has more to do.
+            idempotency_key: makes the server run the request only once.
+            open_form: opens the content of a multipart request.
+            changes_nothing: whether the request is read-only; a GET always is.
+            timeout: read timeout in seconds; None: the connection's.
 
         Returns:
-            The document; None where the answer has no body.
+            The document; None if the response has no body.
 
         Raises:
             ApiError: the server refuses.
-            UnreachableError: it cannot be reached.
-            UnexpectedAnswerError: something else answers.
+            UnreachableError: the server cannot be reached.
+            UnexpectedAnswerError: the response is not from a HiFi server.
         """
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
 
@@ -118,7 +117,7 @@ class Connection:
                     params=_given(query),
                     json=body,
                     headers=headers,
-                    timeout=self.timeout if timeout is None else _patient(timeout),
+                    timeout=self.timeout if timeout is None else _timeout(timeout),
                     **form,
                 )
 
@@ -135,14 +134,14 @@ class Connection:
         headers: Mapping[str, str],
         timeout: float,
     ) -> Iterator[httpx2.Response]:
-        """Open an answer whose body is read bit by bit; nothing is repeated.
+        """Open a streamed response; without retries.
 
         Raises:
             ApiError: the server refuses.
-            httpx2.TransportError: it cannot be reached, or is lost on the way.
+            httpx2.TransportError: the server cannot be reached, or the connection breaks.
         """
         with self._http.stream(
-            "GET", path, params=_given(query), headers=headers, timeout=_patient(timeout)
+            "GET", path, params=_given(query), headers=headers, timeout=_timeout(timeout)
         ) as response:
             if not response.is_success:
                 response.read()
@@ -150,13 +149,13 @@ class Connection:
             yield response
 
     def unreachable(self, error: httpx2.TransportError) -> UnreachableError:
-        """Say in one line that the server cannot be reached, and what to do."""
+        """Return a one-line error for an unreachable server, with what to do."""
         if isinstance(error, httpx2.TimeoutException) and not isinstance(error, _NEVER_SENT):
-            return UnreachableError(f"{self.url} was silent for too long; try again later")
+            return UnreachableError(f"{self.url} did not respond in time; try again later")
         reason = str(error) or type(error).__name__
         return UnreachableError(
             f"no HiFi server answers at {self.url} ({reason}): start one there with `hifi serve`, "
-            "or name yours with --url or HIFI_URL"
+            "or set --url or HIFI_URL to yours"
         )
 
     def _repeat(self, send: Callable[[], httpx2.Response], *, is_safe: bool) -> httpx2.Response:
@@ -186,15 +185,15 @@ class Connection:
         try:
             return response.json()
         except ValueError as error:
-            raise UnexpectedAnswerError(self._strange(response)) from error
+            raise self._unexpected(response) from error
 
     def _refusal(self, response: httpx2.Response) -> ClientError:
-        """Read an RFC 9457 problem."""
+        """Return the error of a response, an RFC 9457 problem."""
         try:
             problem = response.json()
             code, detail = str(problem["code"]), str(problem["detail"])
         except (ValueError, KeyError, TypeError):
-            return UnexpectedAnswerError(self._strange(response))
+            return self._unexpected(response)
         return ApiError(
             code,
             detail=detail,
@@ -204,15 +203,15 @@ class Connection:
             retry_after=_seconds(response.headers.get("retry-after")),
         )
 
-    def _strange(self, response: httpx2.Response) -> str:
-        return (
-            f"{self.url} answers with status {response.status_code}, and not as a HiFi server "
-            "does: check --url or HIFI_URL"
+    def _unexpected(self, response: httpx2.Response) -> UnexpectedAnswerError:
+        return UnexpectedAnswerError(
+            f"{self.url} answers with status {response.status_code}, but is not a HiFi server: "
+            "check --url or HIFI_URL"
         )
 
 
 def new_idempotency_key() -> str:
-    """Draw a key for one request and its repetitions."""
+    """Return a random key for one request and its retries."""
     return os.urandom(16).hex()
 
 
@@ -221,11 +220,11 @@ def _check_url(url: str) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise AddressError(f"{url!r} is no URL of a server ({error})") from error
+        raise AddressError(f"{url!r} is not the URL of a server ({error})") from error
     if parts.scheme not in ("http", "https") or not host:
         raise AddressError(
-            f"{url!r} is no URL of a server: write http://host:port or https://host (--url or "
-            "HIFI_URL)"
+            f"{url!r} is not the URL of a server: write http://host:port or https://host (--url "
+            "or HIFI_URL)"
         )
     return host
 
@@ -233,7 +232,7 @@ def _check_url(url: str) -> str:
 def _check_key(api_key: str | None) -> None:
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
         raise AddressError(
-            "the API key has letters that no key has: copy it again, without line breaks "
+            "the API key contains invalid characters: copy it again, without line breaks "
             "(HIFI_API_KEY)"
         )
 
@@ -242,19 +241,19 @@ def _given(query: Fields | None) -> dict[str, str | int | bool]:
     return {name: value for name, value in (query or {}).items() if value is not None}
 
 
-def _patient(seconds: float) -> httpx2.Timeout:
+def _timeout(seconds: float) -> httpx2.Timeout:
     return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
 
 
 def is_busy(refusal: ClientError) -> bool:
-    """Tell whether the server puts a request off; a quota stays full until something is done."""
+    """Return whether a retry can help; a full quota stays full until the caller acts."""
     if not isinstance(refusal, ApiError) or refusal.code == "quota_exceeded":
         return False
     return refusal.status in (httpx2.codes.SERVICE_UNAVAILABLE, httpx2.codes.TOO_MANY_REQUESTS)
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a moment."""
+    """Parse a Retry-After header, seconds or a date."""
     if not retry_after:
         return None
     if retry_after.isdigit():

@@ -1,7 +1,6 @@
-"""What the server answers, as types: plain JSON documents that keep fields nobody here knows.
+"""Types of the server's JSON documents; unknown fields are kept.
 
-They are not the server's own models: those have defaults, which the API's document shows, and
-moments, where a client has text.
+They are not the server's models, which have defaults, and datetimes instead of strings.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ Item = TypeVar("Item")
 
 
 class Page(TypedDict, Generic[Item]):
-    """Some items of a list, and where to go on."""
+    """A page of a list, with its cursors."""
 
     object: str
     data: list[Item]
@@ -41,7 +40,7 @@ class Dataset(TypedDict):
 
 
 class Backbone(TypedDict):
-    """A pretrained model that some worker has."""
+    """A pretrained model that at least one worker has."""
 
     id: str
     object: str
@@ -56,7 +55,7 @@ class Backbone(TypedDict):
 
 
 class Progress(TypedDict):
-    """How far a job is."""
+    """The progress of a job."""
 
     phase: str | None
     step: int | None
@@ -74,7 +73,7 @@ class Selection(TypedDict):
 
 
 class Result(TypedDict):
-    """What a job reached, and how fast; a number that is none is None."""
+    """The metrics of a job, and its durations and speed; NaN is None."""
 
     metrics: dict[str, float | None]
     best_step: int | None
@@ -91,7 +90,7 @@ class Blob(TypedDict):
 
 
 class Artifact(Blob):
-    """The head delta: of float32, and of every encoding."""
+    """A head delta: the float32 file, and the files of all encodings."""
 
     encodings: dict[str, Blob]
 
@@ -132,7 +131,7 @@ class ArtifactEstimate(TypedDict):
 
 
 class Estimate(TypedDict):
-    """What a job would take; what nobody can know yet is None."""
+    """The estimated cost of a job; unknown values are None."""
 
     object: str
     trainable_parameters: int | None
@@ -189,14 +188,14 @@ class Heads(TypedDict):
 
 
 class TextInput(TypedDict):
-    """A text, or a pair of texts, to predict for."""
+    """A text or a pair of texts."""
 
     text: str
     text_pair: NotRequired[str]
 
 
 class ImageInput(TypedDict):
-    """An image to predict for, its file in Base64."""
+    """An image file in Base64."""
 
     image: str
 
@@ -205,17 +204,14 @@ Input: TypeAlias = TextInput | ImageInput
 
 
 class JobInput(TypedDict):
-    """An input, and the job whose head delta it is for."""
+    """An input, and the job whose head delta predicts it."""
 
     job: str
     input: Input
 
 
 class Prediction(TypedDict):
-    """What an item is answered.
-
-    Label, score and scores by label; or a value; or why there is neither.
-    """
+    """The answer for one item: label, score and scores by label; or a value; or an error."""
 
     index: int
     job: str | None
@@ -227,14 +223,14 @@ class Prediction(TypedDict):
 
 
 class Predictions(TypedDict):
-    """An answer for every item, in the order asked."""
+    """An answer for each item, in the order of the request."""
 
     object: str
     data: list[Prediction]
 
 
 class Quotas(TypedDict):
-    """What a tenant may have."""
+    """A tenant's limits."""
 
     max_queued: int
     max_running: int
@@ -242,7 +238,7 @@ class Quotas(TypedDict):
 
 
 class Tenant(TypedDict):
-    """Who owns data sets and jobs."""
+    """An owner of data sets and jobs."""
 
     id: str
     object: str
@@ -253,7 +249,7 @@ class Tenant(TypedDict):
 
 
 class Usage(TypedDict):
-    """What a tenant has, and may have."""
+    """A tenant's usage and quotas."""
 
     object: str
     tenant: str
@@ -263,7 +259,7 @@ class Usage(TypedDict):
 
 
 class Key(TypedDict):
-    """A key of a tenant; its secret is there only in the answer to its making."""
+    """A key of a tenant; only the response that creates it contains the secret."""
 
     id: str
     object: str

@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke, and appear under their name whole or not at all."""
+"""Downloads that resume after broken connections; the file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.client.errors import ApiError, DamagedDownloadError, LocalFileError
 if TYPE_CHECKING:
     from service.client.connection import Connection, Fields
 
-ATTEMPTS = 5  # without a byte of progress between them
-_SILENT_SECONDS = 600.0  # the server may have to load a backbone first
+ATTEMPTS = 5  # consecutive ones without progress
+_READ_SECONDS = 600.0  # the server may have to load a backbone first
 _SHA256 = re.compile(r'"([0-9a-f]{64})"')
 
 Watch = Callable[[int, int | None], None]
@@ -29,7 +29,7 @@ Watch = Callable[[int, int | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """A file as it was downloaded."""
+    """A downloaded file."""
 
     path: Path
     bytes: int
@@ -44,22 +44,22 @@ def download(
     out: Path,
     on_progress: Watch | None = None,
 ) -> Download:
-    """Download a file; one that the server names by its SHA-256 is compared with it.
+    """Download a file, and check its SHA-256 if the server sends one as ETag.
 
     Args:
         connection: to the server.
-        path: of the file there.
-        query: fields behind it.
-        out: where to; what is there already is replaced at the end.
-        on_progress: told the bytes so far, and all of them where the server says how many.
+        path: of the file on the server.
+        query: query parameters.
+        out: the target; an existing file is replaced at the end.
+        on_progress: called with the bytes so far and the total; the total is None if unknown.
 
     Raises:
         ApiError: the server refuses.
-        UnreachableError: the connection broke more often than it was mended.
-        DamagedDownloadError: the file is not what the server said it was.
-        LocalFileError: it cannot be written.
+        UnreachableError: the connection broke too often.
+        DamagedDownloadError: the file has another SHA-256.
+        LocalFileError: the file cannot be written.
     """
-    if out.is_dir():  # told now, and not when all of it has come
+    if out.is_dir():  # before the download, not after it
         raise LocalFileError(f"cannot write {out}: it is a folder; name a file in it")
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
@@ -68,8 +68,8 @@ def download(
             found = _hash(file)
             if expected is not None and found != expected:
                 raise DamagedDownloadError(
-                    f"what was downloaded for {out} has the sha256 {found}, the server said "
-                    f"{expected}: try again"
+                    f"the download of {out} is damaged: its sha256 is {found}, expected "
+                    f"{expected}; try again"
                 )
             size = os.fstat(file.fileno()).st_size
             os.fsync(file.fileno())
@@ -82,7 +82,7 @@ def download(
 
 
 class _Transfer:
-    """One file on its way, over as many connections as it takes."""
+    """The transfer of one file, over one or more connections."""
 
     def __init__(
         self,
@@ -99,12 +99,12 @@ class _Transfer:
         self._etag: str | None = None
 
     def run(self, file: BufferedRandom) -> str | None:
-        """Fill a file; give the SHA-256 by which the server names it, if it does."""
+        """Write the content to a file; return the SHA-256 in the server's ETag, if there is one."""
         failures = 0
         while True:
             before = file.tell()
             try:
-                self._go_on(file)
+                self._receive(file)
             except httpx2.TransportError as error:
                 is_progress = file.tell() > before and self._etag is not None
                 failures = 0 if is_progress else failures + 1
@@ -120,15 +120,15 @@ class _Transfer:
                 named = _SHA256.fullmatch(self._etag or "")
                 return named[1] if named else None
 
-    def _go_on(self, file: BufferedRandom) -> None:
-        """Ask for what is missing; a server that has another file by now sends it whole."""
+    def _receive(self, file: BufferedRandom) -> None:
+        """Request the missing part; if the file has changed, the server sends all of it."""
         headers = {"Accept-Encoding": "identity"}
         if self._etag is not None and file.tell():
             headers |= {"Range": f"bytes={file.tell()}-", "If-Range": self._etag}
         with self._connection.stream(
-            self._path, query=self._query, headers=headers, timeout=_SILENT_SECONDS
+            self._path, query=self._query, headers=headers, timeout=_READ_SECONDS
         ) as response:
-            if not _goes_on(response, at=file.tell()):
+            if not _continues(response, at=file.tell()):
                 file.seek(0)
                 file.truncate()
             etag = response.headers.get("etag")
@@ -141,7 +141,7 @@ class _Transfer:
                     self._on_progress(file.tell(), total)
 
 
-def _goes_on(response: httpx2.Response, *, at: int) -> bool:
+def _continues(response: httpx2.Response, *, at: int) -> bool:
     if response.status_code != httpx2.codes.PARTIAL_CONTENT:
         return False
     return str(response.headers.get("content-range", "")).startswith(f"bytes {at}-")

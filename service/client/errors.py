@@ -1,22 +1,22 @@
-"""Every error that the client raises on purpose."""
+"""The errors of the client."""
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Root of the client's errors: catch it to catch them all."""
+    """Base class of the client's errors."""
 
 
 class ApiError(ClientError):
-    """The server refuses a request; its text is the server's ``detail``.
+    """The server refuses a request; the message is the server's ``detail``.
 
     Args:
         code: stable, snake_case.
-        detail: what is wrong, for people.
-        param: the field at fault, dotted; None where there is none.
-        status: of the HTTP answer.
-        request_id: by which the server's logs know the request.
-        retry_after: seconds after which the server asks to try again; None where it does not.
+        detail: the reason, for people.
+        param: the invalid field, dotted; None if no field is invalid.
+        status: of the HTTP response.
+        request_id: identifies the request in the server's logs.
+        retry_after: the response's Retry-After in seconds; None if it has none.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class ApiError(ClientError):
 
 
 class AddressError(ClientError, ValueError):
-    """The server's URL or the key cannot be used as they are."""
+    """The server's URL or the key is invalid."""
 
 
 class UnreachableError(ClientError):
-    """No server answers, or the connection broke more often than it was mended."""
+    """No server answers, or the connection broke too often."""
 
 
 class UnexpectedAnswerError(ClientError):
-    """Something answers that is no HiFi server, or one of another version."""
+    """The response is not from a HiFi server, or from one of another version."""
 
 
 class LocalFileError(ClientError):
-    """A file here cannot be read or written."""
+    """A local file cannot be read or written."""
 
 
 class DamagedDownloadError(ClientError):
-    """What was downloaded is not what the server has."""
+    """A downloaded file differs from the server's."""

@@ -1,4 +1,4 @@
-"""What a server has, a class for each kind: data sets, backbones, jobs, tenants, keys."""
+"""A class for each kind of resource: data sets, backbones, jobs, tenants, keys."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     )
 
 _UPLOAD_SECONDS = 600.0  # the server reads every row before it answers
-_PREDICTION_SECONDS = 300.0  # the longest that a server may choose to take
-_SPARE_SECONDS = 30.0  # until it has said so
+_PREDICTION_SECONDS = 300.0  # the longest timeout that a server may choose
+_SPARE_SECONDS = 30.0  # for its response to arrive
 DEFAULT_LIMIT = 20
 
 
@@ -58,18 +58,18 @@ class Datasets(_Resource):
         idempotency_key: str | None = None,
         on_progress: Watch | None = None,
     ) -> Dataset:
-        """Upload a data set, file by file and never whole in memory.
+        """Upload a data set; the files are streamed, not read into memory.
 
         Args:
             train: the training split: .jsonl, .csv, .tsv or .parquet.
-            validation: a further split.
-            test: a further split.
+            validation: the validation split.
+            test: the test split.
             name: for people.
-            idempotency_key: drawn anew where None; equal keys and files make one data set.
-            on_progress: told the bytes so far, and all of them.
+            idempotency_key: by default random; equal keys and files create one data set.
+            on_progress: called with the bytes so far and the total.
 
         Raises:
-            ApiError: the server refuses; a bad row is named.
+            ApiError: the server refuses; the message names an invalid row.
             LocalFileError: a file cannot be read.
         """
         splits = {"train": train, "validation": validation, "test": test}
@@ -85,16 +85,16 @@ class Datasets(_Resource):
         return dataset
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Dataset]:
-        """Take a page of the data sets, newest first."""
+        """Return a page of the data sets, newest first."""
         return self._page("/datasets", after=after, limit=limit)
 
     def get(self, dataset_id: str) -> Dataset:
-        """Look at a data set."""
+        """Return a data set."""
         dataset: Dataset = self._connection.ask("GET", f"/datasets/{quote(dataset_id, safe='')}")
         return dataset
 
     def delete(self, dataset_id: str) -> None:
-        """Remove a data set that no live job needs."""
+        """Delete a data set that no unfinished job needs."""
         self._connection.ask("DELETE", f"/datasets/{quote(dataset_id, safe='')}")
 
 
@@ -102,7 +102,7 @@ class Models(_Resource):
     """The backbones that workers have."""
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Backbone]:
-        """Take a page of the backbones."""
+        """Return a page of the backbones."""
         return self._page("/models", after=after, limit=limit)
 
 
@@ -110,14 +110,14 @@ class Jobs(_Resource):
     """The jobs of a tenant."""
 
     def create(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
-        """Post a job; repeated under its key where the connection breaks, it is still one job.
+        """Post a job; retries use the same key, so they never create a second job.
 
         Args:
             spec: the job spec, plain JSON.
-            idempotency_key: drawn anew where None.
+            idempotency_key: by default random.
 
         Raises:
-            ApiError: the server refuses; ``param`` names the field.
+            ApiError: the server refuses; ``param`` names the invalid field.
         """
         job: Job = self._connection.ask(
             "POST", "/jobs", body=spec, idempotency_key=idempotency_key or new_idempotency_key()
@@ -125,43 +125,43 @@ class Jobs(_Resource):
         return job
 
     def dry_run(self, spec: Mapping[str, Any]) -> Estimate:
-        """Check a job spec and estimate what the job would take; nothing is stored."""
+        """Check a job spec and estimate the job's cost; nothing is stored."""
         estimate: Estimate = self._connection.ask(
             "POST", "/jobs", query={"dry_run": "true"}, body=spec
         )
         return estimate
 
     def get(self, job_id: str) -> Job:
-        """Look at a job."""
+        """Return a job."""
         job: Job = self._connection.ask("GET", _job(job_id))
         return job
 
     def list(
         self, *, status: str | None = None, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Job]:
-        """Take a page of the jobs, newest first."""
+        """Return a page of the jobs, newest first."""
         return self._page("/jobs", status=status, after=after, limit=limit)
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: at once, or at its worker's next step."""
-        return self._ask_to("cancel", job_id)
+        """Cancel a job: at once if no worker runs it, else at its worker's next step."""
+        return self._act("cancel", job_id)
 
     def pause(self, job_id: str) -> Job:
-        """Stop a training job at its next step, with a checkpoint."""
-        return self._ask_to("pause", job_id)
+        """Pause a training job at its next step, with a checkpoint."""
+        return self._act("pause", job_id)
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again."""
-        return self._ask_to("resume", job_id)
+        return self._act("resume", job_id)
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job with its artifact and events."""
+        """Delete a finished job with its events and artifacts."""
         self._connection.ask("DELETE", _job(job_id))
 
     def events(
         self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Event]:
-        """Take a page of a job's events, oldest first."""
+        """Return a page of a job's events, oldest first."""
         return self._page(f"{_job(job_id)}/events", after=after, limit=limit)
 
     def watch(
@@ -171,19 +171,19 @@ class Jobs(_Resource):
         after: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Event]:
-        """Give a job's events as they happen, until it is finished.
+        """Yield a job's events as they happen, until the job is finished.
 
-        Where the connection breaks it is taken up again: no event is lost, none comes twice.
+        Broken connections are reopened; every event is yielded exactly once.
 
         Args:
-            job_id: which.
-            after: id of an event: only those behind it.
-            on_progress: told how far the job is whenever that changes.
+            job_id: of the job.
+            after: id of an event; only later events are yielded.
+            on_progress: called with the job's progress when it changes.
         """
         return watch(self._connection, quote(job_id, safe=""), after=after, on_progress=on_progress)
 
     def heads(self, job_id: str) -> Heads:
-        """Give the scores of all heads, and which were selected."""
+        """Return the scores of all heads, and the selected heads."""
         heads: Heads = self._connection.ask("GET", f"{_job(job_id)}/heads")
         return heads
 
@@ -229,16 +229,16 @@ class Jobs(_Resource):
         """Predict with a succeeded job's head delta.
 
         Args:
-            job_id: which.
+            job_id: of the job.
             inputs: 1 to 256.
-            truncate: whether a text of too many tokens is cut, as in the training, or refused.
-            timeout_seconds: how long the answer may take; the server's choice where None.
+            truncate: cut texts of too many tokens, as in training; if False they get an error.
+            timeout_seconds: limit of the request; None: the server's default.
 
         Returns:
-            An answer for each, in their order; one that fails has an ``error`` in its place.
+            An answer for each input, in order; a failed one has an ``error`` instead.
 
         Raises:
-            ApiError: the server refuses all of it.
+            ApiError: the server refuses the whole request.
         """
         return ask_for_predictions(
             self._connection,
@@ -248,8 +248,8 @@ class Jobs(_Resource):
             timeout_seconds=timeout_seconds,
         )
 
-    def _ask_to(self, what: str, job_id: str) -> Job:
-        job: Job = self._connection.ask("POST", f"{_job(job_id)}/{what}")
+    def _act(self, action: str, job_id: str) -> Job:
+        job: Job = self._connection.ask("POST", f"{_job(job_id)}/{action}")
         return job
 
 
@@ -262,33 +262,27 @@ class Tenants(_Resource):
         """Add a tenant.
 
         Args:
-            name: no other has it.
-            is_admin: whether it may see to tenants and keys itself.
-            quotas: of its own: ``max_queued``, ``max_running``, ``max_bytes``; those that are
-                missing are the server's.
+            name: must be unique.
+            is_admin: whether it may manage tenants and keys.
+            quotas: ``max_queued``, ``max_running``, ``max_bytes``; by default the server's.
         """
         body = {"name": name, "is_admin": is_admin, **(quotas or {})}
         tenant: Tenant = self._connection.ask("POST", "/tenants", body=body)
         return tenant
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Tenant]:
-        """Take a page of the tenants, newest first."""
+        """Return a page of the tenants, newest first."""
         return self._page("/tenants", after=after, limit=limit)
 
     def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
-        """Change a tenant's quotas.
-
-        Args:
-            tenant_id: whose.
-            quotas: those to change; None is the server's setting.
-        """
+        """Change some of a tenant's quotas; None resets one to the server's setting."""
         tenant: Tenant = self._connection.ask(
             "PATCH", f"/tenants/{quote(tenant_id, safe='')}", body=dict(quotas)
         )
         return tenant
 
     def usage(self, tenant_id: str) -> Usage:
-        """Tell what a tenant has and may have."""
+        """Return a tenant's usage and quotas."""
         usage: Usage = self._connection.ask("GET", f"/tenants/{quote(tenant_id, safe='')}/usage")
         return usage
 
@@ -297,7 +291,7 @@ class Keys(_Resource):
     """The keys of the server's tenants, for its administrators."""
 
     def create(self, tenant_id: str, *, name: str | None = None) -> Key:
-        """Add a key; only this answer holds its secret."""
+        """Create a key; only this response contains its secret."""
         key: Key = self._connection.ask(
             "POST",
             f"/tenants/{quote(tenant_id, safe='')}/keys",
@@ -308,11 +302,11 @@ class Keys(_Resource):
     def list(
         self, tenant_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Key]:
-        """Take a page of a tenant's keys, newest first; without their secrets."""
+        """Return a page of a tenant's keys, newest first, without their secrets."""
         return self._page(f"/tenants/{quote(tenant_id, safe='')}/keys", after=after, limit=limit)
 
     def revoke(self, key_id: str) -> None:
-        """Make a key worthless at once."""
+        """Revoke a key, effective at once."""
         self._connection.ask("DELETE", f"/keys/{quote(key_id, safe='')}")
 
 
@@ -324,13 +318,13 @@ def ask_for_predictions(
     truncate: bool,
     timeout_seconds: float | None,
 ) -> Predictions:
-    """Post inputs; asked again where the connection breaks, since they change nothing."""
+    """Post inputs; retried if the connection breaks, since predictions change nothing."""
     body = {"inputs": list(inputs), "truncate": truncate}
     if timeout_seconds is not None:
         body["timeout_seconds"] = timeout_seconds
-    patience = max(timeout_seconds or _PREDICTION_SECONDS, 0.0) + _SPARE_SECONDS
+    timeout = max(timeout_seconds or _PREDICTION_SECONDS, 0.0) + _SPARE_SECONDS
     predictions: Predictions = connection.ask(
-        "POST", path, body=body, changes_nothing=True, timeout=patience
+        "POST", path, body=body, changes_nothing=True, timeout=timeout
     )
     return predictions
 

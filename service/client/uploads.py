@@ -1,4 +1,4 @@
-"""Files on their way to the server: opened anew for every attempt, read piece by piece."""
+"""Uploads: files are reopened for every attempt and streamed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 class Upload:
-    """A multipart form of files and fields.
-
-    Args:
-        files: a file for each field that takes one.
-        fields: the others.
-        watch: told the bytes so far, and all of them.
-    """
+    """A multipart form of files and fields; ``watch`` gets the bytes so far and the total."""
 
     def __init__(
         self, files: Mapping[str, Path], *, fields: Mapping[str, str], watch: Watch | None = None
@@ -34,10 +28,10 @@ class Upload:
 
     @contextmanager
     def open(self) -> Iterator[Mapping[str, Any]]:
-        """Open the files, and give what the HTTP client takes.
+        """Open the files, and yield the HTTP client's arguments.
 
         Raises:
-            LocalFileError: one of them cannot be read.
+            LocalFileError: a file cannot be read.
         """
         with ExitStack() as stack:
             opened = {field: _open(path, stack) for field, path in self._files.items()}
@@ -60,7 +54,7 @@ def _open(path: Path, stack: ExitStack) -> BinaryIO:
 
 
 class _Counter:
-    """Adds up what was read of all files."""
+    """Sums the bytes read from all files."""
 
     def __init__(self, total: int, watch: Watch | None) -> None:
         self._total = total
@@ -74,7 +68,7 @@ class _Counter:
 
 
 class _Counted(BufferedIOBase):
-    """A file that tells how much of it was read."""
+    """A file that counts the bytes read from it."""
 
     def __init__(self, file: BinaryIO, counter: _Counter) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""A job's events as they happen, over as many connections as it takes: none lost, none twice."""
+"""Follow a job's events over one or more connections; each event is yielded exactly once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from service.client.connection import Connection
     from service.client.documents import Event, Job, Progress
 
-PATIENCE_SECONDS = 120.0  # with a server that was there before: a restart takes less
-_SILENT_SECONDS = 45.0  # a live stream says something more often than that
-_PAUSE_SECONDS = 0.2  # before the first repetition; doubled each time
+PATIENCE_SECONDS = 120.0  # for a server that was reachable before: a restart takes less
+_READ_SECONDS = 45.0  # longer than the pause between two messages of a live stream
+_PAUSE_SECONDS = 0.2  # before the first retry; doubled each time
 _MOST_DOUBLINGS = 10
 _LONGEST_WAIT_SECONDS = 5.0
 
@@ -32,24 +32,18 @@ def watch(
     after: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Event]:
-    """Give a job's events, from the first one on, until the job is finished.
-
-    Args:
-        connection: to the server.
-        job_id: which.
-        after: id of an event: only those behind it.
-        on_progress: told how far the job is whenever that changes.
+    """Yield a job's events, from the first one or the one after ``after``, until it is finished.
 
     Raises:
         ApiError: the server refuses.
         UnreachableError: the server cannot be reached, or did not come back.
-        UnexpectedAnswerError: what comes are no events.
+        UnexpectedAnswerError: the response is not a stream of events.
     """
     return _Watcher(connection, job_id, after=after, on_progress=on_progress).run()
 
 
 class _Watcher:
-    """Follows one job's stream, and takes it up again where it broke."""
+    """Follows one job's stream, and reopens it when the connection breaks."""
 
     def __init__(
         self,
@@ -65,34 +59,34 @@ class _Watcher:
         self._last = after
         self._seen: set[str] = set()
         self._failures = 0
-        self._lost_at: float | None = None  # when the server went away, if it did
+        self._lost_at: float | None = None  # when the server became unreachable
 
     def run(self) -> Iterator[Event]:
-        self._look()  # a wrong id, or no server: told at once
+        self._status()  # raises at once for a wrong id or an unreachable server
         while True:
             before = len(self._seen)
             try:
                 has_ended = yield from self._follow()
-                # A stream that ends without the job's end: everything was behind us already, or
-                # the server is shutting down.
-                if has_ended or (self._look() in FINISHED and len(self._seen) == before):
+                # A stream can end without the job's last event: if all events were before
+                # `after`, or if the server is shutting down.
+                if has_ended or (self._status() in FINISHED and len(self._seen) == before):
                     return
                 self._connection.sleep(_PAUSE_SECONDS)
             except (httpx2.TransportError, UnreachableError, ApiError) as error:
                 self._wait_after(error)
 
-    def _look(self) -> str:
+    def _status(self) -> str:
         job: Job = self._connection.ask("GET", self._path)
         self._lost_at = None
         return job["status"]
 
     def _follow(self) -> Generator[Event, None, bool]:
-        """Give what one connection brings; tell whether the job's last event was among it."""
+        """Yield the events of one connection; return whether the job's last one was among them."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if self._last is not None:
             headers["Last-Event-ID"] = self._last
         with self._connection.stream(
-            f"{self._path}/events", headers=headers, timeout=_SILENT_SECONDS
+            f"{self._path}/events", headers=headers, timeout=_READ_SECONDS
         ) as response:
             self._lost_at = None
             for message in httpx2.EventSource(response):
@@ -110,7 +104,7 @@ class _Watcher:
         return False
 
     def _wait_after(self, error: httpx2.TransportError | UnreachableError | ApiError) -> None:
-        """Wait a little longer each time; give up on what will not pass."""
+        """Wait, longer each time; raise if the error is permanent or lasts too long."""
         if isinstance(error, httpx2.SSEError):
             raise UnexpectedAnswerError(f"{self._connection.url}: {error}") from error
         if isinstance(error, ApiError) and not is_busy(error):
@@ -127,10 +121,10 @@ class _Watcher:
 
 
 def _read_event(message: httpx2.ServerSentEvent) -> Event | None:
-    """Read an event; None for a message without one.
+    """Parse an event; None for a message without data.
 
     Raises:
-        UnexpectedAnswerError: it has another form.
+        UnexpectedAnswerError: the event has another format.
     """
     if not message.data:
         return None
@@ -148,8 +142,7 @@ def _document(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or not document.keys() >= set(names):
         raise UnexpectedAnswerError(
-            "the server's stream of events has a form that is not known here: it is of another "
-            "version"
+            "the server's events have an unknown format: client and server versions do not match"
         )
     return document
 

@@ -1,4 +1,4 @@
-"""Data sets as callers see them."""
+"""The JSON documents of data sets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class DatasetDocument(Listed):
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetDocument:
-        """Show a row, with its columns as the files have them: Postgres keeps no order of keys."""
+        """Build the document from a row, with its columns in the files' order.
+
+        Postgres does not keep the order of a JSON object's keys.
+        """
         order = [column["name"] for column in dataset.profile.get("columns", ())]
         in_order = {name: dataset.columns[name] for name in order if name in dataset.columns}
         return cls.of_row(

@@ -16,7 +16,7 @@ class DatabaseAwayError(StoreError):
 
 
 @contextmanager
-def told_outages() -> Iterator[None]:
+def outages_in_one_line() -> Iterator[None]:
     """Convert the errors of an unreachable database to one error that says what to do.
 
     Raises:

@@ -16,7 +16,7 @@ import structlog
 
 from service.embedded.home import choose_infer_url, own_home
 from service.embedded.listening import listen, url_of
-from service.embedded.outages import told_outages
+from service.embedded.outages import outages_in_one_line
 from service.embedded.supervisor import Part, Supervisor
 from store.database.connection import OUTAGES, Database
 from store.database.schema import upgrade
@@ -53,7 +53,7 @@ def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> in
     with own_home(settings.home) as is_left_over:
         patience = _LEFT_OVER_SECONDS if is_left_over else 0.0
         with listen(settings, patience=patience) as listener:
-            with told_outages():
+            with outages_in_one_line():
                 upgrade(settings.database_url)
             database = Database(settings.database_url, pool_size=1)
             try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _MARK = "answers_without_a_key"
-_LOOKUPS = 2  # of keys at once: each takes a fraction of a millisecond
+_LOOKUPS = 2  # concurrent key lookups: each takes a fraction of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +34,34 @@ class Caller:
 
 
 class Authenticator:
-    """Finds out who calls.
+    """Identifies callers by their keys.
 
     Args:
         database: where the keys are.
-        default_tenant_id: with ``HIFI_AUTH=none`` the tenant that every caller is; it administers
-            the server. Else None.
+        default_tenant_id: with ``HIFI_AUTH=none`` the tenant of every caller, an administrator;
+            else None.
     """
 
     def __init__(self, database: Database, *, default_tenant_id: str | None) -> None:
         self._database = database
         self._looking_up = CapacityLimiter(_LOOKUPS)
-        self._everybody = (
+        self._default_caller = (
             None
             if default_tenant_id is None
             else Caller(default_tenant_id, tenant_name="default", is_admin=True, key_id=None)
         )
 
     async def identify(self, authorization: str) -> Caller:
-        """Find the caller whose key a request came with.
+        """Return the caller that a request's key belongs to.
 
         Args:
-            authorization: the header; empty where there is none.
+            authorization: the header; empty if it is missing.
 
         Raises:
-            ProblemError: 401 ``unauthorized``, no key or not a valid one.
+            ProblemError: 401 ``unauthorized``, the key is missing or invalid.
         """
-        if self._everybody is not None:
-            return self._everybody
+        if self._default_caller is not None:
+            return self._default_caller
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise _unauthorized("send a key: Authorization: Bearer hifi_…", challenge="Bearer")
@@ -111,12 +111,6 @@ async def admit_caller(request: Request) -> Caller | None:
     return caller
 
 
-def caller_of(request: Request) -> Caller:
-    """Return the caller of an endpoint that is not public."""
-    caller: Caller = request.state.caller
-    return caller
-
-
 def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
     return ProblemError(
         "unauthorized",
@@ -127,7 +121,8 @@ def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
 
 
 async def _caller(request: Request) -> Caller:
-    return caller_of(request)
+    caller: Caller = request.state.caller
+    return caller
 
 
 async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
 from service.http.problems import describe, dotted, invalid_fields, invalid_request
-from service.http.waiting import aside
+from service.http.waiting import in_thread_if_large
 from store.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ async def read_json(
         raise invalid_request("the request has no body: send a JSON object")
     _check_type(request.headers.get("content-type", ""))
     parse = partial(_parse, raw, model, most_values=most_values)
-    return JsonBody(await aside(parse, size=len(raw)), raw)
+    return JsonBody(await in_thread_if_large(parse, size=len(raw)), raw)
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:

@@ -1,4 +1,4 @@
-"""What all features' documents are made of: bodies, answers, lists and problems."""
+"""Base models of all JSON documents: request bodies, answers, pages and problems."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 _BIGGEST = 2**63 - 1
-_NO_NUL = r"^[^\x00]*$"  # Postgres stores none
+_NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_NO_NUL)]
 Count = Annotated[int, Field(ge=0, le=_BIGGEST)]
 
 
 class Answer(BaseModel):
-    """What a caller gets."""
+    """A response document."""
 
     model_config = ConfigDict(frozen=True)
 
     @classmethod
     def of_row(cls, row: object, **others: Any) -> Self:  # noqa: ANN401 - values of any field
-        """Show a row.
+        """Build the document from a row.
 
         Args:
-            row: has an attribute for each field, under the same name.
-            others: fields that the row has not, or in another form.
+            row: has an attribute of the same name for each field that is not in ``others``.
+            others: the values of the remaining fields.
         """
         names = cls.model_fields.keys() - others.keys() - {"object"}
         return cls(**{name: getattr(row, name) for name in names}, **others)
 
 
 class Body(BaseModel):
-    """What a caller sends: exact types, no unknown fields."""
+    """A request document: exact types, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Listed(Answer):
-    """What has an id, so that a list can go on behind it."""
+    """A document with an id, which serves as the cursor of a list."""
 
     id: str
 
@@ -46,7 +46,7 @@ _Document = TypeVar("_Document", bound=Listed)
 
 
 class Page(Answer, Generic[_Document]):
-    """Some documents of a list, and where to go on."""
+    """A page of a list, with its cursors."""
 
     object: Literal["list"] = "list"
     has_more: bool
@@ -56,7 +56,7 @@ class Page(Answer, Generic[_Document]):
 
     @classmethod
     def of(cls, data: Sequence[_Document], *, has_more: bool) -> Self:
-        """Put documents on a page."""
+        """Build a page from its documents."""
         return cls(
             data=list(data),
             has_more=has_more,
@@ -66,17 +66,17 @@ class Page(Answer, Generic[_Document]):
 
 
 class FieldProblem(Answer):
-    """What is wrong with one field of a request."""
+    """One invalid field of a request."""
 
     param: str | None
     detail: str
 
 
 class Problem(Answer):
-    """An error (RFC 9457), with the further members that some codes have.
+    """An error (RFC 9457); some codes add members.
 
     Attributes:
-        errors: every field at fault, where there are several.
+        errors: every invalid field, if there are several.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -39,7 +39,7 @@ class Span:
 
 
 def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
-    """Make a file name of a job's name.
+    """Return a file name for a job's name.
 
     Args:
         name: any text; characters that a file system, a shell or a reader could misread become
@@ -48,9 +48,9 @@ def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
         suffix: appended, such as ``.tar``.
     """
     visible = (
-        letter
-        for letter in unicodedata.normalize("NFC", name or "")
-        if not unicodedata.category(letter).startswith("C")
+        character
+        for character in unicodedata.normalize("NFC", name or "")
+        if not unicodedata.category(character).startswith("C")
     )
     safe = _UNSAFE.sub("_", "".join(visible))[:_LONGEST_NAME].strip(". ")
     return (safe or fallback) + suffix

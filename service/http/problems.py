@@ -1,4 +1,4 @@
-"""Every error as ``application/problem+json`` (RFC 9457), with a code that programs can rely on."""
+"""Error responses: ``application/problem+json`` (RFC 9457) with stable codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHOWN_ERRORS = 20
 _SHOWN_CHARACTERS = 64
 
-# What the store raises on purpose. A code that is missing here is no caller's doing.
+# The store's errors that a caller can cause or must know of; any other code is a 500.
 _STATUS_BY_CODE = {
     "artifact_storage": HTTPStatus.SERVICE_UNAVAILABLE,
     "blob_lost": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -33,13 +33,13 @@ _STATUS_BY_CODE = {
     "not_found": HTTPStatus.NOT_FOUND,
     "quota_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
 }
-# Where pydantic's words say less than they could; `given` is the length of what was sent.
+# Replacements for pydantic's messages; `given` is the length of the received value.
 _REASONS = {
-    "extra_forbidden": "there is no such field",
+    "extra_forbidden": "unknown field",
     "missing": "this field is required",
-    "string_too_short": "{given} characters, at least {min_length} wanted",
+    "string_too_short": "{given} characters, at least {min_length} required",
     "string_too_long": "{given} characters, at most {max_length} allowed",
-    "too_short": "{given} entries, at least {min_length} wanted",
+    "too_short": "{given} entries, at least {min_length} required",
     "too_long": "{given} entries, at most {max_length} allowed",
 }
 _CODE_BY_STATUS = {
@@ -54,16 +54,16 @@ _log = structlog.get_logger(__name__)
 
 
 def invalid_request(detail: str, *, param: str | None = None) -> ProblemError:
-    """Refuse a request of which a field is not what the contract says."""
+    """Return the 422 for an invalid field."""
     return invalid_fields([(param, detail)])
 
 
 def invalid_fields(errors: Sequence[tuple[str | None, str]]) -> ProblemError:
-    """Refuse a request of which some fields are not what the contract says.
+    """Return the 422 for one or more invalid fields.
 
     Args:
-        errors: each field, dotted, and what is wrong with it; the answer speaks of the first,
-            and lists them where there are several.
+        errors: (dotted field, reason) pairs. The first becomes ``param`` and ``detail``; several
+            are also listed in ``errors``.
     """
     param, detail = errors[0]
     listed = [{"param": name, "detail": reason} for name, reason in errors[:_SHOWN_ERRORS]]
@@ -77,7 +77,7 @@ def invalid_fields(errors: Sequence[tuple[str | None, str]]) -> ProblemError:
 
 
 def problem_response(error: ProblemError, *, request_id: str | None) -> Response:
-    """Write a problem as the answer to a request."""
+    """Return the HTTP response for a problem."""
     return Response(
         error.to_json(request_id=request_id),
         status_code=error.status,
@@ -87,16 +87,16 @@ def problem_response(error: ProblemError, *, request_id: str | None) -> Response
 
 
 def internal_error() -> ProblemError:
-    """Answer for a fault of our own; what it was stands in the log, under the request's id."""
+    """Return the 500 for an unexpected error; the log has the details under the request id."""
     return ProblemError(
         "internal_error",
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
-        detail="the server failed; its log says why, under this request_id",
+        detail="internal error; the server's log has the details under this request_id",
     )
 
 
 def install(app: FastAPI) -> None:
-    """Make an application answer every error that it raises with a problem document."""
+    """Register handlers that turn every error into a problem document."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(StoreError, _on_store_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -135,9 +135,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     headers = dict(error.headers or {})
     if status is HTTPStatus.NOT_FOUND:
-        detail = f"there is nothing at {request.url.path}"
+        detail = f"no such path: {request.url.path}"
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.url.path} does not answer {request.method}"
+        detail = f"{request.url.path} does not support {request.method}"
         headers["Allow"] = ", ".join(_allowed_methods(request))
     code = _CODE_BY_STATUS.get(status, status.phrase.lower().replace(" ", "_"))
     problem = ProblemError(code, status=status, detail=detail, headers=headers)
@@ -145,7 +145,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """List what a path answers; Starlette knows the methods of one route of several."""
+    """Return all methods of a path; Starlette's error names those of only one route."""
     path = request.scope["path"]
     routes = iter_route_contexts(request.app.routes)
     return sorted(
@@ -163,7 +163,7 @@ async def _on_database_outage(request: Request, error: Exception) -> Response:
     problem = ProblemError(
         "unavailable",
         status=HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="the database does not answer; try again soon",
+        detail="the database is unavailable; retry later",
     )
     return _answer(request, problem)
 
@@ -173,24 +173,24 @@ def _answer(request: Request, error: ProblemError) -> Response:
 
 
 def dotted(location: Iterable[str | int]) -> str | None:
-    """Write where in a request a field is: ``training.epochs``, ``task.text.1``."""
+    """Return a field's path with dots: ``training.epochs``, ``task.text.1``."""
     return ".".join(map(str, location)) or None
 
 
 def describe(entry: Mapping[str, Any], param: str | None) -> str:
-    """Say what is wrong with a field: mostly pydantic's words, and the value where it is short."""
+    """Describe a pydantic error, with the value if it is short."""
     value = entry.get("input")
     if entry["type"] in _REASONS:
-        given = len(value) if isinstance(value, Sized) else "too few or many"
+        given = len(value) if isinstance(value, Sized) else "too few or too many"
         reason = _REASONS[entry["type"]].format(**{**entry.get("ctx", {}), "given": given})
     else:
-        said = str(entry["msg"]).removeprefix("Value error, ")
-        reason = f"{said[:1].lower()}{said[1:]}{_show(value)}"
+        message = str(entry["msg"]).removeprefix("Value error, ")
+        reason = f"{message[:1].lower()}{message[1:]}{_show(value)}"
     return f"{param}: {reason}" if param else reason
 
 
 def _show(value: object) -> str:
-    """Quote a short scalar; a number of a million digits is none."""
+    """Quote a short scalar; integers of more than 64 bits are left out."""
     if isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() <= 64):
         return f", not {value!r}"
     if isinstance(value, str) and len(value) <= _SHOWN_CHARACTERS:

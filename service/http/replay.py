@@ -1,4 +1,4 @@
-"""The ``Idempotency-Key`` at the door: a request sent twice is done once and answered the same."""
+"""``Idempotency-Key``: run a repeated request once, and return the same answer to each."""
 
 from __future__ import annotations
 
@@ -31,29 +31,25 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer that can be kept and given again, byte for byte.
-
-    Attributes:
-        body: JSON text.
-    """
+    """A response with a JSON body that can be stored and replayed byte for byte."""
 
     status: int
     body: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def again(self) -> Answer:
-        """Mark it as one that was given before."""
+        """Return a copy that is marked as replayed."""
         return replace(self, headers={**self.headers, "Idempotent-Replayed": "true"})
 
     def respond(self) -> Response:
-        """Give it to the caller."""
+        """Return the HTTP response."""
         return Response(
             self.body, status_code=self.status, headers=self.headers, media_type="application/json"
         )
 
 
 def request_key(key: str | None, *, tenant_id: str, path: str) -> RequestKey | None:
-    """Name the request that a tenant posts with a key; None where it gave none."""
+    """Return the identity of a tenant's POST; None without an idempotency key."""
     if key is None:
         return None
     return RequestKey(tenant_id=tenant_id, method="POST", path=path, key=key)
@@ -65,13 +61,13 @@ Work = Callable[[Keep], Answer]
 
 @dataclass(frozen=True, kw_only=True)
 class Once:
-    """A request that is to be done once.
+    """A request that runs at most once per idempotency key.
 
     Attributes:
-        key: which; None where the caller gave no key and every request is a new one.
-        request_sha256: of its canonical body.
-        lock_seconds: how long the work may take before a twin takes over.
-        limiter: how many such pieces of work are done at once; None for as many as threads.
+        key: identity of the request; None without an idempotency key: then it always runs.
+        request_sha256: of the canonical body.
+        lock_seconds: how long the work may take before a repeated request takes over.
+        limiter: limits how many such requests run at once; None: only the number of threads.
     """
 
     database: Database
@@ -81,15 +77,15 @@ class Once:
     limiter: CapacityLimiter | None = None
 
     async def answer(self, work: Work) -> Response:
-        """Do the work, or wait for a twin at it, and answer.
+        """Run the work, or wait for a running request with the same key and return its answer.
 
         Args:
-            work: run in a thread; it gives its answer to the function that it is given, in the
-                transaction that does what must be done once, and returns it.
+            work: runs in a thread. It passes its answer to its argument, inside the transaction
+                that must happen once, and returns it.
 
         Raises:
             IdempotencyKeyReusedError: the key was used with another body.
-            ProblemError: 409 ``idempotency_in_progress``, the twin takes too long.
+            ProblemError: 409 ``idempotency_in_progress``, the other request takes too long.
         """
         if self.key is None:
             answer = await to_thread.run_sync(work, _keep_nothing, limiter=self.limiter)
@@ -109,7 +105,7 @@ class Once:
         raise ProblemError(
             "idempotency_in_progress",
             status=HTTPStatus.CONFLICT,
-            detail="a request with this key is still at work; ask again later",
+            detail="a request with this key is still running; retry later",
             param="Idempotency-Key",
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
@@ -124,7 +120,7 @@ class Once:
             )
 
     def _do(self, key: RequestKey, work: Work) -> Answer | None:
-        """Do the work that was begun; None where a twin took over and has answered."""
+        """Run the work; return None if a repeated request took over meanwhile."""
         try:
             return work(lambda session, answer: finish(session, key, vars(answer)))
         except RequestTakenOverError:
@@ -142,4 +138,4 @@ class Once:
 
 
 def _keep_nothing(session: Session, answer: Answer) -> None:
-    """Stand in where there is no key."""
+    """Do nothing: without a key no answer is stored."""

@@ -1,4 +1,4 @@
-"""How the API's document describes the refusals of a route."""
+"""Error responses of routes, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from service.http.documents import Problem
 from store.errors import MEDIA_TYPE
 
 REFERENCE = "#/components/schemas/{model}"
-_SAID = {
+_DESCRIPTIONS = {
     HTTPStatus.BAD_REQUEST: "`host_not_allowed`, `invalid_json`, `invalid_multipart`",
-    HTTPStatus.UNAUTHORIZED: "`unauthorized`: no key, or one that is not valid",
+    HTTPStatus.UNAUTHORIZED: "`unauthorized`: the key is missing or invalid",
     HTTPStatus.FORBIDDEN: "`origin_not_allowed`, `forbidden`, `quota_exceeded` of stored bytes",
-    HTTPStatus.NOT_FOUND: "`not_found`: not there, or another tenant's",
-    HTTPStatus.CONFLICT: "not in the state that this needs; `code` says which",
+    HTTPStatus.NOT_FOUND: "`not_found`: it does not exist, or belongs to another tenant",
+    HTTPStatus.CONFLICT: "its state does not allow this; see `code`",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`body_too_large`",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`unsupported_media_type`",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "`invalid_request` and finer codes; `param` names the field",
-    HTTPStatus.TOO_MANY_REQUESTS: (
-        "`quota_exceeded`: as many jobs wait as may; `too_many_streams`, `too_many_uploads`, "
-        "`too_many_merges`, `too_many_predictions`: as many are open as one tenant may have; "
-        "`too_many_requests`: the inference process has its hands full"
+    HTTPStatus.UNPROCESSABLE_ENTITY: (
+        "`invalid_request` or a more specific code; `param` names the field"
     ),
-    HTTPStatus.SERVICE_UNAVAILABLE: "something behind the gateway is away; `code` says what",
+    HTTPStatus.TOO_MANY_REQUESTS: (
+        "`quota_exceeded`: the tenant's limit of waiting jobs is reached; `too_many_streams`, "
+        "`too_many_uploads`, `too_many_merges`, `too_many_predictions`: the tenant's limit of open "
+        "requests of this kind is reached; `too_many_requests`: the inference process is busy"
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: "a dependency of the gateway is unavailable; see `code`",
 }
 
 
 def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Describe refusals for a route's ``responses``, beside those that every route has."""
+    """Return the ``responses`` of a route for error statuses that only some routes have."""
     schema = {"$ref": REFERENCE.format(model=Problem.__name__)}
     return {
         int(status): {
-            "description": _SAID.get(status, status.phrase),
+            "description": _DESCRIPTIONS.get(status, status.phrase),
             "content": {MEDIA_TYPE: {"schema": schema}},
         }
         for status in statuses

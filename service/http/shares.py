@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from store.errors import ProblemError
@@ -51,27 +50,6 @@ class Share:
                 del self._held[tenant_id]
 
 
-def _streams() -> Share:
-    return Share(100, code="too_many_streams", what="streams of events")
-
-
-def _uploads() -> Share:
-    return Share(8, code="too_many_uploads", what="uploads")
-
-
-def _merges() -> Share:
-    return Share(4, code="too_many_merges", what="downloads of merged models")
-
-
-def _predictions() -> Share:
-    return Share(16, code="too_many_predictions", what="requests for predictions")
-
-
-def _large_predictions() -> Share:
-    return Share(2, code="too_many_predictions", what="large requests for predictions")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shares:
     """The shares of a tenant in a gateway process.
 
@@ -85,8 +63,10 @@ class Shares:
             size in memory.
     """
 
-    streams: Share = field(default_factory=_streams)
-    uploads: Share = field(default_factory=_uploads)
-    merges: Share = field(default_factory=_merges)
-    predictions: Share = field(default_factory=_predictions)
-    large_predictions: Share = field(default_factory=_large_predictions)
+    def __init__(self) -> None:
+        self.streams = Share(100, code="too_many_streams", what="streams of events")
+        self.uploads = Share(8, code="too_many_uploads", what="uploads")
+        self.merges = Share(4, code="too_many_merges", what="downloads of merged models")
+        code = "too_many_predictions"
+        self.predictions = Share(16, code=code, what="requests for predictions")
+        self.large_predictions = Share(2, code=code, what="large requests for predictions")

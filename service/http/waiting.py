@@ -1,4 +1,4 @@
-"""Work that only computes, done where it keeps nobody else waiting."""
+"""Run CPU work without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-_Done = TypeVar("_Done")
+_Result = TypeVar("_Result")
 
 _SMALL_BYTES = 64 << 10  # take less time than starting a thread
 
 
-async def aside(work: Callable[[], _Done], *, size: int) -> _Done:
-    """Do work that only computes, in a thread where it takes long.
-
-    Args:
-        work: needs no event loop.
-        size: bytes of what it looks at.
-    """
+async def in_thread_if_large(work: Callable[[], _Result], *, size: int) -> _Result:
+    """Run CPU work: in a thread if its input of ``size`` bytes is large, else directly."""
     return work() if size <= _SMALL_BYTES else await run_in_threadpool(work)

@@ -1,4 +1,4 @@
-"""The gateway's line to the inference process, which has the backbones that the gateway has not."""
+"""The gateway's HTTP client of the inference process."""
 
 from __future__ import annotations
 
@@ -26,34 +26,32 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 2.0
 _PROBE_SECONDS = 1.0
-# It merges one model at a time, and may have to load a backbone before the first byte.
-_SILENT_SECONDS = 600.0
-_SPARE_SECONDS = 10.0  # of ours, beyond the time that the other side has for predictions
+# Before the first byte: one model is merged at a time, and its backbone may have to be loaded.
+_MERGE_SECONDS = 600.0
+_SPARE_SECONDS = 10.0  # beyond the time that the inference process has for predictions
 _MAX_STREAMS = 32  # each keeps a merged model in the memory of the inference process
 _MAX_PREDICTIONS = 128  # each keeps the inputs in our memory
-# uvicorn closes a connection that has rested for five seconds: not while we send on it.
-_REST_SECONDS = 2.0
+_KEEPALIVE_SECONDS = 2.0  # below uvicorn's five, so that it does not close while we send
 _MAX_PROBLEM_BYTES = 1 << 16
-# What it says of the head delta, the backbone or its load. That it does not like our token or our
-# words is no caller's business.
-_OF_ITS_LOAD = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-_OF_A_MERGE = _OF_ITS_LOAD | {
+# Errors about the head delta, the backbone or the load are passed on. Errors about the gateway's
+# own token or request are not: callers get a 503.
+_LOAD_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_MERGE_STATUSES = _LOAD_STATUSES | {
     *(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
 }
-_OUR_FAULT = "invalid_request"
+_GATEWAY_FAULT = "invalid_request"
 _SECONDS = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 _log = structlog.get_logger(__name__)
 
 
 class InferenceClient:
-    """Speaks HTTP to the inference process, over TCP or a Unix socket.
+    """HTTP client over TCP or a Unix socket.
 
-    Merged models and predictions have connections of their own: however many of the one are under
-    way, the other finds one.
+    Merged models and predictions use separate connection pools, so neither can starve the other.
 
     Args:
-        settings: its address, and the token that it may ask for.
+        settings: address and token of the inference process.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,7 +59,7 @@ class InferenceClient:
         self._predictions = _connect(settings, most=_MAX_PREDICTIONS)
 
     async def is_reachable(self) -> bool:
-        """Tell whether the inference process answers, within a second or so."""
+        """Return whether the inference process answers within about a second."""
         try:
             response = await self._streams.get("/healthz", timeout=_PROBE_SECONDS)
         except httpx2.TransportError:
@@ -69,60 +67,60 @@ class InferenceClient:
         return response.status_code == HTTPStatus.OK
 
     async def merged_model(self, order: DeltaOrder, *, request_id: str) -> httpx2.Response:
-        """Ask for a merged model.
+        """Request a merged model.
 
         Args:
-            order: for which.
-            request_id: under which both logs speak of it.
+            order: the head delta to merge.
+            request_id: used in the logs of both processes.
 
         Returns:
-            An answer whose body, a tar file, has not been read yet; for whoever closes it.
+            The response with its body, a tar file, unread; the caller must close it.
 
         Raises:
-            ProblemError: 503 ``inference_unavailable`` where the process does not answer, 429
-                ``too_many_requests`` where too many ask it, or what it says is wrong with the
-                request.
+            ProblemError: 503 ``inference_unavailable`` if the process does not answer, 429
+                ``too_many_requests`` if too many requests are in flight, or the process's error.
         """
         request = self._streams.build_request(
             "POST",
             "/merged",
             content=order.to_json(),
             headers=_headers(request_id),
-            timeout=_patience(_SILENT_SECONDS),
+            timeout=_timeout(_MERGE_SECONDS),
         )
-        return await _send(self._streams, request, passed_on=_OF_A_MERGE)
+        return await _send(self._streams, request, passed_on=_MERGE_STATUSES)
 
     async def predict(self, order: bytes, *, timeout_seconds: float, request_id: str) -> bytes:
-        """Ask for predictions; cancelling this hangs up, which takes the inputs back.
+        """Request predictions; cancelling this closes the connection, which drops the inputs.
 
         Args:
-            order: a ``PredictionOrder``, written.
-            timeout_seconds: what it says of the time.
-            request_id: under which both logs speak of it.
+            order: a ``PredictionOrder`` as JSON.
+            timeout_seconds: the order's timeout.
+            request_id: used in the logs of both processes.
 
         Returns:
-            The answer, whole and not looked at.
+            The response's body, unparsed.
 
         Raises:
-            ProblemError: 503 ``inference_unavailable`` where the process does not answer, 429
-                ``too_many_requests`` where too many ask it, or what it says of its load.
+            ProblemError: 503 ``inference_unavailable`` if the process does not answer, 429
+                ``too_many_requests`` if too many requests are in flight, or the process's error
+                about its load.
         """
         request = self._predictions.build_request(
             "POST",
             "/predict",
             content=order,
             headers=_headers(request_id),
-            timeout=_patience(timeout_seconds + _SPARE_SECONDS),
+            timeout=_timeout(timeout_seconds + _SPARE_SECONDS),
         )
-        response = await _send(self._predictions, request, passed_on=_OF_ITS_LOAD)
+        response = await _send(self._predictions, request, passed_on=_LOAD_STATUSES)
         try:
-            with _telling_absence():
+            with _as_problems():
                 return await response.aread()
         finally:
             await response.aclose()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         await self._streams.aclose()
         await self._predictions.aclose()
 
@@ -135,7 +133,7 @@ def _connect(settings: Settings, *, most: int) -> httpx2.AsyncClient:
         base_url="http://inference" if is_socket else settings.infer_url,
         transport=httpx2.AsyncHTTPTransport(
             uds=unquote(address.path) if is_socket else None,
-            limits=httpx2.Limits(max_connections=most, keepalive_expiry=_REST_SECONDS),
+            limits=httpx2.Limits(max_connections=most, keepalive_expiry=_KEEPALIVE_SECONDS),
         ),
         headers={} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"},
     )
@@ -149,19 +147,19 @@ def _headers(request_id: str) -> dict[str, str]:
     }
 
 
-def _patience(seconds: float) -> httpx2.Timeout:
+def _timeout(seconds: float) -> httpx2.Timeout:
     return httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS)
 
 
 async def _send(
     client: httpx2.AsyncClient, request: httpx2.Request, *, passed_on: Collection[int]
 ) -> httpx2.Response:
-    """Send a request and give the answer, its body unread, if it is a good one.
+    """Send a request, and return its response with the body unread.
 
     Raises:
-        ProblemError: it is not; one whose status is among ``passed_on`` as it was said.
+        ProblemError: the process's own error if its status is in ``passed_on``; else 503.
     """
-    with _telling_absence():
+    with _as_problems():
         response = await client.send(request, stream=True)
     if response.status_code == HTTPStatus.OK:
         return response
@@ -172,14 +170,15 @@ async def _send(
 
 
 @contextmanager
-def _telling_absence() -> Iterator[None]:
+def _as_problems() -> Iterator[None]:
+    """Convert connection errors to problems."""
     try:
         yield
     except httpx2.PoolTimeout as error:
         raise ProblemError(
             "too_many_requests",
             status=HTTPStatus.TOO_MANY_REQUESTS,
-            detail="as many requests as may be are at the inference process; try again soon",
+            detail="too many requests in flight at the inference process; retry later",
         ) from error
     except httpx2.RequestError as error:
         _log.warning("inference_unavailable", error=repr(error))
@@ -187,11 +186,11 @@ def _telling_absence() -> Iterator[None]:
 
 
 class ProxiedFile(StreamingResponse):
-    """Passes a body on as it comes; when either side hangs up, so do we on the other.
+    """Streams an upstream body to the caller; if one side disconnects, the other is closed.
 
     Args:
-        upstream: whose body it is; closed at the end, however that comes.
-        headers: of the answer; the length is added where it is known.
+        upstream: the response to forward; closed in the end in any case.
+        headers: of our response; Content-Length is added if it is known.
         media_type: of the body.
     """
 
@@ -204,7 +203,7 @@ class ProxiedFile(StreamingResponse):
         super().__init__(_chunks(upstream), headers={**headers, **known}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response, then close the upstream response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -218,15 +217,15 @@ async def _chunks(upstream: httpx2.Response) -> AsyncIterator[bytes]:
 
 
 async def _problem(response: httpx2.Response, *, passed_on: Collection[int]) -> ProblemError:
-    """Pass on what the inference process says of the request; its own troubles are a 503."""
+    """Return the inference process's error if its status is in ``passed_on``; else a 503."""
     status = response.status_code
     try:
-        said = json.loads(await _beginning(response))
-        code, detail = str(said["code"]), str(said["detail"])
+        problem = json.loads(await _beginning(response))
+        code, detail = str(problem["code"]), str(problem["detail"])
     except (ValueError, KeyError, TypeError, httpx2.TransportError):
         code, detail = "", ""
     _log.warning("inference_refused", status=status, code=code, detail=detail)
-    if code in ("", _OUR_FAULT) or status not in passed_on:
+    if code in ("", _GATEWAY_FAULT) or status not in passed_on:
         return inference_unavailable()
     wait = response.headers.get("retry-after", "")
     headers = {"Retry-After": wait} if _SECONDS.fullmatch(wait) else None
@@ -243,15 +242,15 @@ async def _beginning(response: httpx2.Response) -> bytes:
 
 
 def inference_unavailable() -> ProblemError:
-    """Say that the inference process is not there, or not as it should be."""
+    """Return the 503 for an inference process that is unreachable or broken."""
     return ProblemError(
         "inference_unavailable",
         status=HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="the inference process, which predicts and merges, cannot do it now; try again soon",
+        detail="the inference process, which predicts and merges, is unavailable; retry later",
     )
 
 
 def inference_of(connection: HTTPConnection) -> InferenceClient:
-    """Find the line to the inference process: the lifespan puts it into the request's state."""
+    """Return the client of the inference process; the lifespan stores it in the request's state."""
     inference: InferenceClient = connection.state.inference
     return inference

@@ -1,4 +1,4 @@
-"""Predictions as callers see them: what they ask, item by item, and what each is answered."""
+"""The JSON documents of predictions: requests, inputs and answers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
 
 from hifi.data.task_types import TaskType, task_types
+from service.http.documents import Body
 from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS, ItemError
 
-# A request of whole items has five for each; there is room for what is wrong with some of them.
+# Valid items have five values each; the rest is room for invalid ones.
 MAX_VALUES = 10_000
 
-_FIELDS: dict[str, Any] = {  # of an input, by their kind
+_FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
     "text": Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)],
     "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
 }
 
 
-class _Body(BaseModel):
-    """What a caller sends: exact types, no unknown fields."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
 class _Answer(BaseModel):
-    """What a caller gets."""
+    """A response document."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 @cache
 def input_models(types: tuple[TaskType, ...]) -> dict[str, type[BaseModel]]:
-    """Make the models of the inputs of these task types, by the field that tells them apart."""
+    """Return the input models of these task types, by the first field of each."""
     models: dict[str, type[BaseModel]] = {}
     for request in dict.fromkeys(each.request for each in types):
         fields: dict[str, Any] = {}
@@ -45,7 +40,7 @@ def input_models(types: tuple[TaskType, ...]) -> dict[str, type[BaseModel]]:
             else:
                 fields[field.name] = (kind | None, Field(default=None, description=field.words))
         models[request.fields[0].name] = create_model(
-            request.name, __base__=_Body, __doc__=request.words, **fields
+            request.name, __base__=Body, __doc__=request.words, **fields
         )
     return models
 
@@ -57,30 +52,28 @@ def _one_of(*models: type[BaseModel]) -> list[JsonValue]:
     return [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
 
 
-class JobInput(_Body):
-    """An input, and the job whose head delta it is for."""
+class JobInput(Body):
+    """An input, and the job whose head delta predicts it."""
 
-    job: str = Field(description="its id")
+    job: str = Field(description="the job's id")
     input: Any = Field(json_schema_extra={"anyOf": _one_of(*INPUTS)})
 
 
 def _items(*models: type[BaseModel]) -> dict[str, JsonValue]:
-    """Describe the items of a request: each is looked at by itself, and may be anything."""
-    anything: JsonValue = {
-        "description": "Anything else: the item is answered with what is wrong with it."
-    }
+    """Return the schema of a request's items; an invalid item does not fail the request."""
+    anything: JsonValue = {"description": "Any other value: its answer is an error."}
     return {"items": {"anyOf": [*_one_of(*models), anything]}}
 
 
-class _Options(_Body):
+class _Options(Body):
     truncate: bool = Field(
         default=True,
-        description="cut a text of too many tokens, as the training did; else it is refused",
+        description="cut texts of too many tokens, as in training; false: answer with an error",
     )
     timeout_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = Field(
         default=None,
-        description="how long the answer may take; what is not answered by then is answered with "
-        "`deadline_exceeded`. The server has a default.",
+        description="time limit of the request; items that miss it get the error "
+        "`deadline_exceeded`. Default: the server's setting.",
     )
 
 
@@ -93,7 +86,7 @@ class PredictionRequest(_Options):
 
 
 class MixedPredictionRequest(_Options):
-    """Inputs for jobs of the caller's, mixed freely."""
+    """Inputs for any of the caller's jobs, mixed freely."""
 
     inputs: list[Any] = Field(
         min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(JobInput)
@@ -101,7 +94,7 @@ class MixedPredictionRequest(_Options):
 
 
 class FailedPrediction(_Answer):
-    """An item without an answer; the others of its request have theirs."""
+    """The error of one item; it does not affect the other items."""
 
     index: int
     job: str | None
@@ -110,7 +103,7 @@ class FailedPrediction(_Answer):
 
 @cache
 def prediction_list(types: tuple[TaskType, ...]) -> type[BaseModel]:
-    """Make the model of the answers of these task types."""
+    """Return the response model for these task types."""
     models: list[Any] = []
     for answer in dict.fromkeys(each.answer for each in types):
         fields: dict[str, Any] = {"index": (int, ...), "job": (str, ...)}
@@ -119,7 +112,7 @@ def prediction_list(types: tuple[TaskType, ...]) -> type[BaseModel]:
         models.append(create_model(answer.name, __base__=_Answer, __doc__=answer.words, **fields))
     union: Any = reduce(or_, [*models, FailedPrediction])
     fields = {"object": (Literal["list"], "list"), "data": (list[union], ...)}
-    words = "An answer for every item, in the order asked."
+    words = "An answer for each item, in the order of the request."
     return create_model("PredictionList", __base__=_Answer, __doc__=words, **fields)
 
 

@@ -1,4 +1,4 @@
-"""A job's merged model, which the inference process makes."""
+"""The route that downloads a job's merged model from the inference process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["results"])
 
 
 async def _hold_merge(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[None]:
-    """Count a merged model as its tenant's until its last byte is sent, or its caller has gone.
+    """Count a download against its tenant's limit until it is sent or the caller disconnects.
 
     Raises:
         ProblemError: 429 ``too_many_merges``.
@@ -52,8 +52,8 @@ async def get_merged(
     tables = (gateway.database, caller.tenant_id)
     job, delta = await run_in_threadpool(find_artifact, *tables, job_id, encoding="float32")
     order = DeltaOrder.of(job, delta)
-    asked = inference_of(request).merged_model(order, request_id=request.state.request_id)
-    upstream = await while_connected(request.receive, asked)
+    merging = inference_of(request).merged_model(order, request_id=request.state.request_id)
+    upstream = await while_connected(request.receive, merging)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
     return ProxiedFile(upstream, headers=headers, media_type=TAR)

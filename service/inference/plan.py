@@ -1,6 +1,6 @@
-"""Requests for predictions: items checked one by one, orders built, the answers put in their place.
+"""Plan requests for predictions: check each item, build the order, and assemble the response.
 
-A wrong item is answered with what is wrong with it. It never fails its request.
+An invalid item gets an error as its answer; it never fails the request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Input: TypeAlias = Mapping[str, str]
 _Refusal: TypeAlias = NotFoundError | ProblemError
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_ENCODING = "float32"  # it holds the tuned rows themselves
+_ENCODING = "float32"  # the one that contains the tuned rows themselves
 _INVALID = "invalid_input"
 _TOO_LONG = "text_too_long"
 _SHOWN_CHARACTERS = 64
@@ -50,10 +50,10 @@ class Item:
     """One item of a request.
 
     Attributes:
-        job: that it names; None where it names none that is a text.
-        place: of its input in the request, dotted.
-        input: as the inference process takes it; None where there is something wrong.
-        error: what is wrong with it; None where nothing is.
+        job: the job's id in the request; None if it is missing or not a string.
+        place: dotted path of the input in the request.
+        input: for the inference process; None if the item is invalid.
+        error: why it is invalid; None if it is valid.
     """
 
     job: str | None
@@ -63,23 +63,23 @@ class Item:
 
     @property
     def shown_job(self) -> str | None:
-        """Cut a name that is too long to be a job's."""
+        """The job's id, cut if it is longer than any id."""
         return None if self.job is None else self.job[:_SHOWN_CHARACTERS]
 
     def refused(self, code: str, message: str, *, param: str | None) -> Item:
-        """Give it an answer: what is wrong with it."""
+        """Return a copy that is invalid for the given reason."""
         error = ItemError(code=code, message=message, param=param)
         return replace(self, input=None, error=error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request that was looked at.
+    """A checked request.
 
     Attributes:
-        items: all of them.
-        order: for those with which nothing is wrong, written; None where there are none.
-        timeout_seconds: how long the answer may take.
+        items: all items.
+        order: the order for the valid items, as JSON; None if there are none.
+        timeout_seconds: the request's timeout.
     """
 
     items: Sequence[Item]
@@ -88,23 +88,17 @@ class Plan:
 
 
 def find_order(database: Database, tenant_id: str, job_id: str) -> DeltaOrder:
-    """Find the head delta of a tenant's job.
+    """Return the order for the head delta of a tenant's job.
 
     Raises:
-        NotFoundError: there is no such job, or it is another tenant's.
+        NotFoundError: the job does not exist, or belongs to another tenant.
         ProblemError: 409 ``not_ready``.
     """
     return DeltaOrder.of(*find_artifact(database, tenant_id, job_id, encoding=_ENCODING))
 
 
 def plan_for_job(body: PredictionRequest, order: DeltaOrder, *, timeout_seconds: float) -> Plan:
-    """Look at inputs for one job.
-
-    Args:
-        body: of the request.
-        order: for the job's head delta.
-        timeout_seconds: where the request says nothing of the time.
-    """
+    """Plan a request for one job; ``timeout_seconds`` applies if the request has none."""
     items = [
         _read_input(Item(job=order.job, place=f"inputs.{index}"), given)
         for index, given in enumerate(body.inputs)
@@ -115,13 +109,13 @@ def plan_for_job(body: PredictionRequest, order: DeltaOrder, *, timeout_seconds:
 def plan_mixed(
     body: MixedPredictionRequest, database: Database, tenant_id: str, *, timeout_seconds: float
 ) -> Plan:
-    """Look at inputs for any jobs, of which those are there that are this tenant's.
+    """Plan a request for any of a tenant's jobs.
 
     Args:
-        body: of the request.
-        database: is asked once, for all jobs together; not at all where no item could have one.
-        tenant_id: whose jobs they must be.
-        timeout_seconds: where the request says nothing of the time.
+        body: the request.
+        database: queried once for all jobs; not at all if every item is invalid.
+        tenant_id: owner of the jobs; other tenants' jobs are not found.
+        timeout_seconds: used if the request has none.
     """
     items = [_read_item(given, index=index) for index, given in enumerate(body.inputs)]
     wanted = {item.job for item in items if item.job is not None and item.input is not None}
@@ -135,18 +129,17 @@ def plan_mixed(
 
 
 def answer(plan: Plan, content: bytes | None) -> bytes:
-    """Put the inference process's answers in their places among the items.
+    """Combine the inference process's answers with the errors of invalid items.
 
     Args:
         plan: of the request.
-        content: what the inference process says to ``plan.order``; None where there was nothing
-            to ask.
+        content: the inference process's response to ``plan.order``; None if there was no order.
 
     Returns:
-        The answer to the request, JSON.
+        The response as JSON.
 
     Raises:
-        ProblemError: 503 ``inference_unavailable``, the content is not what was agreed on.
+        ProblemError: 503 ``inference_unavailable``, the content has another format.
     """
     asked = [index for index, item in enumerate(plan.items) if item.input is not None]
     try:
@@ -163,13 +156,13 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
     return document.model_dump_json().encode()
 
 
-def _outcome(item: Item, said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give what there is to say of an item: our own, or what the inference process says."""
+def _outcome(item: Item, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an item's own error, or else its outcome from the inference process."""
     if item.error is not None:
         return {"error": item.error}
-    if "error" not in said:
-        return said
-    error = ItemError.model_validate(said["error"])
+    if "error" not in outcome:
+        return outcome
+    error = ItemError.model_validate(outcome["error"])
     param = None if error.param is None else f"{item.place}.{error.param}"
     return {"error": error.model_copy(update={"param": param})}
 
@@ -198,7 +191,7 @@ def _plan(
 def _find_orders(
     session: Session, tenant_id: str, job_ids: Sequence[str]
 ) -> tuple[dict[str, DeltaOrder], dict[str, _Refusal]]:
-    """Find the head deltas of a tenant's jobs: an order for each, or why there is none."""
+    """Find the head deltas of a tenant's jobs; return orders and errors, each by job id."""
     orders: dict[str, DeltaOrder] = {}
     refusals: dict[str, _Refusal] = {}
     for found in find_deltas(session, tenant_id, job_ids, encoding=_ENCODING):
@@ -225,7 +218,7 @@ def _refuse_by_job(item: Item, refusals: Mapping[str, _Refusal], *, index: int) 
 
 
 def _read_item(given: object, *, index: int) -> Item:
-    """Check an item that names its job itself."""
+    """Check an item of a mixed request."""
     place = f"inputs.{index}"
     name = given.get("job") if isinstance(given, dict) else None
     item = Item(job=name if isinstance(name, str) else None, place=f"{place}.input")
@@ -242,7 +235,7 @@ def _read_item(given: object, *, index: int) -> Item:
 
 
 def _read_input(item: Item, given: object) -> Item:
-    """Check what an input consists of; what its job's task wants only the other process knows."""
+    """Check an input's fields; whether they fit the job's task is checked by the other process."""
     fields = given if isinstance(given, dict) else {}
     known = input_models(task_types())
     models = [model for name, model in known.items() if name in fields]
@@ -263,13 +256,13 @@ def _names(fields: Mapping[str, object]) -> str:
 
 
 def _described(model: type[BaseModel]) -> str:
-    """Name an input's fields; in brackets those that it may lack."""
+    """Return the names of an input's fields, the optional ones in brackets."""
     fields = model.model_fields.items()
     return " ".join(f"`{name}`" if field.is_required() else f"(`{name}`)" for name, field in fields)
 
 
 def _check(model: type[_Model], given: object, item: Item, *, place: str) -> _Model | Item:
-    """Read a part of an item; or give the item with the first thing that is wrong with that."""
+    """Parse a part of an item; if it is invalid, return the item with its first error."""
     try:
         return model.model_validate(given)
     except ValidationError as error:

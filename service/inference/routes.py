@@ -1,4 +1,4 @@
-"""Predictions: with one job's head delta, or with those of many jobs in one request."""
+"""Routes for predictions: with one job's head delta, or with those of several jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
-from service.http.waiting import aside
+from service.http.waiting import in_thread_if_large
 from service.inference.client import inference_of
 from service.inference.documents import (
     MAX_VALUES,
@@ -39,7 +39,7 @@ router = APIRouter(tags=["predictions"])
 async def _hold_prediction(
     request: Request, gateway: GatewayDep, caller: CallerDep
 ) -> AsyncIterator[None]:
-    """Count a request for predictions as its tenant's until it is answered.
+    """Count a request against its tenant's limit until it is answered.
 
     Raises:
         ProblemError: 429 ``too_many_predictions``.
@@ -65,12 +65,12 @@ _REFUSALS = problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.TOO_MANY_REQU
 async def predict(
     request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
 ) -> Response:
-    """Predict with a job's head delta; an item that is wrong is answered with its error."""
+    """Predict with a job's head delta; an invalid item gets an error as its answer."""
     order = await run_in_threadpool(find_order, gateway.database, caller.tenant_id, job_id)
     body = await read_json(request, PredictionRequest, most_values=MAX_VALUES)
     seconds = gateway.settings.infer_timeout_seconds
-    look = partial(plan_for_job, body.value, order, timeout_seconds=seconds)
-    return await _carry_out(request, await aside(look, size=len(body.raw)))
+    make_plan = partial(plan_for_job, body.value, order, timeout_seconds=seconds)
+    return await _carry_out(request, await in_thread_if_large(make_plan, size=len(body.raw)))
 
 
 @router.post(
@@ -92,19 +92,19 @@ async def predict_mixed(request: Request, gateway: GatewayDep, caller: CallerDep
 
 
 async def _carry_out(request: Request, plan: Plan) -> Response:
-    """Ask the inference process what is to be asked, and answer.
+    """Send a plan's order to the inference process, and return the response.
 
     Raises:
-        CallerLeftError: the caller has hung up, and the inference process was told.
-        ProblemError: 503 ``inference_unavailable``, or what the process says of its load.
+        CallerLeftError: the caller disconnected; the request to the inference process is cancelled.
+        ProblemError: 503 ``inference_unavailable``, or the process's error about its load.
     """
     content = None
     if plan.order is not None:
-        asked = inference_of(request).predict(
+        predicting = inference_of(request).predict(
             plan.order,
             timeout_seconds=plan.timeout_seconds,
             request_id=request.state.request_id,
         )
-        content = await while_connected(request.receive, asked)
-    document = await aside(partial(answer, plan, content), size=len(content or b""))
+        content = await while_connected(request.receive, predicting)
+    document = await in_thread_if_large(partial(answer, plan, content), size=len(content or b""))
     return Response(document, media_type="application/json")

@@ -1,1 +1,1 @@
-"""Jobs: admitted, posted, followed, and what they leave."""
+"""Jobs: admission, routes, events and results."""

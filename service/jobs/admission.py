@@ -1,4 +1,4 @@
-"""Admission: whether a job can be done here, said before it is queued."""
+"""Check whether a job can run on this server, before it is queued."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _NAMED_MODELS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """A job that can be queued, and what its cost depends on.
+    """A job that can be queued, and the numbers that its estimate needs.
 
     Attributes:
         new_job: to be submitted.
         backbone: None for a model of the hub that no worker has described.
-        dataset: None for one of the hub.
-        task: completed; on the hub's data sets as far as it was said.
-        train_rows: None where nobody has counted them.
-        num_labels: logits of the task head; None where nobody knows.
+        dataset: None for a data set of the hub.
+        task: completed; for a data set of the hub only with the fields of the request.
+        train_rows: None if unknown.
+        num_labels: logits of the task head; None if unknown.
     """
 
     new_job: NewJob
@@ -53,7 +53,7 @@ class Admission:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A task completed from a data set's columns, and what else a job has to know of its rows."""
+    """A task completed from a data set's columns, with facts about the data set's rows."""
 
     task: TaskFields
     num_labels: int | None
@@ -85,24 +85,23 @@ def admit(
     settings: Settings,
     hub: Hub | None = None,
 ) -> Admission:
-    """See whether a job can be done here, and complete its spec.
+    """Check whether a job can run on this server, and complete its spec.
 
-    Where the hub is asked, it is asked before the session is used, so that no connection to the
-    database waits for it.
+    The hub is queried before the session is used, so that no database connection waits for it.
 
     Args:
         session: a transaction that has done nothing yet.
-        tenant_id: whose job it is.
+        tenant_id: owner of the job.
         spec: as the caller wrote it.
         settings: of the server.
-        hub: the Hugging Face hub where none is given.
+        hub: by default the Hugging Face hub.
 
     Raises:
-        ProblemError: 422 with the field at fault: ``model_not_found``, ``model_not_suitable``,
+        ProblemError: 422 with the invalid field: ``model_not_found``, ``model_not_suitable``,
             ``pickled_weights``, ``hub_not_allowed``, ``hub_unavailable``, ``dataset_not_found``,
             ``dataset_invalid``, ``task_ambiguous``, ``task_not_supported``,
             ``column_not_found``, ``invalid_request``.
-        NotFoundError: there is no such data set, or it is another tenant's.
+        NotFoundError: the data set does not exist, or belongs to another tenant.
     """
     hub = hub or HuggingFaceHub()
     revision = _pin_model(spec, settings=settings, hub=hub)
@@ -132,14 +131,14 @@ def admit(
 
 
 def _pin_model(spec: JobSpec, *, settings: Settings, hub: Hub) -> str | None:
-    """Give the commit of a hub's model; None for any other name."""
+    """Return the commit of a model of the hub; None for any other name."""
     if not settings.allow_hub or not is_hub_id(spec.model):
         return None
     return hub.pin_model(spec.model)
 
 
 def _pin_dataset(spec: JobSpec, *, settings: Settings, hub: Hub) -> dict[str, Any] | None:
-    """Give a hub's data set with its commit; None for an uploaded one."""
+    """Return a data set of the hub with its commit; None for an uploaded one."""
     if not isinstance(spec.dataset, HubDataset):
         return None
     source = spec.dataset
@@ -147,11 +146,11 @@ def _pin_dataset(spec: JobSpec, *, settings: Settings, hub: Hub) -> dict[str, An
         raise ProblemError(
             "hub_not_allowed",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            detail="this server takes no data sets from the hub: upload the files to /datasets",
+            detail="this server does not use data sets of the hub: upload the files to /datasets",
             param="dataset.hub",
         )
     if "/" in source.hub and not is_hub_id(source.hub):
-        raise invalid_request(f"{source.hub!r} is no id of the hub", param="dataset.hub")
+        raise invalid_request(f"{source.hub!r} is not an id of the hub", param="dataset.hub")
     commit = hub.pin_dataset(source.hub, revision=source.revision)
     return {**source.model_dump(), "revision": commit}
 
@@ -163,18 +162,18 @@ def _find_backbone(session: Session, spec: JobSpec, *, is_pinned: bool) -> Backb
     names = session.scalars(
         sa.select(Backbone.id).order_by(Backbone.id).limit(_NAMED_MODELS + 1)
     ).all()
-    there = ", ".join([repr(name) for name in names[:_NAMED_MODELS]] or ["none yet"])
+    known = ", ".join([repr(name) for name in names[:_NAMED_MODELS]] or ["none yet"])
     more = ", …" * (len(names) > _NAMED_MODELS)
     if is_hub_id(spec.model):
-        reason = f"{spec.model!r} would come from the hub, which this server does not use"
+        reason = f"{spec.model!r} is a model of the hub, which this server does not use"
     elif "/" in spec.model or "\\" in spec.model or spec.model.startswith((".", "~")):
-        reason = f"{spec.model!r} is a path; a model is named, as GET /models lists them"
+        reason = f"{spec.model!r} is a path; use an id that GET /models lists"
     else:
-        reason = f"there is no model {spec.model!r}"
+        reason = f"no model {spec.model!r}"
     raise ProblemError(
         "model_not_found",
         status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        detail=f"{reason}; there are: {there}{more}",
+        detail=f"{reason}; available: {known}{more}",
         param="model",
     )
 
@@ -194,7 +193,7 @@ def _admit_dataset(
         raise invalid_request(str(error), param="n_samples") from error
     if spec.training.early_stopping_patience is not None and not completed.has_validation:
         raise invalid_request(
-            "early stopping needs a validation split, on which a gain could be seen",
+            "early stopping needs a validation split",
             param="training.early_stopping_patience",
         )
     return Admission(
@@ -218,29 +217,29 @@ def _find_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
 
 
 def _check_backbone(spec: JobSpec, task: TaskFields, backbone: Backbone) -> None:
-    """Refuse what this backbone cannot do."""
+    """Raise if the backbone does not support the task or the settings."""
     if task.type is not None and task.type not in backbone.task_heads:
-        does = ", ".join(sorted(backbone.task_heads)) or "no task"
+        supported = ", ".join(sorted(backbone.task_heads)) or "no task"
         raise ProblemError(
             "model_not_suitable",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            detail=f"{backbone.id!r} ({backbone.architecture}) does {does}, not {task.type}",
+            detail=f"{backbone.id!r} ({backbone.architecture}) supports {supported}, not "
+            f"{task.type}",
             param="model",
         )
     heads = backbone.num_key_value_heads
     if spec.k > heads:
         raise invalid_request(
-            f"k={spec.k} is not allowed: a layer of {backbone.id!r} has {heads} heads to choose "
-            "from",
+            f"k={spec.k} is not allowed: a layer of {backbone.id!r} has {heads} selectable heads",
             param="k",
         )
     if spec.strategy == "mid-top" and backbone.num_layers < 2:
-        raise invalid_request("mid-top needs a model of two layers or more", param="strategy")
+        raise invalid_request("mid-top needs a model with at least two layers", param="strategy")
     limit = backbone.max_positions
     if limit is not None and spec.training.max_length > limit:
         raise invalid_request(
-            f"max_length={spec.training.max_length} is not allowed: {backbone.id!r} reads {limit} "
-            "tokens",
+            f"max_length={spec.training.max_length} is not allowed: {backbone.id!r} reads at most "
+            f"{limit} tokens",
             param="training.max_length",
         )
 
@@ -253,7 +252,7 @@ def _new_job(
     n_samples: int | None,
     revision: str | None,
 ) -> NewJob:
-    """Write the spec down with all its defaults."""
+    """Build the job, with all defaults in its spec."""
     document = spec.model_dump(mode="json")
     document["task"] = task.model_dump(mode="json")
     document["dataset"] = dataset

@@ -1,4 +1,4 @@
-"""A job's stored files: found for its owner, or said why there are none."""
+"""Find a job's stored files for its owner."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ HEAD_DELTA = "head delta"
 def find_artifact(
     database: Database, tenant_id: str, job_id: str, *, encoding: str
 ) -> tuple[Job, Artifact]:
-    """Find the head delta of a tenant's job in a transaction of its own.
-
-    Args:
-        database: where the tables are.
-        tenant_id: whose job it must be.
-        job_id: which.
-        encoding: of the delta, or ``lora``.
+    """Return a tenant's job and its head delta in an encoding or as ``lora``, in one transaction.
 
     Raises:
-        NotFoundError: there is no such job, or it is another tenant's.
+        NotFoundError: the job does not exist, or belongs to another tenant.
         ProblemError: 409 ``not_ready``.
     """
     with database.read() as session:
@@ -40,7 +34,7 @@ def find_artifact(
 
 
 def not_ready(job_id: str, *, status: JobStatus, what: str) -> ProblemError:
-    """Say that a job has not made a thing yet, or will not."""
+    """Return the 409 for a result that a job does not have yet, or will never have."""
     ending = "and will never have one" if status.is_finished else "yet"
     return ProblemError(
         "not_ready",

@@ -1,4 +1,4 @@
-"""Jobs, their events and their heads as callers see them."""
+"""The JSON documents of jobs, their events and their heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.jobs.tailer import ProgressSeen
     from store.tables import Artifact, Job, JobEvent
 
-Scores = list[float | None]  # a score that is no number is null in JSON
+Scores = list[float | None]  # NaN is null in JSON
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _SHOWN_CHARACTERS = 64
@@ -24,7 +24,7 @@ _IDLE = frozenset({JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED})
 
 
 class JobProgress(Answer):
-    """How far a job is."""
+    """The progress of a job."""
 
     phase: str | None
     step: int | None
@@ -34,9 +34,10 @@ class JobProgress(Answer):
 
     @classmethod
     def of(cls, job: Job | ProgressSeen) -> JobProgress:
-        """Show how far a job is; one that has succeeded is through, however it came to that.
+        """Build the document.
 
-        A job at which nobody is at work is in no phase; a failed one shows where it failed.
+        A succeeded job has the fraction 1, also if it stopped early. A job without a worker has no
+        phase; a failed one keeps the phase in which it failed.
         """
         share = min((job.step or 0) / job.total_steps, 1.0) if job.total_steps else 0.0
         return cls(
@@ -57,7 +58,7 @@ class JobSelection(Answer):
 
 
 class JobResult(Answer):
-    """What a job reached, and how fast."""
+    """The metrics of a job, and its durations and speed."""
 
     metrics: dict[str, float | None]
     best_step: int | None
@@ -74,7 +75,7 @@ class StoredFile(Answer):
 
 
 class JobArtifact(StoredFile):
-    """A head delta: as float32, and in every encoding."""
+    """A head delta: the float32 file, and the files of all encodings."""
 
     encodings: dict[str, StoredFile]
 
@@ -108,7 +109,7 @@ class JobDocument(Listed):
 
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact] = ()) -> JobDocument:
-        """Show a row with its artifacts."""
+        """Build the document from a row and its artifacts."""
         return cls.of_row(
             job,
             tenant=job.tenant_id,
@@ -142,7 +143,7 @@ class EventDocument(Listed):
 
     @classmethod
     def of(cls, event: JobEvent) -> EventDocument:
-        """Show a row."""
+        """Build the document from a row."""
         return cls.of_row(event, id=event_id(event.job_id, event.number))
 
 
@@ -151,7 +152,7 @@ class EventList(Page[EventDocument]):
 
 
 def event_id(job_id: str, number: int) -> str:
-    """Name an event: ``evt_`` with its job's characters and its number."""
+    """Return an event's id: ``evt_``, the job's id without its prefix, and the event's number."""
     return f"{_events_of(job_id)}_{number}"
 
 
@@ -160,20 +161,20 @@ def _events_of(job_id: str) -> str:
 
 
 def event_number(job: Job, identifier: str, *, param: str) -> int:
-    """Tell which of a job's events an id names.
+    """Return the number of a job's event.
 
     Args:
-        job: whose it must be.
-        identifier: from anywhere.
-        param: where it comes from, for the error.
+        job: the event's job.
+        identifier: the event's id, unchecked.
+        param: the parameter that held it, for the error.
 
     Raises:
-        NotFoundError: it names none of them; another job's event is like none at all.
+        NotFoundError: the job has no such event.
     """
     owner, _, number = identifier.rpartition("_")
     is_number = _NUMBER.fullmatch(number) is not None
     if owner != _events_of(job.id) or not is_number or int(number) > job.last_event:
-        raise NotFoundError("event to go on after", identifier[:_SHOWN_CHARACTERS], param=param)
+        raise NotFoundError("event to continue after", identifier[:_SHOWN_CHARACTERS], param=param)
     return int(number)
 
 
@@ -189,13 +190,13 @@ class LayerHeads(Answer):
 
 
 class HeadsArtifact(StoredFile):
-    """The head delta, and where it is."""
+    """The head delta, and its URL."""
 
     url: str
 
 
 class HeadsDocument(Answer):
-    """All scores of a job's selection, and the heads that were selected by them."""
+    """All scores of a job's selection, and the selected heads."""
 
     object: Literal["job.heads"] = "job.heads"
     job: str
@@ -217,7 +218,7 @@ class HeadsDocument(Answer):
 
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact]) -> HeadsDocument:
-        """Show the scores that a job keeps, and its artifact where it has one already."""
+        """Build the document from a job's stored scores, and its artifact if there is one."""
         stored = next((file for file in artifacts if file.encoding == "float32"), None)
         artifact = stored and HeadsArtifact.of_row(stored, url=f"/jobs/{job.id}/heads/delta")
         return cls.model_validate({**(job.heads or {}), "artifact": artifact})

@@ -1,4 +1,4 @@
-"""What a job would take: trained weights, bytes of the head delta, steps, seconds."""
+"""Estimate a job's cost: trained weights, bytes of the head delta, steps, seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
 
+from service.http.documents import Answer
 from store.states import JobStatus
 from store.tables import Job
 
@@ -21,25 +21,21 @@ if TYPE_CHECKING:
 _MEASURED_JOBS = 5
 
 
-class ArtifactEstimate(BaseModel):
+class ArtifactEstimate(Answer):
     """Bytes of the head delta in each encoding."""
-
-    model_config = ConfigDict(frozen=True)
 
     bytes: dict[str, int]
 
 
-class EstimateDocument(BaseModel):
-    """What a job would take; what nobody can know yet is null.
+class EstimateDocument(Answer):
+    """The estimated cost of a job; unknown values are null.
 
     Attributes:
-        fraction: trained weights over all of the model, its task head included.
-        seconds: of selection and training steps, as the last jobs on this backbone went; loading
-            and evaluations come on top.
+        fraction: trained weights over all weights of the model, task head included.
+        seconds: of selection and training steps, at the speed of the last jobs on this backbone;
+            without loading and evaluations.
         spec: as it would be stored.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     object: Literal["job.estimate"] = "job.estimate"
     trainable_parameters: int | None
@@ -52,11 +48,11 @@ class EstimateDocument(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast the last jobs of a backbone went; None where none has finished.
+    """The speed of a backbone's last jobs; None if none has succeeded.
 
     Attributes:
         samples_per_second: in training.
-        selection_seconds: of one calibration sample.
+        selection_seconds: per calibration sample.
     """
 
     samples_per_second: float | None
@@ -64,7 +60,7 @@ class Rates:
 
 
 def measure_rates(session: Session, model: str) -> Rates:
-    """Take the median over the last finished jobs of a backbone, whoever's they were."""
+    """Return the medians over a backbone's last succeeded jobs, of any tenant."""
     rows = session.execute(
         sa.select(Job.result, Job.spec)
         .where(Job.model == model, Job.status == JobStatus.SUCCEEDED)
@@ -89,17 +85,12 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def estimate(session: Session, admission: Admission) -> EstimateDocument:
-    """Say what an admitted job would take, by the rates of the last jobs.
-
-    Args:
-        session: a transaction.
-        admission: of the job; nothing is stored.
-    """
+    """Estimate an admitted job at the rates of the last jobs; nothing is stored."""
     return estimate_at(admission, rates=measure_rates(session, admission.new_job.model))
 
 
 def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
-    """Say what an admitted job would take at given rates."""
+    """Estimate an admitted job at given rates."""
     spec = dict(admission.new_job.spec)
     size = _Size.of(admission)
     epochs, rows = spec["training"]["epochs"], admission.train_rows
@@ -124,7 +115,7 @@ class _Size:
     Attributes:
         trainable: trained weights.
         fraction: their share of the model.
-        files: bytes of the file by encoding; None where no worker has measured them.
+        files: bytes of the file by encoding; None if no worker has measured them.
     """
 
     trainable: int
@@ -133,7 +124,7 @@ class _Size:
 
     @classmethod
     def of(cls, admission: Admission) -> _Size | None:
-        """Take the sizes of an admitted job; None where backbone, task or labels are not known."""
+        """Return the sizes of an admitted job; None if backbone, task or labels are unknown."""
         backbone, labels = admission.backbone, admission.num_labels
         if backbone is None or labels is None or admission.task.type is None:
             return None

@@ -1,4 +1,4 @@
-"""What a job has found and made: its heads' scores, the head delta."""
+"""Routes for a job's results: scores of the heads, head delta, LoRA adapter."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ router = APIRouter(tags=["results"])
 
 
 def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """Document what a stored file is answered with."""
+    """Describe the responses of a route that serves a stored file."""
     file = {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
     return {
         HTTPStatus.OK: {"description": "The file", **file},
-        HTTPStatus.PARTIAL_CONTENT: {"description": "The bytes that Range asks for", **file},
-        HTTPStatus.NOT_MODIFIED: {"description": "The caller has it: If-None-Match names it"},
+        HTTPStatus.PARTIAL_CONTENT: {"description": "The bytes that Range names", **file},
+        HTTPStatus.NOT_MODIFIED: {"description": "If-None-Match names the current file"},
         **problems(
             HTTPStatus.NOT_FOUND,
             HTTPStatus.CONFLICT,
@@ -44,7 +44,7 @@ def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 @router.get("/jobs/{job_id}/heads", responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
 def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDocument:
-    """Show the scores of all heads, and which were selected."""
+    """Return the scores of all heads, and the selected heads."""
     with gateway.database.read() as session:
         job = get_job(session, caller.tenant_id, job_id, with_heads=True)
         if job.heads is None:
@@ -61,7 +61,7 @@ def get_delta(
     job_id: JobId,
     encoding: Encoding = "float32",
 ) -> Response:
-    """Download the head delta, a safetensors file; whole, or the part that ``Range`` names."""
+    """Download the head delta, a safetensors file, or the part of it that ``Range`` names."""
     suffix = "" if encoding == "float32" else f".{encoding}"
     return _stored(
         *(request, gateway, caller, job_id),

@@ -1,4 +1,4 @@
-"""Jobs: posted, looked at, cancelled, paused, resumed, deleted."""
+"""Routes for jobs: post, list, show, cancel, pause, resume and delete."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["jobs"])
 
 PATH = "/jobs"
-_LOCK_SECONDS = 20.0  # longer than the hub may take
+_LOCK_SECONDS = 20.0  # longer than the timeout of the hub
 _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
@@ -69,7 +69,7 @@ async def post_job(
     key: IdempotencyKey = None,
     dry_run: DryRun = False,
 ) -> Response:
-    """Queue a fine-tune, or with `dry_run=true` estimate what it would take."""
+    """Queue a fine-tune; with `dry_run=true` only estimate its cost."""
     check_key(request)
     body = await read_json(request, JobSpec)
     limiter = _limiter_of(gateway, body.value)
@@ -87,16 +87,13 @@ async def post_job(
 
 
 def _limiter_of(gateway: Gateway, spec: JobSpec) -> CapacityLimiter:
-    """Choose how many threads admit such jobs at once.
-
-    The hub may take seconds, and those who wait for it must not hold up the others.
-    """
+    """Return the limiter of a post; posts that wait for the hub must not block the others."""
     asks_hub = is_hub_id(spec.model) or isinstance(spec.dataset, HubDataset)
     return gateway.asking_hub if gateway.settings.allow_hub and asks_hub else gateway.posting
 
 
 def queue_job(gateway: Gateway, tenant_id: str, spec: JobSpec, keep: Keep) -> Answer:
-    """Admit a job and queue it, in one transaction; its token follows the commit."""
+    """Admit and queue a job in one transaction, then publish a token."""
     settings = gateway.settings
     with gateway.database.write() as session:
         admission = admit(session, tenant_id=tenant_id, spec=spec, settings=settings)
@@ -135,7 +132,7 @@ def get_jobs(
 
 @router.get("/jobs/{job_id}", responses=problems(HTTPStatus.NOT_FOUND))
 def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
-    """Look at a job."""
+    """Get a job."""
     with gateway.database.read() as session:
         (document,) = _show(session, [jobs.get_job(session, caller.tenant_id, job_id)])
         return document
@@ -143,7 +140,7 @@ def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocumen
 
 @router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT, responses=_ACTED_UPON)
 def delete_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
-    """Remove a finished job, with its events and artifacts."""
+    """Delete a finished job with its events and artifacts."""
     with gateway.database.write() as session:
         jobs.delete(session, caller.tenant_id, job_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -151,19 +148,19 @@ def delete_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Respons
 
 @router.post("/jobs/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
 def cancel_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
-    """Cancel a job: at once where nobody works on it, else at its worker's next step."""
+    """Cancel a job: at once if no worker runs it, else at its worker's next step."""
     return _act(gateway, caller, job_id, jobs.cancel)
 
 
 @router.post("/jobs/{job_id}/pause", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
 def pause_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
-    """Stop a training job at its next step, with a checkpoint."""
+    """Pause a training job at its next step, with a checkpoint."""
     return _act(gateway, caller, job_id, jobs.pause)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
 def resume_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again; it continues from its checkpoint."""
     document = _act(gateway, caller, job_id, jobs.resume)
     gateway.publisher.publish()
     return document

@@ -1,4 +1,4 @@
-"""The task of a job, completed by its data set's profile; refusals become problems."""
+"""Complete a job's task from its data set's profile."""
 
 from __future__ import annotations
 
@@ -26,19 +26,15 @@ if TYPE_CHECKING:
 
 
 def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
-    """Fill in what the caller left out, and check the chosen columns' rows.
-
-    Args:
-        fields: what the caller says; taken as it is.
-        profile: of the data set.
+    """Infer the task fields that the caller left out, and check the rows of the chosen columns.
 
     Returns:
         The task with type, label, metric, and text columns or an image column.
 
     Raises:
-        ProblemError: 422 ``task_ambiguous`` (param: the field that settles it),
-            ``column_not_found``, ``task_not_supported``, ``invalid_request``.
-        DatasetInvalidError: rows of the chosen columns that the task cannot use.
+        ProblemError: 422 ``task_ambiguous`` (param: the field to set), ``column_not_found``,
+            ``task_not_supported``, ``invalid_request``.
+        DatasetInvalidError: the task cannot use a row of the chosen columns.
     """
     with _as_problems():
         task = inference.complete_task(_spec(fields), profile)
@@ -54,7 +50,7 @@ def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
 
 
 def complete_unseen_task(fields: TaskFields) -> TaskFields:
-    """Check what is said of a task on a data set of the hub, which nobody has looked at yet.
+    """Check the task fields of a job on a data set of the hub, whose profile is unknown.
 
     Raises:
         ProblemError: 422 ``task_not_supported`` or ``invalid_request``.
@@ -75,12 +71,12 @@ def _spec(fields: TaskFields) -> TaskSpec:
 
 @contextmanager
 def _as_problems() -> Iterator[None]:
-    """Turn what inference raises into answers that name the field of the job spec."""
+    """Convert the errors of inference to problems that name a field of the job spec."""
     try:
         yield
     except AmbiguousTaskError as error:
         param = "task.type" if error.param == "task" else f"task.{error.param}"
-        detail = f"{error.doubt}: say which with {param}"
+        detail = f"{error.doubt}: set {param}"
         raise _unprocessable("task_ambiguous", detail, param=param) from error
     except MissingColumnError as error:
         param = f"task.{error.param}"

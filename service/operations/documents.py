@@ -1,4 +1,4 @@
-"""Backbones as callers see them."""
+"""The JSON documents of backbones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.http.documents import Listed, Page
 
 
 class BackboneDocument(Listed):
-    """A pretrained model that some worker has."""
+    """A pretrained model that at least one worker has."""
 
     object: Literal["backbone"] = "backbone"
     architecture: str

@@ -1,4 +1,4 @@
-"""The backbones that workers have."""
+"""The route that lists the workers' backbones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", responses=problems(HTTPStatus.NOT_FOUND))
 def get_models(gateway: GatewayDep, after: After = None, limit: Limit = 20) -> BackboneList:
-    """List the backbones that a job may name."""
+    """List the backbones that a job can use."""
     with gateway.database.read() as session:
         page = list_backbones(session, after=after, limit=limit)
     data = [BackboneDocument.of_row(backbone) for backbone in page.rows]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from store.storage import ArtifactStorage
 
 _DEADLINE_SECONDS = 2.0
-_FRESH_SECONDS = 1.0  # anyone may ask, and that must not cause load
+_FRESH_SECONDS = 1.0  # the route is public and must not cause load
 
 _log = structlog.get_logger(__name__)
 

@@ -56,7 +56,7 @@ async def get_health() -> Health:
 @router.get("/readyz", responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
 @public
 async def get_readiness(readiness: ReadinessDep) -> Ready:
-    """Tell whether tables and artifact store answer, and what else is missing."""
+    """Report whether tables and artifact store answer, and which other dependencies are missing."""
     report = await readiness.report()
     if report.failing:
         raise ProblemError(
@@ -78,7 +78,7 @@ async def get_readiness(readiness: ReadinessDep) -> Ready:
     },
 )
 def get_metrics(gateway: GatewayDep, metrics: MetricsDep) -> Response:
-    """Show the metrics of the queue and of this process."""
+    """Return the metrics of the queue and of this process."""
     body = metrics.render(_telemetry(gateway.database))
     return Response(body, headers={"Content-Type": CONTENT_TYPE})
 

@@ -1,4 +1,4 @@
-"""What administrators do to tenants and keys, through the API or on the server itself."""
+"""Manage tenants and keys, for the API and the command line."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Administration:
-    """The tenants and keys in the tables; every call is a transaction.
+    """The tenants and keys in the tables; every call is one transaction.
 
-    Every method raises NotFoundError where what it names is not there.
+    Methods raise NotFoundError if the tenant or key does not exist.
 
     Args:
-        database: where the tables are.
-        quotas: of a tenant without quotas of its own.
+        database: the tables.
+        quotas: of tenants without their own.
     """
 
     def __init__(self, database: Database, *, quotas: Quotas) -> None:
@@ -39,10 +39,10 @@ class Administration:
         self._quotas = quotas
 
     def create(self, new: documents.NewTenant) -> documents.TenantDocument:
-        """Add a tenant.
+        """Create a tenant.
 
         Raises:
-            ConflictError: another has the name.
+            ConflictError: the name is taken.
         """
         own = OwnQuotas(**new.changes())
         with self._database.write() as session:
@@ -58,13 +58,13 @@ class Administration:
         )
 
     def change_quotas(self, tenant_id: str, new: documents.NewQuotas) -> documents.TenantDocument:
-        """Change a tenant's quotas, from now on."""
+        """Change a tenant's quotas."""
         with self._database.write() as session:
             tenant = change_quotas(session, tenant_id, new.changes())
         return self._show(tenant)
 
     def usage(self, tenant_id: str) -> documents.UsageDocument:
-        """Return what a tenant has, and may have."""
+        """Return a tenant's usage and quotas."""
         with self._database.read() as session:
             tenant = get_tenant(session, tenant_id)
             return documents.UsageDocument.of(
@@ -75,13 +75,13 @@ class Administration:
             )
 
     def create_key(self, tenant_id: str, new: documents.NewKey) -> documents.NewKeyDocument:
-        """Add a key. Its secret is in what this returns and nowhere else."""
+        """Create a key; only the returned document contains its secret."""
         with self._database.write() as session:
             key, secret = create_key(session, tenant_id, name=new.name)
         return documents.NewKeyDocument.of_new(key, secret=secret)
 
     def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> documents.KeyList:
-        """Return a page of a tenant's keys, newest first; never their secrets."""
+        """Return a page of a tenant's keys, newest first, without their secrets."""
         with self._database.read() as session:
             page = list_keys(session, tenant_id, after=after, limit=limit)
         return documents.KeyList.of(
@@ -89,7 +89,7 @@ class Administration:
         )
 
     def revoke_key(self, key_id: str) -> None:
-        """Make a key worthless at once."""
+        """Revoke a key, effective at once."""
         with self._database.write() as session:
             revoke_key(session, key_id)
 

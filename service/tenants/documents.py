@@ -1,4 +1,4 @@
-"""Tenants and their keys as administrators see them, and what they may ask for."""
+"""The JSON documents of tenants and their keys."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class NewQuotas(Body):
-    """A tenant's quotas to be: null is the server's setting, one that is not given stays."""
+    """Changes of a tenant's quotas: null resets one to the server's setting; others stay."""
 
     max_queued: Count | None = None
     max_running: Count | None = None
     max_bytes: Count | None = None
 
     def changes(self) -> Mapping[str, int | None]:
-        """Return those that are to change."""
+        """Return the quotas to change."""
         return self.model_dump(include=set(NewQuotas.model_fields), exclude_unset=True)
 
 
 class NewTenant(NewQuotas):
-    """A tenant to be; a quota that is not given is the server's setting."""
+    """A tenant to create; missing quotas are the server's settings."""
 
     name: Name
     is_admin: bool = False
 
 
 class QuotasDocument(Answer):
-    """What a tenant may have: its own quotas, or else the server's."""
+    """The quotas that apply to a tenant: its own, or else the server's."""
 
     max_queued: int
     max_running: int
@@ -43,7 +43,7 @@ class QuotasDocument(Answer):
 
 
 class TenantDocument(Listed):
-    """Who owns data sets and jobs."""
+    """An owner of data sets and jobs."""
 
     object: Literal["tenant"] = "tenant"
     name: str
@@ -53,12 +53,12 @@ class TenantDocument(Listed):
 
     @classmethod
     def of(cls, tenant: Tenant, quotas: Quotas) -> TenantDocument:
-        """Show a row, with what holds for it."""
+        """Build the document from a row and the quotas that apply to it."""
         return cls.of_row(tenant, quotas=QuotasDocument.of_row(quotas))
 
 
 class UsageDocument(Answer):
-    """What a tenant has, and may have."""
+    """A tenant's usage and quotas."""
 
     object: Literal["tenant.usage"] = "tenant.usage"
     tenant: str
@@ -70,7 +70,7 @@ class UsageDocument(Answer):
     def of(
         cls, tenant_id: str, *, jobs: Mapping[JobStatus, int], stored_bytes: int, quotas: Quotas
     ) -> UsageDocument:
-        """Show what was counted; every state is there, also one without a job."""
+        """Build the document; ``jobs`` has every state, also those without jobs."""
         return cls(
             tenant=tenant_id,
             jobs={status: jobs.get(status, 0) for status in JobStatus},
@@ -80,13 +80,13 @@ class UsageDocument(Answer):
 
 
 class NewKey(Body):
-    """A key to be."""
+    """A key to create."""
 
     name: Name | None = None
 
 
 class KeyDocument(Listed):
-    """A key as a list shows it, without its secret."""
+    """A key without its secret."""
 
     object: Literal["api_key"] = "api_key"
     tenant: str
@@ -96,18 +96,18 @@ class KeyDocument(Listed):
 
     @classmethod
     def of(cls, key: ApiKey) -> KeyDocument:
-        """Show a row."""
+        """Build the document from a row."""
         return cls.of_row(key, tenant=key.tenant_id)
 
 
 class NewKeyDocument(KeyDocument):
-    """A new key, with its secret: this answer alone shows it."""
+    """A new key with its secret, which only this response contains."""
 
     secret: str
 
     @classmethod
     def of_new(cls, key: ApiKey, *, secret: str) -> NewKeyDocument:
-        """Show a new row and its secret."""
+        """Build the document from a new row and its secret."""
         return cls.of_row(key, tenant=key.tenant_id, secret=secret)
 
 

@@ -1,4 +1,4 @@
-"""Tenants and their keys: for administrators alone."""
+"""Routes for tenants and their keys, for administrators only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ AdministrationDep = Annotated[Administration, Depends(_administration)]
 def post_tenant(
     tables: AdministrationDep, body: Annotated[JsonBody[NewTenant], Depends(json_body(NewTenant))]
 ) -> TenantDocument:
-    """Add a tenant."""
+    """Create a tenant."""
     return tables.create(body.value)
 
 
@@ -64,13 +64,13 @@ def patch_tenant(
     tenant_id: TenantId,
     body: Annotated[JsonBody[NewQuotas], Depends(json_body(NewQuotas))],
 ) -> TenantDocument:
-    """Change a tenant's quotas, from now on."""
+    """Change a tenant's quotas."""
     return tables.change_quotas(tenant_id, body.value)
 
 
 @router.get("/tenants/{tenant_id}/usage", responses=problems(HTTPStatus.NOT_FOUND))
 def get_usage(tables: AdministrationDep, tenant_id: TenantId) -> UsageDocument:
-    """Tell what a tenant has, and may have."""
+    """Get a tenant's usage and quotas."""
     return tables.usage(tenant_id)
 
 
@@ -85,7 +85,7 @@ def post_key(
     tenant_id: TenantId,
     body: Annotated[JsonBody[NewKey], Depends(json_body(NewKey))],
 ) -> NewKeyDocument:
-    """Add a key. Its secret is in this answer and nowhere else."""
+    """Create a key; only this response contains its secret."""
     return tables.create_key(tenant_id, body.value)
 
 
@@ -93,7 +93,7 @@ def post_key(
 def get_keys(
     tables: AdministrationDep, tenant_id: TenantId, after: After = None, limit: Limit = 20
 ) -> KeyList:
-    """List a tenant's keys, revoked ones included, newest first; never their secrets."""
+    """List a tenant's keys, revoked ones included, newest first, without their secrets."""
     return tables.list_keys(tenant_id, after=after, limit=limit)
 
 
@@ -103,6 +103,6 @@ def get_keys(
     responses=problems(HTTPStatus.NOT_FOUND),
 )
 def delete_key(tables: AdministrationDep, key_id: KeyId) -> Response:
-    """Make a key worthless at once."""
+    """Revoke a key, effective at once."""
     tables.revoke_key(key_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)

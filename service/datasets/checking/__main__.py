@@ -1,4 +1,4 @@
-"""The parsing child: one request on its input, one JSON line per message on its output."""
+"""The parsing child process: one request on stdin, one JSON line per message on stdout."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from hifi.errors import DataError
 from service.datasets.checking.exchange import Limits, Request
 
 _WATCH_SECONDS = 0.5
-_MARGIN = 256 << 20  # of files written: spools, and Parquet that is larger than its content
+_MARGIN = 256 << 20  # for temporary files, and for Parquet that is larger than its content
 
 
 def main() -> None:
-    """Do what was asked, within the limits, and tell."""
+    """Run the request within its limits, and write the result."""
     request = Request.from_json(json.load(sys.stdin))
     threading.Thread(target=_watch_parent, args=[request.parent], daemon=True).start()
     _limit(request.limits)
     sys.meta_path.insert(0, _WithoutPandas())
     try:
-        # Parsers are loaded under the limits.
+        # Import the parsers under the limits.
         from service.datasets.checking.work import convert_all, use_one_thread  # noqa: PLC0415
 
         use_one_thread()
-        done = convert_all(request, tell=_tell)
+        done = convert_all(request, send=_send)
     except DataError as error:
         place = {"split": error.split, "row": error.row, "column": error.column}
         done = {"kind": "refused", "reason": error.reason, **place}
@@ -40,13 +40,13 @@ def main() -> None:
         raise
     except OSError as error:
         done = {"kind": "failed", "errno": error.errno}
-    except Exception as error:  # noqa: BLE001 - a fault of ours; its message may quote the data
+    except Exception as error:  # noqa: BLE001 - our own bug; its message may quote the data
         done = {"kind": "crashed", "error": _place(error)}
-    _tell(done)
+    _send(done)
 
 
 class _WithoutPandas(MetaPathFinder):
-    """Keeps pyarrow from loading pandas, which is not needed here: 34 MB, and half of the time."""
+    """Keeps pyarrow from importing pandas, which takes 34 MB and half of the startup time."""
 
     def find_spec(
         self,
@@ -54,31 +54,31 @@ class _WithoutPandas(MetaPathFinder):
         path: object,  # noqa: ARG002 - importlib's signature
         target: object = None,  # noqa: ARG002 - as above
     ) -> None:
-        """Raise for pandas, find nothing else."""
+        """Raise for pandas; return None for all others."""
         if fullname == "pandas":
             raise ModuleNotFoundError(fullname)
 
 
 def _place(error: Exception) -> str:
-    """Name the type of an error and where it was raised, without its words."""
+    """Return the type of an error and where it was raised, without its message."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
-def _tell(message: dict[str, Any]) -> None:
+def _send(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
 def _watch_parent(parent: int) -> None:
-    """End when the gateway does, however it does."""
+    """Exit when the gateway has ended, even by a kill."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
     os._exit(1)
 
 
 def _limit(limits: Limits) -> None:
-    """Put bounds on what a file can make us do."""
+    """Limit this process's memory, processor time and file sizes."""
     for kind, most in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CPU, math.ceil(limits.seconds)),

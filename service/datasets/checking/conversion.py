@@ -1,4 +1,4 @@
-"""Turn uploaded files into checked Parquet, in a child process that may die of them."""
+"""Convert uploaded files to checked Parquet, in a child process that malicious files may crash."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ from service.datasets.checking.exchange import (
 )
 from store.errors import ArtifactStorageError
 
-_ROOT = Path(__file__).parents[3]  # the folder of our packages, wherever they are installed
+_ROOT = Path(__file__).parents[3]  # the folder of our packages
 _MOST_ANSWER_BYTES = 64 << 20
 _ENVIRONMENT = {
-    # Of the gateway's own nothing: it holds keys. One arena and one thread keep the child small.
+    # The gateway's environment is not inherited: it contains keys. One arena and one thread keep
+    # the child small.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
@@ -43,7 +44,7 @@ _ENVIRONMENT = {
 }
 _DEATHS = {
     signal.SIGXCPU: "takes too long to read",
-    signal.SIGXFSZ: "is too large when it is unpacked",
+    signal.SIGXFSZ: "is too large when unpacked",
     signal.SIGKILL: "takes too much memory or time to read",
 }
 
@@ -60,12 +61,12 @@ class ConvertedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedDataset:
-    """An upload that was found sound.
+    """A valid upload.
 
     Attributes:
         splits: by name.
-        columns: type of each of the training split's columns, for people.
-        profile: what the rows hold, as ``DatasetProfile`` reads it; plain JSON.
+        columns: type of each column of the training split, for people.
+        profile: a ``DatasetProfile`` as plain JSON.
     """
 
     splits: Mapping[str, ConvertedSplit]
@@ -76,21 +77,21 @@ class ConvertedDataset:
 def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) -> ConvertedDataset:
     """Check uploaded files row by row and write them as Parquet.
 
-    The parsers run in a child with limits on memory, time and what it writes; what kills it is
-    the file's fault and refused like any other.
+    The parsers run in a child process with limits on memory, time and written bytes. A file that
+    kills it is refused like any other invalid file.
 
     Args:
-        files: by split: ``train``, and where there are any ``validation`` and ``test``.
-        folder: an empty one, for the Parquet files; the caller removes it.
-        limits: what the upload may cost.
+        files: by split: ``train``, and optionally ``validation`` and ``test``.
+        folder: empty, for the Parquet files; the caller removes it.
+        limits: of the child process.
 
     Returns:
-        The Parquet files, their columns, and what is in them.
+        The Parquet files, their columns and their profile.
 
     Raises:
-        DatasetInvalidError: a file that cannot be used; it names split, row and column.
-        ArtifactStorageError: there is no room to unpack them.
-        OSError: the child cannot be started.
+        DatasetInvalidError: a file cannot be used; it names split, row and column.
+        ArtifactStorageError: the disk has no room for the unpacked files.
+        OSError: the child process cannot be started.
     """
     for split, file in files.items():
         if file.ending not in ENDINGS:
@@ -124,10 +125,11 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
 
 
 def _run_child(request: Request) -> dict[str, Any]:
-    """Let the child work, and give its last word.
+    """Run the child, and return its last message.
 
     Raises:
-        DatasetInvalidError: it refuses the data, or has died of it.
+        DatasetInvalidError: the child refuses the data, or was killed by it.
+        ArtifactStorageError: the child cannot write its files.
     """
     started = time.monotonic()
     lines = json.dumps(request.to_json()).encode()
@@ -143,12 +145,12 @@ def _run_child(request: Request) -> dict[str, Any]:
         alarm.daemon = True
         alarm.start()
         try:
-            said = _talk(child, lines)
+            output = _exchange(child, lines)
             status = child.poll()
         finally:
             alarm.cancel()
             child.kill()
-    messages = _parse(said) if len(said) < _MOST_ANSWER_BYTES else []
+    messages = _parse(output) if len(output) < _MOST_ANSWER_BYTES else []
     last = messages[-1] if messages else {}
     if last.get("kind") == "done":
         return last
@@ -162,7 +164,7 @@ def _run_child(request: Request) -> dict[str, Any]:
             f"the upload cannot be unpacked here: {os.strerror(last['errno'] or errno.EIO)}"
         )
     seconds = time.monotonic() - started
-    split = next((told["split"] for told in messages[::-1] if "split" in told), "train")
+    split = next((each["split"] for each in messages[::-1] if "split" in each), "train")
     _log.warning(
         "upload_child_died",
         split=split,
@@ -174,8 +176,8 @@ def _run_child(request: Request) -> dict[str, Any]:
     raise DatasetInvalidError(DataError(cause, split=split))
 
 
-def _talk(child: subprocess.Popen[bytes], lines: bytes) -> bytes:
-    """Send the request; collect what is said until the child is silent for good."""
+def _exchange(child: subprocess.Popen[bytes], lines: bytes) -> bytes:
+    """Send the request, and return the child's output until it ends."""
     if child.stdin is None or child.stdout is None:
         raise OSError("the child has no pipes")
     try:
@@ -183,16 +185,16 @@ def _talk(child: subprocess.Popen[bytes], lines: bytes) -> bytes:
         child.stdin.close()
     except BrokenPipeError:
         return b""
-    said = child.stdout.read(_MOST_ANSWER_BYTES)
-    if len(said) < _MOST_ANSWER_BYTES:
+    output = child.stdout.read(_MOST_ANSWER_BYTES)
+    if len(output) < _MOST_ANSWER_BYTES:
         child.wait()
-    return said
+    return output
 
 
-def _parse(said: bytes) -> list[dict[str, Any]]:
-    """Read the whole lines of what a child said that may have died in the middle of one."""
+def _parse(output: bytes) -> list[dict[str, Any]]:
+    """Parse the messages of a child; the last one is incomplete if the child was killed."""
     messages = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         try:
             message = json.loads(line)
         except ValueError:
@@ -206,7 +208,7 @@ def _cause(status: int | None, seconds: float, *, limits: Limits) -> str:
     if seconds >= limits.seconds:
         return f"the file takes more than {limits.seconds:g} seconds to read"
     death = signal.Signals(-status) if status is not None and status < 0 else None
-    told = _DEATHS.get(death) if death is not None else None
-    if told is not None:
-        return f"the file {told}"
-    return "the file cannot be parsed: its reader crashed; it may be damaged, or made to do harm"
+    reason = _DEATHS.get(death) if death is not None else None
+    if reason is not None:
+        return f"the file {reason}"
+    return "the file cannot be parsed: its reader crashed; the file may be damaged or malicious"

@@ -1,4 +1,4 @@
-"""The refusal of a data set, as the gateway answers it."""
+"""The error for an invalid data set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class DatasetInvalidError(ProblemError):
-    """An uploaded data set, or a column that a job wants of it, cannot be used.
+    """An uploaded data set, or one of its columns that a job needs, cannot be used.
 
     Args:
-        error: what is wrong; it names a split.
-        param: the field of the request at fault; for an upload the split.
+        error: the reason; it names a split.
+        param: the invalid field of the request; by default the split.
     """
 
     def __init__(self, error: DataError, *, param: str | None = None) -> None:

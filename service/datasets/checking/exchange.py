@@ -1,4 +1,4 @@
-"""What the gateway and the parsing child tell each other: plain data, no parser."""
+"""The messages between the gateway and the parsing child; this module imports no parser."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class UploadedFile:
-    """A file as it arrived.
+    """A received file.
 
     Attributes:
-        path: where its bytes lie now.
-        filename: as its sender named it; only the ending is looked at.
+        path: of the file on this machine.
+        filename: from the sender; only the ending is used.
     """
 
     path: Path
@@ -27,7 +27,7 @@ class UploadedFile:
 
     @property
     def ending(self) -> str:
-        """The ending, in small letters; empty where there is none."""
+        """The ending in lower case; empty if there is none."""
         name = self.filename.replace("\\", "/").rpartition("/")[2]
         _, dot, ending = name.rpartition(".")
         return f"{dot}{ending}".lower()
@@ -35,11 +35,11 @@ class UploadedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(ReadLimits):
-    """What one upload may cost.
+    """The limits of one upload.
 
     Attributes:
-        seconds: from start to end, and of processor time.
-        memory: the child's address space, of which Python and pyarrow take 0.3 GiB.
+        seconds: of wall-clock time, and of processor time.
+        memory: the child's address space in bytes; Python and pyarrow take 0.3 GiB of it.
     """
 
     seconds: float = 600.0
@@ -48,12 +48,12 @@ class Limits(ReadLimits):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the child is asked to do.
+    """A request to the child.
 
     Attributes:
         files: path and ending of each split's file.
-        folder: where the Parquet files go.
-        parent: process id of the gateway; the child ends when it does.
+        folder: for the Parquet files.
+        parent: process id of the gateway; the child ends with it.
     """
 
     files: Mapping[str, tuple[str, str]]
@@ -67,11 +67,11 @@ class Request:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` gave."""
+        """Parse the result of :meth:`to_json`."""
         files = {split: (path, ending) for split, (path, ending) in document["files"].items()}
         return cls(**{**document, "files": files, "limits": Limits(**document["limits"])})
 
 
 def parquet_name(split: str) -> str:
-    """Name the file that the child writes of a split."""
+    """Return the name of a split's Parquet file."""
     return f"{split}.parquet"

@@ -1,4 +1,4 @@
-"""The child's work: every split read, looked at and written as Parquet, batch by batch."""
+"""The child's work: read, check and write each split as Parquet, batch by batch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,18 @@ from hifi.data.scan import scan_columns
 from hifi.errors import DataError, in_split
 from service.datasets.checking.exchange import SPLITS, Request, parquet_name
 
-_TOO_LARGE = "the file needs more memory than an upload may use: a row or a page of it is huge"
-_TOO_MUCH = "unpacked, the file is larger than an upload may be"
+_TOO_LARGE = "the file needs more memory than an upload may use: one of its rows or pages is huge"
+_TOO_MUCH = "the unpacked file exceeds the size limit of an upload"
 
 
 def use_one_thread() -> None:
-    """Keep pyarrow from using the machine's other cores, and memory for each."""
+    """Limit pyarrow to one thread: each further one takes memory."""
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
 
-def convert_all(request: Request, *, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Convert all splits.
-
-    Args:
-        request: what to convert.
-        tell: told of each split before it is opened.
+def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Convert all splits; send a message with each split's name before it is opened.
 
     Returns:
         The last message: rows, columns and profile.
@@ -44,7 +40,7 @@ def convert_all(request: Request, *, tell: Callable[[dict[str, Any]], None]) -> 
     scans: dict[str, Columns] = {}
     rows: dict[str, int] = {}
     for split in (name for name in SPLITS if name in request.files):
-        tell({"kind": "split", "split": split})
+        send({"kind": "split", "split": split})
         with in_split(split):
             scans[split], rows[split] = _convert(request, split, budget)
     check_splits(scans)
@@ -81,7 +77,7 @@ def _write(path: Path, ending: str, target: Path, *, budget: Budget) -> tuple[Co
         schema,
         compression="zstd",
         use_dictionary=[field.name for field in reader.schema if pa.types.is_string(field.type)],
-        write_statistics=False,  # they would hold values of the data
+        write_statistics=False,  # they would contain values of the data
     ) as writer:
         for batch in reader.batches():
             budget.add_bytes(batch.nbytes)

@@ -54,7 +54,7 @@ def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Con
         limits=limits,
         parent=os.getpid(),
     )
-    done = json.loads(json.dumps(convert_all(request, tell=lambda _: None)))
+    done = json.loads(json.dumps(convert_all(request, send=lambda _: None)))
     return Converted(
         paths={split: folder / parquet_name(split) for split in done["rows"]},
         rows=done["rows"],

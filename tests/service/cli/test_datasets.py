@@ -121,7 +121,7 @@ class TestServer:
 
     def test_a_wrong_url_is_one_line(self, capsys):
         assert main(["datasets", "list", "--url", "nowhere"]) == 1
-        assert "'nowhere' is no URL of a server" in capsys.readouterr().err
+        assert "'nowhere' is not the URL of a server" in capsys.readouterr().err
 
     @pytest.mark.parametrize("arguments", [["datasets"], ["datasets", "steal"], ["models"]])
     def test_an_action_is_needed(self, arguments, capsys):

@@ -106,13 +106,13 @@ class TestSubmit:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (["--dataset", "ds_1"], "say which model: --model"),
-            (["--model", "m"], "say which dataset: --dataset or --hub"),
-            (["--model", "m", "--hub-config", "mrpc"], "go with --hub"),
+            (["--dataset", "ds_1"], "no model: set --model"),
+            (["--model", "m"], "no dataset: set --dataset or --hub"),
+            (["--model", "m", "--hub-config", "mrpc"], "need --hub"),
             (["--spec", "{missing}"], "cannot read"),
-            (["--spec", "{broken}"], "is no JSON"),
-            (["--spec", "{list}"], "holds no JSON object"),
-            (["--spec", "{odd}", "--epochs", "1"], "training in the file"),
+            (["--spec", "{broken}"], "is not JSON"),
+            (["--spec", "{list}"], "is not a JSON object"),
+            (["--spec", "{odd}", "--epochs", "1"], "training in the --spec file"),
         ],
     )
     def test_what_makes_no_spec_is_one_line(self, stub, arguments, told, tmp_path, capsys):
@@ -176,7 +176,7 @@ class TestSubmit:
         assert main([*SUBMIT, "--dry-run", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == estimate
         assert main([*SUBMIT, "--dry-run"]) == 0
-        assert capsys.readouterr().out.count("not known before") == 3
+        assert capsys.readouterr().out.count("unknown until") == 3
 
     def test_may_follow_the_job_to_its_end(self, stub, job, capsys):
         stub.on("POST", "/jobs", document({**job, "status": "queued"}, status=202))
@@ -232,7 +232,7 @@ class TestWatch:
 
         monkeypatch.setattr("service.client.resources.watch", interrupt)
         assert main(["jobs", "watch", "job_1"]) == 130
-        assert "the job goes on" in capsys.readouterr().err
+        assert "the job continues" in capsys.readouterr().err
 
     def test_json_is_the_job_alone(self, stub, job, capsys):
         stub.on("GET", "/jobs/job_1", document(job))
@@ -271,7 +271,7 @@ class TestList:
     def test_an_empty_one_is_told(self, stub, capsys):
         stub.on("GET", "/jobs", document(page()))
         assert main(["jobs", "list"]) == 0
-        assert capsys.readouterr() == ("", "there are no jobs\n")
+        assert capsys.readouterr() == ("", "no jobs\n")
 
     def test_json_is_the_servers_document(self, stub, job, capsys):
         stub.on("GET", "/jobs", document(page(job)))

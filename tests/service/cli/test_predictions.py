@@ -293,24 +293,24 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            ([], "say what to predict"),
-            (["job_1"], "say what to predict"),
-            (["--pair", "a", "b"], "say which job"),
-            (["a text"], "'a text' is no job's id"),
-            (["a text", "another"], "'a text' is no job's id"),
+            ([], "nothing to predict: pass"),
+            (["job_1"], "nothing to predict: pass"),
+            (["--pair", "a", "b"], "no job: pass its id first"),
+            (["a text"], "'a text' is not a job's id"),
+            (["a text", "another"], "'a text' is not a job's id"),
             (["job_1", "--file", "{mixed}"], "row 2 names its own job"),
             (["--file", "{unmixed}"], "no row names its job"),
-            (["job_1", "a", "--pair", "a", "b"], "give TEXT or --pair"),
-            (["job_1", "--image", "{missing}", "--file", "-"], "give --image or --file"),
+            (["job_1", "a", "--pair", "a", "b"], "pass TEXT or --pair"),
+            (["job_1", "--image", "{missing}", "--file", "-"], "pass --image or --file"),
             (["job_1", "--image", "{missing}"], "cannot read"),
             (["job_1", "--file", "{missing}"], "cannot read"),
             (["job_1", "--file", "{folder}"], "cannot read"),
             (["job_1", "--file", "{empty}"], "has no rows"),
-            (["job_1", "--file", "{broken}"], "line 3 is no JSON"),
-            (["job_1", "--file", "{nan}"], "line 1 is no JSON"),
+            (["job_1", "--file", "{broken}"], "line 3 is not JSON"),
+            (["job_1", "--file", "{nan}"], "line 1 is not JSON"),
             (["job_1", "--file", "{infinite}"], "row 1 cannot be sent"),
-            (["job_1", "--file", "{latin}"], "line 1 is no JSON"),
-            (["job_1", "--file", "{half}"], "row 2 cannot be sent: it has bytes that are no text"),
+            (["job_1", "--file", "{latin}"], "line 1 is not JSON"),
+            (["job_1", "--file", "{half}"], "row 2 cannot be sent: it is not valid Unicode"),
             (["job_1", "\udcff"], "row 1 cannot be sent"),
         ],
     )
@@ -350,7 +350,7 @@ class TestErrors:
         assert main([*PREDICT, "job_1", "a", "--timeout", seconds]) == 2
         err = capsys.readouterr().err
         assert "--timeout" in err
-        assert "no number of seconds" in err
+        assert "not a number of seconds" in err
 
 
 class TestHelp:

@@ -102,7 +102,7 @@ class TestTenants:
         assert "0 bytes of" in capsys.readouterr().out
         assert main(["tenants", "keys", "create", "acme"]) == 0
         out = capsys.readouterr().out
-        assert "it is shown this once" in out
+        assert "shown only once" in out
         key = next(line.split()[1] for line in out.splitlines() if line.startswith("key"))
         assert main(["tenants", "keys", "list", "acme"]) == 0
         assert key in capsys.readouterr().out

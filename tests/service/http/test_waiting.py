@@ -1,4 +1,4 @@
-"""service.http.waiting: what takes long blocks nobody else."""
+"""service.http.waiting: large CPU work runs in a thread."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class TestAside:
     @pytest.mark.parametrize(("size", "is_here"), [(100, True), (16 << 20, False)])
     def test_what_takes_long_is_done_in_a_thread(self, size: int, is_here: bool):
         async def run() -> int:
-            return await module.aside(threading.get_ident, size=size)
+            return await module.in_thread_if_large(threading.get_ident, size=size)
 
         assert (asyncio.run(run()) == threading.get_ident()) is is_here

@@ -67,7 +67,7 @@ class TestRequests:
 
     @pytest.mark.parametrize(
         ("count", "told"),
-        [(0, "0 entries, at least 1 wanted"), (257, "257 entries, at most 256 allowed")],
+        [(0, "0 entries, at least 1 required"), (257, "257 entries, at most 256 allowed")],
     )
     def test_of_no_or_too_many_inputs_say_how_many(self, client, alice, path, count, told):
         response = client.post(path, json={"inputs": [TEXT] * count}, headers=alice.headers)

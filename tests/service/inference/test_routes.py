@@ -203,7 +203,7 @@ class TestWrongItems:
 
     def test_say_that_an_empty_text_is_one(self, ask):
         (item,) = ask({"text": ""})
-        assert "0 characters, at least 1 wanted" in item["error"]["message"]
+        assert "0 characters, at least 1 required" in item["error"]["message"]
 
     def test_of_the_inference_process_have_their_place(self, ask, mix, job_id):
         items = ask(TEXT, {}, {"text": "too long"}, {"text": "too late"})

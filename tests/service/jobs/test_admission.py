@@ -196,7 +196,7 @@ class TestAdmit:
         assert ask(model="grouped", k=4).backbone.id == "grouped"
         error = refusal(ask, model="grouped", k=5)
         assert (error.code, error.param) == ("invalid_request", "k")
-        assert "has 4 heads" in error.detail
+        assert "has 4 selectable heads" in error.detail
 
     @pytest.mark.parametrize(
         ("fields", "param"),
@@ -229,7 +229,7 @@ class TestAdmit:
     def test_a_task_needs_a_model_that_can_do_it(self, ask):
         error = refusal(ask, model="pictures")
         assert (error.code, error.param) == ("model_not_suitable", "model")
-        assert "does image-classification, not classification" in error.detail
+        assert "supports image-classification, not classification" in error.detail
 
     def test_problems_of_the_task_are_told(self, ask, database, alice):
         assert refusal(ask, task={"label": "x"}).code == "column_not_found"
@@ -244,7 +244,7 @@ class TestModel:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("nothing", "there is no model 'nothing'"),
+            ("nothing", "no model 'nothing'"),
             ("/etc/passwd", "is a path"),
             ("../minilm", "is a path"),
             ("./minilm", "is a path"),
@@ -254,14 +254,14 @@ class TestModel:
             ("C:\\models", "is a path"),
             ("models/minilm/", "is a path"),
             ("file:///minilm", "is a path"),
-            ("google/bert", "would come from the hub, which this server does not use"),
+            ("google/bert", "is a model of the hub, which this server does not use"),
         ],
     )
     def test_is_a_name_of_this_server(self, name: str, words: str, ask, library: Library):
         error = refusal(ask, model=name)
         assert (error.code, error.param) == ("model_not_found", "model")
         assert words in error.detail
-        assert "there are: 'minilm'" in error.detail
+        assert "available: 'minilm'" in error.detail
         assert library.asked == []
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../minilm", "a/../b", "a/b/c", "..", "./a"])

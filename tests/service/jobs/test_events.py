@@ -377,7 +377,9 @@ class TestShare:
     @pytest.fixture(autouse=True)
     def _two_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
         share = Share(2, code="too_many_streams", what="streams of events")
-        monkeypatch.setattr(service.app, "Shares", lambda: Shares(streams=share))
+        shares = Shares()
+        shares.streams = share
+        monkeypatch.setattr(service.app, "Shares", lambda: shares)
 
     def test_one_stream_more_than_a_tenant_may_have_is_refused(
         self, url: str, database: Database, alice: Member, bob: Member

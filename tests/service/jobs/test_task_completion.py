@@ -59,7 +59,7 @@ class TestComplete:
     def test_a_doubt_names_the_field_that_settles_it(self, kinds: dict[str, Kind], param: str):
         error = error_of(said(), profile(**kinds))
         assert (error.code, error.param) == ("task_ambiguous", param)
-        assert error.detail.endswith(f"say which with {param}")
+        assert error.detail.endswith(f"set {param}")
         assert all(repr(name) in error.detail for name in kinds)
 
     @pytest.mark.parametrize(
