@@ -155,7 +155,7 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
         )
     except HFValidationError as error:
         raise ModelError(
-            f"{hub_id!r} is neither a folder nor a valid name on the Hugging Face hub; give a "
+            f"{hub_id!r} is neither a folder nor a valid name on the Hugging Face hub; pass a "
             f"folder with config.json and model.safetensors, {PACKAGED_MODEL!r}, or a hub id"
         ) from error
     except HfHubHTTPError as error:  # the hub answered
@@ -164,7 +164,7 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
         raise ModelError(
             f"{hub_id!r} is not a folder here, is not in the local cache, and could not be "
             f"downloaded from the Hugging Face hub: {error}; check the name and the network, or "
-            "give the path of a folder with config.json and model.safetensors"
+            "pass the path of a folder with config.json and model.safetensors"
         ) from error
     return ModelSource(hub_id, path, path.name)  # a snapshot's folder is named by its commit
 
@@ -203,7 +203,7 @@ def _check_weights(source: ModelSource) -> None:
             "opening them can run code; convert the model once with transformers' save_pretrained, "
             "which writes model.safetensors"
         )
-    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: there are no weights to load")
+    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: it has no weights to load")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The settings of a run: name, type, range, default and words of each, declared once.
+"""The settings of a run: name, type, range, default and description of each, declared once.
 
 ``finetune`` and ``select_heads`` take their defaults from here and check their arguments here. The
-job spec, the OpenAPI document and the options of the commands are made of these declarations.
+job spec, the OpenAPI document and the options of the commands are built from these declarations.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _DEFAULT_SAMPLES = 300
 
 @dataclass(frozen=True)
 class Setting(GroupedMetadata):
-    """One setting: what its declaration says of it, and what :func:`declared` reads beside that.
+    """One setting: its declaration, and the fields that :func:`declared` adds from the dataclass.
 
-    Whoever unpacks it as ``annotated_types`` metadata, as pydantic does, gets the range that a
-    server takes, ``most`` included.
+    Unpacked as ``annotated_types`` metadata, as pydantic does, it yields the range that a server
+    accepts, including ``most``.
 
     Attributes:
-        words: one line for people.
-        ge: the least value.
-        gt: a bound that every value is above.
-        le: the greatest value.
-        lt: a bound that every value is below.
-        most: the greatest value that a server takes; the library has no such limit.
-        of: what it counts, where a model or a data set has no more of them.
-        names: how documents and options spell it; the first is written.
-        unset: what None stands for, where it is allowed.
+        words: its description, one line.
+        ge: the minimum.
+        gt: the exclusive minimum.
+        le: the maximum.
+        lt: the exclusive maximum.
+        most: the maximum on a server; the library has no such limit.
+        of: what it counts, if a model or a data set has only so many.
+        names: its names in documents and options; the first is used in output.
+        unset: the meaning of None, if allowed.
         name: of the field, and of the argument of ``finetune``.
         type: ``int``, ``float``, or ``str`` for a choice.
-        choices: the texts that are allowed; empty for a number.
+        choices: the allowed texts; empty for a number.
         default: of the field.
     """
 
@@ -64,24 +64,24 @@ class Setting(GroupedMetadata):
     default: float | str | None = None
 
     def __iter__(self) -> Iterator[BaseMetadata]:
-        """Unpack the range that a server takes."""
+        """Yield the range that a server accepts."""
         most = self.most if self.le is None else self.le
         yield from Interval(ge=self.ge, gt=self.gt, le=most, lt=self.lt)
 
     @property
     def help(self) -> str:
-        """The words, and what holds where nothing is given."""
+        """The description, with the default."""
         return f"{self.words} (default: {self.unset or self.default})"
 
     def check(self, value: object, *, most: int | None = None) -> Any:  # noqa: ANN401 - its type
-        """Return a value as plain Python.
+        """Check a value and return it as plain Python.
 
         Args:
-            value: numbers may be of any type, numpy's among them.
-            most: of a count, how many there are, where that is known.
+            value: numbers may have any numeric type, including numpy's.
+            most: the maximum of a count, if known.
 
         Raises:
-            InvalidArgumentError: the wrong type, or a value outside the range.
+            InvalidArgumentError: the type is wrong, or the value is outside the range.
         """
         if value is None and self.unset is not None:
             return None
@@ -112,10 +112,10 @@ class Setting(GroupedMetadata):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Settings that are checked by their declarations.
+    """Settings that are checked with their declarations.
 
     Raises:
-        InvalidArgumentError: a value outside its range.
+        InvalidArgumentError: a value is outside its range.
     """
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class RunSettings:
 
 
 def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
-    """Return what a class declares, by name and in its order.
+    """Return the settings that a class declares, by name and in its order.
 
     Each field is ``Annotated[type, Setting(…)]`` with a default; ``type`` is ``int``, ``float`` or
     a Literal of texts, or one of them ``| None``.
@@ -262,5 +262,5 @@ class Hyperparameters(RunSettings):
         return asdict(self)
 
 
-# Hyperparameters on which the scores of the heads depend too.
+# Hyperparameters that also affect the scores of the heads.
 SCORED_WITH = ("precision", "seed", "max_length", "batch_size")

@@ -229,7 +229,7 @@ def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
     is_known = name == PACKAGED_MODEL or "/" in name or revision is not None
     if not is_known and find_folder(Path(name)) is None:
         raise ModelError(
-            f"the head delta knows its backbone only as {name!r}, and no such folder exists here: "
+            f"the head delta names its backbone only as {name!r}, and no such folder exists here: "
             "pass the backbone with --model (a folder, or a hub id)"
         )
     return resolve_model(name, revision=revision)

@@ -247,7 +247,7 @@ def _check_settings(selection: HeadSelection) -> None:
         if value is not None:
             setting.check(value, most=heads if name == "k" else None)
         elif is_scored:
-            raise InvalidArgumentError(name, value=None, limit="given where there are scores")
+            raise InvalidArgumentError(name, value=None, limit="required if there are scores")
     if selection.strategy is not None:
         check_strategy(selection.strategy, num_layers=selection.num_layers)
     if not isinstance(selection.fingerprint, str | None):

@@ -54,7 +54,7 @@ class TaskRecord:
         task = configure_for(copy.deepcopy(config), delta)
         declared = task.declaration
         if not delta.task_head:
-            raise TaskNotSupportedError("the head delta has no task head: it predicts nothing")
+            raise TaskNotSupportedError("the head delta has no task head, so it cannot predict")
         if not reads(config, auto_class=task.auto_class):
             raise TaskNotSupportedError(
                 f"the head delta's {declared.name} task needs a model that reads "

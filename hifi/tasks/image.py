@@ -130,7 +130,7 @@ class ImageEncoder(Encoder):
 
     def _read_one(self, given: Mapping[str, str]) -> Sample | InputError:
         for name in sorted(given.keys() - {_IMAGE}):
-            return InputError(f"the task reads an image and no {name}", param=name)
+            return InputError(f"the task reads an image, not {name}", param=name)
         if _IMAGE not in given:
             return InputError("the task reads images: image is missing", param=_IMAGE)
         try:

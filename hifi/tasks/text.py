@@ -167,7 +167,7 @@ class TextEncoder(Encoder):
         lengths = np.array([len(row) for row in tokens[_IDS]], dtype=np.int64)
         if not lengths.all():
             row = int(lengths.argmin()) + 1
-            raise DataError("the tokenizer makes no token of this text", split=split, row=row)
+            raise DataError("the tokenizer produces no token for this text", split=split, row=row)
         flat = {name: _flatten(rows) for name, rows in tokens.items()}
         return EncodedTexts(lengths=lengths, tokens=flat, pads=self.pads, targets=targets)
 
@@ -193,13 +193,13 @@ class TextEncoder(Encoder):
             if name not in given:
                 what = "pairs of texts" if is_pair else "texts"
                 if _IMAGE in given:
-                    return InputError(f"the task reads {what}, and this is an image", param=_IMAGE)
+                    return InputError(f"the task reads {what}, not images", param=_IMAGE)
                 return InputError(f"the task reads {what}: {name} is missing", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
         for name in sorted(given.keys() - set(self._names)):
             what = "two texts" if is_pair else "one text"
-            return InputError(f"the task reads {what} and no {name}", param=name)
+            return InputError(f"the task reads {what}, not {name}", param=name)
         return None
 
     def _sample(
@@ -207,7 +207,7 @@ class TextEncoder(Encoder):
     ) -> Sample | InputError:
         length = len(row[_IDS])
         if not length:
-            return InputError("the tokenizer makes no token of this text", param=self._names[0])
+            return InputError("the tokenizer produces no token for this text", param=self._names[0])
         if whole_length > length and not truncate:
             having = "the text has" if len(self._names) == 1 else "both texts together have"
             return TextTooLongError(

@@ -234,13 +234,13 @@ def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> 
         raise InvalidArgumentError(
             "early_stopping_patience",
             value=settings.early_stopping_patience,
-            limit="only with a validation split, on which a gain could be seen",
+            limit="only with a validation split",
         )
 
 
 def _tell(emitter: Emitter, event: TrainingEvent) -> None:
     emitter.emit(event)
-    emitter.stop_if_paused("paused while loading, before there was anything new to keep")
+    emitter.stop_if_paused("paused while loading; there was nothing new to save")
 
 
 def _start(
@@ -259,9 +259,9 @@ def _start(
     if found is not None:
         path, checkpoint = found
         check_job(path, checkpoint, job=job)
-        message = f"going on from the checkpoint of step {checkpoint.step}"
+        message = f"resuming from the checkpoint of step {checkpoint.step}"
         if not checkpoint.step:
-            message = "going on after the selection: no step was kept yet"
+            message = "resuming after the selection; no step was saved yet"
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
     _check_backbone(ready, selection=given)
@@ -386,7 +386,7 @@ def _select(
     def tell(seen: int, total: int) -> None:
         message = f"scored {seen} of {total} samples"
         emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
-        emitter.stop_if_paused("paused during selection: the next call selects anew")
+        emitter.stop_if_paused("paused during selection; the next call starts it over")
 
     return select_prepared(ready, settings=settings, scoring=scoring, on_batch=tell)
 

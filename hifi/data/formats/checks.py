@@ -50,7 +50,7 @@ def check_names(names: Sequence[str], *, most: int) -> None:
     for place, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(
-                f"column {place} has no name: give it one, or leave the column out (a table's "
+                f"column {place} has no name: name it, or leave it out (a table's "
                 "index is written without a name)"
             )
         if len(name) > _MOST_NAME_CHARACTERS:
@@ -59,7 +59,7 @@ def check_names(names: Sequence[str], *, most: int) -> None:
                 f"{_MOST_NAME_CHARACTERS} are allowed"
             )
         if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
-            raise DataError(f"the name of column {place} is no text: {quoted(name)}")
+            raise DataError(f"the name of column {place} is not valid text: {quoted(name)}")
         if name in seen:
             raise DataError("the column occurs more than once", column=name)
         seen.add(name)

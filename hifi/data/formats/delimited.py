@@ -144,7 +144,7 @@ class _DelimitedReader:
             if self._token in bad.text:
                 reason = _UNCLOSED
             elif '"' in bad.text:
-                reason += "; a quotation mark may stand where none belongs, or not be closed"
+                reason += "; a quotation mark may be misplaced or not closed"
             place = None if bad.number is None else bad.number - 1  # the header is counted
             raise DataError(reason, row=place) from error
         if "straddling" in str(error):

@@ -207,12 +207,12 @@ class JsonlReader:
             return
         place = first_true(pc.is_inf(array))
         if place is not None:
-            reason = "the number is beyond what 64 bits hold"
+            reason = "the number does not fit in a 64-bit float"
             raise DataError(reason, row=self._rows + 1 + place, column=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number; leave the entry out, or write null")
+    raise ValueError(f"{name} is not a JSON number; leave the entry out, or write null")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -234,7 +234,7 @@ def _parse(line: bytes, row: int) -> dict[str, Any]:
         raise DataError(f"not JSON{hint}", row=row) from error
     if not isinstance(value, dict):
         word = _WORDS.get(type(value), "null")
-        raise DataError(f"a JSON object is needed in every line, here is {word}", row=row)
+        raise DataError(f"every line must be a JSON object, not {word}", row=row)
     return value
 
 
@@ -254,7 +254,7 @@ def _why(value: object, above: pa.DataType) -> str:
         return _ROUNDED
     word = _WORDS.get(type(value), "null")
     if isinstance(value, list | dict):
-        return f"here is {word} that does not fit the rows above, which hold {type_name(above)}"
+        return f"{word} does not fit the rows above, which hold {type_name(above)}"
     return f"{quoted(value)} is {word}, the rows above hold {type_name(above)}"
 
 
@@ -265,12 +265,12 @@ def _why_alone(value: object) -> str:
     except UnfitError as error:
         return str(error)
     except OverflowError:
-        return f"{quoted(value)} is beyond what a whole number of 64 bits holds"
+        return f"{quoted(value)} does not fit in a 64-bit integer"
     except UnicodeEncodeError:
-        return f"{quoted(value)} holds half a surrogate pair, which is no text"
+        return f"{quoted(value)} holds half a surrogate pair, which is not valid text"
     except _UNFIT:
         pass
-    return f"{quoted(value)} mixes types, which no column holds"
+    return f"{quoted(value)} mixes types, which no column can hold"
 
 
 def _refuse_large_integer(array: pa.Array, field: pa.Field, first_row: int) -> NoReturn:

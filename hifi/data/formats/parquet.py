@@ -142,7 +142,7 @@ _UNSOUND = (
 
 
 def _unsound(error: BaseException, *, row: int | None = None) -> DataError:
-    reason = "this is no sound Parquet file: it is damaged, or cut off"
+    reason = "the Parquet file is damaged or truncated"
     if isinstance(error, pa.ArrowNotImplementedError):
         reason = "the Parquet file uses an encoding, compression or type that is not supported"
     return DataError(reason, row=row)
@@ -179,7 +179,7 @@ def _check_footer(path: Path) -> None:
         raise DataError("the Parquet file is encrypted; decrypt it first")
     length = int.from_bytes(trailer[:4], "little")
     if head != _MAGIC or trailer[4:] != _MAGIC or length > size - _TRAILER_BYTES - len(_MAGIC):
-        raise DataError("this is no Parquet file, or it is cut off")
+        raise DataError("this is not a Parquet file, or it is truncated")
     if length > _FOOTER_BYTES:
         raise DataError(
             f"the Parquet file's footer has {length} bytes; at most {_FOOTER_BYTES} are allowed"
@@ -295,11 +295,11 @@ def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[
 
 def _check_classes(names: list[Any], column: str) -> list[str]:
     if not all(isinstance(name, str) and name.strip() and "\0" not in name for name in names):
-        raise DataError("the names of its classes are not all texts", column=column)
+        raise DataError("the class names are not all texts", column=column)
     if len(set(names)) < len(names):
-        raise DataError("the names of its classes are not different", column=column)
+        raise DataError("the class names are not unique", column=column)
     if sum(map(len, names)) > _CLASS_CHARACTERS:
-        raise DataError("the names of its classes are too long", column=column)
+        raise DataError("the class names are too long", column=column)
     return names
 
 

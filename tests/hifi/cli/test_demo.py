@@ -139,7 +139,7 @@ class TestLocal:
         monkeypatch.setattr(importlib.metadata, "distributions", lambda: others)
         assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
         out = capsys.readouterr().out
-        assert "The service is not installed (there is no celery, fastapi)" in out
+        assert "The service is not installed (missing: celery, fastapi)" in out
         assert "pip install 'hifi[service]'" in out
         assert "$ hifi tune" in out
 
@@ -244,7 +244,7 @@ class TestServed:
         assert "HiFi is ready at http://127.0.0.1:9\n" in out
         assert "a heat map" in out
         assert DATASET in out
-        assert ", as the job says." in out
+        assert ", as in the job." in out
         assert "the very same" in out
         assert "bit for bit" in out
         assert "The merged model gives the first task's answers" in out

@@ -251,7 +251,7 @@ class TestBadTexts:
 
     def test_say_what_was_given_instead(self, backbone: Path):
         reader = reader_of(backbone, record_of())
-        assert "this is an image" in str(error_of(reader, image="aaaa"))
+        assert ", not images" in str(error_of(reader, image="aaaa"))
         assert "text is missing" in str(error_of(reader, text_pair="w1"))
 
     def test_disturb_no_other(self, backbone: Path):
