@@ -48,7 +48,7 @@ class InvalidArgumentError(HifiError, ValueError):
 
 
 class UnsupportedArchitectureError(HifiError):
-    """The model's attention heads cannot be located; the message lists what is supported."""
+    """The model's attention heads cannot be located; the message has the supported models."""
 
 
 class ConvergenceError(HifiError):
@@ -75,7 +75,7 @@ class DataError(HifiError, ValueError):
     """A data set cannot be used.
 
     Args:
-        reason: what is wrong and what is allowed.
+        reason: the problem and what is allowed.
         split: ``train``, ``validation`` or ``test``; None until :func:`in_split` sets it, because
             a reader does not know which split its file is.
         row: number of the offending row from 1, without header and blank lines; None for the
@@ -160,7 +160,7 @@ class InputError(HifiError):
     """An input for a prediction does not fit the task.
 
     Args:
-        reason: what is wrong and what is allowed.
+        reason: the problem and what is allowed.
         param: the field of the input: ``text``, ``text_pair`` or ``image``.
     """
 

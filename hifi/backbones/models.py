@@ -283,8 +283,8 @@ def _check_report(
     misshapen = {name for name, *_ in report["mismatched_keys"]} - head
     if misshapen:
         raise ModelError(
-            f"{source.name} has {len(misshapen)} weights of another shape than its config.json "
-            f"says: {_some(misshapen)}"
+            f"{source.name} has {len(misshapen)} weights whose shape differs from its config.json: "
+            f"{_some(misshapen)}"
         )
     return extra
 

@@ -38,7 +38,7 @@ class Progression:
     """The progress of a run.
 
     Attributes:
-        phase: the current phase.
+        phase: the current one.
         step: of the phase.
         total: steps of the phase; None if unknown.
         rest: more text to show.

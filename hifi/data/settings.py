@@ -152,7 +152,7 @@ class Scoring(RunSettings):
     k: Annotated[
         int,
         Setting(
-            "heads per layer (key-value groups where keys are grouped)",
+            "heads to select per layer (key-value groups if keys are grouped)",
             ge=1,
             most=1024,
             of="heads of a layer",
@@ -184,7 +184,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1_000_000,
             of="rows of train",
-            unset=f"{_DEFAULT_SAMPLES}, or all rows where there are fewer",
+            unset=f"{_DEFAULT_SAMPLES}, or all rows if there are fewer",
         ),
     ] = None
 
@@ -223,38 +223,43 @@ class Scoring(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters(RunSettings):
-    """How to train; they travel in the head delta."""
+    """The hyperparameters of training; they are stored in the head delta."""
 
     epochs: Annotated[int, Setting("passes over the training split", ge=1, most=1000)] = 3
     learning_rate: Annotated[
         float,
-        Setting("the highest; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
+        Setting("the peak; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
     ] = 3e-4
-    batch_size: Annotated[int, Setting("samples of a step", ge=1, most=4096)] = 32
+    batch_size: Annotated[int, Setting("samples per step", ge=1, most=4096)] = 32
     max_length: Annotated[
-        int, Setting("tokens of a text, or of a pair, at most", ge=1, most=131_072)
+        int, Setting("the most tokens of a text, or of a pair", ge=1, most=131_072)
     ] = 128
     warmup_ratio: Annotated[
         float, Setting("share of the steps in which the learning rate rises", ge=0, le=1)
     ] = 0.06
     weight_decay: Annotated[
-        float, Setting("of AdamW, on matrices; biases and norms are not decayed", ge=0, most=10)
+        float,
+        Setting(
+            "weight decay of AdamW on matrices; biases and norms are not decayed", ge=0, most=10
+        ),
     ] = 0.01
     seed: Annotated[
         int,
         Setting(
-            "of the task head, the calibration samples, the order of the data and dropout",
+            "random seed of task head, calibration samples, the order of the data and dropout",
             ge=0,
             most=2**63 - 1,
         ),
     ] = 0
     precision: Annotated[
         Precision,
-        Setting("of the frozen backbone; auto is bfloat16 where the device has it natively"),
+        Setting(
+            "dtype of the frozen backbone; auto is bfloat16 if the device supports it natively"
+        ),
     ] = "auto"
     early_stopping_patience: Annotated[
         int | None,
-        Setting("stop after so many evaluations without gain", ge=1, most=1000, unset="never"),
+        Setting("stop after this many evaluations without gain", ge=1, most=1000, unset="never"),
     ] = None
 
     def describe(self) -> dict[str, Any]:

@@ -186,11 +186,11 @@ _NUMBERS = Columns(field="label", use="target", words="the column of numbers")
 _CLASS_METRICS = ("accuracy", "f1", "matthews")
 TEXT_INPUT = Request(
     name="TextInput",
-    words="A text, or a pair of texts, for a job that was trained on such.",
+    words="A text, or a pair of texts, as the job was trained on.",
     fields=(
         RequestField(name="text", kind="text"),
         RequestField(
-            name="text_pair", kind="text", is_required=False, words="of a pair: the second text"
+            name="text_pair", kind="text", is_required=False, words="the second text of a pair"
         ),
     ),
 )
@@ -201,7 +201,7 @@ IMAGE_INPUT = Request(
 )
 _LABEL_ANSWER = Answer(
     name="LabelPrediction",
-    words="Which label an input gets.",
+    words="The predicted label of an input.",
     fields=(
         AnswerField(name="label", type=str, words="the likeliest class"),
         AnswerField(name="score", type=float, words="its probability"),
@@ -210,7 +210,7 @@ _LABEL_ANSWER = Answer(
 )
 _VALUE_ANSWER = Answer(
     name="ValuePrediction",
-    words="Which number an input gets.",
+    words="The predicted number of an input.",
     fields=(AnswerField(name="value", type=float, words="the number"),),
 )
 
