@@ -146,7 +146,7 @@ class TestInfer:
         error = error_of(said(**fields), profile(**PAIR))
         assert isinstance(error, MissingColumnError)
         assert (error.param, error.column) == (param, "x")
-        assert "the columns are 'sentence1', 'sentence2', 'label'" in error.reason
+        assert "the columns are: 'sentence1', 'sentence2', 'label'" in error.reason
 
     @pytest.mark.parametrize(
         "kind", ["question-answering", "multiple-choice", "token-classification", "causal-lm"]
@@ -248,7 +248,7 @@ class TestCertain:
 
     def test_a_label_by_name_alone_is_told_how_to_be_none(self):
         columns = profile({"label": {"label": {"train": self.PROBLEM}}}, **PAIR)
-        with pytest.raises(DataError, match="rename it where another one is meant"):
+        with pytest.raises(DataError, match="rename it if it is not one"):
             check_certain_task(columns)
 
     @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class TestDamaged:
     def test_cut_off(self, keep: float, tmp_path: Path):
         whole = table_file(tmp_path / "a.parquet", {"a": list(range(1000))}).read_bytes()
         path = write(tmp_path / "a.parquet", whole[: int(len(whole) * keep)])
-        assert "cut off" in refusal_of(tmp_path, train=path).reason
+        assert "truncated" in refusal_of(tmp_path, train=path).reason
 
     def test_the_middle_overwritten(self, tmp_path: Path):
         whole = bytearray(table_file(tmp_path / "a.parquet", {"a": ["x" * 100] * 9}).read_bytes())
