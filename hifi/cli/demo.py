@@ -222,7 +222,8 @@ def _merge_and_prove(model: str, *, accuracy: float) -> None:
     if merged != accuracy:
         raise HifiError(f"the merged model's accuracy is {merged}, the tuned model's {accuracy}")
     _say(
-        f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the same as the tuned model."
+        f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the same as the "
+        "tuned model."
     )
     if not proof.undo_is_exact(Path(_DELTA), model=model):
         raise HifiError("undoing the merge did not restore the backbone")

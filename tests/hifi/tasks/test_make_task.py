@@ -103,9 +103,7 @@ class TestMakeTask:
             dataset = load_split(tmp_path / "rows.csv", split="train")
         else:
             dataset = split(*({"text": "a", "label": value} for value in values))
-        with pytest.raises(
-            AmbiguousTaskError, match="may be classes or regression targets"
-        ) as caught:
+        with pytest.raises(AmbiguousTaskError, match="may be classes or regression") as caught:
             make_task(TaskSpec(), dataset)
         assert caught.value.param == "task"
         assert make_task(TaskSpec(type="regression"), dataset).classes is None
