@@ -277,7 +277,7 @@ def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None
     scored = None if selection is None else selection.fingerprint
     if scored not in (None, ready.fingerprint):
         raise BackboneMismatchError(
-            f"the selection is for a backbone with fingerprint {scored}, but that of "
+            f"the selection is for a backbone whose fingerprint is {scored}, but that of "
             f"{ready.source.name} is {ready.fingerprint}: score its own heads with `hifi select`, "
             "or leave out selection="
         )

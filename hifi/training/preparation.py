@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hifi.backbones.resident import Load
     from hifi.data.settings import Hyperparameters
 
-_NAMED_CLASSES, _CHARACTERS = 6, 30  # of the classes that a summary names
+_NAMED_CLASSES, _CHARACTERS = 6, 30  # classes in a summary, and characters of each
 _SETTING_BYTES = 30  # longer settings are hashed, and not quoted in error messages
 
 

@@ -42,7 +42,7 @@ _REMEDY = "lower the learning rate, or check the data for extreme values"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
-    """Where and how often a run saves checkpoints.
+    """The folder and the interval of a run's checkpoints.
 
     Attributes:
         directory: None saves no checkpoints.

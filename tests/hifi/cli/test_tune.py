@@ -203,7 +203,7 @@ class TestRefusals:
         other = save_text_model(tmp_path / "other", seed=1, max_position_embeddings=128)
         assert main(command(other, data, out, "--selection", str(selection))) == 1
         err = capsys.readouterr().err
-        assert "the selection is for a backbone with fingerprint sha256:" in err
+        assert "the selection is for a backbone whose fingerprint is sha256:" in err
         assert "that of other is sha256:" in err
         assert not out.exists()
 
