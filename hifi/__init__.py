@@ -38,7 +38,7 @@ __all__ = [
     "select_heads",
 ]
 
-# No module may have the name of an export: importing it would replace the export by the module.
+# No module may share a name with an export: importing it would overwrite the export.
 _HOME_OF = {
     "Control": "hifi.training.events",
     "FinetuneResult": "hifi.training.finetuning",

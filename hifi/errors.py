@@ -6,27 +6,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_MOST_QUOTED = 60  # characters of a value of the data that a message shows
+_MOST_QUOTED = 60  # characters of a data value that a message shows
 _MOST_LISTED = 20  # columns that a message lists
 
 
 class HifiError(Exception):
-    """Base class of all errors of this library: catch it to catch them all."""
+    """Base class of all errors of this library."""
 
 
 def shorten(text: str, *, characters: int) -> str:
-    """Cut a text that an error message quotes to at most ``characters`` characters."""
+    """Shorten a text to at most ``characters`` characters, for an error message."""
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def quoted(value: object) -> str:
-    """Quote a value of the data for a message: printable, short, and of any type."""
+    """Quote a data value of any type for a message, printable and short."""
     text = repr(value).encode(errors="backslashreplace").decode()
     return shorten(text, characters=_MOST_QUOTED)
 
 
 def listed(names: Sequence[str]) -> str:
-    """List the names of columns for a message; of many the first."""
+    """List column names for a message, at most the first 20."""
     shown = ", ".join(map(repr, names[:_MOST_LISTED]))
     return f"{shown}, …" if len(names) > _MOST_LISTED else shown
 
@@ -35,9 +35,9 @@ class InvalidArgumentError(HifiError, ValueError):
     """An argument is outside its range.
 
     Args:
-        param: the argument's name as the caller wrote it.
+        param: the argument's name.
         value: the value that the caller passed.
-        limit: what is allowed, in words.
+        limit: the allowed values, in words.
     """
 
     def __init__(self, param: str, *, value: object, limit: str) -> None:
@@ -48,7 +48,7 @@ class InvalidArgumentError(HifiError, ValueError):
 
 
 class UnsupportedArchitectureError(HifiError):
-    """The model's attention heads cannot be located; the message lists what is supported."""
+    """The model's attention heads cannot be located; the message has the supported models."""
 
 
 class ConvergenceError(HifiError):
@@ -72,16 +72,16 @@ class TaskNotSupportedError(HifiError):
 
 
 class DataError(HifiError, ValueError):
-    """A data set cannot be used as it is.
+    """A data set cannot be used.
 
     Args:
-        reason: what is wrong and what is allowed.
-        split: ``train``, ``validation`` or ``test``; None until :func:`in_split` fills it in, since
+        reason: the problem and what is allowed.
+        split: ``train``, ``validation`` or ``test``; None until :func:`in_split` sets it, because
             a reader does not know which split its file is.
-        row: number of the offending row from 1, header and blank lines not counted; None for the
+        row: number of the offending row from 1, without header and blank lines; None for the
             whole file.
         column: the offending column.
-        param: the argument that names the column, where one does.
+        param: the argument that names the column, if there is one.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class DataError(HifiError, ValueError):
 
 @contextmanager
 def in_split(split: str) -> Iterator[None]:
-    """Name the split in every :class:`DataError` that passes and names none."""
+    """Set the split of every :class:`DataError` from the block that has none."""
     try:
         yield
     except DataError as error:
@@ -120,11 +120,11 @@ def in_split(split: str) -> Iterator[None]:
 
 
 class MissingColumnError(DataError):
-    """A column that is wanted is not there.
+    """A required column is missing.
 
     Args:
         column: its name.
-        there: the columns that are there.
+        there: the columns of the data set.
         split: as for :class:`DataError`.
         param: the argument that names the column.
     """
@@ -137,7 +137,7 @@ class MissingColumnError(DataError):
         split: str | None = None,
         param: str | None = None,
     ) -> None:
-        reason = f"there is no such column; there are: {listed(there)}"
+        reason = f"no such column; the columns are: {listed(there)}"
         super().__init__(reason, split=split, column=column, param=param)
 
 
@@ -145,14 +145,14 @@ class AmbiguousTaskError(DataError):
     """The columns of the training split fit more than one task.
 
     Args:
-        doubt: the possible readings, with their columns.
-        param: the argument that chooses between them.
+        doubt: the possible tasks, with their columns.
+        param: the argument that chooses one of them.
     """
 
     param: str
 
     def __init__(self, doubt: str, *, param: str) -> None:
-        super().__init__(f"{doubt}: say which with {param}=…", split="train", param=param)
+        super().__init__(f"{doubt}; choose with {param}=…", split="train", param=param)
         self.doubt = doubt
 
 
@@ -160,8 +160,8 @@ class InputError(HifiError):
     """An input for a prediction does not fit the task.
 
     Args:
-        reason: what is wrong and what is allowed.
-        param: the part of the input: ``text``, ``text_pair`` or ``image``.
+        reason: the problem and what is allowed.
+        param: the field of the input: ``text``, ``text_pair`` or ``image``.
     """
 
     def __init__(self, reason: str, *, param: str) -> None:

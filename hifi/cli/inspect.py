@@ -1,4 +1,4 @@
-"""``hifi inspect``: what is in a head delta file."""
+"""``hifi inspect``: show the contents of a head delta file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_delta(delta: HeadDelta, *, path: Path) -> dict[str, Any]:
-    """Give the JSON document of a delta file."""
+    """Return the JSON document of a delta file."""
     return {
         "object": "head_delta",
         "path": str(path),
@@ -80,7 +80,7 @@ def _show(delta: HeadDelta, document: dict[str, Any]) -> None:
 
 
 def _pairs(entries: Mapping[str, object] | None) -> str:
-    """Write a JSON object on one line, without what is empty."""
+    """Write a JSON object on one line, without empty entries."""
     return ", ".join(f"{k} {_plain(v)}" for k, v in (entries or {}).items() if v not in (None, {}))
 
 
@@ -89,7 +89,7 @@ def _plain(value: object) -> str:
 
 
 def selection_of(delta: HeadDelta) -> dict[str, Any]:
-    """Give the selection that a delta records; only its heads where the record is unsound."""
+    """Return the selection that a delta records; only its heads if the record is invalid."""
     from hifi.errors import InvalidArgumentError
     from hifi.selection.head_selection import HeadSelection
 

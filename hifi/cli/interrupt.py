@@ -1,4 +1,4 @@
-"""Ctrl-C during a long run: the first one stops it cleanly, the second one at once."""
+"""Ctrl-C during a long run: the first one stops it cleanly, the second one immediately."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NOTE = b"\nhifi: stopping at the next step; Ctrl-C again stops at once\n"
 def stop_on_interrupt(stop: Control) -> Iterator[Callable[[], Control]]:
     """Turn the first Ctrl-C of a block into an answer to the next event.
 
-    Where Ctrl-C is ignored (``nohup``), or outside the main thread, nothing is changed.
+    Does nothing if Ctrl-C is ignored (``nohup``), or outside the main thread.
 
     Args:
-        stop: that answer: PAUSE, so that a checkpoint is kept, or CANCEL.
+        stop: the answer: PAUSE, to keep a checkpoint, or CANCEL.
 
     Yields:
-        A function that gives the answer as of now: CONTINUE before the first Ctrl-C.
+        A function that returns the current answer: CONTINUE before the first Ctrl-C.
 
     Raises:
         KeyboardInterrupt: at the second Ctrl-C.

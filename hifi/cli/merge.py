@@ -1,4 +1,4 @@
-"""``hifi merge``: a head delta and its backbone become one plain transformers model."""
+"""``hifi merge``: merge a head delta into its backbone and write a plain transformers model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=options.DTYPES,
-        help="of the merged model (default: that in which the backbone is stored)",
+        help="the merged model's dtype (default: the backbone's stored dtype)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for the model"

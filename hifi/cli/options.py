@@ -11,10 +11,10 @@ from hifi.data.settings import SCORED_WITH, Hyperparameters, Scoring, Setting, d
 from hifi.data.task_types import metric_names, task_types
 from hifi.errors import InvalidArgumentError
 
-# Written out, since the module that owns them imports torch; a test compares them.
+# Repeated here, because the module that owns them imports torch; a test compares them.
 DTYPES = ("float32", "bfloat16")
 ENCODINGS = ("float32", "bfloat16", "int8")
-NO_VALIDATION = "none"  # no file's name: those have an ending
+NO_VALIDATION = "none"  # cannot be a file name: those have an extension
 
 _MODEL = "the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"
 _REVISION = "branch, tag or commit of a hub id"
@@ -36,7 +36,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_delta(parser: argparse.ArgumentParser) -> None:
-    """Add a head delta, and the backbone where it is not the one that the delta names."""
+    """Add a head delta, and its backbone if not the one that the delta names."""
     parser.add_argument("--delta", type=Path, required=True, metavar="FILE", help="the head delta")
     parser.add_argument(
         "--model", metavar="NAME", help=f"{_MODEL} (default: the one that the delta names)"
@@ -49,34 +49,34 @@ def add_delta(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add where the training split comes from."""
+    """Add the source of the training split."""
     group = parser.add_argument_group("data", "files are .jsonl, .csv, .tsv or .parquet")
     train = group.add_mutually_exclusive_group(required=True)
     train.add_argument("--train", metavar="FILE", help="the training split")
-    train.add_argument("--hub", metavar="ID", help="take the splits of this hub data set instead")
+    train.add_argument("--hub", metavar="ID", help="use the splits of this hub data set instead")
     add_hub_details(group)
     return group
 
 
 def add_hub_details(group: argparse._ArgumentGroup) -> None:
-    """Add what ``--hub`` leaves open."""
-    group.add_argument("--hub-config", metavar="NAME", help="which configuration of it, as mrpc")
-    group.add_argument("--hub-revision", metavar="REV", help="which revision of it")
+    """Add the configuration and revision of a hub data set."""
+    group.add_argument("--hub-config", metavar="NAME", help="its configuration, e.g. mrpc")
+    group.add_argument("--hub-revision", metavar="REV", help="its revision")
 
 
 def add_validation(group: argparse._ArgumentGroup) -> None:
-    """Add where the validation split comes from."""
+    """Add the source of the validation split."""
     group.add_argument(
         "--validation",
         metavar="FILE",
         help=f"the split on which the best step is chosen, or {NO_VALIDATION!r} to keep the last "
-        "step (default: with --hub its split 'validation', with --train none)",
+        "step (default: the split 'validation' with --hub, none with --train)",
     )
 
 
 def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add what to read from the data."""
-    group = parser.add_argument_group("task", "what is left out is inferred from the columns")
+    """Add the task's type and columns."""
+    group = parser.add_argument_group("task", "whatever is not set is inferred from the columns")
     names = [each.name for each in task_types()]
     group.add_argument("--task", choices=names, help="the task's type")
     group.add_argument("--text", nargs="+", metavar="COLUMN", help="one or two text columns")
@@ -91,17 +91,17 @@ def add_metric(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--metric",
         choices=metric_names(),
-        help=f"by which the best step is chosen, of equal ones the first (default: {defaults})",
+        help=f"chooses the best step; ties go to the earlier one (default: {defaults})",
     )
 
 
 def add_settings(group: argparse._ArgumentGroup, settings: Iterable[Setting]) -> None:
-    """Add an option for each setting; one that is not given is None, and its default holds."""
+    """Add an option for each setting; it is None if not set, and the setting's default applies."""
     for each in settings:
-        letters = [f"-{name}" for name in each.names if len(name) == 1 and name.isascii()]
+        short = [f"-{name}" for name in each.names if len(name) == 1 and name.isascii()]
         group.add_argument(
             *(f"--{name.replace('_', '-')}" for name in each.names),
-            *letters,
+            *short,
             dest=each.name,
             type=each.type,
             choices=each.choices or None,
@@ -111,25 +111,25 @@ def add_settings(group: argparse._ArgumentGroup, settings: Iterable[Setting]) ->
 
 
 def add_selection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the settings of step 1."""
+    """Add the settings of head selection."""
     group = parser.add_argument_group("selection")
     add_settings(group, declared(Scoring).values())
     return group
 
 
 def add_given_selection(group: argparse._ArgumentGroup) -> None:
-    """Add the result of an earlier step 1."""
+    """Add the option for an existing selection."""
     group.add_argument(
         "--selection",
         type=Path,
         metavar="FILE",
-        help="tune the heads in a file of `hifi select --out`, and score nothing: the other "
-        "options of this group have no effect then",
+        help="tune the heads in a file of `hifi select --out` without scoring; the other options "
+        "of this group are ignored then",
     )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add what both steps depend on: where they run, and some hyperparameters."""
+    """Add what selection and training share: the device and some hyperparameters."""
     group = parser.add_argument_group("computation")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
@@ -138,7 +138,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the hyperparameters of step 2 alone."""
+    """Add the hyperparameters of training only."""
     settings = declared(Hyperparameters).values()
     add_settings(
         parser.add_argument_group("training"),
@@ -147,10 +147,10 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Give the splits as ``finetune`` takes them.
+    """Return the splits as arguments of ``finetune``.
 
     Raises:
-        InvalidArgumentError: a configuration or revision of a hub data set, but no such data set.
+        InvalidArgumentError: a configuration or revision without a hub data set.
     """
     for name in ("hub_config", "hub_revision"):
         value = getattr(args, name)
@@ -166,6 +166,6 @@ def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Return the options of these names that were given."""
+    """Return the options of these names that were set."""
     values = vars(args)
     return {name: values[name] for name in names if values.get(name) is not None}

@@ -1,6 +1,6 @@
-"""How commands speak: results on stdout, everything else on stderr, numbers as people read them.
+"""Output of commands: results on stdout, everything else on stderr, numbers formatted for people.
 
-Also what stands in the way of a result's file, told before any work is done for it.
+It also checks before any work that a result can be written.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def report(
 
     Args:
         document: the result.
-        describe: writes it as names and values, for people.
-        as_json: whether programs read it.
+        describe: returns names and values for people.
+        as_json: whether to print the document itself.
     """
     if as_json:
         print_json(document)
@@ -61,20 +61,20 @@ def report(
 
 
 def print_facts(entries: Mapping[str, str]) -> None:
-    """Print names and values, a pair per line, however wide; without those that are empty."""
+    """Print names and values, one pair per line without wrapping; empty values are left out."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
-    given = {name: value for name, value in entries.items() if value}
-    width = max(map(len, given), default=0)
-    for name, value in given.items():
+    shown = {name: value for name, value in entries.items() if value}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         line = Text.assemble((f"{name:<{width}}  ", "bold"), printable(value))
         console.print(line, soft_wrap=True)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, a row per line, however wide; programs take ``--json``."""
+    """Print a table, one row per line without wrapping; programs use ``--json``."""
     from rich.console import Console
     from rich.text import Text
 
@@ -87,12 +87,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace what would steer the terminal: files and names are written by others."""
+    """Replace control characters, because files and names come from others."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def format_bytes(size: int) -> str:
-    """Write a size in powers of 1000."""
+    """Format a size in powers of 1000."""
     if size < 1000:
         return f"{size} bytes"
     number = float(size)
@@ -104,30 +104,30 @@ def format_bytes(size: int) -> str:
 
 
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
-    """Write metrics on one line, the loss at the end."""
+    """Format metrics on one line, the loss last."""
     ordered = sorted(metrics.items(), key=lambda entry: (entry[0] == "loss", entry[0]))
     return "  ".join(f"{name} {format_number(value, '.4f')}" for name, value in ordered)
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Write a number, or that there is none: a metric of a class that never occurs has none."""
+    """Format a number; None, as for a metric of a class that never occurs, is ``no number``."""
     return "no number" if value is None else format(value, form)
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    """Format a duration as ``m:ss`` or ``h:mm:ss``."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def format_moment(moment: str | None) -> str:
-    """Write a moment of the API without its fractions of a second."""
+    """Format a timestamp of the API without fractions of a second."""
     return "" if moment is None else f"{moment[:10]} {moment[11:19]}"
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Give a file's size and hash, under the names of the API's artifact."""
+    """Return a file's size and hash, under the names of the API's artifact."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
@@ -136,7 +136,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 def open_to_others(folder: Path) -> None:
     """Give every file of a model folder the permissions of its configuration.
 
-    The weights come from safetensors for their owner's eyes alone, whatever the umask says.
+    safetensors makes the weights readable for their owner only, whatever the umask is.
     """
     mode = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
@@ -144,15 +144,15 @@ def open_to_others(folder: Path) -> None:
 
 
 def size_of_folder(folder: Path) -> int:
-    """Add up the sizes of all files in a folder."""
+    """Return the total size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def check_new_file(path: Path) -> None:
-    """Refuse a file name that could not be written, before any work is done for it.
+    """Check that a file can be written, before any work is done for it.
 
     Raises:
-        StorageError: the folder is missing or closed to us, or the name is that of a folder, a
+        StorageError: the parent folder is missing or not writable, or the path is a folder, a
             device or a pipe.
     """
     if path.is_dir():
@@ -163,10 +163,11 @@ def check_new_file(path: Path) -> None:
 
 
 def check_new_directory(path: Path) -> None:
-    """Refuse a folder name that could not be written, before any work is done for it.
+    """Check that a folder can be written, before any work is done for it.
 
     Raises:
-        StorageError: it exists and is not an empty folder, or its parent is missing or closed.
+        StorageError: it exists and is not an empty folder, or its parent is missing or not
+            writable.
     """
     if path.exists() and not path.is_dir():
         raise StorageError(f"cannot write {path}: a file of that name exists; name a new folder")
@@ -179,7 +180,8 @@ def _check_folder(path: Path) -> None:
     parent = path.parent
     if not parent.is_dir():
         raise StorageError(
-            f"cannot write {path}: there is no folder {parent}; create it first (mkdir -p {parent})"
+            f"cannot write {path}: the folder {parent} does not exist; "
+            f"create it first (mkdir -p {parent})"
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(

@@ -1,4 +1,4 @@
-"""How progress looks: a bar where a person watches, plain lines where not."""
+"""Progress output: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _TITLES = {
     "writing": "writing",
 }
 COUNTING = frozenset({"selecting", "training"})  # phases whose step counts up to a total
-_INTERRUPTED = "training"  # its bar stays while another phase comes in between
+_INTERRUPTED = "training"  # its bar stays during other phases
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progression:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        phase: what it does now.
+        phase: the current one.
         step: of the phase.
-        total: steps of the phase; None where nobody knows.
-        rest: what else there is to show, in words.
+        total: steps of the phase; None if unknown.
+        rest: more text to show.
     """
 
     phase: str
@@ -56,14 +56,14 @@ class Progression:
 
     @property
     def count(self) -> str:
-        """How many steps are done, as ``20/80``; empty where the phase counts none."""
+        """The number of steps done, as ``20/80``; empty if the phase has no steps."""
         return f"{self.step}/{self.total}" if self.phase in COUNTING and self.total else ""
 
 
 def describe_pace(
     *, loss: float | None = None, speed: float | None = None, eta: float | None = None
 ) -> str:
-    """Write the loss, samples per second and seconds left, as far as they are known."""
+    """Format those of loss, samples per second and seconds left that are known."""
     parts = (
         "" if loss is None else f"loss {loss:.3f}",
         "" if speed is None else f"{speed:.0f} samples/s",
@@ -73,30 +73,30 @@ def describe_pace(
 
 
 class Screen(Protocol):
-    """Where progress is shown: bars or lines."""
+    """Shows progress as bars or lines."""
 
     def update(self, progression: Progression) -> None:
-        """Show how far a run is."""
+        """Show the progress of a run."""
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
 
     def clear(self) -> None:
-        """Take the bars away until the next update."""
+        """Remove the bars until the next update."""
 
     def make_room(self) -> AbstractContextManager[None]:
-        """Let something else print for the time of a block."""
+        """Let other code print during a block."""
 
 
 @contextmanager
 def open_screen(console: Console) -> Iterator[Screen]:
-    """Show progress for the time of a block.
+    """Show progress during a block.
 
     Args:
         console: of stderr.
 
     Yields:
-        Bars where ``console`` is a terminal, else plain lines at intervals.
+        Bars if ``console`` is a terminal, else plain lines at intervals.
     """
     if not console.is_terminal:
         yield Lines(console)
@@ -106,7 +106,7 @@ def open_screen(console: Console) -> Iterator[Screen]:
 
 
 def new_bars(console: Console) -> Progress:
-    """Build bars with a description, a ``count`` and a ``rest``, gone when they are over."""
+    """Create bars with a description, a ``count`` and a ``rest``; they vanish when done."""
     return Progress(
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=30),
@@ -118,7 +118,7 @@ def new_bars(console: Console) -> Progress:
 
 
 class Bars:
-    """One bar per phase, gone when the phase is over.
+    """One bar per phase, removed when the phase ends.
 
     Args:
         progress: started, from :func:`new_bars`.
@@ -129,7 +129,7 @@ class Bars:
         self._bars: dict[str, TaskID] = {}
 
     def update(self, progression: Progression) -> None:
-        """Show how far a run is."""
+        """Show the progress of a run."""
         phase = progression.phase
         self._close(*(name for name in self._bars if name not in (phase, _INTERRUPTED)))
         if phase not in self._bars:
@@ -149,12 +149,12 @@ class Bars:
         self._progress.console.print(escape(line), highlight=False)
 
     def clear(self) -> None:
-        """Take the bars away until the next update."""
+        """Remove the bars until the next update."""
         self._close(*self._bars)
 
     @contextmanager
     def make_room(self) -> Iterator[None]:
-        """Take the bars away for the time of a block."""
+        """Remove the bars during a block."""
         self._progress.stop()
         yield
         self._progress.start()
@@ -165,7 +165,7 @@ class Bars:
 
 
 class Lines:
-    """Plain lines: a phase's beginning, its steps at intervals, and its last step.
+    """Plain lines: the start of a phase, its steps at intervals, and its last step.
 
     Args:
         console: of stderr.
@@ -180,12 +180,12 @@ class Lines:
         self._last: dict[str, float] = {}
 
     def update(self, progression: Progression) -> None:
-        """Show how far a run is, unless that says little more than the last line."""
+        """Show the progress of a run, unless the last line of its phase is recent."""
         phase, count = progression.phase, progression.count
         parts = (progression.title if count else "", count, progression.rest)
         now = self._clock()
         if phase == "evaluating" != self._phase:
-            self._last[phase] = now  # most are over before a line about them is of use
+            self._last[phase] = now  # most end before a line about them is useful
         self._phase = phase
         is_last = bool(count) and progression.step == progression.total
         is_soon = now - self._last.get(phase, -math.inf) < LINE_SECONDS
@@ -195,21 +195,21 @@ class Lines:
         self.say(" ".join(filter(None, parts)))
 
     def say(self, line: str) -> None:
-        """Print a line, however long."""
+        """Print a line without wrapping."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def clear(self) -> None:
-        """Do nothing: lines are in nobody's way."""
+        """Do nothing: there are no bars."""
 
     @contextmanager
     def make_room(self) -> Iterator[None]:
-        """Do nothing, as above."""
+        """Do nothing: there are no bars."""
         yield
 
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[Display]:
-    """Show the events of a fine-tune for the time of a block; see :func:`open_screen`."""
+    """Show the events of a fine-tune during a block; see :func:`open_screen`."""
     with open_screen(console) as screen:
         yield Display(screen)
 
@@ -218,7 +218,7 @@ class Display:
     """Shows the events of one fine-tune.
 
     Args:
-        screen: where to.
+        screen: shows them.
         clock: seconds, for tests.
     """
 
@@ -247,7 +247,7 @@ class Display:
         )
 
 
-# What a fine-tune does between two events, by their kind.
+# The phase of a fine-tune after an event, by the event's kind.
 _PHASES = {
     "loading": "loading",
     "selecting": "selecting",
@@ -257,7 +257,7 @@ _PHASES = {
 
 
 class Pace:
-    """Estimates the time that a phase still takes from the time that it took so far.
+    """Estimates the remaining time of a phase from its time so far.
 
     Args:
         clock: seconds.
@@ -281,7 +281,7 @@ class Pace:
 
 
 def _line(event: TrainingEvent) -> str:
-    """Describe an event that is no mere progress; empty where the results tell it."""
+    """Return the permanent line for an event; empty if it has none."""
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
     is_early = event.kind == "finished" and event.step < event.total_steps

@@ -1,4 +1,4 @@
-"""What the demo promises, checked with plain transformers."""
+"""The demo's checks, done with plain transformers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def measure_accuracy(merged: Path, data: Path) -> float:
 
 
 def predict_labels(merged: Path, texts: Sequence[str]) -> list[str]:
-    """Classify texts with a merged model, loaded as anyone would load it."""
+    """Classify texts with a merged model, loaded by a transformers pipeline."""
     with quiet_transformers():
         classify = pipeline("text-classification", model=str(merged), device="cpu")
-        # In the batches of hifi's own evaluation sums repeat to the last bit: the longest first.
+        # The longest first, in the batches of hifi's own evaluation, so that every bit is equal.
         lengths = [len(classify.preprocess(text)["input_ids"][0]) for text in texts]
         order = sorted(range(len(texts)), key=lambda place: -lengths[place])
         answers = classify([texts[place] for place in order], batch_size=32)

@@ -1,4 +1,4 @@
-"""How heads look in a terminal."""
+"""Draw heads in a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Dark blue to yellow, as matplotlib's viridis; the ink that is readable on each.
+# Dark blue to yellow, as in matplotlib's viridis; white text on the first two, black on the rest.
 _SHADES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _DARK_SHADES = 2
 _LABEL_WIDTH = 8
@@ -22,11 +22,12 @@ def heat_map(
 ) -> Text:
     """Draw the importance of every head, the top layer first, the selected heads in brackets.
 
-    A cell is a head's share of its layer's importance in percent; where ``width`` has no room for
-    that, its rank class 0..9. Colours compare the heads of one layer, as the selection does.
+    A cell is a head's share of its layer's importance in percent, or 0..9 between the layer's
+    least and greatest share if ``width`` is too small. Colours compare the heads of one layer, as
+    the selection does.
 
     Args:
-        importance: ``[L][H]``, each row summing to 1; None, which no share is, counts as 0.
+        importance: ``[L][H]``, each row summing to 1; None counts as 0.
         selected: the selected heads of each layer.
         width: columns of the terminal.
     """
@@ -68,7 +69,7 @@ def _shade(relative: float, *, is_selected: bool) -> Style:
 
 
 def head_list(selected: Sequence[Sequence[int]]) -> Text:
-    """List the selected heads of every layer that has any, the top layer first."""
+    """List the selected heads of each layer that has some, the top layer first."""
     lines = [
         f"layer {layer:>2}  heads {', '.join(map(str, heads))}"
         for layer, heads in reversed(list(enumerate(selected)))
@@ -78,10 +79,10 @@ def head_list(selected: Sequence[Sequence[int]]) -> Text:
 
 
 def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
-    """Print a heat map with the selected heads, or their list where there are no scores.
+    """Print a heat map with the selected heads, or a list of them if there are no scores.
 
     Args:
-        console: where to.
+        console: prints it.
         selection: a dictionary of ``HeadSelection.to_dict``, or a job's heads from a server.
     """
     layers = selection["layers"]

@@ -1,4 +1,4 @@
-"""``hifi select``: score the heads for a task, without tuning anything."""
+"""``hifi select``: score the heads for a task without tuning them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     settings = Hyperparameters(**options.given(args, SCORED_WITH))
     scoring = Scoring(**options.given(args, declared(Scoring)))
-    # The kernels of `hifi tune`: its selection is this one.
+    # The same kernels as `hifi tune`, so that both select the same heads.
     with reproducible_kernels(device), progress_display(Console(stderr=True)) as display:
         display.show(
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
@@ -104,7 +104,7 @@ def _prepare(
 
 
 def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
-    """Give the API's heads document, without what only a server knows."""
+    """Return the API's heads document without the fields that only a server knows."""
     from hifi.backbones.heads import describe, read_rows, task_head_names
 
     model = ready.loaded.model
@@ -120,7 +120,7 @@ def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
         "object": "heads",
         "model": ready.source.name,
         "revision": ready.source.revision,
-        "fingerprint": selection.fingerprint,  # in to_dict too, but here readers look for it
+        "fingerprint": selection.fingerprint,  # to_dict has it too; readers expect it here
         **selection.to_dict(),
         "num_heads": backbone.num_heads,
         "head_dim": backbone.head_dim,

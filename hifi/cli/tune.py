@@ -1,4 +1,4 @@
-"""``hifi tune``: from data to a head delta file."""
+"""``hifi tune``: fine-tune on a data set and write a head delta file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hifi.training.events import Control, TrainingEvent
     from hifi.training.finetuning import FinetuneResult
 
-# Options that finetune has under the same names, beside the settings.
+# Options with the names of arguments of finetune, without the settings.
 _OPTIONS = (
     *("model", "revision", "text", "image", "label", "metric"),
     *("device", "checkpoint_dir", "checkpoint_seconds"),
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the head delta to write; a file of that name is replaced",
+        help="the head delta to write; an existing file is replaced",
     )
     parser.add_argument(
         "--encoding",
         choices=options.ENCODINGS,
         default="float32",
-        help="float32 is exact; bfloat16 and int8 are a half and a quarter of its size and need "
-        "the backbone to be read (default: %(default)s)",
+        help="float32 is exact; bfloat16 and int8 take a half and a quarter of its size, and "
+        "reading them needs the backbone (default: %(default)s)",
     )
     options.add_json(parser)
     options.add_validation(options.add_data(parser))
@@ -55,15 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-dir",
         type=Path,
         metavar="DIR",
-        help="keep a checkpoint there and go on from it, if there is one already; it is removed "
-        "once the head delta is written",
+        help="save checkpoints here, and resume from an existing one; removed once the head delta "
+        "is written",
     )
     checkpoints.add_argument(
         "--checkpoint-seconds",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="between two checkpoints (default: %(default)s)",
+        help="time between checkpoints (default: %(default)s)",
     )
 
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     except JobCancelled:
         return output.fail(
             f"interrupted; {args.out} was not written (with --checkpoint-dir an interrupted run "
-            "can go on)",
+            "can be resumed)",
             code=output.EXIT_INTERRUPTED,
         )
     result.delta.save(args.out, encoding=args.encoding)
@@ -104,23 +104,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _interrupted(stopped: JobPaused) -> int:
-    kept = f"the checkpoint {stopped.checkpoint} is kept" if stopped.checkpoint else "nothing kept"
+    kept = f"checkpoint {stopped.checkpoint} saved" if stopped.checkpoint else "no checkpoint saved"
     return output.fail(
-        f"interrupted; {kept}: run the same command again to go on",
+        f"interrupted; {kept}; run the same command again to resume",
         code=output.EXIT_INTERRUPTED,
     )
 
 
 class _Watcher:
-    """Shows what a fine-tune tells, and passes on whether it should stop.
+    """Shows the events of a fine-tune, and answers each with a Control.
 
     Args:
-        display: of the progress.
-        report: where the heat map goes.
-        answer: gives the answer to the next event.
+        display: shows the progress.
+        report: prints the heat map.
+        answer: returns the answer to the next event.
 
     Attributes:
-        has_shown_heads: whether there was a heat map yet.
+        has_shown_heads: whether the heat map was printed.
     """
 
     def __init__(self, display: Display, *, report: Console, answer: Callable[[], Control]) -> None:
@@ -130,7 +130,7 @@ class _Watcher:
         self.has_shown_heads = False
 
     def __call__(self, event: TrainingEvent) -> Control:
-        """Take one event."""
+        """Show one event and answer it."""
         self._display.show(event)
         if event.selection is not None:
             self.has_shown_heads = True
@@ -161,7 +161,7 @@ def _read_selection(path: Path) -> HeadSelection:
     """Read the heads to tune.
 
     Raises:
-        InvalidArgumentError: no file of a selection.
+        InvalidArgumentError: not a selection file.
     """
     from hifi.selection.head_selection import HeadSelection
 
@@ -213,8 +213,8 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
     if result.metrics.get("matthews") == 0.0:
         training = delta.metadata.training
         entries["hint"] = (
-            "no better than always the same class: try another --learning-rate (this was "
-            f"{training['learning_rate']:g}) or more --epochs (these were {training['epochs']})"
+            "no better than predicting one class: try another --learning-rate (this was "
+            f"{training['learning_rate']:g}) or more --epochs (this was {training['epochs']})"
         )
     console.print()
     output.print_facts(entries)

@@ -1,9 +1,9 @@
-"""Cells of delimited files: texts, and what all cells of a column look like.
+"""Cells of delimited files: texts, and the type that all cells of a column look like.
 
-A delimited file does not say what its cells are; their use does. Texts are the cells as they are,
-targets any notation of a number. Classes are integers or booleans where no two spellings could
-become one class, else texts; ``1.0`` is the class 1 where the user says that it is a class. A
-validation split is read by the classes of the training split and not by its own looks.
+A delimited file does not store types; the use of a column decides how its cells are read. A text is
+the unchanged cell, a target is a number in any notation. Classes are integers or booleans if no two
+spellings would become one class, else texts; ``1.0`` is the class 1 if the user names the column as
+the label of a classification. A validation split is read with the classes of the training split.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from hifi.data.types import first_true
 
 Looks = Literal["null", "int64", "float64", "bool", "string"]
 
-PADDING = " \t"  # what may stand around a number
-# Cells without a number in a column of numbers, as pandas and pyarrow have them.
+PADDING = " \t"  # allowed around a number
+# Missing values in a column of numbers, as in pandas and pyarrow.
 MISSING = (
     *("", "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "NULL", "null"),
     *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
 )
 _WHOLE = r"[+-]?[0-9]+"
-_INTEGER = r"0|-?[1-9][0-9]{0,17}"  # the one notation of a number, of those that fit an int64
+_INTEGER = r"0|-?[1-9][0-9]{0,17}"  # the canonical notation, of integers that fit an int64
 _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))"
 BOOLEANS = (r"true|false", r"True|False", r"TRUE|FALSE")
-# What most numbers look like, and surely hold: finite in 32 bits; whole. The rest is looked at.
+# Notations that are certainly finite in 32 bits, or whole; all others are parsed.
 _PLAIN = r"[+-]?(?:[0-9]{1,38}\.?[0-9]*|\.[0-9]+)(?:[eE]-[0-9]+)?"
 _PLAINLY_WHOLE = r"[+-]?[0-9]{1,300}(?:\.0*)?"
 MOST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def number(cell: str) -> float | str | None:
-    """Read a cell in any notation of a number; one that holds none stays as it is."""
+    """Parse a cell as a number in any notation; return None if missing, the cell if no number."""
     word = cell.strip(PADDING)
     if word in MISSING:
         return None
@@ -44,15 +44,15 @@ def number(cell: str) -> float | str | None:
 
 
 class Appearance:
-    """What the cells of a column look like, learnt piece by piece.
+    """What the cells of a column look like, updated batch by batch.
 
-    Rows are numbered from 1. Those of a column that is known to hold texts are not looked for any
-    further: nobody asks for numbers after the first cell that is none.
+    Rows are numbered from 1. Numbers are not searched any further after the first cell that is
+    not a number.
 
     Attributes:
-        missing: the first cell that stands for nothing in a column of numbers.
-        not_number: the first that holds no number, and the cell.
-        not_finite: the first whose number 32 bits do not hold, and the number.
+        missing: row of the first missing value.
+        not_number: row and cell of the first cell that is not a number.
+        not_finite: row and number of the first number that is not finite in 32 bits.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Appearance:
         self._are_whole = True
 
     def add(self, cells: pa.Array, first_row: int) -> None:
-        """Look at a piece of the column."""
+        """Add a batch of the column."""
         if not any(self._all.values()):
             return
         words = pc.ascii_trim(cells, PADDING)
@@ -79,7 +79,7 @@ class Appearance:
         if len(present) == 0:
             return
         self._has_words = True
-        if self._all[_INTEGER] and _all_match(present, _INTEGER):  # then all is said
+        if self._all[_INTEGER] and _all_match(present, _INTEGER):  # all other patterns follow
             self._all.update(dict.fromkeys(BOOLEANS, False))
             return
         self._all[_INTEGER] = False
@@ -88,7 +88,7 @@ class Appearance:
         self._match(present)
 
     def _look_for_numbers(self, cells: pa.Array, words: pa.Array, first_row: int) -> None:
-        """Find the first word that is no finite number and not missing."""
+        """Find the first words that are not numbers, or not finite."""
         for place, word in enumerate(words.to_pylist()):
             value = number(word)
             if isinstance(value, str):
@@ -106,7 +106,7 @@ class Appearance:
 
     @property
     def looks(self) -> Looks:
-        """The type that all cells could have; of notations that integers cannot keep, texts."""
+        """The type of all cells; texts if integers would lose the notation of some."""
         if not self._has_words:
             return "null"
         if self._all[_WHOLE]:  # 007 and 7 must not become one class
@@ -122,7 +122,7 @@ class Appearance:
 
 
 def _are_whole(words: pa.Array) -> bool:
-    """Tell whether numbers are whole; those in plain notation are not looked at one by one."""
+    """Return whether all numbers are whole; only those in unusual notation are parsed."""
     others = words.filter(pc.invert(_matches(words, _PLAINLY_WHOLE)))
     return all(float(word.as_py()).is_integer() for word in others)
 

@@ -1,4 +1,4 @@
-"""Read what a task needs out of a data set's columns, and refuse rows that it cannot use."""
+"""Read a task's columns from a data set, and refuse rows that it cannot use."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The mark of a delimited file's cells: a datasets.Value's `id` is free for use, and survives
+# Marks the cells of a delimited file: the `id` of a datasets.Value is unused and survives
 # selecting and shuffling.
 _CELLS = "hifi.cells"
-_SCANNED_ROWS = 4096  # at once
+_SCANNED_ROWS = 4096  # rows per batch
 
 
 def cells_feature() -> datasets.Value:
-    """Describe a column of cells: texts, with a mark that they may be anything."""
+    """Return the feature of a column of cells: texts, marked as cells."""
     return datasets.Value("string", id=_CELLS)
 
 
 def profile_split(dataset: Dataset) -> DatasetProfile:
-    """Profile a training split: what each of its columns can be used for."""
+    """Return the profile of a training split: the possible uses of each column."""
     return make_profile({"train": _scan(dataset)}, rows={"train": len(dataset)})
 
 
 def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
-    """Read a column of texts, none of them empty.
+    """Read a column of texts.
 
     Raises:
-        DataError: a text that is missing, empty or blank; a column of another type.
+        DataError: a text is missing, empty or blank, or the column has another type.
     """
     scan = _scan_column(dataset, column)
     _refuse(_misfit(scan, column, "text") or text_problem(scan), split=split, column=column)
@@ -56,18 +56,17 @@ def read_labels(
     """Read a column of class labels.
 
     Args:
-        dataset: holds the column.
+        dataset: contains the column.
         column: its name.
         split: for messages.
-        known: the classes, where the training split has decided them; cells are read by them.
+        known: the classes of the training split, if known; cells are matched with them.
 
     Returns:
-        Integers; or texts, where the column holds texts, booleans (``false`` and ``true``) or
-        numbers whose names the data set knows (a ``ClassLabel``). Whole floating-point
-        numbers are integers.
+        Integers; texts for a column of texts, of booleans (``false`` and ``true``) or of numbers
+        with names (a ``ClassLabel``). Whole floating-point numbers become integers.
 
     Raises:
-        DataError: a label that is missing or empty; a column of another type.
+        DataError: a label is missing or empty, or the column has another type.
     """
     read = label_reader(_scan_column(dataset, column), known=known)
     return _read_each(dataset, column, read, split=split)
@@ -76,11 +75,11 @@ def read_labels(
 def label_order(
     dataset: Dataset, column: str, labels: Sequence[Label], *, split: str
 ) -> list[Label]:
-    """List the classes, in the order of the logits.
+    """Return the classes, in the order of the logits.
 
     Returns:
-        The names of a ``ClassLabel`` in its own order; else what occurs, sorted: numbers by value,
-        texts by code point.
+        The names of a ``ClassLabel`` in its own order; else the labels that occur, sorted: numbers
+        by value, texts by code point.
 
     Raises:
         DataError: fewer than two classes occur.
@@ -92,10 +91,10 @@ def label_order(
 def label_indices(
     labels: Sequence[Label], *, known: Sequence[Label], column: str, split: str
 ) -> list[int]:
-    """Look up each row's class index.
+    """Return each row's class index.
 
     Raises:
-        DataError: a label that is not known.
+        DataError: a label is not in ``known``.
     """
     index_of = {label: index for index, label in enumerate(known)}
     for row, label in enumerate(labels, start=1):
@@ -105,22 +104,22 @@ def label_indices(
 
 
 def read_targets(dataset: Dataset, column: str, *, split: str) -> list[float]:
-    """Read a column of numbers to regress on.
+    """Read a column of regression targets.
 
     Raises:
-        DataError: a number that is missing, NaN or infinite in float32; a column of another type.
+        DataError: a number is missing, NaN or infinite in float32, or the column has another type.
     """
     _refuse(target_problem(_scan_column(dataset, column)), split=split, column=column)
     return [float(value) for value in _values(dataset, column)]
 
 
 def read_images(dataset: Dataset, column: str, *, split: str) -> list[bytes]:
-    """Read a column of encoded images; each is opened once to see that it can be.
+    """Read a column of encoded images; each is decoded once to check it.
 
     Paths in the data are not followed.
 
     Raises:
-        DataError: an image that is missing or broken; a column of another type.
+        DataError: an image is missing or broken, or the column has another type.
     """
     scan = _scan_column(dataset, column)
     _refuse(_misfit(scan, column, "image"), split=split, column=column)
@@ -148,7 +147,7 @@ def _scan_column(dataset: Dataset, column: str) -> ColumnScan:
 
 
 def _scan(dataset: Dataset) -> dict[str, ColumnScan]:
-    """Scan all columns, a few rows at a time: a view of a large data set is copied in pieces."""
+    """Scan all columns in batches of rows, so that a large data set is never copied at once."""
     kinds = {field.name: _plain(field.type) for field in dataset.features.arrow_schema}
     schema = pa.schema([(name, kinds[name]) for name in dataset.column_names])
     cells = [name for name, feature in dataset.features.items() if _is_marked(feature)]
@@ -163,7 +162,7 @@ def _scan(dataset: Dataset) -> dict[str, ColumnScan]:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type under which an upload would keep a column, where it would keep it."""
+    """Return the type in which an upload keeps a column, or the type itself if it is refused."""
     try:
         return kept_type(kind)
     except UnfitError:
@@ -199,11 +198,11 @@ def _values(dataset: Dataset, column: str) -> list[Any]:
 
 
 def _read_each(dataset: Dataset, column: str, read: Callable[[Any], T], *, split: str) -> list[T]:
-    """Pass every value through ``read``, whose ValueError becomes a DataError with its row."""
-    done = []
+    """Call ``read`` for every value; its ValueError becomes a DataError with the row."""
+    results = []
     for row, value in enumerate(_values(dataset, column), start=1):
         try:
-            done.append(read(value))
+            results.append(read(value))
         except ValueError as error:
             raise DataError(str(error), split=split, row=row, column=column) from error
-    return done
+    return results

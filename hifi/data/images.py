@@ -1,4 +1,4 @@
-"""Encoded images: which formats are read, and how."""
+"""Decode images of the supported formats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-# Of what Pillow reads: no format that starts other programs (EPS) or is decoded on opening (ICO).
+# Pillow's formats without those that start other programs (EPS) or decode on opening (ICO).
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -15,14 +15,15 @@ def decode_image(encoded: bytes) -> Image.Image:
     """Decode an image to RGB.
 
     Raises:
-        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: it is broken or huge.
+        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: the image is broken or
+            huge.
     """
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
         return image.convert("RGB")
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Read width and height of an image, in pixels, without decoding it.
+    """Return the width and height of an image, in pixels, without decoding it.
 
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: as for
@@ -33,13 +34,13 @@ def image_size(encoded: bytes) -> tuple[int, int]:
 
 
 def is_image(content: bytes) -> bool:
-    """Tell whether bytes begin as an image of a known format does; nothing is decoded."""
+    """Return whether bytes begin like an image of a known format; nothing is decoded."""
     try:
         image_size(content)
     except Image.DecompressionBombError:
-        return True  # an image, though one that nobody will decode
+        return True  # an image, although decode_image refuses it
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - damaged bytes make Pillow's readers raise anything at all
+    except Exception:  # noqa: BLE001 - Pillow's readers can raise anything for damaged bytes
         return False
     return True

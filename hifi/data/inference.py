@@ -1,6 +1,6 @@
-"""The task that a data set's profile tells, completed and checked.
+"""Infer the task from a data set's profile, complete it and check it.
 
-Nothing is read here: whatever has a profile can ask, the library, a job and an upload alike.
+This needs only a profile, no data, so the library, jobs and uploads share it.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
     from hifi.data.profile import ColumnProfile, DatasetProfile
 
 _LABEL_NAMES = ("label", "labels")
-_RENAME = " (a column of this name is the label: rename it where another one is meant)"
+_RENAME = " (a column of this name is taken as the label; rename it if it is not one)"
 
 
 def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
-    """Complete what the user said about the task.
+    """Infer the parts of a task that the user did not set.
 
     - The image column is the only one that holds images.
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
       booleans; with images the only other one that can be a class.
-    - The text columns are all columns of text but the label, one or two of them, in their order.
-    - Images are classified; a label with floating-point numbers means regression, unless all of
-      them are whole, which leaves a doubt; integers, booleans and texts are classes.
+    - The text columns are all columns of text except the label, one or two, in their order.
+    - Images are classified. A label of floating-point numbers means regression, unless all of them
+      are whole, which is ambiguous. Integers, booleans and texts are classes.
 
     Args:
-        spec: what is given is taken as it is.
+        spec: the parts that are set do not change.
         profile: of the data set.
 
     Returns:
         A spec with type, label, and text columns or an image column.
 
     Raises:
-        AmbiguousTaskError: the columns leave a doubt; it has the argument that settles it.
-        MissingColumnError: a column that was named is not there.
-        DataError: the label's column is empty, or holds what is neither class nor number.
-        TaskNotSupportedError: no such task type, or one that is not built yet.
-        InvalidArgumentError: columns that the task type does not read.
+        AmbiguousTaskError: the columns fit more than one task; ``param`` decides between them.
+        MissingColumnError: a named column does not exist.
+        DataError: the label's column is empty, or holds neither classes nor numbers.
+        TaskNotSupportedError: the task type is unknown or not supported yet.
+        InvalidArgumentError: the task type does not read these columns.
     """
     declared = None if spec.type is None else find_task_type(spec.type)
     _check_columns(spec, profile)
@@ -67,21 +67,21 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
 
 
 def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
-    """Complete a task as :func:`infer_task` does, with its metric, and check the rows it reads.
+    """Complete a task as :func:`infer_task` does, add its metric, and check the rows it reads.
 
     Args:
-        spec: what is given is taken as it is.
+        spec: the parts that are set do not change.
         profile: of the data set.
 
     Raises:
-        DataError: rows of the chosen columns that the task cannot use; ``param`` is the argument
-            that names the column.
+        DataError: the task cannot use rows of the chosen columns; ``param`` is the argument that
+            names the column.
         AmbiguousTaskError, MissingColumnError, TaskNotSupportedError: as in :func:`infer_task`.
-        InvalidArgumentError: as there; a metric that the task does not have.
+        InvalidArgumentError: as in :func:`infer_task`, or the task does not have the metric.
     """
     task = infer_task(spec, profile)
     obstacles = list(_obstacles(task, profile, splits=("train", "validation")))
-    # Training reads the classes before it looks at the metric.
+    # Training reads the classes before it checks the metric.
     _refuse([each for each in obstacles if (each.use, each.error.split) == ("label", "train")])
     task = _with_metric(task)
     _refuse(obstacles)
@@ -89,13 +89,13 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
 
 
 def check_certain_task(profile: DatasetProfile) -> None:
-    """Refuse rows at the door where the columns leave no doubt what they are for.
+    """Refuse unusable rows of an upload if the columns fit only one task.
 
-    They leave one where several columns of text stand beside a number that is not called a label:
-    another of them may be meant. A job then says what it means, and is refused or not.
+    The task is uncertain if there are several columns of text and the label is a number that is not
+    named as a label: another column may be the label. The job then decides.
 
     Raises:
-        DataError: rows that the task cannot use.
+        DataError: the task cannot use some rows.
     """
     try:
         task = infer_task(TaskSpec(), profile)
@@ -104,21 +104,21 @@ def check_certain_task(profile: DatasetProfile) -> None:
     if task.label not in _LABEL_NAMES and len(task.text) > 1:
         return
     for each in _obstacles(task, profile, splits=("train", "validation", "test")):
-        if each.error.split != "test" or each.error.column != task.label:  # may have no labels
+        if each.error.split != "test" or each.error.column != task.label:  # test needs no labels
             if each.error.column in _LABEL_NAMES:
                 each.error.reason += _RENAME
             raise each.error
 
 
 def check_unseen_task(spec: TaskSpec) -> TaskSpec:
-    """Check what is said of a task on a data set that nobody has looked at yet.
+    """Check a task on a data set without a profile.
 
     Returns:
-        The spec; with its metric, where the type is known.
+        The spec, with its metric if the type is known.
 
     Raises:
-        TaskNotSupportedError: no such task type, or one that is not built yet.
-        InvalidArgumentError: columns or a metric that the task type does not have.
+        TaskNotSupportedError: the task type is unknown or not supported yet.
+        InvalidArgumentError: the task type does not have these columns or this metric.
     """
     if spec.type is None:
         return spec
@@ -127,14 +127,14 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
 
 
 def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
-    """Count the logits of a task's head.
+    """Return the number of logits of a task's head.
 
     Args:
-        task: as far as it is known.
-        profile: of the data set; None where nobody has looked at it yet.
+        task: may be incomplete.
+        profile: of the data set; None if it was not profiled yet.
 
     Returns:
-        None where the type is not known, or the classes are not, or too many to be counted.
+        None if the type or the classes are not known, or there are too many classes to count.
     """
     if task.type is None:
         return None
@@ -162,7 +162,7 @@ def _check_columns(spec: TaskSpec, profile: DatasetProfile) -> None:
 
 
 def _named_columns(spec: TaskSpec) -> Iterator[tuple[str, str]]:
-    """List the columns that a spec names, each with the argument that names it."""
+    """Yield the columns that a spec names, each with the argument that names it."""
     yield from (("text", name) for name in spec.text)
     yield from (("image", name) for name in (spec.image,) if name is not None)
     yield from (("label", name) for name in (spec.label,) if name is not None)
@@ -171,9 +171,9 @@ def _named_columns(spec: TaskSpec) -> Iterator[tuple[str, str]]:
 def _check_inputs(name: str, *, text: tuple[str, ...], image: str | None) -> None:
     """Refuse input columns that the task type does not read, or too many of them."""
     declared = find_task_type(name)
-    given = {"text": text, "image": () if image is None else (image,)}
-    inputs = given.pop(declared.inputs.field)
-    if any(given.values()) or (inputs and len(inputs) not in declared.input_counts):
+    others = {"text": text, "image": () if image is None else (image,)}
+    inputs = others.pop(declared.inputs.field)
+    if any(others.values()) or (inputs and len(inputs) not in declared.input_counts):
         raise InvalidArgumentError(
             "text" if text else "image",
             value=text or image,
@@ -213,18 +213,18 @@ def _infer_type(profile: DatasetProfile, label: str, *, is_about_images: bool) -
             profile,
             "task",
             f"the column {label!r} holds numbers that are whole but not written as integers, so "
-            "they may be classes or values to regress on",
+            "they may be classes or regression targets",
         )
     if column.kind == "float":
         return _type_that_reads("text", "target")
     if column.kind in ("text", "integer", "boolean"):
         return _type_that_reads("text", "label")
-    reason = f"no label can be read of {column.type}"
+    reason = f"a column of {column.type} cannot be the label"
     raise DataError(reason, split="train", column=label, param="label")
 
 
 def _type_that_reads(inputs: Use, label: Use) -> str:
-    """Return the first task type that is declared to learn such labels of such inputs."""
+    """Return the first task type with this use of its inputs and of its label."""
     return next(
         each.name for each in task_types() if (each.inputs.use, each.label.use) == (inputs, label)
     )
@@ -257,13 +257,11 @@ def _matching(
 
 
 def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskError:
-    return AmbiguousTaskError(
-        f"{reason}; there are the columns {listed(profile.names)}", param=param
-    )
+    return AmbiguousTaskError(f"{reason}; the columns are {listed(profile.names)}", param=param)
 
 
 def _with_metric(spec: TaskSpec) -> TaskSpec:
-    """Fill in the metric of a task whose type is known, or refuse one of another type."""
+    """Set the default metric of a task whose type is known; refuse a metric of another type."""
     declared = find_task_type(str(spec.type))
     if spec.metric is not None and spec.metric not in declared.metrics:
         limit = f"a {declared.name} task has {', '.join(declared.metrics)}"
@@ -273,7 +271,7 @@ def _with_metric(spec: TaskSpec) -> TaskSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class _Obstacle:
-    """What stands in the way of one use of a column."""
+    """The error that prevents one use of a column."""
 
     use: Use
     error: DataError
@@ -282,7 +280,7 @@ class _Obstacle:
 def _obstacles(
     task: TaskSpec, profile: DatasetProfile, *, splits: Sequence[str]
 ) -> Iterator[_Obstacle]:
-    """List what stands in a task's way, in the order in which training would find it."""
+    """Yield the errors that prevent a task, in the order in which training would raise them."""
     declared = find_task_type(str(task.type))
     uses: dict[str, Use] = {"label": declared.label.use}
     named = sorted(_named_columns(task), key=lambda each: each[0] != "label")  # the label first
@@ -300,7 +298,7 @@ def _obstacles(
                     problem.reason, split=split, row=problem.row, column=name, param=param
                 )
                 found.append(_Obstacle(use=use, error=error))
-        if split != "train":  # a column that is missing is found before any row, the inputs first
+        if split != "train":  # missing columns come before rows, and of them the inputs first
             found.sort(
                 key=lambda each: (
                     each.error.row is not None,

@@ -1,4 +1,4 @@
-"""Class labels: what a value of a column means as one, and which classes a column has."""
+"""Class labels: convert values to labels, and find the classes of a column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Label = str | int
 _NAMED_CLASSES = 20
-_NAMED_CHARACTERS = 200  # a profile keeps what is said of up to a thousand columns
+_NAMED_CHARACTERS = 200  # a profile has messages for up to a thousand columns
 _USABLE = ("text", "integer", "boolean", "whole", "null")
 
 
@@ -26,8 +26,8 @@ class Labels:
     """A column's classes.
 
     Attributes:
-        classes: in the order of the logits; None where they are too many to be counted.
-        problem: what stands in the way of a classification.
+        classes: in the order of the logits; None if there are too many to count.
+        problem: prevents a classification.
     """
 
     classes: tuple[Label, ...] | None
@@ -44,11 +44,11 @@ def train_labels(column: ColumnScan) -> Labels:
 
 
 def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Problem | None:
-    """Read the labels of another split by the classes of the training split.
+    """Check the labels of another split with the classes of the training split.
 
     Args:
         column: of the other split.
-        known: the classes; None where they are not known.
+        known: the classes; None if they are not known.
     """
     if known is None:
         return None if column.are_cells else _read(column, label_reader(column))[0]
@@ -61,20 +61,20 @@ def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Prob
 
 
 def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -> tuple[Label, ...]:
-    """List the classes, in the order of the logits.
+    """Return the classes, in the order of the logits.
 
     Args:
         labels: those that occur.
-        names: of a column that names its classes; they stay in their own order.
+        names: of a column that names its classes; they keep their order.
 
     Returns:
-        The names; else what occurs, sorted: numbers by value, texts by code point.
+        The names; else the labels, sorted: numbers by value, texts by code point.
     """
     return names or tuple(sorted(set(labels), key=lambda label: (isinstance(label, str), label)))
 
 
 def too_few(labels: Collection[Label]) -> Problem | None:
-    """Describe why labels tell nothing apart: all of them are the same."""
+    """Return the problem of labels with fewer than two classes; None if there are more."""
     present = set(labels)
     if len(present) != 1:
         return None
@@ -84,7 +84,7 @@ def too_few(labels: Collection[Label]) -> Problem | None:
 
 
 def unknown_label(label: Label, *, row: int, known: Sequence[Label]) -> Problem:
-    """Describe a label that the training split does not have."""
+    """Return the problem of a label that the training split does not have."""
     shown: list[str] = []
     for name in map(quoted, known[:_NAMED_CLASSES]):
         if sum(map(len, shown)) + len(name) > _NAMED_CHARACTERS:
@@ -96,16 +96,16 @@ def unknown_label(label: Label, *, row: int, known: Sequence[Label]) -> Problem:
 
 
 def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable[[object], Label]:
-    """Return what makes a label of a value of a column.
+    """Return a function that converts a value of a column to a label.
 
     Args:
-        column: where the value comes from.
-        known: the classes, where the training split has decided them; cells are read by them.
+        column: contains the values.
+        known: the classes of the training split, if known; cells are matched with them.
 
     Returns:
-        A function that returns integers; or texts, where the column holds texts, booleans
-        (``false`` and ``true``) or numbers whose names it knows. Whole floating-point numbers are
-        integers. It raises ValueError with the reason where a value is no label.
+        A function that returns integers; texts for a column of texts, of booleans (``false`` and
+        ``true``) or of numbers with names. Whole floating-point numbers become integers. It raises
+        ValueError with the reason if a value is not a label.
     """
     looks = column.appearance.looks
     class_of = {str(label): label for label in known}
@@ -148,7 +148,7 @@ def _as_label(value: object, *, names: tuple[str, ...] | None) -> Label:
 
 
 def _by_looks(cell: str, looks: str) -> object:
-    """Read a label of the training split as what all cells of its column look like."""
+    """Convert a cell of the training split to the type that all cells of its column look like."""
     word = cell.strip(PADDING)
     if looks == "string":
         return cell
@@ -160,7 +160,7 @@ def _by_looks(cell: str, looks: str) -> object:
 
 
 def _by_classes(cell: str, *, class_of: Mapping[str, Label], are_floats: bool) -> object:
-    """Read a label as one of the known classes, where it can be one."""
+    """Convert a cell to one of the known classes if it matches one."""
     word = cell.strip(PADDING)
     if cell in class_of:
         return class_of[cell]
@@ -177,7 +177,7 @@ def _by_classes(cell: str, *, class_of: Mapping[str, Label], are_floats: bool) -
 def _read(
     column: ColumnScan, read: Callable[[object], Label]
 ) -> tuple[Problem | None, dict[Label, int]]:
-    """Read every different value; return the first problem, and the first row of each label."""
+    """Read every distinct value; return the first problem, and the first row of each label."""
     problems = []
     found: dict[Label, int] = {}
     for value, row in _values(column):
@@ -189,12 +189,12 @@ def _read(
 
 
 def _values(column: ColumnScan) -> Iterator[tuple[object, int]]:
-    """List the different values with their first rows, those that are never kept among them."""
+    """Yield the distinct values with their first rows, including null, NaN and blank ones."""
     for value, row in ((None, column.missing), (math.nan, column.nan)):
         if row is not None:
             yield value, row
     if column.kind not in _USABLE and not column.are_cells:
-        yield column.type, 1  # whatever stands there
+        yield column.type, 1  # any value is refused, for its type
         return
     if column.blank is not None and column.kind == "text":
         yield "", column.blank

@@ -1,16 +1,16 @@
-"""What is known of a data set's columns: made when it is uploaded, asked when a job names them.
+"""The profile of a data set's columns: computed at the upload, used to check jobs.
 
-A profile is plain JSON in the data set's row::
+A profile is stored as plain JSON in the data set's row::
 
     {"version": 1, "splits": {"train": 400, "validation": 40}, "columns": [
         {"name": "label", "type": "int64", "kind": "integer", "cells": true,
          "classes": {"count": 2},
          "problems": {"label": {"validation": {"row": 3, "reason": "the label is missing"}}}}, …]}
 
-``columns`` are the training split's, in its order. ``problems`` says for each *use* of a column
-(``text``, ``label``, ``target``, ``image``) and each split what would stand in its way: the first
-row that training would refuse, and why; a reason quotes short values at most. Uses that a
-column's kind rules out need no problem to be said. A column takes 100 bytes to 2 KB.
+``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
+(``text``, ``label``, ``target``, ``image``) and each split the first row that training would
+refuse, and the reason, which quotes only short values. Uses that a column's kind excludes have no
+entry. A column takes 100 bytes to 2 KB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What stands in the way of a use; row None is the whole column."""
+    """The reason why a use is not possible; row None is the whole column."""
 
     row: int | None
     reason: str
@@ -36,14 +36,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnProfile:
-    """One column of the training split, and what is under its name in the others.
+    """One column of the training split, and the columns of that name in the other splits.
 
     Attributes:
         name: as in the file.
-        type: for people.
-        kind: what a task can make of it; ``whole``: floating-point numbers without fractions.
-        are_cells: it comes from a delimited file: it may be read as texts, whatever it looks like.
-        num_classes: as a label, how many; None where too many to count.
+        type: for messages.
+        kind: how a task can use it; ``whole``: floating-point numbers without fractions.
+        are_cells: whether it comes from a delimited file, and can be read as texts in any case.
+        num_classes: the number of classes if it is the label; None if too many to count.
         problems: by use and split.
     """
 
@@ -55,7 +55,7 @@ class ColumnProfile:
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
 
     def misfit(self, use: Use) -> Problem | None:
-        """Describe why the column's kind rules a use out, whatever its rows are."""
+        """Return the problem if the column's kind excludes a use."""
         if use == "text" and not self.are_cells and self.kind not in ("text", "null"):
             needed = "a text column is needed"
         elif use == "image" and self.kind != "image":
@@ -116,7 +116,7 @@ class DatasetProfile:
         return tuple(column.name for column in self.columns)
 
     def column(self, name: str) -> ColumnProfile | None:
-        """Find a column; None where there is none."""
+        """Return the column of a name; None if it does not exist."""
         return next((column for column in self.columns if column.name == name), None)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From the scans of every split's columns to the data set's profile."""
+"""Build a data set's profile from the scans of its columns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Columns = Mapping[str, ColumnScan]
 
 
 def check_splits(splits: Mapping[str, Columns]) -> None:
-    """Refuse splits of which a column holds another type than in the training split.
+    """Refuse splits with a column of another type than in the training split.
 
-    A column may be missing: it hurts only the task that wants it.
+    A column may be missing; that matters only to a task that needs it.
 
     Raises:
-        DataError: it names split and column.
+        DataError: the types differ; the error has split and column.
     """
     for split, columns in splits.items():
         for name, column in splits["train"].items():
@@ -48,10 +48,10 @@ def _go_together(train: ColumnScan, other: ColumnScan) -> bool:
 
 
 def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> DatasetProfile:
-    """Describe what every column of the training split can be used for.
+    """Return the possible uses of every column of the training split.
 
     Args:
-        splits: the scans, by split and column; they go together.
+        splits: the scans, by split and column; :func:`check_splits` accepts them.
         rows: of each split.
     """
     columns = []
@@ -93,13 +93,13 @@ def describe(
     num_classes: int | None = None,
     problems: Mapping[Use, Mapping[str, Problem]] | None = None,
 ) -> ColumnProfile:
-    """Describe a column of the training split.
+    """Return the profile of a column of the training split.
 
     Args:
         name: of the column.
         column: its scan.
-        num_classes: as a label, where they were counted.
-        problems: by use and split, where they were looked for.
+        num_classes: number of classes as a label, if counted.
+        problems: by use and split, if searched.
     """
     return ColumnProfile(
         name=name,
@@ -112,14 +112,14 @@ def describe(
 
 
 def text_problem(column: ColumnScan) -> Problem | None:
-    """Find the first row without a text, in a column that may be read as texts."""
+    """Return the first row without a text, in a column that can be read as texts."""
     if not column.are_cells and column.kind not in ("text", "null"):
         return None
     return _first([(column.blank, "the text is empty"), (column.missing, "the text is missing")])
 
 
 def target_problem(column: ColumnScan) -> Problem | None:
-    """Find the first row without a number that can be regressed on."""
+    """Return the first row without a finite number."""
     found = column.appearance if column.are_cells else column
     rows: list[tuple[int | None, str]] = [(found.missing, "the target is missing")]
     if found.not_finite is not None:
@@ -128,13 +128,13 @@ def target_problem(column: ColumnScan) -> Problem | None:
     if column.are_cells:
         if column.appearance.not_number is not None:
             row, cell = column.appearance.not_number
-            rows.append((row, f"a number is needed, here is {quoted(cell)}"))
+            rows.append((row, f"a number is needed, not {quoted(cell)}"))
     elif column.kind not in ("null", *_NUMBERS):
         rows.append((1, f"a number is needed, this column holds {column.type}"))
     return _first(rows)
 
 
 def _first(rows: list[tuple[int | None, str]]) -> Problem | None:
-    """Return the problem of the lowest row; of one row the first that is listed."""
+    """Return the problem of the lowest row, and of equal rows the first in the list."""
     problems = [Problem(row=row, reason=reason) for row, reason in rows if row is not None]
     return min(problems, key=lambda problem: problem.row or 0, default=None)

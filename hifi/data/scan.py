@@ -1,4 +1,4 @@
-"""What a column of one split holds: the first row of everything that may stand in a task's way."""
+"""Scan the columns of one split for the first row of each problem that a task may have."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hifi.data.types import first_true, is_image, is_text, type_name
 
 Value = str | int | float | bool
 
-BLANKS = (  # what str.isspace takes for white space
+BLANKS = (  # the white space of str.isspace
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-NO_BYTES = "the image has no bytes (a path alone is not followed)"
-NO_IMAGE = "these bytes are no image of a known format"
-_LABEL_BYTES = 1024  # longer texts are no classes
+NO_BYTES = "the image has no bytes (paths are not followed)"
+NO_IMAGE = "these bytes are not an image of a known format"
+_LABEL_BYTES = 1024  # longer texts are not classes
 _DISTINCT_BYTES = 1 << 20
 _MOST_DISTINCT, _ALL_DISTINCT = 10_000, 200_000  # of a column, and of all columns of a split
-# How images of the common formats begin; the rarer ones are opened.
+# First bytes of the common image formats; others are opened with Pillow.
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
 _BY_LOOKS: dict[str, Kind] = {
@@ -46,12 +46,12 @@ _BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
 
 @dataclass
 class FirstRows:
-    """Different values and the row in which each stands first, up to a number.
+    """Distinct values and the first row of each, up to a limit.
 
     Attributes:
-        most: values that are kept.
+        most: the limit.
         rows: by value.
-        is_full: there are more.
+        is_full: whether there are more values.
     """
 
     most: int
@@ -60,7 +60,7 @@ class FirstRows:
     _bytes: int = 0
 
     def add(self, array: pa.Array, first_row: int) -> None:
-        """Add a piece of a column; nulls are left out."""
+        """Add a batch of a column; nulls are skipped."""
         if self.is_full:
             return
         if is_text(array.type):
@@ -89,21 +89,21 @@ class FirstRows:
 
 @dataclass
 class ColumnScan:
-    """A column of one split, read to its end.
+    """The scan of a column of one split.
 
-    Rows are numbered from 1; each is the first of its kind, None where there is none.
+    Rows are numbered from 1; each is the first of its kind, or None.
 
     Attributes:
         arrow_type: of its values.
-        distinct: the different values, in the order in which they occur.
-        are_cells: whether the column comes from a delimited file; its texts may be anything then.
+        distinct: the distinct values, in the order of their first rows.
+        are_cells: whether the column comes from a delimited file.
         class_names: of a column that names its classes.
-        missing: a null.
-        nan: a floating-point number that is none.
-        blank: an empty text, or one of white space alone.
-        not_finite: a number that 32 bits do not hold, and the number.
-        image: the first value that is no image.
-        appearance: of cells; a null is an empty one.
+        missing: row of a null.
+        nan: row of a NaN.
+        blank: row of an empty text, or one of only white space.
+        not_finite: row and value of a number that is not finite in 32 bits.
+        image: the first value that is not an image.
+        appearance: of cells; a null is an empty cell.
         are_whole: whether floating-point numbers are all whole.
     """
 
@@ -121,14 +121,14 @@ class ColumnScan:
 
     @property
     def type(self) -> str:
-        """The type's name for people; of cells the type that all of them look like."""
+        """The type's name for messages; for cells the type that all of them look like."""
         if self.are_cells:
             return self.appearance.looks
         return "image" if is_image(self.arrow_type) else type_name(self.arrow_type)
 
     @property
     def kind(self) -> Kind:
-        """What a task can make of the column."""
+        """How a task can use the column."""
         if self.are_cells:
             looks = self.appearance.looks
             return "whole" if looks == "float64" and self.appearance.are_whole else _BY_LOOKS[looks]
@@ -137,7 +137,7 @@ class ColumnScan:
         return next((kind for kind, test in _BY_TYPE.items() if test(self.arrow_type)), "other")
 
     def add(self, array: pa.Array, first_row: int) -> None:
-        """Look at a piece of the column."""
+        """Add a batch of the column."""
         if self.are_cells:
             self.appearance.add(array.fill_null(""), first_row)
         if self.missing is None:
@@ -159,7 +159,7 @@ class ColumnScan:
         if self.nan is None:
             self.nan = _row(first_true(pc.is_nan(wide)), first_row)
         if self.not_finite is None:
-            within = pc.less_equal(pc.abs(wide), MOST_FLOAT32)  # NaN is within nothing
+            within = pc.less_equal(pc.abs(wide), MOST_FLOAT32)  # false for NaN
             place = first_true(pc.invert(within))
             if place is not None:
                 self.not_finite = (first_row + place, wide[place].as_py())
@@ -172,7 +172,7 @@ class ColumnScan:
             return
         content = array.field("bytes") if pa.types.is_struct(self.arrow_type) else array
         if not pa.types.is_binary(content.type):
-            reason = f"an image is bytes, here is {type_name(content.type)}"
+            reason = f"an image must be bytes, not {type_name(content.type)}"
             self.image = Problem(row=first_row, reason=reason)
             return
         place = first_true(pc.or_(array.is_null(), content.is_null()))
@@ -199,8 +199,8 @@ def _looks_like_image(head: bytes) -> bool:
 
 
 def _is_image(content: bytes) -> bool:
-    """Tell whether bytes are an image of one of the rarer formats."""
-    from hifi.data.images import is_image  # noqa: PLC0415 - loads Pillow, and is hardly ever needed
+    """Return whether bytes are an image of one of the rarer formats."""
+    from hifi.data.images import is_image  # noqa: PLC0415 - loads Pillow, which is rarely needed
 
     return is_image(content)
 
@@ -208,7 +208,7 @@ def _is_image(content: bytes) -> bool:
 def scan_columns(
     schema: pa.Schema, *, cells: Collection[str], class_names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, ColumnScan]:
-    """Begin to scan the columns of a split, in their order.
+    """Return empty scans for the columns of a split, in their order.
 
     Args:
         schema: of the split.

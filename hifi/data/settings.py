@@ -1,7 +1,7 @@
-"""The settings of a run: name, type, range, default and words of each, declared once.
+"""The settings of a run: name, type, range, default and description of each, declared once.
 
 ``finetune`` and ``select_heads`` take their defaults from here and check their arguments here. The
-job spec, the OpenAPI document and the options of the commands are made of these declarations.
+job spec, the OpenAPI document and the options of the commands are built from these declarations.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _DEFAULT_SAMPLES = 300
 
 @dataclass(frozen=True)
 class Setting(GroupedMetadata):
-    """One setting: what its declaration says of it, and what :func:`declared` reads beside that.
+    """One setting: its declaration, and the fields that :func:`declared` adds from the dataclass.
 
-    Whoever unpacks it as ``annotated_types`` metadata, as pydantic does, gets the range that a
-    server takes, ``most`` included.
+    Unpacked as ``annotated_types`` metadata, as pydantic does, it yields the range that a server
+    accepts, including ``most``.
 
     Attributes:
-        words: one line for people.
-        ge: the least value.
-        gt: a bound that every value is above.
-        le: the greatest value.
-        lt: a bound that every value is below.
-        most: the greatest value that a server takes; the library has no such limit.
-        of: what it counts, where a model or a data set has no more of them.
-        names: how documents and options spell it; the first is written.
-        unset: what None stands for, where it is allowed.
+        words: its description, one line.
+        ge: the minimum.
+        gt: the exclusive minimum.
+        le: the maximum.
+        lt: the exclusive maximum.
+        most: the maximum on a server; the library has no such limit.
+        of: what it counts, if a model or a data set has only so many.
+        names: its names in documents and options; the first is used in output.
+        unset: the meaning of None, if allowed.
         name: of the field, and of the argument of ``finetune``.
         type: ``int``, ``float``, or ``str`` for a choice.
-        choices: the texts that are allowed; empty for a number.
+        choices: the allowed texts; empty for a number.
         default: of the field.
     """
 
@@ -64,24 +64,24 @@ class Setting(GroupedMetadata):
     default: float | str | None = None
 
     def __iter__(self) -> Iterator[BaseMetadata]:
-        """Unpack the range that a server takes."""
+        """Yield the range that a server accepts."""
         most = self.most if self.le is None else self.le
         yield from Interval(ge=self.ge, gt=self.gt, le=most, lt=self.lt)
 
     @property
     def help(self) -> str:
-        """The words, and what holds where nothing is given."""
+        """The description, with the default."""
         return f"{self.words} (default: {self.unset or self.default})"
 
     def check(self, value: object, *, most: int | None = None) -> Any:  # noqa: ANN401 - its type
-        """Return a value as plain Python.
+        """Check a value and return it as plain Python.
 
         Args:
-            value: numbers may be of any type, numpy's among them.
-            most: of a count, how many there are, where that is known.
+            value: numbers may have any numeric type, including numpy's.
+            most: the maximum of a count, if known.
 
         Raises:
-            InvalidArgumentError: the wrong type, or a value outside the range.
+            InvalidArgumentError: the type is wrong, or the value is outside the range.
         """
         if value is None and self.unset is not None:
             return None
@@ -112,10 +112,10 @@ class Setting(GroupedMetadata):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Settings that are checked by their declarations.
+    """Settings that are checked with their declarations.
 
     Raises:
-        InvalidArgumentError: a value outside its range.
+        InvalidArgumentError: a value is outside its range.
     """
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class RunSettings:
 
 
 def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
-    """Return what a class declares, by name and in its order.
+    """Return the settings that a class declares, by name and in its order.
 
     Each field is ``Annotated[type, Setting(…)]`` with a default; ``type`` is ``int``, ``float`` or
     a Literal of texts, or one of them ``| None``.
@@ -152,7 +152,7 @@ class Scoring(RunSettings):
     k: Annotated[
         int,
         Setting(
-            "heads per layer (key-value groups where keys are grouped)",
+            "heads to select per layer (key-value groups if keys are grouped)",
             ge=1,
             most=1024,
             of="heads of a layer",
@@ -184,7 +184,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1_000_000,
             of="rows of train",
-            unset=f"{_DEFAULT_SAMPLES}, or all rows where there are fewer",
+            unset=f"{_DEFAULT_SAMPLES}, or all rows if there are fewer",
         ),
     ] = None
 
@@ -223,38 +223,43 @@ class Scoring(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters(RunSettings):
-    """How to train; they travel in the head delta."""
+    """The hyperparameters of training; they are stored in the head delta."""
 
     epochs: Annotated[int, Setting("passes over the training split", ge=1, most=1000)] = 3
     learning_rate: Annotated[
         float,
-        Setting("the highest; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
+        Setting("the peak; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
     ] = 3e-4
-    batch_size: Annotated[int, Setting("samples of a step", ge=1, most=4096)] = 32
+    batch_size: Annotated[int, Setting("samples per step", ge=1, most=4096)] = 32
     max_length: Annotated[
-        int, Setting("tokens of a text, or of a pair, at most", ge=1, most=131_072)
+        int, Setting("the most tokens of a text, or of a pair", ge=1, most=131_072)
     ] = 128
     warmup_ratio: Annotated[
         float, Setting("share of the steps in which the learning rate rises", ge=0, le=1)
     ] = 0.06
     weight_decay: Annotated[
-        float, Setting("of AdamW, on matrices; biases and norms are not decayed", ge=0, most=10)
+        float,
+        Setting(
+            "weight decay of AdamW on matrices; biases and norms are not decayed", ge=0, most=10
+        ),
     ] = 0.01
     seed: Annotated[
         int,
         Setting(
-            "of the task head, the calibration samples, the order of the data and dropout",
+            "random seed of task head, calibration samples, the order of the data and dropout",
             ge=0,
             most=2**63 - 1,
         ),
     ] = 0
     precision: Annotated[
         Precision,
-        Setting("of the frozen backbone; auto is bfloat16 where the device has it natively"),
+        Setting(
+            "dtype of the frozen backbone; auto is bfloat16 if the device supports it natively"
+        ),
     ] = "auto"
     early_stopping_patience: Annotated[
         int | None,
-        Setting("stop after so many evaluations without gain", ge=1, most=1000, unset="never"),
+        Setting("stop after this many evaluations without gain", ge=1, most=1000, unset="never"),
     ] = None
 
     def describe(self) -> dict[str, Any]:
@@ -262,5 +267,5 @@ class Hyperparameters(RunSettings):
         return asdict(self)
 
 
-# Hyperparameters on which the scores of the heads depend too.
+# Hyperparameters that also affect the scores of the heads.
 SCORED_WITH = ("precision", "seed", "max_length", "batch_size")

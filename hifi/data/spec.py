@@ -1,4 +1,4 @@
-"""What a user says about a task; what is left out is inferred from the columns."""
+"""A user's description of a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hifi.errors import InvalidArgumentError
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What the user says about the task; what is left out is inferred from the columns.
+    """A user's description of a task; missing parts are inferred from the columns.
 
     Attributes:
         type: ``classification``, ``regression`` or ``image-classification``.
@@ -54,7 +54,7 @@ class TaskSpec:
         image: str | None = None,
         metric: str | None = None,
     ) -> TaskSpec:
-        """Collect what was said about a task in one place.
+        """Build a spec from a caller's arguments.
 
         Args:
             task: a type; or a mapping with the entries ``type, text, label, image, metric`` (all
@@ -65,24 +65,24 @@ class TaskSpec:
             metric: the metric by which the best step is chosen.
 
         Raises:
-            InvalidArgumentError: an unknown entry, one of the wrong type, or one that is given
-                twice and differs.
+            InvalidArgumentError: an entry is unknown, has the wrong type, or is set twice with
+                different values.
         """
-        said = cls._said(task)
-        given = cls(text=_names(text), label=label, image=image, metric=metric)
+        spec = cls._from_task(task)
+        others = cls(text=_names(text), label=label, image=image, metric=metric)
         entries: dict[str, Any] = {}
         for name in ("text", "label", "image", "metric"):
-            first, second = getattr(said, name), getattr(given, name)
+            first, second = getattr(spec, name), getattr(others, name)
             if first and second and first != second:
                 raise InvalidArgumentError(
-                    name, value=second, limit=f"task says {first!r}; give one of the two"
+                    name, value=second, limit=f"task has {first!r}; set only one of the two"
                 )
             entries[name] = first or second
-        return cls(type=said.type, **entries)
+        return cls(type=spec.type, **entries)
 
     @classmethod
-    def _said(cls, task: object) -> TaskSpec:
-        """Read the argument ``task`` of :meth:`of`."""
+    def _from_task(cls, task: object) -> TaskSpec:
+        """Convert the argument ``task`` of :meth:`of`."""
         if isinstance(task, TaskSpec):
             return task
         if isinstance(task, str | None):
@@ -98,17 +98,17 @@ class TaskSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """List the columns that are named."""
+        """The columns that are named."""
         return (*self.text, *(name for name in (self.image, self.label) if name is not None))
 
     @property
     def names_all_columns(self) -> bool:
-        """Whether no column is left to infer, so that others do not matter."""
+        """Whether no column must be inferred."""
         return self.label is not None and bool(self.text or self.image)
 
 
 def _names(text: object) -> tuple[str, ...]:
-    """Read one column or several; None is none."""
+    """Return the names of one column or several; None is no column."""
     if isinstance(text, str | None):
         return () if text is None else (text,)
     names = tuple(text) if isinstance(text, Iterable) else (text,)

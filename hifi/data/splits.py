@@ -1,12 +1,12 @@
-"""Read one split of a data set: files, the hub, or what is in memory already.
+"""Load one split of a data set from a file, the hub or memory.
 
 Files are read by ``hifi.data.formats`` into an in-memory ``datasets.Dataset``, and not by
-``datasets.load_dataset``: that one caches by path, expands ``[`` and ``*`` in file names, fills
-short CSV rows silently, reads the text ``NA`` as nothing, and cannot say which row of a file is
-wrong. A delimited file does not say what its cells are: they stay the texts that they are, with a
-mark, and ``columns`` reads them as what the task needs. A Parquet file whose schema metadata has
-the entry ``hifi.cells`` = ``1`` holds such cells: its texts are read as a CSV file's are, so that a
-CSV file can be kept as Parquet and lose nothing.
+``datasets.load_dataset``, which caches by path, expands ``[`` and ``*`` in file names, fills short
+CSV rows silently, reads the text ``NA`` as null, and cannot report the row of an error. The cells
+of a delimited file have no types: they are loaded as texts with a mark, and ``columns`` converts
+them to what the task needs. A Parquet file whose schema metadata has the entry ``hifi.cells`` =
+``1`` holds such cells; its texts are read like those of a CSV file, so that a CSV file can be
+stored as Parquet without loss.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Source: TypeAlias = (
 )
 
 _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
-# No column can hold these: what pyarrow raises, and datasets and Pillow for images among them.
+# Raised by pyarrow, datasets or Pillow (for images) for values that do not fit into a column.
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
 
 
@@ -46,14 +46,14 @@ def load_split(source: Source, *, split: str, columns: Sequence[str] | None = No
             optional, ``split`` is this split's name without it); a ``datasets.Dataset``; a list
             of rows; a dict of columns; a pandas DataFrame.
         split: ``train``, ``validation`` or ``test``; for messages and for the hub.
-        columns: those that are needed: they must be there and well-formed, others are left out.
-            Without it all columns are kept.
+        columns: the required columns, which must exist and be well-formed; others are dropped. By
+            default all columns are kept.
 
     Returns:
         A data set of at least one row.
 
     Raises:
-        DataError: the split cannot be read; it names row and column where they are to blame.
+        DataError: the split cannot be read; the error has row and column if they are the cause.
     """
     if isinstance(source, str | Path):
         with in_split(split):
@@ -71,10 +71,10 @@ def load_split(source: Source, *, split: str, columns: Sequence[str] | None = No
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], *, split: str) -> None:
-    """Refuse a split that lacks a column.
+    """Refuse a split without one of these columns.
 
     Raises:
-        DataError: it names the column, and those that are there.
+        MissingColumnError: a column does not exist.
     """
     for name in columns:
         if name not in dataset.column_names:
@@ -82,18 +82,17 @@ def check_columns(dataset: Dataset, columns: Sequence[str], *, split: str) -> No
 
 
 def _read_file(path: Path, *, columns: Sequence[str] | None) -> Dataset:
-    with suppress(RuntimeError, ValueError):  # "~stranger/x" may be a file as it is written
+    with suppress(RuntimeError, ValueError):  # a file may be called "~stranger/x" literally
         path = path.expanduser()
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise DataError(
-            f"{str(path)!r} has not one of the endings {', '.join(ENDINGS)}; a hub data set is "
-            'given with --hub on the command line and as {"hub": "owner/name", "config": …} in '
-            "Python"
+            f"{str(path)!r} does not end with one of {', '.join(ENDINGS)}; for a hub data set use "
+            '--hub on the command line, or {"hub": "owner/name", "config": …} in Python'
         )
     try:
         if not path.exists():
-            raise DataError(f"there is no file {str(path)!r}")
+            raise DataError(f"the file {str(path)!r} does not exist")
         reader = open_reader(path, ending=ending, budget=Budget(UNLIMITED), columns=columns)
         table = pa.Table.from_batches(reader.batches(), schema=reader.schema)
     except OSError as error:
@@ -127,10 +126,10 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
         dataset = datasets.load_dataset(
             source["hub"], source.get("config"), split=wanted, revision=source.get("revision")
         )
-    except Exception as error:  # datasets runs much, and the hub's HTTP client has its own errors
+    except Exception as error:  # datasets can raise anything, and so can the hub's HTTP client
         raise DataError(
-            f"{source['hub']!r} (config {source.get('config')!r}, split {wanted!r}) cannot be had "
-            f"from the Hugging Face hub: {error}",
+            f"{source['hub']!r} (config {source.get('config')!r}, split {wanted!r}) cannot be "
+            f"loaded from the Hugging Face hub: {error}",
             split=split,
         ) from error
     return dataset
@@ -138,7 +137,7 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
 
 def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -> Dataset:
     if isinstance(source, datasets.DatasetDict):
-        raise DataError(f"several splits were given, {sorted(source)}; give one", split=split)
+        raise DataError(f"several splits were passed, {sorted(source)}; pass one", split=split)
     if isinstance(source, Dataset):
         return source
     if isinstance(source, pd.DataFrame):
@@ -154,7 +153,7 @@ def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -
     if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
         return _from_rows(source, split=split, columns=columns)
     raise DataError(
-        f"a {type(source).__name__} is no data set; give a path, a hub data set, a "
+        f"a {type(source).__name__} is not a data set; pass a path, a hub data set, a "
         "datasets.Dataset, a list of rows, a dict of columns or a DataFrame",
         split=split,
     )
@@ -177,18 +176,18 @@ def _from_columns(
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of different lengths: {lengths}", split=split)
     kept = table
-    if columns is not None and set(columns) <= set(table):  # one that is missing is reported later
+    if columns is not None and set(columns) <= set(table):  # a missing column is reported later
         kept = {name: table[name] for name in columns}
     try:
         return Dataset.from_dict(dict(kept))
     except _UNFIT as error:
         for name, values in kept.items():
             _check_column(values, split=split, column=name)
-        raise DataError(f"the columns cannot be understood: {error}", split=split) from error
+        raise DataError(f"the columns cannot be converted: {error}", split=split) from error
 
 
 def _check_column(values: list[Any], *, split: str, column: str) -> None:
-    """Refuse a column that cannot be stored, naming the first row that does not fit."""
+    """Raise if a column cannot be stored, with the first row that does not fit."""
     if _fits(values):
         return
     place = first_misfit(values, fit=_fits)

@@ -1,8 +1,8 @@
-"""The task types, each declared once: what it reads, learns, measures and answers.
+"""The task types, each declared once: inputs, label, metrics, requests and answers.
 
 Training, the bank, the inference process, the job spec, the OpenAPI document, the command line and
-the documentation ask here; nothing else lists task types. The torch part of a type (encoding, loss,
-metrics, how logits become an answer) is the class that ``implementation`` names.
+the documentation use these declarations; task types are listed nowhere else. The torch part of a
+type (encoding, loss, metrics, logits to answer) is the class that ``implementation`` names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Columns:
     """Columns of a data set that a task reads for one purpose.
 
     Attributes:
-        field: of a task spec, which names them: ``text``, ``image`` or ``label``.
-        use: how they are read; it says which rows are refused.
-        most: how many there may be.
-        words: for the command line and the OpenAPI document.
+        field: the field of a task spec that names them: ``text``, ``image`` or ``label``.
+        use: how they are read; determines which rows are refused.
+        most: the maximum number of columns.
+        words: description for the command line and the OpenAPI document.
     """
 
     field: str
@@ -41,7 +41,7 @@ class RequestField:
         name: in the request.
         kind: a text, or an image file in Base64.
         is_required: whether every input has it.
-        words: for the OpenAPI document.
+        words: description for the OpenAPI document.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Request:
     """An input of ``/predict``.
 
     Attributes:
-        name: in the OpenAPI document; one name, one request.
-        words: for the OpenAPI document.
-        fields: a field for every input column, in the order of the columns. The first is required,
-            and tells this request from others.
+        name: in the OpenAPI document; unique.
+        words: description for the OpenAPI document.
+        fields: a field for every input column, in the order of the columns. The first is required
+            and distinguishes this request from others.
     """
 
     name: str
@@ -72,8 +72,8 @@ class AnswerField:
 
     Attributes:
         name: in the answer.
-        type: of its value, as pydantic reads it: ``str``, ``float``, ``dict[str, float]``, …
-        words: for the OpenAPI document.
+        type: of its value, for pydantic: ``str``, ``float``, ``dict[str, float]``, …
+        words: description for the OpenAPI document.
     """
 
     name: str
@@ -86,9 +86,9 @@ class Answer:
     """An answer of ``/predict``.
 
     Attributes:
-        name: in the OpenAPI document; one name, one answer.
-        words: for the OpenAPI document.
-        fields: what it holds; no two answers have the same field names.
+        name: in the OpenAPI document; unique.
+        words: description for the OpenAPI document.
+        fields: no two answers have the same field names.
     """
 
     name: str
@@ -102,17 +102,16 @@ class TaskType:
 
     Attributes:
         name: in job specs and head deltas.
-        words: one line for people.
-        implementation: its torch part, ``module:class``; imported when it is first used.
-        input_kind: what a backbone must read.
+        words: description, one line.
+        implementation: its torch part, ``module:class``; imported on first use.
+        input_kind: the input that a backbone must read.
         inputs: the input columns.
-        label: the column of what is learnt.
-        num_labels: logits in a row; None where there is one for each class that the training split
-            names.
-        logits: what has a row of logits: the whole ``sample``, ``[n, num_labels]``, or each
-            ``token`` of it, ``[n, S, num_labels]``, of which those of the padding mean nothing.
-        metrics: the default first; of each the greater is better.
-        problem_type: as transformers' configurations name it; None where they have no name for it.
+        label: the label column.
+        num_labels: logits per row; None for one per class of the training split.
+        logits: one row of logits per ``sample``, ``[n, num_labels]``, or per ``token``,
+            ``[n, S, num_labels]``; those of padding are ignored.
+        metrics: the default first; higher is better for all.
+        problem_type: the name in transformers' configurations; None if they have none.
         request: an input of ``/predict``.
         answer: its answer.
     """
@@ -132,41 +131,41 @@ class TaskType:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the training split names classes."""
+        """Whether the labels are classes of the training split."""
         return self.num_labels is None
 
     @property
     def input_counts(self) -> range:
-        """How many input columns a task may have: one for each required field at least."""
+        """The allowed numbers of input columns: at least one for each required field."""
         return range(sum(field.is_required for field in self.request.fields), self.inputs.most + 1)
 
 
 _TYPES: dict[str, TaskType] = {}
-# Task types of the contract that are not built yet.
+# Planned task types that are not supported yet.
 PLANNED = ("question-answering", "multiple-choice", "token-classification", "causal-lm")
 
 
 def register(task_type: TaskType) -> TaskType:
-    """Add a task type; a later one of the same name takes its place."""
+    """Register a task type; it replaces an earlier one of the same name."""
     _TYPES[task_type.name] = task_type
     return task_type
 
 
 def task_types() -> tuple[TaskType, ...]:
-    """Return the task types that are built, in the order in which they were registered."""
+    """Return the supported task types, in the order of their registration."""
     return tuple(_TYPES.values())
 
 
 def find_task_type(name: str) -> TaskType:
-    """Find a task type by its name.
+    """Return the task type of a name.
 
     Raises:
-        TaskNotSupportedError: no such type, or one that is not built yet.
+        TaskNotSupportedError: the type is unknown or not supported yet.
     """
     task_type = _TYPES.get(name)
     if task_type is None:
-        state = "is not built yet" if name in PLANNED else "is unknown"
-        raise TaskNotSupportedError(f"task type {name!r} {state}; there are: {', '.join(_TYPES)}")
+        state = "is not supported yet" if name in PLANNED else "is unknown"
+        raise TaskNotSupportedError(f"task type {name!r} {state}; supported: {', '.join(_TYPES)}")
     return task_type
 
 
@@ -187,11 +186,11 @@ _NUMBERS = Columns(field="label", use="target", words="the column of numbers")
 _CLASS_METRICS = ("accuracy", "f1", "matthews")
 TEXT_INPUT = Request(
     name="TextInput",
-    words="A text, or a pair of texts, for a job that was trained on such.",
+    words="A text, or a pair of texts, as the job was trained on.",
     fields=(
         RequestField(name="text", kind="text"),
         RequestField(
-            name="text_pair", kind="text", is_required=False, words="of a pair: the second text"
+            name="text_pair", kind="text", is_required=False, words="the second text of a pair"
         ),
     ),
 )
@@ -202,7 +201,7 @@ IMAGE_INPUT = Request(
 )
 _LABEL_ANSWER = Answer(
     name="LabelPrediction",
-    words="Which label an input gets.",
+    words="The predicted label of an input.",
     fields=(
         AnswerField(name="label", type=str, words="the likeliest class"),
         AnswerField(name="score", type=float, words="its probability"),
@@ -211,7 +210,7 @@ _LABEL_ANSWER = Answer(
 )
 _VALUE_ANSWER = Answer(
     name="ValuePrediction",
-    words="Which number an input gets.",
+    words="The predicted number of an input.",
     fields=(AnswerField(name="value", type=float, words="the number"),),
 )
 

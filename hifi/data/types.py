@@ -1,4 +1,4 @@
-"""What a column may hold: types that are kept, their names, and how two of them become one."""
+"""Types of columns: which are supported, their names, and how two of them are merged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _MOST_TYPE_CHARACTERS = 120
-CELLS = {b"hifi.cells": b"1"}  # of a Parquet file whose texts are a delimited file's cells
+CELLS = {b"hifi.cells": b"1"}  # metadata of a Parquet file whose texts are cells
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -29,36 +29,36 @@ _SCALARS = (
 
 
 class UnfitError(Exception):
-    """Two types that no column has in common, or one that is not kept; says why."""
+    """Two types cannot be merged, or a type is not supported; the message has the reason."""
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a type holds texts."""
+    """Return whether a type holds texts."""
     return any(test(kind) for test in _TEXTS)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Tell whether a type holds bytes."""
+    """Return whether a type holds bytes."""
     return any(test(kind) for test in _BYTES)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Tell whether a type holds lists."""
+    """Return whether a type holds lists."""
     return any(test(kind) for test in _LISTS)
 
 
 def is_image(kind: pa.DataType) -> bool:
-    """Tell whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
+    """Return whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return is_bytes(kind)
 
 
 def kept_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type under which a column is kept.
+    """Return the plain type in which a column is stored.
 
-    Scalars, lists of scalars, and objects of these are kept: the columns of every task that there
-    is, or will be.
+    Scalars, lists of scalars, and objects of these are supported: they cover all task types,
+    including planned ones.
 
     Raises:
         UnfitError: any other type.
@@ -89,13 +89,13 @@ def _scalar_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
     if any(test(kind) for test in _SCALARS) and not pa.types.is_interval(kind):
         return kind
     raise UnfitError(
-        f"columns of {type_name(whole)} are read by no task: leave the column out, or make it "
+        f"no task reads columns of {type_name(whole)}: leave the column out, or convert it to "
         "texts, numbers, booleans, images, or lists of these"
     )
 
 
 def type_name(kind: pa.DataType, *, depth: int = 3) -> str:
-    """Name a type for people, down to some depth."""
+    """Return the name of a type for messages, down to some depth."""
     if pa.types.is_nested(kind) and depth == 0:
         return "…"
     if is_list(kind):
@@ -110,10 +110,10 @@ def type_name(kind: pa.DataType, *, depth: int = 3) -> str:
 
 
 def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """Return the type that holds what two types hold; whole numbers may become floating ones.
+    """Return the common type of two types; integers and floating-point numbers become the latter.
 
     Raises:
-        UnfitError: there is none.
+        UnfitError: the types have no common type.
     """
     if first == second or pa.types.is_null(second):
         return first
@@ -132,13 +132,13 @@ def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
 
 
 def count_leaves(kind: pa.DataType) -> int:
-    """Count the entries of a nested type; 1 for any other."""
+    """Return the number of entries of a nested type; 1 for any other."""
     if pa.types.is_struct(kind):
         return sum(count_leaves(field.type) for field in kind)
     return count_leaves(kind.value_type) if is_list(kind) else 1
 
 
 def first_true(mask: pa.Array) -> int | None:
-    """Return the place of the first True; None where there is none."""
+    """Return the index of the first True; None if there is none."""
     place = pc.index(mask, value=True).as_py()
     return None if place < 0 else int(place)

@@ -149,9 +149,9 @@ def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBack
         device: where the model will run.
 
     Raises:
-        ModelError: it cannot be loaded, no task type reads what it reads, or it reads texts and has
-            no tokenizer.
-        UnsupportedArchitectureError: its heads are not known.
+        ModelError: the model cannot be loaded, no task type reads its inputs, or it reads texts and
+            has no tokenizer.
+        UnsupportedArchitectureError: the model's architecture is not supported.
     """
     config = load_config(source)
     kinds = [get_task(name) for name in task_types()]
@@ -163,19 +163,19 @@ def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBack
     model = cast("PreTrainedModel", loaded.model.base_model)
     fingerprint = backbone_fingerprint(model)
     kind.set_padding(source, model.config)
-    cast_to(model, model.dtype)  # a pooler that the file lacks is of another
+    cast_to(model, model.dtype)  # a pooler that the file lacks has another dtype
     return BareBackbone(model.to(device=device), fingerprint)  # type: ignore[call-arg]
 
 
 def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
-    """Put into a backbone's configuration what a delta's task needs of its model.
+    """Set the configuration of a backbone for a delta's task.
 
     Args:
         config: changed in place.
         delta: records its task.
 
     Returns:
-        The task as far as every delta records it: with its classes, without its columns.
+        The task, with its classes but without its columns, which not every delta records.
 
     Raises:
         TaskNotSupportedError: the delta does not record its task.
@@ -229,7 +229,7 @@ def _named_backbone(delta: HeadDelta, *, revision: str | None) -> ModelSource:
     is_known = name == PACKAGED_MODEL or "/" in name or revision is not None
     if not is_known and find_folder(Path(name)) is None:
         raise ModelError(
-            f"the head delta knows its backbone only as {name!r}, and no such folder exists here: "
+            f"the head delta names its backbone only as {name!r}, and no such folder exists here: "
             "pass the backbone with --model (a folder, or a hub id)"
         )
     return resolve_model(name, revision=revision)
@@ -282,7 +282,7 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
             raise
         cast = cast_to(copy.deepcopy(model), tuned_at)
         if backbone_fingerprint(cast) != delta.metadata.fingerprint:
-            raise  # this error has the fingerprint as stored, which the other commands print
+            raise  # this error has the fingerprint as stored, which is the one that users see
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

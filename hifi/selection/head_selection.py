@@ -46,7 +46,7 @@ class HeadSelection:
         heads: the selected heads, ascending, each once.
         num_layers: L.
         layers: the scores of every layer, bottom first; empty for a selection made by hand.
-        k: heads per layer; None if the heads were named.
+        k: heads per layer; None if the heads were chosen by hand.
         xi: the share ξ; None for a selection made by hand, like the settings below.
         damping: d.
         strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
@@ -69,7 +69,7 @@ class HeadSelection:
 
     @classmethod
     def from_heads(cls, heads: Iterable[HeadId], *, num_layers: int) -> HeadSelection:
-        """Select the named heads.
+        """Return a selection of these heads.
 
         Args:
             heads: in any order; duplicates count once.
@@ -95,9 +95,9 @@ class HeadSelection:
     ) -> HeadSelection:
         """Select the ``k`` heads with the highest score in every layer.
 
-        This is for ablations: any ordering of heads can be written as scores. A layer's scores are
-        divided by the sum of their magnitudes, so that they are on the scale of p*, and rounded to
-        12 decimals; ties go to the lower index.
+        This is for ablations: scores can express any ordering of heads. A layer's scores are
+        divided by the sum of their magnitudes, which is the scale of p*, and rounded to 12
+        decimals; ties go to the lower index.
 
         Args:
             scores: ``[L, H]``, finite.
@@ -247,7 +247,7 @@ def _check_settings(selection: HeadSelection) -> None:
         if value is not None:
             setting.check(value, most=heads if name == "k" else None)
         elif is_scored:
-            raise InvalidArgumentError(name, value=None, limit="given where there are scores")
+            raise InvalidArgumentError(name, value=None, limit="required if there are scores")
     if selection.strategy is not None:
         check_strategy(selection.strategy, num_layers=selection.num_layers)
     if not isinstance(selection.fingerprint, str | None):

@@ -37,10 +37,10 @@ def pagerank(
     r"""Compute the importance of the heads of one layer by personalised PageRank.
 
     Eq. (8)-(10):  P ← d·Mᵀ·P + (1 − d)·v,  m_hh' = r_hh' / Σ r_h·,  p⁽⁰⁾ = I / ΣI,
-    until ‖ΔP‖₁ ≤ 1e-10. The teleport vector v is p⁽⁰⁾, or 1/H for ``uniform``. Uniform is what
-    Eq. (10) prints, but then neither I nor ξ influences the limit. The paper does not print the
-    transpose: M is row-stochastic, so without it the limit of M·P is uniform for every M. A head
-    without any correlation jumps to v, as networkx treats dangling nodes.
+    until ‖ΔP‖₁ ≤ 1e-10. The teleport vector v is p⁽⁰⁾, or 1/H for ``uniform``. Eq. (10) prints
+    uniform, but then neither I nor ξ affects the limit. The paper omits the transpose; M is
+    row-stochastic, so without it the limit of M·P is uniform for every M. A head without any
+    correlation jumps to v, like dangling nodes in networkx.
 
     Args:
         correlation: r, ``[H, H]``, finite, not negative.
@@ -63,9 +63,8 @@ def pagerank(
     vector = start if teleport == "information" else torch.full_like(start, 1 / len(start))
     largest = transition.amax(1, keepdim=True)
     dangling = largest == 0
-    transition = transition / torch.where(
-        dangling, 1, largest
-    )  # so that sums do not over- or underflow
+    # Scale each row by its maximum, so that sums do not over- or underflow.
+    transition = transition / torch.where(dangling, 1, largest)
     transition = torch.where(dangling, vector, transition)
     transition = transition / transition.sum(1, keepdim=True)
     position, change = start, 0.0

@@ -66,7 +66,7 @@ class HeadBank:
 
     One pass over the backbone answers all samples: one product computes the projections of all
     samples, then each task's selected heads are replaced for its own samples. Up to rounding, an
-    answer is that of the model with the delta merged, whatever else is in the batch.
+    answer equals that of the merged model, and does not depend on the rest of the batch.
 
     Deltas lie in slots on the model's device. A freed slot takes the next delta of its layout
     without an allocation. Tasks with the same number of heads per layer and the same number of
@@ -133,7 +133,7 @@ class HeadBank:
         """Check a head delta and lay it out in host memory, for :meth:`put`.
 
         Args:
-            delta: of this backbone; a delta without a task head answers with last hidden states.
+            delta: of this backbone; without a task head its answers are last hidden states.
 
         Raises:
             BackboneMismatchError: the delta is of another backbone, as in ``HeadDelta.merge``.
@@ -193,7 +193,7 @@ class HeadBank:
 
         Args:
             name: the name that samples use.
-            delta: of this backbone; a delta without a task head answers with last hidden states.
+            delta: of this backbone; without a task head its answers are last hidden states.
 
         Raises:
             BackboneMismatchError, TaskNotSupportedError, TaskHeadMismatchError, DeltaFileError: as
@@ -246,12 +246,12 @@ class HeadBank:
 
         Returns:
             One tensor per sample, in the order of the batch: its task's logits ``[labels]``, or
-            ``[S, labels]`` where every token has some, padding included; the last hidden state
-            ``[S, D]`` where the name is None or the delta has no task head.
+            ``[S, labels]`` if every token has some, including padding; the last hidden state
+            ``[S, D]`` if the name is None or the delta has no task head.
 
         Raises:
-            InvalidArgumentError: a name is not in the bank, the number of names is not that of the
-                samples, or the model has been set to training mode.
+            InvalidArgumentError: a name is not in the bank, the numbers of names and samples
+                differ, or the model is in training mode.
             BankClosedError: the bank is closed.
         """
         _check_mode(self._model)

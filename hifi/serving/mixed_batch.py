@@ -72,7 +72,7 @@ class Group:
     Attributes:
         task: None for the bare backbone.
         places: positions of the samples in the batch.
-        start: position of the first one in the arranged batch, where they are contiguous.
+        start: position of the first one in the arranged batch; the others follow it.
         kind: equal for groups that are multiplied in the same way.
     """
 
@@ -102,11 +102,11 @@ class Group:
 
     def answer(self, hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits, or the last hidden state if there is no task head."""
-        given = hidden[self.samples]
+        own = hidden[self.samples]
         if self.task is None or self.task.head is None:
-            return given
+            return own
         part = {key: tensor[self.samples] for key, tensor in batch.items()}
-        return self.task.head.apply(self.task.weights, hidden=given, batch=part)
+        return self.task.head.apply(self.task.weights, hidden=own, batch=part)
 
 
 def enough_on(device: torch.device) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the columns of one module in a layer's product go.
+    """The place of one module's columns in a layer's product.
 
     Attributes:
         columns: the module's columns in the product.
@@ -52,7 +52,7 @@ class _Columns:
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Where one task's rows go in a model: everything about the rows except their values.
+    """The places of one task's rows in a model: everything about the rows except their values.
 
     Attributes:
         layers: by layer index; a layer without rows is missing.

@@ -1,4 +1,4 @@
-"""Predictions as a head delta records them: inputs encoded as in training, logits read."""
+"""Prepare predictions for a head delta: encode inputs as in training, and collate batches."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a head delta says about predictions.
+    """The settings for predictions that a head delta records.
 
     Attributes:
-        task: with the columns that were read and the classes; it reads the answers.
-        max_length: tokens of a text at most; None where the delta does not say: then what the model
-            takes.
-        pad_token_id: None where the delta does not say.
+        task: with its input columns and classes; converts logits to answers.
+        max_length: the most tokens of a text; None if not recorded, then the model's limit applies.
+        pad_token_id: None if not recorded.
     """
 
     task: Task
@@ -40,21 +39,21 @@ class TaskRecord:
 
     @classmethod
     def of(cls, delta: HeadDelta, config: PreTrainedConfig) -> TaskRecord:
-        """Read what a delta records.
+        """Read and check the record of a delta.
 
         Args:
             delta: with a task head.
             config: of its backbone.
 
         Raises:
-            TaskNotSupportedError: it does not say what task it is for, or of which columns or
-                classes; its task is none for such a backbone, or it has no task head.
-            DeltaFileError: it records a pad token, padding side or length that cannot be.
+            TaskNotSupportedError: the delta does not record its task, columns or classes, has no
+                task head, or its task does not fit the backbone.
+            DeltaFileError: the delta records an impossible pad token, padding side or length.
         """
         task = configure_for(copy.deepcopy(config), delta)
         declared = task.declaration
         if not delta.task_head:
-            raise TaskNotSupportedError("the head delta has no task head: it predicts nothing")
+            raise TaskNotSupportedError("the head delta has no task head, so it cannot predict")
         if not reads(config, auto_class=task.auto_class):
             raise TaskNotSupportedError(
                 f"the head delta's {declared.name} task needs a model that reads "
@@ -67,7 +66,7 @@ class TaskRecord:
         record = dict(delta.metadata.task or {})
         names = record.get(declared.inputs.field)
         if declared.inputs.most == 1 and not isinstance(names, list):
-            names = [names]  # a single column stands for itself
+            names = [names]  # a single column is recorded without a list
         if not isinstance(names, list) or len(names) not in declared.input_counts:
             raise TaskNotSupportedError(
                 f"the head delta does not record the columns that its {declared.name} task reads"
@@ -80,7 +79,7 @@ class TaskRecord:
 
     @property
     def encoding(self) -> tuple[object, ...]:
-        """Return what an encoder depends on: records with an equal one can share theirs."""
+        """The settings of an encoder; records with equal ones can share an encoder."""
         kind, count = type(self.task), len(self.task.inputs)
         return (
             *(kind.load_encoder, kind.declaration.request, count),
@@ -92,12 +91,12 @@ class TaskRecord:
 
         Args:
             source: the backbone.
-            model: the backbone; left as it is.
+            model: the backbone; not changed.
 
         Raises:
-            ModelError: there is none, or it does not suit the model.
-            InvalidArgumentError: a recorded length that leaves a text without a token, or is beyond
-                what the model takes.
+            ModelError: it is missing, or does not fit the model.
+            InvalidArgumentError: the recorded length leaves a text without a token, or exceeds the
+                model's limit.
         """
         config = copy.deepcopy(model.config)
         if self.pad_token_id is not None:
@@ -105,12 +104,12 @@ class TaskRecord:
         return self.task.load_encoder(source, config, max_length=self._length_for(model))
 
     def _length_for(self, model: PreTrainedModel) -> int:
-        """Return the most tokens of an input."""
+        """Return the maximum number of tokens of an input."""
         limit = max_positions(model)
         if self.max_length is None:
             return sys.maxsize if limit is None else limit
         if limit is not None and self.max_length > limit:
-            # A GPU does not survive a token that has no position.
+            # On a GPU, a token without a position embedding makes the whole process unusable.
             raise InvalidArgumentError("max_length", value=self.max_length, limit=f"1 to {limit}")
         return self.max_length
 
@@ -122,10 +121,10 @@ def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
         samples: of one backbone.
 
     Returns:
-        What the backbone's ``forward`` takes, ``[B, …]``.
+        The arguments of the backbone's ``forward``, ``[B, …]``.
 
     Raises:
-        InvalidArgumentError: an input that some samples have and others have not.
+        InvalidArgumentError: some samples have an input that others lack.
     """
     names = list(samples[0].inputs)
     for sample in samples:

@@ -1,4 +1,4 @@
-"""The task types that can be fine-tuned, one file each, and the task that the data tell."""
+"""The task types that can be fine-tuned, one file each, and the inference of a task from data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
-    """Complete what the user said about the task by the columns of the training split.
+    """Complete a task from the columns of the training split.
 
     Raises:
         DataError, TaskNotSupportedError, InvalidArgumentError: as
@@ -38,16 +38,16 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
 
 
 def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
-    """Make a task of what the user says and what the training split shows.
+    """Build a task from a spec and the training split.
 
     Args:
-        spec: what is left out is inferred, see :func:`infer`.
+        spec: missing parts are inferred, see :func:`infer`.
         dataset: the training split.
 
     Raises:
-        DataError: the columns leave a doubt, or the labels cannot be used.
-        TaskNotSupportedError: no such task type, or one that is not built yet.
-        InvalidArgumentError: columns or a metric that the task type does not have.
+        DataError: the columns are ambiguous, or the labels cannot be used.
+        TaskNotSupportedError: the task type is unknown or not supported yet.
+        InvalidArgumentError: the task type does not have these columns or this metric.
     """
     spec = infer(spec, dataset)
     return get_task(str(spec.type)).from_data(

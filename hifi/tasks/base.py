@@ -1,4 +1,4 @@
-"""What every task type offers: columns, encoding, loss, metrics, answers, description."""
+"""The base classes of task types: columns, encoding, loss, metrics, answers, description."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Batch:
     """Samples in one padded batch.
 
     Attributes:
-        inputs: what ``model.forward`` takes, and possibly more (``token_type_ids``).
-        targets: what the task's loss compares with logits, ``[B, …]``: class indices, values. Where
-            every token has one, they are padded to the longest sample of the split.
+        inputs: arguments of ``model.forward``, and possibly more (``token_type_ids``).
+        targets: class indices or values for the task's loss, ``[B, …]``. If every token has one,
+            they are padded to the longest sample of the split.
     """
 
     inputs: Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class Examples(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """Hash what the model will see and what it should answer: ``sha256:…``."""
+        """Return a hash of the model's inputs and the targets: ``sha256:…``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ class Sample:
     """An encoded input of a prediction.
 
     Attributes:
-        inputs: what ``model.forward`` takes of it: tokens ``[S]``, or pixels ``[C, h, w]``.
-        pads: what fills a batch of longer ones, by name; pixels have none.
-        length: tokens that the model sees.
+        inputs: arguments of ``model.forward``: tokens ``[S]``, or pixels ``[C, h, w]``.
+        pads: padding values by name; pixels have none.
+        length: number of tokens in the model.
     """
 
     inputs: Mapping[str, Tensor]
@@ -90,11 +90,11 @@ class Sample:
 
 
 class Encoder(ABC):
-    """What turns rows into a model's inputs: a tokenizer or an image processor, set up.
+    """Encodes rows as a model's inputs: a tokenizer or an image processor with its settings.
 
     Attributes:
-        metadata: what a prediction must repeat (pad token, max_length, …); plain JSON.
-        sequence_length: tokens that the model sees of a sample, at most.
+        metadata: settings that predictions must use too (pad token, max_length, …); plain JSON.
+        sequence_length: the maximum number of tokens of a sample.
     """
 
     metadata: Mapping[str, Any]
@@ -102,45 +102,45 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> Examples:
-        """Check the inputs of a split and encode them, once and for all epochs.
+        """Check the inputs of a split and encode them, once for all epochs.
 
         Args:
-            dataset: holds the input columns.
+            dataset: contains the input columns.
             split: for messages.
-            targets: as :meth:`Task.targets` reads them; they travel along.
+            targets: the result of :meth:`Task.targets`, stored with the inputs.
 
         Raises:
-            DataError: a row that cannot be used.
+            DataError: a row cannot be used.
         """
 
     @abstractmethod
     def read(
         self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
     ) -> list[Sample | InputError]:
-        """Encode inputs of predictions as the training split was encoded, in any thread.
+        """Encode inputs of predictions as the training split was encoded; thread-safe.
 
         Args:
             inputs: with the fields of the task type's request.
-            truncate: False refuses a text that training would have cut.
+            truncate: False refuses texts that training would have truncated.
 
         Returns:
-            For each a sample, or what is wrong with it; one does not disturb the others.
+            A sample or an error for each input.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """One task: its type, its columns, and what the training split fixed about it.
+    """One task: its type, its columns, and the classes of the training split.
 
     Attributes:
         inputs: the input columns.
-        label: the column of what is learnt.
-        metric: one of the declared ones; by it the best step is chosen, higher is better.
-        classes: in the order of the logits; None where the training split names none.
+        label: the label column.
+        metric: a declared metric; the step with the highest value is the best.
+        classes: in the order of the logits; None for a task without classes.
     """
 
     declaration: ClassVar[TaskType]
-    auto_class: ClassVar[AutoClass]  # gives a backbone this task's head
+    auto_class: ClassVar[AutoClass]  # builds a model with this task's head
 
     inputs: tuple[str, ...]
     label: str
@@ -158,17 +158,17 @@ class Task(ABC):
     def from_data(
         cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
     ) -> Self:
-        """Make the task of its columns and the training split.
+        """Build the task from its columns and the training split.
 
         Args:
             dataset: the training split.
             inputs: the input columns.
-            label: the column of what is learnt.
-            metric: None is the first of those declared.
+            label: the label column.
+            metric: None is the first declared metric.
 
         Raises:
-            DataError: labels that cannot be used.
-            InvalidArgumentError: a metric that the task does not have.
+            DataError: the labels cannot be used.
+            InvalidArgumentError: the task does not have this metric.
         """
 
     @property
@@ -188,10 +188,10 @@ class Task(ABC):
 
     @classmethod
     def check_reads(cls, source: ModelSource, config: PreTrainedConfig) -> None:
-        """Refuse a model that reads something else than this task has.
+        """Refuse a model that does not read this task's inputs.
 
         Raises:
-            ModelError: transformers has no class that gives this model the task's head.
+            ModelError: transformers has no class for this model with the task's head.
         """
         if not reads(config, auto_class=cls.auto_class):
             raise ModelError(
@@ -202,10 +202,10 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
-        """Set in a configuration what a batch is padded with where no head delta says it.
+        """Set the padding in a configuration, for head deltas that do not record it.
 
         Raises:
-            ModelError: the model has no tokenizer that can be loaded.
+            ModelError: the model's tokenizer is missing or cannot be loaded.
         """
 
     @classmethod
@@ -213,33 +213,33 @@ class Task(ABC):
     def load_processor(
         cls, source: ModelSource, config: PreTrainedConfig, *, record: Mapping[str, Any]
     ) -> PreTrainedTokenizerBase | BaseImageProcessor:
-        """Load the tokenizer or image processor that goes with a merged model.
+        """Load the tokenizer or image processor for a merged model.
 
         Args:
             source: the model.
-            config: of the merged model; agrees with a tokenizer on the pad token afterwards.
-            record: what the head delta says of its task.
+            config: of the merged model; gets the tokenizer's pad token.
+            record: the task that the head delta records.
 
         Raises:
-            ModelError: there is none that can be loaded.
+            ModelError: it is missing or cannot be loaded.
         """
 
     @abstractmethod
     def load_encoder(
         self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
     ) -> Encoder:
-        """Load the model's tokenizer or image processor, and tell the configuration about it.
+        """Load the model's tokenizer or image processor, and update the configuration.
 
         Raises:
-            ModelError: there is none, or it does not suit the model.
+            ModelError: it is missing or does not fit the model.
         """
 
     @abstractmethod
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
-        """Read what should be predicted, ``[n, …]``, as in :class:`Batch`.
+        """Read the targets, ``[n, …]``, as in :class:`Batch`.
 
         Raises:
-            DataError: a row that has none, or one that the training split did not have.
+            DataError: a target is missing, or is a class that the training split does not have.
         """
 
     @abstractmethod
@@ -247,7 +247,7 @@ class Task(ABC):
         """Return the mean loss of a batch, in float32.
 
         Args:
-            logits: ``[B, num_labels]``, or ``[B, S, num_labels]`` where every token has some.
+            logits: ``[B, num_labels]``, or ``[B, S, num_labels]`` if every token has some.
             targets: as in :class:`Batch`.
         """
 
@@ -257,27 +257,27 @@ class Task(ABC):
 
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
-            targets: likewise.
+            targets: of all samples, on the CPU.
         """
 
     @staticmethod
     def logits_of(output: Any) -> Tensor:  # noqa: ANN401 - each model has an output class
-        """Return the logits in what the task's model returned."""
+        """Return the logits in the output of the task's model."""
         logits: Tensor = output.logits
         return logits
 
     def read_answer(self, logits: Tensor, sample: Sample) -> Answer:
-        """Read one sample's logits.
+        """Return the answer for one sample's logits.
 
         Args:
-            logits: ``[num_labels]``; or ``[S, num_labels]``, padded as the sample's batch was.
+            logits: ``[num_labels]``; or ``[S, num_labels]``, padded like the sample's batch.
             sample: the input.
 
         Returns:
             The fields of the declared answer.
 
         Raises:
-            AnswerError: the logits are no numbers.
+            AnswerError: the logits are not finite.
         """
         is_by_token = self.declaration.logits == "token"
         exact = (logits[: sample.length] if is_by_token else logits).double()
@@ -287,7 +287,7 @@ class Task(ABC):
 
     @abstractmethod
     def answer(self, logits: Tensor, sample: Sample) -> Answer:
-        """Make the declared answer of a sample's logits.
+        """Convert a sample's logits to the declared answer.
 
         Args:
             logits: float64, finite, ``[num_labels]``; or ``[sample.length, num_labels]``.
@@ -295,7 +295,7 @@ class Task(ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """List the configuration entries that give a transformers model this task's head."""
+        """Return the configuration entries for a transformers model with this task's head."""
         settings: dict[str, Any] = {"problem_type": self.declaration.problem_type}
         if not self.classes:
             return {**settings, "num_labels": self.num_labels}

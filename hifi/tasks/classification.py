@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTask(Task):
-    """What classifications share, whatever their inputs are."""
+    """Base class of classifications, for any kind of input."""
 
     @classmethod
     def from_data(
         cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
     ) -> Self:
-        """Make the task; its classes are those of the training split."""
+        """Build the task with the classes of the training split."""
         labels = read_labels(dataset, label, split="train")
         classes = tuple(label_order(dataset, label, labels, split="train"))
         chosen = metric or cls.declaration.metrics[0]

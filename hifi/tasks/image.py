@@ -1,4 +1,4 @@
-"""Images: decoded and scaled once where there is room, else for every batch."""
+"""Images: decoded and scaled once if the pixels fit in memory, else for every batch."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import ModelSource
 
-_CHANNELS = 3  # decode_image gives RGB
-_KEPT_BYTES = 1 << 30  # pixels of one split; more than this are made anew in every epoch
+_KEPT_BYTES = 1 << 30  # pixels of one split; if there are more, they are decoded in every epoch
 _CHUNK = 256
 _IMAGE = IMAGE_INPUT.fields[0].name
-# A few decoded at once must not fill the memory; cameras make half as many.
+# Limits the memory of a few images decoded at once; cameras make half as many pixels.
 _MOST_PIXELS = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTask(Task):
-    """What tasks on images share; ``inputs`` is one image column."""
+    """Base class of tasks on images; ``inputs`` is one image column."""
 
     @classmethod
     def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
@@ -49,7 +48,7 @@ class ImageTask(Task):
     def load_processor(
         cls,
         source: ModelSource,
-        config: PreTrainedConfig,  # noqa: ARG003 - an image processor says it all
+        config: PreTrainedConfig,  # noqa: ARG003 - images need no padding
         *,
         record: Mapping[str, Any],  # noqa: ARG003 - as above
     ) -> BaseImageProcessor:
@@ -73,14 +72,14 @@ class ImageEncoder(Encoder):
 
     Args:
         processor: the model's.
-        config: the model's; says how large its images are.
+        config: the model's; has the size of its images.
         column: the image column.
 
     Attributes:
         settings: of the processor, as canonical JSON.
 
     Raises:
-        ModelError: the model takes other images than the processor makes.
+        ModelError: the processor's images do not have the shape that the model reads.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class ImageEncoder(Encoder):
         if made != wanted:
             raise ModelError(
                 f"the image processor makes images of shape {made} (channels, height, width) "
-                f"where the model reads {wanted}"
+                f"but the model reads {wanted}"
             )
 
     def pixels(self, images: Sequence[bytes]) -> Tensor:
@@ -111,10 +110,10 @@ class ImageEncoder(Encoder):
         return pixels
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedImages:
-        """Check the images of a split, and decode them where there is room.
+        """Check the images of a split, and decode them if the pixels fit in memory.
 
         Raises:
-            DataError: an image that is missing or broken.
+            DataError: an image is missing or broken.
         """
         images = read_images(dataset, self._column, split=split)
         return EncodedImages(images, encoder=self, targets=targets)
@@ -125,12 +124,12 @@ class ImageEncoder(Encoder):
         *,
         truncate: bool,  # noqa: ARG002 - an image is never cut
     ) -> list[Sample | InputError]:
-        """Decode and scale, one after the other: each may take much memory while it is decoded."""
+        """Decode and scale one image at a time, since decoding may take much memory."""
         return [self._read_one(given) for given in inputs]
 
     def _read_one(self, given: Mapping[str, str]) -> Sample | InputError:
         for name in sorted(given.keys() - {_IMAGE}):
-            return InputError(f"the task reads an image and no {name}", param=name)
+            return InputError(f"the task reads an image, not {name}", param=name)
         if _IMAGE not in given:
             return InputError("the task reads images: image is missing", param=_IMAGE)
         try:
@@ -144,7 +143,7 @@ class ImageEncoder(Encoder):
 
 
 def _decode(encoded: bytes) -> Image.Image | ImageInputError:
-    """Decode an image that may be anything."""
+    """Decode an untrusted image; return an error if it cannot be decoded."""
     try:
         width, height = image_size(encoded)
         if width * height <= _MOST_PIXELS:
@@ -161,10 +160,10 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 class EncodedImages(Examples):
-    """Images as stored, and their pixels where these are few enough to keep.
+    """Encoded images, with their pixels if they fit in memory.
 
     Args:
-        images: encoded, all of them sound.
+        images: encoded, and checked.
         encoder: decodes and scales them.
         targets: ``[n]``.
     """
@@ -193,7 +192,7 @@ class EncodedImages(Examples):
         return Batch({"pixel_values": pixels}, self.targets[chosen])
 
     def digest(self) -> str:
-        """Hash the encoded images, how they become pixels, and the targets."""
+        """Return a hash of the encoded images, the processor's settings and the targets."""
         total = Digest()
         total.add(self._encoder.settings)
         for image in self._images:

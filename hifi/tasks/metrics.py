@@ -1,6 +1,6 @@
-"""How well predictions fit: accuracy, F1, Matthews, Pearson and Spearman, higher is better.
+"""Metrics: accuracy, F1, Matthews, Pearson and Spearman correlation; higher is better.
 
-All of them are finite: predictions that do not vary at all earn 0, without a warning.
+All of them are finite: constant predictions have correlation 0, without a warning.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Floats = NDArray[np.float64]
 
 
 def accuracy(targets: Integers, predictions: Integers) -> float:
-    """Give the share of predictions that are right, in 0..1."""
+    """Return the share of correct predictions, in 0..1."""
     return float(sklearn_metrics.accuracy_score(targets, predictions))
 
 
 def f1(targets: Integers, predictions: Integers, *, num_classes: int) -> float:
-    """Give the harmonic mean of precision and recall, in 0..1.
+    """Return the harmonic mean of precision and recall, in 0..1.
 
     Args:
         targets: class indices ``[n]``.
         predictions: class indices ``[n]``.
         num_classes: of two classes the **last** is the positive one (label 1 of 0 and 1; of texts
-            the last in alphabetical order); of more, the classes' own F1 are averaged (macro),
-            over those that occur in targets or predictions: a class that validation lacks takes
-            nothing away.
+            the last in alphabetical order); with more classes their F1 are averaged (macro), over
+            those that occur in targets or predictions, so that a class missing in validation does
+            not lower the result.
     """
     if num_classes == 2:
         positive = num_classes - 1
@@ -46,19 +46,19 @@ def f1(targets: Integers, predictions: Integers, *, num_classes: int) -> float:
 
 
 def matthews(targets: Integers, predictions: Integers) -> float:
-    """Give the Matthews correlation of two classifications, in -1..1."""
+    """Return the Matthews correlation of two classifications, in -1..1."""
     if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
         return 0.0
     return float(sklearn_metrics.matthews_corrcoef(targets, predictions))
 
 
 def pearson(targets: Floats, predictions: Floats) -> float:
-    """Give the linear correlation, in -1..1."""
+    """Return the linear correlation, in -1..1."""
     return _correlation(stats.pearsonr, targets, predictions)
 
 
 def spearman(targets: Floats, predictions: Floats) -> float:
-    """Give the rank correlation, in -1..1."""
+    """Return the rank correlation, in -1..1."""
     return _correlation(stats.spearmanr, targets, predictions)
 
 
@@ -70,7 +70,7 @@ def _correlation(
     if len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(predictions) == 0:
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant: an inaccurate value, or NaN
+        warnings.simplefilter("ignore")  # nearly constant input: an inaccurate value, or NaN
         value = float(statistic(targets, predictions)[0])
     return value if math.isfinite(value) else 0.0
 

@@ -1,4 +1,4 @@
-"""The torch parts of the task types, found by the name in a job spec."""
+"""Find the torch part of a task type by its name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def task_types() -> tuple[str, ...]:
-    """Name the task types that are built."""
+    """Return the names of the supported task types."""
     return tuple(each.name for each in declared.task_types())
 
 
 def get_task(name: str) -> type[Task]:
-    """Find a task type by its name in a job spec.
+    """Return the class of a task type, by its name in a job spec.
 
     Raises:
-        TaskNotSupportedError: no such type, or one that is not built yet.
+        TaskNotSupportedError: the type is unknown or not supported yet.
     """
     module, _, attribute = declared.find_task_type(name).implementation.partition(":")
     task: type[Task] = getattr(import_module(module), attribute)

@@ -32,13 +32,13 @@ class Regression(TextTask):
     @classmethod
     def from_data(
         cls,
-        dataset: Dataset,  # noqa: ARG003 - numbers need no look at the data
+        dataset: Dataset,  # noqa: ARG003 - there are no classes to read
         *,
         inputs: tuple[str, ...],
         label: str,
         metric: str | None,
     ) -> Self:
-        """Make the task of its columns."""
+        """Build the task from its columns."""
         return cls(inputs=inputs, label=label, metric=metric or cls.declaration.metrics[0])
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
@@ -55,6 +55,6 @@ class Regression(TextTask):
         predicted = logits.squeeze(-1).numpy().astype(np.float64)
         return metrics.measure_numbers(self.declaration.metrics, truth, predicted)
 
-    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
+    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - logits suffice
         """Return the number."""
         return {"value": logits.item()}

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts: tokenised once, up front, and padded per batch."""
+"""Texts and pairs of texts: tokenised once per split and padded per batch."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _IMAGE = IMAGE_INPUT.fields[0].name
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
-    """What tasks on texts share; ``inputs`` are one or two text columns."""
+    """Base class of tasks on texts; ``inputs`` are one or two text columns."""
 
     @classmethod
     def set_padding(cls, source: ModelSource, config: PreTrainedConfig) -> None:
-        """Pad as a merged model does."""
+        """Set the pad token of a merged model."""
         config.pad_token_id = usable_pad_token(config, load_tokenizer(source))
 
     @classmethod
     def load_processor(
         cls, source: ModelSource, config: PreTrainedConfig, *, record: Mapping[str, Any]
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, set to what the fine-tune used."""
+        """Load the tokenizer with the settings of the fine-tune."""
         tokenizer = load_tokenizer(source)
         pad = usable_pad_token(config, tokenizer)
         if pad is not None:
@@ -69,11 +69,11 @@ class TextTask(Task):
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Texts, or pairs of them, as tokens.
+    """Tokenised texts, or pairs of texts.
 
     Attributes:
-        tokens: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them, each sample's.
-        lengths: tokens that each sample had before it was cut to ``max_length``.
+        tokens: ``input_ids``, and ``token_type_ids`` if the tokenizer makes them, of each sample.
+        lengths: tokens of each sample before truncation to ``max_length``.
     """
 
     tokens: Mapping[str, list[list[int]]]
@@ -81,15 +81,15 @@ class TokenizedTexts:
 
 
 class TextEncoder(Encoder):
-    """A tokenizer with its settings, which nobody changes: so several threads may use it at once.
+    """A tokenizer with its settings; they do not change, so it is thread-safe.
 
     Args:
         tokenizer: the model's.
         columns: one or two text columns.
-        pad_token_id: what fills a batch on the right.
-        max_length: tokens of a sample at most, special tokens among them; longer ones are cut, of
-            a pair the longer text first.
-        request: names the texts of an input that is read for a prediction.
+        pad_token_id: pads a batch on the right.
+        max_length: the most tokens of a sample, including special tokens; longer samples are
+            truncated, of a pair the longer text first.
+        request: names the texts of an input for a prediction.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class TextEncoder(Encoder):
         self._columns = tuple(columns)
         self._pad_token_id = pad_token_id
         self._names = tuple(field.name for field in request.fields[: len(columns)])
-        self.tokenize([["a"]] * len(columns))  # the first use settles the tokenizer's settings
+        self.tokenize([["a"]] * len(columns))  # the first call fixes the tokenizer's settings
 
     @classmethod
     def load(
@@ -131,12 +131,12 @@ class TextEncoder(Encoder):
             source: the model.
             config: its configuration.
             columns: one or two text columns.
-            max_length: tokens of a sample at most.
-            request: names the texts of an input that is read for a prediction.
+            max_length: the most tokens of a sample.
+            request: names the texts of an input for a prediction.
 
         Raises:
-            InvalidArgumentError: a ``max_length`` that leaves a text without a token.
-            ModelError: there is no tokenizer, or it has no token to pad with.
+            InvalidArgumentError: ``max_length`` leaves a text without a token.
+            ModelError: the tokenizer is missing, or has no token to pad with.
         """
         tokenizer = load_tokenizer(source)
         pad_token_id = usable_pad_token(config, tokenizer)
@@ -144,7 +144,7 @@ class TextEncoder(Encoder):
             raise ModelError(f"{source.name} has neither a pad token nor an end-of-text token")
         special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
         least = special + len(columns)
-        if max_length < least:  # tokenizers would leave nothing of a text, or not cut at all
+        if max_length < least:  # tokenizers would drop a whole text, or not truncate at all
             limit = f"at least {least}: {special} special tokens and one of each text"
             raise InvalidArgumentError("max_length", value=max_length, limit=limit)
         config.pad_token_id = pad_token_id
@@ -160,14 +160,14 @@ class TextEncoder(Encoder):
         """Check the texts of a split and tokenise them.
 
         Raises:
-            DataError: a text that is missing, empty or without any token.
+            DataError: a text is missing, empty or without any token.
         """
         texts = [read_texts(dataset, column, split=split) for column in self._columns]
         tokens = self.tokenize(texts).tokens
         lengths = np.array([len(row) for row in tokens[_IDS]], dtype=np.int64)
         if not lengths.all():
             row = int(lengths.argmin()) + 1
-            raise DataError("the tokenizer makes no token of this text", split=split, row=row)
+            raise DataError("the tokenizer produces no token for this text", split=split, row=row)
         flat = {name: _flatten(rows) for name, rows in tokens.items()}
         return EncodedTexts(lengths=lengths, tokens=flat, pads=self.pads, targets=targets)
 
@@ -193,13 +193,13 @@ class TextEncoder(Encoder):
             if name not in given:
                 what = "pairs of texts" if is_pair else "texts"
                 if _IMAGE in given:
-                    return InputError(f"the task reads {what}, and this is an image", param=_IMAGE)
+                    return InputError(f"the task reads {what}, not images", param=_IMAGE)
                 return InputError(f"the task reads {what}: {name} is missing", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
         for name in sorted(given.keys() - set(self._names)):
             what = "two texts" if is_pair else "one text"
-            return InputError(f"the task reads {what} and no {name}", param=name)
+            return InputError(f"the task reads {what}, not {name}", param=name)
         return None
 
     def _sample(
@@ -207,11 +207,11 @@ class TextEncoder(Encoder):
     ) -> Sample | InputError:
         length = len(row[_IDS])
         if not length:
-            return InputError("the tokenizer makes no token of this text", param=self._names[0])
+            return InputError("the tokenizer produces no token for this text", param=self._names[0])
         if whole_length > length and not truncate:
             having = "the text has" if len(self._names) == 1 else "both texts together have"
             return TextTooLongError(
-                f"{having} {whole_length} tokens, the task reads {length} at most, and truncate is "
+                f"{having} {whole_length} tokens; the task reads at most {length}, and truncate is "
                 "off",
                 param=self._names[0],
             )
@@ -221,14 +221,14 @@ class TextEncoder(Encoder):
 
     @property
     def pads(self) -> Mapping[str, int]:
-        """Say what fills a batch of longer samples, by the name of what the tokenizer makes."""
+        """The padding value of each of the tokenizer's outputs, by name."""
         return {_IDS: self._pad_token_id, _TYPES: 0}
 
     def tokenize(self, texts: Sequence[Sequence[str]]) -> TokenizedTexts:
         """Tokenise texts, or pairs of them, cut to ``max_length`` tokens.
 
         Args:
-            texts: a sequence for each column, all of one length.
+            texts: a sequence for each column, all of the same length.
         """
         whole = self._call(texts, truncation=False)
         tokens = {name: whole[name] for name in self.pads if name in whole}
@@ -239,8 +239,8 @@ class TextEncoder(Encoder):
         if whole.encodings is None:  # a tokenizer that is written in Python
             cut = self._call(texts, truncation=True)
             return TokenizedTexts({name: cut[name] for name in tokens}, lengths)
-        # The tokenizers library would also give what it cuts off, of a pair each piece of one text
-        # with each of the other: gigabytes for two texts of 16,000 letters.
+        # Truncating in the tokenizers library also returns the removed parts; for a pair, every
+        # part of one text with every part of the other: gigabytes for two 16,000-character texts.
         for place in too_long:
             kept = self._find_kept(whole.encodings[place].sequence_ids)
             for rows in tokens.values():
@@ -254,15 +254,15 @@ class TextEncoder(Encoder):
             max_length=self.sequence_length if truncation else None,
             padding=False,
             return_attention_mask=False,
-            verbose=False,  # of texts that are longer than the model takes
+            verbose=False,  # no warnings about texts that are too long for the model
         )
         return encoded
 
     def _find_kept(self, sequence_ids: Sequence[int | None]) -> list[int]:
-        """Tell which tokens of a sample are left when it is cut.
+        """Return the indices of the tokens that truncation keeps.
 
         Args:
-            sequence_ids: of each token which text it is of; None for special tokens.
+            sequence_ids: the text of each token, 0 or 1; None for special tokens.
         """
         places: dict[int | None, list[int]] = {None: [], 0: [], 1: []}
         for index, text in enumerate(sequence_ids):
@@ -277,9 +277,9 @@ class TextEncoder(Encoder):
 
 
 def _shares(room: int, first: int, second: int) -> tuple[int, int]:
-    """Share tokens between two texts as the tokenizers library does: the longer one is cut.
+    """Divide tokens between two texts as the tokenizers library does: the longer one is truncated.
 
-    Where both are too long, each has half, and the longer one, or else the second, the odd token.
+    If both are too long, each gets half; an odd token goes to the longer text, else to the second.
     """
     shorter = min(first, second)
     longer = max(shorter, room - shorter)
@@ -295,11 +295,11 @@ def _flatten(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedTexts(Examples):
-    """Token sequences, one after the other in flat arrays.
+    """Token sequences, concatenated in flat arrays.
 
     Attributes:
         lengths: tokens of each sample, ``[n]``.
-        tokens: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them, each
+        tokens: ``input_ids``, and ``token_type_ids`` if the tokenizer makes them, each
             ``[Σ lengths]``.
         pads: the padding value of each.
         targets: ``[n, …]``.
@@ -330,7 +330,7 @@ class EncodedTexts(Examples):
         return np.cumsum(self.lengths) - self.lengths
 
     def digest(self) -> str:
-        """Hash token sequences and targets."""
+        """Return a hash of token sequences and targets."""
         total = Digest()
         total.add(self.lengths)
         for name in sorted(self.tokens):

@@ -75,14 +75,14 @@ def evaluation_batches(lengths: Lengths, *, batch_size: int) -> list[Indices]:
 
 
 def gather(parts: Sequence[Tensor], batches: Sequence[Indices]) -> Tensor:
-    """Put what was computed in batches in the order of the samples.
+    """Concatenate the results of batches in the order of the samples.
 
     Args:
-        parts: of each batch ``[B, …]``, on the CPU; batches of other lengths are padded otherwise.
+        parts: one ``[B, …]`` per batch, on the CPU; sizes may differ between batches.
         batches: the indices of each batch's samples, together 0..n-1 once each.
 
     Returns:
-        ``[n, …]``, each sample filled with zeros on the right to the largest.
+        ``[n, …]``, each sample padded with zeros on the right to the largest size.
     """
     shapes = [part.shape[1:] for part in parts]
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]

@@ -55,8 +55,8 @@ class Checkpoint:
     The step determines the learning rate and the position in the data (epoch and batch).
 
     Attributes:
-        job: what is computed, part by part (settings as they are, of model and data a hash): only
-            the same job may go on.
+        job: describes what is computed, part by part (settings as text, model and data as hashes);
+            only an equal job can resume.
         selection: the heads that are tuned.
         step: optimizer steps done.
         parameters: tuned rows and task head, by name.
@@ -161,8 +161,8 @@ def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
         The folder and the content, tensors on the CPU; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: the newest checkpoint has another format or is damaged. Renaming a folder
-            is atomic, so damage means a fault of the disk or a manual change: nothing is guessed.
+        CheckpointError: the newest checkpoint has another format or is damaged. It is written
+            atomically, so damage means a disk fault or a manual change; older ones are not tried.
     """
     path = _newest(directory)
     if path is None:

@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinetuneResult:
-    """What a fine-tune came to.
+    """The result of a fine-tune.
 
     Attributes:
-        delta: tuned rows and task head of the best step, with what a prediction needs to know.
-        selection: the heads that were tuned, and the scores by which they were selected.
-        metrics: of ``delta`` on the validation split, all that the task has, and ``loss``; empty
-            without a validation split.
-        best_step: the step that ``delta`` is of: the best on validation, else the last.
-        train_seconds: spent in training steps; evaluations and loading not counted.
-        selection_seconds: spent in selection.
+        delta: tuned rows and task head of the best step, with the settings for predictions.
+        selection: the tuned heads and their scores.
+        metrics: all metrics of the task, and ``loss``, of ``delta`` on the validation split; empty
+            without one.
+        best_step: the step of ``delta``: the best on validation, else the last.
+        train_seconds: time spent in training steps, without evaluations and loading.
+        selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.
-        trainable_parameters: trained weights: the rows of the tuned heads, and the task head.
-        fraction: these over all weights of the model, the task head included.
+        trainable_parameters: number of trained weights: rows of the tuned heads, and the task head.
+        fraction: trained weights over all weights of the model, including the task head.
     """
 
     delta: HeadDelta
@@ -93,74 +93,74 @@ def finetune(
     backbones: ResidentBackbones | None = None,
     on_event: OnEvent | None = None,
 ) -> FinetuneResult:
-    """Select the heads that matter for a task, tune them and a task head, and give a head delta.
+    """Select the heads that matter for a task, tune them and a task head, return a head delta.
 
-    Equal calls on one machine (device, thread count, library versions) give equal deltas, byte for
-    byte, whether they ran through or were stopped and resumed, and whether the backbone was read
-    from disk or lay in memory.
+    Equal calls on one machine (device, thread count, library versions) return deltas that are equal
+    byte for byte, even if one was stopped and resumed, or found the backbone in memory.
 
     Args:
         model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
         train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
             a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
-        validation: likewise; measured after every epoch to keep the best step. Without one the
-            last step is kept.
+        validation: in the same forms; evaluated after every epoch to keep the best step. Without
+            one the last step is kept.
         task: the type (``classification``, ``regression``, ``image-classification``), or a
-            mapping with ``type, text, label, image, metric``; inferred from the columns, as all
-            five are, where they leave no doubt.
+            mapping with ``type, text, label, image, metric``. Missing parts are inferred from the
+            columns; if these are ambiguous, the call fails.
         text: one or two text columns.
         label: the column of classes or numbers.
         image: the image column.
         metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
             else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
             or ``spearman``.
-        k: heads per layer to select (key-value groups where keys are grouped).
-        xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 where not given.
+        k: heads per layer to select (key-value groups if keys are grouped).
+        xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 by default.
         damping: d of Eq. (10), 0 ≤ d < 1.
-        n_samples: calibration samples; where not given 300, or all rows where there are fewer.
+        n_samples: calibration samples; by default 300, or all rows if there are fewer.
         strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
-        selection: the heads to tune, of this very backbone where it records one; nothing is
+        selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
             scored then, and the six arguments before this one have no effect.
         epochs: passes over the training split.
-        learning_rate: the highest; after warm-up it falls linearly.
-        batch_size: samples of a step.
-        max_length: tokens of a text, or of a pair, at most.
-        warmup_ratio: share of the steps in which the learning rate rises.
+        learning_rate: the highest; after warm-up it decreases linearly.
+        batch_size: samples per step.
+        max_length: the most tokens of a text, or of a pair.
+        warmup_ratio: share of the steps in which the learning rate increases.
         weight_decay: of AdamW; not for biases and norms.
         seed: of the task head, the calibration samples, the order of the data and dropout. The
-            caller's random state is left alone.
-        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device has it.
-            Tuned rows and task head are float32 anyway.
+            caller's random state does not change.
+        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 if the device supports it.
+            Tuned rows and task head are always float32.
         early_stopping_patience: stop after so many evaluations without gain on ``validation``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: branch, tag or commit of a hub id.
-        checkpoint_dir: a folder of this run's own; made where it is missing. A checkpoint in it
-            is resumed. It is left there at the end: once the result is safe,
-            ``hifi.training.checkpoint.remove_checkpoints`` removes it.
-        checkpoint_seconds: between two checkpoints. There is one after selection, and at a pause.
-        backbones: keeps the backbone in memory for the next call that is given the same object;
-            None reads it from disk. However this call ends, the backbone is left as it was.
+        checkpoint_dir: a folder for this run only; created if missing. The run resumes from a
+            checkpoint in it. The folder is not removed at the end: call
+            ``hifi.training.checkpoint.remove_checkpoints`` when the result is saved.
+        checkpoint_seconds: time between checkpoints; one more is saved after selection and at a
+            pause.
+        backbones: keeps the backbone in memory for the next call with the same object; None reads
+            it from disk. The backbone is restored even if this call fails.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
-            answers with a Control, or None to go on.
+            returns a Control, or None to continue.
 
     Returns:
         The head delta with selection, metrics and timings.
 
     Raises:
-        InvalidArgumentError: an argument outside its range.
+        InvalidArgumentError: an argument is outside its range.
         BackboneMismatchError: ``selection`` records another backbone.
-        DataError: a split that cannot be used; it names row and column.
-        TaskNotSupportedError: a task type that is unknown or not built yet.
-        ModelError: a model that cannot be found or must not be loaded.
-        UnsupportedArchitectureError: a model whose heads are not known.
-        CaptureError: a model whose head outputs cannot be observed, or are not finite.
+        DataError: a split cannot be used; the error has row and column.
+        TaskNotSupportedError: the task type is unknown or not supported yet.
+        ModelError: the model cannot be found, or must not be loaded.
+        UnsupportedArchitectureError: the model's architecture is not supported.
+        CaptureError: the head outputs cannot be observed, or are not finite.
         ConvergenceError: PageRank does not converge.
-        CheckpointError: a checkpoint that is damaged or of another run.
-        TrainingDivergedError: a loss or a trained weight that is not finite.
+        CheckpointError: the checkpoint is damaged or of another run.
+        TrainingDivergedError: a loss or a trained weight is not finite.
         StorageError: a checkpoint cannot be written.
-        JobPaused: ``on_event`` answered PAUSE; call again with the same arguments to go on.
-        JobCancelled: ``on_event`` answered CANCEL.
+        JobPaused: ``on_event`` returned PAUSE; call again with the same arguments to resume.
+        JobCancelled: ``on_event`` returned CANCEL.
 
     Example:
         >>> result = finetune(
@@ -198,7 +198,7 @@ def finetune(
     emitter = Emitter(on_event)
     if found is not None:
         emitter.checkpoint, emitter.number = found[0], found[1].event_number
-    _tell(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
+    _emit(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
     source = resolve_model(model, revision=revision)
     with reproducible_kernels(where), _lending(backbones) as load:
         ready = prepare(
@@ -210,7 +210,7 @@ def finetune(
             device=where,
             load=load,
         )
-        _tell(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
+        _emit(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
         start = _start(ready, settings, scoring=scoring, given=given, found=found, emitter=emitter)
         return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
 
@@ -220,7 +220,7 @@ def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load
 
 
 def _check_given(selection: object) -> HeadSelection | None:
-    """Check a caller's selection as one from a file is checked; its heads may be in any order."""
+    """Check a caller's selection like one from a file; its heads may be in any order."""
     if selection is None:
         return None
     if not isinstance(selection, HeadSelection):
@@ -234,13 +234,13 @@ def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> 
         raise InvalidArgumentError(
             "early_stopping_patience",
             value=settings.early_stopping_patience,
-            limit="only with a validation split, on which a gain could be seen",
+            limit="only with a validation split",
         )
 
 
-def _tell(emitter: Emitter, event: TrainingEvent) -> None:
+def _emit(emitter: Emitter, event: TrainingEvent) -> None:
     emitter.emit(event)
-    emitter.stop_if_paused("paused while loading, before there was anything new to keep")
+    emitter.stop_if_paused("paused while loading; there was nothing new to save")
 
 
 def _start(
@@ -252,16 +252,16 @@ def _start(
     found: tuple[Path, Checkpoint] | None,
     emitter: Emitter,
 ) -> Checkpoint:
-    """Return the checkpoint to go on from; without one select heads and make step 0."""
+    """Return the checkpoint to resume from; without one select heads and return step 0."""
     rows = len(ready.data.train)
     wanted = scoring.describe(rows=rows) if given is None else given.to_dict()
     job = describe_job(ready, settings=settings, selection=wanted)
     if found is not None:
         path, checkpoint = found
         check_job(path, checkpoint, job=job)
-        message = f"going on from the checkpoint of step {checkpoint.step}"
+        message = f"resuming from the checkpoint of step {checkpoint.step}"
         if not checkpoint.step:
-            message = "going on after the selection: no step was kept yet"
+            message = "resuming after the selection; no step was saved yet"
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
     _check_backbone(ready, selection=given)
@@ -277,9 +277,9 @@ def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None
     scored = None if selection is None else selection.fingerprint
     if scored not in (None, ready.fingerprint):
         raise BackboneMismatchError(
-            f"the selection holds heads of a backbone whose fingerprint is {scored}; that of "
+            f"the selection is for a backbone whose fingerprint is {scored}, but that of "
             f"{ready.source.name} is {ready.fingerprint}: score its own heads with `hifi select`, "
-            "or without selection="
+            "or leave out selection="
         )
 
 
@@ -291,13 +291,13 @@ def _tune(
     plan: CheckpointPlan,
     emitter: Emitter,
 ) -> FinetuneResult:
-    """Train from the checkpoint on, and make the head delta."""
+    """Train from the checkpoint, and return the head delta."""
     model = ready.loaded.model
     weights = sum(parameter.numel() for parameter in model.parameters())
     selection = start.selection
     with _tuning(ready, selection=selection) as tuner:
         trained = sum(parameter.numel() for parameter in tuner.parameters())
-        if not start.parameters:  # nothing was trained yet: these heads are news
+        if not start.parameters:  # a new run, which has not reported its heads yet
             emitter.emit(
                 TrainingEvent(
                     kind="selected",
@@ -330,7 +330,7 @@ def _tune(
 
 @contextmanager
 def _tuning(ready: Prepared, *, selection: HeadSelection) -> Iterator[HeadTuner]:
-    """Tune the model for a while; others may need its backbone as it was, whatever happens."""
+    """Tune the model during a block, then restore the backbone, which other calls may share."""
     tuner = HeadTuner(
         ready.loaded.model,
         selection,
@@ -352,7 +352,7 @@ def _train(
     plan: CheckpointPlan,
     emitter: Emitter,
 ) -> Outcome:
-    """Train from the checkpoint on, and tell that it is finished."""
+    """Train from the checkpoint, and emit the event ``finished``."""
     trainer = Trainer(
         tuner,
         task=ready.data.task,
@@ -383,12 +383,12 @@ def _train(
 def _select(
     ready: Prepared, settings: Hyperparameters, *, scoring: Scoring, emitter: Emitter
 ) -> HeadSelection:
-    def tell(seen: int, total: int) -> None:
+    def emit(seen: int, total: int) -> None:
         message = f"scored {seen} of {total} samples"
         emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
-        emitter.stop_if_paused("paused during selection: the next call selects anew")
+        emitter.stop_if_paused("paused during selection; the next call starts it over")
 
-    return select_prepared(ready, settings=settings, scoring=scoring, on_batch=tell)
+    return select_prepared(ready, settings=settings, scoring=scoring, on_batch=emit)
 
 
 def select_prepared(
@@ -402,7 +402,7 @@ def select_prepared(
 
     Args:
         ready: the encoded data and the model.
-        settings: the seed draws the calibration samples; ``batch_size`` of them run at once.
+        settings: ``seed`` draws the calibration samples, ``batch_size`` is that of a forward pass.
         scoring: how heads are scored and selected.
         on_batch: called after each batch with the samples seen so far and with n.
 
@@ -410,7 +410,7 @@ def select_prepared(
         The selection, with the backbone's fingerprint.
 
     Raises:
-        InvalidArgumentError, CaptureError, ConvergenceError: as ``select_heads`` does.
+        InvalidArgumentError, CaptureError, ConvergenceError: as in ``select_heads``.
     """
     n = scoring.count_samples(rows=len(ready.data.train))
     selection = select_heads(

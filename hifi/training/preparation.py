@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from hifi.backbones.resident import Load
     from hifi.data.settings import Hyperparameters
 
-_NAMED_CLASSES, _CHARACTERS = 6, 30  # of the classes that a summary names
-_SETTING_BYTES = 30  # of a setting that a checkpoint's refusal may quote
+_NAMED_CLASSES, _CHARACTERS = 6, 30  # classes in a summary, and characters of each
+_SETTING_BYTES = 30  # longer settings are hashed, and not quoted in error messages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +42,7 @@ class TaskData:
     validation: Examples | None
 
     def describe(self) -> dict[str, Any]:
-        """Return what a prediction needs to know about the task, as plain JSON."""
+        """Return the record of the task for predictions, as plain JSON."""
         return {**self.task.describe(), **self.encoder.metadata}
 
 
@@ -92,7 +92,7 @@ def prepare(
 
     Args:
         source: the model.
-        spec: the known facts about the task.
+        spec: the task; missing parts are inferred.
         train: the training split.
         validation: the validation split, if there is one.
         settings: the hyperparameters.
@@ -131,7 +131,7 @@ def prepare(
 def describe_job(
     ready: Prepared, *, settings: Hyperparameters, selection: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Describe what a run computes, part by part; it refuses a checkpoint with another description.
+    """Return a description of a run, part by part; checkpoints with another one are refused.
 
     Args:
         ready: the encoded data and the model, not tuned yet.

@@ -42,10 +42,10 @@ _REMEDY = "lower the learning rate, or check the data for extreme values"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
-    """Where and how often a run saves checkpoints.
+    """The folder and the interval of a run's checkpoints.
 
     Attributes:
-        directory: None keeps no checkpoints.
+        directory: None saves no checkpoints.
         seconds: the shortest time between two checkpoints.
 
     Raises:
@@ -75,7 +75,7 @@ class CheckpointPlan:
             path = None if directory is None else Path(directory)
         except TypeError as error:
             raise InvalidArgumentError(
-                "checkpoint_dir", value=directory, limit="a folder's path, or None to keep none"
+                "checkpoint_dir", value=directory, limit="a folder's path, or None to save none"
             ) from error
         return cls(directory=path, seconds=seconds)
 
@@ -206,9 +206,9 @@ class Trainer:
             samples=self._state.samples + len(batch.targets),
             train_seconds=self._state.train_seconds + time.perf_counter() - started,
         )
-        self._tell_step(loss=value, rate=rate)
+        self._emit_step(loss=value, rate=rate)
 
-    def _tell_step(self, *, loss: float, rate: float) -> None:
+    def _emit_step(self, *, loss: float, rate: float) -> None:
         state = self._state
         left = self._total_steps - state.step
         event = replace(
@@ -281,7 +281,7 @@ class Trainer:
             parameters=self._parameters,
             optimizer=_optimizer_tensors(self._optimizer, names=self._names_in_order()),
             random=random_states(self._device),
-            event_number=self._emitter.number + 1,  # of the event below
+            event_number=self._emitter.number + 1,  # the event below
         )
         self._emitter.checkpoint = save_checkpoint(self._plan.directory, whole)
         self._emitter.emit(self._event("checkpoint", f"checkpoint at step {self._state.step}"))

@@ -116,7 +116,7 @@ class TunedProjection(nn.Module):
             self.frozen_bias.data.index_copy_(0, self.rows, bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Project ``[..., D]`` to ``[..., R]``, in autocast's dtype where it is on."""
+        """Project ``[..., D]`` to ``[..., R]``, in autocast's dtype if it is on."""
         self._place_rows()
         weight: Tensor = self.frozen_weight
         bias: Tensor | None = self.frozen_bias

@@ -44,13 +44,13 @@ class TestDataError:
     def test_a_missing_column_is_named_with_those_there_are(self):
         error = MissingColumnError("lable", there=["text", "label"], split="train", param="label")
         assert str(error) == (
-            "train, column 'lable': there is no such column; there are: 'text', 'label'"
+            "train, column 'lable': no such column; the columns are: 'text', 'label'"
         )
         assert error.param == "label"
 
     def test_a_doubt_names_the_argument_that_settles_it(self):
         error = AmbiguousTaskError("2 columns hold texts", param="text")
-        assert str(error) == "train: 2 columns hold texts: say which with text=…"
+        assert str(error) == "train: 2 columns hold texts; choose with text=…"
 
 
 class TestQuoted:

@@ -42,14 +42,14 @@ class TestDeath:
         assert events.count(("selection", 0)) == 1
 
     def test_is_told_with_where_it_goes_on(self, shop: Shop):
-        resumed = told("resumed", step=1, text="going on from the checkpoint of step 1")
+        resumed = told("resumed", step=1, text="resuming from the checkpoint of step 1")
         engine = ScriptedEngine([*BEGIN, step(1), DIED], [resumed, step(2), done()])
         shop.run(engine)
         with shop.database.read() as session:
             messages = [event.message for event in list_events(session, shop.row(), limit=99)[0]]
-        assert messages.count("going on from the checkpoint of step 1") == 1
+        assert messages.count("resuming from the checkpoint of step 1") == 1
         died = next(place for place, text in enumerate(messages) if "SIGKILL" in text)
-        assert messages[died + 1] == "going on from the checkpoint of step 1"
+        assert messages[died + 1] == "resuming from the checkpoint of step 1"
 
     def test_again_and_again_fails_the_job(self, shop: Shop):
         shop.run(ScriptedEngine(*[[*BEGIN, DIED]] * 3))

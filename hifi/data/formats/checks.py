@@ -1,4 +1,4 @@
-"""What the readers of all formats check: names of columns, texts, values that fit no column."""
+"""Checks that the readers of all formats share: column names, texts, values that do not fit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow.compute as pc
 from hifi.data.types import is_list, is_text
 from hifi.errors import DataError, MissingColumnError, quoted
 
-_MOST_NAME_CHARACTERS = 256  # more cannot be named in a job spec
+_MOST_NAME_CHARACTERS = 256  # the limit in a job spec
 
 
 def wanted_names(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
-    """Return those of a file's columns that are wanted, in their order.
+    """Return the requested columns of a file, in the file's order.
 
     Args:
-        names: all that are there.
-        columns: those that are wanted; None is all of them.
+        names: all columns of the file.
+        columns: the requested columns; None is all of them.
 
     Raises:
-        MissingColumnError: one is not there.
+        MissingColumnError: a requested column does not exist.
     """
     if columns is None:
         return list(names)
@@ -33,14 +33,15 @@ def wanted_names(names: Sequence[str], columns: Collection[str] | None) -> list[
 
 
 def check_names(names: Sequence[str], *, most: int) -> None:
-    """Refuse columns that could not be told apart, named in a job, or counted.
+    """Check the names and the number of columns.
 
     Args:
         names: of the columns.
-        most: how many there may be.
+        most: the maximum number of columns.
 
     Raises:
-        DataError: none or too many, two of one name, or a name that is empty, huge or no text.
+        DataError: there are no columns or too many, or a name is empty, too long, not valid text
+            or a duplicate.
     """
     if not names:
         raise DataError("there are no columns")
@@ -50,7 +51,7 @@ def check_names(names: Sequence[str], *, most: int) -> None:
     for place, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(
-                f"column {place} has no name: give it one, or leave the column out (a table's "
+                f"column {place} has no name: name it, or leave it out (a table's "
                 "index is written without a name)"
             )
         if len(name) > _MOST_NAME_CHARACTERS:
@@ -59,7 +60,7 @@ def check_names(names: Sequence[str], *, most: int) -> None:
                 f"{_MOST_NAME_CHARACTERS} are allowed"
             )
         if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
-            raise DataError(f"the name of column {place} is no text: {quoted(name)}")
+            raise DataError(f"the name of column {place} is not valid text: {quoted(name)}")
         if name in seen:
             raise DataError("the column occurs more than once", column=name)
         seen.add(name)
@@ -74,15 +75,15 @@ def _is_encodable(text: str) -> bool:
 
 
 def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
-    """Refuse NUL characters, which no tokenizer reads and no database stores.
+    """Refuse NUL characters, which tokenizers do not read and databases do not store.
 
     Args:
-        array: a piece of the column, of a kept type.
+        array: a batch of the column, of a supported type.
         first_row: number of its first row.
         column: its name.
 
     Raises:
-        DataError: it names the first row with one.
+        DataError: a text has a NUL character; the error has the first such row.
     """
     if not any(_has_nul(texts) for texts in _texts_in(array)):
         return
@@ -106,14 +107,14 @@ def _has_nul(texts: pa.Array) -> bool:
 
 
 def first_misfit(values: Sequence[Any], *, fit: Callable[[Sequence[Any]], bool]) -> int:
-    """Find the first of some values that does not fit into one column with those before it.
+    """Return the first value that does not fit into one column with those before it.
 
     Args:
-        values: they do not all fit.
-        fit: tells whether some values, from the first on, go into one column.
+        values: not all of them fit.
+        fit: returns whether a prefix of the values fits into one column.
 
     Returns:
-        Its place, from 0.
+        Its index, from 0.
     """
     low, high = 0, len(values)  # the first `low` values fit, the first `high` do not
     while high - low > 1:

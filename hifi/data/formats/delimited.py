@@ -1,4 +1,4 @@
-"""CSV and TSV, read in constant memory, every cell as the text that it is."""
+"""Read CSV and TSV in constant memory; every cell stays a text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from hifi.data.formats.limits import Budget
 
-_BLOCKS = 128  # of room at most: pyarrow sets a block's room aside for each column
+_BLOCKS = 128  # of memory at most, because pyarrow allocates a block for each column
 _BATCH_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
-_HEADER_CHARACTERS = 10_000  # of a header that is looked at for its delimiter
+_HEADER_CHARACTERS = 10_000  # of a header that are searched for its delimiter
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _NAMES = {",": ".csv", "\t": ".tsv"}
 _RETURN = ord("\r")
@@ -34,9 +34,8 @@ _UNCLOSED = "a quotation mark in this row is not closed"
 class _DelimitedReader:
     """One split with a header.
 
-    A row is added to the file as it is read, and expected at the end: it is not there where a
-    quotation mark was never closed. Arguments and errors are those of
-    ``hifi.data.formats.reader.Reader``.
+    The reader appends a sentinel row to the file. If the last row read is another one, a quotation
+    mark was never closed. Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
     """
 
     class_names: Mapping[str, tuple[str, ...]] = {}
@@ -58,7 +57,7 @@ class _DelimitedReader:
         self._all_names = self._read_names(beginning)
         self._names = wanted_names(self._all_names, columns)
         check_names(self._names, most=limits.max_columns)
-        # A block is as long as a row may be; pyarrow reads 32 of them ahead.
+        # A block is as long as the longest allowed row; pyarrow reads 32 of them ahead.
         room = min(limits.max_row_bytes, _BLOCKS * limits.max_row_bytes // len(self._all_names))
         ending = self._delimiter.join([self._token] * len(self._all_names))
         self._ending = f"\n{ending}\n".encode()
@@ -70,9 +69,9 @@ class _DelimitedReader:
         """Read all rows once.
 
         Raises:
-            DataError: it names the row.
+            DataError: a row cannot be read; the error has the row.
         """
-        kept: list[pa.RecordBatch] = []  # the last one ends with our own row
+        kept: list[pa.RecordBatch] = []  # the last one ends with the sentinel row
         size = 0
         try:
             for batch in self._open():
@@ -105,10 +104,10 @@ class _DelimitedReader:
         )
 
     def _read_names(self, beginning: bytes) -> list[str]:
-        """Read the header as the parser does that reads the rows."""
+        """Read the header with the parser of the rows."""
         try:
             header = csv.open_csv(
-                pa.BufferReader(beginning + b"\n"),  # its end may be half a row
+                pa.BufferReader(beginning + b"\n"),  # it may end within a row
                 read_options=csv.ReadOptions(use_threads=False, block_size=_HEADER_BYTES),
                 parse_options=self._parse_options(lambda _: "skip"),
             )
@@ -125,7 +124,7 @@ class _DelimitedReader:
         return all(column[0].as_py() == self._token.encode() for column in last.columns)
 
     def _to_texts(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-        """Decode cells, and count them."""
+        """Decode the cells of some batches, and count the rows."""
         arrays = []
         for place, name in enumerate(self._names):
             array = pa.concat_arrays([batch.column(place) for batch in batches])
@@ -137,14 +136,22 @@ class _DelimitedReader:
         return pa.record_batch(arrays, schema=self.schema)
 
     def _refuse(self, error: pa.ArrowInvalid, *, row: int) -> NoReturn:
-        """Describe what pyarrow could not parse, in the row after those that it returned."""
+        """Raise for a row that pyarrow could not parse.
+
+        Args:
+            error: of pyarrow.
+            row: the one after those that pyarrow returned.
+
+        Raises:
+            DataError: always.
+        """
         if self._bad:
             bad = self._bad[0]
             reason = f"{bad.actual_columns} fields, the header has {bad.expected_columns}"
             if self._token in bad.text:
                 reason = _UNCLOSED
             elif '"' in bad.text:
-                reason += "; a quotation mark may stand where none belongs, or not be closed"
+                reason += "; a quotation mark may be misplaced or not closed"
             place = None if bad.number is None else bad.number - 1  # the header is counted
             raise DataError(reason, row=place) from error
         if "straddling" in str(error):
@@ -166,7 +173,7 @@ class TsvReader(_DelimitedReader):
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Copy a batch out of the room that was set aside for it, which is a block for each column."""
+    """Copy a batch, to free the memory that pyarrow allocated: a block for each column."""
     nothing = pa.array([], pa.binary())
     columns = [pa.concat_arrays([column, nothing]) for column in batch.columns]
     return pa.record_batch(columns, names=batch.schema.names)
@@ -177,10 +184,10 @@ def _count(batches: list[pa.RecordBatch]) -> int:
 
 
 class _Ended(io.RawIOBase):
-    """A file with something added at its end.
+    """A file with additional bytes at its end.
 
-    No piece that is read ends between the two bytes of a line break: pyarrow would drop the second,
-    in the middle of a cell as well.
+    No read ends between the two bytes of a line break: pyarrow would drop the second byte, even
+    within a cell.
     """
 
     def __init__(self, path: Path, ending: bytes) -> None:
@@ -206,10 +213,10 @@ class _Ended(io.RawIOBase):
 
 
 def _check_header(beginning: bytes, *, delimiter: str, most: int) -> None:
-    """Look at the beginning of a file before any parser does.
+    """Check the beginning of a file before it is parsed.
 
     Raises:
-        DataError: no UTF-8, too many columns, or fields that are separated by something else.
+        DataError: it is not UTF-8, has too many columns, or another delimiter.
     """
     text = beginning.decode("utf-8-sig", errors="surrogateescape").lstrip("\r\n")
     if not text:
@@ -230,7 +237,7 @@ def _check_header(beginning: bytes, *, delimiter: str, most: int) -> None:
 def _count_fields(line: str, *, delimiter: str) -> int:
     try:
         return len(next(standard_csv.reader([line], delimiter=delimiter), ()))
-    except standard_csv.Error:  # a field that is huge: the parser will see
+    except standard_csv.Error:  # a huge field, which the parser will refuse
         return 1
 
 
@@ -244,10 +251,10 @@ def _check_delimiter(header: str, *, delimiter: str) -> None:
 
 
 def _decode(array: pa.Array, *, first_row: int, column: str) -> pa.Array:
-    """Read cells as UTF-8.
+    """Decode cells as UTF-8.
 
     Raises:
-        DataError: it names the first that is none.
+        DataError: a cell is not UTF-8; the error has the first such row.
     """
     try:
         return array.cast(pa.string())

@@ -1,4 +1,4 @@
-"""JSON Lines, read in constant memory: once to learn the columns' types, once to return them."""
+"""Read JSON Lines in constant memory: once to infer the columns' types, once for the rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hifi.data.formats.limits import Budget
 
 _BATCH_BYTES, _BATCH_ROWS = 2 << 20, 16_384
-# What pyarrow raises of values that no column holds.
+# Raised by pyarrow for values that do not fit into a column.
 _UNFIT = (pa.ArrowException, UnfitError, ValueError, TypeError, OverflowError)
 _ROUNDED = (
     "the column has fractions and whole numbers beyond 2**53, which a floating-point number would "
@@ -46,8 +46,8 @@ _WORDS = {
 class JsonlReader:
     """One split of JSON objects, one per line; blank lines are skipped and not counted.
 
-    Whole numbers become floating-point ones where others of their column are; a key that a row
-    lacks is null there. Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
+    Integers become floating-point numbers if others in their column are; a missing key is null.
+    Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
     """
 
     cells: frozenset[str] = frozenset()
@@ -61,10 +61,10 @@ class JsonlReader:
         self._budget = budget
         self._scanned = budget.fork()
         self._columns = columns
-        self._names: dict[str, None] = {}  # of all columns, wanted or not
+        self._names: dict[str, None] = {}  # of all columns, requested or not
         self._rows = 0
         self._counts: list[int] = []
-        # It has no name, and so is gone when it is closed or the process ends.
+        # It has no name, so it is deleted when it is closed or the process ends.
         self._spool: IO[bytes] = tempfile.TemporaryFile(dir=budget.scratch)  # noqa: SIM115
         try:
             self.schema = self._read_schema(path)
@@ -74,7 +74,7 @@ class JsonlReader:
 
     def _read_schema(self, path: Path) -> pa.Schema:
         for rows in self._batches_of_rows(path):
-            batch = self._learn(rows)
+            batch = self._to_batch(rows)
             with pa.ipc.new_stream(self._spool, batch.schema) as stream:
                 stream.write_batch(batch)
             self._rows += len(rows)
@@ -89,7 +89,7 @@ class JsonlReader:
         """Read all rows once, in the types of the whole column.
 
         Raises:
-            DataError: a whole number that its column would round.
+            DataError: the column's type would round an integer.
         """
         first_row = 1
         self._spool.seek(0)
@@ -128,7 +128,7 @@ class JsonlReader:
             yield rows
 
     def _lines(self, path: Path) -> Iterator[bytes]:
-        """Read the lines that are not blank, without the mark that some editors begin with."""
+        """Read the lines that are not blank, without a byte order mark."""
         most = self._budget.limits.max_row_bytes
         row = 1
         with path.open("rb") as file:
@@ -141,14 +141,14 @@ class JsonlReader:
                     row += 1
                 line = file.readline(most + 1)
 
-    def _learn(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
-        """Make columns of some rows, and learn their types."""
+    def _to_batch(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
+        """Convert rows to columns, and update the columns' types."""
         found = dict.fromkeys(name for row in rows for name in row)
         self._names.update(found)
         names = [name for name in found if self._columns is None or name in self._columns]
         for name in names:
             if name not in self._types:
-                self._meet(name, rows)
+                self._add_column(name, rows)
         arrays = {}
         for name in names:
             values = [row.get(name) for row in rows]
@@ -161,8 +161,8 @@ class JsonlReader:
         self._check_width(rows)
         return pa.record_batch(list(arrays.values()), names=list(arrays))
 
-    def _meet(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Take a column's name where it is sound and there is room for it."""
+    def _add_column(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Check the name of a new column and add it."""
         try:
             check_names([*self._types, name], most=self._budget.limits.max_columns)
         except DataError as error:
@@ -191,7 +191,7 @@ class JsonlReader:
         return array
 
     def _blame(self, name: str, values: list[Any]) -> NoReturn:
-        """Refuse a column, naming the first row that does not fit.
+        """Raise for a column, with the first row that does not fit.
 
         Raises:
             DataError: always.
@@ -202,17 +202,17 @@ class JsonlReader:
         raise DataError(_why(values[place], above), row=self._rows + 1 + place, column=name)
 
     def _check_numbers(self, array: pa.Array, name: str) -> None:
-        """Refuse what json reads as infinite: 1e999."""
+        """Refuse numbers that json parses as infinite: 1e999."""
         if not pa.types.is_floating(array.type):
             return
         place = first_true(pc.is_inf(array))
         if place is not None:
-            reason = "the number is beyond what 64 bits hold"
+            reason = "the number does not fit in a 64-bit float"
             raise DataError(reason, row=self._rows + 1 + place, column=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number; leave the entry out, or write null")
+    raise ValueError(f"{name} is not a JSON number; leave the entry out, or write null")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -234,7 +234,7 @@ def _parse(line: bytes, row: int) -> dict[str, Any]:
         raise DataError(f"not JSON{hint}", row=row) from error
     if not isinstance(value, dict):
         word = _WORDS.get(type(value), "null")
-        raise DataError(f"a JSON object is needed in every line, here is {word}", row=row)
+        raise DataError(f"every line must be a JSON object, not {word}", row=row)
     return value
 
 
@@ -247,30 +247,30 @@ def _fits(values: Sequence[Any], known: pa.DataType) -> bool:
 
 
 def _why(value: object, above: pa.DataType) -> str:
-    """Explain why a value fits no column, or not the rows above it."""
+    """Return why a value does not fit into a column, or not with the rows above it."""
     if not _fits([value], pa.null()):
         return _why_alone(value)
     if type(value) in (int, float) and above in (pa.int64(), pa.float64()):
         return _ROUNDED
     word = _WORDS.get(type(value), "null")
     if isinstance(value, list | dict):
-        return f"here is {word} that does not fit the rows above, which hold {type_name(above)}"
+        return f"{word} does not fit the rows above, which hold {type_name(above)}"
     return f"{quoted(value)} is {word}, the rows above hold {type_name(above)}"
 
 
 def _why_alone(value: object) -> str:
-    """Explain why a value fits no column at all."""
+    """Return why a value does not fit into any column."""
     try:
         kept_type(pa.array([value]).type)
     except UnfitError as error:
         return str(error)
     except OverflowError:
-        return f"{quoted(value)} is beyond what a whole number of 64 bits holds"
+        return f"{quoted(value)} does not fit in a 64-bit integer"
     except UnicodeEncodeError:
-        return f"{quoted(value)} holds half a surrogate pair, which is no text"
+        return f"{quoted(value)} holds half a surrogate pair, which is not valid text"
     except _UNFIT:
         pass
-    return f"{quoted(value)} mixes types, which no column holds"
+    return f"{quoted(value)} mixes types, which no column can hold"
 
 
 def _refuse_large_integer(array: pa.Array, field: pa.Field, first_row: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What reading files may cost, and what it has cost so far."""
+"""Limits on reading files, and counters to enforce them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """What the files of one data set may cost.
+    """Limits on the files of one data set.
 
-    An upload comes from anybody, so a child process of the gateway reads it within limits. The
-    library reads files that its own user chose, and keeps them in memory as a whole: it sets
-    none (:data:`UNLIMITED`). Everything else is read with the same strictness, with one exception:
-    where the user names all columns, the library does not look at the others, while the upload
-    keeps them for any job and so checks all.
+    Uploads are not trusted, so a child process of the gateway reads them within limits. The library
+    reads files that its own user chose, as a whole into memory, without limits
+    (:data:`UNLIMITED`). All other checks are the same, with one exception: if the user names all
+    columns, the library ignores the others, while an upload keeps and checks all of them.
 
     Attributes:
-        max_bytes: of all splits as they lie in memory, decompressed.
+        max_bytes: of all splits, decompressed in memory.
         max_rows: of all splits.
-        max_columns: of each split; entries of nested columns count.
+        max_columns: of each split, including entries of nested columns.
         max_row_bytes: of one row of a text file.
     """
 
@@ -44,12 +43,8 @@ class Budget:
     """Counts rows and bytes over all splits, as they are decoded.
 
     Args:
-        limits: what may be read.
+        limits: of the data set.
         scratch: a folder for temporary files; None is the system's.
-
-    Attributes:
-        limits: as given.
-        scratch: as given.
     """
 
     def __init__(self, limits: ReadLimits, *, scratch: Path | None = None) -> None:
@@ -59,14 +54,14 @@ class Budget:
         self._bytes = 0
 
     def fork(self) -> Budget:
-        """Return a copy, for a first look at what is counted later."""
+        """Return a copy, to check something that is counted later."""
         return copy(self)
 
     def add_rows(self, count: int) -> None:
         """Count rows.
 
         Raises:
-            DataError: they are too many.
+            DataError: there are too many.
         """
         self._rows += count
         if self._rows > self.limits.max_rows:
@@ -75,10 +70,10 @@ class Budget:
             )
 
     def add_bytes(self, count: int) -> None:
-        """Count bytes as they lie in memory, decompressed.
+        """Count bytes in memory, decompressed.
 
         Raises:
-            DataError: they are too many.
+            DataError: there are too many.
         """
         self._bytes += count
         if self._bytes > self.limits.max_bytes:

@@ -1,4 +1,4 @@
-"""Parquet, whose declarations are believed no further than its bytes bear them out."""
+"""Read Parquet without trusting the file: what it declares is checked against its bytes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _CLASS_CHARACTERS = 1 << 20  # of all classes of a column
 
 
 class ParquetReader:
-    """One split as another program wrote it.
+    """One split of a Parquet file.
 
-    Texts and bytes are read as dictionaries where they are stored so: a value that stands in a
-    million rows is one value in memory until it was counted. Arguments and errors are those of
+    Dictionary-encoded texts and bytes stay dictionaries until they are counted, so that a value in
+    a million rows is stored once. Arguments and errors are those of
     ``hifi.data.formats.reader.Reader``.
     """
 
@@ -87,7 +87,7 @@ class ParquetReader:
         """Read all rows once.
 
         Raises:
-            DataError: the file is not sound, or unpacks to too much.
+            DataError: the file is damaged, or too large when decompressed.
         """
         try:
             for batch in self._file.iter_batches(
@@ -102,14 +102,14 @@ class ParquetReader:
             raise DataError(f"the file declares {declared} rows and holds {self._rows}")
 
     def _leaves(self) -> list[str]:
-        """List the paths of the wanted columns and their entries."""
+        """Return the paths of the requested columns and their entries."""
         paths = [column.path for column in _leaf_columns(self._file)]
         wanted = set(self._names)
         starts = tuple(f"{name}." for name in self._names)
         return [path for path in paths if path in wanted or path.startswith(starts)]
 
     def _batch_rows(self) -> int:
-        """Choose how many rows are read at once by what the file says of their size."""
+        """Return the number of rows to read at once, from their declared size."""
         metadata = self._file.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         sizes = [group.total_byte_size / max(1, group.num_rows) for group in groups]
@@ -127,7 +127,7 @@ class ParquetReader:
         return pa.record_batch(arrays, schema=self.schema)
 
 
-# What pyarrow raises of a damaged file; memory errors are told apart by whoever is above.
+# Raised by pyarrow for a damaged file; callers handle memory errors.
 _UNSOUND = (
     pa.ArrowInvalid,
     pa.ArrowTypeError,
@@ -142,17 +142,17 @@ _UNSOUND = (
 
 
 def _unsound(error: BaseException, *, row: int | None = None) -> DataError:
-    reason = "this is no sound Parquet file: it is damaged, or cut off"
+    reason = "the Parquet file is damaged or truncated"
     if isinstance(error, pa.ArrowNotImplementedError):
         reason = "the Parquet file uses an encoding, compression or type that is not supported"
     return DataError(reason, row=row)
 
 
 def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
-    """Refuse texts that are not UTF-8, which no reader looks at.
+    """Refuse texts that are not UTF-8, which pyarrow does not check while reading.
 
     Raises:
-        DataError: it names the first.
+        DataError: a text is not UTF-8; the error has the first such row.
     """
     try:
         array.validate(full=True)
@@ -167,7 +167,7 @@ def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
 
 
 def _check_footer(path: Path) -> None:
-    """Look at the ends of a file before any parser does."""
+    """Check the start and the end of a file before it is parsed."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(len(_MAGIC))
@@ -179,7 +179,7 @@ def _check_footer(path: Path) -> None:
         raise DataError("the Parquet file is encrypted; decrypt it first")
     length = int.from_bytes(trailer[:4], "little")
     if head != _MAGIC or trailer[4:] != _MAGIC or length > size - _TRAILER_BYTES - len(_MAGIC):
-        raise DataError("this is no Parquet file, or it is cut off")
+        raise DataError("this is not a Parquet file, or it is truncated")
     if length > _FOOTER_BYTES:
         raise DataError(
             f"the Parquet file's footer has {length} bytes; at most {_FOOTER_BYTES} are allowed"
@@ -187,7 +187,7 @@ def _check_footer(path: Path) -> None:
 
 
 def _open(path: Path) -> parquet.ParquetFile:
-    """Open a file so that it is read piece by piece, texts and bytes as dictionaries."""
+    """Open a file for reading in batches, with texts and bytes as dictionaries."""
     options: dict[str, Any] = {
         "buffer_size": _BUFFER_BYTES,
         "pre_buffer": False,
@@ -204,15 +204,15 @@ def _open(path: Path) -> parquet.ParquetFile:
 
 
 def _leaf_columns(file: parquet.ParquetFile) -> list[parquet.ColumnSchema]:
-    """List a file's columns, each entry of a nested one by itself."""
+    """Return a file's columns, with the entries of nested columns one by one."""
     return [file.schema.column(index) for index in range(len(file.schema))]
 
 
 def _check_declared(metadata: parquet.FileMetaData, budget: Budget) -> None:
-    """Refuse what a file itself says is too much, or cannot be.
+    """Refuse a file whose declared size is too large or inconsistent.
 
     Raises:
-        DataError: rows, bytes or pieces that are too many, or encrypted columns.
+        DataError: too many rows or bytes, or the row groups do not add up.
     """
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if metadata.num_rows < 0 or sum(group.num_rows for group in groups) != metadata.num_rows:
@@ -231,7 +231,7 @@ def _kept(field: pa.Field) -> pa.DataType:
 
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into pieces that are small when unpacked; a row is never cut."""
+    """Split a batch into parts that are small when decompressed; a row is never split."""
     sizes = np.zeros(batch.num_rows, dtype=np.int64)
     for array in batch.columns:
         sizes += _row_sizes(array)
@@ -245,7 +245,7 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
-    """Count the bytes of every row as it would be unpacked, ``[rows]``."""
+    """Return the decompressed bytes of every row, ``[rows]``."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         sizes = pc.take(_row_lengths(array.dictionary), array.indices)
@@ -273,10 +273,10 @@ def _row_lengths(values: pa.Array) -> pa.Array:
 
 
 def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Keep of what ``datasets`` wrote about the columns which name their classes, or hold images.
+    """Return the features of class labels and images from the metadata that ``datasets`` wrote.
 
     Raises:
-        DataError: names of classes that cannot be told apart.
+        DataError: the class names are invalid, not unique or too long.
     """
     found: dict[str, dict[str, Any]] = {}
     for column, feature in _features(features).items():
@@ -295,11 +295,11 @@ def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[
 
 def _check_classes(names: list[Any], column: str) -> list[str]:
     if not all(isinstance(name, str) and name.strip() and "\0" not in name for name in names):
-        raise DataError("the names of its classes are not all texts", column=column)
+        raise DataError("the class names are not all texts", column=column)
     if len(set(names)) < len(names):
-        raise DataError("the names of its classes are not different", column=column)
+        raise DataError("the class names are not unique", column=column)
     if sum(map(len, names)) > _CLASS_CHARACTERS:
-        raise DataError("the names of its classes are too long", column=column)
+        raise DataError("the class names are too long", column=column)
     return names
 
 

@@ -1,4 +1,4 @@
-"""What the readers of all formats have in common, and the way to one of them."""
+"""The interface of all readers, and the function that opens one."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """One split, whatever its format.
+    """One split, in any format.
 
     Args:
         path: the file.
-        budget: what reading may cost.
-        columns: those that are wanted; the others may hold anything. None is all of them.
+        budget: limits the reading.
+        columns: the requested columns; others are not checked. None is all of them.
 
     Attributes:
         schema: plain types, known before the first batch.
-        cells: columns of a delimited file, whose texts may be anything.
+        cells: the columns of a delimited file, whose texts are cells.
         class_names: of columns that name their classes.
-        metadata: what a Parquet file of these rows must say of its columns.
+        metadata: schema metadata for a Parquet file of these rows.
 
     Raises:
-        DataError: the file cannot be used; it names row and column where one is to blame.
+        DataError: the file cannot be used; the error has row and column if they are the cause.
     """
 
     schema: pa.Schema
@@ -43,10 +43,10 @@ class Reader(Protocol):
     ) -> None: ...
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Read all rows once, a few at a time.
+        """Read all rows once, in batches.
 
         Raises:
-            DataError: as above.
+            DataError: a row cannot be used.
         """
 
 
@@ -56,10 +56,10 @@ def open_reader(
     """Open a file with the reader of its format.
 
     Args:
-        path: the file; its own name does not matter.
+        path: the file; its name is not used.
         ending: one of ``hifi.data.formats.ENDINGS``.
-        budget: what reading may cost.
-        columns: those that are wanted; None is all of them.
+        budget: limits the reading.
+        columns: the requested columns; None is all of them.
 
     Raises:
         DataError: the file cannot be used.

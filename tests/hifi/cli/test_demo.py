@@ -80,7 +80,7 @@ class TestLocal:
         assert main([*arguments, "--model", str(backbone)]) == 0
         out = capsys.readouterr().out
         assert tuple(re.findall(r"^\$ hifi (\S+)", out, re.MULTILINE)) == LOCAL
-        assert "the very same" in out
+        assert ", the same as the tuned model" in out
         assert "bit for bit" in out
 
     @pytest.mark.usefixtures("minilm_path")
@@ -139,7 +139,7 @@ class TestLocal:
         monkeypatch.setattr(importlib.metadata, "distributions", lambda: others)
         assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
         out = capsys.readouterr().out
-        assert "The service is not installed (there is no celery, fastapi)" in out
+        assert "The service is not installed (missing: celery, fastapi)" in out
         assert "pip install 'hifi[service]'" in out
         assert "$ hifi tune" in out
 
@@ -155,7 +155,7 @@ class TestFolder:
         assert json.loads(capsys.readouterr().out)["path"] is None
         assert main([*arguments, "--keep"]) == 0
         (kept,) = tmp_path.iterdir()
-        assert f"Everything is in {kept}" in capsys.readouterr().out
+        assert f"All files are in {kept}" in capsys.readouterr().out
 
     def test_refuses_one_with_something_in_it(self, tmp_path, capsys):
         (tmp_path / "note.txt").write_text("mine")
@@ -244,10 +244,10 @@ class TestServed:
         assert "HiFi is ready at http://127.0.0.1:9\n" in out
         assert "a heat map" in out
         assert DATASET in out
-        assert ", as the job says." in out
-        assert "the very same" in out
+        assert ", as in the job." in out
+        assert ", the same as the tuned model" in out
         assert "bit for bit" in out
-        assert "The merged model gives the first task's answers" in out
+        assert "The merged model returns the same labels for the first task" in out
         assert fake.was_stopped
         made = {"libraries.safetensors", "merged", "serve.log", "service", "kinds", "mixed.jsonl"}
         assert {path.name for path in (tmp_path / "demo").iterdir()} > made

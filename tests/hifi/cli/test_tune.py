@@ -122,7 +122,7 @@ class TestTune:
             more = ["--epochs", "6", "--learning-rate", rate, "--precision", "float32"]
             assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
             told = capsys.readouterr().out
-            assert told.count("no better than always the same class") == count
+            assert told.count("no better than predicting one class") == count
             assert told.count("matthews 0.0000") == count
 
     def test_other_things_in_the_folder_of_the_checkpoints_stay(self, backbone, data, tmp_path):
@@ -181,10 +181,10 @@ class TestRefusals:
             (["--metric", "pearson"], "metric='pearson'"),
             (["--task", "regression", "--label", "text"], "label='text'"),
             (["--selection", "no-such.json"], "selection='no-such.json'"),
-            (["--validation", "no-such.csv"], "there is no file 'no-such.csv'"),
+            (["--validation", "no-such.csv"], "the file 'no-such.csv' does not exist"),
             (
                 ["--validation", "none", "--early-stopping-patience", "2"],
-                "patience=2 is not allowed: only with a validation split, on which a gain could be",
+                "patience=2 is not allowed: only with a validation split",
             ),
         ],
     )
@@ -203,7 +203,7 @@ class TestRefusals:
         other = save_text_model(tmp_path / "other", seed=1, max_position_embeddings=128)
         assert main(command(other, data, out, "--selection", str(selection))) == 1
         err = capsys.readouterr().err
-        assert "the selection holds heads of a backbone whose fingerprint is sha256:" in err
+        assert "the selection is for a backbone whose fingerprint is sha256:" in err
         assert "that of other is sha256:" in err
         assert not out.exists()
 
@@ -298,7 +298,7 @@ class TestInterrupt:
         assert main(resumable) == 0
         captured = capsys.readouterr()
         assert "layer 2 " in captured.out
-        assert "\ngoing on from the checkpoint of step " in captured.err
+        assert "\nresuming from the checkpoint of step " in captured.err
         assert not folder.exists()
         resumed = out.read_bytes()
         out.unlink()

@@ -40,7 +40,7 @@ class TestRefusals:
             ("text,label\na,1\n".encode("utf-16"), None, None, "UTF-8"),
             (b"t\xe9xt,label\na,1\n", None, None, "UTF-8"),
             (b"text,label\na,1\nb\x00,0\n", 2, "text", "NUL"),
-            (b"te\x00xt,label\na,1\n", None, None, "column 1 is no text"),
+            (b"te\x00xt,label\na,1\n", None, None, "column 1 is not valid text"),
             (b"text,,label\na,b,1\n", None, None, "column 2 has no name"),
             (b",text\n0,a\n", None, None, "column 1 has no name"),
             (b"text, ,label\na,b,1\n", None, None, "column 2 has no name"),

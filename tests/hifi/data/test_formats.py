@@ -69,7 +69,7 @@ class TestReaders:
 
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_name_the_columns_that_are_there(self, ending: str, tmp_path: Path):
-        with pytest.raises(MissingColumnError, match=r"there are: 'odd'.*'text'") as caught:
+        with pytest.raises(MissingColumnError, match=r"the columns are: 'odd'.*'text'") as caught:
             load_split(FILES[ending](tmp_path), split="test", columns=["text", "none"])
         assert (caught.value.split, caught.value.column) == ("test", "none")
 

@@ -130,7 +130,7 @@ class TestInfer:
         error = error_of(said(), profile(**kinds))
         assert isinstance(error, AmbiguousTaskError)
         assert (error.param, error.split) == (param, "train")
-        assert str(error).endswith(f"say which with {param}=…")
+        assert str(error).endswith(f"choose with {param}=…")
         assert all(repr(name) in error.doubt for name in kinds)
 
     @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ class TestInfer:
         error = error_of(said(**fields), profile(**PAIR))
         assert isinstance(error, MissingColumnError)
         assert (error.param, error.column) == (param, "x")
-        assert "there are: 'sentence1', 'sentence2', 'label'" in error.reason
+        assert "the columns are: 'sentence1', 'sentence2', 'label'" in error.reason
 
     @pytest.mark.parametrize(
         "kind", ["question-answering", "multiple-choice", "token-classification", "causal-lm"]
@@ -176,7 +176,7 @@ class TestInfer:
         error = error_of(said(), profile(text="text", label=kind))
         assert not isinstance(error, AmbiguousTaskError)
         assert (error.param, error.column) == ("label", "label")
-        assert error.reason == f"no label can be read of {kind}"
+        assert error.reason == f"a column of {kind} cannot be the label"
 
     def test_many_columns_are_not_all_listed(self):
         error = error_of(said(), profile(**{f"column{n}": "text" for n in range(1000)}))
@@ -248,7 +248,7 @@ class TestCertain:
 
     def test_a_label_by_name_alone_is_told_how_to_be_none(self):
         columns = profile({"label": {"label": {"train": self.PROBLEM}}}, **PAIR)
-        with pytest.raises(DataError, match="rename it where another one is meant"):
+        with pytest.raises(DataError, match="rename it if it is not one"):
             check_certain_task(columns)
 
     @pytest.mark.parametrize(

@@ -35,25 +35,25 @@ class TestDamaged:
     @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"no parquet" * 100])
     def test_garbage(self, content: bytes, tmp_path: Path):
         refusal = refusal_of(tmp_path, train=write(tmp_path / "a.parquet", content))
-        assert "empty" in refusal.reason or "no Parquet file" in refusal.reason
+        assert "empty" in refusal.reason or "not a Parquet file" in refusal.reason
 
     @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
     def test_cut_off(self, keep: float, tmp_path: Path):
         whole = table_file(tmp_path / "a.parquet", {"a": list(range(1000))}).read_bytes()
         path = write(tmp_path / "a.parquet", whole[: int(len(whole) * keep)])
-        assert "cut off" in refusal_of(tmp_path, train=path).reason
+        assert "truncated" in refusal_of(tmp_path, train=path).reason
 
     def test_the_middle_overwritten(self, tmp_path: Path):
         whole = bytearray(table_file(tmp_path / "a.parquet", {"a": ["x" * 100] * 9}).read_bytes())
         whole[4:60] = b"\xff" * 56
         refusal = refusal_of(tmp_path, train=write(tmp_path / "a.parquet", bytes(whole)))
-        assert "no sound Parquet file" in refusal.reason
+        assert "damaged or truncated" in refusal.reason
 
     def test_a_footer_of_nonsense(self, tmp_path: Path):
         whole = bytearray(table_file(tmp_path / "a.parquet", {"a": [1]}).read_bytes())
         whole[-60:-8] = b"\xff" * 52
         refusal = refusal_of(tmp_path, train=write(tmp_path / "a.parquet", bytes(whole)))
-        assert "no sound Parquet file" in refusal.reason
+        assert "damaged or truncated" in refusal.reason
 
     def test_a_footer_that_is_huge(self, tmp_path: Path):
         length = 64 << 20
@@ -156,7 +156,7 @@ class TestColumns:
     def test_that_no_task_reads(self, kind: pa.DataType, tmp_path: Path):
         path = table_file(tmp_path / "a.parquet", {"a": ["x"], "b": pa.nulls(1, kind)})
         refusal = refusal_of(tmp_path, train=path)
-        assert (refusal.column, "read by no task" in refusal.reason) == ("b", True)
+        assert (refusal.column, "no task reads" in refusal.reason) == ("b", True)
 
     def test_a_nul_in_a_text_names_the_row(self, tmp_path: Path):
         path = table_file(tmp_path / "a.parquet", {"a": ["x"] * 30_000 + ["\0"]})

@@ -118,7 +118,7 @@ class TestProblems:
             "image"
         ]
         assert problem["train"] == Problem(
-            row=4, reason="these bytes are no image of a known format"
+            row=4, reason="these bytes are not an image of a known format"
         )
 
     def test_of_splits_that_do_not_go_together(self, tmp_path: Path):

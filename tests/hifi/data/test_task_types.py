@@ -54,7 +54,7 @@ class TestDeclarations:
         assert metric_names() == ("accuracy", "f1", "matthews", "pearson", "spearman")
 
     def test_one_that_is_not_there(self):
-        with pytest.raises(TaskNotSupportedError, match=r"'causal-lm' is not built yet.*regr"):
+        with pytest.raises(TaskNotSupportedError, match=r"'causal-lm' is not supported yet.*regr"):
             find_task_type("causal-lm")
 
 

@@ -92,13 +92,13 @@ class TestLoadBackbone:
 
     def test_a_folder_that_is_not_here_is_asked_for_and_the_hub_is_not(self, delta, monkeypatch):
         monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # calling it would fail
-        with pytest.raises(ModelError, match=r"knows its backbone only as 'tiny-bert'.*--model"):
+        with pytest.raises(ModelError, match=r"names its backbone only as 'tiny-bert'.*--model"):
             load_backbone(delta, model=None, revision=None)
 
     @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~stranger"])
     def test_a_name_that_no_folder_can_have(self, delta, name):
         odd = replace(delta, metadata=replace(delta.metadata, model=name))
-        with pytest.raises(ModelError, match="knows its backbone only as"):
+        with pytest.raises(ModelError, match="names its backbone only as"):
             load_backbone(odd, model=None, revision=None)
 
     def test_a_hub_id_without_a_commit_is_looked_for_on_the_hub(self, delta):

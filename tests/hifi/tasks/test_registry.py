@@ -27,7 +27,7 @@ class TestGetTask:
             get_task("clasification")
 
     def test_one_that_is_not_built_yet(self):
-        with pytest.raises(TaskNotSupportedError, match=r"'causal-lm' is not built yet"):
+        with pytest.raises(TaskNotSupportedError, match=r"'causal-lm' is not supported yet"):
             get_task("causal-lm")
 
 

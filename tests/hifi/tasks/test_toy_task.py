@@ -354,6 +354,7 @@ def service(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.process  # the child that checks uploads
 class TestService:
+    @pytest.mark.process
     def test_runs_a_job_and_predicts(self, service: Service, tmp_path: Path):
         files = {
             name: (f"{name}.jsonl", write_jsonl(tmp_path / f"{name}.jsonl", rows).read_bytes())

@@ -339,12 +339,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "named"),
         [
-            ({"label": "lable"}, DataError, "there is no such column; there are: 'text', 'label'"),
+            ({"label": "lable"}, DataError, "no such column; the columns are: 'text', 'label'"),
             ({"train": [*TRAIN, {"text": "", "label": 0}]}, DataError, "row 25, column 'text'"),
             ({"train": [*TRAIN, {"text": "a", "label": None}]}, DataError, "row 25.*missing"),
             ({"train": [r for r in TRAIN if r["label"]]}, DataError, "at least two classes"),
             ({"train": [{"text": 5, "label": 1}]}, DataError, "text"),
-            ({"train": "nowhere.csv"}, DataError, "there is no file"),
+            ({"train": "nowhere.csv"}, DataError, "does not exist"),
             (
                 {"validation": [{"text": "a", "label": 2}]},
                 DataError,
@@ -357,7 +357,7 @@ class TestBadInput:
                 DataError,
                 "row 2, column 'label'",
             ),
-            ({"task": "question-answering"}, TaskNotSupportedError, "not built yet"),
+            ({"task": "question-answering"}, TaskNotSupportedError, "not supported yet"),
             ({"metric": "bleu"}, InvalidArgumentError, "accuracy, f1, matthews"),
             ({"max_length": 65}, InvalidArgumentError, "tiny-bert reads 64 tokens"),
             ({"epochs": 0}, InvalidArgumentError, "epochs=0"),

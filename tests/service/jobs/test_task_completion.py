@@ -73,7 +73,7 @@ class TestComplete:
     def test_a_column_that_is_not_there(self, fields: dict[str, Any], param: str):
         error = error_of(said(**fields), profile(**PAIR))
         assert (error.code, error.param) == ("column_not_found", param)
-        assert "there are: 'sentence1', 'sentence2', 'label'" in error.detail
+        assert "the columns are: 'sentence1', 'sentence2', 'label'" in error.detail
 
     def test_a_type_that_is_not_built_yet(self):
         error = error_of(said(type="causal-lm"), profile(**PAIR))
