@@ -49,7 +49,7 @@ def interpolate(text):
 
 
 def settings_of(service):
-    """Give the environment of a service, filled in."""
+    """Return the environment of a service, variables filled in."""
     return {name: interpolate(str(value)) for name, value in service["environment"].items()}
 
 

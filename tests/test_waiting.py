@@ -12,7 +12,7 @@ from tests.waiting import eventually, eventually_async, patience, within
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
-    """Set how many processes are ready for each core."""
+    """Set the load: ready processes per core."""
 
     def set_load(a_core: float) -> None:
         average = a_core * (os.cpu_count() or 1)

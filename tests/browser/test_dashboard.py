@@ -37,7 +37,7 @@ def url(settings: Settings, database: Database) -> Iterator[str]:  # noqa: ARG00
 
 @pytest.fixture
 def page(url: str, tmp_path: Path) -> Iterator[Page]:
-    """Give a tab that shows the dashboard; nothing may go wrong in it."""
+    """Yield a tab that shows the dashboard; assert that it has no errors at the end."""
     with chromium(tmp_path / "profile") as page:
         page.goto(f"{url}/")
         page.wait_for("document.querySelector('#key')")

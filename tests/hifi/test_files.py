@@ -27,7 +27,7 @@ Writer = Callable[[Path], AbstractContextManager[Path]]
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let writing fail for real, as on a full disk."""
+    """Make writes fail for real, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -51,7 +51,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def refuse_to_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let one folder's names not reach the disk."""
+    """Make fsync fail for one folder."""
     inode, sync = folder.stat().st_ino, os.fsync
 
     def fail(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""The package as its users meet it: names, lazy import, version, wheel, and who imports whom."""
+"""The package as users see it: names, lazy import, version, wheel, and allowed imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole embedded service: the main job from upload to merged model, and through any crash."""
+"""The whole embedded service: the main job from upload to merged model, and crashes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Main:
-    """The main job, as its owner saw it."""
+    """The main job, as its owner sees it."""
 
     dataset: str
     job: dict[str, Any]
@@ -54,7 +54,7 @@ def main_job(service: Served, tmp_path_factory: pytest.TempPathFactory) -> Main:
 def merged(
     service: Served, main_job: Main, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Give the merged model of the main job."""
+    """Return the merged model of the main job."""
     folder = tmp_path_factory.mktemp("merged")
     service.client.jobs.download_merged(main_job.job["id"], folder / "merged.tar")
     with tarfile.open(folder / "merged.tar") as tar:
@@ -137,7 +137,7 @@ class TestMainJob:
 
 
 def _validation(folder: Path) -> tuple[list[str], list[str]]:
-    """Give texts and labels of the main job's validation split."""
+    """Return texts and labels of the main job's validation split."""
     from pyarrow import parquet  # noqa: PLC0415 - for these tests alone
 
     from tests.integration.jobs import write_splits  # noqa: PLC0415
@@ -147,7 +147,7 @@ def _validation(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _labels(model: Path, texts: list[str]) -> list[str]:
-    """Let plain transformers predict."""
+    """Predict with plain transformers."""
     import torch  # noqa: PLC0415 - for these tests alone
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 

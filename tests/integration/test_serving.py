@@ -1,4 +1,4 @@
-"""An inference process under churn, as the benchmarks run it for longer, and their judge."""
+"""A short run of the benchmarks' inference churn, and the check of its results."""
 
 from __future__ import annotations
 

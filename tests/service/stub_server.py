@@ -1,4 +1,4 @@
-"""A server that says what a test tells it to: also too little, too late, or nothing at all."""
+"""A server with scripted answers, also truncated, late or missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it came."""
+    """A request as received."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that http.server looks for
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -53,7 +53,7 @@ Answer = Callable[[_Handler, Asked], None]
 
 
 class StubServer:
-    """Answers each path with the answers given for it, in turn; the last one stays."""
+    """Answers each path with its scripted answers in turn; the last one repeats."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -120,18 +120,18 @@ def document(content: object, *, status: int = 200, **headers: str) -> Answer:
 def problem(
     status: int, code: str, detail: str, *, param: str | None = None, **headers: str
 ) -> Answer:
-    """Refuse as the gateway does."""
+    """Answer with a problem document."""
     content = {"title": code, "status": status, "code": code, "detail": detail, "param": param}
     return document(content, status=status, **headers)
 
 
 def hang_up(handler: _Handler, _: Asked) -> None:
-    """Say nothing and close the connection."""
+    """Close the connection without an answer."""
     _break(handler)
 
 
 def broken_off(body: bytes, *, after: int, status: int = 200, **headers: str) -> Answer:
-    """Promise a whole body, send a part of it, and close the connection."""
+    """Announce a whole body, send a part of it, and close the connection."""
 
     def answer(handler: _Handler, _: Asked) -> None:
         handler.send_response(status)
@@ -159,7 +159,7 @@ def event_stream(*messages: str) -> Answer:
 
 
 def broken_stream(*messages: str) -> Answer:
-    """Send server-sent events in chunks, and break off without the last chunk."""
+    """Send server-sent events in chunks; close the connection without the last chunk."""
 
     def answer(handler: _Handler, _: Asked) -> None:
         _begin_events(handler, {"Transfer-Encoding": "chunked"})

@@ -1,4 +1,4 @@
-"""No route shows one tenant anything of another: what is not one's own is not there.
+"""No route shows a tenant anything of another tenant: it answers 404.
 
 The tests walk the table of routes. A new route is in none of the lists below and fails them until
 somebody says what of a tenant's it could show.
@@ -28,7 +28,7 @@ POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
 
 @pytest.fixture
 def owned(database, settings, alice) -> dict[str, str]:
-    """Give what alice has: a data set, and a job with everything that a job can have."""
+    """Return what alice owns: a data set, and a job with everything that a job can have."""
     dataset = add_dataset_row(database, alice, name="secret set")
     return {"dataset_id": dataset, "job_id": finished_job(database, settings, alice)}
 
@@ -38,7 +38,7 @@ def asks_administrator(dependant: Any) -> bool:
 
 
 def guarded_routes(settings) -> Iterator[tuple[str, str, set[str]]]:
-    """Give method, path and path parameters of all routes for keys that are no administrators'."""
+    """Return method, path and path parameters of all routes for non-administrators."""
     for route in iter_route_contexts(build_app(settings).routes):
         if is_public(route.endpoint) or asks_administrator(route.dependant):
             continue

@@ -20,7 +20,7 @@ __all__ = ["app", "publisher"]
 
 
 class TestEmbeddedFile:
-    """The file of the embedded broker, mistreated under a worker that must go on."""
+    """The file of the embedded broker, damaged while a worker must keep running."""
 
     @pytest.fixture
     def settings(self, tmp_path: Path) -> Settings:
@@ -28,7 +28,7 @@ class TestEmbeddedFile:
 
     @pytest.fixture
     def token(self, settings, app, publisher) -> str:
-        """Give the payload of a token as it lies in the file."""
+        """Return the payload of a token as stored in the file."""
         publisher.publish()
         eventually(lambda: waiting(app) == 1)
         with sqlite3.connect(settings.home / "broker.db") as file:

@@ -157,7 +157,7 @@ class TestOutage:
 def busy_settings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    """Give the settings of a worker that takes tokens all the while."""
+    """Yield the settings of a worker that takes tokens throughout the test."""
     url = ""
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url

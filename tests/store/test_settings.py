@@ -1,4 +1,4 @@
-"""The settings: defaults that need no server, and refusals that name the variable."""
+"""The settings: defaults that need no server, and errors that name the variable."""
 
 from __future__ import annotations
 

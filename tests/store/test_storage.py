@@ -16,7 +16,7 @@ from store.storage import ArtifactStorage, Blob, StoredBlob
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """Run an S3 server; give its endpoint."""
+    """Run an S3 server; yield its endpoint."""
     from moto.server import ThreadedMotoServer  # noqa: PLC0415 - seconds, for these tests alone
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -27,7 +27,7 @@ def s3() -> Iterator[str]:
 
 
 def aws(endpoint: str) -> dict[str, str]:
-    """Give the variables that lead to an S3 server."""
+    """Set the variables that point to an S3 server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",

@@ -33,7 +33,7 @@ def put(storage: ArtifactStorage, folder: Path, text: str, *, tenant: str) -> Bl
 
 
 def age(storage: ArtifactStorage, folder: Path, *, seconds: float) -> None:
-    """Make all blobs so much older."""
+    """Make all blobs older by ``seconds``."""
     for blob in storage.list():
         moment = blob.modified_at.timestamp() - seconds
         os.utime(folder / "artifacts" / blob.tenant_id / blob.sha256, (moment, moment))
@@ -132,7 +132,7 @@ class TestSweep:
     def test_leaves_what_is_stored_and_named_while_it_runs(
         self, database: Database, storage: ArtifactStorage, tmp_path
     ):
-        """Blob first, row later, by one thread; sweeps all the while by another."""
+        """One thread stores blobs and then rows while another sweeps."""
         tenant = add_tenant(database, "a")
         done = threading.Event()
 

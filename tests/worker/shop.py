@@ -121,7 +121,7 @@ class Shop:
         }
 
     def asks(self, what: Callable[..., Job]) -> Callable[[ScriptedEngine], None]:
-        """Make a line at which the owner asks for something."""
+        """Return a line at which the owner pauses or cancels the job."""
 
         def ask(_: ScriptedEngine) -> None:
             with self.database.write() as session:

@@ -17,7 +17,7 @@ from worker.job_files import JobFiles
 
 
 class Reports:
-    """Stands in for the reporter and its lease.
+    """Fakes the reporter and its lease.
 
     Attributes:
         kept: the steps that were named, with their files.
@@ -44,7 +44,7 @@ class Reports:
 
 
 class Gate(ArtifactStorage):
-    """A store whose next put waits until it is let through, or fails."""
+    """A store whose next put waits until released, or fails."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -84,7 +84,7 @@ def keeper(files: JobFiles, reports: Reports, monkeypatch) -> Iterator[Checkpoin
 
 
 def write(files: JobFiles, step: int) -> list[str]:
-    """Write a checkpoint as the engine does: the one before goes."""
+    """Write a checkpoint as the engine does, which removes the one before."""
     for old in files.checkpoints.iterdir():
         for file in old.iterdir():
             file.unlink()

@@ -30,7 +30,7 @@ Look = Callable[..., bool]
 
 
 class Publisher:
-    """Counts the tokens that it is to publish."""
+    """Counts the tokens published."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -76,7 +76,7 @@ def is_signed_on(workshop: Workshop) -> bool:
 
 
 class Rounds:
-    """Stands in for what is done for the dead, and counts it.
+    """Fakes and counts the work for dead workers.
 
     Attributes:
         taken: how often jobs were taken back.
@@ -125,11 +125,11 @@ class TestSignOfLife:
 
 
 class TestTheDeadsJobs:
-    """They are not taken before the living had the time to renew their leases."""
+    """Jobs are not reclaimed before live workers had time to renew their leases."""
 
     @pytest.fixture
     def look(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
-        """Give a function that goes one round at a moment; it tells whether jobs were taken."""
+        """Yield a function that runs the round at a given time and returns whether it reclaimed."""
         monkeypatch.setattr(module, "_BEAT_SECONDS", 3600.0)
         rounds = Rounds(monkeypatch)
         upkeep = keep_up(replace(workshop, settings=Settings(lease_seconds=60)))

@@ -40,7 +40,7 @@ def blocks_of(model: tf.PreTrainedModel) -> nn.ModuleList:
 
 
 def counted(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
-    """Fill a model with numbers that no random generator has a hand in."""
+    """Fill a model with fixed numbers, independent of any random generator."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             values = torch.arange(parameter.numel()) % 101 + index

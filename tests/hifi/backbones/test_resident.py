@@ -56,7 +56,7 @@ def weights_of(backbones: ResidentBackbones) -> dict[str, Tensor]:
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Spoil what is loaded of a backbone from now on, so that only weights in memory are right."""
+    """Spoil backbones loaded from disk from now on, so that only weights in memory are right."""
     spoiled: list[str] = []
 
     def load_and_spoil(*arguments: Any, **options: Any) -> LoadedModel:
@@ -294,7 +294,7 @@ class TestNothingStays:
 
 
 class TestDamage:
-    """What nobody should do to weights in memory is seen before the next job."""
+    """Illegal changes to weights in memory are detected before the next job."""
 
     @staticmethod
     def zero_a_row(weights: dict[str, Tensor]) -> None:

@@ -57,7 +57,7 @@ print((folder / f"{name}.out").read_text())
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Put back what the demo tells the commands that it runs."""
+    """Restore the environment variables that the demo sets for its commands."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -164,7 +164,7 @@ class TestFolder:
 
 
 class Fake:
-    """The commands that the demo calls, and what it called them with."""
+    """Stand-ins for the commands that the demo calls; they record their arguments."""
 
     def __init__(self, folder, ran):
         self.folder = folder
@@ -189,7 +189,7 @@ class Fake:
         self.answer(self.labels)
 
     def answer(self, labels):
-        """Let both tasks be asked, the second one under an id of its own."""
+        """Ask both tasks, the second one under another id."""
         answers = [{"job": job, "label": label} for label in labels for job in (JOB, "job_other")]
         self.say("jobs-predict", {"object": "list", "data": answers})
 
@@ -200,7 +200,7 @@ class Fake:
         (self.folder / f"{name}.fails").touch()
 
     def calls(self):
-        """Give the calls: the arguments, and the settings in the environment."""
+        """Return the calls: arguments and the settings in the environment."""
         lines = (self.folder / "calls.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
@@ -229,7 +229,7 @@ def fake(ran, tmp_path, monkeypatch):
 
 @pytest.fixture
 def arguments(backbone, tmp_path):
-    """Give the arguments of a served demo with a tiny backbone."""
+    """Return the arguments of a served demo with a tiny backbone."""
     folder = str(tmp_path / "demo")
     return ["demo", "--rows", "10", "--dir", folder, "--model", str(backbone)]
 

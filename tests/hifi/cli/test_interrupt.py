@@ -13,7 +13,7 @@ from hifi.training.events import Control
 
 @pytest.fixture
 def handler():
-    """Give a function that sets the handler of Ctrl-C; afterwards it is what it was."""
+    """Yield a function that sets the handler of Ctrl-C; restore the handler afterwards."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda action: signal.signal(signal.SIGINT, action)
     signal.signal(signal.SIGINT, before)

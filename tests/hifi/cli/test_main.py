@@ -24,7 +24,7 @@ EXTRA_PACKAGES = ("alembic", "celery", "fastapi", "httpx2", "pydantic", "sqlalch
 
 
 def fake_command(monkeypatch, run, *, name="fake"):
-    """Let an installed package seem to add a command."""
+    """Pretend that an installed package adds a command."""
     module = types.ModuleType("fake_commands")
     module.add_arguments = lambda parser: parser.add_argument("--n-samples", type=int, default=1)
     module.run = run

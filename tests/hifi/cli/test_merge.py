@@ -110,13 +110,13 @@ class TestMerge:
 
 
 class TestDecoders:
-    """They read the last token before the padding: so they must know what the padding is."""
+    """They read the last token before the padding, so they must know the pad token."""
 
     TEXTS = ("w0 w1 w2 w3 w4 w5", "w6 w7")
 
     @pytest.fixture(params=["gpt2", "llama"])
     def decoder(self, request, tmp_path):
-        """Return the folder of a decoder that has no pad token, nor has its tokenizer."""
+        """Return the folder of a decoder without a pad token, in the model and the tokenizer."""
         return save_text_model(tmp_path / request.param, request.param, pad_token_id=None)
 
     def check_batches(self, out):

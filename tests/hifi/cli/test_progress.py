@@ -31,7 +31,7 @@ def clock():
 
 @pytest.fixture
 def lines(clock):
-    """Return a line display and a function that gives the lines printed so far."""
+    """Return a line display and a function that returns the lines printed so far."""
     stream = io.StringIO()
     display = Display(Lines(Console(file=stream, width=40), clock=clock), clock=clock)
     return display, lambda: stream.getvalue().splitlines()

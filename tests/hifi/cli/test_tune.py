@@ -247,12 +247,12 @@ class TestRefusals:
 
 
 class Terminal(io.StringIO):
-    """Somebody who presses Ctrl-C at the first line about training."""
+    """An output stream that presses Ctrl-C at the first line about training."""
 
     is_pressed = False
 
     def write(self, text: str) -> int:
-        """Show a text."""
+        """Write; press Ctrl-C once at a line about training."""
         if text.startswith("training") and not self.is_pressed:
             self.is_pressed = True
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Upload and training agree: a job is refused for what its training would stop at, or for nothing.
+"""Upload and training agree: a job is refused exactly if its training would fail.
 
 A job is admitted by the profile that was made when its data set was uploaded, and trained on the
 Parquet file that was written then.
@@ -51,7 +51,7 @@ def refused(error: HifiError) -> Outcome:
 
 
 def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
-    """Read files as training does; return the task, or the refusal."""
+    """Read files as training does; return the task or the refusal."""
     try:
         spec = TaskSpec.of(said)
         if spec.type is not None:
@@ -74,7 +74,7 @@ def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outco
 
 
 def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
-    """Upload the same files and complete the task of a job; return it, or the refusal."""
+    """Upload the same files and complete a job's task; return the task or the refusal."""
     files = {"train": train} | ({} if validation is None else {"validation": validation})
     try:
         profile = convert_here(folder, **files).profile
@@ -121,7 +121,7 @@ TYPES = ("classification", "regression", "image-classification", "causal-lm")
 
 @st.composite
 def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, dict[str, Any]]:
-    """Draw training rows, validation rows or None, and what is said of the task."""
+    """Draw training rows, validation rows or None, and the task's arguments."""
     few = st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4)
     names = draw(st.just(["text", "label"]) | few)
     pool_of = {
@@ -155,7 +155,7 @@ def csv_file(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 class TestOutcomes:
-    """The same task, or a refusal of the same kind that names the same place."""
+    """Both give the same task, or a refusal of the same kind at the same place."""
 
     @settings(max_examples=100)
     @given(data_sets(CELLS))

@@ -149,7 +149,7 @@ class TestLimits:
 
 
 class TestBlocks:
-    """Files of many blocks are read as the library reads them, which takes them whole."""
+    """Files of many blocks are read like the library, which reads them whole."""
 
     SIGNS = st.sampled_from('ab"\n\r, é')
 

@@ -92,7 +92,7 @@ class TestReaders:
 
 
 class TestCellsOfParquet:
-    """A file that bears the mark of cells may come from anywhere, and so hold nulls."""
+    """A file marked as cells may come from another program and hold nulls."""
 
     def test_that_are_null_are_missing(self, tmp_path: Path):
         path = parquet(

@@ -69,7 +69,7 @@ READERS = {"text": read_texts, "label": read_labels, "score": read_targets}
 
 
 def rows_of(dataset: Dataset) -> list[dict]:
-    """Give the rows as a task reads them: a CSV file does not say what its cells are."""
+    """Return the rows as a task reads them: the cells of a CSV file have no types."""
     columns = [READERS[name](dataset, name, split="train") for name in dataset.column_names]
     return [dict(zip(dataset.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -184,7 +184,7 @@ class TestSources:
 
 
 class TestCells:
-    """Columns of a CSV file, which does not say what they are; test_columns has the details."""
+    """Columns of a CSV file, which has no types; test_columns has the details."""
 
     def test_that_look_like_numbers_stay_texts(self, tmp_path: Path):
         path = write(tmp_path / "a.csv", "text,label\n0012,01\n7,1\n")

@@ -186,7 +186,7 @@ class TestMerge:
 
 
 class TestRefusedMerge:
-    """A merge that is refused has changed nothing."""
+    """A refused merge changes nothing."""
 
     def refused(
         self, delta: HeadDelta, model: tf.PreTrainedModel, error: type[HifiError], match: str

@@ -40,12 +40,12 @@ PADDED = {"pad_token": "[PAD]"}
 
 
 def recording(delta, **task):
-    """Change what a delta says about its task."""
+    """Change a delta's task metadata."""
     return replace(delta, metadata=replace(delta.metadata, task={**delta.metadata.task, **task}))
 
 
 def own_loop_delta(folder, **task):
-    """Give the delta of a loop that is not ours: it knows its task's type, and what is told."""
+    """Return the delta of a foreign training loop: its task has a type and what ``task`` adds."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 1)], num_layers=3))
     return tuner.delta(task={"type": "classification", **task}, labels=[0, 1])

@@ -46,7 +46,7 @@ def some_batches(name, *, dtype=torch.float32):
 
 
 def samples_of(batches):
-    """Give every sample as a batch of its own, without its padding."""
+    """Split batches into single samples without padding."""
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             yield {"input_ids": ids[None, mask.bool()]}
@@ -58,7 +58,7 @@ def stacked(selection, field):
 
 
 def assert_same_scores(selection, expected, *, atol=1e-12):
-    """Demand equal I, and r and p* within a tolerance."""
+    """Assert equal I, and r and p* within a tolerance."""
     assert torch.equal(
         stacked(selection, "information_richness"), stacked(expected, "information_richness")
     )

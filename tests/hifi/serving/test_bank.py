@@ -45,7 +45,7 @@ LENGTHS = (9, 5, 12, 3, 7, 7, 2, 11, 1, 6)
 
 
 def task_head_alone(delta: HeadDelta, architecture: str) -> HeadDelta:
-    """Give a delta whose rows are the backbone's own."""
+    """Return a delta whose rows are the backbone's own."""
     base = delta.with_base(bare(architecture)).base
     assert base is not None
     return replace(delta, rows=base)
@@ -182,7 +182,7 @@ class TestMixedBatch:
 
 
 class TestFirstToken:
-    """The last layer goes on with the first token alone where nobody reads another."""
+    """The last layer computes only the first token if no task head reads another."""
 
     @staticmethod
     def tokens_at_the_end(bank: HeadBank, model: PreTrainedModel, names: list[str | None]) -> int:
@@ -217,7 +217,7 @@ class TestFirstToken:
 
 
 class TestTaskHeads:
-    """Those of one shape that read the first token alone are multiplied together."""
+    """Task heads of one shape that read only the first token are multiplied together."""
 
     @staticmethod
     def calls(bank: HeadBank, names: list[str | None], monkeypatch: pytest.MonkeyPatch) -> int:

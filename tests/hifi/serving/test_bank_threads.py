@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Asked(threading.Thread):
-    """A batch of two, asked of a bank in another thread."""
+    """A batch of two that a bank computes in another thread."""
 
     def __init__(self, bank: HeadBank, name: str) -> None:
         super().__init__(daemon=True)
@@ -45,7 +45,7 @@ class Asked(threading.Thread):
 
 
 class LateTurn:
-    """A bank's turn of batches that the first who asks for it waits for until told."""
+    """A bank's batch lock that waits for the event ``on`` before it is acquired."""
 
     def __init__(self, turn: threading.Lock) -> None:
         self._turn = turn
@@ -62,7 +62,7 @@ class LateTurn:
 
 @contextmanager
 def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
-    """Let no batch past the embeddings inside the block; yields what is set when one is there."""
+    """Hold batches at the embeddings inside the block; yield an event set when one arrives."""
     there, on = threading.Event(), threading.Event()
 
     def wait(*_: object) -> None:
@@ -164,7 +164,7 @@ class TestWhileABatchRuns:
         assert len(bank) == bank.nbytes == 0
 
     def test_packing_leaves_the_default_dtype_alone(self, monkeypatch: pytest.MonkeyPatch):
-        """It is every thread's, and a batch may make tensors meanwhile."""
+        """The setting is global, and a batch may create tensors meanwhile."""
         heads = heads_of("bert", seed=0, per_layer=(1, 1, 1))
         tuned = tune("bert", heads, seed=0, labels=2, dtype=torch.bfloat16)
         bank = HeadBank(bare("bert", dtype=torch.bfloat16))

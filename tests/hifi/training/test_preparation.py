@@ -54,7 +54,7 @@ def job(
 
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this processor be one that multiplies bfloat16 natively, whichever it is."""
+    """Pretend that this processor multiplies bfloat16 natively."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
 

@@ -20,7 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def kernel_settings() -> tuple[bool, bool, bool]:
-    """Give what torch is told: deterministic, warn only, fill uninitialised memory."""
+    """Return torch's settings: deterministic, warn only, fill uninitialised memory."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -30,7 +30,7 @@ def kernel_settings() -> tuple[bool, bool, bool]:
 
 @pytest.fixture(params=[(False, False, True), (True, False, True), (True, True, False)])
 def before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Set what a caller may have set, and take it back."""
+    """Set what a caller may have set; restore it afterwards."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is taken back afterwards
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     untouched = kernel_settings()
@@ -45,7 +45,7 @@ def set_kernels(is_deterministic: bool, is_warn_only: bool, fills_memory: bool) 
 
 
 class TestReproducibleKernels:
-    """What is set for a CUDA device needs none."""
+    """The settings for a CUDA device can be applied without one."""
 
     @pytest.mark.usefixtures("before")
     def test_are_chosen_inside_the_block(self):

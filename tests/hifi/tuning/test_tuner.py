@@ -1,4 +1,4 @@
-"""HeadTuner on every architecture: what it trains, gives, takes back and refuses."""
+"""HeadTuner on every architecture: what it trains, returns, restores and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stub server that the commands find by HIFI_URL, and documents as it gives them."""
+"""A stub server that the commands find by HIFI_URL, and documents for its answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dataset() -> dict:
 
 @pytest.fixture
 def job() -> dict:
-    """Give a job that has succeeded."""
+    """Return the document of a succeeded job."""
     file = {"bytes": 2699088, "sha256": "a" * 64}
     return {
         "id": "job_1",
@@ -83,7 +83,7 @@ def job() -> dict:
 
 @pytest.fixture
 def heads() -> dict:
-    """Give the heads of a tiny model: two layers of three."""
+    """Return the heads document of a tiny model: two layers of three heads."""
     layers = [
         {"layer": 0, "importance": [0.5, 0.3, 0.2], "selected": [0, 1]},
         {"layer": 1, "importance": [0.2, None, 0.6], "selected": [0, 2]},

@@ -27,7 +27,7 @@ def page(*items, more=False):
 
 
 def stream_of(*events):
-    """Write events as the server streams them; each is (type, data)."""
+    """Format events as the server streams them; each is (type, data)."""
     return event_stream(
         *(
             f"id: evt_1_{number}\ndata: "

@@ -12,7 +12,7 @@ from service.embedded.listening import free_loopback_port
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Give a folder that is not there yet."""
+    """Return a folder that does not exist yet."""
     home = tmp_path / "new" / "home"
     monkeypatch.setenv("HIFI_HOME", str(home))
     monkeypatch.delenv("HIFI_DATABASE_URL", raising=False)

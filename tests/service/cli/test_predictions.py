@@ -23,7 +23,7 @@ SHORT = {"label": "short", "score": 0.75, "scores": {"long": 0.25, "short": 0.75
 
 
 class Answering:
-    """Answers every row that it is asked, and remembers them.
+    """Answers every row, and records them.
 
     Args:
         stub: the server.
@@ -60,7 +60,7 @@ def answering(stub) -> Answering:
 
 @pytest.fixture
 def file(tmp_path):
-    """Give a function that writes rows to a file, and its name."""
+    """Return a function that writes rows to a file and returns its name."""
 
     def write(*rows: object) -> str:
         path = tmp_path / "rows.jsonl"

@@ -22,7 +22,7 @@ def progress(phase, step=None, total=None, eta=None):
 
 @pytest.fixture
 def lines():
-    """Give a plain console, and a function that gives its lines so far."""
+    """Return a plain console, and a function that returns its lines so far."""
     console = Console(file=io.StringIO(), width=20)
     return console, lambda: console.file.getvalue().splitlines()
 

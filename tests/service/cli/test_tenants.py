@@ -17,7 +17,7 @@ from tests.service.gateways import served
 
 @pytest.fixture(params=["tables", "server"])
 def door(request, settings, monkeypatch):
-    """Let the commands work on the tables, and then through a gateway on the same tables."""
+    """Run the commands on the database, then through a gateway on the same database."""
     monkeypatch.setenv("HIFI_HOME", str(settings.home))
     monkeypatch.setenv("HIFI_DATABASE_URL", settings.database_url)
     monkeypatch.delenv("HIFI_URL", raising=False)
@@ -35,7 +35,7 @@ def door(request, settings, monkeypatch):
 
 @pytest.fixture
 def ask(capsys):
-    """Give a function that runs a command with --json and gives its document."""
+    """Return a function that runs a command with --json and returns its document."""
 
     def run(*arguments):
         assert main(["tenants", *arguments, "--json"]) == 0

@@ -16,7 +16,7 @@ DATASET = {"id": "ds_1", "object": "dataset"}
 
 @pytest.fixture
 def files(tmp_path):
-    """Write two splits; give their paths."""
+    """Write two splits; return their paths."""
     train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
     train.write_bytes(b'{"text": "a"}\n')
     validation.write_bytes(b'{"text": "b"}\n')
@@ -24,7 +24,7 @@ def files(tmp_path):
 
 
 def parts(asked):
-    """Give the parts of a multipart body: name to content."""
+    """Return the parts of a multipart body: name to content."""
     boundary = re.search("boundary=(.*)", asked.headers["content-type"])[1].encode()
     found = {}
     for part in asked.body.split(b"--" + boundary)[1:-1]:

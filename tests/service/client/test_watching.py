@@ -36,7 +36,7 @@ def event(number, *, status=None):
 
 
 def sent(number, **of):
-    """Write an event as the server sends it."""
+    """Format an event as the server sends it."""
     content = event(number, **of)
     return f"id: {content['id']}\ndata: {json.dumps(content)}\n\n"
 

@@ -51,7 +51,7 @@ socketserver.UnixStreamServer(path, Handler).serve_forever()
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Give settings as the environment has them, which the parts read too."""
+    """Return settings that are also in the environment, where the parts read them."""
     for name in list(os.environ):
         if name.startswith("HIFI_"):
             monkeypatch.delenv(name)
@@ -63,7 +63,7 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    """Put light parts in the place of worker and inference; give the file that lets them begin."""
+    """Replace worker and inference by light parts; return the file that lets them start."""
     go = tmp_path / "go"
     real = embedded._parts
 

@@ -36,21 +36,21 @@ def part(file, *, code=OBEDIENT, **of):
 
 
 def lines(file, word):
-    """Give what a part wrote: pairs of its pid and a time."""
+    """Return what a part wrote: pairs of pid and time."""
     text = file.read_text() if file.exists() else ""
     found = [line.split() for line in text.splitlines()]
     return [(int(pid), float(when)) for what, pid, when in found if what == word]
 
 
 def is_alive(pid):
-    """Tell whether a process is there, and no mere zombie that nobody has asked for yet."""
+    """Return whether a process is alive and not a zombie."""
     command = ["ps", "-o", "stat=", "-p", str(pid)]
     state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 
 def run(parts, *steps, environment=None):
-    """Run a supervisor; each step is called until it gives something true, then the next."""
+    """Run a supervisor; call each step until it returns something true, then the next."""
     left = list(steps)
     began = time.monotonic()
 
@@ -63,7 +63,7 @@ def run(parts, *steps, environment=None):
 
 
 def send(number):
-    """Make a step that sends ourselves a signal."""
+    """Return a step that sends this process a signal."""
 
     def step():
         os.kill(os.getpid(), number)
@@ -74,7 +74,7 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Start parts again at once, and look often."""
+    """Restart parts at once, and poll often."""
     monkeypatch.setattr(module, "_FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(module, "_TICK_SECONDS", 0.01)
 

@@ -136,7 +136,7 @@ class TestBadBodies:
 
 
 def marks_of(value: object) -> int:
-    """Count what a comma or an opening bracket is written for."""
+    """Count the values that follow a comma or an opening bracket."""
     if not isinstance(value, dict | list):
         return 0
     inner = value.values() if isinstance(value, dict) else value

@@ -29,7 +29,7 @@ TAR = bytes(range(256)) * 1000
 
 
 class Inference:
-    """An inference process that answers as it is told, and remembers what it was asked."""
+    """A fake inference process with scripted answers that records its requests."""
 
     def __init__(self) -> None:
         self.answer: Callable[[], Response] = lambda: Response(TAR)

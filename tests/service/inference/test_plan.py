@@ -45,7 +45,7 @@ named = st.fixed_dictionaries({}, optional={"job": json_values, "input": inputs}
 def nobody(
     migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Database, str]]:
-    """Give a database without jobs, and a tenant that has none."""
+    """Return a database and a tenant without jobs."""
     file = tmp_path_factory.mktemp("nobody") / "hifi.db"
     shutil.copyfile(migrated_sqlite, file)
     database = Database(f"sqlite:///{file}")
@@ -144,7 +144,7 @@ class TestAnyAnswer:
 class TestPlanMixed:
     @pytest.fixture
     def queries(self, database: Database):
-        """Give the queries that the database gets."""
+        """Return a list that records the database's queries."""
         seen: list[str] = []
 
         def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

@@ -25,7 +25,7 @@ COMMIT = "c0ffee" * 6 + "dead"
 
 
 class Library:
-    """A hub in memory, which notes what it is asked."""
+    """A hub in memory that records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
@@ -77,7 +77,7 @@ def backbones(database: Database) -> None:
 def add_data(
     database: Database, owner: Member, *, rows: dict[str, int] | None = None, **problems: Any
 ) -> str:
-    """Add a data set of a text, a label and an image; give its id."""
+    """Add a data set of a text, a label and an image; return its id."""
     rows = rows or {"train": 400, "validation": 40}
     columns = [
         ColumnProfile(
@@ -106,7 +106,7 @@ def dataset(database: Database, alice: Member) -> str:
 
 @pytest.fixture
 def ask(database: Database, settings: Settings, alice: Member, dataset: str, library: Library):
-    """Give what admits a spec with these fields."""
+    """Return a function that admits a spec with these fields."""
 
     def ask(*, allow_hub: bool = False, **fields: Any) -> Admission:
         spec = {"model": "minilm", "dataset": dataset, **fields}

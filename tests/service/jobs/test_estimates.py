@@ -34,7 +34,7 @@ def admission(
     rows: int | None = 100,
     **spec: Any,
 ) -> Admission:
-    """Give an admitted job."""
+    """Return an admitted job."""
     document: dict[str, Any] = {
         "k": 3,
         "strategy": "layer-wise",
@@ -54,7 +54,7 @@ def admission(
 
 
 def described(path: Path) -> Backbone:
-    """Give the row that a worker writes of a backbone."""
+    """Return the row that a worker writes for a backbone."""
     return Backbone(**vars(describe_backbone(path.name, path)))
 
 

@@ -44,7 +44,7 @@ SECONDS = 20.0
 
 @pytest.fixture
 def tailers(monkeypatch: pytest.MonkeyPatch) -> list[Tailer]:
-    """Give the tailers of the gateways that a test starts."""
+    """Return the list of tailers of the gateways that a test starts."""
     made: list[Tailer] = []
 
     class Noted(Tailer):
@@ -62,7 +62,7 @@ def url(
     database: Database,  # noqa: ARG001 - made first
     tailers: list[Tailer],  # noqa: ARG001 - as above
 ) -> Iterator[str]:
-    """Give the URL of a gateway that listens."""
+    """Yield the URL of a gateway that listens."""
     with served(service.app.build_app(settings)) as url:
         yield url
 
@@ -77,7 +77,7 @@ def fail(database: Database, job_id: str) -> None:
 
 
 class Stream:
-    """A stream of events on a connection of its own."""
+    """A stream of events on its own connection."""
 
     def __init__(self, url: str, job_id: str, member: Member, **headers: str) -> None:
         self._client = httpx2.Client(base_url=url, timeout=patience(SECONDS))

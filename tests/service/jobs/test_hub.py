@@ -29,7 +29,7 @@ FILES = {
 
 
 class Answers(BaseHTTPRequestHandler):
-    """The calls of the hub's API that are made."""
+    """A stand-in for the hub's API."""
 
     def do_GET(self) -> None:
         """Answer as the hub does."""
@@ -66,7 +66,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 asked: list[tuple[str, str | None]] = []
@@ -87,7 +87,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def online(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hub's client out, to the stand-in alone."""
+    """Allow the hub's client to connect, to the stand-in only."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_the_operators_own")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

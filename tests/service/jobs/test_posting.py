@@ -21,7 +21,7 @@ def dataset(database, alice):
 
 @pytest.fixture
 def post_all(settings, alice, dataset):
-    """Post all at once to a gateway on a socket; give the answers in their order."""
+    """Post all at once to a gateway on a socket; return the answers in order."""
 
     def post_all(*changes, members=None):
         with (
@@ -108,7 +108,7 @@ class TestKeys:
 class TestHub:
     @pytest.fixture
     def asked(self, monkeypatch):
-        """Stand for the hub; list what it was asked."""
+        """Replace the hub; return the list of its requests."""
         asked = []
 
         def pin(_hub, model):

@@ -207,7 +207,7 @@ class TestLora:
 
 
 class Inference:
-    """An inference process that merges nothing, and remembers what it was asked."""
+    """A fake inference process that merges nothing and records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -252,7 +252,7 @@ def merging(
     database: Database,  # noqa: ARG001 - made first
     inference: Inference,
 ) -> Iterator[str]:
-    """Give the URL of a gateway whose inference process answers."""
+    """Yield the URL of a gateway with a fake inference process."""
     with served(inference.app) as url:
         app = build_app(settings.model_copy(update={"infer_url": url}))
         with served(app) as gateway:

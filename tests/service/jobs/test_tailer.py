@@ -34,7 +34,7 @@ def tenant(database: Database) -> str:
 
 @pytest.fixture
 def running(database: Database, tenant: str) -> tuple[str, Lease]:
-    """A job that a worker has claimed: its first two events are there."""
+    """A claimed job with its first two events."""
     add_job(database, tenant)
     job, lease = claimed(database)
     return job.id, lease
@@ -43,7 +43,7 @@ def running(database: Database, tenant: str) -> tuple[str, Lease]:
 class TestFollow:
     @pytest.fixture
     def database(self, either_database: Database) -> Database:
-        """Give one on SQLite, then one on Postgres: the queries must mean the same."""
+        """Yield one on SQLite, then one on Postgres: the queries must mean the same."""
         return either_database
 
     def test_gives_what_was_and_what_comes_until_the_last_event(

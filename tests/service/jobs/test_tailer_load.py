@@ -30,7 +30,7 @@ def counted(database: Database) -> Iterator[list[str]]:
 
 
 class Shaky(Database):
-    """A database that is away for as long as ``error`` is set."""
+    """A database that fails while ``error`` is set."""
 
     error: Exception | None = None
 

@@ -18,7 +18,7 @@ MEASURED = Telemetry(
 
 
 def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Read what Prometheus would."""
+    """Read the metrics as Prometheus does."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text.decode())

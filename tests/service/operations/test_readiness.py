@@ -22,7 +22,7 @@ ALL_WELL = Report(failing=(), degraded=())
 
 @dataclass
 class Parts:
-    """What a gateway depends on, but for the database."""
+    """A gateway's dependencies, except the database."""
 
     broker: Callable[[], bool] = lambda: True
     storage: Callable[[], None] = lambda: None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def closed_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
@@ -37,7 +37,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Give a port on which somebody listens and never says a word."""
+    """Yield a port on which a socket listens and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         yield silent.getsockname()[1]
 

@@ -37,7 +37,7 @@ class TestWrite:
             assert session.scalars(sa.select(Tenant)).all() == []
 
     def test_what_is_read_first_is_still_so_when_it_is_written(self, database: Database):
-        """Two that read, think and write come one after the other."""
+        """Two read-modify-write transactions run one after the other."""
         with database.write() as session:
             tenant_id = create_tenant(session, "a").id
 

@@ -36,14 +36,14 @@ def expire(database: Database) -> None:
 
 
 def take_back(database: Database) -> int:
-    """Take back what has run out by now."""
+    """Reclaim the leases that have expired."""
     with database.read() as session:
         now = database_now(session)
     return take_back_expired(database, before=now)
 
 
 def claimed_by(database: Database, worker_id: str) -> tuple[str, JobStatus]:
-    """Give the one job that a worker has, and its state."""
+    """Return the one job that a worker has, and its state."""
     with database.read() as session:
         query = sa.select(Job.id, Job.status).where(Job.worker_id == worker_id)
         job_id, status = session.execute(query).one()

@@ -31,7 +31,7 @@ ROW = "what a row says"
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Message:
-    """Give what a job is answered that ends with an error."""
+    """Return the message for a job that ends with an error."""
 
     def fail(**_: Any) -> None:
         raise error

@@ -37,7 +37,7 @@ def check(model: Path, rows: list[dict[str, Any]], *, labels: int, **arguments: 
 
 
 def weights_of(head: dict[str, Any]) -> dict[str, int]:
-    """Leave out the bytes of files, which tests of service.jobs.estimates compare."""
+    """Drop the bytes of files, which tests of service.jobs.estimates compare."""
     return {name: value for name, value in head.items() if name != "file"}
 
 

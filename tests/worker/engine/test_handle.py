@@ -55,7 +55,7 @@ def running() -> Iterator[EngineProcess]:
 
 @pytest.fixture
 def engine(running: EngineProcess) -> EngineProcess:
-    """Give an engine that is ready, a new one where the last test has ended it."""
+    """Return an engine that is ready, a new one if the last test ended it."""
     running.start()
     if not running.is_ready:
         running.wait_until_ready()
@@ -70,7 +70,7 @@ def hear(engine: EngineProcess) -> Message:
 
 
 def hear_out(engine: EngineProcess, run: str) -> Failed:
-    """Wait for the last message of a run that fails, past what it tells before."""
+    """Wait for the last message of a failing run, skipping earlier ones."""
     while isinstance(message := hear(engine), Told):
         assert message.run == run
     assert isinstance(message, Failed)

@@ -291,7 +291,7 @@ class TestToken:
 
 
 class TestTurns:
-    """Each merge takes a model's memory: one at a time, a few wait, the rest are told to."""
+    """Each merge takes a model's memory: one runs, a few wait, the rest are refused."""
 
     def test_one_at_a_time_few_wait_and_more_are_refused(
         self, home: Home, order: dict, monkeypatch: pytest.MonkeyPatch

@@ -37,7 +37,7 @@ GPU_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB
 
 
 class DirectLoop:
-    """An event loop that does at once what it is asked to."""
+    """An event loop that runs callbacks at once."""
 
     def call_soon_threadsafe(self, callback: Callable[..., None], *args: object) -> None:
         callback(*args)
@@ -76,7 +76,7 @@ class Bench:
         return sample
 
     def run(self, asked: Sequence[tuple[int, str]], *, packed: bool = True) -> list[list[Outcome]]:
-        """Let samples be computed, all added at once; give what each was told."""
+        """Compute samples, all added at once; return each outcome."""
         told: list[list[Outcome]] = [[] for _ in asked]
         tickets = []
         for place, (number, text) in enumerate(asked):
@@ -115,7 +115,7 @@ ASKED = [(place % 3, f"w{place} w{place + 1} w{place + 2}") for place in range(9
 
 @pytest.fixture
 def forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], list[int]]:
-    """Let something look at each batch before it is computed, and perhaps raise."""
+    """Call a function with each batch before it is computed; it may raise."""
     whole, sizes = HeadBank.forward, []
 
     def watch(look: Callable[[Mapping[str, Tensor], Sequence[str]], None]) -> list[int]:
@@ -213,7 +213,7 @@ class TestPoison:
 
 
 class TestEnd:
-    """On a GPU one error may make all that follows fail: the process has to begin anew."""
+    """On a GPU one error may make all later work fail: the process has to restart."""
 
     def test_a_device_that_is_lost_is_told(
         self, bench: Bench, forward: Callable, monkeypatch: pytest.MonkeyPatch

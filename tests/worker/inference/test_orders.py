@@ -19,7 +19,7 @@ TEXT = {"text": "w1"}
 
 
 def refused(client: TestClient, content: dict[str, Any] | bytes, status: int = 422) -> Any:
-    """See that a request is refused whole, and give the field at fault."""
+    """Assert that a request is refused as a whole; return the field at fault."""
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
     response = client.post("/predict", content=raw)
     check_problem(response, status, "body_too_large" if status == 413 else "invalid_request")

@@ -190,7 +190,7 @@ class TestTenants:
 
 
 class TestLittleRoom:
-    """More head deltas than the device has room for: all are answered all the same."""
+    """More head deltas than fit on the device: all are answered."""
 
     @pytest.mark.parametrize("room", [1, 2, 3])
     def test_one_request_for_many(self, home: Home, backbone: Path, room: int):
@@ -379,7 +379,7 @@ class TestPlaces:
 
 
 class TestChunks:
-    """What is encoded at a time, so that those with little need not wait long."""
+    """Texts are encoded in small shares, so that small requests do not wait long."""
 
     def test_are_of_so_many_letters_or_of_one_image(self):
         texts = {number: {"text": "a" * 60_000} for number in range(4)}

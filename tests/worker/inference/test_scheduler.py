@@ -18,7 +18,7 @@ TOKENS = 100
 
 
 class Clock:
-    """Stands still until it is told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,7 +54,7 @@ def drain(scheduler: Scheduler[object]) -> list[list[Ticket[object]]]:
 
 
 class TestWhen:
-    """What decides that a batch begins."""
+    """The conditions under which a batch begins."""
 
     def test_a_full_batch_goes_at_once(self, clock: Clock):
         scheduler = scheduler_with(clock, wait=1e9)
@@ -236,7 +236,7 @@ class TestFairness:
         assert odd in taken
 
     def test_nor_is_one_of_a_tenant_that_never_has_a_turn(self, clock: Clock):
-        """It has more than its share, of which each batch is filled up, and others always come."""
+        """Its share is used up by filling batches, and other tenants always have requests."""
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(20))
         odd = tickets(1, length=60)
@@ -250,7 +250,7 @@ class TestFairness:
         assert 20 <= number < 36
 
     def test_who_filled_others_batches_up_is_little_behind_for_it(self, clock: Clock):
-        """It took what nobody wanted, for long; and one that asks as much comes."""
+        """It used idle capacity for long; then an equally demanding tenant arrives."""
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(20))
         for number in range(1000):

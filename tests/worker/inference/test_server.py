@@ -55,7 +55,7 @@ def ask(connection: http.client.HTTPConnection, order: dict) -> http.client.HTTP
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Give a folder whose name leaves room for a socket's: 107 characters are all there is."""
+    """Yield a folder with a short path: a socket's path has at most 107 characters."""
     with tempfile.TemporaryDirectory(prefix="hifi-") as folder:
         yield Path(folder)
 
@@ -114,7 +114,7 @@ class TestListen:
 
 
 class TestHangUp:
-    """Whoever hangs up half-way leaves no model on disk, and his place to others."""
+    """A client that hangs up half-way leaves no model on disk and frees its place."""
 
     @pytest.fixture
     def socket_path(self, home: Home, short: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from worker.inference.turns import FairPool, SingleFlight, Turns
 
 
 class Desk:
-    """A pool of which each piece of work notes whose it was, and waits for a gate."""
+    """A pool whose jobs record their tenant and wait for a gate."""
 
     def __init__(self, threads: int) -> None:
         self.pool = FairPool(threads, most_each=threads, spare=0, name="test")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 async def one_at_work_and_one_behind(
     serving: Serving, request: PredictionOrder, gate: Gate
 ) -> list[asyncio.Task[Any]]:
-    """Ask a request of three samples twice: one stands at the gate, one waits behind it."""
+    """Send a request of three samples twice: one waits at the gate, one behind it."""
     await serving.predict(request)  # loads what it needs
     gate.open.clear()
     asked = [asyncio.create_task(serving.predict(request))]
@@ -115,7 +115,7 @@ class TestFairness:
     def test_nor_behind_the_texts_and_deltas_of_one_who_has_many(
         self, home: Home, backbone: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Whoever asks hundreds of head deltas takes turns in loading and encoding, too."""
+        """A request for hundreds of head deltas takes turns in loading and encoding too."""
         (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
         other, theirs = home.order(tuned, tenant="ten_2"), {"text": "w7 w8 w9 w10"}
         gate, encoded, loaded = threading.Event(), [], []
@@ -182,7 +182,7 @@ class TestGivingUp:
         asyncio.run(run())
 
     def test_over_http(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
-        """The other side is gone in the middle of a pass: the application sees it, and stops."""
+        """The client disconnects in the middle of a pass: the application notices and stops."""
         order = home.order(tasks["two"])
         content = json.dumps(body([order], [(0, TEXT)])).encode()
         sent: list[dict] = []

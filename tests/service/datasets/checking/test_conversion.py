@@ -59,7 +59,7 @@ def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Datas
 
 @pytest.fixture
 def replace_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Give what puts other code in the place of pyarrow, in the child alone."""
+    """Return a function that replaces pyarrow by other code, in the child only."""
 
     def put(code: str) -> None:
         module = tmp_path / "fake" / "pyarrow"

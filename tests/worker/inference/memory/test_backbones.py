@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Kept:
-    """Backbones, and those that were let go of."""
+    """Backbones, and the list of released ones."""
 
     def __init__(self, home: Home, *, max_bytes: int) -> None:
         settings = home.settings.model_copy(update={"infer_backbone_bytes": max_bytes})
@@ -48,7 +48,7 @@ class Kept:
 
 
 class Loading:
-    """Stands before the loading of backbones: counts them, and holds them up."""
+    """Wraps the loading of backbones: counts the loads and can block them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate, self.names = threading.Event(), []

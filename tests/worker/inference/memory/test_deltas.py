@@ -28,7 +28,7 @@ def read(cache: DeltaCache, sha256: str, *, tenant: str = "ten_1") -> bytes:
 
 
 class SlowStorage(ArtifactStorage):
-    """Counts the fetches; some hang until they are let through."""
+    """Counts the fetches; some wait until released."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def held_elsewhere(cache: DeltaCache, sha256: str) -> Iterator[threading.Thread]:
-    """Let another thread ask for a blob."""
+    """Request a blob in another thread."""
     thread = threading.Thread(target=read, args=(cache, sha256))
     thread.start()
     yield thread

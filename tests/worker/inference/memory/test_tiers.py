@@ -27,13 +27,13 @@ def serve(folder: Path) -> ServedBackbone:
 
 @dataclass
 class Shelf:
-    """Deltas of one backbone: a to d of one layout, and two that are larger."""
+    """Deltas of one backbone: a to d of one layout, and two larger ones."""
 
     backbone: ServedBackbone
     loaded: dict[str, LoadedDelta]
 
     def place(self, tier: DeviceTier, wanted: str, *, here: str | None = None) -> Placement:
-        """Ask for some by their letters; of those that are ``here`` the weights are at hand."""
+        """Request deltas by letter; the weights of those in ``here`` are available."""
         packed = wanted if here is None else here
         return tier.place(
             self.backbone,
@@ -45,7 +45,7 @@ class Shelf:
         return sum(self.loaded[key].packed.nbytes for key in keys)
 
     def on(self, tier: DeviceTier) -> str:
-        """Give what is in a tier, by letter; looking does not use."""
+        """Return the letters in a tier, without marking them as used."""
         return "".join(key for backbone, key in tier._placed if backbone is self.backbone)
 
 
@@ -167,7 +167,7 @@ class TestDrop:
         assert tier.find(shelf.backbone, "a") is None
 
     def test_nothing_comes_back_after_it(self, shelf: Shelf):
-        """A batch may still be on its way whose callers have all given up."""
+        """A batch may still be running after all its callers have given up."""
         tier = DeviceTier(1 << 30)
         shelf.place(tier, "a")
         tier.drop(shelf.backbone)
@@ -178,7 +178,7 @@ class TestDrop:
 
 
 class TestDeviceWithoutMemory:
-    """The device may be full before the budget is: others use it too."""
+    """The device may be full before the budget is reached: others use it too."""
 
     @pytest.fixture
     def full_from(self, monkeypatch: pytest.MonkeyPatch):
