@@ -38,7 +38,7 @@ class TestEventually:
         with pytest.raises(AssertionError, match="the end of time: not within"):
             eventually(lambda: False, seconds=0.02, message="the end of time")
 
-    def test_lets_an_event_loop_go_on(self, load):
+    def test_does_not_block_an_event_loop(self, load):
         load(0.0)
 
         async def run() -> bool:

@@ -77,7 +77,7 @@ class TestLazyImport:
         with pytest.raises(AttributeError, match="module 'hifi' has no attribute 'select_haeds'"):
             _ = hifi.select_haeds
 
-    def test_the_docstring_is_there_for_help(self):
+    def test_has_a_docstring_for_help(self):
         assert inspect.getdoc(hifi)
 
 

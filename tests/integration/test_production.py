@@ -162,7 +162,7 @@ class TestMainJob:
         client.jobs.download_merged(job["id"], tmp_path / "merged.tar")
         assert (tmp_path / "merged.tar").stat().st_size > 80_000_000
 
-    def test_is_nobody_elses(self, site: Site, finished, tmp_path: Path):
+    def test_is_invisible_to_other_tenants(self, site: Site, finished, tmp_path: Path):
         _, dataset, job = finished
         other = site.tenant("other")
         for ask in (
@@ -201,7 +201,7 @@ class TestOperations:
         *_, last = client.jobs.watch(job["id"])
         assert last["data"]["status"] == "cancelled"
 
-    def test_from_post_to_claim_takes_no_time(self, site: Site, finished):
+    def test_is_claimed_soon_after_the_post(self, site: Site, finished):
         client, dataset, _ = finished
         waits = []
         for _ in range(5):

@@ -79,7 +79,7 @@ class TestMainJob:
         assert heads["trainable_parameters"] == main_job.job["selection"]["trainable_parameters"]
 
     @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
-    def test_its_delta_is_what_the_job_says(
+    def test_its_delta_matches_the_jobs_metadata(
         self, service: Served, main_job: Main, encoding: str, tmp_path: Path
     ):
         file = tmp_path / "delta.safetensors"
@@ -87,7 +87,7 @@ class TestMainJob:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert digest == main_job.hashes[encoding]
 
-    def test_the_dry_run_told_its_size(self, service: Served, main_job: Main):
+    def test_the_dry_run_predicted_its_size(self, service: Served, main_job: Main):
         estimate = service.client.jobs.dry_run({**SPEC, "dataset": main_job.dataset})
         told = main_job.job["selection"]["trainable_parameters"]
         assert estimate["trainable_parameters"] == told
@@ -184,7 +184,7 @@ class TestIdempotency:
 
 
 class TestCrash:
-    def test_of_the_gateway_is_not_seen_by_its_clients(self, service: Served, main_job: Main):
+    def test_of_the_gateway_is_invisible_to_clients(self, service: Served, main_job: Main):
         job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
         seen: list[Any] = []
         for event in service.client.jobs.watch(job["id"]):
@@ -225,7 +225,7 @@ class TestCrash:
 
 
 class TestShutdown:
-    def test_hands_the_job_back_and_ends_well(self, service: Served, main_job: Main):
+    def test_hands_the_job_back_and_exits_with_0(self, service: Served, main_job: Main):
         job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
         for event in service.client.jobs.watch(job["id"]):
             if event["type"] == "step":

@@ -164,7 +164,7 @@ class TestFrozenEngine:
 
 
 class TestDeadWorker:
-    def test_is_known_to_be_dead_by_the_next_one_on_its_machine(
+    def test_is_detected_by_the_next_one_on_its_machine(
         self, bench: Bench, undisturbed: Undisturbed
     ):
         bench.replace_worker(HIFI_LEASE_SECONDS="3600")
@@ -219,9 +219,7 @@ class TestWishes:
         bench.desk.publisher.publish()
         check(bench, job, undisturbed)
 
-    def test_a_worker_that_is_told_to_end_hands_its_job_back(
-        self, bench: Bench, undisturbed: Undisturbed
-    ):
+    def test_a_terminated_worker_hands_its_job_back(self, bench: Bench, undisturbed: Undisturbed):
         job = bench.desk.submit(bench.dataset)
         bench.wait_until(job, "training")
         bench.worker.terminate()

@@ -67,7 +67,7 @@ class TestStart:
         with pytest.raises(SchemaError, match="hifi migrate"), opened(settings):
             pass
 
-    def test_without_an_artifact_store_says_so(self, tmp_path, sqlite_url):
+    def test_without_an_artifact_store_is_an_error(self, tmp_path, sqlite_url):
         settings = settings_for(tmp_path / "home", sqlite_url, artifacts_url="ftp://nowhere")
         with pytest.raises(SettingsError), opened(settings):
             pass

@@ -139,7 +139,7 @@ def test_every_answer_is_as_documented(case: Case, gateway: Gateway) -> None:
 
 
 @DOCUMENT.exclude(method="DELETE").exclude(path="/datasets", method="POST").parametrize()
-def test_so_it_is_for_what_is_there(case: Case, gateway: Gateway) -> None:
+def test_answers_about_existing_objects_are_as_documented(case: Case, gateway: Gateway) -> None:
     for name in case.path_parameters or {}:
         case.path_parameters[name] = gateway.ids[name]
     if case.path == "/jobs" and isinstance(case.body, dict):
@@ -163,7 +163,7 @@ def is_good(body: object) -> bool:
         ("/jobs/{job_id}/predict", "POST", {"inputs": [{"text": "a text"}]}),
     ],
 )
-def test_so_it_is_where_inference_fails(
+def test_answers_are_as_documented_when_inference_fails(
     document: BaseSchema, gateway: Gateway, path: str, method: str, body: object
 ) -> None:
     sent = {} if body is None else {"body": body, "media_type": "application/json"}

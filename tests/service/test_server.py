@@ -73,7 +73,7 @@ def environment(tmp_path, sqlite_url):
 
 class TestGateway:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-    def test_says_its_address_answers_and_ends(self, environment, number, code):
+    def test_prints_its_address_answers_and_stops(self, environment, number, code):
         with (
             gateway(environment) as (process, url),
             httpx2.Client(base_url=url, timeout=patience(60), trust_env=False) as client,

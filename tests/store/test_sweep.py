@@ -119,9 +119,7 @@ class TestSweep:
         assert sweep(database, storage, grace_seconds=60) == 0
         assert left(storage) == {blob.sha256}
 
-    def test_of_two_at_once_both_come_to_their_end(
-        self, database: Database, storage: ArtifactStorage, tmp_path
-    ):
+    def test_two_at_once_both_finish(self, database: Database, storage: ArtifactStorage, tmp_path):
         for number in range(50):
             put(storage, tmp_path, f"{number}", tenant="ten_a")
         age(storage, tmp_path, seconds=100)

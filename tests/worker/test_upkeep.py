@@ -104,13 +104,13 @@ class Rounds:
 
 
 class TestSignOfLife:
-    def test_is_given_again_by_a_worker_that_was_forgotten(self, workshop: Workshop):
+    def test_is_repeated_by_a_forgotten_worker(self, workshop: Workshop):
         upkeep = keep_up(workshop)
         leave(workshop.database, workshop.worker_id)
         eventually(lambda: is_signed_on(workshop), seconds=5)
         upkeep.close()
 
-    def test_outlives_whatever_fails(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    def test_continues_after_errors(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
         rounds = Rounds(monkeypatch)
         rounds.error = ArtifactStorageError("away")
         upkeep = keep_up(workshop)
@@ -145,16 +145,16 @@ class TestTheDeadsJobs:
         yield look
         upkeep.close()
 
-    def test_by_a_worker_that_has_just_started(self, look: Look):
+    def test_wait_for_a_worker_that_has_just_started(self, look: Look):
         assert [look(at) for at in (0, 5, 10, 14.9)] == [False] * 4
         assert look(15.1)
 
-    def test_after_the_database_was_away(self, look: Look):
+    def test_wait_after_a_database_outage(self, look: Look):
         assert [look(at) for at in range(0, 22, 2)][-1]
         assert [look(at) for at in (30, 32, 34, 36, 38, 40, 42, 44)] == [False] * 8
         assert look(46)
 
-    def test_after_the_clock_of_either_side_has_leapt(self, look: Look):
+    def test_wait_after_a_clock_jump(self, look: Look):
         assert [look(at) for at in range(0, 22, 2)][-1]
         times = [22 + 2 * step for step in range(7)]
         assert not any(look(at, by_the_database=at + 100) for at in times)
@@ -173,7 +173,7 @@ class TestTokens:
 
 
 class TestSweep:
-    def test_takes_what_nothing_names_and_tries_again_when_it_fails(
+    def test_removes_unreferenced_blobs_and_retries_after_a_failure(
         self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "_GRACE_SECONDS", 0.0)

@@ -92,7 +92,7 @@ class TestRefusals:
         assert all(name in str(caught.value) for name in SUPPORTED_ARCHITECTURES)
 
     @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Sequential])
-    def test_what_is_no_transformers_model(self, wrap):
+    def test_an_object_that_is_no_transformers_model(self, wrap):
         with pytest.raises(UnsupportedArchitectureError, match="supported architectures: bert"):
             describe(wrap(tiny_model("bert")))
 

@@ -53,9 +53,7 @@ class TestMerge:
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
 
-    def test_the_tokenizer_comes_along_with_the_length_of_the_tuning(
-        self, backbone, delta_file, tmp_path
-    ):
+    def test_the_tokenizer_is_saved_with_the_tuned_length(self, backbone, delta_file, tmp_path):
         out = tmp_path / "merged"
         assert merge(backbone, delta_file, out) == 0
         tokenizer = AutoTokenizer.from_pretrained(out)
@@ -94,7 +92,7 @@ class TestMerge:
         tuner.delta(task={"type": "classification"}, labels=[0, 1]).save(path)
         assert merge(backbone, path, tmp_path / "merged") == 0
 
-    def test_an_image_model_brings_its_image_processor(self, test_data, tmp_path):
+    def test_an_image_model_is_saved_with_its_image_processor(self, test_data, tmp_path):
         backbone = test_data / "models" / "vit-cifar10-4L4H64"
         data, delta_file = test_data / "data/mnist/validation.parquet", tmp_path / "v.safetensors"
         rows = parquet.read_table(data).slice(0, 40)
@@ -138,7 +136,7 @@ class TestDecoders:
         assert AutoTokenizer.from_pretrained(out).padding_side == "right"
         self.check_batches(out)
 
-    def test_tuned_by_an_own_loop(self, decoder, tmp_path):
+    def test_tuned_by_a_custom_loop(self, decoder, tmp_path):
         model = AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=2)
         tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=3))
         delta_file, out = tmp_path / "delta.safetensors", tmp_path / "merged"

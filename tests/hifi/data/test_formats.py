@@ -47,7 +47,7 @@ FILES = {
 
 
 class TestReaders:
-    def test_are_told_without_loading_one(self):
+    def test_are_described_without_loading_one(self):
         code = "import sys, hifi.data.formats, hifi.data.formats.limits; print(*sys.modules)"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -58,7 +58,7 @@ class TestReaders:
         assert set(FILES) == set(ENDINGS)
 
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_do_not_look_at_columns_that_nobody_wants(self, ending: str, tmp_path: Path):
+    def test_do_not_check_unused_columns(self, ending: str, tmp_path: Path):
         path = FILES[ending](tmp_path)
         reader = open_reader(path, ending=ending, budget=Budget(UNLIMITED), columns=["text"])
         assert reader.schema.names == ["text"]
@@ -67,7 +67,7 @@ class TestReaders:
             load_split(path, split="train")
 
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_name_the_columns_that_are_there(self, ending: str, tmp_path: Path):
+    def test_name_the_existing_columns(self, ending: str, tmp_path: Path):
         with pytest.raises(MissingColumnError, match=r"there are: 'odd'.*'text'") as caught:
             load_split(FILES[ending](tmp_path), split="test", columns=["text", "none"])
         assert (caught.value.split, caught.value.column) == ("test", "none")

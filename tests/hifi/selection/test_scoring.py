@@ -278,7 +278,7 @@ class TestSelectHeads:
         selection = select_heads(tiny_model("qwen3"), some_batches("qwen3"), k=GROUPED_HEADS)
         assert len(selection.heads) == LAYERS * GROUPED_HEADS
 
-    def test_remembers_how_it_was_done(self):
+    def test_records_its_settings(self):
         selection = select_heads(
             tiny_model("bert"), some_batches("bert"), k=1, xi=0.5, damping=0.7, strategy="mid-top"
         )
@@ -310,7 +310,7 @@ class TestSelectHeads:
         select_heads(tiny_model("bert"), some_batches("bert"), k=1, on_batch=seen.append)
         assert seen == [4, 11]
 
-    def test_ends_by_what_the_callback_raises_and_leaves_the_model_as_it_was(self):
+    def test_an_exception_of_the_callback_ends_it_and_restores_the_model(self):
         model = tiny_model("bert").train()
 
         def cancel(_):

@@ -88,7 +88,7 @@ class TestMixedBatch:
         for place, answer in enumerate(bank.forward(batch, names)):
             assert (answer - tasks[names[place]].answer(row(batch, place))[0]).abs().max() <= CLOSE
 
-    def test_whatever_else_is_in_it(self):
+    def test_does_not_depend_on_the_other_rows(self):
         tasks = several("bert")
         bank = bank_of("bert", tasks)
         batch = tiny_batch("bert", lengths=LENGTHS)
@@ -204,7 +204,7 @@ class TestFirstToken:
             merged = tasks[name].answer(row(batch, place))[0]
             assert (answer - merged).abs().max() <= CLOSE
 
-    def test_is_all_that_is_computed_if_all_tasks_read_no_other(self):
+    def test_alone_is_computed_if_no_task_reads_another(self):
         model = bare("bert")
         bank = HeadBank(model)
         for name, tuned in several("bert").items():
@@ -448,7 +448,7 @@ class TestRefusals:
             bank.add("x", other.delta)
         assert len(bank) == 0
 
-    def test_all_that_is_asked_of_a_closed_bank(self):
+    def test_every_call_on_a_closed_bank(self):
         bank = HeadBank(bare("bert"))
         packed = bank.pack(several("bert")["a"].delta)
         bank.put("a", packed)
@@ -469,7 +469,7 @@ class TestRefusals:
             bank.put("x", packed)
         assert len(bank) == bank.nbytes == 0
 
-    def test_a_task_head_that_nothing_is_known_of(self):
+    def test_an_unknown_task_head(self):
         delta = several("bert")["a"].delta
         bank = HeadBank(bare("bert"))
         with pytest.raises(TaskNotSupportedError):

@@ -205,7 +205,7 @@ def share_right(tags: Sequence[Sequence[str]]) -> float:
 
 
 class TestFinetune:
-    def test_measures_what_the_merged_model_says_of_each_text_alone(
+    def test_measures_the_merged_model_on_each_text_alone(
         self, tuned: FinetuneResult, backbone: Path
     ):
         model = merged_model(backbone, tuned.delta)
@@ -220,7 +220,7 @@ class TestFinetune:
             "toy-accuracy",
         )
 
-    def test_an_image_or_a_pair_is_refused_by_what_is_declared(self, backbone: Path):
+    def test_an_image_or_a_pair_is_refused_by_the_declaration(self, backbone: Path):
         pairs = [{**row, "more": "w1"} for row in TRAIN]
         with pytest.raises(Exception, match="a text column"):
             finetune(model=backbone, train=pairs, task={**SPEC, "text": ["text", "more"]})

@@ -111,7 +111,7 @@ class TestPrepare:
         with pytest.raises(ModelError, match=words):
             make(save(tmp_path / "model"), train=rows, validation=None)
 
-    def test_a_summary_says_what_was_understood(self, bert: Path):
+    def test_a_summary_describes_the_task(self, bert: Path):
         rows = text_rows(8, labels=("x" * 99, *"abcdefg"))
         assert make(bert, train=rows, validation=None).summary() == (
             "classification of text by label (8 classes: a, b, c, d, e, f, …); 8 rows; "
@@ -136,7 +136,7 @@ class TestJob:
             ("batch_size", {"settings": Hyperparameters(max_length=16, precision="float32")}),
         ],
     )
-    def test_each_part_is_known_apart(self, part: str, change: dict[str, Any], bert: Path):
+    def test_every_part_changes_the_digest(self, part: str, change: dict[str, Any], bert: Path):
         before, after = job(bert), job(bert, **change)
         assert {name for name in after if before.get(name) != after[name]} == {part}
 

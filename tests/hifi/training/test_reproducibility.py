@@ -54,7 +54,7 @@ class TestReproducibleKernels:
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
     @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-    def test_are_given_back_however_it_ends(self, before, error: type[BaseException] | None):
+    def test_are_restored_however_it_ends(self, before, error: type[BaseException] | None):
         with suppress(RuntimeError, KeyboardInterrupt), reproducible_kernels(CUDA):
             assert kernel_settings() == (True, True, False)
             if error is not None:
@@ -75,7 +75,7 @@ class TestReproducibleKernels:
 
 class TestOwnRandomState:
     @pytest.mark.parametrize("fails", [False, True])
-    def test_the_callers_state_is_given_back(self, fails: bool):
+    def test_the_callers_state_is_restored(self, fails: bool):
         torch.manual_seed(1)
         expected = torch.rand(4)
         torch.manual_seed(1)
@@ -96,7 +96,7 @@ class TestOwnRandomState:
 
 
 class TestStates:
-    def test_go_on_where_they_were(self):
+    def test_continue_where_they_were(self):
         seed_random(3, device=CPU)
         torch.rand(5)
         states = random_states(CPU)

@@ -106,7 +106,7 @@ class TestJobs:
         assert ask("jobs", "delete", job["id"])["deleted"] is True
         assert main(["jobs", "show", job["id"]]) == 1
 
-    def test_watch_sees_what_happens_meanwhile(self, ask, submit, url, alice, settings):
+    def test_watch_shows_events_as_they_happen(self, ask, submit, url, alice, settings):
         job = ask(*submit)
         with Client(url, api_key=alice.secret) as client:
             events = client.jobs.watch(job["id"])

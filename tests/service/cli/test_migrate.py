@@ -28,7 +28,7 @@ class TestMigrate:
         assert json.loads(capsys.readouterr().out) == {"object": "migration", "revision": "head"}
         assert (home / "hifi.db").read_bytes() == before
 
-    def test_check_tells_whether_they_are_those_of_this_version(self, capsys):
+    def test_check_reports_whether_they_match_this_version(self, capsys):
         assert main(["migrate", "--check"]) == 1
         assert main(["migrate"]) == 0
         assert main(["migrate", "--check"]) == 0

@@ -65,7 +65,7 @@ class TestTenants:
             assert authenticate(session, secret) is None
         database.close()
 
-    def test_quotas_are_changed_and_put_back(self, ask, settings):
+    def test_quotas_are_changed_and_reset(self, ask, settings):
         ask("create", "acme", "--max-queued", "7")
         changed = ask("update", "acme", "--max-bytes", "9", "--max-queued", "default")
         assert changed["quotas"] == {
@@ -125,7 +125,7 @@ class TestTenants:
             (["keys", "revoke", "key_0"], "there is no key 'key_0'"),
         ],
     )
-    def test_what_cannot_be_is_one_line(self, arguments, told, capsys):
+    def test_an_invalid_value_is_one_line(self, arguments, told, capsys):
         assert main(["tenants", *arguments]) == 1
         err = capsys.readouterr().err
         assert err.startswith("hifi: error: ")

@@ -51,7 +51,7 @@ class TestPush:
         assert parts(first) == parts(second) == {"train": files[0].read_bytes()}
         assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
-    def test_tells_how_far_it_is(self, client, stub, files):
+    def test_reports_progress(self, client, stub, files):
         stub.on("POST", "/datasets", document(DATASET, status=201))
         told = []
         client.datasets.push(

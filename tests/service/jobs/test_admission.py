@@ -166,7 +166,7 @@ class TestAdmit:
         assert admission.backbone is not None
         assert admission.dataset is not None
 
-    def test_keeps_what_was_said(self, ask, dataset: str):
+    def test_keeps_given_values(self, ask, dataset: str):
         said = {
             "task": {"type": "classification", "text": ["text"], "metric": "f1"},
             "k": 2,
@@ -208,9 +208,7 @@ class TestAdmit:
         ],
     )
     @pytest.mark.usefixtures("backbones")
-    def test_refuses_what_the_model_or_the_data_have_not(
-        self, fields: dict[str, Any], param: str, ask
-    ):
+    def test_refuses_what_model_or_data_lack(self, fields: dict[str, Any], param: str, ask):
         error = refusal(ask, **fields)
         assert (error.code, error.param) == ("invalid_request", param)
 
@@ -231,7 +229,7 @@ class TestAdmit:
         assert (error.code, error.param) == ("model_not_suitable", "model")
         assert "does image-classification, not classification" in error.detail
 
-    def test_problems_of_the_task_are_told(self, ask, database, alice):
+    def test_problems_of_the_task_are_reported(self, ask, database, alice):
         assert refusal(ask, task={"label": "x"}).code == "column_not_found"
         assert refusal(ask, task={"type": "causal-lm"}).code == "task_not_supported"
         assert refusal(ask, task={"metric": "pearson"}).param == "task.metric"
@@ -265,7 +263,7 @@ class TestModel:
         assert library.asked == []
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../minilm", "a/../b", "a/b/c", "..", "./a"])
-    def test_a_path_is_never_asked_of_the_hub(self, name: str, ask, library: Library):
+    def test_a_path_is_never_sent_to_the_hub(self, name: str, ask, library: Library):
         assert refusal(ask, model=name, allow_hub=True).code == "model_not_found"
         assert library.asked == []
 
@@ -286,7 +284,7 @@ class TestModel:
         assert admission.backbone is None
         assert library.asked == [("model", "google/bert")]
 
-    def test_refusals_of_the_hub_are_told(self, ask, library: Library):
+    def test_refusals_of_the_hub_are_reported(self, ask, library: Library):
         library.refusal = ProblemError("pickled_weights", status=422, detail="x", param="model")
         assert refusal(ask, model="google/bert", allow_hub=True).code == "pickled_weights"
 
@@ -315,11 +313,11 @@ class TestDataset:
         assert library.asked == [("dataset", "nyu-mll/glue", "main")]
 
     @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b/c", "a/../b"])
-    def test_a_path_is_never_asked_of_the_hub(self, name: str, ask, library: Library):
+    def test_a_path_is_never_sent_to_the_hub(self, name: str, ask, library: Library):
         assert refusal(ask, dataset={"hub": name}, allow_hub=True).param == "dataset.hub"
         assert library.asked == []
 
-    def test_of_the_hub_is_checked_as_far_as_can_be(self, ask):
+    def test_of_the_hub_is_checked_as_far_as_possible(self, ask):
         source = {"hub": "nyu-mll/glue"}
         error = refusal(ask, dataset=source, task={"type": "regression"}, allow_hub=True)
         assert error.code == "model_not_suitable"

@@ -104,7 +104,7 @@ class TestSizes:
         assert set(told.artifact.bytes) == {"float32", "bfloat16", "int8"}
 
     @pytest.mark.parametrize("unknown", [{"labels": None}, {"backbone": None}])
-    def test_that_nobody_knows_are_null(self, unknown: dict[str, Any], minilm_path: Path):
+    def test_that_are_unknown_are_null(self, unknown: dict[str, Any], minilm_path: Path):
         backbone = unknown.get("backbone", described(minilm_path))
         told = estimate_at(admission(backbone, labels=unknown.get("labels", 2)), rates=UNKNOWN)
         assert (told.trainable_parameters, told.fraction, told.artifact) == (None, None, None)

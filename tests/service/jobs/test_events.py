@@ -133,7 +133,7 @@ class TestList:
             "data": {"step": 1, "total_steps": 100, "loss": 1.0},
         }
 
-    def test_goes_on_behind_an_event(self, client: TestClient, database: Database, alice: Member):
+    def test_continues_after_an_event(self, client: TestClient, database: Database, alice: Member):
         job_id, lease = running_job(database, alice.tenant_id)
         lease.report(Progress(), events=[step(number) for number in range(1, 6)])
         seen: list[int] = []
@@ -152,7 +152,7 @@ class TestList:
         assert (page["data"], page["first_id"], page["last_id"]) == ([], None, None)
 
     @pytest.mark.parametrize("as_stream", [False, True])
-    def test_knows_no_other_event_to_go_on_after(
+    def test_refuses_an_unknown_event_to_continue_after(
         self, client: TestClient, database: Database, alice: Member, bob: Member, as_stream: bool
     ):
         job_id, _ = running_job(database, alice.tenant_id)
@@ -212,7 +212,7 @@ class TestStream:
         messages = list(documents(httpx2.EventSource(answer)))
         assert messages == listed
 
-    def test_goes_on_behind_the_last_event_that_came(
+    def test_resumes_after_the_last_event_id(
         self, client: TestClient, database: Database, alice: Member
     ):
         job_id, _ = running_job(database, alice.tenant_id)
@@ -245,7 +245,7 @@ class TestStream:
             lease.fail(code="out_of_memory", message="too large")
             assert [number_of(event) for event in seen] == [6]
 
-    def test_tells_of_progress_as_the_job_itself_does(
+    def test_sends_the_progress_that_the_job_shows(
         self, url: str, client: TestClient, database: Database, alice: Member
     ):
         job_id, lease = running_job(database, alice.tenant_id)
@@ -284,7 +284,7 @@ class TestStream:
         ):
             assert ": ping" in (line for line in answer.iter_lines())
 
-    def test_loses_and_doubles_nothing_over_many_connections(
+    def test_loses_and_repeats_nothing_over_many_connections(
         self, url: str, database: Database, alice: Member
     ):
         job_id, lease = running_job(database, alice.tenant_id)
@@ -413,7 +413,7 @@ class TestShare:
 
 @pytest.mark.process
 class TestShutdown:
-    def test_ends_the_streams_in_order(self, environment: dict[str, str], sqlite_url: str):
+    def test_ends_the_streams_cleanly(self, environment: dict[str, str], sqlite_url: str):
         database = Database(sqlite_url)
         with (
             gateway(environment) as (process, url),

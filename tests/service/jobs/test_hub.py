@@ -165,7 +165,7 @@ class TestDatasets:
 
 
 class TestNoCommit:
-    def test_is_told_of_what_has_none(self):
+    def test_is_an_error_for_a_repository_without_one(self):
         error = refusal(lambda: HuggingFaceHub().pin_model("no/commit"))
         assert (error.code, error.param) == ("hub_unavailable", "model")
         error = refusal(lambda: HuggingFaceHub().pin_dataset("no/commit", revision=None))
@@ -173,7 +173,7 @@ class TestNoCommit:
 
 
 class TestAway:
-    def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch):
+    def test_connection_refused(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         for call in (
             lambda: HuggingFaceHub().pin_model("good/model"),

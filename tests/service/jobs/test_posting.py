@@ -128,7 +128,7 @@ class TestHub:
                 "/jobs", json=job_spec(dataset, **changes), headers=headers
             )
 
-    def test_it_is_asked_once(self, post, database, asked):
+    def test_it_is_called_once(self, post, database, asked):
         answer = post(model="org/model")
         (job,) = rows(database, Job)
         assert answer.json()["id"] == job.id
@@ -142,7 +142,7 @@ class TestHub:
         assert problem_of(post(model="org/model", k=5))["code"] == "idempotency_key_reused"
         assert asked == ["org/model"]
 
-    def test_one_that_asks_it_in_vain_leaves_nothing(self, post, database, asked):
+    def test_a_failed_lookup_leaves_nothing(self, post, database, asked):
         assert problem_of(post(model="far/away"))["code"] == "hub_unavailable"
         assert rows(database, Job) == rows(database, IdempotencyRecord) == []
         assert post().status_code == 202

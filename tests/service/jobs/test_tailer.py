@@ -46,7 +46,7 @@ class TestFollow:
         """Yield one on SQLite, then one on Postgres: the queries must mean the same."""
         return either_database
 
-    def test_gives_what_was_and_what_comes_until_the_last_event(
+    def test_yields_past_and_new_events_until_the_last(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
@@ -60,7 +60,7 @@ class TestFollow:
 
         assert in_time(watch()) == [1, 2, 3, 4, 5]
 
-    def test_ends_at_once_behind_the_last_event_of_a_finished_job(
+    def test_ends_at_once_after_the_last_event_of_a_finished_job(
         self, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
@@ -74,7 +74,7 @@ class TestFollow:
 
         assert in_time(watch()) == ([2], [])
 
-    def test_loses_and_doubles_nothing_however_often_it_is_broken_off(
+    def test_loses_and_repeats_nothing_however_often_it_is_interrupted(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
@@ -107,7 +107,7 @@ class TestFollow:
         finally:
             writer.join()
 
-    def test_gives_a_slow_reader_everything(
+    def test_yields_everything_to_a_slow_reader(
         self,
         database: Database,
         running: tuple[str, Lease],
@@ -133,7 +133,7 @@ class TestFollow:
 
         assert in_time(watch()) == list(range(1, 34))
 
-    def test_tells_of_progress_between_events(self, database: Database, running: tuple[str, Lease]):
+    def test_yields_progress_between_events(self, database: Database, running: tuple[str, Lease]):
         job_id, lease = running
 
         async def watch() -> list[tuple[str | None, int | None]]:
@@ -150,7 +150,7 @@ class TestFollow:
 
         assert in_time(watch()) == [(None, None), ("selecting", 10), ("selecting", 20)]
 
-    def test_tells_of_progress_behind_what_is_over(
+    def test_yields_progress_after_past_events(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
@@ -168,7 +168,7 @@ class TestFollow:
         kinds = [type(item) for item in in_time(join())]
         assert kinds == [JobEvent, JobEvent, JobEvent, ProgressSeen, JobEvent]
 
-    def test_gives_the_last_event_last(self, database: Database, running: tuple[str, Lease]):
+    def test_yields_the_last_event_last(self, database: Database, running: tuple[str, Lease]):
         job_id, lease = running
 
         async def watch() -> list[Any]:
@@ -228,9 +228,7 @@ class TestFollow:
 
         in_time(watch())
 
-    def test_a_key_that_was_revoked_opens_no_door_for_the_next_one(
-        self, database: Database, tenant: str
-    ):
+    def test_a_revoked_key_does_not_affect_the_next_one(self, database: Database, tenant: str):
         job_id = add_job(database, tenant)
         finish(database, tenant, job_id)
         tailer = Tailer(database)

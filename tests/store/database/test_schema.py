@@ -188,7 +188,7 @@ class TestUpgrade:
         columns = {column["name"] for column in inspect(empty_url).get_columns("backbones")}
         assert "task_heads" not in columns
 
-    def test_to_what_is_not_there_is_refused(self, empty_url: str):
+    def test_to_an_unknown_revision_is_refused(self, empty_url: str):
         with pytest.raises(SchemaError, match="9999"):
             upgrade(empty_url, "9999")
 

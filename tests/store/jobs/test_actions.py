@@ -48,19 +48,19 @@ class TestSubmit:
         assert claim(database) is not None
         add_job(database, tenant)
 
-    def test_for_nobody_is_refused(self, database):
+    def test_for_an_unknown_tenant_is_refused(self, database):
         with pytest.raises(NotFoundError):
             add_job(database, "ten_none")
 
 
 class TestCancel:
-    def test_at_once_where_nobody_works_on_it(self, database, tenant):
+    def test_is_immediate_without_a_worker(self, database, tenant):
         job_id = add_job(database, tenant)
         with database.write() as session:
             jobs.cancel(session, tenant, job_id)
         assert status(database, tenant, job_id) is JobStatus.CANCELLED
 
-    def test_is_asked_of_the_worker(self, database, tenant):
+    def test_is_requested_of_the_worker(self, database, tenant):
         job_id = add_job(database, tenant)
         claimed(database)
         with database.write() as session:

@@ -96,7 +96,7 @@ class TestExpiredLeases:
     @pytest.mark.parametrize(
         ("ask", "status"), [(cancel, JobStatus.CANCELLED), (pause, JobStatus.PAUSED)]
     )
-    def test_what_was_asked_of_it_is_done(self, database, tenant, ask, status):
+    def test_a_requested_stop_is_done(self, database, tenant, ask, status):
         add_job(database, tenant)
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")
@@ -175,7 +175,7 @@ class TestDeadWorkers:
             assert list(session.scalars(sa.select(Worker.id))) == ["w1"]
         assert take_back(database) == 0
 
-    def test_what_the_owner_asked_is_done(self, database, tenant):
+    def test_a_requested_stop_is_done(self, database, tenant):
         add_job(database, tenant)
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")

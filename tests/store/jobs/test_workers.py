@@ -80,7 +80,7 @@ class TestBackbones:
             "fingerprint": "sha256:cd",
         }
 
-    def test_told_by_several_workers_at_once_are_one(self, database: Database):
+    def test_reported_by_several_workers_at_once_are_one(self, database: Database):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: put_backbone(database, MINILM), range(16)))
         with database.read() as session:
@@ -95,7 +95,7 @@ class TestBackbones:
         assert ([row.id for row in first.rows], first.has_more) == (["a", "b"], True)
         assert ([row.id for row in second.rows], second.has_more) == (["c"], False)
 
-    def test_that_nobody_has_are_not_found(self, database: Database):
+    def test_unknown_ones_are_not_found(self, database: Database):
         with database.read() as session:
             with pytest.raises(NotFoundError, match="llama"):
                 get_backbone(session, "llama")

@@ -78,7 +78,7 @@ class TestFailures:
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
     )
-    def test_have_a_code_and_tell_whether_they_last(
+    def test_have_a_code_and_say_whether_they_are_permanent(
         self, monkeypatch, error: Exception, code: str, param: str | None, is_lasting: bool
     ):
         answer = outcome(monkeypatch, error)
@@ -86,7 +86,7 @@ class TestFailures:
         assert (answer.run, answer.code, answer.param) == ("r", code, param)
         assert answer.is_lasting is is_lasting
 
-    def test_that_nobody_foresaw_quote_nothing(self, monkeypatch, capsys):
+    def test_that_are_unexpected_quote_nothing(self, monkeypatch, capsys):
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
         logging.captureWarnings(capture=False)
         answer = outcome(monkeypatch, ZeroDivisionError(ROW))

@@ -80,7 +80,7 @@ class TestErrors:
             assert answer["error"]["message"]
         check_idle(client)
 
-    def test_too_long_where_it_is_not_to_be_cut(
+    def test_too_long_without_truncation(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         orders = [home.order(tasks[name]) for name in ("two", "pair")]
@@ -138,7 +138,7 @@ class TestErrors:
         ],
         ids=["a store that cannot be reached", "what nobody foresaw"],
     )
-    def test_that_pass_tell_no_secret(
+    def test_that_are_temporary_reveal_no_secret(
         self,
         client: TestClient,
         home: Home,
@@ -181,7 +181,7 @@ class TestTenants:
             tasks["two"].check(answer, TEXT)
         assert measured(client)['hifi_inference_deltas{tier="device"}'] == 2
 
-    def test_a_job_tuned_anew_gives_its_new_answers(
+    def test_a_retuned_job_gives_its_new_answers(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         for name in ("two", "same"):  # of one job's id: the content is the key
@@ -263,7 +263,7 @@ class TestLittleRoom:
 
 
 class TestLoading:
-    def test_holds_up_nobody_whose_delta_is_here(
+    def test_does_not_block_requests_whose_delta_is_loaded(
         self, home: Home, backbone: Path, storage: HangingStorage
     ):
         orders, tuned = distinct(home, backbone, count=3)
@@ -280,7 +280,7 @@ class TestLoading:
             for place, answer in enumerate(slow.result()):
                 tuned[place].check(answer, TEXT)
 
-    def test_is_done_once_for_all_who_wait(
+    def test_is_done_once_for_all_waiting_requests(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
         order = home.order(tasks["two"])
@@ -293,7 +293,7 @@ class TestLoading:
                 tasks["two"].check(each.result()[0], TEXT)
             assert storage.fetched == [order["sha256"]]
 
-    def test_goes_on_when_who_wanted_it_has_given_up(
+    def test_continues_when_its_caller_gives_up(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
         order = home.order(tasks["two"])
@@ -305,7 +305,7 @@ class TestLoading:
             tasks["two"].check(ask(client, order, TEXT)[0], TEXT)
             assert storage.fetched == [order["sha256"]]
 
-    def test_goes_on_for_those_who_still_wait(
+    def test_continues_for_other_waiting_callers(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
         order = home.order(tasks["two"])
@@ -331,7 +331,7 @@ class TestLoading:
 
 
 class TestPlaces:
-    def test_one_tenant_has_as_many_as_are_left_for_others(self):
+    def test_one_tenant_leaves_places_for_others(self):
         places = Places(10)
         with places.take({"a": 5}):
             assert len(places) == 5
@@ -345,7 +345,7 @@ class TestPlaces:
                 assert len(places) == 9
         assert len(places) == 0
 
-    def test_are_given_back_whatever_happens_and_nobody_is_remembered(self):
+    def test_are_always_freed_and_no_tenant_is_remembered(self):
         places = Places(10)
         for number in range(100):
             with pytest.raises(RuntimeError), places.take({f"t{number}": 5}):
@@ -353,7 +353,9 @@ class TestPlaces:
         assert len(places) == 0
         assert not places._taken
 
-    def test_too_many_are_told_to_come_again(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
+    def test_too_many_requests_get_retry_after(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
         orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2", "ten_3")]
         half = [TEXT] * 128
         with serve(home, infer_max_inputs=512) as client:
@@ -381,7 +383,7 @@ class TestPlaces:
 class TestChunks:
     """Texts are encoded in small shares, so that small requests do not wait long."""
 
-    def test_are_of_so_many_letters_or_of_one_image(self):
+    def test_hold_a_number_of_characters_or_one_image(self):
         texts = {number: {"text": "a" * 60_000} for number in range(4)}
         images = {number: {"image": "aGk="} for number in range(4, 7)}
         small = {number: {"text": "a", "text_pair": "b"} for number in range(7, 99)}

@@ -69,7 +69,7 @@ class TestListen:
             assert stat.S_IMODE(mode) == 0o600
         assert not path.exists()
 
-    def test_in_the_place_of_a_socket_that_nobody_listens_on(self, short: Path):
+    def test_replaces_a_stale_socket(self, short: Path):
         path = short / "old.sock"
         left = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         left.bind(str(path))
@@ -184,7 +184,7 @@ class TestCommand:
             process.communicate()
 
     @pytest.mark.process
-    def test_serves_until_it_is_told_to_end(
+    def test_serves_until_it_is_stopped(
         self, process: tuple[subprocess.Popen, Path], home: Home, order: dict
     ):
         running, path = process
@@ -207,7 +207,7 @@ class TestCommand:
         assert ids == ("inference", "r1", order["tenant"], order["job"])
         assert "sesame" not in log
 
-    def test_says_what_is_wrong_with_its_settings(
+    def test_reports_wrong_settings(
         self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ):
         monkeypatch.setenv("HIFI_HOME", str(home.settings.home))
@@ -218,7 +218,7 @@ class TestCommand:
         assert "cannot listen on HIFI_INFER_URL=unix://nowhere" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("given", "kept"), [(None, "16"), ("512", "512")])
-    def test_keeps_few_kernels_unless_told_otherwise(
+    def test_caches_few_kernels_by_default(
         self, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
     ):
         monkeypatch.setenv(KERNELS, given or "")  # so that what follows is undone

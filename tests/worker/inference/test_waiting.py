@@ -53,7 +53,7 @@ async def one_at_work_and_one_behind(
 
 
 class TestDeadline:
-    def test_what_is_done_by_then_is_delivered(
+    def test_answers_finished_in_time_are_delivered(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate
     ):
         order = home.order(tasks["two"])
@@ -69,9 +69,7 @@ class TestDeadline:
             assert measured(client)[UNDER_WAY] == 0
             gate.open.set()
 
-    def test_nothing_of_it_stays_in_the_queue(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate
-    ):
+    def test_leaves_nothing_in_the_queue(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
         order = home.order(tasks["two"])
         with serve(home) as client:
             ask(client, order, TEXT)
@@ -91,7 +89,7 @@ class TestDeadline:
 
 
 class TestFairness:
-    def test_one_input_is_not_behind_a_thousand(
+    def test_one_input_does_not_wait_for_a_thousand(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate
     ):
         orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2")]
@@ -112,7 +110,7 @@ class TestFairness:
             key = f"ten_2/{orders[1]['sha256']}"
             assert any(key in names for names in gate.passes[before : before + 2])
 
-    def test_nor_behind_the_texts_and_deltas_of_one_who_has_many(
+    def test_nor_for_the_texts_and_deltas_of_a_large_request(
         self, home: Home, backbone: Path, monkeypatch: pytest.MonkeyPatch
     ):
         """A request for hundreds of head deltas takes turns in loading and encoding too."""
@@ -155,7 +153,7 @@ class TestFairness:
 class TestGivingUp:
     """A caller who hangs up leaves nothing behind."""
 
-    def test_frees_places_and_takes_samples_back(
+    def test_frees_places_and_withdraws_samples(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
     ):
         order = home.order(tasks["two"])
@@ -224,7 +222,7 @@ class TestGivingUp:
         asyncio.run(run())
         assert sent[0]["status"] == 499
 
-    def test_the_end_of_the_process_waits_for_nothing_that_is_queued(
+    def test_shutdown_does_not_wait_for_queued_samples(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
     ):
         order = home.order(tasks["two"])

@@ -76,7 +76,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_by_many_at_once_too(self, home: Home, loading: Loading):
+    def test_one_is_loaded_once_by_many_at_once(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             waiting = [kept.begin(BERT, tenant=f"ten_{number}") for number in range(5)]
@@ -91,7 +91,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_one_that_is_given_up_is_loaded_all_the_same(self, home: Home, loading: Loading):
+    def test_a_load_continues_after_its_caller_gave_up(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             task = kept.begin(BERT, tenant="ten_1")
@@ -103,9 +103,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_those_that_nobody_uses_make_room_before_one_is_loaded(
-        self, home: Home, loading: Loading
-    ):
+    def test_unused_ones_are_evicted_before_one_is_loaded(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1)
             loading.gate.set()
@@ -121,7 +119,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_one_in_use_stays_and_others_wait_for_their_room(self, home: Home, loading: Loading):
+    def test_one_in_use_stays_and_others_wait_for_space(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1)
             loading.gate.set()
@@ -142,7 +140,7 @@ class TestBackbones:
         first_name = "tiny-bert"
         asyncio.run(run())
 
-    def test_what_cannot_be_loaded_is_remembered_by_nobody(self, home: Home, monkeypatch):
+    def test_a_failed_load_is_not_remembered(self, home: Home, monkeypatch):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             with pytest.raises(ModelError):
