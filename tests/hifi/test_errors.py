@@ -64,7 +64,7 @@ class TestQuoted:
     def test_is_short(self):
         assert len(quoted("x" * 1000)) == 60
 
-    def test_of_a_value_whose_repr_fails(self):
+    def test_of_a_value_whose_repr_cannot_be_encoded(self):
         class Odd:
             def __repr__(self) -> str:
                 return "\ud800"

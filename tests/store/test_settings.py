@@ -110,7 +110,7 @@ class TestRefusals:
             ("INFER_URL", "http://192.0.2.1:8001", "HIFI_INFER_TOKEN"),
         ],
     )
-    def test_contradictory_settings(self, name, value, named, monkeypatch):
+    def test_settings_that_cannot_be_used(self, name, value, named, monkeypatch):
         monkeypatch.setenv(PREFIX + name, value)
         with pytest.raises(SettingsError, match=named):
             read_settings()

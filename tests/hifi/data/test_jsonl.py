@@ -109,7 +109,7 @@ class TestRefusals:
             ("\ud800", "text"),
         ],
     )
-    def test_of_unprintable_names(self, name: str, words: str, tmp_path: Path):
+    def test_of_invalid_names(self, name: str, words: str, tmp_path: Path):
         path = jsonl(tmp_path / "a.jsonl", [{"a": 1}, {name: 1}])
         refusal = refusal_of(tmp_path, train=path)
         assert (refusal.row, words in refusal.reason) == (2, True)

@@ -20,7 +20,7 @@ def routes(settings):
 
 
 class TestRoutes:
-    def test_all_have_an_access_rule(self, settings):
+    def test_all_are_api_routes(self, settings):
         # A mounted application or a plain Starlette route would pass by the dependencies.
         assert {type(route.original_route) for route in routes(settings)} == {APIRoute}
 

@@ -168,7 +168,7 @@ class TestPlanMixed:
         assert len(json.loads(looked_at.order or b"")["orders"]) == 3
         assert len(asked_of(looked_at)) == 15
 
-    def test_makes_no_query_if_no_item_names_a_job(self, database, alice, queries):
+    def test_makes_no_query_without_a_valid_item(self, database, alice, queries):
         self.look(
             *(database, alice.tenant_id),
             {"job": "job_1", "input": {}},

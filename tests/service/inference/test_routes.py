@@ -156,7 +156,7 @@ class TestWrongItems:
             ]
             assert {item["job"] for item in items} == {job_id}
 
-    def test_may_lack_a_job(self, mix, predictor):
+    def test_may_lack_a_valid_job(self, mix, predictor):
         cases = [
             (None, "", None),
             ([TEXT], "", None),

@@ -155,7 +155,7 @@ class TestDeath:
 
 
 class TestEnd:
-    def test_follows_when_its_worker_closes_the_pipe(self):
+    def test_comes_when_its_worker_closes_the_pipe(self):
         engine = EngineProcess(device="cpu", environment=environment())
         engine.start()
         engine.wait_until_ready()

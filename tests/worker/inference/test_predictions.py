@@ -138,7 +138,7 @@ class TestErrors:
         ],
         ids=["a store that cannot be reached", "what nobody foresaw"],
     )
-    def test_that_are_temporary_reveal_no_secret(
+    def test_of_the_server_reveal_no_secret(
         self,
         client: TestClient,
         home: Home,

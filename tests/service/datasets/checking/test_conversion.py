@@ -108,7 +108,7 @@ class TestSplits:
             "x" * 5000 + ".csv",
         ],
     )
-    def test_temporary_names_are_only_suffixes(self, name: str, tmp_path: Path):
+    def test_only_the_suffix_of_a_name_counts(self, name: str, tmp_path: Path):
         path = write(tmp_path / "upload-1", "text,label\na,1\nb,0\n")
         assert UploadedFile(path=path, filename=name).ending == ".csv"
 
@@ -181,7 +181,7 @@ class TestRefusals:
         assert words in error.reason
         assert error.param == place[0]
 
-    def test_do_not_cover_ambiguous_columns(self, folder: Path, tmp_path: Path):
+    def test_leave_ambiguous_columns_to_the_job(self, folder: Path, tmp_path: Path):
         # Of two texts and a number the number may be no label at all: a job will tell.
         content = "text,topic,id\na,x,1\nb,y,2\n"
         done = upload(
