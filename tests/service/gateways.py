@@ -25,6 +25,7 @@ from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.tables import Backbone
 from store.tenants import OwnQuotas, create_key, create_tenant
+from tests.store.queues import MINILM
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -86,21 +87,7 @@ def add_backbone(database: Database, identifier: str = MODEL) -> str:
     """Add a backbone as a worker would."""
     with database.write() as session:
         session.add(
-            Backbone(
-                id=identifier,
-                architecture="BertModel",
-                num_layers=6,
-                num_heads=12,
-                num_key_value_heads=12,
-                head_dim=32,
-                hidden_size=384,
-                parameters=22_713_216,
-                fingerprint="sha256:" + "0" * 64,
-                max_positions=512,
-                weights_per_head=36_960,
-                task_heads={"classification": {"base": 0, "per_label": 385}},
-                updated_at=database_now(session),
-            )
+            Backbone(**{**vars(MINILM), "id": identifier}, updated_at=database_now(session))
         )
     return identifier
 

@@ -97,15 +97,19 @@ def stub_server() -> Iterator[StubServer]:
         stub.close()
 
 
+def _begin_body(handler: _Handler, status: int, *, length: int, headers: dict[str, str]) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(length))
+    handler.end_headers()
+
+
 def reply(body: bytes, *, status: int = 200, **headers: str) -> Answer:
     """Answer with a body; ``content_type=`` is the header Content-Type."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
+        _begin_body(handler, status, length=len(body), headers=headers)
         handler.wfile.write(body)
 
     return answer
@@ -134,11 +138,7 @@ def broken_off(body: bytes, *, after: int, status: int = 200, **headers: str) ->
     """Announce a whole body, send a part of it, and close the connection."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
+        _begin_body(handler, status, length=len(body), headers=headers)
         handler.wfile.write(body[:after])
         handler.wfile.flush()
         _break(handler)

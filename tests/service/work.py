@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +98,24 @@ def train(lease: Lease, *, steps: int) -> None:
     for number in range(1, steps + 1):
         progress = Progress(phase="training", step=number, total_steps=steps, eta_seconds=1.0)
         lease.report(progress, events=[step(number, total=steps)])
+
+
+@contextmanager
+def running_to_failure(lease: Lease, *, steps: int, pause: float) -> Iterator[None]:
+    """Report steps from a thread and fail the job; wait for the thread after the block."""
+
+    def write() -> None:
+        for number in range(1, steps + 1):
+            lease.report(Progress(), events=[step(number)])
+            time.sleep(pause)
+        lease.fail(code="engine_crashed", message="the end")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.join()
 
 
 def succeed(lease: Lease, storage: ArtifactStorage, tenant_id: str) -> None:

@@ -9,6 +9,7 @@ from store.datasets import Split, add_dataset
 from store.jobs.actions import NewJob, submit
 from store.jobs.claims import Claimant, ClaimedJob, claim_next
 from store.jobs.leases import Lease
+from store.jobs.workers import BackboneDescription
 from store.tenants import create_tenant
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ NEW = NewJob(
     dataset_id=None,
     name=None,
     metadata={},
+)
+MINILM = BackboneDescription(
+    id="minilm",
+    architecture="BertModel",
+    num_layers=6,
+    num_heads=12,
+    num_key_value_heads=12,
+    head_dim=32,
+    hidden_size=384,
+    parameters=22_713_216,
+    fingerprint="sha256:" + "0" * 64,
+    max_positions=512,
+    weights_per_head=36_960,
+    task_heads={"classification": {"base": 0, "per_label": 385}},
 )
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({"minilm"}))
 

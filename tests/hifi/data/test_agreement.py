@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str,
     return (task.type, inputs, task.label, task.metric, count_labels(task, profile))
 
 
+def outcomes(drawn: Any, suffix: str, write: Callable[..., Path]) -> tuple[Outcome, Outcome]:
+    """Write a drawn data set to files; return the outcomes of training and of the upload."""
+    train, validation, said = drawn
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = write(folder / f"a{suffix}", train)
+        second = None if validation is None else write(folder / f"b{suffix}", validation)
+        expected = trained(first, second, said)
+        event(str(expected[0]))
+        return expected, admitted(folder, first, second, said)
+
+
 CELLS = (
     ["a", "b", "spam"],
     ["a", "b", "spam", "NA", "", " ", "007", "yes", "é", "x y", "null"],
@@ -160,28 +173,15 @@ class TestOutcomes:
     @settings(max_examples=100)
     @given(data_sets(CELLS))
     def test_of_delimited_files(self, drawn):
-        train, validation, said = drawn
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            first = csv_file(folder / "a.csv", train)
-            second = None if validation is None else csv_file(folder / "b.csv", validation)
-            expected = trained(first, second, said)
-            event(str(expected[0]))
-            assert admitted(folder, first, second, said) == expected
+        expected, found = outcomes(drawn, ".csv", csv_file)
+        assert found == expected
 
     @settings(max_examples=100)
     @given(data_sets(VALUES))
     def test_of_json_lines(self, drawn):
-        train, validation, said = drawn
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            first = jsonl(folder / "a.jsonl", train)
-            second = None if validation is None else jsonl(folder / "b.jsonl", validation)
-            expected = trained(first, second, said)
-            event(str(expected[0]))
-            found = admitted(folder, first, second, said)
-            # Columns of other types are refused at once, whether the task wants them or not.
-            assert found in (expected, ("not uploaded", "validation"))
+        expected, found = outcomes(drawn, ".jsonl", jsonl)
+        # Columns of other types are refused at once, whether the task uses them or not.
+        assert found in (expected, ("not uploaded", "validation"))
 
     def test_of_images(self, tmp_path: Path):
         icon, pixmap = io.BytesIO(), io.BytesIO()

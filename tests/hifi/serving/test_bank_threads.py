@@ -77,6 +77,16 @@ def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
         hook.remove()
 
 
+@contextmanager
+def running_batch(bank: HeadBank, model: PreTrainedModel, name: str) -> Iterator[Asked]:
+    """Start a batch of a task and hold it at the embeddings inside the block."""
+    with standing_still(model) as there:
+        asked = Asked(bank, name)
+        asked.start()
+        assert there.wait(timeout=patience(60))
+        yield asked
+
+
 class TestWhileABatchRuns:
     def test_others_come_and_go_and_it_keeps_its_slots(self):
         tasks = several("bert")
@@ -84,10 +94,7 @@ class TestWhileABatchRuns:
         bank = HeadBank(model)
         bank.add("a", tasks["a"].delta)
         layout = bank.pack(tasks["a"].delta).layout
-        with standing_still(model) as there:
-            asked = Asked(bank, "a")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "a") as asked:
             bank.remove("a")
             assert not bank.has_free_slot(layout)
             bank.add("b", tasks["b"].delta)  # of the same layout
@@ -103,10 +110,7 @@ class TestWhileABatchRuns:
         bank = HeadBank(model)
         bank.add("x", tasks["a"].delta)
         packed = bank.pack(tasks["b"].delta)
-        with standing_still(model) as there:
-            asked = Asked(bank, "x")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "x") as asked:
             bank.put("x", packed)
             assert not bank.has_free_slot(packed.layout)
         asked.assert_answers_as(tasks["a"])
@@ -151,10 +155,7 @@ class TestWhileABatchRuns:
         model = bare("bert")
         bank = HeadBank(model)
         bank.add("a", tasks["a"].delta)
-        with standing_still(model) as there:
-            asked = Asked(bank, "a")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "a") as asked:
             closing = threading.Thread(target=bank.close, daemon=True)
             closing.start()
             closing.join(timeout=0.1)

@@ -15,6 +15,7 @@ from store.errors import NotFoundError, ProblemError
 from store.jobs.spec import JobSpec
 from store.storage import Blob
 from store.tables import Backbone
+from tests.store.jobs.test_spec import STORED
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -133,33 +134,10 @@ class TestAdmit:
     def test_fills_in_every_default(self, ask, dataset: str):
         admission = ask()
         assert admission.new_job.spec == {
+            **STORED,
             "model": "minilm",
             "dataset": dataset,
-            "task": {
-                "type": "classification",
-                "text": ["text"],
-                "label": "label",
-                "image": None,
-                "metric": "accuracy",
-            },
-            "k": 3,
-            "xi": 0.9,
-            "d": 0.85,
-            "n_samples": 300,
-            "strategy": "layer-wise",
-            "teleport": "information",
-            "training": {
-                "epochs": 3,
-                "learning_rate": 3e-4,
-                "batch_size": 32,
-                "max_length": 128,
-                "warmup_ratio": 0.06,
-                "weight_decay": 0.01,
-                "seed": 0,
-                "precision": "auto",
-                "early_stopping_patience": None,
-            },
-            "name": None,
+            "task": {**STORED["task"], "text": ["text"], "metric": "accuracy"},
             "metadata": {},
         }
         assert (admission.train_rows, admission.num_labels) == (400, 2)

@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -27,7 +25,7 @@ from store.states import JobStatus
 from store.tenants import ensure_tenant, revoke_key
 from tests.service.gateways import Member, problem_of, served
 from tests.service.test_server import environment, gateway
-from tests.service.work import running_job, step
+from tests.service.work import running_job, running_to_failure, step
 from tests.store.queues import add_job
 from tests.waiting import eventually, patience, within
 
@@ -289,23 +287,14 @@ class TestStream:
     ):
         job_id, lease = running_job(database, alice.tenant_id)
         count = 100
-
-        def write() -> None:
-            for number in range(1, count + 1):
-                lease.report(Progress(), events=[step(number)])
-                time.sleep(0.005)
-            lease.fail(code="engine_crashed", message="the end")
-
-        writer = threading.Thread(target=write)
-        writer.start()
         got: list[int] = []
         headers: dict[str, str] = {}
-        while not got or got[-1] < count + 3:
-            with Stream(url, job_id, alice, **headers) as messages:
-                for event in islice(documents(messages), 9):
-                    got.append(number_of(event))
-                    headers = {"Last-Event-ID": event["id"]}
-        writer.join()
+        with running_to_failure(lease, steps=count, pause=0.005):
+            while not got or got[-1] < count + 3:
+                with Stream(url, job_id, alice, **headers) as messages:
+                    for event in islice(documents(messages), 9):
+                        got.append(number_of(event))
+                        headers = {"Last-Event-ID": event["id"]}
         assert got == list(range(1, count + 4))
 
     def test_serves_two_hundred_at_once(

@@ -19,6 +19,7 @@ from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job, JobEvent
 from tests.service.gateways import MODEL, add_dataset_row, job_spec, problem_of, served
+from tests.service.work import RESULT
 from tests.waiting import eventually, patience
 
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({MODEL}))
@@ -301,13 +302,6 @@ class TestActions:
 def succeed(lease: Lease) -> None:
     """End a job as a worker would."""
     lease.advance(JobStatus.TRAINING, message="training")
-    result = {
-        "metrics": {"accuracy": 0.9},
-        "best_step": 20,
-        "train_seconds": 2.0,
-        "selection_seconds": 1.0,
-        "samples_per_second": 100.0,
-    }
     sizes = {"float32": 1, "bfloat16": 2, "lora": 3}
     artifacts = {name: Blob(sha256=SHA, bytes=size) for name, size in sizes.items()}
-    lease.succeed(result=result, artifacts=artifacts)
+    lease.succeed(result={**RESULT, "metrics": {"accuracy": 0.9}}, artifacts=artifacts)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from store.tenants import create_key, revoke_key
 from tests.databases import database as either_database
 from tests.databases import database_url
 from tests.service.following import begin, finish, in_time, numbers
-from tests.service.work import step
+from tests.service.work import running_to_failure, step
 from tests.store.queues import add_job, add_tenant, claimed
 
 if TYPE_CHECKING:
@@ -80,12 +78,6 @@ class TestFollow:
         job_id, lease = running
         count = 120
 
-        def write() -> None:
-            for number in range(1, count + 1):
-                lease.report(Progress(), events=[step(number)])
-                time.sleep(0.004)
-            lease.fail(code="engine_crashed", message="the end")
-
         async def watch() -> list[int]:
             tailer = Tailer(database, interval=0.02)
             got: list[int] = []
@@ -100,12 +92,8 @@ class TestFollow:
                         if len(got) - before >= 7:
                             break
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
+        with running_to_failure(lease, steps=count, pause=0.004):
             assert in_time(watch()) == list(range(1, count + 4))
-        finally:
-            writer.join()
 
     def test_yields_everything_to_a_slow_reader(
         self,

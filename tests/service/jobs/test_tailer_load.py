@@ -54,12 +54,15 @@ def tenant(database: Database) -> str:
     return add_tenant(database, "acme")
 
 
+@pytest.fixture
+def job_id(database: Database, tenant: str) -> str:
+    return add_job(database, tenant)
+
+
 class TestOutage:
     def test_waits_for_an_unavailable_database_and_resumes(
-        self, shaky: Shaky, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str, job_id: str
     ):
-        job_id = add_job(database, tenant)
-
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
             stream = await begin(tailer.follow(job_id))
@@ -76,10 +79,8 @@ class TestOutage:
         assert in_time(watch()) == [1, 2]
 
     def test_ends_the_streams_on_an_error_and_restarts(
-        self, shaky: Shaky, database: Database, tenant: str
+        self, shaky: Shaky, database: Database, tenant: str, job_id: str
     ):
-        job_id = add_job(database, tenant)
-
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
             stream = await begin(tailer.follow(job_id))

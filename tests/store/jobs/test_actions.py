@@ -29,6 +29,13 @@ def status(database: Database, tenant: str, job_id: str) -> JobStatus:
         return jobs.get_job(session, tenant, job_id).status
 
 
+def cancel(database: Database, tenant: str, job_id: str) -> JobStatus:
+    """Cancel a job; return its status."""
+    with database.write() as session:
+        jobs.cancel(session, tenant, job_id)
+    return status(database, tenant, job_id)
+
+
 class TestSubmit:
     def test_queues_with_an_event(self, database, tenant):
         job_id = add_job(database, tenant, name="mrpc", metadata={"team": "search"})
@@ -55,17 +62,12 @@ class TestSubmit:
 
 class TestCancel:
     def test_is_immediate_without_a_worker(self, database, tenant):
-        job_id = add_job(database, tenant)
-        with database.write() as session:
-            jobs.cancel(session, tenant, job_id)
-        assert status(database, tenant, job_id) is JobStatus.CANCELLED
+        assert cancel(database, tenant, add_job(database, tenant)) is JobStatus.CANCELLED
 
     def test_is_requested_of_the_worker(self, database, tenant):
         job_id = add_job(database, tenant)
         claimed(database)
-        with database.write() as session:
-            jobs.cancel(session, tenant, job_id)
-        assert status(database, tenant, job_id) is JobStatus.CANCELLING
+        assert cancel(database, tenant, job_id) is JobStatus.CANCELLING
 
     def test_twice_is_refused(self, database, tenant):
         job_id = add_job(database, tenant)

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from store.database.connection import Database, database_now
 from store.errors import NotFoundError
 from store.jobs.workers import (
-    BackboneDescription,
     beat,
     count_live_workers,
     get_backbone,
@@ -22,21 +21,7 @@ from store.jobs.workers import (
     register,
 )
 from store.tables import Worker
-
-MINILM = BackboneDescription(
-    id="minilm",
-    architecture="bert",
-    num_layers=6,
-    num_heads=12,
-    num_key_value_heads=12,
-    head_dim=32,
-    hidden_size=384,
-    parameters=22_000_000,
-    fingerprint="sha256:ab",
-    max_positions=512,
-    weights_per_head=36_960,
-    task_heads={"classification": {"base": 0, "per_label": 385}},
-)
+from tests.store.queues import MINILM
 
 
 def sign_on(database: Database, worker_id: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,6 +264,17 @@ class TestLittleRoom:
             assert codes(answers) == [None, None]
 
 
+@contextmanager
+def hanging_order(
+    home: Home, tuned: Tuned, storage: HangingStorage
+) -> Iterator[tuple[TestClient, dict[str, Any]]]:
+    """Serve a home; yield a client and an order whose delta hangs in the store."""
+    order = home.order(tuned)
+    storage.hanging.add(order["sha256"])
+    with serve(home) as client:
+        yield client, order
+
+
 class TestLoading:
     def test_does_not_block_requests_whose_delta_is_loaded(
         self, home: Home, backbone: Path, storage: HangingStorage
@@ -283,9 +296,7 @@ class TestLoading:
     def test_is_done_once_for_all_waiting_requests(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             waiting = [Background(lambda: ask(client, order, TEXT)) for _ in range(20)]
             eventually(lambda: measured(client)[UNDER_WAY] == 20)
             storage.gate.set()
@@ -296,9 +307,7 @@ class TestLoading:
     def test_continues_when_its_caller_gives_up(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
             check_idle(client)
             storage.gate.set()
@@ -308,9 +317,7 @@ class TestLoading:
     def test_continues_for_other_waiting_callers(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             patient = Background(lambda: ask(client, order, TEXT))
             eventually(lambda: storage.fetched)
             assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,14 @@ async def one_at_work_and_one_behind(
     asked.append(asyncio.create_task(serving.predict(request)))
     await eventually_async(lambda: len(serving.desk._scheduler) == 3)
     return asked
+
+
+@contextmanager
+def serving_at(home: Home, folder: Path) -> Iterator[Serving]:
+    """Open the serving of a home without its application."""
+    deltas = DeltaCache(home.storage, folder=folder / "deltas", max_bytes=1 << 30)
+    with open_serving(home.settings, deltas=deltas) as serving:
+        yield serving
 
 
 class TestDeadline:
@@ -160,8 +170,7 @@ class TestGivingUp:
         request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
 
         async def run() -> None:
-            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
-            with open_serving(home.settings, deltas=deltas) as serving:
+            with serving_at(home, tmp_path) as serving:
                 first, second = await one_at_work_and_one_behind(serving, request, gate)
                 for task in (first, second):
                     task.cancel()
@@ -229,8 +238,7 @@ class TestGivingUp:
         request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
 
         async def run() -> None:
-            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
-            with open_serving(home.settings, deltas=deltas) as serving:
+            with serving_at(home, tmp_path) as serving:
                 asked = await one_at_work_and_one_behind(serving, request, gate)
                 opener = threading.Timer(0.2, gate.open.set)
                 opener.start()
