@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.service.stub_server import StubServer, stub_server
+from tests.service.work import heads_of
 
 
 @pytest.fixture
@@ -89,20 +90,11 @@ def heads() -> dict:
         {"layer": 1, "importance": [0.2, None, 0.6], "selected": [0, 2]},
     ]
     return {
-        "object": "job.heads",
-        "job": "job_1",
+        **heads_of("job_1"),
         "model": "tiny",
         "fingerprint": "sha256:0",
-        "k": 2,
-        "xi": 0.9,
-        "d": 0.85,
-        "strategy": "layer-wise",
-        "teleport": "information",
-        "n_samples": 300,
-        "num_layers": 2,
         "num_heads": 3,
         "head_dim": 4,
         "trainable_parameters": 1234,
-        "fraction": 0.0293,
         "layers": layers,
     }

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from store.orders import PredictionOrder
 from tests.waiting import eventually, eventually_async, patience
 from tests.worker.inference.asking import (
@@ -35,8 +37,6 @@ from worker.inference.memory.loading import DeltaLoader
 from worker.inference.serving import Serving, open_serving
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.worker.inference.conftest import Home
     from tests.worker.inference.tuned import Tuned
 
@@ -52,6 +52,13 @@ async def one_at_work_and_one_behind(
     asked.append(asyncio.create_task(serving.predict(request)))
     await eventually_async(lambda: len(serving.desk._scheduler) == 3)
     return asked
+
+
+@pytest.fixture
+def request_of_three(home: Home, tasks: dict[str, Tuned]) -> PredictionOrder:
+    return PredictionOrder.model_validate(
+        body([home.order(tasks["two"])], [(0, TEXT)] * 3),
+    )
 
 
 @contextmanager
@@ -164,14 +171,11 @@ class TestGivingUp:
     """A caller who hangs up leaves nothing behind."""
 
     def test_frees_places_and_withdraws_samples(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+        self, home: Home, request_of_three: PredictionOrder, gate: Gate, tmp_path: Path
     ):
-        order = home.order(tasks["two"])
-        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
-
         async def run() -> None:
             with serving_at(home, tmp_path) as serving:
-                first, second = await one_at_work_and_one_behind(serving, request, gate)
+                first, second = await one_at_work_and_one_behind(serving, request_of_three, gate)
                 for task in (first, second):
                     task.cancel()
                 await asyncio.wait([first, second], timeout=patience(5))
@@ -181,7 +185,7 @@ class TestGivingUp:
                 assert len(serving.desk._scheduler) == 0
                 assert not serving.desk._backbones._users
                 gate.open.set()
-                answers = await serving.predict(request)
+                answers = await serving.predict(request_of_three)
                 assert codes(answers) == [None] * 3
                 assert len(gate.passes) == 3
                 assert not serving.desk._loader._packings._tasks
@@ -232,14 +236,11 @@ class TestGivingUp:
         assert sent[0]["status"] == 499
 
     def test_shutdown_does_not_wait_for_queued_samples(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+        self, home: Home, request_of_three: PredictionOrder, gate: Gate, tmp_path: Path
     ):
-        order = home.order(tasks["two"])
-        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
-
         async def run() -> None:
             with serving_at(home, tmp_path) as serving:
-                asked = await one_at_work_and_one_behind(serving, request, gate)
+                asked = await one_at_work_and_one_behind(serving, request_of_three, gate)
                 opener = threading.Timer(0.2, gate.open.set)
                 opener.start()
             for task in asked:
