@@ -105,7 +105,7 @@ class ScriptedEngine:
 
     @property
     def wishes(self) -> list[str]:
-        """The stop requests that the engine got."""
+        """What the engine was asked to do."""
         return [command.wish for command in self.sent if isinstance(command, Control)]
 
     @property
@@ -115,7 +115,7 @@ class ScriptedEngine:
 
 
 def told(kind: str, **fields: Any) -> Told:
-    """Return the line that reports an event."""
+    """Make the line that tells of an event."""
     return Told(run="", kind=kind, **fields)
 
 
@@ -125,7 +125,7 @@ def failed(code: str, **fields: Any) -> Failed:
 
 
 def stopped(wish: Wish) -> Stopped:
-    """Return the line that reports a job stopped on request."""
+    """Make the line that ends a job as asked."""
     return Stopped(run="", wish=wish)
 
 
@@ -173,7 +173,7 @@ def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN
 
 
 def step(number: int, *, total: int = 4) -> Told:
-    """Return the line that reports a training step."""
+    """Make the line that tells of a training step."""
     return told("step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
 
 

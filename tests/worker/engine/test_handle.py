@@ -70,7 +70,7 @@ def hear(engine: EngineProcess) -> Message:
 
 
 def hear_out(engine: EngineProcess, run: str) -> Failed:
-    """Wait for the last message of a failing run, skipping earlier ones."""
+    """Wait for the last message of a run that fails, past what it tells before."""
     while isinstance(message := hear(engine), Told):
         assert message.run == run
     assert isinstance(message, Failed)
