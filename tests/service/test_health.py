@@ -1,4 +1,4 @@
-"""service.health: a container is healthy when its process does what it is for."""
+"""service.health: a container is healthy when its process does its work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.openapi: the document says what the gateway does."""
+"""service.openapi: the document describes what the gateway does."""
 
 from __future__ import annotations
 

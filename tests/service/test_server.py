@@ -1,4 +1,4 @@
-"""service.server and ``hifi serve --only gateway``: a process that starts, or says why not."""
+"""service.server and ``hifi serve --only gateway``: a process that starts, or reports why not."""
 
 from __future__ import annotations
 

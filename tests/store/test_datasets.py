@@ -1,4 +1,4 @@
-"""store.datasets: whose they are, how much may be stored, and when they may go."""
+"""store.datasets: ownership, quotas, and when they may be deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store.queue: tokens come through, whatever becomes of the broker."""
+"""store.queue: tokens are delivered through outages of the broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store.sweep: what nothing names goes, what anything names stays."""
+"""store.sweep: unreferenced blobs are removed, referenced ones stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""worker.job_files: a job's folder, and what comes into and out of it."""
+"""worker.job_files: a job's folder, its inputs and its outputs."""
 
 from __future__ import annotations
 

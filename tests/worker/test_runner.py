@@ -1,4 +1,4 @@
-"""worker.runner: a claimed job ends as the engine, its owner and the store's outages say."""
+"""worker.runner: a claimed job through engine messages, stop requests and outages of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.backbones.devices: what ``auto`` means, and what no machine has."""
+"""hifi.backbones.devices: what ``auto`` resolves to, and unavailable devices."""
 
 from __future__ import annotations
 

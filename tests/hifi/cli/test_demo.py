@@ -1,4 +1,4 @@
-"""``hifi demo``: it keeps what it promises, or says which promise is broken."""
+"""``hifi demo``: its checks pass, or it names the one that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hifi inspect``: what a file says, and never what it would do to a terminal."""
+"""``hifi inspect``: a file's facts, without its control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hifi merge``: a plain transformers model, whoever tuned the delta, or nothing at all."""
+"""``hifi merge``: a plain transformers model for any delta, or no output at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.data.delimited: CSV and TSV that cannot be used, and where they say it."""
+"""hifi.data.delimited: CSV and TSV that cannot be used, and the place that the error names."""
 
 from __future__ import annotations
 

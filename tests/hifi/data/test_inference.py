@@ -1,4 +1,4 @@
-"""hifi.data.inference: the task that a profile tells, and which argument settles a doubt."""
+"""hifi.data.inference: the task inferred from a profile, and how ambiguities are resolved."""
 
 from __future__ import annotations
 

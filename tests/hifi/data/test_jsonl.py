@@ -1,4 +1,4 @@
-"""hifi.data.jsonl: JSON lines that cannot be used, and where they say it."""
+"""hifi.data.jsonl: JSON lines that cannot be used, and the place that the error names."""
 
 from __future__ import annotations
 

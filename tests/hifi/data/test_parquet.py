@@ -1,4 +1,4 @@
-"""hifi.data.parquet: files that lie, unpack to more than they say, or are none."""
+"""hifi.data.parquet: invalid files, decompression bombs, and files with false metadata."""
 
 from __future__ import annotations
 

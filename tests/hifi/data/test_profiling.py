@@ -1,4 +1,4 @@
-"""hifi.data.profiling: what a profile says of columns, and how much it keeps of the data."""
+"""hifi.data.profiling: what a profile records of columns, and how much data it keeps."""
 
 from __future__ import annotations
 

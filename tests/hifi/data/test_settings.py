@@ -1,4 +1,4 @@
-"""hifi.data.settings: what is declared of a setting is what holds."""
+"""hifi.data.settings: the declared ranges and defaults are enforced."""
 
 from __future__ import annotations
 

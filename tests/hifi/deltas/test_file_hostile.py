@@ -1,4 +1,4 @@
-"""hifi.deltas.file, reading what it should not: no file is believed."""
+"""hifi.deltas.file reading hostile files: it trusts none."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class TestSlots:
                         bank.put(f"other {number}", each)
                     for number in range(len(packed)):
                         bank.remove(f"other {number}")
-            except BaseException as error:  # noqa: BLE001 - told below, in the test's thread
+            except BaseException as error:  # noqa: BLE001 - raised below, in the test's thread
                 failed.append(error)
 
         thread = threading.Thread(target=change)

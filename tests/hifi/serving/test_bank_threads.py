@@ -1,4 +1,4 @@
-"""hifi.serving.bank: deltas that come, change and go while a batch runs."""
+"""hifi.serving.bank: deltas added, replaced and removed while a batch runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.serving.prediction: inputs are encoded as in training, and logits read as the delta says."""
+"""hifi.serving.prediction: encoding as in training, and logits decoded by the record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.tasks.base: what the user said about a task, in one place."""
+"""hifi.tasks.base: the user's description of a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.tasks: the task that a training split tells, made."""
+"""hifi.tasks: the task inferred from a training split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hifi.training.checkpoint: what was written comes back, or is refused by name."""
+"""hifi.training.checkpoint: a checkpoint is restored exactly, or refused with the reason."""
 
 from __future__ import annotations
 

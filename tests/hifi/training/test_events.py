@@ -1,4 +1,4 @@
-"""hifi.training.events: what the caller hears and may answer."""
+"""hifi.training.events: the events that a caller gets, and its possible answers."""
 
 from __future__ import annotations
 

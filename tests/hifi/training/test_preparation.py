@@ -1,4 +1,4 @@
-"""hifi.training.preparation: what is ready before the first step, and how it is identified."""
+"""hifi.training.preparation: what is prepared before the first step, and the job's digest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hifi datasets`` and ``hifi models``: what is sent, and what is shown."""
+"""``hifi datasets`` and ``hifi models``: the requests sent, and the output."""
 
 from __future__ import annotations
 

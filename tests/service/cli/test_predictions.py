@@ -1,4 +1,4 @@
-"""``hifi jobs predict``: what is asked of the server, what is shown, and the exit codes."""
+"""``hifi jobs predict``: the requests sent, the output, and the exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.cli.progress: what a person sees, on a terminal and in a file."""
+"""service.cli.progress: the output on a terminal and in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.client.downloads: a file arrives whole and right, or not at all."""
+"""service.client.downloads: a file arrives complete and verified, or not at all."""
 
 from __future__ import annotations
 

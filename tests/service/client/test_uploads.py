@@ -1,4 +1,4 @@
-"""service.client.uploads: files go piece by piece, and whole again when they must be repeated."""
+"""service.client.uploads: files are sent in pieces, and from the start on a retry."""
 
 from __future__ import annotations
 

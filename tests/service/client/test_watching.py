@@ -1,4 +1,4 @@
-"""service.client.watching: every event once, in order, whatever happens to the connection."""
+"""service.client.watching: every event once, in order, through any lost connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.datasets.routes: uploads over HTTP, and what is left of them."""
+"""service.datasets.routes: uploads over HTTP, and clean-up after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.datasets.spool: multipart bodies become files, and nothing else does."""
+"""service.datasets.spool: multipart bodies are written to files; other bodies are refused."""
 
 from __future__ import annotations
 

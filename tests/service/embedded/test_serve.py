@@ -1,4 +1,4 @@
-"""service.embedded.serve: the parts agree with each other, and readiness is told once and truly."""
+"""service.embedded.serve: the parts share their settings, and readiness is announced once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.http.auth: every route asks for a key, but those that say they do not."""
+"""service.http.auth: every route requires a key, except the public ones."""
 
 from __future__ import annotations
 

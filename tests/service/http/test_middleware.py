@@ -1,4 +1,4 @@
-"""service.http.middleware: who is let in, size limits, and what is logged."""
+"""service.http.middleware: allowed hosts and origins, size limits, and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.http.replay: a request sent twice is done once, whatever comes between."""
+"""service.http.replay: a request sent twice is done once, even after a crash."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class TestConnections:
                 assert await client.predict(b"{}", timeout_seconds=5, request_id="req-2") == TAR
                 for stream in streams:
                     await stream.aclose()
-                # And the other way round: a prediction that nobody answers holds up no stream.
+                # And the other way round: an unanswered prediction does not block a stream.
                 inference.answer = inference.endless
                 predicting = asyncio.ensure_future(
                     client.predict(b"{}", timeout_seconds=5, request_id="req-2")

@@ -1,4 +1,4 @@
-"""service.inference.plan: every item has its answer, whatever it is and whatever is said to it."""
+"""service.inference.plan: every item gets an answer, for any input and any reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.inference.routes: what is asked of the inference process, and what callers get."""
+"""service.inference.routes: requests to the inference process, and callers' answers."""
 
 from __future__ import annotations
 

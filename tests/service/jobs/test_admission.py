@@ -1,4 +1,4 @@
-"""service.jobs.admission: what is queued, and what is refused before it is."""
+"""service.jobs.admission: specs that are queued, and specs that are refused."""
 
 from __future__ import annotations
 

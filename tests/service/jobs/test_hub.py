@@ -70,7 +70,7 @@ class Answers(BaseHTTPRequestHandler):
 
 
 asked: list[tuple[str, str | None]] = []
-given_up = threading.Event()  # nobody waits any more for the slow model
+given_up = threading.Event()  # the caller of the slow model has given up
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""service.jobs.routes: jobs posted at once, each as if it had come alone, with keys and the hub."""
+"""service.jobs.routes: concurrent posts do not affect each other, with keys and the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.tenants.routes: what administrators do, and nobody else."""
+"""service.tenants.routes: for administrators only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store.jobs.actions: what an owner can do with a job, and nobody else."""
+"""store.jobs.actions: what a job's owner, and no other tenant, can do with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store.jobs.leases: who holds the fence may write, and nobody else."""
+"""store.jobs.leases: only the holder of the newest fence may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store.jobs.spec: what a caller may ask for, and nothing else."""
+"""store.jobs.spec: the accepted fields of a job spec."""
 
 from __future__ import annotations
 

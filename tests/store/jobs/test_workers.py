@@ -1,4 +1,4 @@
-"""store.jobs.workers: who is alive, and which backbones there are."""
+"""store.jobs.workers: live workers, and known backbones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""worker.engine.descriptions: what is counted of a backbone is what a fine-tune trains."""
+"""worker.engine.descriptions: a backbone's counts equal what a fine-tune trains."""
 
 from __future__ import annotations
 

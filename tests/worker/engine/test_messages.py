@@ -1,4 +1,4 @@
-"""worker.engine.messages: what goes over the pipe comes out the same, and nothing else does."""
+"""worker.engine.messages: messages survive the pipe unchanged; anything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""worker.engine.results: what a job leaves, the same bytes wherever and whenever it is written."""
+"""worker.engine.results: a job's files have the same bytes wherever they are written."""
 
 from __future__ import annotations
 

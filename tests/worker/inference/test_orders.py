@@ -1,4 +1,4 @@
-"""store.orders as the inference process reads them: what an order may say, and nothing else."""
+"""store.orders as the inference process reads them: the accepted fields of an order."""
 
 from __future__ import annotations
 

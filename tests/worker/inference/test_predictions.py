@@ -1,4 +1,4 @@
-"""worker.inference.predictions: each input for itself, in time, and within bounds."""
+"""worker.inference.predictions: errors per input, deadlines, and limits."""
 
 from __future__ import annotations
 

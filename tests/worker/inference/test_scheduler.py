@@ -1,4 +1,4 @@
-"""worker.inference.scheduler: full or old enough, alike, fair, and nobody lost."""
+"""worker.inference.scheduler: batches start on time, are similar and fair, and lose no sample."""
 
 from __future__ import annotations
 

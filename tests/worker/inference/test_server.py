@@ -1,4 +1,4 @@
-"""worker.inference.server and ``hifi infer``: where it listens, who may, and how it ends."""
+"""worker.inference.server and ``hifi infer``: the address, its permissions, and shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""worker.inference.predictions: who waits has a deadline, a fair turn, and may hang up."""
+"""worker.inference.predictions: deadlines, fair turns and cancellation of requests."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestDeadline:
             assert (figures[UNDER_WAY], figures[WAITING]) == (1, 0)
             gate.open.set()
             assert codes(first.result()) == [None]
-            assert len(gate.passes) == 2  # nothing was computed for nobody
+            assert len(gate.passes) == 2  # nothing was computed for an absent caller
             check_idle(client)
 
 

@@ -1,4 +1,4 @@
-"""service.datasets.checking.conversion: the child that parses, and what its end means."""
+"""service.datasets.checking.conversion: the child that parses, and the meaning of its exit."""
 
 from __future__ import annotations
 

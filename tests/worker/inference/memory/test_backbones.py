@@ -133,7 +133,7 @@ class TestBackbones:
                 assert kept.dropped == []
             assert await task is not first
             assert kept.dropped[0] is first
-            assert await late is not first  # it was loaded anew
+            assert await late is not first  # it was loaded again
             assert kept.names == {BERT}
             kept.check_idle()
 
