@@ -1,4 +1,4 @@
-"""service.http.waiting: slow work does not block other requests."""
+"""service.http.waiting: what takes long blocks nobody else."""
 
 from __future__ import annotations
 

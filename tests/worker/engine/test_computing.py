@@ -1,4 +1,4 @@
-"""worker.engine.computing: every outcome of a job is a message that quotes no data."""
+"""worker.engine.computing: whatever a job comes to is an answer, and quotes no row of the data."""
 
 from __future__ import annotations
 
