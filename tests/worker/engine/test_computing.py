@@ -1,4 +1,4 @@
-"""worker.engine.computing: whatever a job comes to is an answer, and quotes no row of the data."""
+"""worker.engine.computing: every outcome of a job is a message that quotes no data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Message:
     monkeypatch.setattr(module, "finetune", fail)
     return compute(
         JOB,
-        backbones=None,  # type: ignore[arg-type] # never used here
+        backbones=None,  # type: ignore[arg-type] # nobody gets as far
         tell=lambda _: None,
         wish=lambda: None,
     )
