@@ -1,4 +1,4 @@
-"""A tiny random model of every supported architecture, and batches that suit it."""
+"""A tiny random model of every supported architecture, and batches for it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NAMES = tuple(ARCHITECTURES)
 
 
 def heads_per_layer(name: str) -> int:
-    """Give H: key-value groups where keys are grouped."""
+    """Return H: the number of key-value groups where keys are grouped."""
     return GROUPED_HEADS if name in ("llama", "qwen3") else QUERY_HEADS
 
 
@@ -112,7 +112,7 @@ def tiny_batch(
 
 
 def unsupported_model() -> tf.AlbertModel:
-    """Make a tiny model of an architecture that has no layout: ALBERT shares its layers."""
+    """Build a tiny model of an architecture without a layout: ALBERT shares its layers."""
     settings = tf.AlbertConfig(
         vocab_size=9,
         embedding_size=8,

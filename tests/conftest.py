@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread, an empty cache, and the real backbones."""
+"""Set-up for every test: no network, one thread, an empty cache; fixtures of backbones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("hifi")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a Hugging Face cache of its own: tests see and leave nothing at home."""
+    """Set HF_HOME to a temporary folder, so that tests do not touch the user's cache."""
     cache = tempfile.TemporaryDirectory(prefix="hifi-tests-")
     config.add_cleanup(cache.cleanup)
     os.environ["HF_HOME"] = cache.name
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Shorten the ids of long cases: some have megabytes, and each id travels many times."""
+    """Shorten the ids of long cases: some have megabytes, and each id is sent many times."""
     if not isinstance(val, str | bytes) or len(val) <= _LONGEST_ID:
         return None
     start = val[:_LONGEST_ID] if isinstance(val, str) else repr(val[:_LONGEST_ID])[2:-1]
@@ -70,7 +70,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny BERT; dropout in its task head makes random states count."""
+    """Return the folder of a tiny BERT; its task head has dropout, so the random state matters."""
     from tests.tiny_tasks import save_text_model  # noqa: PLC0415 - after the environment is set
 
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
@@ -79,7 +79,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the file of one run that nothing interrupted."""
+    """Return the delta file of one uninterrupted run."""
     from tests.tiny_runs import file_of, run  # noqa: PLC0415 - after the environment is set
 
     return file_of(run(bert), tmp_path_factory.mktemp("undisturbed"))

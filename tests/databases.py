@@ -18,7 +18,7 @@ POSTGRES = os.environ.get("HIFI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """Make a Postgres database of this run's own."""
+    """Create a Postgres database for this run and drop it afterwards."""
     server = sa.make_url(POSTGRES).set(drivername="postgresql+psycopg")
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     name = f"hifi_test_{secrets.token_hex(6)}"
@@ -37,7 +37,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Give an empty database's URL, once of each kind."""
+    """Return the URL of an empty database, once per kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/hifi.db"
     url: str = request.getfixturevalue("postgres_url")
@@ -46,7 +46,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """Give a database with all tables and no rows."""
+    """Yield a database with all tables and no rows."""
     database = Database(database_url)
     Base.metadata.drop_all(database.engine)
     Base.metadata.create_all(database.engine)

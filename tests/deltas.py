@@ -1,4 +1,4 @@
-"""Head deltas made by hand: rows read from a model, with noise in the place of training."""
+"""Head deltas made by hand: rows read from a model, with noise instead of training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SELECTION = {
 
 
 def rows_of(model: tf.PreTrainedModel, *, heads: Sequence[HeadId] = HEADS) -> dict[str, Tensor]:
-    """Copy the rows of some heads, by name."""
+    """Copy the rows of some heads, keyed by name."""
     layers = describe(model).layers
     rows = {}
     for head in heads:
@@ -52,7 +52,7 @@ def hand_made_delta(
     extra: Sequence[str] = (),
     **metadata: Any,
 ) -> HeadDelta:
-    """Make the delta that a training run on ``model`` could have left behind."""
+    """Build a delta as a training run on ``model`` could produce it."""
     generator = torch.Generator().manual_seed(seed)
 
     def near(tensor: Tensor) -> Tensor:
@@ -100,20 +100,20 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def bytes_in_every_encoding(delta: HeadDelta, *, folder: Path) -> dict[str, bytes]:
-    """Save a delta once per encoding and give the files' bytes."""
+    """Save a delta once per encoding; return each file's bytes."""
     for encoding in ENCODINGS:
         delta.save(folder / encoding, encoding=encoding)
     return {encoding: (folder / encoding).read_bytes() for encoding in ENCODINGS}
 
 
 def split_safetensors(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Take a safetensors file apart: header and body."""
+    """Split a safetensors file into header and body."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def join_safetensors(header: dict[str, Any] | str, body: bytes) -> bytes:
-    """Put a safetensors file together again, its header ending at a multiple of 8."""
+    """Join header and body into a safetensors file; the header ends at a multiple of 8."""
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + body

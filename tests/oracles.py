@@ -1,6 +1,6 @@
-"""The method once more, naively: one sample and one head at a time, in float64 numpy loops.
+"""A naive reference of the method: one sample and one head at a time, in float64 numpy loops.
 
-Head outputs are seen through transformers' attention interface instead of hooks, every sample runs
+Head outputs come from transformers' attention interface instead of hooks, every sample runs
 alone and without padding, and PageRank is networkx's.
 """
 
@@ -51,7 +51,7 @@ def richness(output: np.ndarray, *, xi: float) -> int:
 
 
 def covariance(first: np.ndarray, second: np.ndarray) -> float:
-    """Give the unbiased covariance of two vectors, entry by entry."""
+    """Compute the unbiased covariance of two vectors, entry by entry."""
     total = 0.0
     for a, b in zip(first, second, strict=True):
         total += (a - first.mean()) * (b - second.mean())
@@ -81,7 +81,7 @@ def pagerank(
 
 
 def head_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[list[np.ndarray]]:
-    """Give O_h of every sample and layer: ``[samples][layers]`` arrays ``[H·G, S, D']``."""
+    """Return O_h of every sample and layer: ``[samples][layers]`` arrays ``[H·G, S, D']``."""
     seen: list[np.ndarray] = []
 
     def spy(*args: object, **kwargs: object) -> tuple[Tensor, None]:
@@ -103,7 +103,7 @@ def head_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[li
 
 
 def _alone(batch: Mapping[str, Tensor], sample: int) -> dict[str, Tensor]:
-    """Take one sample out of a batch, without its padding."""
+    """Return one sample of a batch, without its padding."""
     inputs = {}
     for name, value in batch.items():
         if name == "labels":

@@ -1,4 +1,4 @@
-"""Fail a test that starts a process without saying so; thus `make test-fast` starts none."""
+"""Fail an unmarked test that starts a process; so `make test-fast` starts none."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _EVENTS = {
 
 
 class ProcessStartedError(RuntimeError):
-    """An unmarked test was about to start a process."""
+    """An unmarked test tried to start a process."""
 
 
 class Watch:
-    """Know whether the test that runs may start a process, and whether it tried.
+    """Track whether the current test may start a process, and whether it tried.
 
     Attributes:
         is_on: no process may be started now.
@@ -33,13 +33,13 @@ class Watch:
         self.attempts: list[str] = []
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Refuse what would start a process."""
+        """Raise before a process is started."""
         if self.is_on and event in _EVENTS:
             self.attempts.append(f"{event} {arguments[0] if arguments else ''}".strip())
             raise ProcessStartedError(self.attempts[-1])
 
     def check(self) -> None:
-        """Fail a test that tried, also where the code under test went on all the same."""
+        """Fail a test that tried, even if the code under test caught the error."""
         attempts, self.attempts = self.attempts, []
         if attempts:
             pytest.fail(f"starts a process: mark it with pytest.mark.process ({attempts[0]})")
@@ -51,7 +51,7 @@ sys.addaudithook(WATCH.audit)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Watch an unmarked test with its fixtures."""
+    """Watch an unmarked test and its fixtures."""
     WATCH.is_on = not any(item.get_closest_marker(mark) for mark in MARKS)
     try:
         return (yield)

@@ -49,7 +49,7 @@ def interpolate(text):
 
 
 def settings_of(service):
-    """Give the environment of a service, filled in."""
+    """Return the environment of a service, variables filled in."""
     return {name: interpolate(str(value)) for name, value in service["environment"].items()}
 
 
@@ -63,7 +63,7 @@ class TestServices:
         assert {"migrate", "gateway", "inference", "inference-gpu", "worker", "worker-gpu"} == OURS
 
     @pytest.mark.parametrize("name", sorted(LASTING))
-    def test_a_lasting_one_is_watched_and_comes_back(self, name):
+    def test_a_long_running_one_has_a_health_check_and_restarts(self, name):
         service = SERVICES[name]
         check = service["healthcheck"]
         assert check["test"][0] in ("CMD", "CMD-SHELL")
@@ -122,7 +122,7 @@ class TestServices:
             assert re.search(r":[\w.-]*\d", SERVICES[name]["image"]), name
             assert ":latest" not in SERVICES[name]["image"]
 
-    def test_a_gpu_is_asked_for_where_jobs_run_on_one(self):
+    def test_a_gpu_is_requested_for_services_that_use_one(self):
         (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
         assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
@@ -198,7 +198,7 @@ class TestOurProcesses:
 
 
 class TestDockerfile:
-    def test_runs_as_nobody_special(self):
+    def test_runs_without_root(self):
         last = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[-1]
         assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
         assert re.search(r"^ENTRYPOINT \[\"hifi\"\]$", last, re.MULTILINE)

@@ -33,7 +33,7 @@ class TestUnmarked:
         with pytest.raises(pytest.fail.Exception, match="starts a process: mark it"):
             WATCH.check()
 
-    def test_fails_also_where_the_refusal_is_swallowed(self):
+    def test_fails_even_if_the_refusal_is_caught(self):
         with suppress(RuntimeError):
             subprocess.Popen(NOTHING)
         with pytest.raises(pytest.fail.Exception, match="starts a process: mark it"):

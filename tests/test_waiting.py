@@ -12,7 +12,7 @@ from tests.waiting import eventually, eventually_async, patience, within
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
-    """Set how many processes are ready for each core."""
+    """Set the load: ready processes per core."""
 
     def set_load(a_core: float) -> None:
         average = a_core * (os.cpu_count() or 1)
@@ -38,7 +38,7 @@ class TestEventually:
         with pytest.raises(AssertionError, match="the end of time: not within"):
             eventually(lambda: False, seconds=0.02, message="the end of time")
 
-    def test_lets_an_event_loop_go_on(self, load):
+    def test_does_not_block_an_event_loop(self, load):
         load(0.0)
 
         async def run() -> bool:

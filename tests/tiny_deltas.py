@@ -24,7 +24,7 @@ def save_bare_backbone(folder: Path, *, seed: int = 0) -> Path:
 
 
 def save_delta(path: Path, *, backbone: Path) -> Path:
-    """Save a head delta of two heads, for two classes, as noise in the place of training."""
+    """Save a head delta of two heads, for two classes, with noise instead of training."""
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2).eval()
     heads = [HeadId(0, 1), HeadId(2, 3)]
     tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=LAYERS))

@@ -1,4 +1,4 @@
-"""Fine-tunes of a tiny model that take a second, and what tests read off them."""
+"""Fine-tunes of a tiny model that take a second, and helpers to check them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def run(backbone: Path, /, **arguments: Any) -> FinetuneResult:
 
 
 def file_of(result: FinetuneResult, folder: Path) -> bytes:
-    """Give the bytes of a run's head delta on disk."""
+    """Save a run's head delta; return the file's bytes."""
     path = folder / f"{time.monotonic_ns()}.safetensors"
     result.delta.save(path)
     return path.read_bytes()
 
 
 def record(heard: list[TrainingEvent]) -> Callable[[TrainingEvent], None]:
-    """Make an ``on_event`` that keeps what it is told."""
+    """Return an ``on_event`` that collects events."""
     return heard.append
 
 
 def stop_at(kind: str, step: int, answer: Control) -> Callable[[TrainingEvent], Control]:
-    """Make an ``on_event`` that answers so at one event."""
+    """Return an ``on_event`` that returns ``answer`` at one event, else CONTINUE."""
 
     def on_event(event: TrainingEvent) -> Control:
         return answer if (event.kind, event.step) == (kind, step) else Control.CONTINUE

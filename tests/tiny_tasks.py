@@ -59,7 +59,7 @@ def save_image_model(folder: Path, name: str = "vit", **config: Any) -> Path:
 def text_rows(
     count: int, *, seed: int = 0, labels: Sequence[Any] = (0, 1), pair: bool = False
 ) -> list[dict[str, Any]]:
-    """Make texts of 1 to 12 words, whose words mostly tell their label; no label is missing."""
+    """Make texts of 1 to 12 words that mostly indicate their label; every label occurs."""
     generator = random.Random(seed)  # noqa: S311 - a draw, not a secret
     rows = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""What tests of a tuner share: its heads, a short training, and all that must not move in it."""
+"""Shared by tests of a tuner: its heads, a short training, and the weights that must not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks on tiny backbones: their deltas, and the merged models that a bank's answers must match."""
+"""Tasks on tiny backbones: their deltas, and the merged models that a bank must match."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class Tuned:
-    """A task on a backbone: its delta, and the model with that merged, the reference."""
+    """A task on a backbone: its delta, and the merged model as the reference."""
 
     delta: HeadDelta
     model: PreTrainedModel
@@ -47,7 +47,7 @@ def tune(
     dtype: torch.dtype = torch.float32,
     pad: int = PAD,
 ) -> Tuned:
-    """Put noise in the place of training; a task without labels is a regression."""
+    """Make a delta from noise instead of training; without labels the task is a regression."""
     is_image = ARCHITECTURES[architecture].image
     settings = {} if is_image else {"pad_token_id": pad}
     model = tiny_model(architecture, num_labels=labels or 1, dtype=dtype, **settings)
@@ -66,7 +66,7 @@ def tune(
 
 
 def heads_of(architecture: str, *, seed: int, per_layer: Sequence[int]) -> list[HeadId]:
-    """Draw so many heads of each layer."""
+    """Draw ``per_layer`` heads of each layer."""
     count = describe(tiny_model(architecture)).num_heads
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -81,7 +81,7 @@ def bare(architecture: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def several(architecture: str) -> dict[str, Tuned]:
-    """Give tasks that differ in heads, in how many, and in labels; they are made once."""
+    """Return tasks that differ in heads, head counts and labels; they are built once."""
     return dict(_several(architecture))
 
 
@@ -113,6 +113,6 @@ def row(batch: dict[str, Tensor], place: int) -> dict[str, Tensor]:
 
 
 def assert_answers(bank: HeadBank, name: str, tuned: Tuned) -> None:
-    """See that a bank answers as a tuned task's merged model."""
+    """Assert that a bank answers as the task's merged model."""
     batch = tiny_batch("bert", lengths=(5, 9))
     assert (torch.stack(bank.forward(batch, [name] * 2)) - tuned.answer(batch)).abs().max() <= CLOSE

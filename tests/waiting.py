@@ -1,4 +1,4 @@
-"""How long tests wait: for a condition, never longer than a limit that grows with the load."""
+"""Wait for a condition, at most for a limit that grows with the machine's load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def patience(seconds: float = USUAL_SECONDS) -> float:
         seconds: the limit on an idle machine.
 
     Returns:
-        seconds; at a load of one ready process per core twice as many, at four five times.
+        seconds × (1 + ready processes per core).
     """
     cores = os.cpu_count() or 1
     return seconds * (1 + os.getloadavg()[0] / cores)
@@ -30,10 +30,10 @@ def patience(seconds: float = USUAL_SECONDS) -> float:
 def eventually(
     condition: Callable[[], T], *, seconds: float = USUAL_SECONDS, message: str = ""
 ) -> T:
-    """Wait until a condition holds that other threads or processes bring about.
+    """Wait until a condition holds that other threads or processes cause.
 
     Args:
-        condition: called again and again; what it returns is true in the end.
+        condition: called repeatedly until it returns something true.
         seconds: the limit on an idle machine.
         message: what is waited for.
 
@@ -41,7 +41,7 @@ def eventually(
         what the condition returned.
 
     Raises:
-        AssertionError: it did not hold in time.
+        AssertionError: the condition did not hold in time.
     """
     began = time.monotonic()
     while not (found := condition()):
@@ -53,7 +53,7 @@ def eventually(
 async def eventually_async(
     condition: Callable[[], T], *, seconds: float = USUAL_SECONDS, message: str = ""
 ) -> T:
-    """Wait likewise, while an event loop goes on."""
+    """Wait like :func:`eventually` without blocking the event loop."""
     began = time.monotonic()
     while not (found := condition()):
         _check(began, seconds=seconds, message=message or str(condition))
@@ -63,7 +63,7 @@ async def eventually_async(
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Check that a block takes no longer than this on an idle machine."""
+    """Assert that a block takes at most ``seconds`` on an idle machine."""
     began = time.monotonic()
     yield
     _check(began, seconds=seconds, message="the end of the block")

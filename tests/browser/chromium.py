@@ -29,7 +29,7 @@ class Page:
     """One tab.
 
     Attributes:
-        errors: what scripts threw, what was refused, and every dialog that opened.
+        errors: script errors, console errors, and every dialog that opened.
     """
 
     def __init__(self, commands: int, messages: int) -> None:
@@ -45,7 +45,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command; give its result."""
+        """Send a command; return its result."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": params}
         if self._session is not None:
@@ -81,11 +81,11 @@ class Page:
             self.errors.append(f"dialog: {params['message']}")
 
     def goto(self, url: str) -> None:
-        """Open an address."""
+        """Open a URL."""
         assert "errorText" not in self.call("Page.navigate", url=url)
 
     def evaluate(self, expression: str) -> Any:
-        """Run a script; give what it gives, once that is there."""
+        """Run a script; return its value, awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -93,7 +93,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str) -> None:
-        """Run a script again and again until it gives something true."""
+        """Run a script repeatedly until its value is true."""
         try:
             eventually(lambda: self.evaluate(f"Boolean({expression})"), message=expression)
         except AssertionError as error:
@@ -101,14 +101,14 @@ class Page:
             raise AssertionError(f"{error}\n{self.errors}\n{shown}") from error
 
     def texts(self, selector: str) -> list[str]:
-        """Give the text of all elements that a selector names."""
+        """Return the text of all elements that match a selector."""
         found: list[str] = self.evaluate(
             f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)"
         )
         return found
 
     def screenshot(self, file: Path, *, width: int = 1280, height: int = 1200) -> None:
-        """Take a picture."""
+        """Save a screenshot."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -121,7 +121,7 @@ class Page:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
-    """Start a browser with an empty profile; give its tab."""
+    """Start a browser with an empty profile; yield its tab."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":

@@ -1,4 +1,4 @@
-"""A gateway with keys on a database of its own, as the tests of the service have it."""
+"""A gateway with keys on its own database: the fixtures of the service's tests."""
 
 from __future__ import annotations
 

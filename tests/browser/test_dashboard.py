@@ -37,7 +37,7 @@ def url(settings: Settings, database: Database) -> Iterator[str]:  # noqa: ARG00
 
 @pytest.fixture
 def page(url: str, tmp_path: Path) -> Iterator[Page]:
-    """Give a tab that shows the dashboard; nothing may go wrong in it."""
+    """Yield a tab that shows the dashboard; assert that it has no errors at the end."""
     with chromium(tmp_path / "profile") as page:
         page.goto(f"{url}/")
         page.wait_for("document.querySelector('#key')")
@@ -85,7 +85,7 @@ class TestSignIn:
 
 
 class TestJobs:
-    def test_shows_names_as_text_whatever_they_say(
+    def test_escapes_names(
         self, page: Page, database: Database, storage: ArtifactStorage, alice: Member
     ):
         job_id, lease = running_job(database, alice.tenant_id, name=EVIL)
@@ -101,7 +101,7 @@ class TestJobs:
         assert page.evaluate("document.querySelectorAll('main img, main script').length") == 0
         page.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
 
-    def test_run_no_markup_that_got_in_all_the_same(self, page: Page):
+    def test_injected_markup_does_not_run(self, page: Page):
         page.evaluate(f"document.querySelector('main').innerHTML = {json.dumps(EVIL)}")
         page.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
         assert any("Content Security Policy" in error for error in page.errors)
@@ -119,7 +119,7 @@ class TestJobs:
 
 
 class TestDocumentation:
-    def test_lists_the_api_to_whoever_is_signed_in(self, page: Page, url: str, alice: Member):
+    def test_lists_the_api_once_signed_in(self, page: Page, url: str, alice: Member):
         page.goto(f"{url}/docs")
         page.wait_for("document.querySelector('#notice')?.textContent.includes('sign in')")
         page.errors.clear()  # the refusal

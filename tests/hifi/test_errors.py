@@ -24,10 +24,10 @@ class TestDataError:
             ({"split": "test", "row": 3, "column": "x"}, "test, row 3, column 'x': it is so"),
         ],
     )
-    def test_names_the_place_as_far_as_it_is_known(self, place, text: str):
+    def test_names_the_known_parts_of_the_place(self, place, text: str):
         assert str(DataError("it is so", **place)) == text
 
-    def test_learns_its_split_on_the_way(self):
+    def test_gets_its_split_from_the_caller(self):
         with pytest.raises(DataError) as caught, in_split("validation"):
             raise DataError("it is so", row=2)
         assert caught.value.split == "validation"
@@ -48,7 +48,7 @@ class TestDataError:
         )
         assert error.param == "label"
 
-    def test_a_doubt_names_the_argument_that_settles_it(self):
+    def test_an_ambiguity_names_the_argument_to_set(self):
         error = AmbiguousTaskError("2 columns hold texts", param="text")
         assert str(error) == "train: 2 columns hold texts; choose with text=…"
 
@@ -64,7 +64,7 @@ class TestQuoted:
     def test_is_short(self):
         assert len(quoted("x" * 1000)) == 60
 
-    def test_of_a_value_whose_own_words_cannot_be_written(self):
+    def test_of_a_value_whose_repr_cannot_be_encoded(self):
         class Odd:
             def __repr__(self) -> str:
                 return "\ud800"

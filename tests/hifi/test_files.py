@@ -27,7 +27,7 @@ Writer = Callable[[Path], AbstractContextManager[Path]]
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let writing fail for real, as on a full disk."""
+    """Make writes fail for real, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -51,7 +51,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def refuse_to_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let one folder's names not reach the disk."""
+    """Make fsync fail for one folder."""
     inode, sync = folder.stat().st_ino, os.fsync
 
     def fail(descriptor: int) -> None:
@@ -127,7 +127,7 @@ class TestWriteAtomically:
         assert path.read_text() == "old"
         assert names_in(tmp_path) == ["a.txt"]
 
-    def test_what_safetensors_reports_becomes_a_storage_error_too(self, tmp_path: Path):
+    def test_an_error_of_safetensors_becomes_a_storage_error(self, tmp_path: Path):
         with (
             pytest.raises(StorageError, match=r"a\.safetensors.*"),
             write_atomically(tmp_path / "a.safetensors") as temporary,
@@ -214,7 +214,7 @@ class TestWriteAtomically:
         assert len(left) == 1
         assert left[0].startswith(TEMPORARY_PREFIX)
 
-    def test_a_folder_that_cannot_be_synced_does_not_deny_the_complete_file(
+    def test_a_failed_folder_sync_does_not_fail_the_write(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         refuse_to_sync(tmp_path, monkeypatch)
@@ -347,7 +347,7 @@ class TestWriteDirectoryAtomically:
         assert set(synced[:-1]) == below
         assert synced[-1] == (tmp_path.stat().st_ino, True)
 
-    def test_a_parent_that_cannot_be_synced_does_not_deny_the_complete_folder(
+    def test_a_failed_parent_sync_does_not_fail_the_write(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         refuse_to_sync(tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""The package as its users meet it: names, lazy import, version, wheel, and who imports whom."""
+"""The package as users see it: names, lazy import, version, wheel, and allowed imports."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TestLazyImport:
         with pytest.raises(AttributeError, match="module 'hifi' has no attribute 'select_haeds'"):
             _ = hifi.select_haeds
 
-    def test_the_docstring_is_there_for_help(self):
+    def test_has_a_docstring_for_help(self):
         assert inspect.getdoc(hifi)
 
 

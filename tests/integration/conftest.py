@@ -1,4 +1,4 @@
-"""Deployments shared by several modules' tests."""
+"""Deployments shared by several test modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.integration.served import Served, served
 
 @pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Run the embedded service; whoever kills it starts it again."""
+    """Run the embedded service; a test that kills it restarts it."""
     with served(tmp_path_factory.mktemp("service") / "home") as service:
         yield service

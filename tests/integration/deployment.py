@@ -1,4 +1,4 @@
-"""The service's processes, started as an operator starts them, in a folder of their own."""
+"""The service's processes, started as an operator starts them, in their own folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ QUICK = {"LEASE_SECONDS": "3", "CHECKPOINT_SECONDS": "0.3", "DEVICE": "cpu"}
 
 
 class Deployment:
-    """A home, settings for it, and processes that end with the test.
+    """A home, its settings, and processes that end with the test.
 
     Args:
-        home: HIFI_HOME; what the processes say goes to files in it.
+        home: HIFI_HOME; the processes' output goes to files in it.
         settings: further ``HIFI_…`` variables, without the prefix.
     """
 
@@ -50,7 +50,7 @@ class Deployment:
         return process
 
     def run(self, *command: str) -> str:
-        """Run ``hifi COMMAND`` to its end; give what it printed."""
+        """Run ``hifi COMMAND`` to its end; return its stdout."""
         done = subprocess.run(
             [sys.executable, "-m", "hifi.cli", *command],
             env=self.environment,
@@ -63,14 +63,14 @@ class Deployment:
         return done.stdout
 
     def logs(self) -> str:
-        """Give what all processes said, for a failing test."""
+        """Return the end of every process's log, for a failing test."""
         return "\n".join(
             f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}"
             for path in sorted(self.home.glob("*.log"))
         )
 
     def wait_for(self, what: Callable[[], T | None], *, seconds: float = 90.0, message: str) -> T:
-        """Wait until a function gives something true; if it does not, show what was said."""
+        """Wait until a function returns something true; on failure show the logs."""
         try:
             return eventually(what, seconds=seconds, message=message)
         except AssertionError as error:
@@ -92,7 +92,7 @@ class Deployment:
 
 @contextmanager
 def deployed(home: Path, **settings: str) -> Iterator[Deployment]:
-    """Give a deployment that is ended at the end, and whose logs are shown when a test fails."""
+    """Run a deployment until the end of a block; print its logs if the block fails."""
     deployment = Deployment(home, **settings)
     try:
         yield deployment

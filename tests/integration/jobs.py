@@ -1,4 +1,4 @@
-"""Jobs put straight into the tables of a deployment, and what became of them."""
+"""Jobs written straight into the tables of a deployment, and their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDS = {0: ["dull", "slow", "flat", "weak"], 1: ["bright", "quick", "rich", "s
 
 
 class Desk:
-    """What a gateway does for a tenant, done directly: data sets, jobs, and looking at them.
+    """Does directly what a gateway does for a tenant: add data sets and jobs, read their state.
 
     Args:
         environment: of the deployment; its ``HIFI_…`` variables are the settings.
@@ -47,12 +47,12 @@ class Desk:
             self.tenant = create_tenant(session, f"t{random.random()}").id  # noqa: S311
 
     def close(self) -> None:
-        """Let go of the database and the broker."""
+        """Close the database and the publisher."""
         self.publisher.close()
         self.database.close()
 
     def push(self, folder: Path, *, rows: int = 160) -> str:
-        """Store a small data set of two classes; give its id."""
+        """Store a small data set of two classes; return its id."""
         splits = {}
         for path in write_splits(folder, rows=rows):
             count = parquet.read_metadata(path).num_rows
@@ -69,7 +69,7 @@ class Desk:
             ).id
 
     def submit(self, dataset: str, *, tokens: int = 1, **training: Any) -> str:
-        """Queue a job and publish its token; give its id."""
+        """Queue a job and publish its tokens; return its id."""
         spec = JobSpec.model_validate(
             {
                 "model": MODEL,
@@ -112,7 +112,7 @@ class Desk:
         return job.id
 
     def job(self, job_id: str) -> Job:
-        """Load a job, also just after the database was restarted."""
+        """Load a job; retry while the database restarts."""
         while True:
             try:
                 with self.database.read() as session:
@@ -121,7 +121,7 @@ class Desk:
                 time.sleep(0.5)
 
     def is_at(self, job_id: str, phase: str) -> bool:
-        """Tell whether a job has come to a phase, or further."""
+        """Return whether a job has reached a phase."""
         job = self.job(job_id)
         if phase == "validating":
             return job.started_at is not None
@@ -129,12 +129,12 @@ class Desk:
         return job.phase is not None and order.index(job.phase) >= order.index(phase)
 
     def is_finished(self, job_id: str) -> Job | None:
-        """Give a job that has ended."""
+        """Return the job if it has ended, else None."""
         job = self.job(job_id)
         return job if job.status.is_finished else None
 
     def hashes(self, job_id: str) -> dict[str, str]:
-        """Give the hash of each artifact, as its bytes in the artifact store have it."""
+        """Return the hash of each artifact, checked against its bytes in the artifact store."""
         with self.database.read() as session:
             rows = list_artifacts(session, get_job(session, self.tenant, job_id))
         hashes = {}
@@ -145,7 +145,7 @@ class Desk:
         return hashes
 
     def work_events(self, job_id: str) -> list[tuple[str, int | None, Any]]:
-        """List what the engine told, without what depends on the clock; numbers have no gaps."""
+        """List the engine's events without what depends on the clock; assert gapless numbers."""
         with self.database.read() as session:
             job = get_job(session, self.tenant, job_id)
             events, _ = list_events(session, job, limit=10_000)
@@ -157,13 +157,13 @@ class Desk:
         ]
 
     def warnings(self, job_id: str) -> list[str]:
-        """List what went wrong with a job and was mended."""
+        """List the warnings among a job's events."""
         with self.database.read() as session:
             events, _ = list_events(session, get_job(session, self.tenant, job_id), limit=10_000)
         return [event.message for event in events if event.level == "warn"]
 
     def live_workers(self) -> int:
-        """Count the workers that have signed on."""
+        """Count the registered workers."""
         with self.database.read() as session:
             return session.scalars(sa.select(sa.func.count()).select_from(Worker)).one()
 

@@ -34,21 +34,21 @@ class Served:
         self.process: subprocess.Popen[bytes] = deployment.start("serve")
 
     def wait_until_ready(self) -> None:
-        """Wait until it says that it is ready."""
+        """Wait until the log reports that it is ready."""
         log = self.deployment.home / f"serve-{len(self.deployment.processes) - 1}.log"
         self.deployment.wait_for(lambda: "HiFi is ready" in log.read_text(), message="ready")
 
     def parts(self) -> list[int]:
-        """List the processes that it supervises, and theirs."""
+        """List the supervised processes and their children."""
         mine = children(self.process.pid)
         return [*mine, *(child for part in mine for child in children(part))]
 
     def part(self, command: str) -> int:
-        """Find one of the processes by a word of its command line."""
+        """Find one of the processes by part of its command line."""
         return next(pid for pid in self.parts() if command in command_line(pid))
 
     def kill_everything(self) -> None:
-        """Kill the supervisor and all that it has started, at once."""
+        """Kill the supervisor and everything it started, at once."""
         pids = [self.process.pid, *self.parts()]
         kill(pids)
         self.process.wait()
@@ -60,24 +60,24 @@ class Served:
         self.process = self.deployment.start("serve")
 
     def stop(self) -> int:
-        """Tell it to end; give its exit code."""
+        """Send SIGTERM; return the exit code."""
         os.kill(self.process.pid, signal.SIGTERM)
         return self.process.wait(timeout=patience(90))
 
     def push(self, folder: Path) -> str:
-        """Upload the small data set; give its id."""
+        """Upload the small data set; return its id."""
         train, validation = write_splits(folder)
         return str(self.client.datasets.push(train, validation=validation, name="words")["id"])
 
     def hashes(self, job_id: str) -> dict[str, str]:
-        """Give the hash of each encoding of a job's artifact."""
+        """Return the hash of each encoding of a job's artifact."""
         artifact = self.client.jobs.get(job_id)["artifact"]
         assert artifact is not None
         return {name: entry["sha256"] for name, entry in artifact["encodings"].items()}
 
 
 def command_line(pid: int) -> str:
-    """Give the command line of a process; empty where it is gone."""
+    """Return the command line of a process, or "" if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
@@ -85,7 +85,7 @@ def command_line(pid: int) -> str:
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether a process has ended."""
+    """Return whether a process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -93,7 +93,7 @@ def is_gone(pid: int) -> bool:
 
 
 def work_events(events: list[Any]) -> list[tuple[str, Any]]:
-    """Leave of events what does not depend on the clock or on who was killed."""
+    """Reduce events to what does not depend on the clock or on which process was killed."""
     return [
         (event["type"], event["data"].get("step", event["message"]))
         for event in events

@@ -1,4 +1,4 @@
-"""Servers of a test's own, which it may stop and start: Redis and Postgres."""
+"""Redis and Postgres servers that a test may stop and start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import eventually, patience
 
 
 def missing(what: str) -> None:
-    """Skip a test for want of a program; where everything is tested that is a failure."""
+    """Skip a test because a program is missing; fail it if HIFI_REQUIRE_SERVICES is 1."""
     message = f"no {what} on this machine"
     if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":
         pytest.fail(message)
@@ -29,10 +29,10 @@ def missing(what: str) -> None:
 
 
 class Server:
-    """A server process on a port that stays the same when it is started again.
+    """A server process whose port stays the same across restarts.
 
     Attributes:
-        url: where clients find it.
+        url: its address for clients.
     """
 
     url: str
@@ -50,19 +50,19 @@ class Server:
         eventually(self.answers, seconds=30, message=self._command[0])
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it; SIGINT is a quick and orderly end for both kinds."""
+        """Stop it; SIGINT is a quick and clean shutdown for both kinds."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(timeout=patience(30))
             self._process = None
 
     def answers(self) -> bool:
-        """Tell whether it takes requests."""
+        """Return whether it accepts requests."""
         raise NotImplementedError
 
 
 class RedisServer(Server):
-    """A Redis that keeps nothing on disk."""
+    """A Redis without persistence."""
 
     def __init__(self, folder: Path) -> None:
         program = shutil.which("redis-server")
@@ -75,7 +75,7 @@ class RedisServer(Server):
         super().__init__([str(program), *flags])
 
     def answers(self) -> bool:
-        """Tell whether it takes requests."""
+        """Return whether it accepts requests."""
         try:
             return bool(redis.Redis.from_url(self.url).ping())
         except redis.ConnectionError:
@@ -110,7 +110,7 @@ class PostgresServer(Server):
         super().__init__([str(program), "-D", str(data), *flags], user=user)
 
     def answers(self) -> bool:
-        """Tell whether it takes requests."""
+        """Return whether it accepts requests."""
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError:
@@ -120,7 +120,7 @@ class PostgresServer(Server):
 
 @contextmanager
 def running(kind: type[Server]) -> Iterator[Server]:
-    """Run a server of one's own until the end of a block."""
+    """Run a server until the end of a block."""
     # Not under pytest's own folders: those are closed to the user that Postgres runs as.
     with tempfile.TemporaryDirectory(prefix="hifi-server-") as name:
         server = kind(Path(name))  # type: ignore[call-arg, arg-type] # each kind takes a folder

@@ -1,4 +1,4 @@
-"""README.md and docs/service.md, typed word for word: every command does what the page says."""
+"""README.md and docs/service.md, typed verbatim: every command does what the page says."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
 
 
 class Reader:
-    """Somebody who types what a page says, with the ids that the answers show.
+    """A reader who types a page's commands, with the ids that the answers show.
 
     Args:
         folder: where it is typed.
@@ -47,12 +47,12 @@ class Reader:
         self._environment = {**os.environ, "HIFI_URL": url, "PATH": programs}
 
     def adapt(self, text: str) -> str:
-        """Put in what differs from reader to reader: the address and the newest ids."""
+        """Fill in the address and the newest ids."""
         text = text.replace(URL, self._url)
         return PLACEHOLDER.sub(lambda found: self._ids[found[1]], text)
 
     def type(self, statement: str) -> str:
-        """Run a statement of the shell; give what it printed."""
+        """Run a shell statement; return its output."""
         done = subprocess.run(
             ["bash", "-c", self.adapt(statement)],  # noqa: S607 - the shell that the page means
             cwd=self._folder,
@@ -70,7 +70,7 @@ class Reader:
 
 
 def statements(block: str) -> Iterator[str]:
-    """Split a block of shell commands, of which some go over several lines."""
+    """Split a block of shell commands, some of which span several lines."""
     pending = ""
     for line in block.splitlines():
         pending += line + "\n"
@@ -85,7 +85,7 @@ def statements(block: str) -> Iterator[str]:
 
 
 def section(page: str, title: str) -> str:
-    """Give what is under a title, up to the next one."""
+    """Return the text under a title, up to the next title."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.split(rf"^## {title}\n", text, flags=re.MULTILINE)[1].split("\n## ")[0]
 
@@ -96,7 +96,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 @pytest.fixture
 def reader(service: Served, tmp_path: Path) -> Reader:
-    """Give a reader in a folder with the demo's data, and in its own folder too."""
+    """Return a reader in a folder with the demo's data, which also lies in its folder demo/."""
     for folder in (tmp_path, tmp_path / "demo"):
         folder.mkdir(exist_ok=True)
         build_data_set(folder, rows_per_library=100, seed=0)

@@ -24,7 +24,7 @@ pytestmark = [
 
 
 class Plant:
-    """A worker on a Redis and a Postgres of its own, which a test may stop."""
+    """A worker with its own Redis and Postgres, which a test may stop."""
 
     def __init__(self, deployment: Deployment, *, folder: Path, redis: Server, postgres: Server):
         self.deployment = deployment
@@ -39,17 +39,17 @@ class Plant:
         self.events = sorted(self.desk.work_events(job), key=str)
 
     def start_worker(self, **variables: str) -> None:
-        """Start a worker in the place of one that has ended, and wait until it has signed on."""
+        """Start a worker and wait until it is registered."""
         self.worker = self.deployment.start("worker", **variables)
         self.deployment.wait_for(self.desk.live_workers, message="sign-on")
 
     def stop_worker(self) -> None:
-        """Tell the worker to end."""
+        """Stop the worker."""
         self.worker.terminate()
         assert self.worker.wait(timeout=patience(60)) == 0
 
     def training(self) -> str:
-        """Start a job and wait until it trains; give its id."""
+        """Start a job and wait until it trains; return its id."""
         job = self.desk.submit(self.dataset)
         self.deployment.wait_for(lambda: self.desk.is_at(job, "training"), message="training")
         return job
@@ -61,7 +61,7 @@ class Plant:
         ).status
 
     def check(self, job: str) -> None:
-        """See that a job ended exactly as the one that nothing disturbed."""
+        """Assert that a job ended exactly as the undisturbed one."""
         assert self.ends(job) is JobStatus.SUCCEEDED, self.desk.job(job).error
         assert self.desk.hashes(job) == self.hashes
         assert sorted(self.desk.work_events(job), key=str) == self.events
@@ -160,7 +160,7 @@ class TestDisk:
             plant.check(job)
 
     def test_full_while_artifacts_are_written(self, plant: Plant, tmp_path: Path):
-        """The store's own disk this time: artifacts and checkpoints wait until there is room."""
+        """The store's disk is full: artifacts and checkpoints wait for space."""
         folder = tmp_path / "home"
         with small_disk(folder / "artifacts") as disk, deployed(folder, **QUICK) as small:
             small.run("migrate")
@@ -190,7 +190,7 @@ def _settings(plant: Plant) -> dict[str, str]:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a disk of few megabytes."""
+    """Mount a disk of a few megabytes."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     done = subprocess.run(mount, check=False, capture_output=True, text=True)
@@ -203,7 +203,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def _fill(ballast: Path) -> None:
-    """Leave no room on a disk."""
+    """Fill a disk."""
     with ballast.open("wb", buffering=0) as file:
         try:
             while True:

@@ -1,4 +1,4 @@
-"""The commands of docker-compose.yml, started here on a Redis, a Postgres and an S3 server."""
+"""The commands of docker-compose.yml, run on a local Redis, Postgres and S3 server."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ SPEC: dict[str, Any] = {
 
 
 def command(service: str) -> list[str]:
-    """Give the command of one of our services."""
+    """Return the command of one of our services."""
     words: list[str] = COMPOSE["services"][service]["command"]
     return words
 
 
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
-    """Run an S3 server with a bucket; give the variables by which processes find it."""
+    """Run an S3 server with a bucket; yield the variables that processes need for it."""
     import boto3  # noqa: PLC0415 - comes with moto
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -92,7 +92,7 @@ class Site:
         deployment.wait_for(self.is_ready, message="ready")
 
     def is_ready(self) -> bool:
-        """Tell whether nothing is missing."""
+        """Return whether all services are up."""
         try:
             answer = httpx2.get(f"{self.url}/readyz")
         except httpx2.TransportError:
@@ -100,7 +100,7 @@ class Site:
         return answer.status_code == 200 and answer.json()["degraded"] == []
 
     def tenant(self, name: str) -> Client:
-        """Make a tenant; give a client with its key."""
+        """Create a tenant; return a client with its key."""
         tenant = self.admin.tenants.create(name)
         key = self.admin.keys.create(tenant["id"])
         return Client(self.url, api_key=key["secret"])
@@ -162,7 +162,7 @@ class TestMainJob:
         client.jobs.download_merged(job["id"], tmp_path / "merged.tar")
         assert (tmp_path / "merged.tar").stat().st_size > 80_000_000
 
-    def test_is_nobody_elses(self, site: Site, finished, tmp_path: Path):
+    def test_is_invisible_to_other_tenants(self, site: Site, finished, tmp_path: Path):
         _, dataset, job = finished
         other = site.tenant("other")
         for ask in (
@@ -201,7 +201,7 @@ class TestOperations:
         *_, last = client.jobs.watch(job["id"])
         assert last["data"]["status"] == "cancelled"
 
-    def test_from_post_to_claim_takes_no_time(self, site: Site, finished):
+    def test_is_claimed_soon_after_the_post(self, site: Site, finished):
         client, dataset, _ = finished
         waits = []
         for _ in range(5):

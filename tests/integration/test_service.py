@@ -1,4 +1,4 @@
-"""The whole embedded service: the main job from upload to merged model, and through any crash."""
+"""The whole embedded service: the main job from upload to merged model, and crashes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Main:
-    """The main job, as its owner saw it."""
+    """The main job, as its owner sees it."""
 
     dataset: str
     job: dict[str, Any]
@@ -54,7 +54,7 @@ def main_job(service: Served, tmp_path_factory: pytest.TempPathFactory) -> Main:
 def merged(
     service: Served, main_job: Main, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Give the merged model of the main job."""
+    """Return the merged model of the main job."""
     folder = tmp_path_factory.mktemp("merged")
     service.client.jobs.download_merged(main_job.job["id"], folder / "merged.tar")
     with tarfile.open(folder / "merged.tar") as tar:
@@ -79,7 +79,7 @@ class TestMainJob:
         assert heads["trainable_parameters"] == main_job.job["selection"]["trainable_parameters"]
 
     @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
-    def test_its_delta_is_what_the_job_says(
+    def test_its_delta_matches_the_jobs_metadata(
         self, service: Served, main_job: Main, encoding: str, tmp_path: Path
     ):
         file = tmp_path / "delta.safetensors"
@@ -87,7 +87,7 @@ class TestMainJob:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert digest == main_job.hashes[encoding]
 
-    def test_the_dry_run_told_its_size(self, service: Served, main_job: Main):
+    def test_the_dry_run_predicted_its_size(self, service: Served, main_job: Main):
         estimate = service.client.jobs.dry_run({**SPEC, "dataset": main_job.dataset})
         told = main_job.job["selection"]["trainable_parameters"]
         assert estimate["trainable_parameters"] == told
@@ -137,7 +137,7 @@ class TestMainJob:
 
 
 def _validation(folder: Path) -> tuple[list[str], list[str]]:
-    """Give texts and labels of the main job's validation split."""
+    """Return texts and labels of the main job's validation split."""
     from pyarrow import parquet  # noqa: PLC0415 - for these tests alone
 
     from tests.integration.jobs import write_splits  # noqa: PLC0415
@@ -147,7 +147,7 @@ def _validation(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _labels(model: Path, texts: list[str]) -> list[str]:
-    """Let plain transformers predict."""
+    """Predict with plain transformers."""
     import torch  # noqa: PLC0415 - for these tests alone
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
@@ -184,7 +184,7 @@ class TestIdempotency:
 
 
 class TestCrash:
-    def test_of_the_gateway_is_not_seen_by_its_clients(self, service: Served, main_job: Main):
+    def test_of_the_gateway_is_invisible_to_clients(self, service: Served, main_job: Main):
         job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
         seen: list[Any] = []
         for event in service.client.jobs.watch(job["id"]):
@@ -225,7 +225,7 @@ class TestCrash:
 
 
 class TestShutdown:
-    def test_hands_the_job_back_and_ends_well(self, service: Served, main_job: Main):
+    def test_hands_the_job_back_and_exits_with_0(self, service: Served, main_job: Main):
         job = service.client.jobs.create({**SPEC, "dataset": main_job.dataset})
         for event in service.client.jobs.watch(job["id"]):
             if event["type"] == "step":

@@ -1,4 +1,4 @@
-"""An inference process under churn, as the benchmarks run it for longer, and their judge."""
+"""A short run of the benchmarks' inference churn, and the check of its results."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class TestChurn:
         assert churned.wrong == []
         assert churned.right >= TASKS
 
-    def test_nobody_gets_an_answer_from_another_tenants_delta(self, churned: Churned):
+    def test_no_answer_comes_from_another_tenants_delta(self, churned: Churned):
         assert churned.strangers == 0
 
-    def test_only_what_is_not_there_is_refused(self, churned: Churned):
+    def test_only_missing_deltas_are_refused(self, churned: Churned):
         assert churned.errors == {}
         assert churned.refused > 0
 
@@ -55,7 +55,7 @@ def answer(**scores: float) -> dict[str, Any]:
 
 
 class TestJudge:
-    def test_takes_what_differs_by_rounding(self):
+    def test_accepts_rounding_differences(self):
         near = answer(yes=0.7 + CLOSE / 2, no=0.3 - CLOSE / 2)
         assert is_right(near, answer(yes=0.7, no=0.3))
         assert is_right({"value": -1.0 + CLOSE / 2}, {"value": -1.0})
@@ -72,14 +72,14 @@ class TestJudge:
             {"value": 0.7},
         ],
     )
-    def test_takes_nothing_else(self, wrong: dict[str, Any]):
+    def test_rejects_larger_differences(self, wrong: dict[str, Any]):
         assert not is_right(wrong, answer(yes=0.7, no=0.3))
 
-    def test_knows_numbers_apart(self):
+    def test_distinguishes_numbers(self):
         assert not is_right({"value": 1.0 + 2 * CLOSE}, {"value": 1.0})
         assert not is_right(answer(yes=1.0, no=0.0), {"value": 1.0})
 
-    def test_takes_either_label_where_two_are_as_likely(self):
+    def test_accepts_either_label_in_a_tie(self):
         undecided = {"yes": 0.4, "no": 0.4 - CLOSE / 2, "perhaps": 0.2 + CLOSE / 2}
         turned = {"label": "no", "score": undecided["no"], "scores": undecided}
         assert is_right(turned, answer(**undecided))

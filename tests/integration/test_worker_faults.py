@@ -1,4 +1,4 @@
-"""Real workers and engines, killed, frozen and told to end: the job ends as if nothing had been."""
+"""Real workers and engines, killed, frozen or stopped: the job's result stays the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_g
 
 @dataclass
 class Bench:
-    """A deployment with one worker, and the desk in front of it."""
+    """A deployment with one worker, and a desk to submit jobs."""
 
     deployment: Deployment
     desk: Desk
@@ -36,11 +36,11 @@ class Bench:
     worker: subprocess.Popen[bytes]
 
     def engine(self) -> int:
-        """Give the process id of the worker's engine."""
+        """Return the process id of the worker's engine."""
         return self.deployment.wait_for(lambda: children(self.worker.pid), message="engine")[0]
 
     def kill_worker(self) -> None:
-        """Kill the worker, and see that its engine ends with it."""
+        """Kill the worker; wait until its engine has ended too."""
         engine = self.engine()
         kill([self.worker.pid])
         self.worker.wait()
@@ -49,17 +49,17 @@ class Bench:
         )
 
     def new_worker(self, **variables: str) -> None:
-        """Start another worker in the place of one that is gone."""
+        """Start another worker."""
         self.worker = self.deployment.start("worker", **variables)
 
     def replace_worker(self, **variables: str) -> None:
-        """End the worker in order, and start another."""
+        """Stop the worker cleanly and start another."""
         self.worker.terminate()
         self.worker.wait()
         self.new_worker(**variables)
 
     def wait_until(self, job: str, phase: str) -> None:
-        """Wait until a job has come to a phase."""
+        """Wait until a job has reached a phase."""
         self.deployment.wait_for(lambda: self.desk.is_at(job, phase), message=f"{job} at {phase}")
 
     def ends(self, job: str) -> JobStatus:
@@ -94,7 +94,7 @@ def undisturbed(bench: Bench) -> Undisturbed:
 
 
 def check(bench: Bench, job: str, undisturbed: Undisturbed) -> None:
-    """See that a job ended exactly as the one that nothing disturbed."""
+    """Assert that a job ended exactly as the undisturbed one."""
     assert bench.ends(job) is JobStatus.SUCCEEDED, bench.desk.job(job).error
     assert bench.desk.hashes(job) == undisturbed.hashes
     events = bench.desk.work_events(job)
@@ -103,7 +103,7 @@ def check(bench: Bench, job: str, undisturbed: Undisturbed) -> None:
 
 
 def strike(bench: Bench, job: str, phase: str, fault: Callable[[], None]) -> bool:
-    """Let a fault happen at a random moment of a phase; tell whether the job was unfinished."""
+    """Cause a fault at a random moment of a phase; return whether the job was unfinished."""
     bench.wait_until(job, phase)
     if phase != "writing":
         time.sleep(DRAW.uniform(0, 0.3))
@@ -164,7 +164,7 @@ class TestFrozenEngine:
 
 
 class TestDeadWorker:
-    def test_is_known_to_be_dead_by_the_next_one_on_its_machine(
+    def test_is_detected_by_the_next_one_on_its_machine(
         self, bench: Bench, undisturbed: Undisturbed
     ):
         bench.replace_worker(HIFI_LEASE_SECONDS="3600")
@@ -219,9 +219,7 @@ class TestWishes:
         bench.desk.publisher.publish()
         check(bench, job, undisturbed)
 
-    def test_a_worker_that_is_told_to_end_hands_its_job_back(
-        self, bench: Bench, undisturbed: Undisturbed
-    ):
+    def test_a_terminated_worker_hands_its_job_back(self, bench: Bench, undisturbed: Undisturbed):
         job = bench.desk.submit(bench.dataset)
         bench.wait_until(job, "training")
         bench.worker.terminate()

@@ -1,4 +1,4 @@
-"""A gateway with keys on a database of its own, an administrator, and two tenants."""
+"""A gateway with keys on its own database, an administrator, and two tenants."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["postgres_url"]
 
 @pytest.fixture(autouse=True)
 def plain_logs() -> Iterator[None]:
-    """Log in one line each: structlog's own choice draws boxes around local variables.
+    """Log one line per event: structlog's default draws boxes around local variables.
 
-    For each test anew, since some configure the logs themselves: the boxes take seconds.
+    Set for each test, since some configure the logs themselves; the boxes take seconds.
     """
     structlog.configure(
         processors=[
@@ -43,7 +43,7 @@ def plain_logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give an SQLite file with all tables, for copying."""
+    """Return an SQLite file with all tables, to copy."""
     file = tmp_path_factory.mktemp("databases") / "empty.db"
     upgrade(f"sqlite:///{file}")
     return file
@@ -51,7 +51,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
-    """Give a database of the test's own."""
+    """Return the URL of a test's own database."""
     file = tmp_path / "hifi.db"
     shutil.copyfile(migrated_sqlite, file)
     return f"sqlite:///{file}"
@@ -59,13 +59,13 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path, sqlite_url: str) -> Settings:
-    """Give settings with keys."""
+    """Return settings of a gateway that asks for keys."""
     return settings_for(tmp_path / "home", sqlite_url)
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    """Give the gateway's database, with a backbone."""
+    """Yield the gateway's database, with a backbone."""
     database = Database(settings.database_url)
     add_backbone(database)
     yield database
@@ -74,32 +74,32 @@ def database(settings: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def client(settings: Settings, database: Database) -> Iterator[TestClient]:  # noqa: ARG001 - made first
-    """Give a client of the gateway, without a key."""
+    """Yield a client of the gateway, without a key."""
     with opened(settings) as client:
         yield client
 
 
 @pytest.fixture
 def admin(database: Database) -> Member:
-    """Give an administrator."""
+    """Return an administrator."""
     return add_member(database, "root", is_admin=True)
 
 
 @pytest.fixture
 def alice(database: Database) -> Member:
-    """Give a tenant."""
+    """Return a tenant."""
     return add_member(database, "alice")
 
 
 @pytest.fixture
 def bob(database: Database) -> Member:
-    """Give another tenant."""
+    """Return another tenant."""
     return add_member(database, "bob")
 
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Give the numbers of tokens that the gateway publishes, in place of a broker."""
+    """Replace the broker; return the list of token counts that the gateway publishes."""
     counts: list[int] = []
     monkeypatch.setattr(TokenPublisher, "publish", lambda _publisher, count=1: counts.append(count))
     return counts

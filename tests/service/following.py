@@ -1,4 +1,4 @@
-"""Streams that a test follows itself, on an event loop of its own."""
+"""Helpers to follow event streams on an event loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def numbers(seen: AsyncGenerator[JobEvent | ProgressSeen, None]) -> list[i
 async def begin(
     seen: AsyncGenerator[JobEvent | ProgressSeen, None],
 ) -> asyncio.Task[list[int]]:
-    """Follow a stream in the background, and wait until it has shown something."""
+    """Follow a stream in the background; return once it has yielded something."""
     has_begun = asyncio.Event()
 
     async def follow() -> list[int]:

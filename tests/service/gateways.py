@@ -1,4 +1,4 @@
-"""Gateways for tests: settings, tenants with keys, and rows for what workers would have made."""
+"""Gateways for tests: settings, tenants with keys, and rows as workers would write them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.tables import Backbone
 from store.tenants import OwnQuotas, create_key, create_tenant
+from tests.store.queues import MINILM
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -70,7 +71,7 @@ class Member:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request in its name needs."""
+        """The headers of a request by this tenant."""
         return {"Authorization": f"Bearer {self.secret}"}
 
 
@@ -86,27 +87,13 @@ def add_backbone(database: Database, identifier: str = MODEL) -> str:
     """Add a backbone as a worker would."""
     with database.write() as session:
         session.add(
-            Backbone(
-                id=identifier,
-                architecture="BertModel",
-                num_layers=6,
-                num_heads=12,
-                num_key_value_heads=12,
-                head_dim=32,
-                hidden_size=384,
-                parameters=22_713_216,
-                fingerprint="sha256:" + "0" * 64,
-                max_positions=512,
-                weights_per_head=36_960,
-                task_heads={"classification": {"base": 0, "per_label": 385}},
-                updated_at=database_now(session),
-            )
+            Backbone(**{**vars(MINILM), "id": identifier}, updated_at=database_now(session))
         )
     return identifier
 
 
 def upload(client: TestClient, member: Member, content: bytes = CSV, **fields: str) -> str:
-    """Upload a small data set through the API; give its id."""
+    """Upload a small data set through the API; return its id."""
     answer = client.post(
         "/datasets", files={"train": ("train.csv", content)}, data=fields, headers=member.headers
     )
@@ -116,7 +103,7 @@ def upload(client: TestClient, member: Member, content: bytes = CSV, **fields: s
 
 
 def add_dataset_row(database: Database, member: Member, *, name: str | None = None) -> str:
-    """Add a data set as an upload would, without its blobs; give its id."""
+    """Add a data set as an upload would, without its blobs; return its id."""
     blob = Blob(sha256="0" * 64, bytes=100)
     with database.write() as session:
         dataset = add_dataset(
@@ -132,7 +119,7 @@ def add_dataset_row(database: Database, member: Member, *, name: str | None = No
 
 
 def finished_job(database: Database, settings: Settings, member: Member) -> str:
-    """Add a job that has succeeded, with all that such a job has; give its id."""
+    """Add a succeeded job with selection, result and artifacts; return its id."""
     new = NewJob(
         spec={},
         model=MODEL,
@@ -168,7 +155,7 @@ def finished_job(database: Database, settings: Settings, member: Member) -> str:
 
 
 def _heads() -> dict[str, Any]:
-    """Give the smallest document of heads."""
+    """Return the smallest heads document."""
     layer = {
         "layer": 0,
         "information_richness": [1],
@@ -197,12 +184,12 @@ def _heads() -> dict[str, Any]:
 
 
 def job_spec(dataset: str, **changes: Any) -> dict[str, Any]:
-    """Give a job spec that is accepted."""
+    """Return a valid job spec."""
     return {"model": MODEL, "dataset": dataset, **changes}
 
 
 def problem_of(answer: Any) -> dict[str, Any]:
-    """Check that an answer is a problem document as agreed, and give it."""
+    """Assert that an answer is a problem document of our form; return it."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     document: dict[str, Any] = json.loads(answer.content)
     assert {"type", "title", "status", "detail", "code", "param", "request_id"} <= set(document)
@@ -231,13 +218,13 @@ def serving(app: Starlette, **options: Any) -> Iterator[uvicorn.Server]:
 
 @contextmanager
 def served(app: Starlette) -> Iterator[str]:
-    """Serve an application on a free port; give its URL."""
+    """Serve an application on a free port; yield its URL."""
     with serving(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=3) as server:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[TestClient]:
-    """Start a gateway in this process; give a client that shows its failures as answers."""
+    """Start a gateway in this process; yield a client that gets its failures as responses."""
     with TestClient(build_app(settings), raise_server_exceptions=False) as client:
         yield client

@@ -1,4 +1,4 @@
-"""An inference process that predicts nothing, answers as it is told, and remembers all of it."""
+"""A fake inference process with scripted answers that records its requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def say(item: dict[str, Any]) -> dict[str, Any]:
-    """Predict that a text is long, or short; numbers and errors where a text asks for them."""
+    """Predict whether a text is long or short; some texts get a number or an error."""
     text = item["input"].get("text", "")
     if text == "number":
         return {"value": 1.5}
@@ -36,10 +36,10 @@ class Predictor:
     """Stands in for the inference process.
 
     Attributes:
-        asked: the bodies that came.
-        headers: those that came with them.
+        asked: the request bodies received.
+        headers: the headers of those requests.
         answer: instead of what :func:`say` says.
-        is_silent: it does not answer at all; ``gone`` tells that the other side has hung up.
+        is_silent: it does not answer; ``gone`` is set when the client has hung up.
     """
 
     def __init__(self) -> None:

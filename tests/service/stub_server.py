@@ -1,4 +1,4 @@
-"""A server that says what a test tells it to: also too little, too late, or nothing at all."""
+"""A server with scripted answers, also truncated, late or missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it came."""
+    """A request as received."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that http.server looks for
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -53,7 +53,7 @@ Answer = Callable[[_Handler, Asked], None]
 
 
 class StubServer:
-    """Answers each path with the answers given for it, in turn; the last one stays."""
+    """Answers each path with its scripted answers in turn; the last one repeats."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -97,15 +97,19 @@ def stub_server() -> Iterator[StubServer]:
         stub.close()
 
 
+def _begin_body(handler: _Handler, status: int, *, length: int, headers: dict[str, str]) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(length))
+    handler.end_headers()
+
+
 def reply(body: bytes, *, status: int = 200, **headers: str) -> Answer:
     """Answer with a body; ``content_type=`` is the header Content-Type."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
+        _begin_body(handler, status, length=len(body), headers=headers)
         handler.wfile.write(body)
 
     return answer
@@ -120,25 +124,21 @@ def document(content: object, *, status: int = 200, **headers: str) -> Answer:
 def problem(
     status: int, code: str, detail: str, *, param: str | None = None, **headers: str
 ) -> Answer:
-    """Refuse as the gateway does."""
+    """Answer with a problem document."""
     content = {"title": code, "status": status, "code": code, "detail": detail, "param": param}
     return document(content, status=status, **headers)
 
 
 def hang_up(handler: _Handler, _: Asked) -> None:
-    """Say nothing and close the connection."""
+    """Close the connection without an answer."""
     _break(handler)
 
 
 def broken_off(body: bytes, *, after: int, status: int = 200, **headers: str) -> Answer:
-    """Promise a whole body, send a part of it, and close the connection."""
+    """Announce a whole body, send a part of it, and close the connection."""
 
     def answer(handler: _Handler, _: Asked) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
+        _begin_body(handler, status, length=len(body), headers=headers)
         handler.wfile.write(body[:after])
         handler.wfile.flush()
         _break(handler)
@@ -159,7 +159,7 @@ def event_stream(*messages: str) -> Answer:
 
 
 def broken_stream(*messages: str) -> Answer:
-    """Send server-sent events in chunks, and break off without the last chunk."""
+    """Send server-sent events in chunks; close the connection without the last chunk."""
 
     def answer(handler: _Handler, _: Asked) -> None:
         _begin_events(handler, {"Transfer-Encoding": "chunked"})

@@ -1,4 +1,4 @@
-"""service.app: what a gateway process is made of, and how it starts."""
+"""service.app: what a gateway process loads, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ with served(build_app(settings_for(Path(sys.argv[1]), sys.argv[2]))) as url:
     status = Path("/proc/self/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
     measured = {"resident": resident, "modules": sorted(sys.modules)}
-print(json.dumps(measured))  # once nobody else writes
+print(json.dumps(measured))  # once no other thread writes
 """
 
 
@@ -67,7 +67,7 @@ class TestStart:
         with pytest.raises(SchemaError, match="hifi migrate"), opened(settings):
             pass
 
-    def test_without_an_artifact_store_says_so(self, tmp_path, sqlite_url):
+    def test_without_an_artifact_store_is_an_error(self, tmp_path, sqlite_url):
         settings = settings_for(tmp_path / "home", sqlite_url, artifacts_url="ftp://nowhere")
         with pytest.raises(SettingsError), opened(settings):
             pass

@@ -52,7 +52,7 @@ class TestSettings:
             ("host", "`127.0.0.1`"),
         ],
     )
-    def test_defaults_are_as_told(self, name, told):
+    def test_defaults_are_as_documented(self, name, told):
         row = re.search(rf"^\| `{PREFIX}{name.upper()}` \| ([^|]*) \|", OPERATIONS, re.MULTILINE)
         assert row[1] == told
         default = Settings.model_fields[name].default
@@ -60,7 +60,7 @@ class TestSettings:
 
 
 class TestJobSpec:
-    def test_the_defaults_are_as_told(self):
+    def test_the_defaults_are_as_documented(self):
         (told,) = re.findall(r"\$HIFI_URL/jobs -H [^\n]*? -d '(\{.*?\})'", SERVICE, re.DOTALL)
         spec = json.loads(told)
         least = JobSpec(model=spec["model"], dataset=spec["dataset"])
@@ -76,7 +76,7 @@ class TestCommands:
         words = ["keys" if word == "KEY" else word for word in words]
         cli._build_parser(words).parse_args(words)
 
-    def test_there_are_some(self):
+    def test_the_page_has_commands(self):
         assert {command.split()[0] for command in COMMANDS} >= {"serve", "jobs", "tenants"}
 
 
@@ -96,7 +96,7 @@ class TestCalls:
         for verb, path in verbs:
             assert verb in routes[re.sub(r"\{\w+\}", "{}", path)], (verb, path)
 
-    def test_every_status_is_told(self):
+    def test_every_status_is_documented(self):
         for status in JobStatus:
             assert f"`{status}`" in SERVICE
 
@@ -131,7 +131,7 @@ class TestCalls:
 
 
 class TestMetrics:
-    def test_those_that_are_told_are_there(self):
+    def test_documented_ones_exist(self):
         text = Metrics().render(None).decode()
         source = "".join(
             (ROOT / path).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""service.health: a container is healthy when its process does what it is for."""
+"""service.health: a container is healthy when its process does its work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_unix_socket(path):
             self.end_headers()
 
         def log_message(self, *_):
-            """Say nothing."""
+            """Log nothing."""
 
     with socketserver.UnixStreamServer(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -43,7 +43,7 @@ def on_unix_socket(path):
 
 
 class TestGateway:
-    def test_is_one_that_answers_under_an_allowed_name(self, tmp_path):
+    def test_is_healthy_if_it_answers_under_an_allowed_host(self, tmp_path):
         with stub_server() as stub:
             stub.on("GET", "/healthz", document({"status": "alive"}))
             port = int(stub.url.rpartition(":")[2])
@@ -57,7 +57,7 @@ class TestGateway:
             assert gateway_is_healthy(settings)
             assert stub.asked[0].headers["host"] == "hifi.example"
 
-    def test_is_none_that_refuses_or_is_away(self, tmp_path):
+    def test_is_unhealthy_if_it_refuses_or_is_away(self, tmp_path):
         with stub_server() as stub:
             settings = Settings(home=tmp_path, port=int(stub.url.rpartition(":")[2]))
             assert not gateway_is_healthy(settings)
@@ -89,7 +89,7 @@ class TestInference:
 
 
 class TestWorker:
-    def test_is_one_of_this_machine_that_was_seen_lately(self, settings):
+    def test_is_healthy_if_seen_lately_on_this_machine(self, settings):
         database = Database(settings.database_url)
         of = {"device": "cpu", "backbones": [], "allows_hub": False}
         register(database, worker_id="elsewhere-1-abc", **of)
@@ -100,14 +100,14 @@ class TestWorker:
         assert not worker_is_healthy(settings)
         database.close()
 
-    def test_is_none_where_nobody_can_tell(self, tmp_path):
+    def test_is_unhealthy_without_a_database(self, tmp_path):
         url = f"postgresql://me@127.0.0.1:{free_loopback_port()}/x"
         assert not worker_is_healthy(Settings(home=tmp_path, database_url=url))
 
 
 class TestMain:
     @pytest.mark.process
-    def test_gives_the_exit_code(self, tmp_path):
+    def test_returns_the_exit_code(self, tmp_path):
         environment = {
             **os.environ,
             "HIFI_HOME": str(tmp_path),
@@ -125,7 +125,7 @@ class TestMain:
         assert main(arguments) == 2
         assert "gateway|worker|inference" in capsys.readouterr().err
 
-    def test_a_wrong_setting_is_told(self, monkeypatch, capsys):
+    def test_a_wrong_setting_is_reported(self, monkeypatch, capsys):
         monkeypatch.setenv("HIFI_PORT", "many")
         assert main(["gateway"]) == 1
         assert "HIFI_PORT" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""service.openapi: the document says what the gateway does."""
+"""service.openapi: the document describes what the gateway does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestDocument:
         walk(document)
         assert "#/components/schemas/JobSpec" in seen
 
-    def test_public_operations_say_so(self, document):
+    def test_public_operations_are_marked(self, document):
         assert document["security"] == [{"key": []}]
         public = {
             path for path, _, operation in operations(document) if operation.get("security") == []
@@ -58,7 +58,7 @@ class TestDocument:
         for path, _, operation in operations(document):
             assert ("401" in operation["responses"]) == (path not in public)
 
-    def test_posting_a_job_is_all_there(self, document):
+    def test_the_job_schema_is_complete(self, document):
         operation = document["paths"]["/jobs"]["post"]
         assert set(operation["responses"]) == {
             *("200", "202", "400", "401", "403", "404", "409", "413", "415", "422", "429", "503"),
@@ -76,7 +76,7 @@ class TestDocument:
             ("/predict", "MixedPredictionRequest", ["JobInput"]),
         ],
     )
-    def test_what_is_predicted_is_all_there(self, document, path, model, items):
+    def test_the_prediction_schemas_are_complete(self, document, path, model, items):
         operation = document["paths"][path]["post"]
         body = operation["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": f"#/components/schemas/{model}"}
@@ -92,7 +92,7 @@ class TestDocument:
         ]
         assert {"429", "503", "413", "415"} <= set(operation["responses"])
 
-    def test_without_keys_none_is_asked_for(self, tmp_path, sqlite_url):
+    def test_without_keys_no_security_is_required(self, tmp_path, sqlite_url):
         with opened(settings_for(tmp_path / "home", sqlite_url, auth="none")) as client:
             document = client.get("/openapi.json").json()
             assert client.get("/docs").status_code == 200

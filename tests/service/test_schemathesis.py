@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows, and what it does not, is answered as it says."""
+"""Requests that the OpenAPI document allows, and invalid ones, get the documented answers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def document(gateway: Gateway) -> BaseSchema:
 
 
 def filter_query(_context: HookContext, query: dict[str, object] | None) -> bool:
-    """Leave out what no server can refuse: a parameter that is not sent, such as an empty list."""
+    """Skip cases that no server can refuse: a parameter that is not sent, such as an empty list."""
     return all(is_sent(value) for value in (query or {}).values())
 
 
@@ -139,7 +139,7 @@ def test_every_answer_is_as_documented(case: Case, gateway: Gateway) -> None:
 
 
 @DOCUMENT.exclude(method="DELETE").exclude(path="/datasets", method="POST").parametrize()
-def test_so_it_is_for_what_is_there(case: Case, gateway: Gateway) -> None:
+def test_answers_about_existing_objects_are_as_documented(case: Case, gateway: Gateway) -> None:
     for name in case.path_parameters or {}:
         case.path_parameters[name] = gateway.ids[name]
     if case.path == "/jobs" and isinstance(case.body, dict):
@@ -151,7 +151,7 @@ def test_so_it_is_for_what_is_there(case: Case, gateway: Gateway) -> None:
 
 
 def is_good(body: object) -> bool:
-    """Tell whether a body for `/predict` has items in which one more is as good."""
+    """Return whether a `/predict` body has items that stay valid with one more item."""
     inputs = body.get("inputs") if isinstance(body, dict) else None
     return isinstance(inputs, list) and 0 < len(inputs) < MAX_INPUTS
 
@@ -163,7 +163,7 @@ def is_good(body: object) -> bool:
         ("/jobs/{job_id}/predict", "POST", {"inputs": [{"text": "a text"}]}),
     ],
 )
-def test_so_it_is_where_inference_fails(
+def test_answers_are_as_documented_when_inference_fails(
     document: BaseSchema, gateway: Gateway, path: str, method: str, body: object
 ) -> None:
     sent = {} if body is None else {"body": body, "media_type": "application/json"}

@@ -1,4 +1,4 @@
-"""service.server and ``hifi serve --only gateway``: a process that starts, or says why not."""
+"""service.server and ``hifi serve --only gateway``: a process that starts, or reports why not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
 
 @contextmanager
 def gateway(environment, *arguments) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Run a gateway; give the process and the URL that it says."""
+    """Run a gateway; yield the process and the URL that it prints."""
     process = subprocess.Popen(
         [*SERVE, *arguments],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def gateway(environment, *arguments) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 def fail(environment, *arguments):
-    """Run a gateway that cannot start; give its exit code and last line."""
+    """Run a gateway that cannot start; return its exit code and last line."""
     done = subprocess.run(
         [*SERVE, *arguments],
         cwd=ROOT,
@@ -61,7 +61,7 @@ def fail(environment, *arguments):
 
 @pytest.fixture
 def environment(tmp_path, sqlite_url):
-    """Give the environment of a gateway on a port of its own, with tables."""
+    """Return the environment of a gateway on a free port, with tables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HIFI_")}
     return {
         **kept,
@@ -73,7 +73,7 @@ def environment(tmp_path, sqlite_url):
 
 class TestGateway:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-    def test_says_its_address_answers_and_ends(self, environment, number, code):
+    def test_prints_its_address_answers_and_stops(self, environment, number, code):
         with (
             gateway(environment) as (process, url),
             httpx2.Client(base_url=url, timeout=patience(60), trust_env=False) as client,

@@ -1,4 +1,4 @@
-"""No route shows one tenant anything of another: what is not one's own is not there.
+"""No route shows a tenant anything of another tenant: it answers 404.
 
 The tests walk the table of routes. A new route is in none of the lists below and fails them until
 somebody says what of a tenant's it could show.
@@ -28,7 +28,7 @@ POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
 
 @pytest.fixture
 def owned(database, settings, alice) -> dict[str, str]:
-    """Give what alice has: a data set, and a job with everything that a job can have."""
+    """Return what alice owns: a data set, and a job with everything that a job can have."""
     dataset = add_dataset_row(database, alice, name="secret set")
     return {"dataset_id": dataset, "job_id": finished_job(database, settings, alice)}
 
@@ -38,7 +38,7 @@ def asks_administrator(dependant: Any) -> bool:
 
 
 def guarded_routes(settings) -> Iterator[tuple[str, str, set[str]]]:
-    """Give method, path and path parameters of all routes for keys that are no administrators'."""
+    """Return method, path and path parameters of all routes for non-administrators."""
     for route in iter_route_contexts(build_app(settings).routes):
         if is_public(route.endpoint) or asks_administrator(route.dependant):
             continue
@@ -57,7 +57,7 @@ class TestRoutes:
             ), f"say in this file what {method} {path} must not show of another tenant"
 
     @pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
-    def test_anothers_id_is_like_none(self, client, settings, bob, owned, accept):
+    def test_another_tenants_id_is_not_found(self, client, settings, bob, owned, accept):
         asked = 0
         for method, path, parameters in guarded_routes(settings):
             if not parameters:
@@ -101,7 +101,7 @@ class TestLists:
             assert (page["data"], page["first_id"], page["has_more"]) == ([], None, False)
 
     @pytest.mark.parametrize("path", sorted(LISTS))
-    def test_do_not_go_on_behind_anothers_row(self, client, bob, owned, path):
+    def test_do_not_continue_after_another_tenants_row(self, client, bob, owned, path):
         kind = {"/jobs": "job_id", "/datasets": "dataset_id"}[path]
         there, missing = (
             problem_of(client.get(f"{path}?after={after}", headers=bob.headers))
@@ -128,7 +128,7 @@ class TestBodies:
         detail = there["detail"].replace(owned["dataset_id"], OWNED["dataset_id"])
         assert detail == missing["detail"]
 
-    def test_an_idempotency_key_opens_nothing(self, client, alice, bob, owned):
+    def test_an_idempotency_key_reveals_nothing(self, client, alice, bob, owned):
         key = {"Idempotency-Key": "shared"}
         spec = job_spec(owned["dataset_id"])
         assert client.post("/jobs", json=spec, headers=alice.headers | key).status_code == 202
@@ -136,7 +136,7 @@ class TestBodies:
         assert problem_of(answer)["status"] == 404
 
     @pytest.mark.process
-    def test_nor_does_the_same_upload(self, client, alice, bob):
+    def test_the_same_upload_reveals_nothing(self, client, alice, bob):
         answers = [
             client.post(
                 "/datasets",

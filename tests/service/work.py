@@ -1,8 +1,12 @@
-"""What a worker would have done: jobs that were claimed, scored, trained, finished."""
+"""What a worker does to a job: claim, score, train, finish."""
 
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +34,7 @@ RESULT = {
 
 
 def running_job(database: Database, tenant_id: str, **changes: Any) -> tuple[str, Lease]:
-    """Queue a job and claim it; events 1 and 2 are there."""
+    """Queue a job and claim it, which writes events 1 and 2."""
     identifier = add_job(database, tenant_id, **changes)
     job, lease = claimed(database)
     assert job.id == identifier
@@ -38,7 +42,7 @@ def running_job(database: Database, tenant_id: str, **changes: Any) -> tuple[str
 
 
 def step(number: int, *, total: int = 100) -> WorkEvent:
-    """Give the event of a training step."""
+    """Return the event of a training step."""
     data = {"step": number, "total_steps": total, "loss": 1.0 / number}
     return WorkEvent(type="step", message=f"step {number}/{total}", step=number, data=data)
 
@@ -77,7 +81,7 @@ def heads_of(job_id: str) -> dict[str, Any]:
 
 
 def select(lease: Lease, job_id: str) -> None:
-    """Keep those scores; go on to training."""
+    """Store the scores of :func:`heads_of`; advance to training."""
     document = heads_of(job_id)
     selection = {
         "heads": [[0, 0], [0, 2], [1, 0], [1, 2]],
@@ -90,10 +94,28 @@ def select(lease: Lease, job_id: str) -> None:
 
 
 def train(lease: Lease, *, steps: int) -> None:
-    """Report steps, each with its event."""
+    """Report steps, each with an event."""
     for number in range(1, steps + 1):
         progress = Progress(phase="training", step=number, total_steps=steps, eta_seconds=1.0)
         lease.report(progress, events=[step(number, total=steps)])
+
+
+@contextmanager
+def running_to_failure(lease: Lease, *, steps: int, pause: float) -> Iterator[None]:
+    """Report steps from a thread and fail the job; wait for the thread after the block."""
+
+    def write() -> None:
+        for number in range(1, steps + 1):
+            lease.report(Progress(), events=[step(number)])
+            time.sleep(pause)
+        lease.fail(code="engine_crashed", message="the end")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.join()
 
 
 def succeed(lease: Lease, storage: ArtifactStorage, tenant_id: str) -> None:
@@ -110,7 +132,7 @@ def succeed(lease: Lease, storage: ArtifactStorage, tenant_id: str) -> None:
 def finished_job(
     database: Database, storage: ArtifactStorage, tenant_id: str, **changes: Any
 ) -> str:
-    """Take a job through its whole life; give its id."""
+    """Run a job through all its states; return its id."""
     job_id, lease = running_job(database, tenant_id, **changes)
     select(lease, job_id)
     train(lease, steps=3)

@@ -9,6 +9,7 @@ from store.datasets import Split, add_dataset
 from store.jobs.actions import NewJob, submit
 from store.jobs.claims import Claimant, ClaimedJob, claim_next
 from store.jobs.leases import Lease
+from store.jobs.workers import BackboneDescription
 from store.tenants import create_tenant
 
 if TYPE_CHECKING:
@@ -24,11 +25,25 @@ NEW = NewJob(
     name=None,
     metadata={},
 )
+MINILM = BackboneDescription(
+    id="minilm",
+    architecture="BertModel",
+    num_layers=6,
+    num_heads=12,
+    num_key_value_heads=12,
+    head_dim=32,
+    hidden_size=384,
+    parameters=22_713_216,
+    fingerprint="sha256:" + "0" * 64,
+    max_positions=512,
+    weights_per_head=36_960,
+    task_heads={"classification": {"base": 0, "per_label": 385}},
+)
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({"minilm"}))
 
 
 def add_tenant(database: Database, name: str, **quotas: int) -> str:
-    """Add a tenant with these quotas; give its id."""
+    """Add a tenant with these quotas; return its id."""
     with database.write() as session:
         tenant = create_tenant(session, name)
         for quota, value in quotas.items():
@@ -37,7 +52,7 @@ def add_tenant(database: Database, name: str, **quotas: int) -> str:
 
 
 def add_split(database: Database, tenant_id: str, blob: Blob) -> None:
-    """Make a blob the one split of a data set."""
+    """Add a data set with one blob as its only split."""
     with database.write() as session:
         add_dataset(
             session,
@@ -51,7 +66,7 @@ def add_split(database: Database, tenant_id: str, blob: Blob) -> None:
 
 
 def add_job(database: Database, tenant_id: str, **changes: Any) -> str:
-    """Queue a job; give its id."""
+    """Queue a job; return its id."""
     new = replace(NEW, **{"spec": {"model": "minilm", "k": 3}, **changes})
     with database.write() as session:
         return submit(session, tenant_id, new, max_queued=10_000).id
@@ -65,7 +80,7 @@ def claim(
 
 
 def claimed(database: Database, **arguments: Any) -> tuple[ClaimedJob, Lease]:
-    """Claim a job that must be there."""
+    """Claim the next job; assert that there is one."""
     job = claim(database, **arguments)
     assert job is not None
     return job, Lease(database, job.id, fence=job.fence, seconds=arguments.get("seconds", 60))

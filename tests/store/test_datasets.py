@@ -1,4 +1,4 @@
-"""store.datasets: whose they are, how much may be stored, and when they may go."""
+"""store.datasets: ownership, quotas, and when they may be deleted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add(database: Database, tenant: str, *, size: int = 10, max_bytes: int = 100
 
 
 class TestAdd:
-    def test_says_what_is_there(self, database: Database):
+    def test_lists_its_splits(self, database: Database):
         tenant = add_tenant(database, "a")
         added = add(database, tenant)
         with database.read() as session:

@@ -20,7 +20,7 @@ __all__ = ["app", "publisher"]
 
 
 class TestEmbeddedFile:
-    """The file of the embedded broker, mistreated under a worker that must go on."""
+    """The file of the embedded broker, damaged while a worker must keep running."""
 
     @pytest.fixture
     def settings(self, tmp_path: Path) -> Settings:
@@ -28,7 +28,7 @@ class TestEmbeddedFile:
 
     @pytest.fixture
     def token(self, settings, app, publisher) -> str:
-        """Give the payload of a token as it lies in the file."""
+        """Return the payload of a token as stored in the file."""
         publisher.publish()
         eventually(lambda: waiting(app) == 1)
         with sqlite3.connect(settings.home / "broker.db") as file:
@@ -64,7 +64,7 @@ class TestEmbeddedFile:
             assert process.poll() is None
         assert waiting(app) == 0
 
-    def test_a_broken_file_is_begun_anew(self, settings, app, publisher):
+    def test_a_broken_file_is_recreated(self, settings, app, publisher):
         path = settings.home / "broker.db"
         with worker(settings) as process:
             publisher.publish()
@@ -103,7 +103,7 @@ class TestEmbeddedFile:
         assert rows
         assert all(crc32(payload.encode()) == checksum for payload, checksum in rows)
 
-    def test_nothing_piles_up(self, settings, app, publisher):
+    def test_the_file_does_not_grow(self, settings, app, publisher):
         with worker(settings):
             for _ in range(3):
                 app.control.inspect(timeout=patience(2), limit=1).ping()

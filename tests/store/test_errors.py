@@ -25,15 +25,15 @@ class TestProblemError:
             "status_of": "job",
         }
 
-    def test_is_ascii_whatever_was_sent(self):
+    def test_is_ascii_for_any_input(self):
         error = ProblemError("invalid_request", status=422, detail="not '\ud800'")
         assert json.loads(error.to_json().encode("ascii"))["detail"] == "not '\ud800'"
 
     @pytest.mark.parametrize(("status", "is_retried"), [(429, True), (503, True), (409, False)])
-    def test_what_may_pass_says_when_to_retry(self, status, is_retried):
+    def test_a_temporary_problem_has_retry_after(self, status, is_retried):
         error = ProblemError("busy", status=status, detail="busy")
         assert ("Retry-After" in error.headers) is is_retried
 
-    def test_its_own_time_to_retry_comes_first(self):
+    def test_its_own_retry_after_takes_precedence(self):
         error = ProblemError("busy", status=429, detail="busy", headers={"Retry-After": "1"})
         assert error.headers == {"Retry-After": "1"}

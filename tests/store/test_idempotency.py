@@ -58,7 +58,7 @@ class TestBegin:
             start(database, key, "other")
 
     @pytest.mark.parametrize("field", ["method", "path", "key"])
-    def test_elsewhere_it_is_another_request(self, database, key, field):
+    def test_on_another_route_it_is_another_request(self, database, key, field):
         start(database, key)
         assert start(database, replace(key, **{field: "other"}), "other") == "started"
 
@@ -88,7 +88,7 @@ class TestBegin:
             forget(session, key)
         assert start(database, key, "mended") == "started"
 
-    def test_finishing_what_was_not_begun_is_refused(self, database, key):
+    def test_finishing_an_unknown_request_is_refused(self, database, key):
         with pytest.raises(RequestTakenOverError):
             end(database, key)
 

@@ -73,7 +73,7 @@ class TestJson:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_neither_keys_nor_local_variables_are_told(form: str):
+def test_neither_keys_nor_local_variables_are_logged(form: str):
     text = "\n".join(lines(form))
     assert "hifi_..." in text
     assert KEY not in text

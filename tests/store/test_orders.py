@@ -1,4 +1,4 @@
-"""store.orders: what the gateway writes is what the inference process reads, field by field."""
+"""store.orders: the gateway's orders are read back unchanged, field by field."""
 
 from __future__ import annotations
 

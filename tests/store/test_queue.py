@@ -1,4 +1,4 @@
-"""store.queue: tokens come through, whatever becomes of the broker."""
+"""store.queue: tokens are delivered through outages of the broker."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestOutage:
             port = listener.getsockname()[1]
             yield Settings(home=tmp_path, broker_url=f"redis://127.0.0.1:{port}/0")
 
-    def test_costs_the_caller_nothing(self, away: Settings):
+    def test_does_not_block_the_caller(self, away: Settings):
         publisher = TokenPublisher(make_app(away))
         with within(5):
             with within(2.5):
@@ -134,7 +134,7 @@ class TestOutage:
                 assert not publisher.is_reachable
             publisher.close()
 
-    def test_of_redis_is_over_when_it_is_back(self, tmp_path: Path):
+    def test_of_redis_ends_when_it_is_back(self, tmp_path: Path):
         with one_published(tmp_path) as (server, app, publisher):
             server.stop()
             publisher.publish()
@@ -157,7 +157,7 @@ class TestOutage:
 def busy_settings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    """Give the settings of a worker that takes tokens all the while."""
+    """Yield the settings of a worker that takes tokens throughout the test."""
     url = ""
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url
@@ -276,7 +276,7 @@ class TestRedisServer:
 
 
 class TestSecrets:
-    def test_tells_no_password(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def test_shows_no_password(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
         secret = secrets.token_hex(8)
         settings = Settings(home=tmp_path, broker_url=f"redis://:{secret}@127.0.0.1:9/0")
         publisher = TokenPublisher(make_app(settings))

@@ -1,4 +1,4 @@
-"""The settings: defaults that need no server, and refusals that name the variable."""
+"""The settings: defaults that need no server, and errors that name the variable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestDefaults:
         assert settings.is_embedded
         assert not home.exists()
 
-    def test_home_moves_all_that_was_not_placed_otherwise(self, monkeypatch, tmp_path: Path):
+    def test_home_moves_every_default_location(self, monkeypatch, tmp_path: Path):
         monkeypatch.setenv("HIFI_HOME", str(tmp_path / "here"))
         monkeypatch.setenv("HIFI_MODELS", "/models")
         settings = read_settings()
@@ -52,7 +52,7 @@ class TestValues:
         ("value", "hosts"),
         [("a.example", ("a.example",)), ("a.example, b.example,", ("a.example", "b.example"))],
     )
-    def test_hosts_are_told_with_commas_between(self, value, hosts, monkeypatch):
+    def test_hosts_are_separated_by_commas(self, value, hosts, monkeypatch):
         monkeypatch.setenv("HIFI_ALLOWED_HOSTS", value)
         assert read_settings().allowed_hosts == hosts
 
@@ -110,12 +110,12 @@ class TestRefusals:
             ("INFER_URL", "http://192.0.2.1:8001", "HIFI_INFER_TOKEN"),
         ],
     )
-    def test_what_cannot_be_followed(self, name, value, named, monkeypatch):
+    def test_settings_that_cannot_be_used(self, name, value, named, monkeypatch):
         monkeypatch.setenv(PREFIX + name, value)
         with pytest.raises(SettingsError, match=named):
             read_settings()
 
-    def test_an_inference_process_elsewhere_asks_for_a_token(self, monkeypatch):
+    def test_a_remote_inference_process_requires_a_token(self, monkeypatch):
         monkeypatch.setenv("HIFI_INFER_URL", "http://192.0.2.1:8001")
         monkeypatch.setenv("HIFI_INFER_TOKEN", "secret")
         assert read_settings().infer_url == "http://192.0.2.1:8001"
@@ -123,14 +123,14 @@ class TestRefusals:
         monkeypatch.setenv("HIFI_INFER_URL", "unix:///run/hifi.sock")
         assert read_settings().infer_url == "unix:///run/hifi.sock"
 
-    def test_all_are_told_at_once(self, monkeypatch):
+    def test_all_are_reported_at_once(self, monkeypatch):
         monkeypatch.setenv("HIFI_PORT", "x")
         monkeypatch.setenv("HIFI_AUTH", "open")
         with pytest.raises(SettingsError, match=r"HIFI_AUTH=.*; HIFI_PORT="):
             read_settings()
 
     @pytest.mark.parametrize("host", ["192.0.2.1", "::", "gpu-1.example"])
-    def test_a_server_that_is_open_to_others_asks_for_keys(self, host, monkeypatch):
+    def test_a_server_open_to_others_requires_keys(self, host, monkeypatch):
         monkeypatch.setenv("HIFI_HOST", host)
         with pytest.raises(SettingsError, match=f"HIFI_HOST={host} .*HIFI_AUTH=keys"):
             read_settings()

@@ -16,7 +16,7 @@ from store.storage import ArtifactStorage, Blob, StoredBlob
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """Run an S3 server; give its endpoint."""
+    """Run an S3 server; yield its endpoint."""
     from moto.server import ThreadedMotoServer  # noqa: PLC0415 - seconds, for these tests alone
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -27,7 +27,7 @@ def s3() -> Iterator[str]:
 
 
 def aws(endpoint: str) -> dict[str, str]:
-    """Give the variables that lead to an S3 server."""
+    """Set the variables that point to an S3 server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
@@ -68,7 +68,7 @@ class TestPut:
         assert blob == Blob(sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA))
         assert b"".join(storage.read("ten_a", blob.sha256)) == DATA
 
-    def test_twice_is_one_blob_that_is_young_again(self, storage: ArtifactStorage, tmp_path: Path):
+    def test_twice_is_one_blob_with_a_new_time(self, storage: ArtifactStorage, tmp_path: Path):
         put(storage, tmp_path, b"data")
         (first,) = storage.list()
         put(storage, tmp_path, b"data")
@@ -89,7 +89,7 @@ class TestRead:
         blob = put(storage, tmp_path, DATA)
         assert b"".join(storage.read("ten_a", blob.sha256, start=start, end=end)) == DATA[start:end]
 
-    def test_what_is_not_there_is_refused_before_the_first_byte(
+    def test_a_missing_blob_is_refused_before_the_first_byte(
         self, storage: ArtifactStorage, tmp_path: Path
     ):
         put(storage, tmp_path, b"another")
@@ -101,7 +101,7 @@ class TestRead:
         with pytest.raises(ArtifactStorageError):
             storage.read("ten_b", blob.sha256)
 
-    def test_of_a_folder_that_may_be_a_missing_disk_nothing_is_taken_for_lost(self, tmp_path: Path):
+    def test_a_folder_that_may_be_unmounted_loses_nothing(self, tmp_path: Path):
         made, empty = tmp_path / "made", tmp_path / "empty"
         empty.mkdir()  # where a disk may have to be mounted first
         for folder, error in ((made, BlobLostError), (empty, ArtifactStorageError)):
@@ -111,9 +111,7 @@ class TestRead:
                 storage.read("ten_a", "a" * 64)
             assert type(caught.value) is error
 
-    def test_of_a_bucket_that_is_gone_nothing_is_taken_for_lost(
-        self, s3: str, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_missing_bucket_loses_nothing(self, s3: str, monkeypatch: pytest.MonkeyPatch):
         for name, value in aws(s3).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ArtifactStorageError) as caught:
@@ -170,7 +168,7 @@ class TestDelete:
 
 class TestFailures:
     @pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "nonsense://"])
-    def test_a_store_that_cannot_be_is_refused(self, url: str):
+    def test_an_invalid_store_url_is_refused(self, url: str):
         with pytest.raises(SettingsError):
             ArtifactStorage(url)
 

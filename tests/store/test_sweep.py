@@ -1,4 +1,4 @@
-"""store.sweep: what nothing names goes, what anything names stays."""
+"""store.sweep: unreferenced blobs are removed, referenced ones stay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def put(storage: ArtifactStorage, folder: Path, text: str, *, tenant: str) -> Bl
 
 
 def age(storage: ArtifactStorage, folder: Path, *, seconds: float) -> None:
-    """Make all blobs so much older."""
+    """Make all blobs older by ``seconds``."""
     for blob in storage.list():
         moment = blob.modified_at.timestamp() - seconds
         os.utime(folder / "artifacts" / blob.tenant_id / blob.sha256, (moment, moment))
@@ -119,9 +119,7 @@ class TestSweep:
         assert sweep(database, storage, grace_seconds=60) == 0
         assert left(storage) == {blob.sha256}
 
-    def test_of_two_at_once_both_come_to_their_end(
-        self, database: Database, storage: ArtifactStorage, tmp_path
-    ):
+    def test_two_at_once_both_finish(self, database: Database, storage: ArtifactStorage, tmp_path):
         for number in range(50):
             put(storage, tmp_path, f"{number}", tenant="ten_a")
         age(storage, tmp_path, seconds=100)
@@ -132,7 +130,7 @@ class TestSweep:
     def test_leaves_what_is_stored_and_named_while_it_runs(
         self, database: Database, storage: ArtifactStorage, tmp_path
     ):
-        """Blob first, row later, by one thread; sweeps all the while by another."""
+        """One thread stores blobs and then rows while another sweeps."""
         tenant = add_tenant(database, "a")
         done = threading.Event()
 

@@ -36,7 +36,7 @@ class TestTenants:
         with pytest.raises(ConflictError, match="'a'"):
             add_tenant(database, "a")
 
-    def test_an_administrator_is_one_by_the_row_alone(self, database: Database):
+    def test_only_the_row_makes_an_administrator(self, database: Database):
         with database.write() as session:
             assert create_tenant(session, "root", is_admin=True).is_admin
             assert not create_tenant(session, "plain").is_admin
@@ -77,7 +77,7 @@ class TestKeys:
         assert [holder and holder.tenant_id for holder in found] == [*tenants, tenants[0]]
 
     @pytest.mark.parametrize("secret", ["", "hifi_", "hifi_wrong", "ü\x00"])
-    def test_nothing_else_does(self, database: Database, secret: str):
+    def test_anything_else_is_refused(self, database: Database, secret: str):
         tenant = add_tenant(database, "a")
         with database.write() as session:
             create_key(session, tenant)
@@ -96,7 +96,7 @@ class TestKeys:
         assert not any(secret in str(value) or secret[5:] in str(value) for value in row)
         assert (row.id, row.name) == (key.id, "ci")
 
-    def test_a_revoked_one_is_worthless_at_once(self, database: Database):
+    def test_a_revoked_one_is_refused_at_once(self, database: Database):
         tenant = add_tenant(database, "a")
         with database.write() as session:
             (key, secret), (_, other) = (create_key(session, tenant) for _ in range(2))
@@ -106,7 +106,7 @@ class TestKeys:
             assert authenticate(session, secret) is None
             assert authenticate(session, other) is not None
 
-    def test_of_nobody_are_refused(self, database: Database):
+    def test_of_an_unknown_tenant_are_refused(self, database: Database):
         with database.write() as session, pytest.raises(NotFoundError):
             create_key(session, "ten_none")
         with database.write() as session, pytest.raises(NotFoundError):

@@ -11,7 +11,7 @@ from store.waiting import CallerLeftError, while_connected
 
 
 class Leaving:
-    """A caller whose request is whole, and who leaves while the answer is being made."""
+    """A caller who disconnects after the whole request, before the answer."""
 
     def __init__(self) -> None:
         self.has_left = asyncio.Event()
@@ -25,7 +25,7 @@ class Leaving:
 
 
 async def stay() -> dict[str, Any]:
-    """Receive nothing more: the caller waits for the answer."""
+    """Block forever: the caller waits for the answer."""
     await asyncio.sleep(60)
     raise AssertionError("unreachable")
 

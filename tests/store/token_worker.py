@@ -1,4 +1,4 @@
-"""A worker that writes a line into a file for each token that it takes, for test_queue."""
+"""A worker that writes a line to a file for each token it takes; for test_queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that take tokens, publishers that send them, and how many there are."""
+"""Workers that take tokens, publishers that send them, and counts of tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def publisher(app: Celery) -> Iterator[TokenPublisher]:
 
 
 def start_publisher(settings: Settings, then: str) -> subprocess.Popen[bytes]:
-    """Run a process that has a publisher, and what it is to do with it."""
+    """Run a process with a publisher and the code that uses it."""
     command = [sys.executable, "-c", PUBLISHER + then, settings.home, settings.broker_url]
     return subprocess.Popen(command, cwd=ROOT)
 
@@ -58,7 +58,7 @@ def waiting(app: Celery) -> int:
 
 @contextmanager
 def worker(settings: Settings, *, name: str = "w") -> Iterator[subprocess.Popen[bytes]]:
-    """Run a real worker process, and see that a signal ends it in order."""
+    """Run a real worker process; assert that a signal stops it cleanly."""
     command = [sys.executable, "-m", "tests.store.token_worker", settings.home]
     process = subprocess.Popen([*command, settings.broker_url, name], cwd=ROOT)
     try:

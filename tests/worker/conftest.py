@@ -1,4 +1,4 @@
-"""A worker that waits for nobody."""
+"""A worker with short pauses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker import checkpoint_keeper, reporting, runner
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker make pauses of milliseconds."""
+    """Shorten a worker's pauses to milliseconds."""
     monkeypatch.setattr(reporting, "_REPORT_SECONDS", 0.001)
     monkeypatch.setattr(reporting, "_PAUSE_SECONDS", 0.01)
     for module in (runner, checkpoint_keeper):

@@ -1,4 +1,4 @@
-"""An engine that says what a test tells it to, in place of the process that computes."""
+"""A scripted engine that replaces the process that computes."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ Line: TypeAlias = "Message | EngineDiedError | Until | Callable[[ScriptedEngine]
 
 @dataclass(frozen=True)
 class Until:
-    """A line at which the engine says nothing until something is so."""
+    """A line at which the engine sends nothing until a condition holds."""
 
     is_so: Callable[[], object]
 
 
 class ScriptedEngine:
-    """Follows one script per start; a script's callables are asked for the message when it is due.
+    """Follows one script per start; a callable in a script makes its message when it is due.
 
     Attributes:
-        sent: the commands that came.
+        sent: the commands received.
         kills: how often it was killed.
     """
 
@@ -70,20 +70,20 @@ class ScriptedEngine:
         self.kills = 0
 
     def say_before_ready(self, *lines: Line) -> None:
-        """Say this before any job."""
+        """Send these lines before any job."""
         self._script = list(lines)
 
     def start(self) -> None:
         """Do nothing: it always runs."""
 
     def send(self, command: Command) -> None:
-        """Take a command; a job begins the next script."""
+        """Receive a command; a job starts the next script."""
         self.sent.append(command)
         if isinstance(command, RunJob):
             self._script = self._scripts.pop(0)
 
     def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
-        """Say the next line."""
+        """Return the next line's message."""
         if not self._script:
             return None
         line = self._script.pop(0)
@@ -100,7 +100,7 @@ class ScriptedEngine:
         return message
 
     def kill(self) -> None:
-        """Count it."""
+        """Count the kill."""
         self.kills += 1
 
     @property
@@ -110,7 +110,7 @@ class ScriptedEngine:
 
     @property
     def job(self) -> RunJob:
-        """The newest job that it was given."""
+        """The newest job that it got."""
         return [command for command in self.sent if isinstance(command, RunJob)][-1]
 
 
@@ -120,7 +120,7 @@ def told(kind: str, **fields: Any) -> Told:
 
 
 def failed(code: str, **fields: Any) -> Failed:
-    """Make the line that ends a job badly."""
+    """Return the line that reports a failed job."""
     return Failed(run="", code=code, **fields)
 
 
@@ -130,7 +130,7 @@ def stopped(wish: Wish) -> Stopped:
 
 
 def done(content: bytes = b"delta") -> Line:
-    """Make the line that ends a job well: its artifact holds these bytes."""
+    """Return the line that reports a finished job; its artifact holds these bytes."""
 
     def say(engine: ScriptedEngine) -> Message:
         path = Path(engine.job.output) / "float32"
@@ -141,7 +141,7 @@ def done(content: bytes = b"delta") -> Line:
 
 
 def checkpoint(step: int, content: bytes) -> Line:
-    """Make the line that tells of a checkpoint with one file."""
+    """Return the line that reports a checkpoint with one file."""
 
     def say(engine: ScriptedEngine) -> Message:
         folder = Path(engine.job.checkpoints) / f"step-{step:08d}"
@@ -154,7 +154,7 @@ def checkpoint(step: int, content: bytes) -> Line:
 
 
 def nowhere_job(run: str) -> RunJob:
-    """Make a job of which no file is there."""
+    """Return a job none of whose files exist."""
     return RunJob(
         run=run,
         spec=JobSpec(model="m", dataset="ds_1"),
@@ -169,7 +169,7 @@ def nowhere_job(run: str) -> RunJob:
 
 
 def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN
-    """Say nothing."""
+    """Send nothing."""
 
 
 def step(number: int, *, total: int = 4) -> Told:

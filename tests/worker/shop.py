@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from store.database.connection import Database
 from store.datasets import Split, add_dataset
 from store.jobs.actions import get_job, list_artifacts, list_events
+from store.jobs.spec import JobSpec
 from store.settings import Settings
 from store.storage import ArtifactStorage
 from store.tables import Base, Job
@@ -21,31 +22,18 @@ from worker.workshop import Workshop
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
     from store.states import JobStatus
-    from tests.worker.scripted_engine import (
-        ScriptedEngine,
-    )
+    from tests.worker.scripted_engine import ScriptedEngine
 
-SPEC = {
-    "model": "minilm",
-    "task": {"type": "classification", "text": "t", "label": "y", "image": None, "metric": None},
-    "k": 1,
-    "xi": 0.9,
-    "d": 0.85,
-    "n_samples": None,
-    "strategy": "layer-wise",
-    "teleport": "information",
-    "training": {
-        "epochs": 1,
-        "learning_rate": 1e-3,
-        "batch_size": 8,
-        "max_length": 64,
-        "warmup_ratio": 0.1,
-        "weight_decay": 0.0,
-        "seed": 0,
-        "precision": "auto",
-        "early_stopping_patience": None,
-    },
-}
+SPEC = JobSpec.model_validate(
+    {
+        "model": "minilm",
+        "dataset": "ds_1",
+        "task": {"type": "classification", "text": "t", "label": "y"},
+        "k": 1,
+        "xi": 0.9,
+        "training": {"epochs": 1},
+    }
+).model_dump(mode="json")
 DIED = EngineDiedError("the engine was killed by SIGKILL")
 
 
@@ -121,7 +109,7 @@ class Shop:
         }
 
     def asks(self, what: Callable[..., Job]) -> Callable[[ScriptedEngine], None]:
-        """Make a line at which the owner asks for something."""
+        """Return a line at which the owner pauses or cancels the job."""
 
         def ask(_: ScriptedEngine) -> None:
             with self.database.write() as session:

@@ -17,7 +17,7 @@ from worker.job_files import JobFiles
 
 
 class Reports:
-    """Stands in for the reporter and its lease.
+    """Fakes the reporter and its lease.
 
     Attributes:
         kept: the steps that were named, with their files.
@@ -44,7 +44,7 @@ class Reports:
 
 
 class Gate(ArtifactStorage):
-    """A store whose next put waits until it is let through, or fails."""
+    """A store whose next put waits until released, or fails."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -84,7 +84,7 @@ def keeper(files: JobFiles, reports: Reports, monkeypatch) -> Iterator[Checkpoin
 
 
 def write(files: JobFiles, step: int) -> list[str]:
-    """Write a checkpoint as the engine does: the one before goes."""
+    """Write a checkpoint as the engine does, which removes the one before."""
     for old in files.checkpoints.iterdir():
         for file in old.iterdir():
             file.unlink()
@@ -100,7 +100,7 @@ def pinned(files: JobFiles) -> list[Path]:
 
 
 class TestKeeper:
-    def test_of_those_that_wait_the_last_is_kept(self, keeper, files, storage, reports):
+    def test_only_the_newest_waiting_one_is_kept(self, keeper, files, storage, reports):
         storage.open.clear()
         for step in (1, 2, 3):
             keeper.offer(step, write(files, step))
@@ -120,7 +120,7 @@ class TestKeeper:
         keeper.settle()
         assert reports.flushed == [0]
 
-    def test_one_that_cannot_be_stored_is_tried_again(self, keeper, files, storage, reports):
+    def test_a_failed_store_is_retried(self, keeper, files, storage, reports):
         storage.failures = 2
         keeper.offer(1, write(files, 1))
 
@@ -131,7 +131,9 @@ class TestKeeper:
         eventually(go_on, seconds=10)
         assert reports.kept[0][0] == 1
 
-    def test_unless_a_newer_one_has_come(self, keeper, files, storage, reports):
+    def test_a_failed_store_is_not_retried_if_a_newer_one_exists(
+        self, keeper, files, storage, reports
+    ):
         storage.failures = 1
         storage.open.clear()
         keeper.offer(1, write(files, 1))
@@ -161,7 +163,7 @@ class TestKeeper:
         assert reports.beats >= 1
         assert len(reports.kept) == 1
 
-    def test_one_that_is_gone_already_is_passed_over(self, keeper, files, reports):
+    def test_a_removed_one_is_skipped(self, keeper, files, reports):
         old = write(files, 1)
         write(files, 2)
         keeper.offer(1, old)

@@ -1,4 +1,4 @@
-"""worker.job_files: a job's folder, and what comes into and out of it."""
+"""worker.job_files: a job's folder, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files(tmp_path: Path, storage: ArtifactStorage) -> JobFiles:
 
 
 class TestFolder:
-    def test_is_made_anew_and_goes(self, tmp_path: Path, storage: ArtifactStorage):
+    def test_is_created_empty_and_removed(self, tmp_path: Path, storage: ArtifactStorage):
         left = tmp_path / "work" / "job" / "data" / "of a try before"
         left.mkdir(parents=True)
         files = JobFiles(tmp_path / "work" / "job", storage=storage, tenant_id="ten_a")
@@ -59,7 +59,7 @@ class TestCheckpoints:
         files.unpin(pinned)
         assert not pinned.exists()
 
-    def test_of_which_a_file_is_gone_are_not_pinned_by_halves(self, files: JobFiles):
+    def test_with_a_missing_file_are_not_pinned(self, files: JobFiles):
         folder = files.checkpoints / "step-00000001"
         folder.mkdir()
         (folder / "a").write_text("a")

@@ -1,4 +1,4 @@
-"""worker.runner: a claimed job ends as the engine, its owner and the store's outages say."""
+"""worker.runner: a claimed job through engine messages, stop requests and outages of the store."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestCheckpoints:
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
 
-    def test_of_another_worker_are_gone_on_from(self, shop: Shop):
+    def test_of_another_worker_are_resumed(self, shop: Shop):
         def hand_back(_: ScriptedEngine) -> None:
             shop.stopping.set()
 
@@ -118,7 +118,7 @@ class TestCheckpoints:
         steps = [number for kind, number in shop.events() if kind == "step"]
         assert steps == [1, 2, 3, 4]
 
-    def test_one_that_the_store_has_lost_is_done_without(self, shop: Shop):
+    def test_a_lost_one_is_ignored(self, shop: Shop):
         def lose(_: ScriptedEngine) -> None:
             row = shop.row()
             assert row.checkpoint is not None
@@ -150,9 +150,7 @@ class TestCheckpoints:
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
 
-    def test_one_that_the_store_does_not_take_is_tried_again(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_failed_store_is_retried(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
         put, failures = shop.storage.put, iter([1, 1, 1])
 
         def fail(tenant_id: str, file: Path) -> object:
@@ -166,7 +164,7 @@ class TestCheckpoints:
         shop.run(ScriptedEngine([*BEGIN, checkpoint(1, b"x"), kept, done()]))
         assert shop.status() is JobStatus.SUCCEEDED
 
-    def test_a_damaged_one_is_dropped_and_the_job_starts_anew(self, shop: Shop):
+    def test_a_damaged_one_is_dropped_and_the_job_restarts(self, shop: Shop):
         left: list[Path] = []
         broken = failed("checkpoint_invalid", text="damaged", is_lasting=False)
         engine = ScriptedEngine(
@@ -234,7 +232,7 @@ class TestWishes:
         shop.run(ScriptedEngine([*BEGIN, shop.asks(cancel), DIED]))
         assert shop.status() is JobStatus.CANCELLED
 
-    def test_cancel_is_heard_while_the_store_is_away(
+    def test_cancel_works_while_the_store_is_away(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ):
         ask = shop.asks(cancel)
@@ -249,7 +247,7 @@ class TestWishes:
         shop.run(engine)
         assert shop.status() is JobStatus.CANCELLED
 
-    def test_a_worker_that_ends_hands_the_job_back_before_it_starts(self, shop: Shop):
+    def test_a_stopping_worker_hands_an_unstarted_job_back(self, shop: Shop):
         shop.stopping.set()
         shop.run(ScriptedEngine())
         row = shop.row()
@@ -257,7 +255,7 @@ class TestWishes:
 
 
 class TestLease:
-    def test_a_job_that_is_anothers_is_left_alone(self, shop: Shop):
+    def test_another_workers_job_is_left_alone(self, shop: Shop):
         def take_over(_: ScriptedEngine) -> None:
             with shop.database.write() as session:
                 session.execute(sa.update(Job).values(fence=Job.fence + 1, worker_id="worker-2"))
@@ -283,14 +281,14 @@ class TestLease:
 
 
 class TestStrangers:
-    def test_what_an_earlier_run_still_says_is_not_heard(self, shop: Shop):
+    def test_messages_of_an_earlier_run_are_ignored(self, shop: Shop):
         late = replace(step(3), run="job_other.1.1")
         wrong = replace(failed("dataset_invalid", text="another's"), run="job_other.1.1")
         shop.run(ScriptedEngine([*BEGIN, late, wrong, step(1), done()]))
         assert shop.status() is JobStatus.SUCCEEDED
         assert [number for kind, number in shop.events() if kind == "step"] == [1]
 
-    def test_what_nobody_foresaw_ends_the_engine_too(
+    def test_an_unexpected_error_kills_the_engine(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ):
         def fail(*_: object) -> None:

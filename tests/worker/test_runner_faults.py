@@ -59,7 +59,7 @@ class TestDeath:
         assert row.error["code"] == "engine_crashed"
         assert "SIGKILL" in row.error["message"]
 
-    def test_of_a_newer_checkpoint_tries_are_counted_anew(self, shop: Shop):
+    def test_a_newer_checkpoint_resets_the_tries(self, shop: Shop):
         scripts = [[*BEGIN, checkpoint(number, b"x"), DIED] for number in range(1, 6)]
         engine = ScriptedEngine(*scripts, [done()])
         shop.run(engine)
@@ -92,7 +92,7 @@ class TestFailure:
             "param": "dataset",
         }
 
-    def test_that_may_pass_is_tried_again(self, shop: Shop):
+    def test_that_is_temporary_is_retried(self, shop: Shop):
         odd = failed("internal_error", text="unexpected", is_lasting=False)
         shop.run(ScriptedEngine([*BEGIN, odd], [*BEGIN, done()]))
         assert shop.status() is JobStatus.SUCCEEDED
@@ -113,7 +113,7 @@ class TestFailure:
         assert row.error is not None
         assert row.error["code"] == "disk_full"
 
-    def test_of_a_data_set_that_is_gone_is_told_at_once(self, shop: Shop):
+    def test_of_a_missing_data_set_is_reported_at_once(self, shop: Shop):
         for blob in list(shop.storage.list()):
             shop.storage.delete(blob.tenant_id, blob.sha256)
         shop.run(ScriptedEngine())
@@ -176,7 +176,7 @@ class TestUnfit:
         row = shop.row()
         assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
 
-    def test_nor_is_a_broken_disk(self, shop: Shop):
+    def test_a_broken_disk_is_not_the_jobs_fault(self, shop: Shop):
         shop.folder.write_text("no folder")
         with pytest.raises(UnfitError, match="folder"):
             shop.run(ScriptedEngine())

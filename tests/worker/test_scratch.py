@@ -1,4 +1,4 @@
-"""worker.scratch: a folder is its process's for as long as that lives, and nobody's afterwards."""
+"""worker.scratch: a folder belongs to its process while that lives, and is removed afterwards."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class TestStreamTar:
         shutil.unpack_archive(tmp_path / "file.tar", tmp_path / "again", filter="data")
         assert (tmp_path / "again" / "deep" / "two").read_bytes() == b"2"
 
-    def test_tells_nothing_of_the_machine(self, folder: Path):
+    def test_contains_nothing_about_the_machine(self, folder: Path):
         with tarfile.open(fileobj=io.BytesIO(packed(folder))) as archive:
             for member in archive:
                 assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
@@ -83,7 +83,7 @@ class TestStreamTar:
         assert max(map(len, stream_tar(folder))) <= 1 << 20
 
     @pytest.mark.parametrize("change", [b"", b"longer than it was"])
-    def test_a_file_that_changes_on_the_way_is_noticed(self, change: bytes, tmp_path: Path):
+    def test_a_file_that_changes_meanwhile_is_detected(self, change: bytes, tmp_path: Path):
         file = tmp_path / "a"
         file.write_bytes(b"x" * (2 << 20))
         pieces = stream_tar(tmp_path)
@@ -93,7 +93,7 @@ class TestStreamTar:
         with pytest.raises(OSError, match="changed in size"):
             list(pieces)
 
-    def test_a_file_of_more_than_8_gib_can_be_told(self, tmp_path: Path):
+    def test_a_file_of_more_than_8_gib_is_supported(self, tmp_path: Path):
         with (tmp_path / "big").open("wb") as file:
             file.truncate(9 << 30)  # sparse
         header = next(stream_tar(tmp_path))

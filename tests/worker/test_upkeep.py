@@ -30,7 +30,7 @@ Look = Callable[..., bool]
 
 
 class Publisher:
-    """Counts the tokens that it is to publish."""
+    """Counts the tokens published."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -76,7 +76,7 @@ def is_signed_on(workshop: Workshop) -> bool:
 
 
 class Rounds:
-    """Stands in for what is done for the dead, and counts it.
+    """Fakes and counts the work for dead workers.
 
     Attributes:
         taken: how often jobs were taken back.
@@ -125,7 +125,7 @@ class TestSignOfLife:
 
 
 class TestTheDeadsJobs:
-    """They are not taken before the living had the time to renew their leases."""
+    """Jobs are not reclaimed before live workers had time to renew their leases."""
 
     @pytest.fixture
     def look(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
@@ -145,16 +145,16 @@ class TestTheDeadsJobs:
         yield look
         upkeep.close()
 
-    def test_by_a_worker_that_has_just_started(self, look: Look):
+    def test_wait_for_a_worker_that_has_just_started(self, look: Look):
         assert [look(at) for at in (0, 5, 10, 14.9)] == [False] * 4
         assert look(15.1)
 
-    def test_after_the_database_was_away(self, look: Look):
+    def test_wait_after_a_database_outage(self, look: Look):
         assert [look(at) for at in range(0, 22, 2)][-1]
         assert [look(at) for at in (30, 32, 34, 36, 38, 40, 42, 44)] == [False] * 8
         assert look(46)
 
-    def test_after_the_clock_of_either_side_has_leapt(self, look: Look):
+    def test_wait_after_a_clock_jump(self, look: Look):
         assert [look(at) for at in range(0, 22, 2)][-1]
         times = [22 + 2 * step for step in range(7)]
         assert not any(look(at, by_the_database=at + 100) for at in times)

@@ -1,4 +1,4 @@
-"""hifi.backbones.devices: what ``auto`` means, and what no machine has."""
+"""hifi.backbones.devices: what ``auto`` resolves to, and unavailable devices."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class TestDevice:
-    def test_auto_is_what_there_is(self):
+    def test_auto_is_the_available_device(self):
         assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
         assert resolve_device("cpu") == CPU
         assert resolve_device(CPU) == CPU
 
     @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "mps", "meta"])
-    def test_one_that_is_not_there_is_refused(self, device: str):
+    def test_a_missing_device_is_refused(self, device: str):
         with pytest.raises(InvalidArgumentError, match=f"device='{device}'.*auto, cpu"):
             resolve_device(device)
 
     @pytest.mark.parametrize("device", [None, 1.5, ["cpu"], torch.float32], ids=str)
-    def test_what_is_no_device_at_all_is_refused(self, device):
+    def test_a_value_that_names_no_device_is_refused(self, device):
         with pytest.raises(InvalidArgumentError, match="auto, cpu"):
             resolve_device(device)
 
@@ -38,27 +38,29 @@ class TestDtype:
             ({}, torch.float32),
         ],
     )
-    def test_auto_asks_the_processor(self, capabilities, dtype, monkeypatch: pytest.MonkeyPatch):
+    def test_auto_depends_on_the_processor(
+        self, capabilities, dtype, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         assert resolve_dtype("auto", device=CPU) == dtype
 
     @pytest.mark.parametrize("has_it", [True, False])
-    def test_auto_asks_the_gpu(self, has_it: bool, monkeypatch: pytest.MonkeyPatch):
+    def test_auto_depends_on_the_gpu(self, has_it: bool, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_it)
         expected = torch.bfloat16 if has_it else torch.float32
         assert resolve_dtype("auto", device=CUDA) == expected
 
-    def test_a_named_one_is_taken(self):
+    def test_a_named_dtype_is_used(self):
         assert resolve_dtype("float32", device=CPU) == torch.float32
         assert resolve_dtype("bfloat16", device=CPU) == torch.bfloat16
 
-    def test_another_is_refused(self):
+    def test_an_unknown_dtype_is_refused(self):
         with pytest.raises(InvalidArgumentError, match=r"precision='float16'.*bfloat16"):
             resolve_dtype("float16", device=CPU)  # type: ignore[arg-type]
 
 
 class TestAttention:
-    def test_short_sequences_on_a_cpu_are_computed_plainly(self):
+    def test_short_sequences_on_a_cpu_use_eager_attention(self):
         half = torch.bfloat16
         assert resolve_attention(device=CPU, dtype=half, max_length=128) == "eager"
         assert resolve_attention(device=CPU, dtype=half, max_length=129) == "sdpa"

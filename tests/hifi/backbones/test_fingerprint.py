@@ -40,7 +40,7 @@ def blocks_of(model: tf.PreTrainedModel) -> nn.ModuleList:
 
 
 def counted(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
-    """Fill a model with numbers that no random generator has a hand in."""
+    """Fill a model with fixed numbers, independent of any random generator."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             values = torch.arange(parameter.numel()) % 101 + index
@@ -157,7 +157,7 @@ class TestBackboneFingerprint:
             ("modernbert", {"layer_types": ["full_attention"] * 3}),
         ],
     )
-    def test_changes_with_a_configuration_that_computes_otherwise(
+    def test_changes_with_configuration_that_changes_outputs(
         self, name: str, config: dict[str, object], tmp_path: Path
     ):
         plain, other = tiny_model(name), tiny_model(name, **config)
@@ -180,7 +180,7 @@ class TestBackboneFingerprint:
             ("bert", {"hidden_dropout_prob": 0.5, "problem_type": "regression"}),
         ],
     )
-    def test_does_not_depend_on_how_a_configuration_says_the_same(
+    def test_does_not_depend_on_the_spelling_of_a_configuration(
         self, name: str, config: dict[str, object]
     ):
         expected = backbone_fingerprint(tiny_model(name))
@@ -198,7 +198,7 @@ class TestBackboneFingerprint:
         two.load_state_dict(four.state_dict())
         assert backbone_fingerprint(two) != backbone_fingerprint(four)
 
-    def test_tells_architectures_apart_at_equal_weights(self):
+    def test_differs_between_architectures_at_equal_weights(self):
         roberta, xlm = tiny_model("roberta"), tiny_model("xlm-roberta")
         xlm.load_state_dict(roberta.state_dict())
         assert backbone_fingerprint(xlm) != backbone_fingerprint(roberta)
@@ -232,7 +232,7 @@ class TestBackboneFingerprint:
             ("llama", "sha256:64561580dc4d349f84bd260d5040e7f14f5db5d92149d76752439a405bfe2444"),
         ],
     )
-    def test_stays_what_stored_deltas_say(self, name: str, expected: str):
+    def test_equals_the_one_in_stored_deltas(self, name: str, expected: str):
         assert backbone_fingerprint(counted(tiny_model(name))) == expected
 
     def test_refuses_an_architecture_whose_heads_are_unknown(self):
@@ -279,7 +279,7 @@ class TestRowsFingerprint:
             {"a": torch.tensor([1.0078125])}
         )
 
-    def test_stays_what_stored_deltas_say(self):
+    def test_equals_the_one_in_stored_deltas(self):
         rows = {
             "layers.0.heads.1.query.weight": torch.tensor([[1.0, -2.0], [0.5, 0.0]]),
             "layers.0.heads.1.query.bias": torch.tensor([3.0, 4.0]),

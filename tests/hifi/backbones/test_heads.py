@@ -1,4 +1,4 @@
-"""Which rows belong to a head: proved by disturbing them and looking at the head outputs."""
+"""Which rows belong to a head: shown by changing them and comparing the head outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.architectures import HIDDEN, LAYERS, NAMES, heads_per_layer, tiny_bat
 
 
 def output_of(model, layer, batch):
-    """Catch what enters W^O of one layer: ``[B, S, query heads, D']``."""
+    """Capture the input of W^O of one layer: ``[B, S, query heads, D']``."""
     backbone = describe(model)
     caught = []
     module = model.get_submodule(backbone.layers[layer].output_name)
@@ -92,7 +92,7 @@ class TestRefusals:
         assert all(name in str(caught.value) for name in SUPPORTED_ARCHITECTURES)
 
     @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Sequential])
-    def test_what_is_no_transformers_model(self, wrap):
+    def test_an_object_that_is_no_transformers_model(self, wrap):
         with pytest.raises(UnsupportedArchitectureError, match="supported architectures: bert"):
             describe(wrap(tiny_model("bert")))
 

@@ -66,7 +66,7 @@ class TestOtherLibrariesMessages:
             ("", "ValueError"),
         ],
     )
-    def test_are_told_on_one_line_of_bearable_length(self, text, told, monkeypatch, tmp_path):
+    def test_are_shortened_to_one_line(self, text, told, monkeypatch, tmp_path):
         folder = save_text_model(tmp_path / "model")
 
         def fail(*_, **__):
@@ -131,12 +131,12 @@ class TestResolveModel:
         wanted = {"model.safetensors", "config.json", "vocab.txt", "spiece.model"}
         assert set(kept) == wanted
 
-    def test_a_name_that_cannot_be_had_says_what_to_do(self):
+    def test_an_unavailable_name_says_what_to_do(self):
         with pytest.raises(ModelError, match=r"'owner/model'.*check the name and the network"):
             resolve_model("owner/model")
 
     @pytest.mark.parametrize("name", ["no such folder/x", "/nowhere/at/all", "a/b/c", ""])
-    def test_what_can_be_no_name_is_refused(self, name: str):
+    def test_an_impossible_name_is_refused(self, name: str):
         with pytest.raises(ModelError, match="folder"):
             resolve_model(name or "--")
 
@@ -154,11 +154,11 @@ class TestResolveModel:
     @pytest.mark.parametrize(
         "name", ["~stranger/model", "~\0", "a\0b", "x" * 5000], ids=["~stranger", "~0", "0", "long"]
     )
-    def test_what_no_file_system_can_hold_is_no_folder(self, name: str):
+    def test_a_name_too_long_for_a_file_system_is_no_folder(self, name: str):
         with pytest.raises(ModelError, match="neither a folder nor a valid name"):
             resolve_model(name)
 
-    def test_a_tilde_that_is_nobody_s_home_is_part_of_the_name(
+    def test_a_tilde_of_an_unknown_user_is_part_of_the_name(
         self, tmp_path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.chdir(tmp_path)
@@ -166,11 +166,11 @@ class TestResolveModel:
         assert resolve_model("~stranger").name == "~stranger"
 
     @pytest.mark.parametrize("name", [None, 5, b"model", ["model"]])
-    def test_what_is_no_name_at_all_is_refused(self, name):
+    def test_a_value_that_is_no_name_is_refused(self, name):
         with pytest.raises(InvalidArgumentError, match="a folder, 'all-MiniLM-L6-v2' or a hub id"):
             resolve_model(name)
 
-    def test_what_is_no_revision_is_refused(self):
+    def test_an_invalid_revision_is_refused(self):
         with pytest.raises(ModelError, match="'owner/model'"):
             resolve_model("owner/model", revision=5)  # type: ignore[arg-type]
 
@@ -395,7 +395,7 @@ class TestRealModels:
 
 
 class TestQuiet:
-    def test_loading_says_nothing_and_restores_what_transformers_says(
+    def test_loading_is_silent_and_restores_transformers_logging(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ):
         save_text_model(tmp_path)
@@ -427,6 +427,6 @@ class TestMaxPositions:
 
 
 class TestImages:
-    def test_the_processor_is_the_one_of_pil(self, tmp_path: Path):
+    def test_the_processor_uses_pil(self, tmp_path: Path):
         save_image_model(tmp_path)
         assert type(load_image_processor(resolve_model(tmp_path))).__name__.endswith("Pil")

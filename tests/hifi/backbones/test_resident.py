@@ -56,7 +56,7 @@ def weights_of(backbones: ResidentBackbones) -> dict[str, Tensor]:
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Spoil what is loaded of a backbone from now on, so that only weights in memory are right."""
+    """Spoil backbones loaded from disk from now on, so that only weights in memory are right."""
     spoiled: list[str] = []
 
     def load_and_spoil(*arguments: Any, **options: Any) -> LoadedModel:
@@ -214,7 +214,7 @@ class TestSharing:
         assert first.fingerprint == second.fingerprint
         assert second.loaded.model.dtype == torch.bfloat16
 
-    def test_who_asks_for_a_backbone_that_is_out_gets_one_of_his_own(
+    def test_a_second_borrower_gets_a_separate_copy(
         self, bert: Path, undisturbed: bytes, backbones: ResidentBackbones, tmp_path: Path
     ):
         inner: list[bytes] = []
@@ -281,7 +281,7 @@ class TestNothingStays:
         assert kept.changed() == []
         assert not kept.is_lent
 
-    def test_models_and_optimizers_are_let_go(self, bert: Path, backbones: ResidentBackbones):
+    def test_models_and_optimizers_are_released(self, bert: Path, backbones: ResidentBackbones):
         def alive() -> int:
             gc.collect()
             kinds = (tf.PreTrainedModel, torch.optim.Optimizer)
@@ -294,7 +294,7 @@ class TestNothingStays:
 
 
 class TestDamage:
-    """What nobody should do to weights in memory is seen before the next job."""
+    """Illegal changes to weights in memory are detected before the next job."""
 
     @staticmethod
     def zero_a_row(weights: dict[str, Tensor]) -> None:
@@ -322,7 +322,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         "damage", [zero_a_row, swap_rows, swap_columns, change_a_pooler, swap_biases]
     )
-    def test_is_warned_of_and_mended_from_disk(
+    def test_is_logged_and_repaired_from_disk(
         self,
         damage: Callable[[dict[str, Tensor]], None],
         bert: Path,
@@ -337,7 +337,7 @@ class TestDamage:
         assert file_of(result, tmp_path) == undisturbed
         assert file_of(run(bert, backbones=backbones), tmp_path) == undisturbed
 
-    def test_files_that_changed_are_read_anew(self, backbones: ResidentBackbones, tmp_path: Path):
+    def test_changed_files_are_reloaded(self, backbones: ResidentBackbones, tmp_path: Path):
         folder = save_text_model(tmp_path / "model", seed=1)
         old = run(folder, **ONE_EPOCH, backbones=backbones)
         save_text_model(folder, seed=2)
@@ -358,14 +358,14 @@ class TestBudget:
             load(lend, folder)
         return backbones.nbytes
 
-    def test_the_least_recently_used_goes_first(self, folders: list[Path]):
+    def test_the_least_recently_used_is_evicted_first(self, folders: list[Path]):
         backbones = ResidentBackbones(max_bytes=2 * self.size(folders[0]))
         for index in (0, 1, 0, 2):
             with backbones.job() as lend:
                 load(lend, folders[index])
         assert [Path(key.folder).name for key in backbones._residents] == ["m0", "m2"]
 
-    def test_one_that_is_lent_does_not_go(self, folders: list[Path]):
+    def test_a_lent_one_is_not_evicted(self, folders: list[Path]):
         backbones = ResidentBackbones(max_bytes=self.size(folders[0]))
         with backbones.job() as lend:
             load(lend, folders[0])
@@ -374,7 +374,7 @@ class TestBudget:
         backbones.clear()
         assert (len(backbones), backbones.nbytes) == (0, 0)
 
-    def test_what_is_larger_than_all_of_it_is_not_kept(
+    def test_one_larger_than_the_budget_is_not_kept(
         self, bert: Path, undisturbed: bytes, tmp_path: Path
     ):
         backbones = ResidentBackbones(max_bytes=1000)

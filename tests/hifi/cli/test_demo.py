@@ -1,4 +1,4 @@
-"""``hifi demo``: it keeps what it promises, or says which promise is broken."""
+"""``hifi demo``: its checks pass, or it names the one that failed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print((folder / f"{name}.out").read_text())
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Put back what the demo tells the commands that it runs."""
+    """Restore the environment variables that the demo sets for its commands."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -84,7 +84,7 @@ class TestLocal:
         assert "bit for bit" in out
 
     @pytest.mark.usefixtures("minilm_path")
-    def test_runs_as_it_comes(self, tmp_path):
+    def test_runs_with_default_options(self, tmp_path):
         folder = tmp_path / "demo"
         assert main(["demo", "--local", "--dir", str(folder), "--rows", "15"]) == 0
 
@@ -107,12 +107,12 @@ class TestLocal:
         assert tuple(re.findall(r"^\$ hifi (\S+)", captured.err, re.MULTILINE)) == LOCAL
         assert "task head " in captured.err  # what `hifi inspect` printed
 
-    def test_tunes_where_it_measures_though_there_is_a_gpu(self, backbone, monkeypatch):
+    def test_tunes_on_the_device_it_measures_on(self, backbone, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 0
 
-    def test_leaves_everything_in_the_folder_that_was_named(self, ran):
+    def test_keeps_all_files_in_the_given_folder(self, ran):
         assert {path.name for path in ran.iterdir()} == {
             "libraries.safetensors",
             "lora",
@@ -122,18 +122,18 @@ class TestLocal:
             "validation.jsonl",
         }
 
-    def test_a_merged_model_that_is_another_fails(self, backbone, monkeypatch, capsys):
+    def test_a_different_merged_model_fails(self, backbone, monkeypatch, capsys):
         measure = proof.measure_accuracy
         monkeypatch.setattr(proof, "measure_accuracy", lambda *a, **k: measure(*a, **k) + 0.1)
         assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 1
         assert "the merged model's accuracy is" in capsys.readouterr().err
 
-    def test_a_failing_command_ends_it(self, tmp_path, capsys):
+    def test_a_failing_command_stops_it(self, tmp_path, capsys):
         assert main(["demo", "--local", "--rows", "10", "--model", str(tmp_path)]) == 1
         err = capsys.readouterr().err
         assert "`hifi tune` failed (exit code 1)" in err.splitlines()[-1]
 
-    def test_is_what_remains_without_the_service(self, backbone, monkeypatch, capsys):
+    def test_is_the_default_without_the_service(self, backbone, monkeypatch, capsys):
         installed = importlib.metadata.distributions()
         others = [found for found in installed if found.name not in ("celery", "fastapi")]
         monkeypatch.setattr(importlib.metadata, "distributions", lambda: others)
@@ -145,9 +145,7 @@ class TestLocal:
 
 
 class TestFolder:
-    def test_a_temporary_one_is_removed_unless_it_is_to_be_kept(
-        self, backbone, tmp_path, monkeypatch, capsys
-    ):
+    def test_a_temporary_one_is_removed_unless_kept(self, backbone, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         arguments = ["demo", "--local", "--rows", "10", "--model", str(backbone)]
         assert main([*arguments, "--json"]) == 0
@@ -164,7 +162,7 @@ class TestFolder:
 
 
 class Fake:
-    """The commands that the demo calls, and what it called them with."""
+    """Stand-ins for the commands that the demo calls; they record their arguments."""
 
     def __init__(self, folder, ran):
         self.folder = folder
@@ -189,7 +187,7 @@ class Fake:
         self.answer(self.labels)
 
     def answer(self, labels):
-        """Let both tasks be asked, the second one under an id of its own."""
+        """Ask both tasks, the second one under another id."""
         answers = [{"job": job, "label": label} for label in labels for job in (JOB, "job_other")]
         self.say("jobs-predict", {"object": "list", "data": answers})
 
@@ -200,7 +198,7 @@ class Fake:
         (self.folder / f"{name}.fails").touch()
 
     def calls(self):
-        """Give the calls: the arguments, and the settings in the environment."""
+        """Return the calls: arguments and the settings in the environment."""
         lines = (self.folder / "calls.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
@@ -229,7 +227,7 @@ def fake(ran, tmp_path, monkeypatch):
 
 @pytest.fixture
 def arguments(backbone, tmp_path):
-    """Give the arguments of a served demo with a tiny backbone."""
+    """Return the arguments of a served demo with a tiny backbone."""
     folder = str(tmp_path / "demo")
     return ["demo", "--rows", "10", "--dir", folder, "--model", str(backbone)]
 
@@ -252,7 +250,7 @@ class TestServed:
         made = {"libraries.safetensors", "merged", "serve.log", "service", "kinds", "mixed.jsonl"}
         assert {path.name for path in (tmp_path / "demo").iterdir()} > made
 
-    def test_its_service_is_its_own_whatever_the_users_settings_are(
+    def test_its_service_ignores_the_users_settings(
         self, fake, arguments, backbone, tmp_path, monkeypatch
     ):
         monkeypatch.setenv("HIFI_AUTH", "keys")
@@ -280,7 +278,7 @@ class TestServed:
         assert "a heat map" in captured.err
         assert fake.was_stopped
 
-    def test_a_running_service_is_asked_and_none_is_started(self, fake, arguments, monkeypatch):
+    def test_uses_a_running_service_and_starts_none(self, fake, arguments, monkeypatch):
         monkeypatch.setenv("HIFI_API_KEY", "hifi_mine")
         assert main([*arguments, "--url", "http://127.0.0.1:7"]) == 0
         calls = fake.calls()
@@ -289,14 +287,14 @@ class TestServed:
         assert all(named["HIFI_URL"] == "http://127.0.0.1:7" for _, named in calls)
         assert all(named["HIFI_API_KEY"] == "hifi_mine" for _, named in calls)
 
-    def test_a_command_that_names_nothing_ends_it(self, fake, arguments, capfd):
+    def test_a_command_without_an_id_in_its_output_stops_it(self, fake, arguments, capfd):
         fake.say("jobs-submit", "posted something")
         assert main(arguments) == 1
         assert "printed no job_… identifier" in capfd.readouterr().err
         assert fake.was_stopped
 
     @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-show", "jobs-download"])
-    def test_a_failing_command_ends_it_and_the_service(self, fake, arguments, name, capfd):
+    def test_a_failing_command_stops_it_and_the_service(self, fake, arguments, name, capfd):
         fake.fail(name)
         assert main(arguments) == 1
         err = capfd.readouterr().err.splitlines()
@@ -304,7 +302,7 @@ class TestServed:
         assert f"`hifi {name.replace('-', ' ')}` failed (exit code 1)" in err[-1]
         assert fake.was_stopped
 
-    def test_ended_by_a_signal_it_leaves_no_service_behind(self, fake, arguments):
+    def test_a_signal_stops_its_service_too(self, fake, arguments):
         before = signal.getsignal(signal.SIGTERM)
         (fake.folder / "jobs-submit.ends-the-demo").touch()
         with pytest.raises(SystemExit) as ended:
@@ -313,20 +311,20 @@ class TestServed:
         assert fake.was_stopped
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_a_service_that_does_not_start_is_told_with_its_last_words(
+    def test_a_service_that_does_not_start_is_reported_with_its_last_output(
         self, fake, arguments, capfd
     ):
         fake.fail("serve")
         assert main(arguments) == 1
         assert "`hifi serve` ended: it will not" in capfd.readouterr().err
 
-    def test_a_file_that_is_another_than_the_jobs_fails(self, fake, arguments, capfd):
+    def test_a_file_that_differs_from_the_jobs_fails(self, fake, arguments, capfd):
         fake.say("jobs-download", f"sha256  {'0' * 64}")
         assert main(arguments) == 1
         assert "0" * 64 in capfd.readouterr().err
         assert fake.was_stopped
 
-    def test_a_merged_model_that_is_another_fails(self, fake, arguments, capfd):
+    def test_a_different_merged_model_fails(self, fake, arguments, capfd):
         job = json.loads((fake.folder / "jobs-show.out").read_text())
         job["result"]["metrics"]["accuracy"] += 0.1
         fake.say("jobs-show", job)
@@ -334,13 +332,13 @@ class TestServed:
         assert "the merged model's accuracy is" in capfd.readouterr().err
 
     @pytest.mark.parametrize("wrong", ["another label", None])
-    def test_a_mixed_batch_that_answers_otherwise_fails(self, fake, arguments, wrong, capfd):
+    def test_a_mixed_batch_with_different_answers_fails(self, fake, arguments, wrong, capfd):
         fake.answer([*fake.labels[:-1], wrong])
         assert main(arguments) == 1
         assert "the mixed batch answered" in capfd.readouterr().err
         assert fake.was_stopped
 
-    def test_both_tasks_are_asked_of_every_sentence(self, fake, arguments, tmp_path):
+    def test_every_sentence_is_sent_to_both_tasks(self, fake, arguments, tmp_path):
         assert main(arguments) == 0
         lines = (tmp_path / "demo" / "mixed.jsonl").read_text(encoding="utf-8").splitlines()
         asked = [json.loads(line) for line in lines]

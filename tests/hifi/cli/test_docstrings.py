@@ -37,7 +37,7 @@ class TestFirstSentence:
             ("Is this scipy? Yes.", "Is this ?"),
         ],
     )
-    def test_is_cut_out_without_the_librarys_name(self, docstring, sentence):
+    def test_is_extracted_without_the_librarys_name(self, docstring, sentence):
         assert first_sentence(docstring, own_name=r"scipy\w*") == sentence
 
 
@@ -60,7 +60,7 @@ class TestBuildDataSet:
         for name in ("train.jsonl", "validation.jsonl"):
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
-    def test_the_same_sentences_tell_a_class_from_a_function(self, folder, tmp_path):
+    def test_the_same_sentences_serve_the_class_or_function_task(self, folder, tmp_path):
         kinds = tmp_path / "kinds"
         kinds.mkdir()
         build_data_set(kinds, rows_per_library=20, seed=0, label="kind")

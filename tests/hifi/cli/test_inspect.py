@@ -1,4 +1,4 @@
-"""``hifi inspect``: what a file says, and never what it would do to a terminal."""
+"""``hifi inspect``: a file's facts, without its control characters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TestInspect:
         assert document["metadata"]["labels"] == ["bad", "good"]
         assert captured.err == ""
 
-    def test_a_person_reads_what_it_is_and_its_heads(self, delta_file, capsys):
+    def test_without_json_shows_the_facts_and_the_heads(self, delta_file, capsys):
         assert main(["inspect", str(delta_file)]) == 0
         out = capsys.readouterr().out
         assert "bad, good" in out

@@ -13,7 +13,7 @@ from hifi.training.events import Control
 
 @pytest.fixture
 def handler():
-    """Give a function that sets the handler of Ctrl-C; afterwards it is what it was."""
+    """Yield a function that sets the handler of Ctrl-C; restore the handler afterwards."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda action: signal.signal(signal.SIGINT, action)
     signal.signal(signal.SIGINT, before)
@@ -21,7 +21,7 @@ def handler():
 
 class TestStopOnInterrupt:
     @pytest.mark.parametrize("stop", [Control.PAUSE, Control.CANCEL])
-    def test_the_first_ctrl_c_answers_and_the_second_raises(self, stop, handler, capfd):
+    def test_the_first_ctrl_c_requests_a_stop_and_the_second_raises(self, stop, handler, capfd):
         handler(signal.default_int_handler)
         with stop_on_interrupt(stop) as ask:
             assert ask() is Control.CONTINUE
@@ -32,7 +32,7 @@ class TestStopOnInterrupt:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert "stopping at the next step" in capfd.readouterr().err
 
-    def test_gives_the_handler_back_when_the_block_fails(self, handler):
+    def test_restores_the_handler_when_the_block_fails(self, handler):
         handler(signal.default_int_handler)
         with pytest.raises(RuntimeError), stop_on_interrupt(Control.CANCEL):
             raise RuntimeError

@@ -24,7 +24,7 @@ EXTRA_PACKAGES = ("alembic", "celery", "fastapi", "httpx2", "pydantic", "sqlalch
 
 
 def fake_command(monkeypatch, run, *, name="fake"):
-    """Let an installed package seem to add a command."""
+    """Pretend that an installed package adds a command."""
     module = types.ModuleType("fake_commands")
     module.add_arguments = lambda parser: parser.add_argument("--n-samples", type=int, default=1)
     module.run = run
@@ -54,7 +54,7 @@ class TestLazyImport:
             ["demo", "--help"],
         ],
     )
-    def test_help_version_and_usage_errors_cost_no_torch(self, arguments):
+    def test_help_version_and_usage_errors_import_no_torch(self, arguments):
         code = (
             "import sys; from hifi.cli import main; main(sys.argv[1:]); "
             "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
@@ -126,7 +126,7 @@ class TestErrors:
         assert captured.out == ""
         assert captured.err == "hifi: error: cannot write x: no space\n"
 
-    def test_a_doubt_about_the_task_names_the_option_that_settles_it(self, monkeypatch, capsys):
+    def test_an_ambiguous_task_names_the_option_to_set(self, monkeypatch, capsys):
         error = AmbiguousTaskError("2 columns could be the label", param="label")
         assert self.run_raising(monkeypatch, error) == 1
         expected = "train: 2 columns could be the label; choose with --label"
@@ -138,7 +138,7 @@ class TestErrors:
         expected = "n_samples=9 is not allowed: at most the 4 samples (change --n-samples)"
         assert capsys.readouterr().err == f"hifi: error: {expected}\n"
 
-    def test_what_is_wrong_in_a_file_names_the_files_option(self, monkeypatch, capsys):
+    def test_an_error_in_a_file_names_the_files_option(self, monkeypatch, capsys):
         error = InvalidArgumentError("n_samples.layers[1].selected", value=[9], limit="heads 0..3")
         assert self.run_raising(monkeypatch, error) == 1
         assert capsys.readouterr().err.endswith("(change --n-samples)\n")
@@ -184,7 +184,7 @@ class TestErrors:
         assert capsys.readouterr().err == "hifi: warning: mind the gap\n"
 
     @pytest.mark.process
-    def test_a_reader_that_has_gone_is_no_traceback(self):
+    def test_a_closed_pipe_is_no_traceback(self):
         code = (
             "import importlib.metadata, sys, types; from hifi import cli; "
             "module = sys.modules['printing'] = types.ModuleType('printing'); "
@@ -208,7 +208,7 @@ class TestErrors:
 
 
 class TestServiceCommands:
-    def test_are_listed_with_what_they_do(self, capsys):
+    def test_are_listed_with_their_summaries(self, capsys):
         assert main(["--help"]) == 0
         out = capsys.readouterr().out
         assert set(cli.EXTRA_COMMANDS) == set(SERVICE_COMMANDS)
@@ -266,7 +266,7 @@ class TestServiceCommands:
 
     @pytest.mark.parametrize("name", SERVICE_COMMANDS)
     @pytest.mark.process
-    def test_have_a_help_that_costs_no_torch(self, name):
+    def test_help_imports_no_torch(self, name):
         code = (
             "import sys; from hifi.cli import main; main(sys.argv[1:]); "
             "sys.exit(bool({'torch', 'transformers', 'fastapi', 'celery'} & set(sys.modules)))"
@@ -312,7 +312,7 @@ class TestEntryPoints:
         assert "'fake' needs a package that is not installed" in err
 
     @pytest.mark.parametrize("fault", ["load", "attribute", "add_arguments"])
-    def test_a_broken_one_is_one_line_and_hinders_no_other(
+    def test_a_broken_one_is_one_line_and_affects_no_other(
         self, fault, monkeypatch, capsys, delta_file
     ):
         def fail(*_):

@@ -1,4 +1,4 @@
-"""``hifi merge``: a plain transformers model, whoever tuned the delta, or nothing at all."""
+"""``hifi merge``: a plain transformers model for any delta, or no output at all."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ class TestMerge:
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
 
-    def test_the_tokenizer_comes_along_with_the_length_of_the_tuning(
-        self, backbone, delta_file, tmp_path
-    ):
+    def test_the_tokenizer_is_saved_with_the_tuned_length(self, backbone, delta_file, tmp_path):
         out = tmp_path / "merged"
         assert merge(backbone, delta_file, out) == 0
         tokenizer = AutoTokenizer.from_pretrained(out)
@@ -94,7 +92,7 @@ class TestMerge:
         tuner.delta(task={"type": "classification"}, labels=[0, 1]).save(path)
         assert merge(backbone, path, tmp_path / "merged") == 0
 
-    def test_an_image_model_brings_its_image_processor(self, test_data, tmp_path):
+    def test_an_image_model_is_saved_with_its_image_processor(self, test_data, tmp_path):
         backbone = test_data / "models" / "vit-cifar10-4L4H64"
         data, delta_file = test_data / "data/mnist/validation.parquet", tmp_path / "v.safetensors"
         rows = parquet.read_table(data).slice(0, 40)
@@ -110,13 +108,13 @@ class TestMerge:
 
 
 class TestDecoders:
-    """They read the last token before the padding: so they must know what the padding is."""
+    """They read the last token before the padding, so they must know the pad token."""
 
     TEXTS = ("w0 w1 w2 w3 w4 w5", "w6 w7")
 
     @pytest.fixture(params=["gpt2", "llama"])
     def decoder(self, request, tmp_path):
-        """Return the folder of a decoder that has no pad token, nor has its tokenizer."""
+        """Return the folder of a decoder without a pad token, in the model and the tokenizer."""
         return save_text_model(tmp_path / request.param, request.param, pad_token_id=None)
 
     def check_batches(self, out):
@@ -138,7 +136,7 @@ class TestDecoders:
         assert AutoTokenizer.from_pretrained(out).padding_side == "right"
         self.check_batches(out)
 
-    def test_tuned_by_an_own_loop(self, decoder, tmp_path):
+    def test_tuned_by_a_custom_loop(self, decoder, tmp_path):
         model = AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=2)
         tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=3))
         delta_file, out = tmp_path / "delta.safetensors", tmp_path / "merged"

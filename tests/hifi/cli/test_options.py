@@ -27,7 +27,7 @@ class TestChoices:
 
 
 class TestSettings:
-    def test_one_that_is_not_given_is_left_to_finetune(self):
+    def test_one_that_is_omitted_gets_finetunes_default(self):
         args, names = parse(tune), (*declared(Scoring), *declared(Hyperparameters))
         assert options.given(args, names) == {}
 
@@ -39,7 +39,7 @@ class TestSettings:
         tuned, selected = vars(parse(tune)), vars(parse(select))
         assert selected.items() <= tuned.items()
 
-    def test_each_is_read_as_what_it_is_declared(self):
+    def test_each_is_parsed_as_its_declared_type(self):
         more = ["--k", "2", "--ξ", "0.5", "-d", "0.3", "--learning-rate", "1e-3"]
         args = parse(tune, *more, "--precision", "float32")
         assert options.given(args, vars(args)).items() >= {
@@ -47,7 +47,7 @@ class TestSettings:
             ("precision", "float32"),
         }
 
-    def test_help_tells_default_and_choices(self, capsys):
+    def test_help_shows_default_and_choices(self, capsys):
         with pytest.raises(SystemExit):
             parse(tune, "--help")
         told = " ".join(capsys.readouterr().out.split())
@@ -79,18 +79,18 @@ class TestSplits:
         assert splits["train"]["hub"] == "a/b"
         assert splits["validation"] is None
 
-    def test_no_validation_can_be_said_of_files_too(self):
+    def test_no_validation_works_for_files_too(self):
         assert options.split_arguments(parse(tune, "--validation", "none"))["validation"] is None
 
     @pytest.mark.parametrize("module", [select, tune])
     @pytest.mark.parametrize("name", ["hub_config", "hub_revision"])
-    def test_what_is_said_of_a_hub_data_set_is_refused_for_files(self, module, name):
+    def test_hub_data_set_options_are_refused_for_files(self, module, name):
         args = parse(module, f"--{name.replace('_', '-')}", "x")
         with pytest.raises(InvalidArgumentError, match=f"{name}='x'.*only with --hub"):
             options.split_arguments(args)
 
     @pytest.mark.parametrize("more", [["--hub", "a/b"], ["--task", "tasks"], ["--metric", "bleu"]])
-    def test_what_makes_no_sense_is_refused(self, more, capsys):
+    def test_contradictory_options_are_refused(self, more, capsys):
         with pytest.raises(SystemExit):
             parse(tune, *more)
         assert "error: argument" in capsys.readouterr().err

@@ -15,18 +15,18 @@ from hifi.errors import StorageError
 
 
 class TestFail:
-    def test_is_one_line_and_gives_the_code(self, capsys):
+    def test_is_one_line_and_returns_the_code(self, capsys):
         assert output.fail("cannot write x:\n\n  no space", code=7) == 7
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("", "hifi: error: cannot write x: no space\n")
 
-    def test_what_steers_a_terminal_is_replaced(self, capsys):
+    def test_control_characters_are_replaced(self, capsys):
         assert output.fail("no file 'a\x1b[31mb'") == output.EXIT_ERROR
         assert capsys.readouterr().err == "hifi: error: no file 'a?[31mb'\n"
 
 
 class TestPrintJson:
-    def test_is_one_document_in_plain_letters(self, capsys):
+    def test_is_one_ascii_document(self, capsys):
         output.print_json({"name": "ξ", "share": 0.1})
         out = capsys.readouterr().out
         assert json.loads(out) == {"name": "ξ", "share": 0.1}
@@ -35,7 +35,7 @@ class TestPrintJson:
 
 
 class TestSizes:
-    def test_a_file_is_told_by_size_and_hash(self, tmp_path):
+    def test_a_file_is_described_by_size_and_hash(self, tmp_path):
         path = tmp_path / "f"
         path.write_bytes(b"abc")
         assert output.describe_file(path) == {
@@ -134,7 +134,7 @@ class TestWords:
             "f1 0.8122  matthews 0.3000  loss 0.5000"
         )
 
-    def test_what_steers_a_terminal_is_replaced(self):
+    def test_control_characters_are_replaced(self):
         assert output.printable("a\x1b[31mb\nc ξ") == "a?[31mb?c ξ"
 
     def test_a_metric_that_is_no_number(self):

@@ -31,14 +31,14 @@ def clock():
 
 @pytest.fixture
 def lines(clock):
-    """Return a line display and a function that gives the lines printed so far."""
+    """Return a line display and a function that returns the lines printed so far."""
     stream = io.StringIO()
     display = Display(Lines(Console(file=stream, width=40), clock=clock), clock=clock)
     return display, lambda: stream.getvalue().splitlines()
 
 
 class TestLines:
-    def test_steps_are_told_at_intervals_and_at_the_end(self, lines, clock):
+    def test_steps_are_reported_at_intervals_and_at_the_end(self, lines, clock):
         display, printed = lines
         for number in range(1, 101):
             clock.now = 0.3 * number
@@ -46,12 +46,12 @@ class TestLines:
         steps = [line.split()[1] for line in printed()]
         assert steps == ["1/100", "35/100", "69/100", "100/100"]
 
-    def test_a_line_has_loss_speed_and_the_time_that_is_left(self, lines):
+    def test_a_line_has_loss_speed_and_time_left(self, lines):
         display, printed = lines
         display.show(step(4, loss=0.5, samples_per_second=41.7, eta_seconds=75))
         assert printed() == ["training 4/100 loss 0.500  42 samples/s  ETA 1:15"]
 
-    def test_every_evaluation_is_told(self, lines):
+    def test_every_evaluation_is_reported(self, lines):
         display, printed = lines
         for number in (10, 20):
             display.show(
@@ -65,7 +65,7 @@ class TestLines:
             )
         assert printed() == ["step 10/20  f1 0.1000", "step 20/20  f1 0.2000"]
 
-    def test_an_evaluation_is_told_only_while_it_is_long(self, lines, clock):
+    def test_progress_of_an_evaluation_is_reported_only_if_it_is_long(self, lines, clock):
         display, printed = lines
         for number, clock.now in enumerate((0, 5, 11), start=1):
             message = f"validation batch {number} of 9"
@@ -87,7 +87,7 @@ class TestLines:
 
 @pytest.mark.parametrize("kind", ["loaded", "resumed"])
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_is_told_of_the_data_steers_no_terminal(kind, terminal):
+def test_control_characters_of_the_data_are_replaced(kind, terminal):
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=terminal, width=200)
     with progress_display(console) as display:
@@ -95,7 +95,7 @@ def test_what_is_told_of_the_data_steers_no_terminal(kind, terminal):
     assert "by ?]0;pwn?label" in drawn.getvalue()
 
 
-def test_an_early_stop_is_told_and_an_end_as_planned_is_not(lines):
+def test_an_early_stop_is_reported_and_a_planned_end_is_not(lines):
     display, printed = lines
     for number, done in enumerate((100, 40)):
         message = f"stopped after step {done}"
@@ -105,7 +105,7 @@ def test_an_early_stop_is_told_and_an_end_as_planned_is_not(lines):
 
 
 class TestPace:
-    def test_estimates_from_the_time_that_the_steps_took(self, clock):
+    def test_estimates_from_the_duration_of_the_steps(self, clock):
         pace = Pace(clock=clock)
         assert pace.eta(step(10)) is None
         clock.now = 4.0

@@ -56,7 +56,7 @@ class TestUndoIsExact:
     def test_holds_for_a_delta(self, delta, backbone):
         assert undo_is_exact(delta, model=str(backbone))
 
-    def test_notices_a_bit_that_is_not_restored(self, delta, backbone, monkeypatch):
+    def test_detects_a_bit_that_is_not_restored(self, delta, backbone, monkeypatch):
         merge = HeadDelta.merge
 
         def merge_loosely(self, model):
@@ -68,6 +68,6 @@ class TestUndoIsExact:
         monkeypatch.setattr(HeadDelta, "merge", merge_loosely)
         assert not undo_is_exact(delta, model=str(backbone))
 
-    def test_notices_a_merge_that_does_nothing(self, delta, backbone, monkeypatch):
+    def test_detects_a_merge_that_does_nothing(self, delta, backbone, monkeypatch):
         monkeypatch.setattr(HeadDelta, "merge", lambda self, _: self)
         assert not undo_is_exact(delta, model=str(backbone))

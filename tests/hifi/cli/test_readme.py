@@ -30,7 +30,7 @@ class TestCommands:
         arguments = shlex.split(command)
         cli._build_parser(arguments).parse_args(arguments)
 
-    def test_every_command_is_told(self):
+    def test_every_command_is_documented(self):
         told = {command.split()[0] for command in COMMANDS} | {"demo"}
         assert told >= set(cli.LOCAL_COMMANDS)
 

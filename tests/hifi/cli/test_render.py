@@ -45,7 +45,7 @@ class TestHeatMap:
         colours = [span.style.bgcolor.get_truecolor() for span in text.spans]
         assert colours[0].green < colours[1].green < colours[2].green
 
-    def test_what_is_no_number_counts_as_nothing(self):
+    def test_a_non_finite_value_counts_as_zero(self):
         text = render.heat_map([[None, 1.0]], selected=[[1]], width=80).plain
         assert text.splitlines()[0] == "layer 0   0.0 [100.0]"
 

@@ -41,7 +41,7 @@ class TestSelect:
             best = sorted(range(QUERY_HEADS), key=lambda head: -layer["importance"][head])[:2]
             assert layer["selected"] == sorted(best)
 
-    def test_a_person_sees_a_heat_map(self, backbone, data, capsys):
+    def test_without_json_shows_a_heat_map(self, backbone, data, capsys):
         assert select(backbone, data, "--k", "1") == 0
         captured = capsys.readouterr()
         rows = captured.out.splitlines()[:LAYERS]
@@ -87,7 +87,7 @@ class TestSelect:
         layers = json.loads(capsys.readouterr().out)["layers"]
         assert [len(layer["selected"]) for layer in layers] == [0, 0, 3]
 
-    def test_xi_without_influence_earns_a_warning(self, backbone, data, capsys):
+    def test_xi_without_influence_is_warned_of(self, backbone, data, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             assert select(backbone, data, "--teleport", "uniform", "--xi", "0.8", "--json") == 0

@@ -34,7 +34,7 @@ def command(backbone, data, out, *more):
 
 
 class TestTune:
-    def test_writes_the_delta_that_finetune_gives(self, backbone, data, tmp_path, capsys):
+    def test_writes_the_delta_that_finetune_returns(self, backbone, data, tmp_path, capsys):
         out = tmp_path / "delta.safetensors"
         arguments = ["--metric", "f1", "--k", "2", "--xi", "0.8", "--damping", "0.7"]
         arguments += ["--n-samples", "40", "--strategy", "mid-top", "--epochs", "2"]
@@ -111,13 +111,13 @@ class TestTune:
         assert main(command(backbone, data, out, *arguments)) == 0
         assert HeadDelta.load(out).metadata.encoding == encoding
 
-    def test_what_was_understood_is_told_in_a_line(self, backbone, data, tmp_path, capsys):
+    def test_the_inferred_task_is_shown_in_a_line(self, backbone, data, tmp_path, capsys):
         more = ["--epochs", "1", "--precision", "bfloat16"]
         assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
         told = "classification of text by label (2 classes: 0, 1); 48 rows, 12 validation rows; "
         assert f"\n{told}bfloat16 on cpu\n" in capsys.readouterr().err
 
-    def test_a_result_that_is_one_class_is_remarked_on(self, backbone, data, tmp_path, capsys):
+    def test_constant_predictions_are_warned_of(self, backbone, data, tmp_path, capsys):
         for rate, count in (("1e-12", 1), ("0.02", 0)):
             more = ["--epochs", "6", "--learning-rate", rate, "--precision", "float32"]
             assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
@@ -165,7 +165,7 @@ class TestTune:
         assert main(arguments) == 0
         assert "no validation split  (step 6)" in capsys.readouterr().out
 
-    def test_a_hub_data_set_is_asked_for_by_name(self, backbone, tmp_path, capsys):
+    def test_a_hub_data_set_is_loaded_by_name(self, backbone, tmp_path, capsys):
         arguments = ["tune", "--model", str(backbone), "--hub", "nobody/nothing"]
         arguments += ["--hub-config", "mrpc", "--out", str(tmp_path / "delta.safetensors")]
         assert main(arguments) == 1
@@ -247,12 +247,12 @@ class TestRefusals:
 
 
 class Terminal(io.StringIO):
-    """Somebody who presses Ctrl-C at the first line about training."""
+    """An output stream that presses Ctrl-C at the first line about training."""
 
     is_pressed = False
 
     def write(self, text: str) -> int:
-        """Show a text."""
+        """Write; press Ctrl-C once at a line about training."""
         if text.startswith("training") and not self.is_pressed:
             self.is_pressed = True
             signal.raise_signal(signal.SIGINT)
@@ -285,7 +285,7 @@ class TestInterrupt:
         assert "Traceback" not in told
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_interrupted_run_with_checkpoints_goes_on_to_the_same_file(
+    def test_an_interrupted_run_with_checkpoints_resumes_to_the_same_file(
         self, backbone, data, tmp_path, capsys
     ):
         out, folder = tmp_path / "delta.safetensors", tmp_path / "checkpoints"

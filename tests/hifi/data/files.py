@@ -1,4 +1,4 @@
-"""Files to upload, and what becomes of them with and without a child process."""
+"""Files to upload, and helpers to convert them in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60)
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What the child says at the end.
+    """The child's final result.
 
     Attributes:
         paths: Parquet files by split.
@@ -45,7 +45,7 @@ def jsonl(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Converted:
-    """Convert files in this process: what the child does, without its start."""
+    """Convert files in this process, as the child process does."""
     request = Request(
         files={
             split: (str(files[split]), files[split].suffix) for split in SPLITS if split in files
@@ -64,7 +64,7 @@ def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Con
 
 
 def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> DataError:
-    """Return the refusal of files that cannot be used."""
+    """Convert unusable files; return the error."""
     with pytest.raises(DataError) as caught:
         convert_here(folder, limits=limits, **files)
     return caught.value

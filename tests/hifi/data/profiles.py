@@ -1,4 +1,4 @@
-"""Profiles by hand."""
+"""Hand-made profiles."""
 
 from __future__ import annotations
 

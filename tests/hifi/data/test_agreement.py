@@ -1,4 +1,4 @@
-"""Upload and training agree: a job is refused for what its training would stop at, or for nothing.
+"""Upload and training agree: a job is refused exactly if its training would fail.
 
 A job is admitted by the profile that was made when its data set was uploaded, and trained on the
 Parquet file that was written then.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def refused(error: HifiError) -> Outcome:
 
 
 def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
-    """Read files as training does; return the task, or the refusal."""
+    """Read files as training does; return the task or the refusal."""
     try:
         spec = TaskSpec.of(said)
         if spec.type is not None:
@@ -74,7 +75,7 @@ def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outco
 
 
 def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
-    """Upload the same files and complete the task of a job; return it, or the refusal."""
+    """Upload the same files and complete a job's task; return the task or the refusal."""
     files = {"train": train} | ({} if validation is None else {"validation": validation})
     try:
         profile = convert_here(folder, **files).profile
@@ -86,6 +87,18 @@ def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str,
         return refused(error)
     inputs = task.text if task.image is None else (task.image,)
     return (task.type, inputs, task.label, task.metric, count_labels(task, profile))
+
+
+def outcomes(drawn: Any, suffix: str, write: Callable[..., Path]) -> tuple[Outcome, Outcome]:
+    """Write a drawn data set to files; return the outcomes of training and of the upload."""
+    train, validation, said = drawn
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = write(folder / f"a{suffix}", train)
+        second = None if validation is None else write(folder / f"b{suffix}", validation)
+        expected = trained(first, second, said)
+        event(str(expected[0]))
+        return expected, admitted(folder, first, second, said)
 
 
 CELLS = (
@@ -121,7 +134,7 @@ TYPES = ("classification", "regression", "image-classification", "causal-lm")
 
 @st.composite
 def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, dict[str, Any]]:
-    """Draw training rows, validation rows or None, and what is said of the task."""
+    """Draw training rows, validation rows or None, and the task's arguments."""
     few = st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4)
     names = draw(st.just(["text", "label"]) | few)
     pool_of = {
@@ -155,33 +168,20 @@ def csv_file(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 class TestOutcomes:
-    """The same task, or a refusal of the same kind that names the same place."""
+    """Both give the same task, or a refusal of the same kind at the same place."""
 
     @settings(max_examples=100)
     @given(data_sets(CELLS))
     def test_of_delimited_files(self, drawn):
-        train, validation, said = drawn
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            first = csv_file(folder / "a.csv", train)
-            second = None if validation is None else csv_file(folder / "b.csv", validation)
-            expected = trained(first, second, said)
-            event(str(expected[0]))
-            assert admitted(folder, first, second, said) == expected
+        expected, found = outcomes(drawn, ".csv", csv_file)
+        assert found == expected
 
     @settings(max_examples=100)
     @given(data_sets(VALUES))
     def test_of_json_lines(self, drawn):
-        train, validation, said = drawn
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            first = jsonl(folder / "a.jsonl", train)
-            second = None if validation is None else jsonl(folder / "b.jsonl", validation)
-            expected = trained(first, second, said)
-            event(str(expected[0]))
-            found = admitted(folder, first, second, said)
-            # Columns of other types are refused at once, whether the task wants them or not.
-            assert found in (expected, ("not uploaded", "validation"))
+        expected, found = outcomes(drawn, ".jsonl", jsonl)
+        # Columns of other types are refused at once, whether the task uses them or not.
+        assert found in (expected, ("not uploaded", "validation"))
 
     def test_of_images(self, tmp_path: Path):
         icon, pixmap = io.BytesIO(), io.BytesIO()

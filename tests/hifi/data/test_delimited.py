@@ -1,4 +1,4 @@
-"""hifi.data.delimited: CSV and TSV that cannot be used, and where they say it."""
+"""hifi.data.delimited: CSV and TSV that cannot be used, and the place that the error names."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class TestRefusals:
         assert (refusal.split, refusal.row, refusal.column) == ("train", row, column)
         assert words in refusal.reason
 
-    def test_of_tabs_say_so(self, tmp_path: Path):
+    def test_of_tabs_name_them(self, tmp_path: Path):
         path = write(tmp_path / "a.tsv", "text,label\na,1\n")
         assert "separated by tabs, not by commas" in refusal_of(tmp_path, train=path).reason
 
-    def test_quote_no_row_of_the_data(self, tmp_path: Path):
+    def test_quote_no_data(self, tmp_path: Path):
         path = write(tmp_path / "a.csv", 'text,label\na,1\nsecret "words" of mine\n')
         assert "secret" not in refusal_of(tmp_path, train=path).reason
 
@@ -79,7 +79,7 @@ class TestRefusals:
 
 class TestColumns:
     @pytest.mark.parametrize("names", ["c{}", '"c{}"'])
-    def test_a_million_are_refused_at_a_glance(self, names: str, tmp_path: Path):
+    def test_a_million_are_refused_quickly(self, names: str, tmp_path: Path):
         header = ",".join(names.format(number) for number in range(1_000_000))
         path = write(tmp_path / "a.csv", f"{header}\n")
         with within(1):
@@ -114,7 +114,7 @@ class TestColumns:
             (["NA", ""], "null"),
         ],
     )
-    def test_say_what_cells_look_like(self, cells: list[str], kind: str, tmp_path: Path):
+    def test_record_what_cells_look_like(self, cells: list[str], kind: str, tmp_path: Path):
         path = write(tmp_path / "a.csv", "x,y\n" + "".join(f"{cell},0\n" for cell in cells))
         assert convert_here(tmp_path, train=path).columns["x"] == kind
 
@@ -149,7 +149,7 @@ class TestLimits:
 
 
 class TestBlocks:
-    """Files of many blocks are read as the library reads them, which takes them whole."""
+    """Files of many blocks are read like the library, which reads them whole."""
 
     SIGNS = st.sampled_from('ab"\n\r, é')
 

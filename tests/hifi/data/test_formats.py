@@ -59,7 +59,7 @@ class TestReaders:
         assert set(FILES) == set(ENDINGS)
 
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_do_not_look_at_columns_that_nobody_wants(self, ending: str, tmp_path: Path):
+    def test_do_not_check_unused_columns(self, ending: str, tmp_path: Path):
         path = FILES[ending](tmp_path)
         reader = open_reader(path, ending=ending, budget=Budget(UNLIMITED), columns=["text"])
         assert reader.schema.names == ["text"]
@@ -93,7 +93,7 @@ class TestReaders:
 
 
 class TestCellsOfParquet:
-    """A file that bears the mark of cells may come from anywhere, and so hold nulls."""
+    """A file marked as cells may come from another program and hold nulls."""
 
     def test_that_are_null_are_missing(self, tmp_path: Path):
         path = parquet(

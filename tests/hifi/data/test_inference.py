@@ -1,4 +1,4 @@
-"""hifi.data.inference: the task that a profile tells, and which argument settles a doubt."""
+"""hifi.data.inference: the task inferred from a profile, and how ambiguities are resolved."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TestInfer:
             ),
         ],
     )
-    def test_what_leaves_no_doubt(self, kinds: dict[str, Kind], expected: tuple):
+    def test_an_unambiguous_task_is_inferred(self, kinds: dict[str, Kind], expected: tuple):
         task = complete_task(said(), profile(**kinds))
         assert (task.type, task.text, task.label, task.image, task.metric) == expected
 
@@ -103,13 +103,13 @@ class TestInfer:
             {"type": "classification", "text": ["sentence1"], "label": "sentence2"},
         ],
     )
-    def test_what_is_said_is_taken(self, fields: dict[str, Any]):
+    def test_given_arguments_are_used(self, fields: dict[str, Any]):
         task = complete_task(said(**fields), profile(**PAIR, n="integer"))
         for name, value in vars(said(**fields)).items():
             if value:
                 assert getattr(task, name) == value
 
-    def test_texts_are_read_where_images_lie_about_too(self):
+    def test_texts_are_preferred_over_images(self):
         columns = profile(pic="image", caption="text", label="integer")
         assert infer_task(said(text="caption"), columns).type == "classification"
         assert infer_task(said(type="classification"), columns).text == ("caption",)
@@ -126,7 +126,7 @@ class TestInfer:
             ({"a": "text", "label": "whole"}, "task"),
         ],
     )
-    def test_a_doubt_names_the_argument_that_settles_it(self, kinds: dict[str, Kind], param: str):
+    def test_an_ambiguity_names_the_argument_to_set(self, kinds: dict[str, Kind], param: str):
         error = error_of(said(), profile(**kinds))
         assert isinstance(error, AmbiguousTaskError)
         assert (error.param, error.split) == (param, "train")
@@ -166,13 +166,13 @@ class TestInfer:
             ({"type": "regression", "image": "picture", "label": "label"}, "image"),
         ],
     )
-    def test_what_the_type_does_not_have(self, fields: dict[str, Any], param: str):
+    def test_an_input_that_the_type_does_not_have(self, fields: dict[str, Any], param: str):
         error = error_of(said(**fields), profile(**PAIR, picture="image"))
         assert isinstance(error, InvalidArgumentError)
         assert error.param == param
 
     @pytest.mark.parametrize("kind", ["null", "other"])
-    def test_a_label_of_which_nothing_can_be_read(self, kind: Kind):
+    def test_a_label_column_of_an_unusable_type(self, kind: Kind):
         error = error_of(said(), profile(text="text", label=kind))
         assert not isinstance(error, AmbiguousTaskError)
         assert (error.param, error.column) == ("label", "label")
@@ -238,7 +238,7 @@ class TestCertain:
             ({"p": "image", "n": "text"}, "p"),
         ],
     )
-    def test_is_checked_at_the_door(self, kinds: dict[str, Kind], column: str):
+    def test_is_checked_at_upload(self, kinds: dict[str, Kind], column: str):
         use = "image" if kinds[column] == "image" else "text"
         for split in ("train", "validation", "test"):
             columns = profile({column: {use: {split: self.PROBLEM}}}, **kinds)
@@ -246,7 +246,7 @@ class TestCertain:
                 check_certain_task(columns)
             assert (caught.value.split, caught.value.row) == (split, 7)
 
-    def test_a_label_by_name_alone_is_told_how_to_be_none(self):
+    def test_a_label_found_by_name_alone_says_how_to_override_it(self):
         columns = profile({"label": {"label": {"train": self.PROBLEM}}}, **PAIR)
         with pytest.raises(DataError, match="rename it if it is not one"):
             check_certain_task(columns)
@@ -261,7 +261,7 @@ class TestCertain:
             {"a": "text"},
         ],
     )
-    def test_a_doubt_is_left_to_the_job(self, kinds: dict[str, Kind]):
+    def test_an_ambiguity_is_left_to_the_job(self, kinds: dict[str, Kind]):
         every = {
             use: dict.fromkeys(("train", "validation", "test"), self.PROBLEM)
             for use in ("text", "label", "target")
@@ -273,7 +273,7 @@ class TestCertain:
 
 
 class TestUnseen:
-    def test_takes_what_is_said(self):
+    def test_accepts_given_arguments(self):
         assert check_unseen_task(said()) == said()
         assert check_unseen_task(said(type="regression")).metric == "pearson"
 
@@ -286,7 +286,7 @@ class TestUnseen:
             ({"type": "image-classification", "text": "x"}, InvalidArgumentError),
         ],
     )
-    def test_refuses_what_cannot_be(self, fields: dict[str, Any], error: type[HifiError]):
+    def test_refuses_impossible_arguments(self, fields: dict[str, Any], error: type[HifiError]):
         with pytest.raises(error):
             check_unseen_task(said(**fields))
 
@@ -297,7 +297,7 @@ class TestLabels:
         assert count_labels(said(type="classification", label="label"), columns) == 2
         assert count_labels(said(type="regression", label="label"), columns) == 1
 
-    def test_of_what_nobody_has_looked_at_are_known_where_they_are_numbers(self):
+    def test_of_unprofiled_data_are_known_for_numbers(self):
         assert count_labels(said(type="regression"), None) == 1
         assert count_labels(said(type="classification"), None) is None
         assert count_labels(said(), None) is None

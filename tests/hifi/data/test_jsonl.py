@@ -1,4 +1,4 @@
-"""hifi.data.jsonl: JSON lines that cannot be used, and where they say it."""
+"""hifi.data.jsonl: JSON lines that cannot be used, and the place that the error names."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestRefusals:
         assert (refusal.row, refusal.column) == (row, "a")
         assert words in refusal.reason
 
-    def test_of_a_number_beyond_all_numbers(self, tmp_path: Path):
+    def test_of_a_number_out_of_range(self, tmp_path: Path):
         path = write(tmp_path / "a.jsonl", '{"a": 1.5}\n{"a": 1e999}\n')
         refusal = refusal_of(tmp_path, train=path)
         assert (refusal.row, refusal.column) == (2, "a")
@@ -109,7 +109,7 @@ class TestRefusals:
             ("\ud800", "text"),
         ],
     )
-    def test_of_names_that_nobody_could_say(self, name: str, words: str, tmp_path: Path):
+    def test_of_invalid_names(self, name: str, words: str, tmp_path: Path):
         path = jsonl(tmp_path / "a.jsonl", [{"a": 1}, {name: 1}])
         refusal = refusal_of(tmp_path, train=path)
         assert (refusal.row, words in refusal.reason) == (2, True)

@@ -1,4 +1,4 @@
-"""hifi.data.parquet: files that lie, unpack to more than they say, or are none."""
+"""hifi.data.parquet: invalid files, decompression bombs, and files with false metadata."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class TestColumns:
         assert refusal_of(tmp_path, train=tmp_path / "a.parquet").column == "x"
 
     @pytest.mark.parametrize("name", ["", " ", "a\0b", "x" * 300])
-    def test_names_that_nobody_could_say(self, name: str, tmp_path: Path):
+    def test_invalid_names(self, name: str, tmp_path: Path):
         path = table_file(tmp_path / "a.parquet", {name: [1]})
         assert "column 1" in refusal_of(tmp_path, train=path).reason
 

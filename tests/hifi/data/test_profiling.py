@@ -1,4 +1,4 @@
-"""hifi.data.profiling: what a profile says of columns, and how much it keeps of the data."""
+"""hifi.data.profiling: what a profile records of columns, and how much data it keeps."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TestClasses:
     def test_are_counted(self, tmp_path: Path):
         assert column(texts(tmp_path, train=["b", "a", "b"]), "a").num_classes == 2
 
-    def test_with_long_names_are_told_of_in_few_words(self, tmp_path: Path):
+    def test_with_long_names_are_abbreviated(self, tmp_path: Path):
         names = [f"{number:02}{'x' * 48}" for number in range(20)]
         converted = texts(tmp_path, train=names, validation=["other"])
         reason = column(converted, "a").problems["label"]["validation"].reason

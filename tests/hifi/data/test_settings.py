@@ -1,4 +1,4 @@
-"""hifi.data.settings: what is declared of a setting is what holds."""
+"""hifi.data.settings: the declared ranges and defaults are enforced."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TestRanges:
             ("n_samples", 0, "an integer from 1"),
         ],
     )
-    def test_limits_are_told_in_words(self, name: str, value: object, limit: str):
+    def test_limits_are_described_in_words(self, name: str, value: object, limit: str):
         with pytest.raises(InvalidArgumentError) as caught:
             Scoring(**{name: value})
         assert caught.value.limit == limit
@@ -78,7 +78,7 @@ class TestRanges:
             ("weight_decay", "a number of at least 0"),
         ],
     )
-    def test_limits_of_hyperparameters_likewise(self, name: str, limit: str):
+    def test_limits_of_hyperparameters_are_described_in_words(self, name: str, limit: str):
         with pytest.raises(InvalidArgumentError) as caught:
             Hyperparameters(**{name: -1})
         assert caught.value.limit == limit

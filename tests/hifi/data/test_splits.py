@@ -69,7 +69,7 @@ READERS = {"text": read_texts, "label": read_labels, "score": read_targets}
 
 
 def rows_of(dataset: Dataset) -> list[dict]:
-    """Give the rows as a task reads them: a CSV file does not say what its cells are."""
+    """Return the rows as a task reads them: the cells of a CSV file have no types."""
     columns = [READERS[name](dataset, name, split="train") for name in dataset.column_names]
     return [dict(zip(dataset.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -106,7 +106,7 @@ class TestSources:
         assert (error.column, error.row) == ("labl", None)
         assert all(name in error.reason for name in ROWS[0])
 
-    def test_columns_that_nobody_wants_may_be_anything(self, tmp_path: Path):
+    def test_unused_columns_may_be_anything(self, tmp_path: Path):
         rows = [{"text": "a", "meta": {"x": 1}}, {"text": "b", "meta": "none"}]
         path = write_jsonl(tmp_path / "rows.jsonl", rows)
         assert load_split(path, split="train", columns=["text"])["text"][:] == ["a", "b"]
@@ -184,7 +184,7 @@ class TestSources:
 
 
 class TestCells:
-    """Columns of a CSV file, which does not say what they are; test_columns has the details."""
+    """Columns of a CSV file, which has no types; test_columns has the details."""
 
     def test_that_look_like_numbers_stay_texts(self, tmp_path: Path):
         path = write(tmp_path / "a.csv", "text,label\n0012,01\n7,1\n")
@@ -253,7 +253,7 @@ class TestCells:
             min_size=1,
         )
     )
-    def test_say_what_json_says(self, rows: list[dict]):
+    def test_equal_the_same_rows_of_json(self, rows: list[dict]):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "rows.csv")
             csv.write_csv(pa.Table.from_pylist(rows), path)
@@ -277,7 +277,7 @@ class TestBadFiles:
     def test_a_name_that_no_file_can_have(self, name: str):
         assert "does not exist" in error_of(name).reason
 
-    def test_a_tilde_that_is_nobody_s_home_is_part_of_the_name(
+    def test_a_tilde_of_an_unknown_user_is_part_of_the_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.chdir(tmp_path)
@@ -292,7 +292,7 @@ class TestBadFiles:
             assert "cannot be read" in error_of(tmp_path / name).reason
 
     @pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows", "owner/name"])
-    def test_an_unknown_ending_is_refused_with_those_that_are_known(self, name: str):
+    def test_an_unknown_suffix_is_refused_with_the_known_ones(self, name: str):
         reason = error_of(name).reason
         assert all(ending in reason for ending in (".jsonl", ".csv", ".tsv", ".parquet", "hub"))
 
@@ -409,7 +409,7 @@ class TestBadMemory:
         assert "different lengths" in error_of({"a": [1, 2], "b": [1]}).reason
 
     @pytest.mark.parametrize("source", [7, None, [1, 2], {"a": 1}, {"a": "text"}, b"rows.csv"])
-    def test_what_is_no_data_set(self, source):
+    def test_an_object_that_is_no_data_set(self, source):
         error_of(source)
 
     def test_names_that_are_no_texts_become_texts(self):
@@ -448,7 +448,7 @@ class TestBadMemory:
 
 
 class TestHub:
-    def test_is_asked_for_the_split(self, monkeypatch: pytest.MonkeyPatch):
+    def test_is_requested_with_the_split(self, monkeypatch: pytest.MonkeyPatch):
         asked = []
 
         def load_dataset(*arguments, **named):

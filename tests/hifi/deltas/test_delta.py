@@ -186,7 +186,7 @@ class TestMerge:
 
 
 class TestRefusedMerge:
-    """A merge that is refused has changed nothing."""
+    """A refused merge changes nothing."""
 
     def refused(
         self, delta: HeadDelta, model: tf.PreTrainedModel, error: type[HifiError], match: str
@@ -338,7 +338,7 @@ class TestCheckBackbone:
         with pytest.raises(BackboneMismatchError, match=r"owner/tiny.*0123abcd.*sha256.*sha256"):
             delta.check_backbone(model)
 
-    def test_sees_what_merge_does_not_look_at(self, tmp_path: Path):
+    def test_detects_what_merge_does_not_check(self, tmp_path: Path):
         model = tiny_model("bert")
         delta = hand_made_delta(model)
         with torch.no_grad():
@@ -406,9 +406,7 @@ class TestComputeDtype:
 
     @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
     @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32])
-    def test_a_narrower_model_cannot_tell_what_the_tuning_changed(
-        self, tmp_path: Path, narrow: torch.dtype, encoding: str
-    ):
+    def test_a_narrower_model_is_refused(self, tmp_path: Path, narrow: torch.dtype, encoding: str):
         wide = torch.float32 if narrow == torch.bfloat16 else torch.float64
         hand_made_delta(tiny_model("bert", dtype=wide)).save(tmp_path / "d", encoding=encoding)
         delta = HeadDelta.load(tmp_path / "d")

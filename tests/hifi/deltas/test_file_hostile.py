@@ -1,4 +1,4 @@
-"""hifi.deltas.file, reading what it should not: no file is believed."""
+"""hifi.deltas.file reading hostile files: it trusts none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def renamed(old: str, new: str) -> Change:
 
 
 class TestRefusedFiles:
-    """Every malformed, truncated or foreign file gives a DeltaFileError that names it."""
+    """Every malformed, truncated or foreign file raises a DeltaFileError that names it."""
 
     def refused(self, folder: Path, data: bytes, match: str) -> None:
         path = folder / "hostile.safetensors"
@@ -323,7 +323,7 @@ class TestFuzz:
         assert min(outcomes.values()) > 25, outcomes
 
     def check_valid(self, loaded: HeadDelta, folder: Path) -> None:
-        """A valid delta is finite, and a file of its own gives it back."""
+        """A valid delta is finite and survives a round trip through a file."""
         tensors = [*loaded.rows.values(), *loaded.task_head.values()]
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
         loaded.save(folder / "again", encoding=loaded.metadata.encoding)
@@ -337,5 +337,5 @@ class TestFuzz:
 
 
 def loaded_step(delta: HeadDelta, name: str) -> float:
-    """Damage to an int8 scale makes it one that our own rounding would not have chosen."""
+    """A damaged int8 scale is one that our rounding would not choose."""
     return float(delta.rows[name].abs().max()) / 127 if delta.metadata.encoding == "int8" else 0.0

@@ -40,12 +40,12 @@ PADDED = {"pad_token": "[PAD]"}
 
 
 def recording(delta, **task):
-    """Change what a delta says about its task."""
+    """Change a delta's task metadata."""
     return replace(delta, metadata=replace(delta.metadata, task={**delta.metadata.task, **task}))
 
 
 def own_loop_delta(folder, **task):
-    """Give the delta of a loop that is not ours: it knows its task's type, and what is told."""
+    """Return the delta of a foreign training loop: its task has a type and what ``task`` adds."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 1)], num_layers=3))
     return tuner.delta(task={"type": "classification", **task}, labels=[0, 1])
@@ -86,11 +86,11 @@ class TestLoadBackbone:
         with pytest.raises(BackboneMismatchError, match=backbone_fingerprint(other)):
             load_backbone(bfloat16, model=str(tmp_path), revision=None)
 
-    def test_a_folder_of_the_name_that_the_delta_has_is_taken(self, delta, backbone, monkeypatch):
+    def test_a_folder_of_the_deltas_model_name_is_used(self, delta, backbone, monkeypatch):
         monkeypatch.chdir(backbone.parent)
         assert load_backbone(delta, model=None, revision=None).source.name == "tiny-bert"
 
-    def test_a_folder_that_is_not_here_is_asked_for_and_the_hub_is_not(self, delta, monkeypatch):
+    def test_a_missing_folder_is_named_and_the_hub_is_not_called(self, delta, monkeypatch):
         monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # calling it would fail
         with pytest.raises(ModelError, match=r"names its backbone only as 'tiny-bert'.*--model"):
             load_backbone(delta, model=None, revision=None)
@@ -150,7 +150,7 @@ class TestLoadBareBackbone:
         assert bare.fingerprint == delta.metadata.fingerprint
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_is_all_of_the_dtype_it_is_stored_in(self, dtype, tmp_path):
+    def test_has_the_stored_dtype_throughout(self, dtype, tmp_path):
         folder = save_text_model(tmp_path)
         config = BertConfig(**ARCHITECTURES["bert"].arguments)
         BertModel(config, add_pooling_layer=False).to(dtype).save_pretrained(folder)
@@ -180,7 +180,7 @@ class TestLoadBareBackbone:
             assert list(pool.map(load, folders)) == [dtypes[folder] for folder in folders]
         assert torch.get_default_dtype() == torch.float32
 
-    def test_of_what_is_no_backbone(self, tmp_path):
+    def test_something_that_is_no_backbone_is_refused(self, tmp_path):
         folder = save_text_model(tmp_path / "model")
         (folder / "tokenizer.json").unlink()
         with pytest.raises(ModelError, match="tokenizer"):
@@ -237,7 +237,7 @@ class TestLoadProcessor:
 
 
 class TestQuietTransformers:
-    def test_puts_back_what_was_there(self):
+    def test_restores_the_previous_state(self):
         def state():
             return logging.get_verbosity(), logging.is_progress_bar_enabled()
 

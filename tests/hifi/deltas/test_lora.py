@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 
 def load_with_peft(model: tf.PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """Load an adapter into a copy of a model; whatever PEFT has to say about it is an error."""
+    """Load an adapter into a copy of a model; warnings of PEFT are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers alone
@@ -174,7 +174,7 @@ class TestInStockPeft:
 
 
 class TestLayout:
-    """What lies in the folder, against PEFT's own files."""
+    """The folder's files, compared with PEFT's own."""
 
     def test_the_selector_and_the_difference_by_hand(self, tmp_path: Path):
         model = tiny_model("gpt2")

@@ -44,17 +44,17 @@ class TestDeltaMetadata:
         with pytest.raises(InvalidArgumentError, match=f"compute_dtype='{dtype}'"):
             self.metadata(compute_dtype=dtype)
 
-    def test_tells_which_version_wrote_it(self):
+    def test_records_the_version_that_wrote_it(self):
         assert self.metadata().created_by == f"hifi/{__version__}"
 
-    def test_takes_copies_of_what_it_is_given(self):
+    def test_copies_its_arguments(self):
         training = {"schedule": [1, 2]}
         metadata = self.metadata(training=training)
         training["schedule"].append(3)
         assert metadata.training == {"schedule": [1, 2]}
 
     @pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}, b"x", "\ud800"])
-    def test_refuses_what_is_not_json(self, value: object):
+    def test_refuses_values_that_json_cannot_hold(self, value: object):
         with pytest.raises(InvalidArgumentError, match="metadata"):
             self.metadata(training={"x": value})
 

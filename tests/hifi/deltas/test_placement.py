@@ -17,7 +17,7 @@ D = 32  # hidden size of the tiny models
 
 
 def patterned(delta: HeadDelta, *, row: float) -> HeadDelta:
-    """Let every weight of the delta be ``row``, 2·``row``, 3·``row``, … for query, key, value."""
+    """Set every weight of the delta to ``row``, 2·``row``, 3·``row``, … for query, key, value."""
     factors = {"query": 1, "key": 2, "value": 3}
     rows = {
         name: torch.full_like(tensor, row * factors[name.split(".")[4]])

@@ -46,7 +46,7 @@ def assert_same(outputs, expected, *, atol=1e-12):
 
 
 def refused(model, batch, *, param):
-    """Return the error that a batch earns."""
+    """Return the error that a batch raises."""
     with pytest.raises(InvalidArgumentError) as caught:
         capture(model, batch)
     assert caught.value.param == param

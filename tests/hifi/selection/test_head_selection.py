@@ -28,7 +28,7 @@ def bert_selection(**arguments):
 
 
 def scored_entry():
-    """Give a selection with its scores as JSON has it."""
+    """Return the JSON form of a selection with scores."""
     return json.loads(json.dumps(bert_selection().to_dict()))
 
 

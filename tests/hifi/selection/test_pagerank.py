@@ -109,7 +109,7 @@ class TestPagerank:
         # The information teleport is where the walk starts, but not where it stays.
         assert pagerank(weights, information=information, damping=0.5).iterations == 34
 
-    def test_says_when_it_does_not_converge(self):
+    def test_raises_when_it_does_not_converge(self):
         weights = torch.tensor([[0.0, 1], [1, 0]])
         with pytest.raises(ConvergenceError, match=r"damping=0\.9999 .*1000 steps.*1e-10"):
             pagerank(weights, information=torch.tensor([1.0, 9]), damping=0.9999)
@@ -135,7 +135,7 @@ class TestPagerank:
             (STAR, torch.tensor([1.0, float("inf"), 1]), "information"),
         ],
     )
-    def test_refuses_scores_that_are_none(self, correlation, information, param):
+    def test_refuses_invalid_scores(self, correlation, information, param):
         with pytest.raises(InvalidArgumentError) as caught:
             pagerank(correlation, information=information)
         assert caught.value.param == param

@@ -46,7 +46,7 @@ def some_batches(name, *, dtype=torch.float32):
 
 
 def samples_of(batches):
-    """Give every sample as a batch of its own, without its padding."""
+    """Split batches into single samples without padding."""
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             yield {"input_ids": ids[None, mask.bool()]}
@@ -58,7 +58,7 @@ def stacked(selection, field):
 
 
 def assert_same_scores(selection, expected, *, atol=1e-12):
-    """Demand equal I, and r and p* within a tolerance."""
+    """Assert equal I, and r and p* within a tolerance."""
     assert torch.equal(
         stacked(selection, "information_richness"), stacked(expected, "information_richness")
     )
@@ -278,7 +278,7 @@ class TestSelectHeads:
         selection = select_heads(tiny_model("qwen3"), some_batches("qwen3"), k=GROUPED_HEADS)
         assert len(selection.heads) == LAYERS * GROUPED_HEADS
 
-    def test_remembers_how_it_was_done(self):
+    def test_records_its_settings(self):
         selection = select_heads(
             tiny_model("bert"), some_batches("bert"), k=1, xi=0.5, damping=0.7, strategy="mid-top"
         )
@@ -310,7 +310,7 @@ class TestSelectHeads:
         select_heads(tiny_model("bert"), some_batches("bert"), k=1, on_batch=seen.append)
         assert seen == [4, 11]
 
-    def test_ends_by_what_the_callback_raises_and_leaves_the_model_as_it_was(self):
+    def test_an_exception_of_the_callback_ends_it_and_restores_the_model(self):
         model = tiny_model("bert").train()
 
         def cancel(_):

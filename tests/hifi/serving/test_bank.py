@@ -45,7 +45,7 @@ LENGTHS = (9, 5, 12, 3, 7, 7, 2, 11, 1, 6)
 
 
 def task_head_alone(delta: HeadDelta, architecture: str) -> HeadDelta:
-    """Give a delta whose rows are the backbone's own."""
+    """Return a delta whose rows are the backbone's own."""
     base = delta.with_base(bare(architecture)).base
     assert base is not None
     return replace(delta, rows=base)
@@ -88,7 +88,7 @@ class TestMixedBatch:
         for place, answer in enumerate(bank.forward(batch, names)):
             assert (answer - tasks[names[place]].answer(row(batch, place))[0]).abs().max() <= CLOSE
 
-    def test_whatever_else_is_in_it(self):
+    def test_does_not_depend_on_the_other_rows(self):
         tasks = several("bert")
         bank = bank_of("bert", tasks)
         batch = tiny_batch("bert", lengths=LENGTHS)
@@ -182,7 +182,7 @@ class TestMixedBatch:
 
 
 class TestFirstToken:
-    """The last layer goes on with the first token alone where nobody reads another."""
+    """The last layer computes only the first token if no task head reads another."""
 
     @staticmethod
     def tokens_at_the_end(bank: HeadBank, model: PreTrainedModel, names: list[str | None]) -> int:
@@ -204,7 +204,7 @@ class TestFirstToken:
             merged = tasks[name].answer(row(batch, place))[0]
             assert (answer - merged).abs().max() <= CLOSE
 
-    def test_is_all_that_is_computed_if_all_tasks_read_no_other(self):
+    def test_alone_is_computed_if_no_task_reads_another(self):
         model = bare("bert")
         bank = HeadBank(model)
         for name, tuned in several("bert").items():
@@ -217,7 +217,7 @@ class TestFirstToken:
 
 
 class TestTaskHeads:
-    """Those of one shape that read the first token alone are multiplied together."""
+    """Task heads of one shape that read only the first token are multiplied together."""
 
     @staticmethod
     def calls(bank: HeadBank, names: list[str | None], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -448,7 +448,7 @@ class TestRefusals:
             bank.add("x", other.delta)
         assert len(bank) == 0
 
-    def test_all_that_is_asked_of_a_closed_bank(self):
+    def test_every_call_on_a_closed_bank(self):
         bank = HeadBank(bare("bert"))
         packed = bank.pack(several("bert")["a"].delta)
         bank.put("a", packed)
@@ -469,7 +469,7 @@ class TestRefusals:
             bank.put("x", packed)
         assert len(bank) == bank.nbytes == 0
 
-    def test_a_task_head_that_nothing_is_known_of(self):
+    def test_an_unknown_task_head(self):
         delta = several("bert")["a"].delta
         bank = HeadBank(bare("bert"))
         with pytest.raises(TaskNotSupportedError):

@@ -71,7 +71,7 @@ class TestSlots:
         assert packed.flat.is_pinned()
 
     def test_are_used_again_between_batches_that_are_still_computed(self, bank: HeadBank):
-        """The copy into a slot is asked for while the batch that reads it may not be done."""
+        """The copy into a slot is queued while the batch that reads it may still run."""
         tasks = {name: several("bert")[name] for name in ("a", "b")}  # of one layout
         packed = {name: bank.pack(tuned.delta) for name, tuned in tasks.items()}
         batch = tiny_batch("bert", lengths=LENGTHS)
@@ -102,7 +102,7 @@ class TestSlots:
                         bank.put(f"other {number}", each)
                     for number in range(len(packed)):
                         bank.remove(f"other {number}")
-            except BaseException as error:  # noqa: BLE001 - told below, in the test's thread
+            except BaseException as error:  # noqa: BLE001 - raised below, in the test's thread
                 failed.append(error)
 
         thread = threading.Thread(target=change)

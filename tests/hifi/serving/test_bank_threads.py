@@ -1,4 +1,4 @@
-"""hifi.serving.bank: deltas that come, change and go while a batch runs."""
+"""hifi.serving.bank: deltas added, replaced and removed while a batch runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Asked(threading.Thread):
-    """A batch of two, asked of a bank in another thread."""
+    """A batch of two that a bank computes in another thread."""
 
     def __init__(self, bank: HeadBank, name: str) -> None:
         super().__init__(daemon=True)
@@ -45,7 +45,7 @@ class Asked(threading.Thread):
 
 
 class LateTurn:
-    """A bank's turn of batches that the first who asks for it waits for until told."""
+    """A bank's batch lock that waits for the event ``on`` before it is acquired."""
 
     def __init__(self, turn: threading.Lock) -> None:
         self._turn = turn
@@ -62,7 +62,7 @@ class LateTurn:
 
 @contextmanager
 def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
-    """Let no batch past the embeddings inside the block; yields what is set when one is there."""
+    """Hold batches at the embeddings inside the block; yield an event set when one arrives."""
     there, on = threading.Event(), threading.Event()
 
     def wait(*_: object) -> None:
@@ -77,6 +77,16 @@ def standing_still(model: PreTrainedModel) -> Iterator[threading.Event]:
         hook.remove()
 
 
+@contextmanager
+def running_batch(bank: HeadBank, model: PreTrainedModel, name: str) -> Iterator[Asked]:
+    """Start a batch of a task and hold it at the embeddings inside the block."""
+    with standing_still(model) as there:
+        asked = Asked(bank, name)
+        asked.start()
+        assert there.wait(timeout=patience(60))
+        yield asked
+
+
 class TestWhileABatchRuns:
     def test_others_come_and_go_and_it_keeps_its_slots(self):
         tasks = several("bert")
@@ -84,10 +94,7 @@ class TestWhileABatchRuns:
         bank = HeadBank(model)
         bank.add("a", tasks["a"].delta)
         layout = bank.pack(tasks["a"].delta).layout
-        with standing_still(model) as there:
-            asked = Asked(bank, "a")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "a") as asked:
             bank.remove("a")
             assert not bank.has_free_slot(layout)
             bank.add("b", tasks["b"].delta)  # of the same layout
@@ -103,10 +110,7 @@ class TestWhileABatchRuns:
         bank = HeadBank(model)
         bank.add("x", tasks["a"].delta)
         packed = bank.pack(tasks["b"].delta)
-        with standing_still(model) as there:
-            asked = Asked(bank, "x")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "x") as asked:
             bank.put("x", packed)
             assert not bank.has_free_slot(packed.layout)
         asked.assert_answers_as(tasks["a"])
@@ -151,10 +155,7 @@ class TestWhileABatchRuns:
         model = bare("bert")
         bank = HeadBank(model)
         bank.add("a", tasks["a"].delta)
-        with standing_still(model) as there:
-            asked = Asked(bank, "a")
-            asked.start()
-            assert there.wait(timeout=patience(60))
+        with running_batch(bank, model, "a") as asked:
             closing = threading.Thread(target=bank.close, daemon=True)
             closing.start()
             closing.join(timeout=0.1)
@@ -164,7 +165,7 @@ class TestWhileABatchRuns:
         assert len(bank) == bank.nbytes == 0
 
     def test_packing_leaves_the_default_dtype_alone(self, monkeypatch: pytest.MonkeyPatch):
-        """It is every thread's, and a batch may make tensors meanwhile."""
+        """The setting is global, and a batch may create tensors meanwhile."""
         heads = heads_of("bert", seed=0, per_layer=(1, 1, 1))
         tuned = tune("bert", heads, seed=0, labels=2, dtype=torch.bfloat16)
         bank = HeadBank(bare("bert", dtype=torch.bfloat16))

@@ -24,7 +24,7 @@ MODULES = 3 * LAYERS  # of a BERT
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operations that torch is asked for."""
+    """Counts the operations that torch dispatches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def place_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Placing], None]:
 
 
 def counted(tasks: int, names: Sequence[int]) -> Counter[str]:
-    """Count what a batch of tasks of one shape, without task heads, asks of torch."""
+    """Count torch's operations for a batch of tasks of one shape, without task heads."""
     bank = HeadBank(bare("bert"))
     for seed in range(tasks):
         heads = heads_of("bert", seed=seed, per_layer=(2, 2, 2))

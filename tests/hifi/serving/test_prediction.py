@@ -1,4 +1,4 @@
-"""hifi.serving.prediction: inputs are encoded as in training, and logits read as the delta says."""
+"""hifi.serving.prediction: encoding as in training, and logits decoded by the record."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class TestTexts:
             assert value.equal(training[name]), name
 
     @pytest.mark.parametrize("columns", [1, 2])
-    def test_too_long_are_refused_where_they_are_not_to_be_cut(self, backbone: Path, columns: int):
+    def test_too_long_are_refused_without_truncation(self, backbone: Path, columns: int):
         reader = reader_of(backbone, record_of(columns=columns, max_length=9))
         room = 9 - (2 if columns == 1 else 3)
         for words in range(1, 2 * room):
@@ -143,7 +143,7 @@ class TestTexts:
                 assert f"{having} {length} tokens; the task reads at most 9" in str(read)
                 assert isinstance(reader.read([given], truncate=True)[0], Sample)
 
-    def test_of_a_pair_that_is_very_long_take_no_memory_to_speak_of(self, minilm_path: Path):
+    def test_of_a_very_long_pair_take_little_memory(self, minilm_path: Path):
         """The tokenizers library would make 40,000,000 pieces of these, and end the process."""
         reader = reader_of(minilm_path, record_of(columns=2, max_length=16))
         given = {"text": "a " * 50_000, "text_pair": "b " * 50_000}
@@ -151,9 +151,7 @@ class TestTexts:
         assert sample.length == 16
         assert isinstance(reader.read([given], truncate=False)[0], TextTooLongError)
 
-    def test_of_a_delta_that_records_no_length_are_cut_at_what_the_model_takes(
-        self, backbone: Path
-    ):
+    def test_of_a_delta_without_a_length_are_cut_at_the_models_limit(self, backbone: Path):
         reader = reader_of(backbone, record_of(max_length=None))
         (sample,) = samples_of(reader.read([{"text": "w1 " * 500}], truncate=True))
         assert sample.length == 128
@@ -249,7 +247,7 @@ class TestBadTexts:
     def test_of_a_pair(self, backbone: Path, given: dict, param: str):
         assert error_of(reader_of(backbone, record_of(columns=2)), **given).param == param
 
-    def test_say_what_was_given_instead(self, backbone: Path):
+    def test_name_the_given_type(self, backbone: Path):
         reader = reader_of(backbone, record_of())
         assert ", not images" in str(error_of(reader, image="aaaa"))
         assert "text is missing" in str(error_of(reader, text_pair="w1"))
@@ -309,7 +307,7 @@ class TestImages:
             "\n".join((base64.b64encode(png(9)).decode()[:40], "rest")),
         ],
     )
-    def test_that_are_none(self, reader: Encoder, image: str):
+    def test_that_cannot_be_decoded(self, reader: Encoder, image: str):
         error = error_of(reader, image=image)
         assert isinstance(error, ImageInputError)
         assert error.param == "image"
@@ -351,7 +349,7 @@ class TestTaskRecord:
         metadata = replace(delta.metadata, task={**(delta.metadata.task or {}), **task})
         return replace(delta, metadata=metadata)
 
-    def test_says_what_the_delta_says(self, delta: HeadDelta, backbone: Path):
+    def test_holds_what_the_delta_records(self, delta: HeadDelta, backbone: Path):
         config = load_config(resolve_model(backbone))
         record = TaskRecord.of(self.changed(delta, pad_token_id=5, text=["a", "b"]), config)
         assert record.task.declaration.name == "classification"
@@ -359,7 +357,9 @@ class TestTaskRecord:
         assert (record.max_length, record.pad_token_id) == (32, 5)
         assert config.pad_token_id == PAD  # as it was
 
-    def test_of_what_cannot_be_predicted(self, delta: HeadDelta, backbone: Path, tmp_path: Path):
+    def test_of_an_unpredictable_task_is_refused(
+        self, delta: HeadDelta, backbone: Path, tmp_path: Path
+    ):
         config = load_config(resolve_model(backbone))
         free = replace(delta, metadata=replace(delta.metadata, task=None))
         for odd in (
@@ -403,7 +403,7 @@ class TestTaskRecord:
         assert answer_of(record, [1.5]) == {"value": 1.5}
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-    def test_of_what_is_no_number_says_so(self, value: float):
+    def test_of_a_non_finite_value_is_an_error(self, value: float):
         for record in (record_of(), record_of("regression", labels=None)):
             with pytest.raises(AnswerError, match="not a number"):
                 answer_of(record, [value, 1.0])

@@ -52,7 +52,7 @@ class TestLayout:
 
 
 class TestSlots:
-    def test_a_slot_that_is_let_go_takes_the_next_of_its_layout(self):
+    def test_a_released_slot_serves_the_next_of_its_layout(self):
         slots, layout = Slots(CPU), layout_of()
         first = slots.fill(flat_of(layout, value=1), layout=layout)
         parts = dict(first.parts)

@@ -1,4 +1,4 @@
-"""hifi.tasks.base: what the user said about a task, in one place."""
+"""hifi.tasks.base: the user's description of a task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestTaskSpec:
             ),
         ],
     )
-    def test_the_ways_to_say_it_are_the_same(self, spec: TaskSpec):
+    def test_all_spellings_are_equal(self, spec: TaskSpec):
         assert spec == TaskSpec(type="classification", text=("a", "b"), label="c", metric="f1")
         assert spec.columns == ("a", "b", "c")
         assert spec.names_all_columns
@@ -37,7 +37,7 @@ class TestTaskSpec:
     def test_one_text_column_needs_no_list(self):
         assert TaskSpec.of(text="a").text == TaskSpec.of({"text": "a"}).text == ("a",)
 
-    def test_nothing_may_be_said(self):
+    def test_all_fields_may_be_omitted(self):
         assert TaskSpec.of() == TaskSpec.of(None) == TaskSpec.of({}) == TaskSpec()
         assert not TaskSpec().names_all_columns
         assert TaskSpec().columns == ()
@@ -77,7 +77,7 @@ class TestTaskSpec:
             ({"metric": ["f1"]}, "metric"),
         ],
     )
-    def test_what_is_no_name_is_refused(self, said: dict, param: str):
+    def test_a_value_that_is_no_name_is_refused(self, said: dict, param: str):
         with pytest.raises(InvalidArgumentError) as caught:
             TaskSpec.of(**said)
         assert caught.value.param == param

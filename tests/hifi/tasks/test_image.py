@@ -53,7 +53,7 @@ class TestPixels:
         assert pixels.shape == (1, 3, 8, 8)
         assert pixels[0, 0].unique().tolist() == pytest.approx([1.0])
 
-    def test_are_the_same_kept_or_made_anew(
+    def test_are_the_same_cached_or_recomputed(
         self, made: ImageEncoder, monkeypatch: pytest.MonkeyPatch
     ):
         rows = image_rows(9)

@@ -1,4 +1,4 @@
-"""hifi.tasks: the task that a training split tells, made."""
+"""hifi.tasks: the task inferred from a training split."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TestMakeTask:
             ((0.5, 1.0, -2.25e-7), "regression", None),
         ],
     )
-    def test_csv_and_json_tell_the_same(
+    def test_csv_and_json_give_the_same_task(
         self, labels: tuple, kind: str, classes: tuple | None, tmp_path: Path
     ):
         rows = [{**row, "text": row["text"] + ", 1"} for row in text_rows(9, labels=labels)]
@@ -86,7 +86,7 @@ class TestMakeTask:
         assert told[0] == told[1]
         assert (told[0][0].type, told[0][0].classes) == (kind, classes)
 
-    def test_a_csv_column_of_numbers_is_text_where_it_is_said_to_be(self, tmp_path: Path):
+    def test_a_csv_column_of_numbers_is_text_if_requested(self, tmp_path: Path):
         (tmp_path / "rows.csv").write_text("code,label\n12,1\n7,0\n")
         dataset = load_split(tmp_path / "rows.csv", split="train")
         with pytest.raises(AmbiguousTaskError, match="text="):
@@ -96,7 +96,7 @@ class TestMakeTask:
     @pytest.mark.parametrize(
         "values", [("1.0", "0.0"), (" 1", "00.0"), ("1.", "0e0"), (1.0, 0.0), (1.0, None, 0.0)]
     )
-    def test_whole_numbers_that_are_no_integers_are_asked_about(self, values, tmp_path: Path):
+    def test_whole_numbers_of_a_float_type_are_ambiguous(self, values, tmp_path: Path):
         if isinstance(values[0], str):
             lines = "".join(f"a,{value}\n" for value in values)
             (tmp_path / "rows.csv").write_text(f"text,label\n{lines}")

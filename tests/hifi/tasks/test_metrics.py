@@ -78,7 +78,7 @@ class TestRegression:
         "predictions",
         [floats(2, 2, 2), floats(math.nan, 1, 2), floats(1e30, 1e30, 1e30 * (1 + 1e-15))],
     )
-    def test_predictions_that_say_nothing_give_numbers(self, metric, predictions):
+    def test_constant_predictions_give_numbers(self, metric, predictions):
         assert math.isfinite(metric(floats(1, 2, 3), predictions))
         assert metric(floats(1, 2, 3), floats(2, 2, 2)) == 0.0
 

@@ -40,7 +40,7 @@ class TestTargets:
         targets = task.targets(load_split(path, split="validation"), split="validation")
         assert targets.tolist() == pytest.approx([7.0, 1.0, 0.5, 0.1])
 
-    def test_integers_are_numbers_where_regression_is_asked_for(self):
+    def test_integers_are_numbers_for_regression(self):
         dataset = load_split(text_rows(4), split="train")
         task = make_task(TaskSpec(type="regression"), dataset)
         assert task.targets(dataset, split="train").tolist() == [0.0, 1.0, 0.0, 1.0]

@@ -1,4 +1,4 @@
-"""A task type that no one knows, declared in this one file, goes wherever the others go."""
+"""A task type declared only in this file works wherever the built-in ones do."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ TAGS = TaskType(
 
 
 class TagEncoder(TextEncoder):
-    """Puts each word's tag at its token; every word is one, and stands behind [CLS]."""
+    """Puts each word's tag at its token; each word is one token, and [CLS] comes first."""
 
     def encode(self, dataset: Any, *, split: str, targets: Tensor) -> EncodedTexts:
         lengths = super().encode(dataset, split=split, targets=targets).lengths
@@ -145,13 +145,13 @@ class Tags(TextTask):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the type for the time of a test."""
+    """Register the type during a test."""
     monkeypatch.setattr(task_types, "_TYPES", dict(task_types._TYPES))
     register(TAGS)
 
 
 def tagged(count: int, *, seed: int) -> list[dict[str, str]]:
-    """Make texts of 1 to 12 words, good ones and bad ones, with their tags."""
+    """Make texts of 1 to 12 good and bad words, with their tags."""
     draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
     rows = []
     for _ in range(count):
@@ -195,7 +195,7 @@ def tags_of(model: tf.PreTrainedModel, folder: Path, text: str) -> list[str]:
 
 
 def share_right(tags: Sequence[Sequence[str]]) -> float:
-    """Compare tags of the validation split with what they should be."""
+    """Compare tags of the validation split with the expected ones."""
     pairs = [
         (given, right)
         for row, mine in zip(VALIDATION, tags, strict=True)
@@ -205,7 +205,7 @@ def share_right(tags: Sequence[Sequence[str]]) -> float:
 
 
 class TestFinetune:
-    def test_measures_what_the_merged_model_says_of_each_text_alone(
+    def test_measures_the_merged_model_on_each_text_alone(
         self, tuned: FinetuneResult, backbone: Path
     ):
         model = merged_model(backbone, tuned.delta)
@@ -220,7 +220,7 @@ class TestFinetune:
             "toy-accuracy",
         )
 
-    def test_an_image_or_a_pair_is_refused_by_what_is_declared(self, backbone: Path):
+    def test_an_image_or_a_pair_is_refused_by_the_declaration(self, backbone: Path):
         pairs = [{**row, "more": "w1"} for row in TRAIN]
         with pytest.raises(Exception, match="a text column"):
             finetune(model=backbone, train=pairs, task={**SPEC, "text": ["text", "more"]})
@@ -274,7 +274,7 @@ class TestBank:
 
 
 class EngineHere:
-    """Computes jobs in this process, where the toy type is known, in the place of the engine's."""
+    """Replaces the engine: computes jobs in this process, where the toy type is known."""
 
     def __init__(self) -> None:
         self.is_ready = True
@@ -282,7 +282,7 @@ class EngineHere:
         self._backbones = ResidentBackbones(max_bytes=1 << 30)
 
     def start(self) -> None:
-        """Do nothing: it runs."""
+        """Do nothing: it always runs."""
 
     def send(self, command: Command) -> None:
         if isinstance(command, RunJob):
@@ -298,7 +298,7 @@ class EngineHere:
 
 @dataclass(frozen=True)
 class Service:
-    """A gateway, and what a worker needs beside it."""
+    """A gateway, and what a worker needs."""
 
     client: TestClient
     headers: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""hifi.training.checkpoint: what was written comes back, or is refused by name."""
+"""hifi.training.checkpoint: a checkpoint is restored exactly, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestRoundTrip:
         assert {file.name for file in path.iterdir()} == {"state.json", "tensors.safetensors"}
         assert json.loads((path / "state.json").read_text())["state"]["step"] == 12
 
-    def test_there_is_none_to_begin_with(self, tmp_path: Path):
+    def test_none_exists_at_first(self, tmp_path: Path):
         assert load_checkpoint(tmp_path) is None
         assert load_checkpoint(tmp_path / "missing") is None
 
@@ -129,7 +129,7 @@ class TestSeries:
         assert save_checkpoint(tmp_path, make()) == path
         assert (path / "state.json").stat().st_mtime_ns == stamp
 
-    def test_what_a_killed_run_left_is_removed_and_other_things_are_not(self, tmp_path: Path):
+    def test_leftovers_of_a_killed_run_are_removed_and_other_files_are_not(self, tmp_path: Path):
         (tmp_path / ".hifi-0123456789abcdef.tmp").mkdir()
         (tmp_path / ".hifi-0123456789abcdef.tmp" / "tensors.safetensors").write_bytes(b"half")
         (tmp_path / "notes").mkdir()
@@ -166,7 +166,7 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=rf"step-00000012.*\({named}\)"):
             check_job(Path("step-00000012"), make(), job=job)
 
-    def test_the_same_job_is_none_to_refuse(self):
+    def test_the_same_job_is_accepted(self):
         check_job(Path("step-00000012"), make(), job=dict(reversed(JOB.items())))
 
     def test_another_format_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""hifi.training.events: what the caller hears and may answer."""
+"""hifi.training.events: the events that a caller gets, and its possible answers."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class TestAnswers:
         assert caught.value.checkpoint == Path("step-00000003")
 
     @pytest.mark.parametrize("answer", [True, False, "pause", 0, object(), np.zeros(2)])
-    def test_any_other_is_refused(self, answer: object):
+    def test_any_other_answer_is_refused(self, answer: object):
         with pytest.raises(InvalidArgumentError, match="Control"):
             emit(answer)
 
-    def test_without_a_listener_all_goes_on(self):
+    def test_without_a_listener_the_run_continues(self):
         emitter = Emitter(None)
         emitter.emit(STEP)
         assert (emitter.number, emitter.is_pause_wanted) == (1, False)

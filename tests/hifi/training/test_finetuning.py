@@ -255,7 +255,7 @@ class TestSelection:
             ("checkpoint_dir", 5),
         ],
     )
-    def test_what_suits_no_model_is_refused_before_one_is_loaded(
+    def test_invalid_settings_are_refused_before_a_model_is_loaded(
         self, bert: Path, name: str, value
     ):
         heard: list[TrainingEvent] = []
@@ -264,7 +264,7 @@ class TestSelection:
         assert caught.value.param == name
         assert heard == []
 
-    def test_the_share_without_influence_is_warned_of_only_where_it_is_given(self, bert: Path):
+    def test_xi_without_influence_is_warned_of_only_if_given(self, bert: Path):
         with pytest.warns(UserWarning, match=r"xi=0.9 has no influence"):
             run(bert, teleport="uniform", xi=0.9, epochs=1)
         with warnings.catch_warnings():
@@ -330,7 +330,7 @@ class TestEvents:
         assert chosen.head_dim == describe(tf.AutoModel.from_pretrained(bert)).head_dim
         assert heard[-1].metrics == result.metrics
 
-    def test_an_answer_that_is_none_of_them_is_refused(self, bert: Path):
+    def test_an_unknown_answer_is_refused(self, bert: Path):
         with pytest.raises(InvalidArgumentError, match="Control"):
             run(bert, on_event=lambda _: "pause")
 

@@ -104,7 +104,7 @@ class TestPause:
         assert result.selection_seconds > 0
 
     @pytest.mark.parametrize("kind", ["loading", "selecting"])
-    def test_before_training_there_is_nothing_to_keep(self, kind: str, bert: Path, tmp_path: Path):
+    def test_before_training_no_checkpoint_is_written(self, kind: str, bert: Path, tmp_path: Path):
         def pause(event: TrainingEvent) -> Control:
             return Control.PAUSE if event.kind == kind else Control.CONTINUE
 
@@ -114,7 +114,7 @@ class TestPause:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("answer", [Control.PAUSE, Control.CANCEL])
-    def test_while_loading_again_the_checkpoint_is_not_forgotten(
+    def test_a_pause_while_resuming_keeps_the_checkpoint(
         self, answer: Control, bert: Path, undisturbed: bytes, tmp_path: Path
     ):
         folder = tmp_path / "checkpoints"
@@ -277,7 +277,7 @@ class TestCheckpoints:
             ({"checkpoint_seconds": 60}, {"checkpoint_seconds": 0}),
         ],
     )
-    def test_of_the_same_work_said_otherwise_are_resumed(
+    def test_of_the_same_job_spelled_differently_are_resumed(
         self, first: dict, second: dict, bert: Path, tmp_path: Path
     ):
         with pytest.raises(JobPaused):

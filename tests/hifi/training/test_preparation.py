@@ -1,4 +1,4 @@
-"""hifi.training.preparation: what is ready before the first step, and how it is identified."""
+"""hifi.training.preparation: what is prepared before the first step, and the job's digest."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def job(
 
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this processor be one that multiplies bfloat16 natively, whichever it is."""
+    """Pretend that this processor multiplies bfloat16 natively."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
 
@@ -111,7 +111,7 @@ class TestPrepare:
         with pytest.raises(ModelError, match=words):
             make(save(tmp_path / "model"), train=rows, validation=None)
 
-    def test_a_summary_says_what_was_understood(self, bert: Path):
+    def test_a_summary_describes_the_task(self, bert: Path):
         rows = text_rows(8, labels=("x" * 99, *"abcdefg"))
         assert make(bert, train=rows, validation=None).summary() == (
             "classification of text by label (8 classes: a, b, c, d, e, f, …); 8 rows; "
@@ -136,7 +136,7 @@ class TestJob:
             ("batch_size", {"settings": Hyperparameters(max_length=16, precision="float32")}),
         ],
     )
-    def test_each_part_is_known_apart(self, part: str, change: dict[str, Any], bert: Path):
+    def test_every_part_changes_the_digest(self, part: str, change: dict[str, Any], bert: Path):
         before, after = job(bert), job(bert, **change)
         assert {name for name in after if before.get(name) != after[name]} == {part}
 

@@ -20,7 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def kernel_settings() -> tuple[bool, bool, bool]:
-    """Give what torch is told: deterministic, warn only, fill uninitialised memory."""
+    """Return torch's settings: deterministic, warn only, fill uninitialised memory."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -30,7 +30,7 @@ def kernel_settings() -> tuple[bool, bool, bool]:
 
 @pytest.fixture(params=[(False, False, True), (True, False, True), (True, True, False)])
 def before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Set what a caller may have set, and take it back."""
+    """Set what a caller may have set; restore it afterwards."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is taken back afterwards
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     untouched = kernel_settings()
@@ -45,7 +45,7 @@ def set_kernels(is_deterministic: bool, is_warn_only: bool, fills_memory: bool) 
 
 
 class TestReproducibleKernels:
-    """What is set for a CUDA device needs none."""
+    """The settings for a CUDA device can be applied without one."""
 
     @pytest.mark.usefixtures("before")
     def test_are_chosen_inside_the_block(self):
@@ -54,7 +54,7 @@ class TestReproducibleKernels:
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
     @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-    def test_are_given_back_however_it_ends(self, before, error: type[BaseException] | None):
+    def test_are_restored_however_it_ends(self, before, error: type[BaseException] | None):
         with suppress(RuntimeError, KeyboardInterrupt), reproducible_kernels(CUDA):
             assert kernel_settings() == (True, True, False)
             if error is not None:
@@ -75,7 +75,7 @@ class TestReproducibleKernels:
 
 class TestOwnRandomState:
     @pytest.mark.parametrize("fails", [False, True])
-    def test_the_callers_state_is_given_back(self, fails: bool):
+    def test_the_callers_state_is_restored(self, fails: bool):
         torch.manual_seed(1)
         expected = torch.rand(4)
         torch.manual_seed(1)
@@ -96,7 +96,7 @@ class TestOwnRandomState:
 
 
 class TestStates:
-    def test_go_on_where_they_were(self):
+    def test_continue_where_they_were(self):
         seed_random(3, device=CPU)
         torch.rand(5)
         states = random_states(CPU)

@@ -200,7 +200,7 @@ class TestTrainingMode:
 
 
 class TestPause:
-    def test_that_was_asked_for_already_saves_the_start_and_stops(self, tmp_path: Path):
+    def test_requested_before_training_saves_the_start_and_stops(self, tmp_path: Path):
         prepared = ready(tmp_path / "model")
         tuner = HeadTuner(prepared.loaded.model, CHOSEN)
         before = values(tuner.named_parameters())
@@ -255,7 +255,7 @@ class TestBest:
         assert (outcome.last_step, outcome.total_steps) == (40, 40)
         assert all(value.equal(best[2][n]) for n, value in values(tuner.named_parameters()).items())
 
-    def test_training_stops_when_nothing_is_gained(self, tmp_path: Path):
+    def test_training_stops_without_improvement(self, tmp_path: Path):
         settings = replace(SETTINGS, epochs=50, learning_rate=1e-12, early_stopping_patience=2)
         kinds: list[str] = []
         _, outcome = train(

@@ -1,4 +1,4 @@
-"""Skipping what a first-token task head never reads changes neither loss nor gradients."""
+"""Skipping tokens that a first-token task head never reads changes no loss or gradient."""
 
 from __future__ import annotations
 

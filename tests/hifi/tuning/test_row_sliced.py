@@ -173,7 +173,7 @@ class TestStateDict:
 
 
 class TestPlain:
-    def test_gives_the_projection_back_in_its_own_storage(self, plain):
+    def test_restores_the_projection_in_its_own_storage(self, plain):
         inputs, storage = torch.randn(2, 4), plain.weight.data_ptr()
         tuned = TunedProjection(plain, rows=ROWS)
         tuned.tuned_weight.data += 1

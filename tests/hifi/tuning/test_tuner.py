@@ -1,4 +1,4 @@
-"""HeadTuner on every architecture: what it trains, gives, takes back and refuses."""
+"""HeadTuner on every architecture: what it trains, returns, restores and refuses."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TestParameters:
 
 
 class TestDelta:
-    def test_says_what_it_was_told(self):
+    def test_records_the_given_metadata(self):
         tuner = HeadTuner(tiny_model("bert"), selection(), fingerprint="sha256:" + "a" * 64)
         metadata = tuner.delta(
             model="acme/backbone",
@@ -166,7 +166,7 @@ class TestDelta:
         assert metadata.compute_dtype == "float32"
         assert metadata.selection["layers"][2]["selected"] == [0, 1]
 
-    def test_takes_from_the_model_what_it_was_not_told(self):
+    def test_takes_missing_metadata_from_the_model(self):
         model = tiny_model("bert", id2label={0: "no", 1: "yes"})
         model.config.name_or_path = "/somewhere/else/backbone"
         fingerprint = backbone_fingerprint(model)
@@ -223,7 +223,7 @@ class TestDetach:
         assert {name: type(module) for name, module in model.named_modules()} == types
         assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
-    def test_gives_the_very_modules_back_with_their_hooks(self):
+    def test_restores_the_same_modules_with_their_hooks(self):
         model = tiny_model("bert")
         before, calls = dict(model.named_modules()), []
         query = model.bert.encoder.layer[2].attention.self.query
@@ -271,7 +271,7 @@ class TestDetach:
 class TestUndo:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("name", NAMES)
-    def test_gives_the_backbone_back_bit_for_bit(self, name, dtype):
+    def test_restores_the_backbone_bit_for_bit(self, name, dtype):
         model = tiny_model(name, dtype=dtype)
         before = bits_of(model)
         tuner = HeadTuner(model, selection())

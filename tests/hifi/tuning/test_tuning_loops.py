@@ -1,4 +1,4 @@
-"""HeadTuner under the loops that people use: plain ones, and transformers.Trainer."""
+"""HeadTuner in the usual training loops: a plain one, and transformers.Trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stub server that the commands find by HIFI_URL, and documents as it gives them."""
+"""A stub server that the commands find by HIFI_URL, and documents for its answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.service.stub_server import StubServer, stub_server
+from tests.service.work import heads_of
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def dataset() -> dict:
 
 @pytest.fixture
 def job() -> dict:
-    """Give a job that has succeeded."""
+    """Return the document of a succeeded job."""
     file = {"bytes": 2699088, "sha256": "a" * 64}
     return {
         "id": "job_1",
@@ -83,26 +84,17 @@ def job() -> dict:
 
 @pytest.fixture
 def heads() -> dict:
-    """Give the heads of a tiny model: two layers of three."""
+    """Return the heads document of a tiny model: two layers of three heads."""
     layers = [
         {"layer": 0, "importance": [0.5, 0.3, 0.2], "selected": [0, 1]},
         {"layer": 1, "importance": [0.2, None, 0.6], "selected": [0, 2]},
     ]
     return {
-        "object": "job.heads",
-        "job": "job_1",
+        **heads_of("job_1"),
         "model": "tiny",
         "fingerprint": "sha256:0",
-        "k": 2,
-        "xi": 0.9,
-        "d": 0.85,
-        "strategy": "layer-wise",
-        "teleport": "information",
-        "n_samples": 300,
-        "num_layers": 2,
         "num_heads": 3,
         "head_dim": 4,
         "trainable_parameters": 1234,
-        "fraction": 0.0293,
         "layers": layers,
     }

@@ -1,4 +1,4 @@
-"""The commands against the real gateway: its documents are what they expect."""
+"""The commands against the real gateway: they accept its documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.process, pytest.mark.usefixtures("database")]
 
 @pytest.fixture
 def url(settings, alice, monkeypatch):
-    """Serve a gateway, and let the commands speak to it as a tenant."""
+    """Serve a gateway; configure the commands to use it as a tenant."""
     # Its logs would go to the commands' stdout, since both are one process here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with served(build_app(settings)) as url:
@@ -33,7 +33,7 @@ def url(settings, alice, monkeypatch):
 
 @pytest.fixture
 def ask(url, capsys):
-    """Give a function that runs a command with --json and gives its document."""
+    """Return a function that runs a command with --json and returns its document."""
 
     def run(*arguments, code=0):
         assert main([*arguments, "--json"]) == code
@@ -106,7 +106,7 @@ class TestJobs:
         assert ask("jobs", "delete", job["id"])["deleted"] is True
         assert main(["jobs", "show", job["id"]]) == 1
 
-    def test_watch_sees_what_happens_meanwhile(self, ask, submit, url, alice, settings):
+    def test_watch_shows_events_as_they_happen(self, ask, submit, url, alice, settings):
         job = ask(*submit)
         with Client(url, api_key=alice.secret) as client:
             events = client.jobs.watch(job["id"])
@@ -153,7 +153,7 @@ class TestJobs:
 class TestPredictions:
     @pytest.fixture
     def settings(self, settings):
-        """Give settings with an inference process that answers."""
+        """Return settings with a fake inference process."""
         with served(Predictor().app) as url:
             yield settings.model_copy(update={"infer_url": url})
 

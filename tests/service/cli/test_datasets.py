@@ -1,4 +1,4 @@
-"""``hifi datasets`` and ``hifi models``: what is sent, and what is shown."""
+"""``hifi datasets`` and ``hifi models``: the requests sent, and the output."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestModels:
         assert main(["models", "list", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == page(self.BACKBONE)
 
-    def test_none_is_told_with_its_reason(self, stub, capsys):
+    def test_an_empty_list_says_why(self, stub, capsys):
         stub.on("GET", "/models", document(page()))
         assert main(["models", "list"]) == 0
         assert "no worker" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``hifi jobs``: what is asked of the server, what is shown, and the exit codes."""
+"""``hifi jobs``: the requests sent, the output, and the exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def page(*items, more=False):
 
 
 def stream_of(*events):
-    """Write events as the server streams them; each is (type, data)."""
+    """Format events as the server streams them; each is (type, data)."""
     return event_stream(
         *(
             f"id: evt_1_{number}\ndata: "
@@ -48,7 +48,7 @@ def stream_of(*events):
 
 
 class TestSubmit:
-    def test_posts_what_was_given_and_nothing_else(self, stub, job, capsys):
+    def test_posts_only_the_given_fields(self, stub, job, capsys):
         stub.on("POST", "/jobs", document(job, status=202))
         assert main(SUBMIT) == 0
         assert posted(stub) == {"model": "all-MiniLM-L6-v2", "dataset": "ds_1"}
@@ -115,7 +115,7 @@ class TestSubmit:
             (["--spec", "{odd}", "--epochs", "1"], "training in the --spec file"),
         ],
     )
-    def test_what_makes_no_spec_is_one_line(self, stub, arguments, told, tmp_path, capsys):
+    def test_an_invalid_spec_is_one_line(self, stub, arguments, told, tmp_path, capsys):
         texts = {"broken": "{", "list": "[]", "odd": '{"training": 3}'}
         names = {name: str(tmp_path / name) for name in ("missing", *texts)}
         for name, text in texts.items():
@@ -226,7 +226,7 @@ class TestWatch:
         assert self.follow(stub, cancelled, ("status", {"status": "cancelled"})) == 1
 
     @pytest.mark.usefixtures("stub")
-    def test_ctrl_c_says_that_the_job_goes_on(self, monkeypatch, capsys):
+    def test_ctrl_c_says_that_the_job_continues(self, monkeypatch, capsys):
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
@@ -242,7 +242,7 @@ class TestWatch:
 
 
 class TestList:
-    def test_is_a_table_and_says_how_to_go_on(self, stub, job, capsys):
+    def test_is_a_table_and_names_the_next_page(self, stub, job, capsys):
         running = {
             **job,
             "id": "job_2",
@@ -268,7 +268,7 @@ class TestList:
         ]
         assert "--after job_1" in captured.err
 
-    def test_an_empty_one_is_told(self, stub, capsys):
+    def test_an_empty_list_is_reported(self, stub, capsys):
         stub.on("GET", "/jobs", document(page()))
         assert main(["jobs", "list"]) == 0
         assert capsys.readouterr() == ("", "no jobs\n")
@@ -306,7 +306,7 @@ class TestMoves:
 
 
 class TestShow:
-    def test_tells_what_a_person_asks_for(self, stub, job, capsys):
+    def test_shows_the_facts_of_a_job(self, stub, job, capsys):
         stub.on("GET", "/jobs/job_1", document(job))
         assert main(["jobs", "show", "job_1"]) == 0
         out = capsys.readouterr().out

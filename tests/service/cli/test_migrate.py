@@ -12,7 +12,7 @@ from service.embedded.listening import free_loopback_port
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Give a folder that is not there yet."""
+    """Return a folder that does not exist yet."""
     home = tmp_path / "new" / "home"
     monkeypatch.setenv("HIFI_HOME", str(home))
     monkeypatch.delenv("HIFI_DATABASE_URL", raising=False)
@@ -28,7 +28,7 @@ class TestMigrate:
         assert json.loads(capsys.readouterr().out) == {"object": "migration", "revision": "head"}
         assert (home / "hifi.db").read_bytes() == before
 
-    def test_check_tells_whether_they_are_those_of_this_version(self, capsys):
+    def test_check_reports_whether_they_match_this_version(self, capsys):
         assert main(["migrate", "--check"]) == 1
         assert main(["migrate"]) == 0
         assert main(["migrate", "--check"]) == 0

@@ -1,4 +1,4 @@
-"""``hifi jobs predict``: what is asked of the server, what is shown, and the exit codes."""
+"""``hifi jobs predict``: the requests sent, the output, and the exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT = {"label": "short", "score": 0.75, "scores": {"long": 0.25, "short": 0.75
 
 
 class Answering:
-    """Answers every row that it is asked, and remembers them.
+    """Answers every row, and records them.
 
     Args:
         stub: the server.
@@ -60,7 +60,7 @@ def answering(stub) -> Answering:
 
 @pytest.fixture
 def file(tmp_path):
-    """Give a function that writes rows to a file, and its name."""
+    """Return a function that writes rows to a file and returns its name."""
 
     def write(*rows: object) -> str:
         path = tmp_path / "rows.jsonl"
@@ -208,7 +208,7 @@ class TestManyRows:
 
 
 class TestLateRows:
-    def test_are_asked_for_again_without_the_others(self, stub, file):
+    def test_are_requested_again_without_the_others(self, stub, file):
         asked: list[list[str]] = []
 
         def answer(handler: Any, request: Any) -> None:
@@ -226,7 +226,7 @@ class TestLateRows:
         assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
         assert asked == [["a", "b", "c", "d", "e"], ["c", "d", "e"], ["e"]]
 
-    def test_are_told_as_late_where_the_server_has_gone_meanwhile(self, stub, file, capsys):
+    def test_are_reported_as_late_if_the_server_is_gone(self, stub, file, capsys):
         late = {"code": "deadline_exceeded", "message": "too late", "param": None}
         rows = [{"index": 0, "job": "job_1", **SHORT}, {"index": 1, "job": "job_1", "error": late}]
         refused = problem(503, "inference_unavailable", "it has gone", **{"Retry-After": "0"})
@@ -241,7 +241,7 @@ class TestLateRows:
         assert captured.out.splitlines()[1:] == ["1    short  0.7500  a"]
         assert captured.err == "hifi: error: row 2: too late (deadline_exceeded)\n"
 
-    def test_are_not_asked_for_without_end(self, stub):
+    def test_are_not_requested_forever(self, stub):
         asked: list[int] = []
 
         def answer(handler: Any, request: Any) -> None:
@@ -257,7 +257,7 @@ class TestLateRows:
         assert main([*PREDICT, "job_1", *["a"] * 20]) == 1
         assert asked == [20, 19, 18, 17, 16]
 
-    def test_are_given_up_where_none_comes_in_time(self, answering, capsys):
+    def test_are_given_up_if_none_comes_in_time(self, answering, capsys):
         assert main([*PREDICT, "job_1", "late", "a", "late"]) == 1
         assert [len(body["inputs"]) for body in answering.bodies] == [3, 2]
         assert capsys.readouterr().err.splitlines() == [
@@ -267,7 +267,7 @@ class TestLateRows:
 
 
 class TestErrors:
-    def test_of_rows_are_told_one_by_one(self, answering, capsys):
+    def test_of_rows_are_reported_one_by_one(self, answering, capsys):
         assert main([*PREDICT, "job_1", "a text", "wrong", "late"]) == 1
         assert answering.bodies
         captured = capsys.readouterr()
@@ -277,7 +277,7 @@ class TestErrors:
             "hifi: error: row 3: too late (deadline_exceeded)",
         ]
 
-    def test_where_all_fail_there_is_no_table(self, answering, capsys):
+    def test_without_a_success_no_table_is_shown(self, answering, capsys):
         assert main([*PREDICT, "job_1", *["wrong"] * 30]) == 1
         assert answering.bodies
         captured = capsys.readouterr()
@@ -314,7 +314,7 @@ class TestErrors:
             (["job_1", "\udcff"], "row 1 cannot be sent"),
         ],
     )
-    def test_what_makes_no_rows_is_one_line_and_nothing_is_asked(
+    def test_invalid_rows_are_one_line_and_send_no_request(
         self, stub, arguments, told, tmp_path, capsys
     ):
         contents = {
@@ -338,7 +338,7 @@ class TestErrors:
         assert err.count("\n") == 1
         assert stub.asked == []
 
-    def test_an_unknown_option_is_told_with_the_actions_own_usage(self, stub, capsys):
+    def test_an_unknown_option_shows_the_actions_usage(self, stub, capsys):
         assert main([*PREDICT, "job_1", "a", "--labels", "b"]) == 2
         err = capsys.readouterr().err
         assert err.startswith("usage: hifi jobs predict")

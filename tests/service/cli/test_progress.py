@@ -1,4 +1,4 @@
-"""service.cli.progress: what a person sees, on a terminal and in a file."""
+"""service.cli.progress: the output on a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def progress(phase, step=None, total=None, eta=None):
 
 @pytest.fixture
 def lines():
-    """Give a plain console, and a function that gives its lines so far."""
+    """Return a plain console, and a function that returns its lines so far."""
     console = Console(file=io.StringIO(), width=20)
     return console, lambda: console.file.getvalue().splitlines()
 
 
 class TestLines:
-    def test_tells_steps_at_intervals_and_the_last(self, lines):
+    def test_shows_steps_at_intervals_and_the_last(self, lines):
         console, told = lines
         now = 0.0
         display = JobDisplay(Lines(console, clock=lambda: now))
@@ -46,7 +46,7 @@ class TestLines:
     @pytest.mark.parametrize(
         "end", [event("status", status="queued"), event("message", level="warn")]
     )
-    def test_what_a_lost_run_told_is_not_shown_beside_the_next_ones_steps(self, lines, end):
+    def test_steps_of_a_lost_run_are_not_mixed_with_the_next_ones(self, lines, end):
         console, told = lines
         display = JobDisplay(Lines(console))
         display.show_event(event("step", step=60, loss=0.5, samples_per_second=99.6))
@@ -54,14 +54,14 @@ class TestLines:
         display.show_progress(progress("training", 1, 80, eta=9.0))
         assert told()[-1] == "training 1/80 ETA 0:09"
 
-    def test_the_last_step_is_told_once(self, lines):
+    def test_the_last_step_is_shown_once(self, lines):
         console, told = lines
         display = JobDisplay(Lines(console))
         for _ in range(3):
             display.show_progress(progress("selecting", 300, 300))
         assert told() == ["scoring heads 300/300"]
 
-    def test_phases_without_a_count_are_told_by_their_events(self, lines):
+    def test_phases_without_a_count_are_shown_by_their_events(self, lines):
         console, told = lines
         display = JobDisplay(Lines(console))
         display.show_progress(progress("loading"))
@@ -98,7 +98,7 @@ class TestJobDisplay:
 
 
 class TestTransferDisplay:
-    def test_is_silent_where_nobody_watches(self, lines):
+    def test_is_silent_without_a_terminal(self, lines):
         console, told = lines
         with transfer_display(console, "uploading") as show:
             show(1, 2)

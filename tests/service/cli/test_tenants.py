@@ -17,7 +17,7 @@ from tests.service.gateways import served
 
 @pytest.fixture(params=["tables", "server"])
 def door(request, settings, monkeypatch):
-    """Let the commands work on the tables, and then through a gateway on the same tables."""
+    """Run the commands on the database, then through a gateway on the same database."""
     monkeypatch.setenv("HIFI_HOME", str(settings.home))
     monkeypatch.setenv("HIFI_DATABASE_URL", settings.database_url)
     monkeypatch.delenv("HIFI_URL", raising=False)
@@ -35,7 +35,7 @@ def door(request, settings, monkeypatch):
 
 @pytest.fixture
 def ask(capsys):
-    """Give a function that runs a command with --json and gives its document."""
+    """Return a function that runs a command with --json and returns its document."""
 
     def run(*arguments):
         assert main(["tenants", *arguments, "--json"]) == 0
@@ -65,7 +65,7 @@ class TestTenants:
             assert authenticate(session, secret) is None
         database.close()
 
-    def test_quotas_are_changed_and_put_back(self, ask, settings):
+    def test_quotas_are_changed_and_reset(self, ask, settings):
         ask("create", "acme", "--max-queued", "7")
         changed = ask("update", "acme", "--max-bytes", "9", "--max-queued", "default")
         assert changed["quotas"] == {
@@ -125,7 +125,7 @@ class TestTenants:
             (["keys", "revoke", "key_0"], "there is no key 'key_0'"),
         ],
     )
-    def test_what_cannot_be_is_one_line(self, arguments, told, capsys):
+    def test_an_invalid_value_is_one_line(self, arguments, told, capsys):
         assert main(["tenants", *arguments]) == 1
         err = capsys.readouterr().err
         assert err.startswith("hifi: error: ")

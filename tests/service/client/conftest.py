@@ -1,4 +1,4 @@
-"""A stub server, and a client of it that never really waits."""
+"""A stub server, and a client of it whose waits take no time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stub() -> Iterator[StubServer]:
 
 @pytest.fixture
 def slept() -> list[float]:
-    """Give the seconds that the client would have waited."""
+    """Return the list of the client's waits in seconds."""
     return []
 
 

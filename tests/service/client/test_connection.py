@@ -42,20 +42,20 @@ class TestAddress:
         with Client(f"{stub.url}/hifi/") as client:
             assert client.jobs.get("job_1") == JOB
 
-    def test_no_proxy_is_asked_for_loopback(self, stub, monkeypatch):
+    def test_loopback_bypasses_the_proxy(self, stub, monkeypatch):
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_loopback_port()}")
         stub.on("GET", "/jobs/job_1", document(JOB))
         with Client(stub.url) as client:
             assert client.jobs.get("job_1") == JOB
 
-    def test_an_id_cannot_leave_its_place_in_the_path(self, client, stub):
+    def test_an_id_is_escaped_in_the_path(self, client, stub):
         with pytest.raises(ApiError):
             client.jobs.get("../tenants?x=1")
         assert stub.paths() == ["GET /jobs/..%2Ftenants%3Fx%3D1"]
 
 
 class TestAsk:
-    def test_sends_the_key_and_the_query_without_what_is_none(self, client, stub):
+    def test_sends_the_key_and_the_query_without_none_values(self, client, stub):
         page = {"object": "list", "data": [], "has_more": False}
         stub.on("GET", "/jobs", document(page))
         assert client.jobs.list(status="queued", limit=3) == page
@@ -67,7 +67,7 @@ class TestAsk:
         stub.on("DELETE", "/jobs/job_1", reply(b"", status=204))
         assert client.jobs.delete("job_1") is None
 
-    def test_a_refusal_carries_all_that_the_server_said(self, client, stub):
+    def test_a_refusal_carries_the_servers_problem(self, client, stub):
         stub.on(
             "POST",
             "/jobs",
@@ -89,7 +89,7 @@ class TestAsk:
             document({"code": "x"}, status=400),
         ],
     )
-    def test_an_answer_of_something_else_is_told(self, client, stub, answer):
+    def test_an_answer_of_another_server_is_reported(self, client, stub, answer):
         stub.on("GET", "/jobs/job_1", answer)
         with pytest.raises(UnexpectedAnswerError, match="but is not a HiFi server"):
             client.jobs.get("job_1")
@@ -122,13 +122,13 @@ class TestRepetition:
         assert "idempotency-key" not in stub.asked[0].headers
 
     @pytest.mark.parametrize("status", [429, 503])
-    def test_a_busy_server_is_asked_again_when_it_says(self, client, stub, slept, status):
+    def test_a_busy_server_is_retried_after_its_delay(self, client, stub, slept, status):
         busy = problem(status, "unavailable", "later", retry_after="7")
         stub.on("POST", "/jobs/job_1/cancel", busy, document(JOB))
         assert client.jobs.cancel("job_1") == JOB
         assert 7.0 <= slept[0] <= 8.4
 
-    def test_a_moment_to_come_again_is_understood(self, client, stub, slept):
+    def test_a_retry_date_is_understood(self, client, stub, slept):
         moment = email.utils.formatdate(time.time() + 10, usegmt=True)
         stub.on(
             "GET",
@@ -145,20 +145,20 @@ class TestRepetition:
             client.jobs.get("job_1")
         assert (len(stub.asked), len(slept)) == (ATTEMPTS, ATTEMPTS - 1)
 
-    def test_nobody_waits_for_an_hour(self, client, stub, slept):
+    def test_no_call_waits_for_an_hour(self, client, stub, slept):
         stub.on("GET", "/jobs/job_1", problem(503, "unavailable", "later", retry_after="3600"))
         with pytest.raises(ApiError):
             client.jobs.get("job_1")
         assert slept == []
 
-    def test_a_full_quota_is_told_at_once(self, client, stub):
+    def test_a_full_quota_fails_at_once(self, client, stub):
         full = problem(429, "quota_exceeded", "1000 jobs are waiting already", retry_after="5")
         stub.on("POST", "/jobs", full)
         with pytest.raises(ApiError, match="1000 jobs"):
             client.jobs.create(SPEC)
         assert len(stub.asked) == 1
 
-    def test_no_server_is_told_with_the_url_and_what_to_do(self, slept):
+    def test_an_unreachable_server_is_reported_with_url_and_hint(self, slept):
         url = f"http://127.0.0.1:{free_loopback_port()}"
         with Client(url) as client:
             client._connection.sleep = slept.append
@@ -169,7 +169,7 @@ class TestRepetition:
         assert len(slept) == ATTEMPTS - 1
         assert sum(slept) < 3.0
 
-    def test_silence_is_told_as_such(self, stub):
+    def test_a_timeout_is_reported_as_such(self, stub):
         def say_nothing(_handler, _asked):
             time.sleep(0.5)
 

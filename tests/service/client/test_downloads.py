@@ -1,4 +1,4 @@
-"""service.client.downloads: a file arrives whole and right, or not at all."""
+"""service.client.downloads: a file arrives complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestDownload:
         assert stub.asked[0].path == f"{PATH}?encoding=int8"
         assert list(out.parent.iterdir()) == [out]
 
-    def test_goes_on_where_it_broke(self, client, stub, out):
+    def test_resumes_where_it_broke(self, client, stub, out):
         stub.on(
             "GET",
             PATH,
@@ -68,20 +68,20 @@ class TestDownload:
         assert stub.asked[1].headers["if-range"] == ETAG
         assert told[-1] == (len(BODY), len(BODY))
 
-    def test_starts_anew_where_the_server_has_another_file_by_now(self, client, stub, out):
+    def test_restarts_if_the_servers_file_has_changed(self, client, stub, out):
         other = b"other" * 1000
         etag = f'"{hashlib.sha256(other).hexdigest()}"'
         stub.on("GET", PATH, broken_off(BODY, after=5000, etag=ETAG), reply(other, etag=etag))
         client.jobs.download_delta("job_1", out)
         assert out.read_bytes() == other
 
-    def test_a_file_without_a_name_of_its_content_starts_anew(self, client, stub, out):
+    def test_a_file_without_an_etag_restarts(self, client, stub, out):
         stub.on("GET", "/jobs/job_1/merged", broken_off(BODY, after=5000), reply(BODY))
         client.jobs.download_merged("job_1", out)
         assert out.read_bytes() == BODY
         assert "range" not in stub.asked[1].headers
 
-    def test_what_does_not_match_its_name_is_refused_and_nothing_is_left(self, client, stub, out):
+    def test_a_hash_mismatch_is_refused_and_leaves_no_file(self, client, stub, out):
         out.write_bytes(b"before")
         stub.on("GET", PATH, reply(b"x" + BODY[1:], etag=ETAG))
         with pytest.raises(DamagedDownloadError, match=SHA256):
@@ -117,7 +117,7 @@ class TestDownload:
         assert out.read_bytes() == BODY
         assert len(stub.asked) > ATTEMPTS
 
-    def test_a_busy_server_is_asked_again(self, client, stub, out, slept):
+    def test_a_busy_server_is_retried(self, client, stub, out, slept):
         busy = problem(503, "unavailable", "another model is being merged", retry_after="3")
         stub.on("GET", "/jobs/job_1/merged", busy, busy, reply(BODY))
         client.jobs.download_merged("job_1", out)
@@ -137,7 +137,7 @@ class TestDownload:
         assert list(out.parent.iterdir()) == []
 
     @pytest.mark.parametrize("folder", [".", "/", ""])
-    def test_a_folder_is_no_file_to_write_and_told_before_anything_is_asked(
+    def test_a_folder_as_target_fails_before_any_request(
         self, client, stub, out, monkeypatch, folder
     ):
         monkeypatch.chdir(out.parent)
@@ -145,7 +145,7 @@ class TestDownload:
             client.jobs.download_delta("job_1", Path(folder))
         assert stub.asked == []
 
-    def test_a_folder_that_is_not_there_is_told_before_anything_is_asked(self, client, stub, out):
+    def test_a_missing_folder_fails_before_any_request(self, client, stub, out):
         with pytest.raises(LocalFileError, match="cannot write"):
             client.jobs.download_delta("job_1", out.parent / "missing" / "x")
         assert stub.asked == []

@@ -1,4 +1,4 @@
-"""service.client.uploads: files go piece by piece, and whole again when they must be repeated."""
+"""service.client.uploads: files are sent in pieces, and from the start on a retry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATASET = {"id": "ds_1", "object": "dataset"}
 
 @pytest.fixture
 def files(tmp_path):
-    """Write two splits; give their paths."""
+    """Write two splits; return their paths."""
     train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
     train.write_bytes(b'{"text": "a"}\n')
     validation.write_bytes(b'{"text": "b"}\n')
@@ -24,7 +24,7 @@ def files(tmp_path):
 
 
 def parts(asked):
-    """Give the parts of a multipart body: name to content."""
+    """Return the parts of a multipart body: name to content."""
     boundary = re.search("boundary=(.*)", asked.headers["content-type"])[1].encode()
     found = {}
     for part in asked.body.split(b"--" + boundary)[1:-1]:
@@ -51,7 +51,7 @@ class TestPush:
         assert parts(first) == parts(second) == {"train": files[0].read_bytes()}
         assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
-    def test_tells_how_far_it_is(self, client, stub, files):
+    def test_reports_progress(self, client, stub, files):
         stub.on("POST", "/datasets", document(DATASET, status=201))
         told = []
         client.datasets.push(

@@ -1,4 +1,4 @@
-"""service.client.watching: every event once, in order, whatever happens to the connection."""
+"""service.client.watching: every event once, in order, through any lost connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def event(number, *, status=None):
 
 
 def sent(number, **of):
-    """Write an event as the server sends it."""
+    """Format an event as the server sends it."""
     content = event(number, **of)
     return f"id: {content['id']}\ndata: {json.dumps(content)}\n\n"
 
@@ -65,7 +65,7 @@ class TestWatch:
         assert resumed_from(stub) == [None]
         assert stub.asked[-1].headers["accept"] == "text/event-stream"
 
-    def test_goes_on_behind_the_last_event_when_the_connection_breaks(self, client, stub, slept):
+    def test_resumes_after_the_last_event_when_the_connection_breaks(self, client, stub, slept):
         looks(stub, "training")
         stub.on(
             "GET",
@@ -108,7 +108,7 @@ class TestWatch:
         assert ids(client.jobs.watch("job_1", after="evt_1_9")) == []
         assert resumed_from(stub) == ["evt_1_9"]
 
-    def test_progress_is_told_and_is_no_event(self, client, stub):
+    def test_progress_is_reported_and_is_no_event(self, client, stub):
         looks(stub, "training")
         progress = {"phase": "training", "step": 3, "total_steps": 9, "eta_seconds": 1.5}
         message = f"event: progress\ndata: {json.dumps(progress)}\n\n"
@@ -152,13 +152,13 @@ class TestWatch:
         stub.on("GET", EVENTS, broken_stream(sent(1)), broken_stream(), event_stream(LAST))
         assert ids(client.jobs.watch("job_1")) == ["1", "9"]
 
-    def test_an_unknown_job_is_told_at_once(self, client, stub):
+    def test_an_unknown_job_fails_at_once(self, client, stub):
         with pytest.raises(ApiError) as raised:
             list(client.jobs.watch("job_2"))
         assert raised.value.status == 404
         assert len(stub.asked) == 1
 
-    def test_a_job_that_is_deleted_meanwhile_is_told(self, client, stub):
+    def test_a_job_deleted_meanwhile_is_reported(self, client, stub):
         stub.on(
             "GET",
             JOB,
@@ -180,7 +180,7 @@ class TestWatch:
             reply(b"{}", content_type="application/json"),
         ],
     )
-    def test_what_is_no_stream_of_events_is_told(self, client, stub, answer):
+    def test_an_answer_that_is_no_event_stream_is_reported(self, client, stub, answer):
         looks(stub, "training")
         stub.on("GET", EVENTS, answer)
         with pytest.raises(UnexpectedAnswerError):

@@ -1,4 +1,4 @@
-"""service.datasets.routes: uploads over HTTP, and what is left of them."""
+"""service.datasets.routes: uploads over HTTP, and clean-up after them."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ class TestUpload:
         assert listed["data"] == [dataset]
         assert left_over(settings) == []
 
-    def test_columns_come_in_the_files_order_whatever_the_database_made_of_it(
-        self, client, database, alice, post
-    ):
+    def test_columns_keep_the_files_order_through_the_database(self, client, database, alice, post):
         path = post({"train": ("train.csv", b"text,label,a,z\nx,0,1,2\ny,1,1,2\n")}).headers[
             "location"
         ]
@@ -116,7 +114,7 @@ class TestRefusals:
         assert (problem["status"], problem["param"]) == (422, param)
         assert left_over(settings) == []
 
-    def test_what_is_no_form_is_refused(self, client, alice):
+    def test_a_body_that_is_no_form_is_refused(self, client, alice):
         answer = client.post("/datasets", json={}, headers=alice.headers)
         assert problem_of(answer)["code"] == "unsupported_media_type"
 
@@ -174,7 +172,7 @@ class TestRefusals:
         assert left_over(settings) == []
 
     @pytest.mark.process
-    def test_an_artifact_store_that_is_away_is_no_fault_of_the_caller(self, post, monkeypatch):
+    def test_an_unavailable_artifact_store_is_no_client_error(self, post, monkeypatch):
         def fail(*_: object) -> None:
             raise ArtifactStorageError("the artifact store cannot be reached")
 

@@ -1,4 +1,4 @@
-"""service.datasets.spool: multipart bodies become files, and nothing else does."""
+"""service.datasets.spool: multipart bodies are written to files; other bodies are refused."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestRefusals:
             b"--xyz\r\n\x00: y\r\n\r\n--xyz--\r\n",
         ],
     )
-    def test_what_is_no_form_is_refused(self, tmp_path, content):
+    def test_a_body_that_is_no_form_is_refused(self, tmp_path, content):
         with pytest.raises(ProblemError) as caught:
             receive(content, tmp_path)
         assert (caught.value.code, caught.value.status) == ("invalid_multipart", 400)
@@ -128,7 +128,7 @@ class TestRefusals:
             receive(body(), tmp_path, media_type=media_type)
         assert caught.value.code == code
 
-    def test_a_full_disk_is_no_fault_of_the_caller(self, tmp_path):
+    def test_a_full_disk_is_no_client_error(self, tmp_path):
         folder = tmp_path / "gone"
         with pytest.raises(ArtifactStorageError):
             receive(body(part('name="train"; filename="a"', b"x")), folder)

@@ -47,7 +47,7 @@ class TestOwnHome:
             assert not is_left_over
 
     @pytest.mark.process
-    def test_is_free_after_its_owner_was_killed_and_says_so(self, tmp_path):
+    def test_is_free_after_its_owner_was_killed_and_logs_it(self, tmp_path):
         command = [sys.executable, "-c", HOLD, str(tmp_path)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"held\n"
@@ -58,7 +58,7 @@ class TestOwnHome:
         with own_home(tmp_path) as is_left_over:
             assert is_left_over
 
-    def test_a_folder_that_cannot_be_made_is_told(self, tmp_path):
+    def test_a_folder_that_cannot_be_created_is_reported(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(HomeError, match="HIFI_HOME"):
             make_home(tmp_path / "file" / "home")
@@ -68,7 +68,7 @@ class TestChooseInferUrl:
     def test_is_a_socket_in_the_folder(self, tmp_path):
         assert choose_infer_url(tmp_path) == f"unix://{tmp_path}/infer.sock"
 
-    def test_is_a_url_whatever_the_folder_is_called(self):
+    def test_is_a_valid_url_for_any_folder_name(self):
         url = choose_infer_url(Path("/home/me/50% of #1?"))
         assert unquote(urlsplit(url).path) == "/home/me/50% of #1?/infer.sock"
 

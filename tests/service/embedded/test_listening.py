@@ -17,7 +17,7 @@ def settings(tmp_path, **of):
 
 
 class TestListen:
-    def test_with_port_0_takes_a_free_one_and_its_url_says_which(self, tmp_path):
+    def test_with_port_0_takes_a_free_one_and_puts_it_in_the_url(self, tmp_path):
         with listen(settings(tmp_path)) as listener:
             port = listener.getsockname()[1]
             assert port != 0
@@ -32,7 +32,7 @@ class TestListen:
         with listen(settings(tmp_path, host="0.0.0.0", auth="keys")) as listener:  # noqa: S104
             assert url_of(listener).startswith("http://127.0.0.1:")
 
-    def test_a_port_in_use_is_told_with_what_to_do(self, tmp_path):
+    def test_a_port_in_use_is_reported_with_a_hint(self, tmp_path):
         with listen(settings(tmp_path)) as listener:
             port = listener.getsockname()[1]
             with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port} .*--port"):

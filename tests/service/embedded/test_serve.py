@@ -1,4 +1,4 @@
-"""service.embedded.serve: the parts agree with each other, and readiness is told once and truly."""
+"""service.embedded.serve: the parts share their settings, and readiness is announced once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ socketserver.UnixStreamServer(path, Handler).serve_forever()
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Give settings as the environment has them, which the parts read too."""
+    """Return settings that are also in the environment, where the parts read them."""
     for name in list(os.environ):
         if name.startswith("HIFI_"):
             monkeypatch.delenv(name)
@@ -63,7 +63,7 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    """Put light parts in the place of worker and inference; give the file that lets them begin."""
+    """Replace worker and inference by light parts; return the file that lets them start."""
     go = tmp_path / "go"
     real = embedded._parts
 
@@ -87,7 +87,7 @@ def stop(url=None):
 
 class TestServe:
     @pytest.mark.process
-    def test_is_ready_when_a_new_worker_is_there_and_ends_at_a_signal(self, settings, go):
+    def test_is_ready_with_a_new_worker_and_stops_at_a_signal(self, settings, go):
         settings.home.mkdir()
         upgrade(settings.database_url)
         database = Database(settings.database_url)  # of a service before this one, just killed
@@ -113,7 +113,7 @@ class TestServe:
         assert [path.name for path in settings.home.iterdir()] == ["serve.lock"]
 
     @pytest.mark.process
-    def test_a_part_that_cannot_work_ends_it_with_the_reason(self, settings, monkeypatch):
+    def test_a_failing_part_stops_it_with_the_reason(self, settings, monkeypatch):
         monkeypatch.setattr(supervisor, "_FIRST_WAIT_SECONDS", 0.01)
         broken = Part(name="inference", command=(sys.executable, "-c", "raise SystemExit(9)"))
         monkeypatch.setattr(embedded, "_parts", lambda _: (broken,))
@@ -123,7 +123,7 @@ class TestServe:
             assert not is_left_over
 
     @pytest.mark.process
-    def test_says_what_it_waits_for(self, settings, go, monkeypatch):
+    def test_logs_what_it_waits_for(self, settings, go, monkeypatch):
         monkeypatch.setattr(embedded, "_WAITING_SECONDS", 0.1)
         told = []
 
@@ -140,7 +140,7 @@ class TestServe:
 
 
 class TestEnvironment:
-    def test_the_parts_meet_in_the_folder(self, settings):
+    def test_the_parts_share_the_folder(self, settings):
         environment = embedded._environment(settings, {"PATH": "/bin"})
         secret = environment.pop("HIFI_SECRET_KEY")
         assert len(secret) >= 32
@@ -150,7 +150,7 @@ class TestEnvironment:
             "HIFI_INFER_URL": f"unix://{settings.home}/infer.sock",
         }
 
-    def test_what_the_operator_has_set_stays(self, settings, monkeypatch):
+    def test_settings_of_the_operator_are_kept(self, settings, monkeypatch):
         monkeypatch.setenv("HIFI_INFER_URL", "http://127.0.0.1:7001")
         monkeypatch.setenv("HIFI_SECRET_KEY", "s" * 32)
         environment = embedded._environment(Settings(), dict(os.environ))

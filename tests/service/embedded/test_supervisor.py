@@ -36,21 +36,21 @@ def part(file, *, code=OBEDIENT, **of):
 
 
 def lines(file, word):
-    """Give what a part wrote: pairs of its pid and a time."""
+    """Return what a part wrote: pairs of pid and time."""
     text = file.read_text() if file.exists() else ""
     found = [line.split() for line in text.splitlines()]
     return [(int(pid), float(when)) for what, pid, when in found if what == word]
 
 
 def is_alive(pid):
-    """Tell whether a process is there, and no mere zombie that nobody has asked for yet."""
+    """Return whether a process is alive and not a zombie."""
     command = ["ps", "-o", "stat=", "-p", str(pid)]
     state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 
 def run(parts, *steps, environment=None):
-    """Run a supervisor; each step is called until it gives something true, then the next."""
+    """Run a supervisor; call each step until it returns something true, then the next."""
     left = list(steps)
     began = time.monotonic()
 
@@ -63,7 +63,7 @@ def run(parts, *steps, environment=None):
 
 
 def send(number):
-    """Make a step that sends ourselves a signal."""
+    """Return a step that sends this process a signal."""
 
     def step():
         os.kill(os.getpid(), number)
@@ -74,21 +74,21 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Start parts again at once, and look often."""
+    """Restart parts at once, and poll often."""
     monkeypatch.setattr(module, "_FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(module, "_TICK_SECONDS", 0.01)
 
 
 class TestRun:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_ends_at_a_signal_and_gives_its_number(self, tmp_path, number):
+    def test_stops_at_a_signal_and_returns_its_number(self, tmp_path, number):
         file = tmp_path / "part"
         assert run([part(file)], lambda: lines(file, "started"), send(number)) == number
         assert [pid for pid, _ in lines(file, "ended")] == [
             pid for pid, _ in lines(file, "started")
         ]
 
-    def test_gives_the_signal_handlers_back(self, tmp_path):
+    def test_restores_the_signal_handlers(self, tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         run([part(tmp_path / "part")], send(signal.SIGTERM))
         assert signal.getsignal(signal.SIGTERM) is before
@@ -123,7 +123,7 @@ class TestRun:
 
 
 class TestCrashLoop:
-    def test_is_told_with_the_exit_code_and_stops_the_others(self, tmp_path):
+    def test_is_reported_with_the_exit_code_and_stops_the_others(self, tmp_path):
         other = tmp_path / "other"
         broken = Part(name="worker", command=(sys.executable, "-c", "raise SystemExit(3)"))
         with pytest.raises(CrashLoopError, match=r"the worker ended 5 times .* \(exit code 3\)"):
@@ -140,7 +140,7 @@ class TestCrashLoop:
 
 
 class TestStop:
-    def test_a_lower_rank_has_ended_before_the_next_is_told(self, tmp_path):
+    def test_a_lower_rank_has_ended_before_the_next_is_stopped(self, tmp_path):
         worker, gateway = tmp_path / "worker", tmp_path / "gateway"
         slow = OBEDIENT.replace("def end(*_):", "def end(*_):\n    time.sleep(0.3)")
         parts = [part(gateway, rank=1), part(worker, code=slow)]
@@ -148,7 +148,7 @@ class TestStop:
         run(parts, *started, send(signal.SIGTERM))
         assert lines(worker, "ended")[0][1] <= lines(gateway, "ended")[0][1]
 
-    def test_who_does_not_end_in_time_is_killed(self, tmp_path):
+    def test_a_part_that_does_not_end_in_time_is_killed(self, tmp_path):
         file = tmp_path / "part"
         parts = [part(file, code=STUBBORN, grace_seconds=0.3)]
         run(parts, lambda: lines(file, "started"), send(signal.SIGTERM))
@@ -187,7 +187,7 @@ class TestStop:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
 class TestDeathOfTheSupervisor:
-    def test_its_parts_are_told_to_end(self, tmp_path):
+    def test_its_parts_are_terminated(self, tmp_path):
         file = tmp_path / "part"
         code = (
             "import os, sys\n"

@@ -1,4 +1,4 @@
-"""service.http.auth: every route asks for a key, but those that say they do not."""
+"""service.http.auth: every route requires a key, except the public ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def routes(settings):
 
 
 class TestRoutes:
-    def test_all_are_of_the_kind_that_asks(self, settings):
+    def test_all_are_api_routes(self, settings):
         # A mounted application or a plain Starlette route would pass by the dependencies.
         assert {type(route.original_route) for route in routes(settings)} == {APIRoute}
 
@@ -72,7 +72,7 @@ class TestKeys:
         headers = {"Authorization": f"{scheme} {alice.secret}"}
         assert client.get("/jobs", headers=headers).status_code == 200
 
-    def test_a_wrong_one_is_told_from_none(self, client):
+    def test_a_wrong_key_differs_from_a_missing_one(self, client):
         wrong = client.get("/jobs", headers={"Authorization": "Bearer hifi_wrong"})
         assert "invalid_token" in wrong.headers["www-authenticate"]
         assert client.get("/jobs").headers["www-authenticate"] == "Bearer"

@@ -83,7 +83,7 @@ class TestBadBodies:
         assert problem["detail"].startswith(f"{param}: ")
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-    def test_what_is_no_number_is_refused(self, client, alice, number):
+    def test_a_non_finite_number_is_refused(self, client, alice, number):
         content = f'{{"model": "m", "dataset": "ds_1", "xi": {number}}}'
         headers = {**alice.headers, "content-type": "application/json"}
         problem = problem_of(client.post("/jobs", content=content, headers=headers))
@@ -119,7 +119,7 @@ class TestBadBodies:
         "content_type",
         ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", "ü"],
     )
-    def test_what_is_not_sent_as_json_is_refused(self, client, alice, content_type):
+    def test_another_content_type_is_refused(self, client, alice, content_type):
         headers = {**alice.headers, "content-type": content_type.encode("latin-1")}
         answer = client.post("/jobs", content=b"{}", headers=headers)
         problem = problem_of(answer)
@@ -136,7 +136,7 @@ class TestBadBodies:
 
 
 def marks_of(value: object) -> int:
-    """Count what a comma or an opening bracket is written for."""
+    """Count the values that follow a comma or an opening bracket."""
     if not isinstance(value, dict | list):
         return 0
     inner = value.values() if isinstance(value, dict) else value
@@ -153,7 +153,7 @@ json_values = st.recursive(
 
 class TestCheckCount:
     @given(json_values, st.booleans())
-    def test_counts_values_and_no_letters_of_texts(self, value: object, is_ascii: bool):
+    def test_counts_values_and_ignores_characters_in_strings(self, value: object, is_ascii: bool):
         raw = json.dumps(value, ensure_ascii=is_ascii).encode()
         count = marks_of(value)
         _check_count(raw, most=count)
@@ -188,7 +188,7 @@ class TestHash:
             ('{"a": "\\u00e9"}', '{"a": "é"}'),
         ],
     )
-    def test_is_of_what_is_said_and_not_of_how(self, one, other):
+    def test_depends_on_content_and_not_on_spelling(self, one, other):
         assert hash_of(one) == hash_of(other)
 
     @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ class TestHash:
             ('{"a": null}', "{}"),
         ],
     )
-    def test_tells_bodies_apart(self, one, other):
+    def test_differs_between_bodies(self, one, other):
         assert hash_of(one) != hash_of(other)
 
 

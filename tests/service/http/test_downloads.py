@@ -69,7 +69,7 @@ class TestContentDisposition:
     def test_of_plain_ascii_needs_no_second_name(self):
         assert content_disposition("mrpc.tar") == 'attachment; filename="mrpc.tar"'
 
-    def test_of_other_letters_gives_both_names(self):
+    def test_of_other_characters_gives_both_names(self):
         assert content_disposition("größe 1.tar") == (
             "attachment; filename=\"gr__e 1.tar\"; filename*=UTF-8''gr%C3%B6%C3%9Fe%201.tar"
         )
@@ -109,7 +109,7 @@ class TestRequestedSpan:
     @pytest.mark.parametrize(
         "header", ["bytes=10-", "bytes=10-20", "bytes=-0", f"bytes={'9' * 5000}-"]
     )
-    def test_behind_the_end_is_refused(self, header: str):
+    def test_past_the_end_is_refused(self, header: str):
         with pytest.raises(ProblemError) as caught:
             requested_span(header, size=10)
         assert caught.value.status == 416
@@ -129,11 +129,11 @@ class TestHasAlready:
     @pytest.mark.parametrize(
         "header", [ETAG, f"W/{ETAG}", "*", f'"other", {ETAG}', f' "a,b" ,W/{ETAG} ']
     )
-    def test_knows_its_own(self, header: str):
+    def test_recognises_its_own_etag(self, header: str):
         assert has_already(header, etag=ETAG)
 
     @pytest.mark.parametrize("header", [None, "", '"other"', "a" * 64, ETAG[:-2] + '"'])
-    def test_knows_no_other(self, header: str | None):
+    def test_rejects_any_other_etag(self, header: str | None):
         assert not has_already(header, etag=ETAG)
 
 
@@ -178,31 +178,31 @@ class TestAnswerWithFile:
         answer = client_of().get("/", headers={"Range": "bytes=0-1,3-4"})
         assert (answer.status_code, answer.content) == (200, CONTENT)
 
-    def test_refuses_what_is_behind_the_end(self):
+    def test_refuses_a_range_past_the_end(self):
         answer = client_of().get("/", headers={"Range": "bytes=10-"})
         assert answer.status_code == 416
         assert answer.headers["content-range"] == "bytes */10"
         assert answer.json()["code"] == "range_not_satisfiable"
 
-    def test_goes_on_with_the_same_file_only(self):
+    def test_resumes_the_same_file_only(self):
         same = client_of().get("/", headers={"Range": "bytes=8-", "If-Range": ETAG})
         assert (same.status_code, same.content) == (206, CONTENT[8:])
         for other in ('"other"', f"W/{ETAG}", "Wed, 21 Oct 2015 07:28:00 GMT"):
             answer = client_of().get("/", headers={"Range": "bytes=8-", "If-Range": other})
             assert (answer.status_code, answer.content) == (200, CONTENT)
 
-    def test_sends_nothing_that_the_caller_has(self):
+    def test_sends_nothing_the_caller_already_has(self):
         answer = client_of().get("/", headers={"If-None-Match": ETAG, "Range": "bytes=99-"})
         assert (answer.status_code, answer.content) == (304, b"")
         assert answer.headers["etag"] == ETAG
 
-    def test_tells_about_it_without_sending_it(self):
+    def test_answers_head_without_a_body(self):
         whole, head = client_of().get("/"), client_of().head("/", headers={"Range": "bytes=2-5"})
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers == whole.headers
 
     @pytest.mark.parametrize("at", ["opening", "first bytes"])
-    def test_a_store_that_is_away_is_told_before_any_byte(self, at: str):
+    def test_an_unavailable_store_fails_before_any_byte(self, at: str):
         def fail(_start: int, _end: int) -> Iterator[bytes]:
             raise ArtifactStorageError("away")
 

@@ -1,4 +1,4 @@
-"""service.http.middleware: who is let in, size limits, and what is logged."""
+"""service.http.middleware: allowed hosts and origins, size limits, and logs."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class TestBodyLimit:
             time.sleep(0.1)
             assert line.recv(1000).startswith(b"HTTP/1.1 404")
 
-    def test_one_that_never_goes_on_is_answered_all_the_same(self, app, monkeypatch):
+    def test_a_client_that_stops_sending_is_answered(self, app, monkeypatch):
         monkeypatch.setattr("service.http.middleware._LINGER_SECONDS", 0.2)
         with served(app) as url, socket.create_connection(address(url)) as line:
             line.sendall(b"POST /blind HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 999\r\n\r\n")
@@ -218,7 +218,7 @@ class TestBodyLimit:
 
 
 class TestFailures:
-    def test_an_unexpected_one_is_told_without_its_details(self, client):
+    def test_an_unexpected_one_is_reported_without_details(self, client):
         answer = client.get("/broken")
         assert answer.status_code == 500
         assert answer.headers["content-type"] == "application/problem+json"
@@ -234,7 +234,7 @@ class TestFailures:
 
 
 class TestWritingDown:
-    def test_tells_metrics_the_route_and_never_the_path(self, client, observed):
+    def test_metrics_get_the_route_and_never_the_path(self, client, observed):
         client.get("/echo?secret")
         client.get("/nowhere/job_1")
         ((method, _, status, seconds), (_, route, missing, _)) = observed
@@ -255,7 +255,7 @@ class TestWritingDown:
         assert "secret" not in json.dumps(entry)
         assert "Bearer" not in json.dumps(entry)
 
-    def test_nothing_of_one_request_is_said_of_the_next(self, client):
+    def test_one_requests_log_fields_do_not_leak_into_the_next(self, client):
         with structlog.testing.capture_logs(
             processors=[structlog.contextvars.merge_contextvars]
         ) as entries:

@@ -1,4 +1,4 @@
-"""service.http.parameters: what a query may say, and paths that lead nowhere."""
+"""service.http.parameters: query parameters, and unknown paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""service.http.replay: a request sent twice is done once, whatever comes between."""
+"""service.http.replay: a request sent twice is done once, even after a crash."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestPosts:
         assert count_jobs(database) == 1
         assert published == [1]
 
-    def test_the_body_may_be_written_otherwise(self, client, alice, post):
+    def test_the_body_may_be_spelled_differently(self, client, alice, post):
         first = post(k=3, xi=0.5)
         content = first.request.content.decode()
         assert '"xi":0.5' in content.replace(" ", "")
@@ -94,7 +94,7 @@ class TestPosts:
         assert answer.status_code == 202
         assert "idempotent-replayed" not in answer.headers
 
-    def test_nor_is_one_that_failed(self, database, post, monkeypatch):
+    def test_a_failed_one_is_not_remembered(self, database, post, monkeypatch):
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("unforeseen")
 
@@ -128,7 +128,7 @@ class TestCrashes:
         assert answer.body == b'"twin"'
         assert "idempotent-replayed" not in answer.headers
 
-    def test_one_that_is_at_work_for_too_long_is_told(self, database, alice, monkeypatch):
+    def test_one_that_takes_too_long_is_reported(self, database, alice, monkeypatch):
         monkeypatch.setattr("service.http.replay._WAIT_SECONDS", 0.3)
         once = once_of(database, alice, lock_seconds=60)
         with database.write() as session:

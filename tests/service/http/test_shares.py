@@ -26,7 +26,7 @@ class TestShare:
         with share.hold("ten_a"), share.hold("ten_a"), share.hold("ten_b"):
             pass
 
-    def test_what_was_given_back_may_be_held_again(self, share):
+    def test_a_released_share_may_be_held_again(self, share):
         for _ in range(5):
             with share.hold("ten_a"), share.hold("ten_a"):
                 pass

@@ -1,4 +1,4 @@
-"""A gateway with an inference process behind it that predicts nothing, and finished jobs."""
+"""A gateway with a fake inference process, and finished jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def settings(settings: Settings, predictor: Predictor) -> Iterator[Settings]:
-    """Give settings with an inference process that answers."""
+    """Yield settings with a fake inference process."""
     with served(predictor.app) as url:
         yield settings.model_copy(update={"infer_url": url})
 
@@ -50,13 +50,13 @@ def other_id(database: Database, storage: ArtifactStorage, alice: Member) -> str
 
 @pytest.fixture
 def theirs(database: Database, storage: ArtifactStorage, bob: Member) -> str:
-    """Give a job of another tenant."""
+    """Return a job of another tenant."""
     return finished_job(database, storage, bob.tenant_id)
 
 
 @pytest.fixture
 def ask(client: TestClient, alice: Member, job_id: str):
-    """Give a function that asks for predictions of alice's job; gives the items' answers."""
+    """Return a function that requests predictions of alice's job and returns the answers."""
 
     def ask(*inputs: Any, **options: Any) -> Any:
         body = {"inputs": list(inputs), **options}
@@ -68,7 +68,7 @@ def ask(client: TestClient, alice: Member, job_id: str):
 
 @pytest.fixture
 def mix(client: TestClient, alice: Member):
-    """Give a function that asks for predictions of any jobs; gives the items' answers."""
+    """Return a function that requests predictions of any jobs and returns the answers."""
 
     def mix(*inputs: Any, member: Member = alice, **options: Any) -> Any:
         answer = client.post(

@@ -29,7 +29,7 @@ TAR = bytes(range(256)) * 1000
 
 
 class Inference:
-    """An inference process that answers as it is told, and remembers what it was asked."""
+    """A fake inference process with scripted answers that records its requests."""
 
     def __init__(self) -> None:
         self.answer: Callable[[], Response] = lambda: Response(TAR)
@@ -106,7 +106,7 @@ class TestMergedModel:
         assert inference.headers[0]["x-request-id"] == "req-1"
         assert "authorization" not in inference.headers[0]
 
-    def test_is_asked_for_with_the_token(self, inference: Inference, url: str):
+    def test_is_requested_with_the_token(self, inference: Inference, url: str):
         run(fetched(url, infer_token="sesame"))  # noqa: S106 - a test's
         assert inference.headers[0]["authorization"] == "Bearer sesame"
 
@@ -116,9 +116,7 @@ class TestMergedModel:
             assert run(fetched(f"unix://{path}")) == TAR
 
     @pytest.mark.parametrize("status", [404, 409, 422, 429, 503])
-    def test_passes_on_what_is_wrong_with_the_request(
-        self, inference: Inference, url: str, status: int
-    ):
+    def test_passes_errors_of_the_request_on(self, inference: Inference, url: str, status: int):
         said = {"code": "fingerprint_mismatch", "detail": "made for another backbone"}
         inference.answer = lambda: JSONResponse(said, status_code=status)
         with pytest.raises(ProblemError) as caught:
@@ -138,7 +136,7 @@ class TestMergedModel:
             Response(b"\xff" * (1 << 20), status_code=503),
         ],
     )
-    def test_its_own_troubles_are_its_absence(
+    def test_its_own_errors_count_as_unavailable(
         self, inference: Inference, url: str, answer: Response
     ):
         inference.answer = lambda: answer
@@ -147,7 +145,7 @@ class TestMergedModel:
         assert (caught.value.status, caught.value.code) == (503, "inference_unavailable")
         assert "secret" not in caught.value.detail
 
-    def test_says_so_when_nobody_is_there(self, tmp_path: Path):
+    def test_reports_an_unreachable_process(self, tmp_path: Path):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         for url in (f"http://127.0.0.1:{port}", f"unix://{tmp_path}/none"):
@@ -162,7 +160,7 @@ async def predicted(url: str, **settings: Any) -> bytes:
 
 
 class TestPredict:
-    def test_gives_what_is_answered(self, inference: Inference, url: str):
+    def test_returns_the_answer(self, inference: Inference, url: str):
         assert run(predicted(url, infer_token="sesame")) == TAR  # noqa: S106 - a test's
         assert inference.bodies == [{"orders": []}]
         assert inference.headers[0]["x-request-id"] == "req-2"
@@ -174,7 +172,7 @@ class TestPredict:
         with serving(inference.app, uds=str(path)):
             assert run(predicted(f"unix://{path}")) == TAR
 
-    def test_an_answer_that_breaks_off_is_an_absence(self, inference: Inference, url: str):
+    def test_a_truncated_answer_counts_as_unavailable(self, inference: Inference, url: str):
         headers = {"content-length": str(2 * len(TAR))}
         inference.answer = lambda: StreamingResponse(iter([TAR]), headers=headers)
         with pytest.raises(ProblemError) as caught:
@@ -200,7 +198,7 @@ class TestConnections:
                 assert await client.predict(b"{}", timeout_seconds=5, request_id="req-2") == TAR
                 for stream in streams:
                     await stream.aclose()
-                # And the other way round: a prediction that nobody answers holds up no stream.
+                # And the other way round: an unanswered prediction does not block a stream.
                 inference.answer = inference.endless
                 predicting = asyncio.ensure_future(
                     client.predict(b"{}", timeout_seconds=5, request_id="req-2")
@@ -218,7 +216,7 @@ class TestConnections:
 
 
 class TestIsReachable:
-    def test_tells_whether_somebody_answers(self, inference: Inference, tmp_path: Path):
+    def test_returns_whether_a_process_answers(self, inference: Inference, tmp_path: Path):
         path = tmp_path / "sock"
 
         async def ask() -> bool:
@@ -259,7 +257,7 @@ class TestProxiedFile:
         assert sent[0]["status"] == 200
         assert sent[1]["body"]
 
-    def test_tells_the_length_where_it_is_known(self, inference: Inference, url: str):
+    def test_sends_the_length_if_known(self, inference: Inference, url: str):
         async def lengths() -> list[str | None]:
             async with connected(url) as client:
                 found = []

@@ -1,4 +1,4 @@
-"""service.inference.plan: every item has its answer, whatever it is and whatever is said to it."""
+"""service.inference.plan: every item gets an answer, for any input and any reply."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ named = st.fixed_dictionaries({}, optional={"job": json_values, "input": inputs}
 def nobody(
     migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Database, str]]:
-    """Give a database without jobs, and a tenant that has none."""
+    """Return a database and a tenant without jobs."""
     file = tmp_path_factory.mktemp("nobody") / "hifi.db"
     shutil.copyfile(migrated_sqlite, file)
     database = Database(f"sqlite:///{file}")
@@ -69,7 +69,7 @@ def answers_of(plan: Plan, said: Any) -> list[Any]:
 
 class TestAnyItem:
     @given(st.lists(inputs, min_size=1, max_size=6))
-    def test_is_asked_or_refused_and_never_both(self, given: list[Any]):
+    def test_is_sent_or_refused_and_never_both(self, given: list[Any]):
         looked_at = plan(*given)
         asked = asked_of(looked_at)
         answers = (
@@ -97,7 +97,7 @@ class TestAnyItem:
 
 class TestAnyAnswer:
     @given(st.lists(json_values | st.just(VALUE), max_size=3) | json_values)
-    def test_is_taken_whole_or_not_at_all(self, said: Any):
+    def test_is_accepted_whole_or_not_at_all(self, said: Any):
         looked_at = plan({"text": "a"}, {}, {"text": "b"})
         try:
             answers = answers_of(looked_at, said)
@@ -110,7 +110,7 @@ class TestAnyAnswer:
         assert told in ((HTTPStatus.OK, ""), ABSENCE)
 
     @given(st.binary())
-    def test_that_is_no_json_is_an_absence(self, content: bytes):
+    def test_that_is_no_json_counts_as_unavailable(self, content: bytes):
         with pytest.raises(ProblemError):
             answer(plan({"text": "a"}), content)
 
@@ -131,12 +131,12 @@ class TestAnyAnswer:
             [{"error": {"code": "x"}}],
         ],
     )
-    def test_of_another_form_is_an_absence(self, said: Any):
+    def test_of_another_form_counts_as_unavailable(self, said: Any):
         with pytest.raises(ProblemError) as caught:
             answers_of(plan({"text": "a"}), said)
         assert caught.value.code == "inference_unavailable"
 
-    def test_may_say_more_than_is_known_here(self):
+    def test_may_have_unknown_fields(self):
         said = [{**VALUE, "job": "job_9", "index": 9, "seconds": 0.1}]
         assert answers_of(plan({"text": "a"}), said) == [{"index": 0, "job": "job_1", **VALUE}]
 
@@ -144,7 +144,7 @@ class TestAnyAnswer:
 class TestPlanMixed:
     @pytest.fixture
     def queries(self, database: Database):
-        """Give the queries that the database gets."""
+        """Return a list that records the database's queries."""
         seen: list[str] = []
 
         def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -158,7 +158,7 @@ class TestPlanMixed:
         body = MixedPredictionRequest(inputs=list(inputs))
         return plan_mixed(body, database, tenant_id, timeout_seconds=30)
 
-    def test_asks_the_database_once_for_all(self, database, settings, alice, queries):
+    def test_makes_one_query_for_all_items(self, database, settings, alice, queries):
         storage = ArtifactStorage(settings.artifacts_url)
         names = [finished_job(database, storage, alice.tenant_id) for _ in range(3)]
         queries.clear()
@@ -168,7 +168,7 @@ class TestPlanMixed:
         assert len(json.loads(looked_at.order or b"")["orders"]) == 3
         assert len(asked_of(looked_at)) == 15
 
-    def test_asks_it_nothing_where_no_item_could_have_a_job(self, database, alice, queries):
+    def test_makes_no_query_without_a_valid_item(self, database, alice, queries):
         self.look(
             *(database, alice.tenant_id),
             {"job": "job_1", "input": {}},

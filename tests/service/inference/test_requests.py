@@ -88,7 +88,7 @@ class TestRequests:
         problem = problem_of(post(content))
         assert (problem["status"], problem["code"]) == (status, code)
 
-    def test_that_are_not_sent_as_json_are_refused(self, post):
+    def test_of_another_content_type_are_refused(self, post):
         problem = problem_of(post(b'{"inputs": [{"text": "a"}]}', content_type="text/plain"))
         assert (problem["status"], problem["code"]) == (415, "unsupported_media_type")
 
@@ -128,9 +128,7 @@ class TestTroubles:
 
     @pytest.mark.parametrize("status", [429, 503])
     @pytest.mark.parametrize(("wait", "told"), [("17", "17"), ("soon", "5"), (None, "5")])
-    def test_its_load_is_passed_on_with_when_to_come_again(
-        self, post, predictor, status, wait, told
-    ):
+    def test_its_overload_is_passed_on_with_retry_after(self, post, predictor, status, wait, told):
         said = {"code": "too_many_requests", "detail": "9000 inputs wait"}
         headers = {} if wait is None else {"Retry-After": wait}
         predictor.answer = lambda: JSONResponse(said, status_code=status, headers=headers)
@@ -140,7 +138,7 @@ class TestTroubles:
         assert answer.json()["code"] == "too_many_requests"
         assert answer.json()["detail"] == "9000 inputs wait"
 
-    def test_of_its_own_are_its_absence(self, post, predictor):
+    def test_of_its_own_count_as_unavailable(self, post, predictor):
         for answer in (
             JSONResponse({"code": "not_found", "detail": "a secret"}, status_code=404),
             JSONResponse({"code": "conflict", "detail": "a secret"}, status_code=409),
@@ -161,7 +159,7 @@ class TestTroubles:
             assert "secret" not in refused.text
             assert int(refused.headers["retry-after"]) > 0
 
-    def test_that_it_is_not_there_is_told(self, settings, tmp_path: Path, alice, job_id):
+    def test_an_unreachable_process_is_reported(self, settings, tmp_path: Path, alice, job_id):
         away = settings.model_copy(update={"infer_url": f"unix://{tmp_path}/nobody"})
         with opened(away) as client:
             answer = client.post(
@@ -174,9 +172,7 @@ class TestTroubles:
             )
             assert answer.status_code == 200
 
-    def test_we_wait_a_little_longer_than_it_may_take_and_no_more(
-        self, monkeypatch, post, predictor
-    ):
+    def test_the_gateway_times_out_shortly_after_the_request(self, monkeypatch, post, predictor):
         monkeypatch.setattr(inference_client, "_SPARE_SECONDS", 0.5)
         predictor.is_silent = True
         started = time.monotonic()
@@ -193,7 +189,7 @@ class TestManyAtOnce:
         with served(build_app(settings)) as url:
             yield url
 
-    def test_the_inference_process_learns_that_a_caller_has_gone(
+    def test_the_inference_process_notices_a_gone_caller(
         self, gateway, predictor, alice, job_id, path
     ):
         predictor.is_silent = True
@@ -238,7 +234,7 @@ class TestManyAtOnce:
                 f"{gateway}/predict", json=body, headers=member.headers, timeout=patience(2)
             )
 
-    def test_answers_go_to_those_who_asked(self, gateway, alice, job_id):
+    def test_answers_go_to_their_callers(self, gateway, alice, job_id):
         def ask(number: int) -> None:
             inputs = [{"text": "a" * (200 if number % 2 else 5)}] * (number + 1)
             answer = httpx2.post(

@@ -1,4 +1,4 @@
-"""service.inference.routes: what is asked of the inference process, and what callers get."""
+"""service.inference.routes: requests to the inference process, and callers' answers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestOfOneJob:
         ask({**TEXT, "text_pair": None})
         assert predictor.asked[0]["items"] == [{"order": 0, "input": TEXT}]
 
-    def test_the_request_is_known_by_one_name(self, client, alice, job_id, predictor):
+    def test_the_request_has_one_id(self, client, alice, job_id, predictor):
         answer = client.post(
             f"/jobs/{job_id}/predict",
             json={"inputs": [TEXT]},
@@ -156,7 +156,7 @@ class TestWrongItems:
             ]
             assert {item["job"] for item in items} == {job_id}
 
-    def test_may_not_even_name_their_job(self, mix, predictor):
+    def test_may_lack_a_valid_job(self, mix, predictor):
         cases = [
             (None, "", None),
             ([TEXT], "", None),
@@ -174,7 +174,7 @@ class TestWrongItems:
             assert item["job"] == job
         assert predictor.asked == []
 
-    def test_a_text_may_have_so_many_letters(self, ask, mix, job_id, predictor):
+    def test_a_text_has_a_character_limit(self, ask, mix, job_id, predictor):
         most, more = {"text": "ü" * 100_000}, {"text": "a", "text_pair": "ü" * 100_001}
         items = ask(most, more)
         assert items[0]["label"] == "long"
@@ -201,11 +201,11 @@ class TestWrongItems:
             "",
         ]
 
-    def test_say_that_an_empty_text_is_one(self, ask):
+    def test_report_an_empty_text(self, ask):
         (item,) = ask({"text": ""})
         assert "0 characters, at least 1 required" in item["error"]["message"]
 
-    def test_of_the_inference_process_have_their_place(self, ask, mix, job_id):
+    def test_of_the_inference_process_name_their_index(self, ask, mix, job_id):
         items = ask(TEXT, {}, {"text": "too long"}, {"text": "too late"})
         assert items[0]["label"] == "short"
         assert [fault(item) for item in items[1:]] == [
@@ -230,7 +230,7 @@ class TestOfManyJobs:
         assert [item["order"] for item in asked["items"]] == [0, 1, 0, 0]
         assert [item["input"]["text"] for item in asked["items"]] == ["a0", "a1", "a2", "a3"]
 
-    def test_only_ones_own_are_there(self, mix, theirs, alice, job_id, predictor):
+    def test_another_tenants_are_not_found(self, mix, theirs, alice, job_id, predictor):
         names = (theirs, job_id, MISSING, "../etc", "job_\x00", "", "J" * 1000)
         items = mix(*({"job": name, "input": TEXT} for name in names))
         assert "label" in items[1]
@@ -244,7 +244,7 @@ class TestOfManyJobs:
             (alice.tenant_id, job_id)
         ]
 
-    def test_a_name_that_is_too_long_is_not_repeated_whole(self, mix):
+    def test_a_too_long_name_is_shortened(self, mix):
         (item,) = mix({"job": "job_" + "x" * 10_000, "input": TEXT})
         assert fault(item) == ("not_found", "inputs.0.job")
         assert item["job"] == "job_" + "x" * 60
@@ -265,7 +265,7 @@ class TestOfManyJobs:
         assert client.delete(f"/jobs/{job_id}", headers=alice.headers).status_code == 204
         assert fault(mix({"job": job_id, "input": TEXT})[0]) == ("not_found", "inputs.0.job")
 
-    def test_as_many_as_may_be(self, mix, job_id, other_id):
+    def test_the_maximum_is_accepted(self, mix, job_id, other_id):
         names = [job_id, other_id, MISSING, "no"] * 64
         items = mix(*({"job": name, "input": TEXT} for name in names))
         assert [item["job"] for item in items] == names

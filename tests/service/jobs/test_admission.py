@@ -1,4 +1,4 @@
-"""service.jobs.admission: what is queued, and what is refused before it is."""
+"""service.jobs.admission: specs that are queued, and specs that are refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from store.errors import NotFoundError, ProblemError
 from store.jobs.spec import JobSpec
 from store.storage import Blob
 from store.tables import Backbone
+from tests.store.jobs.test_spec import STORED
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -25,7 +26,7 @@ COMMIT = "c0ffee" * 6 + "dead"
 
 
 class Library:
-    """A hub in memory, which notes what it is asked."""
+    """A hub in memory that records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
@@ -77,7 +78,7 @@ def backbones(database: Database) -> None:
 def add_data(
     database: Database, owner: Member, *, rows: dict[str, int] | None = None, **problems: Any
 ) -> str:
-    """Add a data set of a text, a label and an image; give its id."""
+    """Add a data set of a text, a label and an image; return its id."""
     rows = rows or {"train": 400, "validation": 40}
     columns = [
         ColumnProfile(
@@ -106,7 +107,7 @@ def dataset(database: Database, alice: Member) -> str:
 
 @pytest.fixture
 def ask(database: Database, settings: Settings, alice: Member, dataset: str, library: Library):
-    """Give what admits a spec with these fields."""
+    """Return a function that admits a spec with these fields."""
 
     def ask(*, allow_hub: bool = False, **fields: Any) -> Admission:
         spec = {"model": "minilm", "dataset": dataset, **fields}
@@ -133,40 +134,17 @@ class TestAdmit:
     def test_fills_in_every_default(self, ask, dataset: str):
         admission = ask()
         assert admission.new_job.spec == {
+            **STORED,
             "model": "minilm",
             "dataset": dataset,
-            "task": {
-                "type": "classification",
-                "text": ["text"],
-                "label": "label",
-                "image": None,
-                "metric": "accuracy",
-            },
-            "k": 3,
-            "xi": 0.9,
-            "d": 0.85,
-            "n_samples": 300,
-            "strategy": "layer-wise",
-            "teleport": "information",
-            "training": {
-                "epochs": 3,
-                "learning_rate": 3e-4,
-                "batch_size": 32,
-                "max_length": 128,
-                "warmup_ratio": 0.06,
-                "weight_decay": 0.01,
-                "seed": 0,
-                "precision": "auto",
-                "early_stopping_patience": None,
-            },
-            "name": None,
+            "task": {**STORED["task"], "text": ["text"], "metric": "accuracy"},
             "metadata": {},
         }
         assert (admission.train_rows, admission.num_labels) == (400, 2)
         assert admission.backbone is not None
         assert admission.dataset is not None
 
-    def test_keeps_what_was_said(self, ask, dataset: str):
+    def test_keeps_given_values(self, ask, dataset: str):
         said = {
             "task": {"type": "classification", "text": ["text"], "metric": "f1"},
             "k": 2,
@@ -208,9 +186,7 @@ class TestAdmit:
         ],
     )
     @pytest.mark.usefixtures("backbones")
-    def test_refuses_what_the_model_or_the_data_have_not(
-        self, fields: dict[str, Any], param: str, ask
-    ):
+    def test_refuses_what_model_or_data_lack(self, fields: dict[str, Any], param: str, ask):
         error = refusal(ask, **fields)
         assert (error.code, error.param) == ("invalid_request", param)
 
@@ -231,7 +207,7 @@ class TestAdmit:
         assert (error.code, error.param) == ("model_not_suitable", "model")
         assert "supports image-classification, not classification" in error.detail
 
-    def test_problems_of_the_task_are_told(self, ask, database, alice):
+    def test_problems_of_the_task_are_reported(self, ask, database, alice):
         assert refusal(ask, task={"label": "x"}).code == "column_not_found"
         assert refusal(ask, task={"type": "causal-lm"}).code == "task_not_supported"
         assert refusal(ask, task={"metric": "pearson"}).param == "task.metric"
@@ -265,7 +241,7 @@ class TestModel:
         assert library.asked == []
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../minilm", "a/../b", "a/b/c", "..", "./a"])
-    def test_a_path_is_never_asked_of_the_hub(self, name: str, ask, library: Library):
+    def test_a_path_is_never_sent_to_the_hub(self, name: str, ask, library: Library):
         assert refusal(ask, model=name, allow_hub=True).code == "model_not_found"
         assert library.asked == []
 
@@ -286,7 +262,7 @@ class TestModel:
         assert admission.backbone is None
         assert library.asked == [("model", "google/bert")]
 
-    def test_refusals_of_the_hub_are_told(self, ask, library: Library):
+    def test_refusals_of_the_hub_are_reported(self, ask, library: Library):
         library.refusal = ProblemError("pickled_weights", status=422, detail="x", param="model")
         assert refusal(ask, model="google/bert", allow_hub=True).code == "pickled_weights"
 
@@ -315,11 +291,11 @@ class TestDataset:
         assert library.asked == [("dataset", "nyu-mll/glue", "main")]
 
     @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b/c", "a/../b"])
-    def test_a_path_is_never_asked_of_the_hub(self, name: str, ask, library: Library):
+    def test_a_path_is_never_sent_to_the_hub(self, name: str, ask, library: Library):
         assert refusal(ask, dataset={"hub": name}, allow_hub=True).param == "dataset.hub"
         assert library.asked == []
 
-    def test_of_the_hub_is_checked_as_far_as_can_be(self, ask):
+    def test_of_the_hub_is_checked_as_far_as_possible(self, ask):
         source = {"hub": "nyu-mll/glue"}
         error = refusal(ask, dataset=source, task={"type": "regression"}, allow_hub=True)
         assert error.code == "model_not_suitable"

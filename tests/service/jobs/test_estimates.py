@@ -34,7 +34,7 @@ def admission(
     rows: int | None = 100,
     **spec: Any,
 ) -> Admission:
-    """Give an admitted job."""
+    """Return an admitted job."""
     document: dict[str, Any] = {
         "k": 3,
         "strategy": "layer-wise",
@@ -54,7 +54,7 @@ def admission(
 
 
 def described(path: Path) -> Backbone:
-    """Give the row that a worker writes of a backbone."""
+    """Return the row that a worker writes for a backbone."""
     return Backbone(**vars(describe_backbone(path.name, path)))
 
 
@@ -104,7 +104,7 @@ class TestSizes:
         assert set(told.artifact.bytes) == {"float32", "bfloat16", "int8"}
 
     @pytest.mark.parametrize("unknown", [{"labels": None}, {"backbone": None}])
-    def test_that_nobody_knows_are_null(self, unknown: dict[str, Any], minilm_path: Path):
+    def test_that_are_unknown_are_null(self, unknown: dict[str, Any], minilm_path: Path):
         backbone = unknown.get("backbone", described(minilm_path))
         told = estimate_at(admission(backbone, labels=unknown.get("labels", 2)), rates=UNKNOWN)
         assert (told.trainable_parameters, told.fraction, told.artifact) == (None, None, None)

@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -27,7 +25,7 @@ from store.states import JobStatus
 from store.tenants import ensure_tenant, revoke_key
 from tests.service.gateways import Member, problem_of, served
 from tests.service.test_server import environment, gateway
-from tests.service.work import running_job, step
+from tests.service.work import running_job, running_to_failure, step
 from tests.store.queues import add_job
 from tests.waiting import eventually, patience, within
 
@@ -44,7 +42,7 @@ SECONDS = 20.0
 
 @pytest.fixture
 def tailers(monkeypatch: pytest.MonkeyPatch) -> list[Tailer]:
-    """Give the tailers of the gateways that a test starts."""
+    """Return the list of tailers of the gateways that a test starts."""
     made: list[Tailer] = []
 
     class Noted(Tailer):
@@ -62,7 +60,7 @@ def url(
     database: Database,  # noqa: ARG001 - made first
     tailers: list[Tailer],  # noqa: ARG001 - as above
 ) -> Iterator[str]:
-    """Give the URL of a gateway that listens."""
+    """Yield the URL of a gateway that listens."""
     with served(service.app.build_app(settings)) as url:
         yield url
 
@@ -77,7 +75,7 @@ def fail(database: Database, job_id: str) -> None:
 
 
 class Stream:
-    """A stream of events on a connection of its own."""
+    """A stream of events on its own connection."""
 
     def __init__(self, url: str, job_id: str, member: Member, **headers: str) -> None:
         self._client = httpx2.Client(base_url=url, timeout=patience(SECONDS))
@@ -133,7 +131,7 @@ class TestList:
             "data": {"step": 1, "total_steps": 100, "loss": 1.0},
         }
 
-    def test_goes_on_behind_an_event(self, client: TestClient, database: Database, alice: Member):
+    def test_continues_after_an_event(self, client: TestClient, database: Database, alice: Member):
         job_id, lease = running_job(database, alice.tenant_id)
         lease.report(Progress(), events=[step(number) for number in range(1, 6)])
         seen: list[int] = []
@@ -152,7 +150,7 @@ class TestList:
         assert (page["data"], page["first_id"], page["last_id"]) == ([], None, None)
 
     @pytest.mark.parametrize("as_stream", [False, True])
-    def test_knows_no_other_event_to_go_on_after(
+    def test_refuses_an_unknown_event_to_continue_after(
         self, client: TestClient, database: Database, alice: Member, bob: Member, as_stream: bool
     ):
         job_id, _ = running_job(database, alice.tenant_id)
@@ -212,7 +210,7 @@ class TestStream:
         messages = list(documents(httpx2.EventSource(answer)))
         assert messages == listed
 
-    def test_goes_on_behind_the_last_event_that_came(
+    def test_resumes_after_the_last_event_id(
         self, client: TestClient, database: Database, alice: Member
     ):
         job_id, _ = running_job(database, alice.tenant_id)
@@ -245,7 +243,7 @@ class TestStream:
             lease.fail(code="out_of_memory", message="too large")
             assert [number_of(event) for event in seen] == [6]
 
-    def test_tells_of_progress_as_the_job_itself_does(
+    def test_sends_the_progress_that_the_job_shows(
         self, url: str, client: TestClient, database: Database, alice: Member
     ):
         job_id, lease = running_job(database, alice.tenant_id)
@@ -284,28 +282,19 @@ class TestStream:
         ):
             assert ": ping" in (line for line in answer.iter_lines())
 
-    def test_loses_and_doubles_nothing_over_many_connections(
+    def test_loses_and_repeats_nothing_over_many_connections(
         self, url: str, database: Database, alice: Member
     ):
         job_id, lease = running_job(database, alice.tenant_id)
         count = 100
-
-        def write() -> None:
-            for number in range(1, count + 1):
-                lease.report(Progress(), events=[step(number)])
-                time.sleep(0.005)
-            lease.fail(code="engine_crashed", message="the end")
-
-        writer = threading.Thread(target=write)
-        writer.start()
         got: list[int] = []
         headers: dict[str, str] = {}
-        while not got or got[-1] < count + 3:
-            with Stream(url, job_id, alice, **headers) as messages:
-                for event in islice(documents(messages), 9):
-                    got.append(number_of(event))
-                    headers = {"Last-Event-ID": event["id"]}
-        writer.join()
+        with running_to_failure(lease, steps=count, pause=0.005):
+            while not got or got[-1] < count + 3:
+                with Stream(url, job_id, alice, **headers) as messages:
+                    for event in islice(documents(messages), 9):
+                        got.append(number_of(event))
+                        headers = {"Last-Event-ID": event["id"]}
         assert got == list(range(1, count + 4))
 
     def test_serves_two_hundred_at_once(
@@ -415,7 +404,7 @@ class TestShare:
 
 @pytest.mark.process
 class TestShutdown:
-    def test_ends_the_streams_in_order(self, environment: dict[str, str], sqlite_url: str):
+    def test_ends_the_streams_cleanly(self, environment: dict[str, str], sqlite_url: str):
         database = Database(sqlite_url)
         with (
             gateway(environment) as (process, url),

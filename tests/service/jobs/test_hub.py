@@ -29,7 +29,7 @@ FILES = {
 
 
 class Answers(BaseHTTPRequestHandler):
-    """The calls of the hub's API that are made."""
+    """A stand-in for the hub's API."""
 
     def do_GET(self) -> None:
         """Answer as the hub does."""
@@ -66,11 +66,11 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 asked: list[tuple[str, str | None]] = []
-given_up = threading.Event()  # nobody waits any more for the slow model
+given_up = threading.Event()  # the caller of the slow model has given up
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def online(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hub's client out, to the stand-in alone."""
+    """Allow the hub's client to connect, to the stand-in only."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_the_operators_own")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -165,7 +165,7 @@ class TestDatasets:
 
 
 class TestNoCommit:
-    def test_is_told_of_what_has_none(self):
+    def test_is_an_error_for_a_repository_without_one(self):
         error = refusal(lambda: HuggingFaceHub().pin_model("no/commit"))
         assert (error.code, error.param) == ("hub_unavailable", "model")
         error = refusal(lambda: HuggingFaceHub().pin_dataset("no/commit", revision=None))
@@ -173,7 +173,7 @@ class TestNoCommit:
 
 
 class TestAway:
-    def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch):
+    def test_connection_refused(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         for call in (
             lambda: HuggingFaceHub().pin_model("good/model"),

@@ -1,4 +1,4 @@
-"""service.jobs.routes: jobs posted at once, each as if it had come alone, with keys and the hub."""
+"""service.jobs.routes: concurrent posts do not affect each other, with keys and the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dataset(database, alice):
 
 @pytest.fixture
 def post_all(settings, alice, dataset):
-    """Post all at once to a gateway on a socket; give the answers in their order."""
+    """Post all at once to a gateway on a socket; return the answers in order."""
 
     def post_all(*changes, members=None):
         with (
@@ -108,7 +108,7 @@ class TestKeys:
 class TestHub:
     @pytest.fixture
     def asked(self, monkeypatch):
-        """Stand for the hub; list what it was asked."""
+        """Replace the hub; return the list of its requests."""
         asked = []
 
         def pin(_hub, model):
@@ -128,7 +128,7 @@ class TestHub:
                 "/jobs", json=job_spec(dataset, **changes), headers=headers
             )
 
-    def test_it_is_asked_once(self, post, database, asked):
+    def test_it_is_called_once(self, post, database, asked):
         answer = post(model="org/model")
         (job,) = rows(database, Job)
         assert answer.json()["id"] == job.id
@@ -142,7 +142,7 @@ class TestHub:
         assert problem_of(post(model="org/model", k=5))["code"] == "idempotency_key_reused"
         assert asked == ["org/model"]
 
-    def test_one_that_asks_it_in_vain_leaves_nothing(self, post, database, asked):
+    def test_a_failed_lookup_leaves_nothing(self, post, database, asked):
         assert problem_of(post(model="far/away"))["code"] == "hub_unavailable"
         assert rows(database, Job) == rows(database, IdempotencyRecord) == []
         assert post().status_code == 202

@@ -115,9 +115,7 @@ class TestDelta:
         name = f"mrpc{suffix}.safetensors"
         assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
 
-    def test_is_float32_where_nothing_else_is_said(
-        self, client: TestClient, alice: Member, finished: str
-    ):
+    def test_is_float32_by_default(self, client: TestClient, alice: Member, finished: str):
         answer = client.get(f"/jobs/{finished}/heads/delta", headers=alice.headers)
         assert answer.content == FILES["float32"]
 
@@ -158,9 +156,7 @@ class TestDelta:
         answer = client.get(path, headers={**alice.headers, "If-None-Match": etag})
         assert (answer.status_code, answer.content) == (304, b"")
 
-    def test_is_told_about_without_being_sent(
-        self, client: TestClient, alice: Member, finished: str
-    ):
+    def test_answers_head_without_a_body(self, client: TestClient, alice: Member, finished: str):
         answer = client.head(f"/jobs/{finished}/heads/delta", headers=alice.headers)
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["content-length"] == str(len(FILES["float32"]))
@@ -184,7 +180,7 @@ class TestDelta:
         answer = client.get(f"/jobs/{job_id}/heads/delta", headers=alice.headers)
         assert f'filename="{job_id}.safetensors"' in answer.headers["content-disposition"]
 
-    def test_a_store_that_has_lost_it_is_told_before_the_first_byte(
+    def test_a_lost_blob_fails_before_the_first_byte(
         self, client: TestClient, storage: ArtifactStorage, alice: Member, finished: str
     ):
         storage.delete(alice.tenant_id, sha256(FILES["float32"]))
@@ -207,7 +203,7 @@ class TestLora:
 
 
 class Inference:
-    """An inference process that merges nothing, and remembers what it was asked."""
+    """A fake inference process that merges nothing and records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -252,7 +248,7 @@ def merging(
     database: Database,  # noqa: ARG001 - made first
     inference: Inference,
 ) -> Iterator[str]:
-    """Give the URL of a gateway whose inference process answers."""
+    """Yield the URL of a gateway with a fake inference process."""
     with served(inference.app) as url:
         app = build_app(settings.model_copy(update={"infer_url": url}))
         with served(app) as gateway:
@@ -279,7 +275,7 @@ class TestMerged:
             }
         ]
 
-    def test_passes_on_what_is_wrong(
+    def test_passes_errors_on(
         self, merging: str, inference: Inference, alice: Member, finished: str
     ):
         said = {"code": "fingerprint_mismatch", "detail": "made for another backbone"}
@@ -288,7 +284,7 @@ class TestMerged:
         problem = problem_of(answer)
         assert (problem["status"], problem["code"]) == (409, "fingerprint_mismatch")
 
-    def test_says_so_when_the_inference_process_is_away(
+    def test_reports_an_unavailable_inference_process(
         self, tmp_path: Path, sqlite_url: str, database: Database
     ):
         alice = add_member(database, "carol")

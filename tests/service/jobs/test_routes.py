@@ -19,6 +19,7 @@ from store.states import JobStatus
 from store.storage import Blob
 from store.tables import Job, JobEvent
 from tests.service.gateways import MODEL, add_dataset_row, job_spec, problem_of, served
+from tests.service.work import RESULT
 from tests.waiting import eventually, patience
 
 WORKER = Claimant(worker_id="worker-1", backbones=frozenset({MODEL}))
@@ -48,7 +49,7 @@ def running(database):
 
 
 class TestPost:
-    def test_queues_a_job_and_says_where(self, client, alice, dataset, post):
+    def test_queues_a_job_and_returns_its_location(self, client, alice, dataset, post):
         answer = post(name="mrpc", metadata={"team": "search"}, k=5)
         assert answer.status_code == 202
         job = answer.json()
@@ -106,7 +107,7 @@ class TestDryRun:
         assert answer.status_code == 202
 
     @pytest.mark.parametrize("value", ["maybe", "", "1", "True", "yes", "true&dry_run=false"])
-    def test_is_asked_for_by_true_and_nothing_else(self, client, alice, database, dataset, value):
+    def test_needs_the_value_true(self, client, alice, database, dataset, value):
         answer = client.post(
             f"/jobs?dry_run={value}", json=job_spec(dataset), headers=alice.headers
         )
@@ -118,7 +119,7 @@ class TestDryRun:
 
 class TestHub:
     @pytest.mark.parametrize("dry_run", ["true", "false"])
-    def test_while_it_is_slow_only_those_wait_who_ask_it(
+    def test_a_slow_hub_delays_only_requests_that_need_it(
         self, settings, alice, dataset, monkeypatch, dry_run
     ):
         asked, going_on = [], Event()
@@ -208,7 +209,7 @@ class TestGet:
         problem = problem_of(client.get(f"/jobs/{identifier}", headers=alice.headers))
         assert (problem["status"], problem["code"]) == (404, "not_found")
 
-    def test_shows_how_far_it_is(self, client, alice, post, running):
+    def test_shows_progress(self, client, alice, post, running):
         job_id = post().json()["id"]
         lease = running()
         lease.advance(JobStatus.SELECTING, message="selecting")
@@ -230,7 +231,7 @@ class TestGet:
             "eta_seconds": 1.5,
         }
 
-    def test_shows_what_it_made(self, client, alice, post, running):
+    def test_shows_its_results(self, client, alice, post, running):
         job_id = post().json()["id"]
         succeed(running())
         job = client.get(f"/jobs/{job_id}", headers=alice.headers).json()
@@ -301,13 +302,6 @@ class TestActions:
 def succeed(lease: Lease) -> None:
     """End a job as a worker would."""
     lease.advance(JobStatus.TRAINING, message="training")
-    result = {
-        "metrics": {"accuracy": 0.9},
-        "best_step": 20,
-        "train_seconds": 2.0,
-        "selection_seconds": 1.0,
-        "samples_per_second": 100.0,
-    }
     sizes = {"float32": 1, "bfloat16": 2, "lora": 3}
     artifacts = {name: Blob(sha256=SHA, bytes=size) for name, size in sizes.items()}
-    lease.succeed(result=result, artifacts=artifacts)
+    lease.succeed(result={**RESULT, "metrics": {"accuracy": 0.9}}, artifacts=artifacts)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from store.tenants import create_key, revoke_key
 from tests.databases import database as either_database
 from tests.databases import database_url
 from tests.service.following import begin, finish, in_time, numbers
-from tests.service.work import step
+from tests.service.work import running_to_failure, step
 from tests.store.queues import add_job, add_tenant, claimed
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def tenant(database: Database) -> str:
 
 @pytest.fixture
 def running(database: Database, tenant: str) -> tuple[str, Lease]:
-    """A job that a worker has claimed: its first two events are there."""
+    """A claimed job with its first two events."""
     add_job(database, tenant)
     job, lease = claimed(database)
     return job.id, lease
@@ -43,10 +41,10 @@ def running(database: Database, tenant: str) -> tuple[str, Lease]:
 class TestFollow:
     @pytest.fixture
     def database(self, either_database: Database) -> Database:
-        """Give one on SQLite, then one on Postgres: the queries must mean the same."""
+        """Yield one on SQLite, then one on Postgres: the queries must mean the same."""
         return either_database
 
-    def test_gives_what_was_and_what_comes_until_the_last_event(
+    def test_yields_past_and_new_events_until_the_last(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
@@ -60,7 +58,7 @@ class TestFollow:
 
         assert in_time(watch()) == [1, 2, 3, 4, 5]
 
-    def test_ends_at_once_behind_the_last_event_of_a_finished_job(
+    def test_ends_at_once_after_the_last_event_of_a_finished_job(
         self, database: Database, tenant: str
     ):
         job_id = add_job(database, tenant)
@@ -74,17 +72,11 @@ class TestFollow:
 
         assert in_time(watch()) == ([2], [])
 
-    def test_loses_and_doubles_nothing_however_often_it_is_broken_off(
+    def test_loses_and_repeats_nothing_however_often_it_is_interrupted(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
         count = 120
-
-        def write() -> None:
-            for number in range(1, count + 1):
-                lease.report(Progress(), events=[step(number)])
-                time.sleep(0.004)
-            lease.fail(code="engine_crashed", message="the end")
 
         async def watch() -> list[int]:
             tailer = Tailer(database, interval=0.02)
@@ -100,14 +92,10 @@ class TestFollow:
                         if len(got) - before >= 7:
                             break
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
+        with running_to_failure(lease, steps=count, pause=0.004):
             assert in_time(watch()) == list(range(1, count + 4))
-        finally:
-            writer.join()
 
-    def test_gives_a_slow_reader_everything(
+    def test_yields_everything_to_a_slow_reader(
         self,
         database: Database,
         running: tuple[str, Lease],
@@ -133,7 +121,7 @@ class TestFollow:
 
         assert in_time(watch()) == list(range(1, 34))
 
-    def test_tells_of_progress_between_events(self, database: Database, running: tuple[str, Lease]):
+    def test_yields_progress_between_events(self, database: Database, running: tuple[str, Lease]):
         job_id, lease = running
 
         async def watch() -> list[tuple[str | None, int | None]]:
@@ -150,7 +138,7 @@ class TestFollow:
 
         assert in_time(watch()) == [(None, None), ("selecting", 10), ("selecting", 20)]
 
-    def test_tells_of_progress_behind_what_is_over(
+    def test_yields_progress_after_past_events(
         self, database: Database, running: tuple[str, Lease]
     ):
         job_id, lease = running
@@ -168,7 +156,7 @@ class TestFollow:
         kinds = [type(item) for item in in_time(join())]
         assert kinds == [JobEvent, JobEvent, JobEvent, ProgressSeen, JobEvent]
 
-    def test_gives_the_last_event_last(self, database: Database, running: tuple[str, Lease]):
+    def test_yields_the_last_event_last(self, database: Database, running: tuple[str, Lease]):
         job_id, lease = running
 
         async def watch() -> list[Any]:
@@ -228,9 +216,7 @@ class TestFollow:
 
         in_time(watch())
 
-    def test_a_key_that_was_revoked_opens_no_door_for_the_next_one(
-        self, database: Database, tenant: str
-    ):
+    def test_a_revoked_key_does_not_affect_the_next_one(self, database: Database, tenant: str):
         job_id = add_job(database, tenant)
         finish(database, tenant, job_id)
         tailer = Tailer(database)

@@ -30,7 +30,7 @@ def counted(database: Database) -> Iterator[list[str]]:
 
 
 class Shaky(Database):
-    """A database that is away for as long as ``error`` is set."""
+    """A database that fails while ``error`` is set."""
 
     error: Exception | None = None
 
@@ -54,12 +54,15 @@ def tenant(database: Database) -> str:
     return add_tenant(database, "acme")
 
 
-class TestOutage:
-    def test_waits_for_a_database_that_is_away_and_goes_on(
-        self, shaky: Shaky, database: Database, tenant: str
-    ):
-        job_id = add_job(database, tenant)
+@pytest.fixture
+def job_id(database: Database, tenant: str) -> str:
+    return add_job(database, tenant)
 
+
+class TestOutage:
+    def test_waits_for_an_unavailable_database_and_resumes(
+        self, shaky: Shaky, database: Database, tenant: str, job_id: str
+    ):
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
             stream = await begin(tailer.follow(job_id))
@@ -75,11 +78,9 @@ class TestOutage:
 
         assert in_time(watch()) == [1, 2]
 
-    def test_ends_the_streams_rather_than_fall_silent_and_starts_anew(
-        self, shaky: Shaky, database: Database, tenant: str
+    def test_ends_the_streams_on_an_error_and_restarts(
+        self, shaky: Shaky, database: Database, tenant: str, job_id: str
     ):
-        job_id = add_job(database, tenant)
-
         async def watch() -> list[int]:
             tailer = Tailer(shaky, interval=0.02)
             stream = await begin(tailer.follow(job_id))
@@ -114,7 +115,7 @@ class TestCost:
 
         in_time(watch())
 
-    def test_nobody_watching_costs_nothing(self, database: Database, tenant: str):
+    def test_costs_nothing_without_streams(self, database: Database, tenant: str):
         job_id = add_job(database, tenant)
 
         async def watch() -> int:
@@ -130,7 +131,9 @@ class TestCost:
 
         assert in_time(watch()) == 0
 
-    def test_whoever_comes_as_the_last_one_goes_is_served(self, database: Database, tenant: str):
+    def test_a_stream_opened_as_the_last_one_closes_is_served(
+        self, database: Database, tenant: str
+    ):
         job_id = add_job(database, tenant)
 
         async def watch() -> list[int]:
@@ -183,5 +186,5 @@ class TestClose:
 
         assert in_time(watch()) == [1]
 
-    def test_of_a_tailer_that_nobody_used_is_nothing(self, database: Database):
+    def test_of_an_unused_tailer_does_nothing(self, database: Database):
         in_time(Tailer(database).close())

@@ -27,7 +27,7 @@ def error_of(fields: TaskFields, columns: DatasetProfile) -> ProblemError:
 
 
 class TestComplete:
-    def test_what_leaves_no_doubt(self):
+    def test_an_unambiguous_task_is_inferred(self):
         assert complete_task(said(), profile(**PAIR)) == said(
             type="classification",
             text=["sentence1", "sentence2"],
@@ -38,7 +38,7 @@ class TestComplete:
             type="image-classification", image="pic", label="animal", metric="accuracy"
         )
 
-    def test_what_is_said_is_taken(self):
+    def test_given_arguments_are_used(self):
         task = complete_task(
             said(type="regression", text="sentence2", label="n", metric="spearman"),
             profile(**PAIR, n="integer"),
@@ -56,7 +56,7 @@ class TestComplete:
             ({"a": "text", "label": "whole"}, "task.type"),
         ],
     )
-    def test_a_doubt_names_the_field_that_settles_it(self, kinds: dict[str, Kind], param: str):
+    def test_an_ambiguity_names_the_field_to_set(self, kinds: dict[str, Kind], param: str):
         error = error_of(said(), profile(**kinds))
         assert (error.code, error.param) == ("task_ambiguous", param)
         assert error.detail.endswith(f"set {param}")
@@ -92,7 +92,7 @@ class TestComplete:
             ({"type": "classification", "image": "sentence1"}, "task.image"),
         ],
     )
-    def test_what_contradicts_itself(self, fields: dict[str, Any], param: str):
+    def test_contradictory_fields(self, fields: dict[str, Any], param: str):
         columns = profile(**PAIR)
         if fields.get("type") == "image-classification":
             columns = profile(**PAIR, picture="image")
@@ -101,7 +101,7 @@ class TestComplete:
         assert error.detail.startswith(f"{param}=")
 
     @pytest.mark.parametrize("kind", ["null", "other"])
-    def test_a_label_of_which_nothing_can_be_read(self, kind: Kind):
+    def test_a_label_column_of_an_unusable_type(self, kind: Kind):
         error = error_of(said(), profile(text="text", label=kind))
         assert (error.code, error.param) == ("dataset_invalid", "task.label")
 
@@ -119,7 +119,7 @@ class TestComplete:
 
 
 class TestUnseen:
-    def test_takes_what_is_said(self):
+    def test_accepts_given_arguments(self):
         assert complete_unseen_task(said()) == said()
         assert complete_unseen_task(said(text="x")) == said(text="x")
         assert complete_unseen_task(said(type="regression")).metric == "pearson"
@@ -134,7 +134,7 @@ class TestUnseen:
             ({"text": "x", "label": "x"}, "task.label"),
         ],
     )
-    def test_refuses_what_cannot_be(self, fields: dict[str, Any], param: str):
+    def test_refuses_impossible_arguments(self, fields: dict[str, Any], param: str):
         with pytest.raises(ProblemError) as caught:
             complete_unseen_task(said(**fields))
         assert caught.value.param == param

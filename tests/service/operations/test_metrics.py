@@ -18,7 +18,7 @@ MEASURED = Telemetry(
 
 
 def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Read what Prometheus would."""
+    """Read the metrics as Prometheus does."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text.decode())
@@ -69,7 +69,7 @@ class TestObserve:
         assert value(text, f"{name}_bucket", **labels, le="0.25") == 2
         assert value(text, f"{name}_count", **{**labels, "status": "404"}) == 1
 
-    def test_makes_no_series_of_words_that_a_caller_invents(self):
+    def test_makes_no_series_from_callers_input(self):
         metrics = Metrics()
         for number in range(50):
             metrics.observe(f"BREW{number}", "unmatched", 404, 0.1)

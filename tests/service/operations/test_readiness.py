@@ -22,7 +22,7 @@ ALL_WELL = Report(failing=(), degraded=())
 
 @dataclass
 class Parts:
-    """What a gateway depends on, but for the database."""
+    """A gateway's dependencies, except the database."""
 
     broker: Callable[[], bool] = lambda: True
     storage: Callable[[], None] = lambda: None
@@ -92,7 +92,7 @@ class TestReport:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'another'")
         assert report(database, Parts()).failing == ("tables",)
 
-    def test_waits_for_nobody_and_asks_again_only_when_it_was_answered(
+    def test_does_not_block_and_probes_again_only_after_an_answer(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(readiness_module, "_DEADLINE_SECONDS", 0.2)
@@ -133,7 +133,7 @@ class TestReport:
             assert report(database, Parts()) == Report(failing=("tables",), degraded=("worker",))
         answer.set()
 
-    def test_is_the_same_for_all_who_ask_within_a_second(self, database: Database):
+    def test_is_cached_for_a_second(self, database: Database):
         add_worker(database)
         parts = Parts()
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def closed_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
@@ -37,7 +37,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Give a port on which somebody listens and never says a word."""
+    """Yield a port on which a socket listens and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         yield silent.getsockname()[1]
 
@@ -54,13 +54,13 @@ def set_s3(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 
 class TestHealth:
-    def test_answers_everybody(self, client: TestClient):
+    def test_needs_no_key(self, client: TestClient):
         answer = client.get("/healthz")
         assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
 
 
 class TestReadiness:
-    def test_tells_what_is_missing_behind_a_gateway_that_works(
+    def test_names_what_is_missing_behind_a_working_gateway(
         self, client: TestClient, database: Database
     ):
         answer = client.get("/readyz")
@@ -111,7 +111,7 @@ class TestReadiness:
 
 
 class TestMetrics:
-    def test_tell_the_truth(
+    def test_match_the_database(
         self, client: TestClient, database: Database, alice: Member, admin: Member
     ):
         _, lease = running_job(database, alice.tenant_id)
@@ -134,7 +134,7 @@ class TestMetrics:
         assert value(text, "hifi_workers") == 1
         assert value(text, "hifi_lease_losses_total") == 0
 
-    def test_say_so_when_the_tables_are_away(
+    def test_report_missing_tables(
         self, client: TestClient, admin: Member, monkeypatch: pytest.MonkeyPatch
     ):
         def fail(_session: object) -> None:

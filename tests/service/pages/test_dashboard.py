@@ -39,7 +39,7 @@ class Elements(HTMLParser):
 
 
 class TestDashboard:
-    def test_shows_itself_to_everybody_and_nothing_else(self, client: TestClient):
+    def test_is_public_and_serves_nothing_else(self, client: TestClient):
         answer = client.get("/")
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/html; charset=utf-8"

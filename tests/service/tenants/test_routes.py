@@ -1,4 +1,4 @@
-"""service.tenants.routes: what administrators do, and nobody else."""
+"""service.tenants.routes: for administrators only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADMINISTRATIVE = [
 
 class TestAdministrators:
     @pytest.mark.parametrize(("method", "path"), ADMINISTRATIVE)
-    def test_nobody_else_is_told_anything(self, client, alice, bob, method, path):
+    def test_other_tenants_are_refused(self, client, alice, bob, method, path):
         there = path.format(tenant=bob.tenant_id, key=bob.key_id)
         missing = path.format(tenant="ten_missing", key="key_missing")
         strange = path.format(tenant="%00", key="%00")
@@ -37,7 +37,7 @@ class TestAdministrators:
             assert answer["detail"] == answers[0]["detail"]
 
     @pytest.mark.parametrize(("method", "path"), ADMINISTRATIVE)
-    def test_without_a_key_nobody_is_let_in(self, client, method, path):
+    def test_a_missing_key_is_refused(self, client, method, path):
         url = path.format(tenant="ten_missing", key="key_missing")
         assert problem_of(client.request(method, url))["status"] == 401
 
@@ -92,7 +92,7 @@ class TestTenants:
 
 
 class TestQuotas:
-    def test_are_changed_one_by_one_and_put_back(self, client, admin, alice):
+    def test_are_changed_one_by_one_and_reset(self, client, admin, alice):
         path = f"/tenants/{alice.tenant_id}"
 
         def change(**quotas):
@@ -138,7 +138,7 @@ class TestQuotas:
         usage = client.get(f"{path}/usage", headers=admin.headers).json()
         assert usage["quotas"]["max_queued"] == 1000
 
-    def test_of_nobody(self, client, admin):
+    def test_of_an_unknown_tenant(self, client, admin):
         answer = client.patch("/tenants/ten_missing", json={}, headers=admin.headers)
         assert problem_of(answer)["code"] == "not_found"
 
@@ -174,7 +174,7 @@ class TestKeys:
         headers = {"Authorization": f"Bearer {key['secret']}"}
         assert client.get("/jobs", headers=headers).status_code == 200
 
-    def test_a_revoked_one_is_worthless_at_once(self, client, admin, alice):
+    def test_a_revoked_one_is_refused_at_once(self, client, admin, alice):
         assert client.get("/jobs", headers=alice.headers).status_code == 200
         for _ in range(2):
             answer = client.delete(f"/keys/{alice.key_id}", headers=admin.headers)
@@ -187,7 +187,7 @@ class TestKeys:
         answer = client.delete(f"/keys/{identifier}", headers=admin.headers)
         assert problem_of(answer)["code"] == "not_found"
 
-    def test_nobody_has_or_gets_none(self, client, admin):
+    def test_an_unknown_tenant_has_no_keys(self, client, admin):
         listed = client.get("/tenants/ten_missing/keys", headers=admin.headers)
         assert problem_of(listed)["code"] == "not_found"
         answer = client.post("/tenants/ten_missing/keys", json={}, headers=admin.headers)

@@ -36,8 +36,8 @@ class TestWrite:
         with database.read() as session:
             assert session.scalars(sa.select(Tenant)).all() == []
 
-    def test_what_is_read_first_is_still_so_when_it_is_written(self, database: Database):
-        """Two that read, think and write come one after the other."""
+    def test_reads_stay_valid_until_the_write(self, database: Database):
+        """Two read-modify-write transactions run one after the other."""
         with database.write() as session:
             tenant_id = create_tenant(session, "a").id
 
@@ -71,7 +71,7 @@ class TestPostgres:
 
 
 class TestErrors:
-    def test_tell_no_values(self, database: Database):
+    def test_contain_no_values(self, database: Database):
         with database.write() as session:
             create_tenant(session, "a")
         with pytest.raises(sa.exc.IntegrityError) as caught, database.write() as session:

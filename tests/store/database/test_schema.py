@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 @pytest.fixture
 def empty_url(database_url: str) -> Iterator[str]:
-    """Give the URL of a database without any table, and leave none."""
+    """Yield the URL of a database without tables; drop all tables afterwards."""
     drop_all(database_url)
     yield database_url
     drop_all(database_url)
@@ -56,7 +56,7 @@ def differences(url: str) -> list[object]:
 
 
 def where_of(url: str) -> dict[str | None, str]:
-    """Give the condition of each partial index of jobs, which Alembic does not compare."""
+    """Return the condition of each partial index of jobs, which Alembic does not compare."""
     return {
         index["name"]: str(condition).replace("::character varying", "")
         for index in inspect(url).get_indexes("jobs")
@@ -188,7 +188,7 @@ class TestUpgrade:
         columns = {column["name"] for column in inspect(empty_url).get_columns("backbones")}
         assert "task_heads" not in columns
 
-    def test_to_what_is_not_there_is_refused(self, empty_url: str):
+    def test_to_an_unknown_revision_is_refused(self, empty_url: str):
         with pytest.raises(SchemaError, match="9999"):
             upgrade(empty_url, "9999")
 
@@ -218,7 +218,7 @@ def add_rows_of_now(url: str) -> None:
 
 
 def checks_of(url: str) -> list[object]:
-    """Tell which states a job's row may have: the constraint must survive SQLite's copying."""
+    """Return the states that a job's row may have: the constraint must survive SQLite's copying."""
     assert [each["name"] for each in inspect(url).get_check_constraints("jobs")] == [
         "ck_jobs_status"
     ]

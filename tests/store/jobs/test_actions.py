@@ -1,4 +1,4 @@
-"""store.jobs.actions: what an owner can do with a job, and nobody else."""
+"""store.jobs.actions: what a job's owner, and no other tenant, can do with it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def status(database: Database, tenant: str, job_id: str) -> JobStatus:
         return jobs.get_job(session, tenant, job_id).status
 
 
+def cancel(database: Database, tenant: str, job_id: str) -> JobStatus:
+    """Cancel a job; return its status."""
+    with database.write() as session:
+        jobs.cancel(session, tenant, job_id)
+    return status(database, tenant, job_id)
+
+
 class TestSubmit:
     def test_queues_with_an_event(self, database, tenant):
         job_id = add_job(database, tenant, name="mrpc", metadata={"team": "search"})
@@ -48,24 +55,19 @@ class TestSubmit:
         assert claim(database) is not None
         add_job(database, tenant)
 
-    def test_for_nobody_is_refused(self, database):
+    def test_for_an_unknown_tenant_is_refused(self, database):
         with pytest.raises(NotFoundError):
             add_job(database, "ten_none")
 
 
 class TestCancel:
-    def test_at_once_where_nobody_works_on_it(self, database, tenant):
-        job_id = add_job(database, tenant)
-        with database.write() as session:
-            jobs.cancel(session, tenant, job_id)
-        assert status(database, tenant, job_id) is JobStatus.CANCELLED
+    def test_is_immediate_without_a_worker(self, database, tenant):
+        assert cancel(database, tenant, add_job(database, tenant)) is JobStatus.CANCELLED
 
-    def test_is_asked_of_the_worker(self, database, tenant):
+    def test_is_requested_of_the_worker(self, database, tenant):
         job_id = add_job(database, tenant)
         claimed(database)
-        with database.write() as session:
-            jobs.cancel(session, tenant, job_id)
-        assert status(database, tenant, job_id) is JobStatus.CANCELLING
+        assert cancel(database, tenant, job_id) is JobStatus.CANCELLING
 
     def test_twice_is_refused(self, database, tenant):
         job_id = add_job(database, tenant)

@@ -35,7 +35,7 @@ class TestClaim:
             assert 50 < left <= 60
             assert row.started_at is not None
 
-    def test_of_nothing_is_none(self, database: Database):
+    def test_of_an_empty_queue_is_none(self, database: Database):
         add_tenant(database, "a")
         assert claim(database) is None
 

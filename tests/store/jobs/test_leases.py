@@ -1,4 +1,4 @@
-"""store.jobs.leases: who holds the fence may write, and nobody else."""
+"""store.jobs.leases: only the holder of the newest fence may write."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TestReport:
         assert job.lease_until > before
         assert messages(database, job)[-1] == (job.last_event, "step 1")
 
-    def test_keeps_what_is_not_told(self, database, tenant):
+    def test_keeps_fields_that_are_not_reported(self, database, tenant):
         job_id, lease = training(database, tenant)
         lease.report(Progress(phase="training", step=1))
         lease.report(Progress(step=2))
@@ -79,7 +79,7 @@ class TestReport:
     @pytest.mark.parametrize(
         ("ask", "status"), [(cancel, JobStatus.CANCELLING), (pause, JobStatus.PAUSING)]
     )
-    def test_tells_what_the_owner_asks_for(self, database, tenant, ask: Callable, status):
+    def test_returns_the_owners_stop_request(self, database, tenant, ask: Callable, status):
         job_id, lease = training(database, tenant)
         with database.write() as session:
             ask(session, tenant, job_id)
@@ -219,7 +219,7 @@ class TestAdvance:
             cancel(session, tenant, job.id)
         assert lease.advance(JobStatus.SELECTING, message="x") is JobStatus.CANCELLING
 
-    def test_what_is_no_phase_is_refused(self, database, tenant):
+    def test_an_unknown_phase_is_refused(self, database, tenant):
         _, lease = training(database, tenant)
         with pytest.raises(IllegalTransitionError):
             lease.advance(JobStatus.PAUSED, message="x")
@@ -247,7 +247,7 @@ class TestRenewal:
 
 
 class TestCrash:
-    def test_counts_a_try_and_tells_it(self, database, tenant):
+    def test_counts_a_try_and_logs_it(self, database, tenant):
         job_id, lease = training(database, tenant)
         assert lease.count_crash(code="engine_crashed", message="it died") is JobStatus.TRAINING
         job = load(database, tenant, job_id)
@@ -292,7 +292,7 @@ class TestCrash:
 
 
 class TestCheckpoint:
-    def test_a_newer_one_counts_tries_anew(self, database, tenant):
+    def test_a_newer_one_resets_the_tries(self, database, tenant):
         job_id, lease = training(database, tenant)
         for step, attempt in ((5, 1), (5, 2), (4, 2), (6, 1)):
             with database.write() as session:

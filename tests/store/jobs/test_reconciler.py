@@ -36,14 +36,14 @@ def expire(database: Database) -> None:
 
 
 def take_back(database: Database) -> int:
-    """Take back what has run out by now."""
+    """Reclaim the leases that have expired."""
     with database.read() as session:
         now = database_now(session)
     return take_back_expired(database, before=now)
 
 
 def claimed_by(database: Database, worker_id: str) -> tuple[str, JobStatus]:
-    """Give the one job that a worker has, and its state."""
+    """Return the one job that a worker has, and its state."""
     with database.read() as session:
         query = sa.select(Job.id, Job.status).where(Job.worker_id == worker_id)
         job_id, status = session.execute(query).one()
@@ -96,7 +96,7 @@ class TestExpiredLeases:
     @pytest.mark.parametrize(
         ("ask", "status"), [(cancel, JobStatus.CANCELLED), (pause, JobStatus.PAUSED)]
     )
-    def test_what_was_asked_of_it_is_done(self, database, tenant, ask, status):
+    def test_a_requested_stop_is_done(self, database, tenant, ask, status):
         add_job(database, tenant)
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")
@@ -175,7 +175,7 @@ class TestDeadWorkers:
             assert list(session.scalars(sa.select(Worker.id))) == ["w1"]
         assert take_back(database) == 0
 
-    def test_what_the_owner_asked_is_done(self, database, tenant):
+    def test_a_requested_stop_is_done(self, database, tenant):
         add_job(database, tenant)
         job, lease = claimed(database)
         lease.advance(JobStatus.TRAINING, message="")

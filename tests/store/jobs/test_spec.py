@@ -1,4 +1,4 @@
-"""store.jobs.spec: what a caller may ask for, and nothing else."""
+"""store.jobs.spec: the accepted fields of a job spec."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestDefaults:
 
 
 class TestStorage:
-    def test_what_stands_in_the_tables_reads_back_the_same(self):
+    def test_a_stored_spec_is_read_back_unchanged(self):
         assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
 
 
@@ -111,7 +111,7 @@ class TestRefusals:
             assert caught.value.errors()[0]["loc"][0] == field
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-    def test_what_is_no_number(self, number: str):
+    def test_a_non_finite_number(self, number: str):
         with pytest.raises(ValidationError):
             JobSpec.model_validate_json(
                 f'{{"model": "m", "dataset": "d", "xi": {number}}}',

@@ -1,4 +1,4 @@
-"""store.jobs.telemetry: the metrics say what is in the tables."""
+"""store.jobs.telemetry: the metrics match the tables."""
 
 from __future__ import annotations
 

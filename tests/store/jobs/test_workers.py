@@ -1,4 +1,4 @@
-"""store.jobs.workers: who is alive, and which backbones there are."""
+"""store.jobs.workers: live workers, and known backbones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from store.database.connection import Database, database_now
 from store.errors import NotFoundError
 from store.jobs.workers import (
-    BackboneDescription,
     beat,
     count_live_workers,
     get_backbone,
@@ -22,21 +21,7 @@ from store.jobs.workers import (
     register,
 )
 from store.tables import Worker
-
-MINILM = BackboneDescription(
-    id="minilm",
-    architecture="bert",
-    num_layers=6,
-    num_heads=12,
-    num_key_value_heads=12,
-    head_dim=32,
-    hidden_size=384,
-    parameters=22_000_000,
-    fingerprint="sha256:ab",
-    max_positions=512,
-    weights_per_head=36_960,
-    task_heads={"classification": {"base": 0, "per_label": 385}},
-)
+from tests.store.queues import MINILM
 
 
 def sign_on(database: Database, worker_id: str) -> None:
@@ -80,7 +65,7 @@ class TestBackbones:
             "fingerprint": "sha256:cd",
         }
 
-    def test_told_by_several_workers_at_once_are_one(self, database: Database):
+    def test_reported_by_several_workers_at_once_are_one(self, database: Database):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: put_backbone(database, MINILM), range(16)))
         with database.read() as session:
@@ -95,7 +80,7 @@ class TestBackbones:
         assert ([row.id for row in first.rows], first.has_more) == (["a", "b"], True)
         assert ([row.id for row in second.rows], second.has_more) == (["c"], False)
 
-    def test_that_nobody_has_are_not_found(self, database: Database):
+    def test_unknown_ones_are_not_found(self, database: Database):
         with database.read() as session:
             with pytest.raises(NotFoundError, match="llama"):
                 get_backbone(session, "llama")

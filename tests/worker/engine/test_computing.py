@@ -1,4 +1,4 @@
-"""worker.engine.computing: whatever a job comes to is an answer, and quotes no row of the data."""
+"""worker.engine.computing: every outcome of a job is a message that quotes no data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROW = "what a row says"
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Message:
-    """Give what a job is answered that ends with an error."""
+    """Return the message for a job that ends with an error."""
 
     def fail(**_: Any) -> None:
         raise error
@@ -78,7 +78,7 @@ class TestFailures:
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
     )
-    def test_have_a_code_and_tell_whether_they_last(
+    def test_have_a_code_and_say_whether_they_are_permanent(
         self, monkeypatch, error: Exception, code: str, param: str | None, is_lasting: bool
     ):
         answer = outcome(monkeypatch, error)
@@ -86,7 +86,7 @@ class TestFailures:
         assert (answer.run, answer.code, answer.param) == ("r", code, param)
         assert answer.is_lasting is is_lasting
 
-    def test_that_nobody_foresaw_quote_nothing(self, monkeypatch, capsys):
+    def test_that_are_unexpected_quote_nothing(self, monkeypatch, capsys):
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
         logging.captureWarnings(capture=False)
         answer = outcome(monkeypatch, ZeroDivisionError(ROW))

@@ -1,4 +1,4 @@
-"""worker.engine.descriptions: what is counted of a backbone is what a fine-tune trains."""
+"""worker.engine.descriptions: a backbone's counts equal what a fine-tune trains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(model: Path, rows: list[dict[str, Any]], *, labels: int, **arguments: 
 
 
 def weights_of(head: dict[str, Any]) -> dict[str, int]:
-    """Leave out the bytes of files, which tests of service.jobs.estimates compare."""
+    """Drop the bytes of files, which tests of service.jobs.estimates compare."""
     return {name: value for name, value in head.items() if name != "file"}
 
 

@@ -55,7 +55,7 @@ def running() -> Iterator[EngineProcess]:
 
 @pytest.fixture
 def engine(running: EngineProcess) -> EngineProcess:
-    """Give an engine that is ready, a new one where the last test has ended it."""
+    """Return an engine that is ready, a new one if the last test ended it."""
     running.start()
     if not running.is_ready:
         running.wait_until_ready()
@@ -96,9 +96,7 @@ class TestCommands:
         assert good.description["id"] == "good"
         assert hear(engine) == Ready()
 
-    def test_a_job_that_cannot_be_done_is_told_and_the_next_one_is_taken(
-        self, engine: EngineProcess
-    ):
+    def test_a_failing_job_is_reported_and_the_next_one_runs(self, engine: EngineProcess):
         pid = engine.pid
         for run in ("one", "two"):
             engine.send(Control(run="another", wish="cancel"))  # of a run that is over
@@ -107,12 +105,12 @@ class TestCommands:
             assert (last.code, last.is_lasting) == ("model_invalid", True)
         assert engine.pid == pid
 
-    def test_nothing_is_said_unasked(self, engine: EngineProcess):
+    def test_nothing_is_sent_unasked(self, engine: EngineProcess):
         assert engine.receive(timeout=0.1) is None
 
 
 class TestDeath:
-    def test_is_noticed_and_told_with_its_cause(self, engine: EngineProcess):
+    def test_is_detected_and_reported_with_its_cause(self, engine: EngineProcess):
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineDiedError, match=r"killed by SIGKILL .*memory") as caught:
@@ -121,7 +119,7 @@ class TestDeath:
         with pytest.raises(EngineDiedError):
             engine.send(nowhere_job("late"))
 
-    def test_what_it_had_said_is_still_heard(self, engine: EngineProcess):
+    def test_earlier_messages_are_still_received(self, engine: EngineProcess):
         engine.send(nowhere_job("last"))
         assert engine.pid is not None
         eventually(lambda: engine._messages.qsize() == 2, seconds=SECONDS)  # its event, its end
@@ -141,7 +139,7 @@ class TestDeath:
         engine.wait_until_ready()
         assert engine.pid != before
 
-    def test_one_that_cannot_start_is_told(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_failed_start_is_reported(self, monkeypatch: pytest.MonkeyPatch):
         broken = {**environment(), "PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}
         engine = EngineProcess(device="cpu", environment=broken)
         engine.start()
@@ -157,7 +155,7 @@ class TestDeath:
 
 
 class TestEnd:
-    def test_comes_by_itself_when_its_worker_lets_go(self):
+    def test_comes_when_its_worker_closes_the_pipe(self):
         engine = EngineProcess(device="cpu", environment=environment())
         engine.start()
         engine.wait_until_ready()

@@ -1,4 +1,4 @@
-"""worker.engine.messages: what goes over the pipe comes out the same, and nothing else does."""
+"""worker.engine.messages: messages survive the pipe unchanged; anything else is refused."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ def test_the_spec_of_a_job_is_typed_at_both_ends():
         b'{"is": "Stopped", "wish": "pause", "more": 1}',
     ],
 )
-def test_what_is_none_of_ours_is_refused(line: bytes):
+def test_an_unknown_message_is_refused(line: bytes):
     with pytest.raises(ValueError, match="not a message"):
         decode(line)

@@ -1,4 +1,4 @@
-"""worker.engine.results: what a job leaves, the same bytes wherever and whenever it is written."""
+"""worker.engine.results: a job's files have the same bytes wherever they are written."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class TestWriteArtifacts:
             assert path.read_bytes() == second[name].read_bytes()
 
     @pytest.mark.process
-    def test_so_does_another_process(self, result: FinetuneResult, backbone: Path, tmp_path: Path):
+    def test_another_process_gives_the_same_bytes(
+        self, result: FinetuneResult, backbone: Path, tmp_path: Path
+    ):
         code = """
             import hashlib, json, pathlib, sys
             from tests.tiny_runs import run
@@ -115,7 +117,7 @@ class TestWriteArtifacts:
             assert str(backbone.parent).encode() not in path.read_bytes()
             assert str(tmp_path).encode() not in path.read_bytes()
 
-    def test_a_delta_that_does_not_know_its_backbone_is_no_fresh_one(
+    def test_a_delta_without_its_backbones_rows_is_refused(
         self, result: FinetuneResult, backbone: Path, tmp_path: Path
     ):
         with pytest.raises(ValueError, match="encoding"):

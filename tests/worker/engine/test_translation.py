@@ -14,6 +14,7 @@ from hifi.data.settings import Hyperparameters, Scoring, Setting, declared
 from hifi.data.spec import TaskSpec
 from service.cli import job_spec
 from store.jobs.spec import HubDataset, JobSpec
+from tests.worker.scripted_engine import SELECTION
 from worker.engine.messages import Told
 from worker.engine.translation import (
     file_data,
@@ -118,31 +119,9 @@ class TestSettings:
 
 class TestHeads:
     def test_are_shown_as_the_contract_says(self):
-        layer = {
-            "layer": 0,
-            "information_richness": [1.0, 2.0],
-            "correlation": [[1.0, 0.5], [0.5, 1.0]],
-            "importance": [0.4, 0.6],
-            "iterations": 3,
-            "selected": [1],
-        }
-        selection = {
-            "k": 1,
-            "xi": 0.9,
-            "d": 0.85,
-            "strategy": "layer-wise",
-            "n_samples": 9,
-            "teleport": "information",
-            "num_layers": 1,
-            "fingerprint": "sha256:ab",
-            "trainable_parameters": 10,
-            "fraction": 0.1,
-            "head_dim": 4,
-            "layers": [layer],
-        }
-        short, whole = heads_document(selection, job_id="job_1", model="minilm")
+        short, whole = heads_document(SELECTION, job_id="job_1", model="minilm")
         assert short == {"heads": [[0, 1]], "trainable_parameters": 10, "fraction": 0.1}
-        assert whole["layers"] == [layer]
+        assert whole["layers"] == SELECTION["layers"]
         assert (whole["object"], whole["job"], whole["model"]) == ("job.heads", "job_1", "minilm")
         assert (whole["num_heads"], whole["head_dim"]) == (2, 4)
 

@@ -27,7 +27,7 @@ UNDER_WAY, WAITING = "hifi_inference_under_way", "hifi_inference_waiting"
 def body(
     orders: Sequence[Mapping[str, Any]], items: Sequence[tuple[int, Given]], **change: Any
 ) -> dict[str, Any]:
-    """Write a request; an item is the place of its order and its input."""
+    """Build a request body; an item is the index of its order and its input."""
     asked = [{"order": order, "input": dict(given)} for order, given in items]
     return {
         "orders": list(orders),
@@ -44,7 +44,7 @@ def predict(
     items: Sequence[tuple[int, Given]],
     **change: Any,
 ) -> list[dict[str, Any]]:
-    """Ask, and give the answers of a request that is answered."""
+    """Send a request; assert that it succeeds and return the answers."""
     response = client.post("/predict", json=body(orders, items, **change))
     assert response.status_code == 200, response.text
     answers = response.json()["data"]
@@ -53,42 +53,42 @@ def predict(
 
 
 def ask(client: TestClient, order: Mapping[str, Any], *given: Given, **change: Any) -> list[dict]:
-    """Ask one head delta."""
+    """Request predictions of one head delta."""
     return predict(client, [order], [(0, each) for each in given], **change)
 
 
 def codes(answers: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Give the error code of each answer; None where it is one."""
+    """Return the error code of each answer; None for a prediction."""
     return [answer.get("error", {"code": None})["code"] for answer in answers]
 
 
 def measured(client: TestClient) -> dict[str, float]:
-    """Scrape the metrics, by their names with labels."""
+    """Scrape the metrics, keyed by name with labels."""
     lines = client.get("/metrics").text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
 
 def serve(home: Home, **update: Any) -> TestClient:
-    """Give a client of an application of its own."""
+    """Return a client of a new application."""
     settings = home.settings.model_copy(update=update)
     return TestClient(build_app(settings), raise_server_exceptions=False)
 
 
 def check_idle(client: TestClient) -> None:
-    """See that nothing is left of what was asked."""
+    """Assert that no request is under way or waiting."""
     figures = measured(client)
     assert (figures[UNDER_WAY], figures[WAITING]) == (0, 0)
 
 
 def distinct(home: Home, folder: Path, *, count: int) -> tuple[list[dict], list[Tuned]]:
-    """Give orders for so many head deltas, all of one layout."""
+    """Return orders for ``count`` head deltas of one layout, and the deltas."""
     tuned = [tune(folder, seed=100 + number) for number in range(count)]
     return [home.order(each) for each in tuned], tuned
 
 
 class Background:
-    """Calls something in a thread, and gives what it returned."""
+    """Runs a function in a thread; ``result`` returns or raises its outcome."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._result: Any = None
@@ -98,7 +98,7 @@ class Background:
     def _run(self, work: Callable[[], Any]) -> None:
         try:
             self._result = work()
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again by result
             self._result = error
 
     @property
@@ -114,7 +114,7 @@ class Background:
 
 
 class HangingStorage(ArtifactStorage):
-    """Counts the fetches; those of some blobs hang until they are let through."""
+    """Counts the fetches; those of blobs in ``hanging`` wait for the gate."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -130,11 +130,11 @@ class HangingStorage(ArtifactStorage):
 
 
 class Gate:
-    """Stands before every pass over a backbone: closed, it holds the executor up.
+    """A gate in front of every pass over a backbone; while closed it blocks the executor.
 
     Attributes:
-        holds: tells by a batch whether it has to stop here.
-        passes: the names of each pass that has begun.
+        holds: whether a batch has to wait at the gate.
+        passes: the names in each pass that has begun.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A home with tiny backbones in it, head deltas of them in the artifact store, and orders."""
+"""A home with tiny backbones, head deltas of them in the artifact store, and orders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TENANT, JOB = "ten_1", "job_1"
 
 @dataclass(frozen=True)
 class Home:
-    """Settings, and what a gateway would ask for."""
+    """Settings, storage, and orders as a gateway writes them."""
 
     settings: Settings
     storage: ArtifactStorage
@@ -37,7 +37,7 @@ class Home:
         return self.storage.put(tenant, file).sha256
 
     def order(self, tuned: Tuned, *, tenant: str = TENANT, job: str = JOB) -> dict[str, Any]:
-        """Store a head delta and give the order for it."""
+        """Store a head delta; return the order for it."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "delta"
             tuned.delta.save(file)
@@ -46,7 +46,7 @@ class Home:
 
     @property
     def left_behind(self) -> list[Path]:
-        """What lies in the process's folder that is neither its lock nor a cached delta."""
+        """The files in the process's folder besides its lock and cached deltas."""
         found = (self.settings.home / "inference").glob("*/models/*")
         return list(found)
 
@@ -59,7 +59,7 @@ def order_of(
 
 @pytest.fixture(autouse=True)
 def plain_logs() -> Iterator[None]:
-    """Write plain tracebacks: structlog's own choice takes seconds for one with tensors in it."""
+    """Write plain tracebacks: structlog's default takes seconds for one with tensors."""
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     before = structlog.get_config()
     structlog.configure(processors=[*before["processors"][:-1], renderer])
@@ -69,13 +69,13 @@ def plain_logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a tiny ViT."""
+    """Return the folder of a tiny ViT."""
     return save_image_model(tmp_path_factory.mktemp("models") / "tiny-vit")
 
 
 @pytest.fixture(scope="session")
 def tasks(backbone: Path, vit: Path) -> dict[str, Tuned]:
-    """Give tasks that differ in everything: heads, labels, kind, columns, length, backbone."""
+    """Return tasks that differ in heads, labels, kind, columns, length and backbone."""
     from hifi.backbones.heads import HeadId  # noqa: PLC0415 - after the environment is set
 
     return {
@@ -113,7 +113,7 @@ def client(home: Home) -> Iterator[TestClient]:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Give what every pass over a backbone has to go through."""
+    """Yield a gate that every pass over a backbone goes through."""
     gate = Gate()
 
     def forward(self: HeadBank, batch: Any, names: Any) -> Any:
@@ -126,7 +126,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def storage(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingStorage]:
-    """Put a storage that can hang into the application."""
+    """Install a storage that can hang in the application."""
     storage = HangingStorage(home.settings.artifacts_url)
     monkeypatch.setattr(app_module, "ArtifactStorage", lambda _: storage)
     yield storage

@@ -1,4 +1,4 @@
-"""What the inference process answers: that of each task's merged model, whatever is mixed."""
+"""The inference process answers as each task's merged model, whatever the mix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MANY = [{"text": " ".join(WORDS[index : index + 1 + index % 9])} for index in ra
 
 
 def inputs_for(tuned: Tuned, *, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Draw inputs that suit a task, some of them too long."""
+    """Draw inputs for a task, some of them too long."""
     draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
     task = tuned.delta.metadata.task or {}
     if "image" in task:
@@ -56,7 +56,7 @@ def check_all(answers: Sequence[Any], items: Sequence[tuple[int, Any]], tuned: S
 def shares_of_merged(
     client: TestClient, order: dict[str, Any], texts: Sequence[str]
 ) -> list[dict[str, float]]:
-    """Let plain transformers read texts, one by one, with the model that the process merges."""
+    """Predict texts one by one in plain transformers with the model that the process merges."""
     with tempfile.TemporaryDirectory() as name:
         for file, content in unpack(client.post("/merged", json=order).content).items():
             (Path(name) / file).write_bytes(content)
@@ -72,7 +72,7 @@ def shares_of_merged(
 
 @pytest.fixture
 def patient(home: Home) -> Home:
-    """Give a home where what is asked at once comes into one batch."""
+    """Return a home where concurrent requests share one batch."""
     update = {"infer_batch_wait_ms": 100.0}
     return replace(home, settings=home.settings.model_copy(update=update))
 
@@ -132,7 +132,7 @@ class TestAnswers:
         assert abs(first["scores"]["bad"] - second["scores"]["bad"]) > 100 * CLOSE
 
     def test_of_a_decoder_whose_delta_names_no_pad_token(self, patient: Home):
-        """A decoder reads the last token before the padding, and must know what that is."""
+        """A decoder reads the last token before the padding, so it must know the pad token."""
         folder = patient.settings.models / "tiny-gpt2"
         tiny_model("gpt2", pad_token_id=None).base_model.save_pretrained(folder)
         tiny_tokenizer(unk_token=UNKNOWN, eos_token=END).save_pretrained(folder)

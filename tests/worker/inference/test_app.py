@@ -188,7 +188,7 @@ class TestRefusals:
         check_problem(client.post("/merged", json=order), 503, "disk_full")
         assert home.left_behind == []
 
-    def test_what_nobody_foresaw(
+    def test_an_unexpected_error(
         self, client: TestClient, order: dict, monkeypatch: pytest.MonkeyPatch
     ):
         def fail(*_: Any, **__: Any) -> None:
@@ -211,7 +211,7 @@ class TestRefusals:
             {"path": "/etc"},
         ],
     )
-    def test_a_field_that_cannot_be(self, client: TestClient, order: dict, change: dict):
+    def test_an_invalid_field(self, client: TestClient, order: dict, change: dict):
         response = client.post("/merged", json={**order, **change})
         check_problem(response, 422, "invalid_request")
         assert response.json()["param"] == next(iter(change))
@@ -267,22 +267,22 @@ class TestToken:
         "header",
         [None, "", "Bearer", "Bearer ", "Bearer sesam", "Bearer sesame2", "Basic sesame", "sesame"],
     )
-    def test_is_asked_for_before_anything_else(self, client: TestClient, header: str | None):
+    def test_is_checked_before_anything_else(self, client: TestClient, header: str | None):
         headers = {} if header is None else {"Authorization": header}
         response = client.post("/merged", content=b"nonsense", headers=headers)
         detail = check_problem(response, 401, "unauthorized")
         assert "sesame" not in detail
         assert response.headers["www-authenticate"] == "Bearer"
 
-    def test_opens_the_door(self, client: TestClient, order: dict):
+    def test_is_accepted(self, client: TestClient, order: dict):
         headers = {"Authorization": "Bearer sesame"}
         assert client.post("/merged", json=order, headers=headers).status_code == 200
 
-    def test_odd_bytes_are_only_wrong(self, client: TestClient):
+    def test_non_ascii_bytes_are_a_wrong_token(self, client: TestClient):
         headers = {"Authorization": b"Bearer \xff\xe9"}
         check_problem(client.post("/merged", content=b"", headers=headers), 401, "unauthorized")
 
-    def test_health_tells_of_a_thread_that_has_ended(self, client: TestClient, monkeypatch):
+    def test_health_reports_a_dead_thread(self, client: TestClient, monkeypatch):
         monkeypatch.setattr(Executor, "is_alive", False)
         check_problem(client.get("/healthz"), 503, "executor_ended")
 
@@ -291,7 +291,7 @@ class TestToken:
 
 
 class TestTurns:
-    """Each merge takes a model's memory: one at a time, a few wait, the rest are told to."""
+    """Each merge takes a model's memory: one runs, a few wait, the rest are refused."""
 
     def test_one_at_a_time_few_wait_and_more_are_refused(
         self, home: Home, order: dict, monkeypatch: pytest.MonkeyPatch
@@ -334,7 +334,7 @@ class TestTurns:
             assert most == 1
             assert client.post("/merged", json=order).status_code == 200
 
-    def test_a_refusal_gives_its_place_back(self, client: TestClient, order: dict):
+    def test_a_refusal_frees_its_place(self, client: TestClient, order: dict):
         for _ in range(MAX_REQUESTS + 1):
             client.post("/merged", json={**order, "model": "gone"})
         assert client.post("/merged", json=order).status_code == 200

@@ -37,7 +37,7 @@ GPU_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB
 
 
 class DirectLoop:
-    """An event loop that does at once what it is asked to."""
+    """An event loop that runs callbacks at once."""
 
     def call_soon_threadsafe(self, callback: Callable[..., None], *args: object) -> None:
         callback(*args)
@@ -76,7 +76,7 @@ class Bench:
         return sample
 
     def run(self, asked: Sequence[tuple[int, str]], *, packed: bool = True) -> list[list[Outcome]]:
-        """Let samples be computed, all added at once; give what each was told."""
+        """Compute samples, all added at once; return each outcome."""
         told: list[list[Outcome]] = [[] for _ in asked]
         tickets = []
         for place, (number, text) in enumerate(asked):
@@ -115,7 +115,7 @@ ASKED = [(place % 3, f"w{place} w{place + 1} w{place + 2}") for place in range(9
 
 @pytest.fixture
 def forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], list[int]]:
-    """Let something look at each batch before it is computed, and perhaps raise."""
+    """Call a function with each batch before it is computed; it may raise."""
     whole, sizes = HeadBank.forward, []
 
     def watch(look: Callable[[Mapping[str, Tensor], Sequence[str]], None]) -> list[int]:
@@ -141,7 +141,7 @@ class TestBatch:
         assert sorted(samples for samples, _ in bench.passes) == [3, 3, 3]
         bench.close()
 
-    def test_tells_of_deltas_that_are_not_here_and_computes_the_rest(self, bench: Bench):
+    def test_reports_missing_deltas_and_computes_the_rest(self, bench: Bench):
         bench.run(ASKED[:1])
         told = bench.run(ASKED, packed=False)
         bench.check(ASKED[::3], told[::3])
@@ -164,7 +164,7 @@ class TestOutOfMemory:
         assert max(sizes[1:]) < 9
         assert len(sizes) <= 2 * math.ceil(9 / most) * 2
 
-    def test_a_sample_without_room_even_alone_is_told(self, bench: Bench, forward: Callable):
+    def test_a_sample_too_large_even_alone_fails(self, bench: Bench, forward: Callable):
         def look(*_: object) -> None:
             raise GPU_MEMORY
 
@@ -172,7 +172,9 @@ class TestOutOfMemory:
         told = bench.run(ASKED)
         assert all(isinstance(outcome, NoMemoryError) for (outcome,) in told)
 
-    def test_of_placing_a_delta_is_no_end(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def test_while_placing_a_delta_does_not_stop_the_executor(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
         put = HeadBank.put
 
         def fail(self: HeadBank, name: str, packed: Any) -> None:
@@ -203,7 +205,7 @@ class TestPoison:
         assert isinstance(failure, ComputationError)
         bench.check([*ASKED[:4], *ASKED[5:]], told)
 
-    def test_nothing_ends_the_thread(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def test_no_error_ends_the_thread(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
         for owner, name in ((HeadBank, "forward"), (DeviceTier, "place")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, None)
@@ -213,9 +215,9 @@ class TestPoison:
 
 
 class TestEnd:
-    """On a GPU one error may make all that follows fail: the process has to begin anew."""
+    """On a GPU one error may make all later work fail: the process has to restart."""
 
-    def test_a_device_that_is_lost_is_told(
+    def test_a_lost_device_is_reported(
         self, bench: Bench, forward: Callable, monkeypatch: pytest.MonkeyPatch
     ):
         def lose(*_: object) -> None:
@@ -230,7 +232,7 @@ class TestEnd:
         eventually(lambda: bench.ends)
         eventually(lambda: not bench.executor.is_alive)
 
-    def test_an_error_of_one_batch_is_none(self, bench: Bench, forward: Callable):
+    def test_an_error_of_one_batch_is_no_lost_device(self, bench: Bench, forward: Callable):
         def fail(*_: object) -> None:
             raise RuntimeError("no such shape")
 
@@ -239,13 +241,13 @@ class TestEnd:
         assert bench.executor.is_alive
         assert bench.ends == []
 
-    def test_nothing_is_kept_of_a_batch_while_none_comes(self, bench: Bench):
+    def test_an_idle_executor_keeps_nothing_of_the_last_batch(self, bench: Bench):
         bench.run(ASKED)
         eventually(lambda: not any(work() for work in bench.works))
 
 
 class TestLoop:
-    def test_is_where_outcomes_are_told(self, backbone: Path):
+    def test_receives_the_outcomes(self, backbone: Path):
         bench = Bench(backbone, count=1)
         told: list[str] = []
 

@@ -32,7 +32,7 @@ NAME = "hifi_inference_"
 
 
 class TestMetrics:
-    def test_count_what_became_of_inputs(
+    def test_count_the_outcomes_of_inputs(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         orders = [home.order(tasks["two"]), order_of("0" * 64)]
@@ -48,7 +48,7 @@ class TestMetrics:
         assert figures[f"{NAME}batch_tokens_sum"] == 15
         assert figures[f"{NAME}under_way"] == figures[f"{NAME}waiting"] == 0
 
-    def test_count_what_was_refused_whole(
+    def test_count_refused_requests(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned], monkeypatch
     ):
         monkeypatch.setattr(predictions.Places, "take", _refuse)
@@ -89,7 +89,7 @@ class TestToken:
         )
         return replace(home, settings=named)
 
-    def test_is_asked_for(self, home: Home, order: dict):
+    def test_is_required(self, home: Home, order: dict):
         allowed = {"Authorization": "Bearer sesame"}
         content = body([order], [(0, TEXT)])
         with TestClient(build_app(home.settings)) as client:

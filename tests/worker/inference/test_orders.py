@@ -1,4 +1,4 @@
-"""store.orders as the inference process reads them: what an order may say, and nothing else."""
+"""store.orders as the inference process reads them: the accepted fields of an order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT = {"text": "w1"}
 
 
 def refused(client: TestClient, content: dict[str, Any] | bytes, status: int = 422) -> Any:
-    """See that a request is refused whole, and give the field at fault."""
+    """Assert that a request is refused as a whole; return the field at fault."""
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
     response = client.post("/predict", content=raw)
     check_problem(response, status, "body_too_large" if status == 413 else "invalid_request")
@@ -32,26 +32,26 @@ class TestPredictionRequest:
         assert refused(client, body([ORDER], [(0, TEXT)] * count)) == "items"
         assert refused(client, body([ORDER] * count, [(0, TEXT)])) == "orders"
 
-    def test_of_as_many_as_may_be(self, client: TestClient):
+    def test_of_the_maximum_is_accepted(self, client: TestClient):
         assert codes(predict(client, [ORDER] * 256, [(0, TEXT)] * 256)) == ["blob_lost"] * 256
 
     @pytest.mark.parametrize("place", [1, 256, 2**70])
-    def test_of_an_order_that_is_not_there(self, client: TestClient, place: int):
+    def test_of_a_missing_order(self, client: TestClient, place: int):
         assert refused(client, body([ORDER], [(place, TEXT)])) in (None, "items.0.order")
 
     @pytest.mark.parametrize("place", [-1, 0.5, "0", True, None])
-    def test_of_what_is_no_place(self, client: TestClient, place: Any):
+    def test_of_an_invalid_order_index(self, client: TestClient, place: Any):
         assert refused(client, body([ORDER], [(place, TEXT)])) == "items.0.order"
 
     @pytest.mark.parametrize(
         "seconds", [0, -1, 300.5, 1e300, float("nan"), float("inf"), "3", True, None]
     )
-    def test_of_a_time_that_cannot_be(self, client: TestClient, seconds: Any):
+    def test_of_an_invalid_timeout(self, client: TestClient, seconds: Any):
         asked = body([ORDER], [(0, TEXT)], timeout_seconds=seconds)
         assert refused(client, json.dumps(asked).encode()) == "timeout_seconds"
 
     @pytest.mark.parametrize("truncate", [None, 0, "yes"])
-    def test_of_a_choice_that_is_none(self, client: TestClient, truncate: Any):
+    def test_of_an_invalid_truncate(self, client: TestClient, truncate: Any):
         assert refused(client, body([ORDER], [(0, TEXT)], truncate=truncate)) == "truncate"
 
     @pytest.mark.parametrize("name", ["text", "text_pair"])
@@ -74,7 +74,7 @@ class TestPredictionRequest:
             (None, "items.0.input"),
         ],
     )
-    def test_of_an_input_that_is_none(self, client: TestClient, given: Any, param: str):
+    def test_of_an_invalid_input(self, client: TestClient, given: Any, param: str):
         asked = {**body([ORDER], []), "items": [{"order": 0, "input": given}]}
         assert refused(client, asked) == param
 
@@ -87,7 +87,7 @@ class TestPredictionRequest:
             {"path": "/etc"},
         ],
     )
-    def test_of_an_order_that_cannot_be(self, client: TestClient, change: dict):
+    def test_of_an_invalid_order(self, client: TestClient, change: dict):
         asked = body([{**ORDER, **change}], [(0, TEXT)])
         assert refused(client, asked) == f"orders.0.{next(iter(change))}"
 
@@ -106,13 +106,13 @@ class TestPredictionRequest:
     def test_of_no_json(self, client: TestClient, content: bytes):
         refused(client, content)
 
-    def test_of_half_a_letter(self, client: TestClient):
+    def test_of_a_lone_surrogate(self, client: TestClient):
         content = json.dumps(body([ORDER], [(0, {"text": "\ud800"})])).encode()
         refused(client, content)
 
     def test_that_is_too_large(self, client: TestClient):
         refused(client, b" " * ((32 << 20) + 1), status=413)
 
-    def test_shows_nothing_of_what_was_asked(self, client: TestClient):
+    def test_errors_do_not_quote_the_input(self, client: TestClient):
         content = json.dumps(body([ORDER], [(0, {"text": "w1", "secret": "sesame"})])).encode()
         assert "sesame" not in client.post("/predict", content=content).text

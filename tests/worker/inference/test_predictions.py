@@ -1,8 +1,10 @@
-"""worker.inference.predictions: each input for itself, in time, and within bounds."""
+"""worker.inference.predictions: errors per input, deadlines, and limits."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +82,7 @@ class TestErrors:
             assert answer["error"]["message"]
         check_idle(client)
 
-    def test_too_long_where_it_is_not_to_be_cut(
+    def test_too_long_without_truncation(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         orders = [home.order(tasks[name]) for name in ("two", "pair")]
@@ -138,7 +140,7 @@ class TestErrors:
         ],
         ids=["a store that cannot be reached", "what nobody foresaw"],
     )
-    def test_that_pass_tell_no_secret(
+    def test_of_the_server_reveal_no_secret(
         self,
         client: TestClient,
         home: Home,
@@ -181,7 +183,7 @@ class TestTenants:
             tasks["two"].check(answer, TEXT)
         assert measured(client)['hifi_inference_deltas{tier="device"}'] == 2
 
-    def test_a_job_tuned_anew_gives_its_new_answers(
+    def test_a_retuned_job_gives_its_new_answers(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         for name in ("two", "same"):  # of one job's id: the content is the key
@@ -190,7 +192,7 @@ class TestTenants:
 
 
 class TestLittleRoom:
-    """More head deltas than the device has room for: all are answered all the same."""
+    """More head deltas than fit on the device: all are answered."""
 
     @pytest.mark.parametrize("room", [1, 2, 3])
     def test_one_request_for_many(self, home: Home, backbone: Path, room: int):
@@ -262,8 +264,19 @@ class TestLittleRoom:
             assert codes(answers) == [None, None]
 
 
+@contextmanager
+def hanging_order(
+    home: Home, tuned: Tuned, storage: HangingStorage
+) -> Iterator[tuple[TestClient, dict[str, Any]]]:
+    """Serve a home; yield a client and an order whose delta hangs in the store."""
+    order = home.order(tuned)
+    storage.hanging.add(order["sha256"])
+    with serve(home) as client:
+        yield client, order
+
+
 class TestLoading:
-    def test_holds_up_nobody_whose_delta_is_here(
+    def test_does_not_block_requests_whose_delta_is_loaded(
         self, home: Home, backbone: Path, storage: HangingStorage
     ):
         orders, tuned = distinct(home, backbone, count=3)
@@ -280,12 +293,10 @@ class TestLoading:
             for place, answer in enumerate(slow.result()):
                 tuned[place].check(answer, TEXT)
 
-    def test_is_done_once_for_all_who_wait(
+    def test_is_done_once_for_all_waiting_requests(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             waiting = [Background(lambda: ask(client, order, TEXT)) for _ in range(20)]
             eventually(lambda: measured(client)[UNDER_WAY] == 20)
             storage.gate.set()
@@ -293,24 +304,20 @@ class TestLoading:
                 tasks["two"].check(each.result()[0], TEXT)
             assert storage.fetched == [order["sha256"]]
 
-    def test_goes_on_when_who_wanted_it_has_given_up(
+    def test_continues_when_its_caller_gives_up(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
             check_idle(client)
             storage.gate.set()
             tasks["two"].check(ask(client, order, TEXT)[0], TEXT)
             assert storage.fetched == [order["sha256"]]
 
-    def test_goes_on_for_those_who_still_wait(
+    def test_continues_for_other_waiting_callers(
         self, home: Home, tasks: dict[str, Tuned], storage: HangingStorage
     ):
-        order = home.order(tasks["two"])
-        storage.hanging.add(order["sha256"])
-        with serve(home) as client:
+        with hanging_order(home, tasks["two"], storage) as (client, order):
             patient = Background(lambda: ask(client, order, TEXT))
             eventually(lambda: storage.fetched)
             assert codes(ask(client, order, TEXT, timeout_seconds=0.05)) == ["deadline_exceeded"]
@@ -331,7 +338,7 @@ class TestLoading:
 
 
 class TestPlaces:
-    def test_one_tenant_has_as_many_as_are_left_for_others(self):
+    def test_one_tenant_leaves_places_for_others(self):
         places = Places(10)
         with places.take({"a": 5}):
             assert len(places) == 5
@@ -345,7 +352,7 @@ class TestPlaces:
                 assert len(places) == 9
         assert len(places) == 0
 
-    def test_are_given_back_whatever_happens_and_nobody_is_remembered(self):
+    def test_are_always_freed_and_no_tenant_is_remembered(self):
         places = Places(10)
         for number in range(100):
             with pytest.raises(RuntimeError), places.take({f"t{number}": 5}):
@@ -353,7 +360,9 @@ class TestPlaces:
         assert len(places) == 0
         assert not places._taken
 
-    def test_too_many_are_told_to_come_again(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
+    def test_too_many_requests_get_retry_after(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate
+    ):
         orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2", "ten_3")]
         half = [TEXT] * 128
         with serve(home, infer_max_inputs=512) as client:
@@ -379,9 +388,9 @@ class TestPlaces:
 
 
 class TestChunks:
-    """What is encoded at a time, so that those with little need not wait long."""
+    """Texts are encoded in small shares, so that small requests do not wait long."""
 
-    def test_are_of_so_many_letters_or_of_one_image(self):
+    def test_hold_a_number_of_characters_or_one_image(self):
         texts = {number: {"text": "a" * 60_000} for number in range(4)}
         images = {number: {"image": "aGk="} for number in range(4, 7)}
         small = {number: {"text": "a", "text_pair": "b"} for number in range(7, 99)}

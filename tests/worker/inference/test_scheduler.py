@@ -1,4 +1,4 @@
-"""worker.inference.scheduler: full or old enough, alike, fair, and nobody lost."""
+"""worker.inference.scheduler: batches start on time, are similar and fair, and lose no sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = 100
 
 
 class Clock:
-    """Stands still until it is told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,14 +54,14 @@ def drain(scheduler: Scheduler[object]) -> list[list[Ticket[object]]]:
 
 
 class TestWhen:
-    """What decides that a batch begins."""
+    """The conditions under which a batch begins."""
 
-    def test_a_full_batch_goes_at_once(self, clock: Clock):
+    def test_a_full_batch_starts_at_once(self, clock: Clock):
         scheduler = scheduler_with(clock, wait=1e9)
         scheduler.add(tickets(10))
         assert len(scheduler.take()) == 10
 
-    def test_one_that_is_not_full_waits_for_others(self, clock: Clock):
+    def test_a_partial_batch_waits_for_others(self, clock: Clock):
         scheduler = scheduler_with(clock, wait=5.0)
         scheduler.add(tickets(3))
         clock.now += 4.0
@@ -78,7 +78,7 @@ class TestWhen:
         assert len(scheduler.take()) == 1
         assert time.monotonic() - started >= 0.05
 
-    def test_who_fills_it_up_ends_the_wait(self, clock: Clock):
+    def test_the_sample_that_fills_it_ends_the_wait(self, clock: Clock):
         scheduler = scheduler_with(clock, wait=1e6)
         scheduler.add(tickets(1))
         taken: list[list[Ticket[object]]] = []
@@ -88,7 +88,7 @@ class TestWhen:
         thread.join(patience(10))
         assert len(taken[0]) == 10
 
-    def test_closing_it_ends_the_wait_with_nothing(self, clock: Clock):
+    def test_closing_ends_the_wait_with_an_empty_batch(self, clock: Clock):
         scheduler = scheduler_with(clock, wait=1e6)
         taken: list[list[Ticket[object]]] = []
         threads = [
@@ -151,14 +151,14 @@ class TestBatch:
 
 
 class TestFairness:
-    def test_one_sample_is_not_behind_a_thousand(self, clock: Clock):
+    def test_one_sample_does_not_wait_for_a_thousand(self, clock: Clock):
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(1000))
         scheduler.take()
         scheduler.add(tickets(1, tenant="b"))
         assert tenants_of(scheduler.take())["b"] == 1
 
-    def test_nor_if_it_is_of_another_length_or_group(self, clock: Clock):
+    def test_nor_for_those_of_another_length_or_group(self, clock: Clock):
         for odd in (tickets(1, tenant="b", length=77), tickets(1, tenant="b", group="y")):
             scheduler = scheduler_with(clock)
             scheduler.add(tickets(1000))
@@ -166,7 +166,7 @@ class TestFairness:
             scheduler.add(odd)
             assert odd[0] in [*scheduler.take(), *scheduler.take()]
 
-    def test_tenants_get_as_many_tokens(self, clock: Clock):
+    def test_tenants_get_equal_tokens(self, clock: Clock):
         scheduler = scheduler_with(clock)
         lengths = {"a": 10, "b": 10, "c": 20, "d": 40}
         for tenant, length in lengths.items():
@@ -185,7 +185,7 @@ class TestFairness:
         for _ in range(10):
             assert set(tenants_of(scheduler.take()).values()) == {2}
 
-    def test_who_was_idle_has_saved_nothing_up(self, clock: Clock):
+    def test_an_idle_tenant_gains_no_credit(self, clock: Clock):
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(1, tenant="idle"))
         scheduler.take()
@@ -196,7 +196,7 @@ class TestFairness:
         had = sum((tenants_of(scheduler.take()) for _ in range(10)), Counter())
         assert had["busy"] >= 40  # of 100: at most one batch behind
 
-    def test_who_was_served_before_a_pause_is_not_behind_after_it(self, clock: Clock):
+    def test_service_before_a_pause_is_forgotten(self, clock: Clock):
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(10, tenant="first"))
         drain(scheduler)
@@ -204,7 +204,7 @@ class TestFairness:
         scheduler.add(tickets(50, tenant="first"))
         assert tenants_of(scheduler.take()) == {"first": 5, "new": 5}
 
-    def test_of_two_that_are_equal_the_one_that_waits_longer(self, clock: Clock):
+    def test_a_tie_goes_to_the_longer_wait(self, clock: Clock):
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(1, tenant="z", group="z"))
         clock.now += 1.0
@@ -219,7 +219,7 @@ class TestFairness:
         assert len(scheduler._tokens) <= 1
         assert not scheduler._queues
 
-    def test_a_sample_that_suits_no_other_is_not_passed_over_for_ever(self, clock: Clock):
+    def test_a_sample_of_odd_length_is_not_starved(self, clock: Clock):
         scheduler = scheduler_with(clock, tokens=128)
         odd = Ticket[object]("y", "a", 13, "odd")
         streams = {"b": 12, "a": 8}  # with these "a" has never had the fewest at a batch's end
@@ -235,8 +235,8 @@ class TestFairness:
             taken += scheduler.take()
         assert odd in taken
 
-    def test_nor_is_one_of_a_tenant_that_never_has_a_turn(self, clock: Clock):
-        """It has more than its share, of which each batch is filled up, and others always come."""
+    def test_nor_is_one_of_a_tenant_past_its_share(self, clock: Clock):
+        """Its share is used up by filling batches, and other tenants always have requests."""
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(20))
         odd = tickets(1, length=60)
@@ -249,8 +249,8 @@ class TestFairness:
                 break
         assert 20 <= number < 36
 
-    def test_who_filled_others_batches_up_is_little_behind_for_it(self, clock: Clock):
-        """It took what nobody wanted, for long; and one that asks as much comes."""
+    def test_filling_others_batches_costs_little(self, clock: Clock):
+        """It used idle capacity for long; then an equally demanding tenant arrives."""
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(20))
         for number in range(1000):
@@ -264,7 +264,7 @@ class TestFairness:
         assert had.total() == 400
         assert had["b"] - had["a"] <= 5 * TOKENS // 10
 
-    def test_a_flood_of_long_ones_begins_an_eighth_of_the_batches(self, clock: Clock):
+    def test_a_flood_of_long_ones_starts_an_eighth_of_the_batches(self, clock: Clock):
         scheduler = scheduler_with(clock)
         scheduler.add(tickets(500, tenant="flood", length=100))
         clock.now += 1.0
@@ -275,7 +275,7 @@ class TestFairness:
 
 
 class TestWithdraw:
-    def test_takes_back_what_waits_and_nothing_else(self, clock: Clock):
+    def test_removes_only_waiting_samples(self, clock: Clock):
         scheduler = scheduler_with(clock)
         mine, others = tickets(5), [*tickets(3), *tickets(4, tenant="b")]
         scheduler.add([*mine, *others])
@@ -284,7 +284,7 @@ class TestWithdraw:
         left = [ticket for batch in drain(scheduler) for ticket in batch]
         assert set(map(id, left)) == set(map(id, others))
 
-    def test_of_what_is_in_a_batch_already_does_nothing(self, clock: Clock):
+    def test_of_a_sample_in_a_batch_does_nothing(self, clock: Clock):
         scheduler = scheduler_with(clock)
         mine = tickets(3)
         scheduler.add(mine)
@@ -293,7 +293,7 @@ class TestWithdraw:
         scheduler.withdraw([])
         assert len(scheduler) == 0
 
-    def test_of_all_leaves_nobody_waiting(self, clock: Clock):
+    def test_of_all_leaves_an_empty_queue(self, clock: Clock):
         scheduler = scheduler_with(clock)
         mine = tickets(30)
         scheduler.add(mine)
@@ -323,7 +323,7 @@ class TestWhateverComes:
             max_size=30,
         )
     )
-    def test_every_sample_is_taken_once_or_taken_back(self, steps: list):
+    def test_every_sample_is_taken_once_or_withdrawn(self, steps: list):
         scheduler = scheduler_with(Clock())
         came: list[Ticket[object]] = []
         taken: list[Ticket[object]] = []

@@ -1,4 +1,4 @@
-"""worker.inference.server and ``hifi infer``: where it listens, who may, and how it ends."""
+"""worker.inference.server and ``hifi infer``: the address, its permissions, and shutdown."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ask(connection: http.client.HTTPConnection, order: dict) -> http.client.HTTP
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Give a folder whose name leaves room for a socket's: 107 characters are all there is."""
+    """Yield a folder with a short path: a socket's path has at most 107 characters."""
     with tempfile.TemporaryDirectory(prefix="hifi-") as folder:
         yield Path(folder)
 
@@ -69,7 +69,7 @@ class TestListen:
             assert stat.S_IMODE(mode) == 0o600
         assert not path.exists()
 
-    def test_in_the_place_of_a_socket_that_nobody_listens_on(self, short: Path):
+    def test_replaces_a_stale_socket(self, short: Path):
         path = short / "old.sock"
         left = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         left.bind(str(path))
@@ -114,7 +114,7 @@ class TestListen:
 
 
 class TestHangUp:
-    """Whoever hangs up half-way leaves no model on disk, and his place to others."""
+    """A client that hangs up half-way leaves no model on disk and frees its place."""
 
     @pytest.fixture
     def socket_path(self, home: Home, short: Path) -> Iterator[Path]:
@@ -184,7 +184,7 @@ class TestCommand:
             process.communicate()
 
     @pytest.mark.process
-    def test_serves_until_it_is_told_to_end(
+    def test_serves_until_it_is_stopped(
         self, process: tuple[subprocess.Popen, Path], home: Home, order: dict
     ):
         running, path = process
@@ -207,7 +207,7 @@ class TestCommand:
         assert ids == ("inference", "r1", order["tenant"], order["job"])
         assert "sesame" not in log
 
-    def test_says_what_is_wrong_with_its_settings(
+    def test_reports_wrong_settings(
         self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ):
         monkeypatch.setenv("HIFI_HOME", str(home.settings.home))
@@ -218,7 +218,7 @@ class TestCommand:
         assert "cannot listen on HIFI_INFER_URL=unix://nowhere" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("given", "kept"), [(None, "16"), ("512", "512")])
-    def test_keeps_few_kernels_unless_told_otherwise(
+    def test_caches_few_kernels_by_default(
         self, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
     ):
         monkeypatch.setenv(KERNELS, given or "")  # so that what follows is undone

@@ -13,7 +13,7 @@ from worker.inference.turns import FairPool, SingleFlight, Turns
 
 
 class Desk:
-    """A pool of which each piece of work notes whose it was, and waits for a gate."""
+    """A pool whose jobs record their tenant and wait for a gate."""
 
     def __init__(self, threads: int) -> None:
         self.pool = FairPool(threads, most_each=threads, spare=0, name="test")
@@ -74,7 +74,7 @@ class TestFairPool:
 
         assert run(work, threads=threads).most == threads
 
-    def test_a_thread_is_taken_until_its_work_is_done(self):
+    def test_a_thread_is_busy_until_its_work_is_done(self):
         async def work(desk: Desk) -> None:
             first = desk.ask("a")
             await eventually_async(lambda: desk.done)
@@ -88,7 +88,7 @@ class TestFairPool:
 
         run(work)
 
-    def test_no_turn_is_lost_to_who_has_given_up(self):
+    def test_a_cancelled_caller_loses_no_turn(self):
         async def work(desk: Desk) -> None:
             tasks = [desk.ask("a"), *(desk.ask(tenant) for tenant in "bcbcd")]
             await eventually_async(lambda: desk.done)
@@ -102,7 +102,7 @@ class TestFairPool:
 
         run(work)
 
-    def test_nor_to_one_who_gives_up_as_it_comes(self):
+    def test_a_caller_cancelled_at_its_turn_loses_no_turn(self):
         async def work(desk: Desk) -> None:
             desk.gate.set()
             first = desk.ask("a")
@@ -117,7 +117,7 @@ class TestFairPool:
 
         run(work)
 
-    def test_what_fails_is_told_and_gives_its_thread_back(self):
+    def test_a_failure_is_raised_and_frees_its_thread(self):
         async def work(desk: Desk) -> None:
             def fail() -> None:
                 raise ValueError("no")
@@ -130,7 +130,7 @@ class TestFairPool:
 
 
 class TestTurns:
-    def test_a_tenant_leaves_some_to_the_others(self):
+    def test_a_tenant_leaves_turns_for_others(self):
         async def work() -> None:
             turns, had = Turns(3, most_each=2, spare=0), []
 
@@ -153,7 +153,7 @@ class TestTurns:
 
         asyncio.run(work())
 
-    def test_the_last_ones_are_for_those_who_have_none(self):
+    def test_the_last_turns_are_for_tenants_without_one(self):
         async def work() -> None:
             turns = Turns(8, most_each=3, spare=3)
             greedy = [
@@ -171,7 +171,7 @@ class TestTurns:
 
         asyncio.run(work())
 
-    def test_nobody_is_remembered_who_gave_up(self):
+    def test_cancelled_tenants_are_forgotten(self):
         async def work() -> None:
             turns = Turns(1, most_each=1, spare=0)
             await turns.take("a")
@@ -182,7 +182,7 @@ class TestTurns:
 
         asyncio.run(work())
 
-    def test_one_who_gives_up_has_no_turn(self):
+    def test_a_cancelled_caller_gets_no_turn(self):
         async def work() -> None:
             turns = Turns(1, most_each=1, spare=0)
             await turns.take("a")
@@ -200,7 +200,7 @@ class TestTurns:
 
 
 class TestSingleFlight:
-    def test_does_once_what_many_want(self):
+    def test_runs_once_for_many_callers(self):
         async def work() -> None:
             flight: SingleFlight[str, int] = SingleFlight()
             begun, gate = [], asyncio.Event()
@@ -222,7 +222,7 @@ class TestSingleFlight:
 
         asyncio.run(work())
 
-    def test_tells_all_of_a_failure(self):
+    def test_raises_a_failure_to_all_callers(self):
         async def work() -> None:
             flight: SingleFlight[str, None] = SingleFlight()
 

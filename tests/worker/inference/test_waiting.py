@@ -1,12 +1,16 @@
-"""worker.inference.predictions: who waits has a deadline, a fair turn, and may hang up."""
+"""worker.inference.predictions: deadlines, fair turns and cancellation of requests."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from store.orders import PredictionOrder
 from tests.waiting import eventually, eventually_async, patience
@@ -33,8 +37,6 @@ from worker.inference.memory.loading import DeltaLoader
 from worker.inference.serving import Serving, open_serving
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.worker.inference.conftest import Home
     from tests.worker.inference.tuned import Tuned
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 async def one_at_work_and_one_behind(
     serving: Serving, request: PredictionOrder, gate: Gate
 ) -> list[asyncio.Task[Any]]:
-    """Ask a request of three samples twice: one stands at the gate, one waits behind it."""
+    """Send a request of three samples twice: one waits at the gate, one behind it."""
     await serving.predict(request)  # loads what it needs
     gate.open.clear()
     asked = [asyncio.create_task(serving.predict(request))]
@@ -52,8 +54,23 @@ async def one_at_work_and_one_behind(
     return asked
 
 
+@pytest.fixture
+def request_of_three(home: Home, tasks: dict[str, Tuned]) -> PredictionOrder:
+    return PredictionOrder.model_validate(
+        body([home.order(tasks["two"])], [(0, TEXT)] * 3),
+    )
+
+
+@contextmanager
+def serving_at(home: Home, folder: Path) -> Iterator[Serving]:
+    """Open the serving of a home without its application."""
+    deltas = DeltaCache(home.storage, folder=folder / "deltas", max_bytes=1 << 30)
+    with open_serving(home.settings, deltas=deltas) as serving:
+        yield serving
+
+
 class TestDeadline:
-    def test_what_is_done_by_then_is_delivered(
+    def test_answers_finished_in_time_are_delivered(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate
     ):
         order = home.order(tasks["two"])
@@ -69,9 +86,7 @@ class TestDeadline:
             assert measured(client)[UNDER_WAY] == 0
             gate.open.set()
 
-    def test_nothing_of_it_stays_in_the_queue(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate
-    ):
+    def test_leaves_nothing_in_the_queue(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
         order = home.order(tasks["two"])
         with serve(home) as client:
             ask(client, order, TEXT)
@@ -86,12 +101,12 @@ class TestDeadline:
             assert (figures[UNDER_WAY], figures[WAITING]) == (1, 0)
             gate.open.set()
             assert codes(first.result()) == [None]
-            assert len(gate.passes) == 2  # nothing was computed for nobody
+            assert len(gate.passes) == 2  # nothing was computed for an absent caller
             check_idle(client)
 
 
 class TestFairness:
-    def test_one_input_is_not_behind_a_thousand(
+    def test_one_input_does_not_wait_for_a_thousand(
         self, home: Home, tasks: dict[str, Tuned], gate: Gate
     ):
         orders = [home.order(tasks["two"], tenant=name) for name in ("ten_1", "ten_2")]
@@ -112,10 +127,10 @@ class TestFairness:
             key = f"ten_2/{orders[1]['sha256']}"
             assert any(key in names for names in gate.passes[before : before + 2])
 
-    def test_nor_behind_the_texts_and_deltas_of_one_who_has_many(
+    def test_nor_for_the_texts_and_deltas_of_a_large_request(
         self, home: Home, backbone: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Whoever asks hundreds of head deltas takes turns in loading and encoding, too."""
+        """A request for hundreds of head deltas takes turns in loading and encoding too."""
         (mine, *_), (tuned, *_) = distinct(home, backbone, count=1)
         other, theirs = home.order(tuned, tenant="ten_2"), {"text": "w7 w8 w9 w10"}
         gate, encoded, loaded = threading.Event(), [], []
@@ -155,16 +170,12 @@ class TestFairness:
 class TestGivingUp:
     """A caller who hangs up leaves nothing behind."""
 
-    def test_frees_places_and_takes_samples_back(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    def test_frees_places_and_withdraws_samples(
+        self, home: Home, request_of_three: PredictionOrder, gate: Gate, tmp_path: Path
     ):
-        order = home.order(tasks["two"])
-        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
-
         async def run() -> None:
-            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
-            with open_serving(home.settings, deltas=deltas) as serving:
-                first, second = await one_at_work_and_one_behind(serving, request, gate)
+            with serving_at(home, tmp_path) as serving:
+                first, second = await one_at_work_and_one_behind(serving, request_of_three, gate)
                 for task in (first, second):
                     task.cancel()
                 await asyncio.wait([first, second], timeout=patience(5))
@@ -174,7 +185,7 @@ class TestGivingUp:
                 assert len(serving.desk._scheduler) == 0
                 assert not serving.desk._backbones._users
                 gate.open.set()
-                answers = await serving.predict(request)
+                answers = await serving.predict(request_of_three)
                 assert codes(answers) == [None] * 3
                 assert len(gate.passes) == 3
                 assert not serving.desk._loader._packings._tasks
@@ -182,7 +193,7 @@ class TestGivingUp:
         asyncio.run(run())
 
     def test_over_http(self, home: Home, tasks: dict[str, Tuned], gate: Gate):
-        """The other side is gone in the middle of a pass: the application sees it, and stops."""
+        """The client disconnects in the middle of a pass: the application notices and stops."""
         order = home.order(tasks["two"])
         content = json.dumps(body([order], [(0, TEXT)])).encode()
         sent: list[dict] = []
@@ -224,16 +235,12 @@ class TestGivingUp:
         asyncio.run(run())
         assert sent[0]["status"] == 499
 
-    def test_the_end_of_the_process_waits_for_nothing_that_is_queued(
-        self, home: Home, tasks: dict[str, Tuned], gate: Gate, tmp_path: Path
+    def test_shutdown_does_not_wait_for_queued_samples(
+        self, home: Home, request_of_three: PredictionOrder, gate: Gate, tmp_path: Path
     ):
-        order = home.order(tasks["two"])
-        request = PredictionOrder.model_validate(body([order], [(0, TEXT)] * 3))
-
         async def run() -> None:
-            deltas = DeltaCache(home.storage, folder=tmp_path / "deltas", max_bytes=1 << 30)
-            with open_serving(home.settings, deltas=deltas) as serving:
-                asked = await one_at_work_and_one_behind(serving, request, gate)
+            with serving_at(home, tmp_path) as serving:
+                asked = await one_at_work_and_one_behind(serving, request_of_three, gate)
                 opener = threading.Timer(0.2, gate.open.set)
                 opener.start()
             for task in asked:

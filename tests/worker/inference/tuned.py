@@ -1,4 +1,4 @@
-"""Head deltas of tiny backbones, and what the models with them merged answer."""
+"""Head deltas of tiny backbones, and the merged models as the reference for answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PARTS = ("text", "text_pair", "image")
 
 @dataclass(frozen=True)
 class Tuned:
-    """A head delta with noise in the place of training.
+    """A head delta with noise instead of training.
 
     Attributes:
         delta: of the backbone.
@@ -65,12 +65,12 @@ class Tuned:
         return (self.delta.metadata.task or {})["type"] == "image-classification"
 
     def logits(self, given: Mapping[str, str]) -> torch.Tensor:
-        """Let the merged model read one input, alone."""
+        """Return the merged model's logits for one input."""
         with torch.no_grad():
             return self.model(**self._encode(given)).logits[0]
 
     def check(self, answer: Mapping[str, Any], given: Mapping[str, str]) -> None:
-        """Compare an answer with the merged model's."""
+        """Assert that an answer is the merged model's."""
         logits = self.logits(given)
         if self.labels is None:
             assert answer.keys() == {"value"}
@@ -105,7 +105,7 @@ def tune(
     is_image: bool = False,
     noise: float = 0.3,
 ) -> Tuned:
-    """Put noise in the place of training; a task without labels is a regression."""
+    """Make a delta from noise instead of training; without labels the task is a regression."""
     plain = _plain(folder, labels=labels, is_image=is_image)
     layers = describe(plain).num_layers
     tuner = HeadTuner(plain, HeadSelection.from_heads(heads, num_layers=layers))
@@ -131,7 +131,7 @@ def _plain(
 
 
 def image(shade: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> str:
-    """Give an image that is not of one shade, in base64."""
+    """Return a base64 PNG that is not of one shade."""
     buffer = io.BytesIO()
     picture = Image.new("RGB", size, (shade, 0, 255 - shade))
     picture.putpixel((size[0] - 1, 0), (0, shade, 7))

@@ -1,4 +1,4 @@
-"""service.datasets.checking.conversion: the child that parses, and what its end means."""
+"""service.datasets.checking.conversion: the child that parses, and the meaning of its exit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Datas
 
 @pytest.fixture
 def replace_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Give what puts other code in the place of pyarrow, in the child alone."""
+    """Return a function that replaces pyarrow by other code, in the child only."""
 
     def put(code: str) -> None:
         module = tmp_path / "fake" / "pyarrow"
@@ -108,12 +108,12 @@ class TestSplits:
             "x" * 5000 + ".csv",
         ],
     )
-    def test_names_are_endings_and_nothing_else(self, name: str, tmp_path: Path):
+    def test_only_the_suffix_of_a_name_counts(self, name: str, tmp_path: Path):
         path = write(tmp_path / "upload-1", "text,label\na,1\nb,0\n")
         assert UploadedFile(path=path, filename=name).ending == ".csv"
 
     @pytest.mark.parametrize("name", ["", "csv", "a.json", "a.csv.gz", "a.csv/..", "a.csv ", "a."])
-    def test_other_endings_are_refused_with_those_there_are(
+    def test_other_suffixes_are_refused_with_the_known_ones(
         self, name: str, folder: Path, tmp_path: Path
     ):
         path = write(tmp_path / "upload-1", "text,label\na,1\nb,0\n")
@@ -181,7 +181,7 @@ class TestRefusals:
         assert words in error.reason
         assert error.param == place[0]
 
-    def test_spare_what_may_be_meant_otherwise(self, folder: Path, tmp_path: Path):
+    def test_leave_ambiguous_columns_to_the_job(self, folder: Path, tmp_path: Path):
         # Of two texts and a number the number may be no label at all: a job will tell.
         content = "text,topic,id\na,x,1\nb,y,2\n"
         done = upload(
@@ -192,7 +192,7 @@ class TestRefusals:
         problem = done.profile["columns"][2]["problems"]["label"]["validation"]
         assert problem["row"] == 1
 
-    def test_spare_tests_without_labels(self, folder: Path, tmp_path: Path):
+    def test_do_not_cover_tests_without_labels(self, folder: Path, tmp_path: Path):
         train = write(tmp_path / "a.csv", "text,label\na,1\nb,0\n")
         for test in ("text\na\n", "text,label\na,-1\n", "text,label\na,\n"):
             upload(folder, train=train, test=write(tmp_path / "c.csv", test))
@@ -250,7 +250,7 @@ class TestTheChildsEnd:
         error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"))
         assert "cannot be parsed" in error.reason
 
-    def test_a_full_disk_is_nobodys_fault(self, folder: Path, tmp_path: Path, replace_parser):
+    def test_a_full_disk_is_no_client_error(self, folder: Path, tmp_path: Path, replace_parser):
         replace_parser(f"raise OSError({errno.ENOSPC}, 'no room')")
         with pytest.raises(ArtifactStorageError, match="No space left"):
             upload(folder, train=write(tmp_path / "a.csv", "a\n"))

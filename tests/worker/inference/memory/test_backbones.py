@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Kept:
-    """Backbones, and those that were let go of."""
+    """Backbones, and the list of released ones."""
 
     def __init__(self, home: Home, *, max_bytes: int) -> None:
         settings = home.settings.model_copy(update={"infer_backbone_bytes": max_bytes})
@@ -48,7 +48,7 @@ class Kept:
 
 
 class Loading:
-    """Stands before the loading of backbones: counts them, and holds them up."""
+    """Wraps the loading of backbones: counts the loads and can block them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate, self.names = threading.Event(), []
@@ -76,7 +76,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_by_many_at_once_too(self, home: Home, loading: Loading):
+    def test_one_is_loaded_once_by_many_at_once(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             waiting = [kept.begin(BERT, tenant=f"ten_{number}") for number in range(5)]
@@ -91,7 +91,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_one_that_is_given_up_is_loaded_all_the_same(self, home: Home, loading: Loading):
+    def test_a_load_continues_after_its_caller_gave_up(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             task = kept.begin(BERT, tenant="ten_1")
@@ -103,9 +103,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_those_that_nobody_uses_make_room_before_one_is_loaded(
-        self, home: Home, loading: Loading
-    ):
+    def test_unused_ones_are_evicted_before_one_is_loaded(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1)
             loading.gate.set()
@@ -121,7 +119,7 @@ class TestBackbones:
 
         asyncio.run(run())
 
-    def test_one_in_use_stays_and_others_wait_for_their_room(self, home: Home, loading: Loading):
+    def test_one_in_use_stays_and_others_wait_for_space(self, home: Home, loading: Loading):
         async def run() -> None:
             kept = Kept(home, max_bytes=1)
             loading.gate.set()
@@ -135,14 +133,14 @@ class TestBackbones:
                 assert kept.dropped == []
             assert await task is not first
             assert kept.dropped[0] is first
-            assert await late is not first  # it was loaded anew
+            assert await late is not first  # it was loaded again
             assert kept.names == {BERT}
             kept.check_idle()
 
         first_name = "tiny-bert"
         asyncio.run(run())
 
-    def test_what_cannot_be_loaded_is_remembered_by_nobody(self, home: Home, monkeypatch):
+    def test_a_failed_load_is_not_remembered(self, home: Home, monkeypatch):
         async def run() -> None:
             kept = Kept(home, max_bytes=1 << 30)
             with pytest.raises(ModelError):

@@ -28,7 +28,7 @@ def read(cache: DeltaCache, sha256: str, *, tenant: str = "ten_1") -> bytes:
 
 
 class SlowStorage(ArtifactStorage):
-    """Counts the fetches; some hang until they are let through."""
+    """Counts the fetches; some wait until released."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def held_elsewhere(cache: DeltaCache, sha256: str) -> Iterator[threading.Thread]:
-    """Let another thread ask for a blob."""
+    """Request a blob in another thread."""
     thread = threading.Thread(target=read, args=(cache, sha256))
     thread.start()
     yield thread
@@ -80,7 +80,7 @@ class TestDeltaCache:
         assert read(cache, blobs[1]) == b"\1" * SIZE
         assert (len(cache), cache.nbytes) == (1, SIZE)
 
-    def test_the_one_used_longest_ago_makes_room(
+    def test_the_least_recently_used_is_evicted(
         self, storage: SlowStorage, blobs: list[str], folder: Path
     ):
         cache = DeltaCache(storage, folder=folder, max_bytes=2 * SIZE)
@@ -91,7 +91,7 @@ class TestDeltaCache:
         assert read(cache, blobs[1]) == b"\1" * SIZE  # it comes back
         assert storage.fetched[blobs[1]] == 2
 
-    def test_one_that_is_too_large_is_given_all_the_same(
+    def test_one_larger_than_the_budget_is_still_returned(
         self, storage: SlowStorage, blobs: list[str], folder: Path
     ):
         cache = DeltaCache(storage, folder=folder, max_bytes=SIZE // 2)
@@ -109,7 +109,7 @@ class TestDeltaCache:
         read(cache, blobs[1])
         assert kept(folder) == {blobs[1]}
 
-    def test_a_file_that_somebody_removed_is_fetched_anew(
+    def test_a_removed_file_is_fetched_again(
         self, storage: SlowStorage, blobs: list[str], folder: Path
     ):
         cache = DeltaCache(storage, folder=folder, max_bytes=10 * SIZE)
@@ -137,9 +137,7 @@ class TestDeltaCache:
         assert not cache._users
         assert not cache._fetching
 
-    def test_nothing_is_remembered_of_what_is_not_in_use(
-        self, storage: SlowStorage, blobs: list[str], folder: Path
-    ):
+    def test_unused_blobs_are_forgotten(self, storage: SlowStorage, blobs: list[str], folder: Path):
         cache = DeltaCache(storage, folder=folder, max_bytes=SIZE)
         for sha256 in blobs:
             read(cache, sha256)
@@ -160,7 +158,7 @@ class TestSlowStore:
             storage.gate.set()
         assert kept(folder) == set(blobs[:3])
 
-    def test_many_who_want_one_fetch_it_once(
+    def test_many_readers_of_one_blob_fetch_it_once(
         self, storage: SlowStorage, blobs: list[str], folder: Path
     ):
         cache = DeltaCache(storage, folder=folder, max_bytes=10 * SIZE)

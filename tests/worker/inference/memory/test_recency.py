@@ -20,14 +20,14 @@ def filled(budget: int, **sizes: int) -> LeastRecentlyUsed[str, str]:
 
 
 class TestLeastRecentlyUsed:
-    def test_lets_the_one_go_that_was_used_longest_ago(self):
+    def test_evicts_the_least_recently_used(self):
         kept = filled(4, a=2, b=2, c=2)
         assert kept.use("a") == "A"
         assert kept.shrink(is_used=nobody) == [("b", "B")]
         assert list(kept) == ["c", "a"]
         assert kept.held == 4
 
-    def test_lets_as_many_go_as_it_takes(self):
+    def test_evicts_as_many_as_needed(self):
         kept = filled(5, a=2, b=2, c=2, d=3)
         assert [key for key, _ in kept.shrink(is_used=nobody)] == ["a", "b"]
 
@@ -36,13 +36,13 @@ class TestLeastRecentlyUsed:
         assert [key for key, _ in kept.shrink(is_used="b".__eq__)] == ["a", "c"]
         assert (len(kept), kept.held) == (1, 2)
 
-    def test_a_key_put_again_counts_once(self):
+    def test_a_key_put_twice_counts_once(self):
         kept = filled(9, a=2, b=2)
         kept.put("a", "new", size=5)
         assert (kept.held, len(kept), kept.use("a")) == (7, 2, "new")
         assert list(kept) == ["b", "a"]
 
-    def test_knows_nothing_of_what_is_gone(self):
+    def test_forgets_evicted_keys(self):
         kept = filled(9, a=2)
         assert kept.pop("a") == "A"
         assert (kept.pop("a"), kept.use("a"), kept.held, len(kept)) == (None, None, 0, 0)
@@ -56,7 +56,7 @@ class TestLeastRecentlyUsed:
         st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9)), max_size=40),
         st.sets(st.sampled_from("abcdef")),
     )
-    def test_is_within_its_budget_but_for_what_is_in_use(self, budget, puts, used):
+    def test_stays_within_its_budget_except_for_keys_in_use(self, budget, puts, used):
         kept: LeastRecentlyUsed[str, int] = LeastRecentlyUsed(budget)
         sizes: dict[str, int] = {}
         for key, size in puts:

@@ -27,13 +27,13 @@ def serve(folder: Path) -> ServedBackbone:
 
 @dataclass
 class Shelf:
-    """Deltas of one backbone: a to d of one layout, and two that are larger."""
+    """Deltas of one backbone: a to d of one layout, and two larger ones."""
 
     backbone: ServedBackbone
     loaded: dict[str, LoadedDelta]
 
     def place(self, tier: DeviceTier, wanted: str, *, here: str | None = None) -> Placement:
-        """Ask for some by their letters; of those that are ``here`` the weights are at hand."""
+        """Request deltas by letter; the weights of those in ``here`` are available."""
         packed = wanted if here is None else here
         return tier.place(
             self.backbone,
@@ -45,7 +45,7 @@ class Shelf:
         return sum(self.loaded[key].packed.nbytes for key in keys)
 
     def on(self, tier: DeviceTier) -> str:
-        """Give what is in a tier, by letter; looking does not use."""
+        """Return the letters in a tier, without marking them as used."""
         return "".join(key for backbone, key in tier._placed if backbone is self.backbone)
 
 
@@ -72,7 +72,7 @@ class TestDeviceTier:
         assert (len(tier), tier.nbytes) == (4, shelf.bytes_of("abcd"))
         assert "a" in shelf.backbone.bank
 
-    def test_the_least_recently_used_goes_first(self, shelf: Shelf):
+    def test_the_least_recently_used_is_evicted_first(self, shelf: Shelf):
         tier = DeviceTier(shelf.bytes_of("abc"))
         shelf.place(tier, "abc")
         assert tier.find(shelf.backbone, "a") is shelf.loaded["a"].record
@@ -83,7 +83,7 @@ class TestDeviceTier:
         shelf.place(tier, "b")
         assert sorted(shelf.on(tier)) == ["a", "b", "d"]
 
-    def test_what_a_batch_uses_is_used(self, shelf: Shelf):
+    def test_a_batch_marks_its_deltas_as_used(self, shelf: Shelf):
         tier = DeviceTier(shelf.bytes_of("abc"))
         shelf.place(tier, "abc")
         shelf.place(tier, "a", here="")
@@ -107,7 +107,7 @@ class TestDeviceTier:
         assert shelf.on(tier) == "X"
         assert tier.nbytes == shelf.bytes_of("X")
 
-    def test_the_budget_holds_whatever_comes(self, shelf: Shelf):
+    def test_the_budget_always_holds(self, shelf: Shelf):
         budget = shelf.bytes_of("Xa")
         tier = DeviceTier(budget)
         for wanted in ("abcd", "X", "ab", "Y", "XY", "abX", "dcY", "abcdXY", "a"):
@@ -132,7 +132,7 @@ class TestDeviceTier:
         assert placement.missing == {"d"}
         assert shelf.place(tier, "d", here="").missing == {"d"}
 
-    def test_what_is_there_needs_no_weights(self, shelf: Shelf):
+    def test_a_placed_delta_needs_no_weights(self, shelf: Shelf):
         tier = DeviceTier(shelf.bytes_of("ab"))
         shelf.place(tier, "ab")
         assert ready(shelf.place(tier, "ab", here="")) == "ab"
@@ -167,7 +167,7 @@ class TestDrop:
         assert tier.find(shelf.backbone, "a") is None
 
     def test_nothing_comes_back_after_it(self, shelf: Shelf):
-        """A batch may still be on its way whose callers have all given up."""
+        """A batch may still be running after all its callers have given up."""
         tier = DeviceTier(1 << 30)
         shelf.place(tier, "a")
         tier.drop(shelf.backbone)
@@ -178,7 +178,7 @@ class TestDrop:
 
 
 class TestDeviceWithoutMemory:
-    """The device may be full before the budget is: others use it too."""
+    """The device may be full before the budget is reached: others use it too."""
 
     @pytest.fixture
     def full_from(self, monkeypatch: pytest.MonkeyPatch):
@@ -203,7 +203,7 @@ class TestDeviceWithoutMemory:
         placement = shelf.place(tier, "abcd")
         assert (len(placement.ready), len(placement.later)) == (2, 2)
 
-    def test_a_device_that_takes_none_says_so(self, shelf: Shelf, full_from):
+    def test_a_device_without_any_space_raises(self, shelf: Shelf, full_from):
         full_from(0)
         tier = DeviceTier(1 << 30)
         with pytest.raises(torch.OutOfMemoryError):
@@ -212,7 +212,7 @@ class TestDeviceWithoutMemory:
 
 
 class TestHostTier:
-    def test_gives_what_was_kept(self, shelf: Shelf):
+    def test_returns_kept_deltas(self, shelf: Shelf):
         tier = HostTier(shelf.bytes_of("abc"))
         for key in "abc":
             tier.keep(shelf.backbone, key, shelf.loaded[key])
@@ -227,7 +227,7 @@ class TestHostTier:
         tier.keep(shelf.backbone, "a", shelf.loaded["a"])
         assert (len(tier), tier.nbytes, tier.find(shelf.backbone, "a")) == (0, 0, None)
 
-    def test_knows_backbones_apart(self, shelf: Shelf, backbone: Path):
+    def test_separates_backbones(self, shelf: Shelf, backbone: Path):
         other = serve(backbone)
         tier = HostTier(1 << 30)
         tier.keep(shelf.backbone, "a", shelf.loaded["a"])
