@@ -32,7 +32,7 @@ from tests.worker.shop import DIED, Shop
 
 
 class TestSuccess:
-    def test_keeps_what_the_engine_tells(self, shop: Shop):
+    def test_stores_the_engines_messages(self, shop: Shop):
         metrics = told("evaluated", step=4, total_steps=4, metrics={"accuracy": 0.5})
         finished = told("finished", step=4, total_steps=4)
         engine = ScriptedEngine([*BEGIN, *map(step, range(1, 5)), metrics, finished, done()])
@@ -144,7 +144,7 @@ class TestCheckpoints:
         assert [number for kind, number in shop.events() if kind == "step"] == [1, 2, 3, 4]
         assert len([text for text in shop.warnings() if "is missing" in text]) == 1
 
-    def test_one_that_is_gone_already_is_passed_over(self, shop: Shop):
+    def test_a_removed_one_is_skipped(self, shop: Shop):
         gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
         engine = ScriptedEngine([*BEGIN, gone, done()])
         shop.run(engine)

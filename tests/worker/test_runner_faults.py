@@ -41,7 +41,7 @@ class TestDeath:
         assert len([event for event in events if event == ("step", 1)]) == 1
         assert events.count(("selection", 0)) == 1
 
-    def test_is_told_with_where_it_goes_on(self, shop: Shop):
+    def test_is_logged_with_the_step_it_resumes_from(self, shop: Shop):
         resumed = told("resumed", step=1, text="resuming from the checkpoint of step 1")
         engine = ScriptedEngine([*BEGIN, step(1), DIED], [resumed, step(2), done()])
         shop.run(engine)

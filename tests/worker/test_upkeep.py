@@ -104,13 +104,13 @@ class Rounds:
 
 
 class TestSignOfLife:
-    def test_is_given_again_by_a_worker_that_was_forgotten(self, workshop: Workshop):
+    def test_is_repeated_by_a_forgotten_worker(self, workshop: Workshop):
         upkeep = keep_up(workshop)
         leave(workshop.database, workshop.worker_id)
         eventually(lambda: is_signed_on(workshop), seconds=5)
         upkeep.close()
 
-    def test_outlives_whatever_fails(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    def test_continues_after_errors(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
         rounds = Rounds(monkeypatch)
         rounds.error = ArtifactStorageError("away")
         upkeep = keep_up(workshop)
@@ -173,7 +173,7 @@ class TestTokens:
 
 
 class TestSweep:
-    def test_takes_what_nothing_names_and_tries_again_when_it_fails(
+    def test_removes_unreferenced_blobs_and_retries_after_a_failure(
         self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "_GRACE_SECONDS", 0.0)

@@ -48,7 +48,7 @@ FILES = {
 
 class TestReaders:
     @pytest.mark.process
-    def test_are_told_without_loading_one(self):
+    def test_are_described_without_loading_one(self):
         code = "import sys, hifi.data.formats, hifi.data.formats.limits; print(*sys.modules)"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -68,7 +68,7 @@ class TestReaders:
             load_split(path, split="train")
 
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_name_the_columns_that_are_there(self, ending: str, tmp_path: Path):
+    def test_name_the_existing_columns(self, ending: str, tmp_path: Path):
         with pytest.raises(MissingColumnError, match=r"the columns are: 'odd'.*'text'") as caught:
             load_split(FILES[ending](tmp_path), split="test", columns=["text", "none"])
         assert (caught.value.split, caught.value.column) == ("test", "none")

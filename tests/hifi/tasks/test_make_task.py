@@ -38,7 +38,7 @@ class TestInfer:
         assert (spec.type, spec.text, spec.label, spec.image) == expected
 
     @pytest.mark.parametrize("label", [[1, 2], {"answer_start": 1}])
-    def test_what_is_no_label_at_all_is_no_doubt(self, label):
+    def test_a_column_that_cannot_be_a_label_is_not_ambiguous(self, label):
         expected = r"column 'label': a column of .* cannot be the label"
         with pytest.raises(DataError, match=expected) as caught:
             infer(TaskSpec(), split({"text": "x", "label": label}))

@@ -26,7 +26,7 @@ class TestAddress:
     @pytest.mark.parametrize(
         "url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1"]
     )
-    def test_refuses_what_is_no_url_of_a_server(self, url):
+    def test_refuses_an_invalid_url(self, url):
         with pytest.raises(AddressError, match="is not the URL of a server"):
             Client(url)
 

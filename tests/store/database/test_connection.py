@@ -95,7 +95,7 @@ class TestLostConnections:
         others.close()
 
     @pytest.mark.parametrize("transaction", ["read", "write"])
-    def test_that_have_rested_are_replaced(self, database, monkeypatch, transaction: str):
+    def test_idle_ones_are_replaced(self, database, monkeypatch, transaction: str):
         monkeypatch.setattr(module, "_IDLE_SECONDS", 0)
         for _ in range(2):
             with getattr(database, transaction)() as session:

@@ -127,7 +127,7 @@ class TestHeads:
 
 
 @pytest.mark.parametrize(("total", "told"), [(1, 1), (50, 50), (101, 52), (1000, 101), (7777, 101)])
-def test_about_a_hundred_steps_are_told(total: int, told: int):
+def test_about_a_hundred_steps_are_reported(total: int, told: int):
     steps = [step for step in range(1, total + 1) if is_told_step(_step(step, total))]
     assert len(steps) == told
     assert {1, total} <= set(steps)
