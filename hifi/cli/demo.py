@@ -27,6 +27,7 @@ from hifi.errors import HifiError
 
 _HIFI = (sys.executable, "-m", "hifi.cli")
 _START_SECONDS = 300.0  # the first start compiles every module of torch and transformers
+_END_SECONDS = 90.0
 _KEPT_SETTINGS = ("HIFI_DEBUG", "HIFI_LOG_FORMAT", "HIFI_MODELS")
 _DELTA = "libraries.safetensors"
 # In float32 on the CPU, so that the merged model can repeat the accuracy to the last digit.
@@ -180,6 +181,10 @@ def _service(url: str | None, model: str) -> Iterator[str]:
         finally:
             process.terminate()
             signal.signal(signal.SIGTERM, before)
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _wait_for_url(process: subprocess.Popen[bytes]) -> str:

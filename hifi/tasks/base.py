@@ -195,7 +195,7 @@ class Task(ABC):
         """
         if not reads(config, auto_class=cls.auto_class):
             raise ModelError(
-                f"{source.name} is of architecture {config.model_type!r}, which does not read "
+                f"{source.name} has the architecture {config.model_type!r}, which does not read "
                 f"{cls.declaration.input_kind}s; this task needs a model that does"
             )
 

@@ -47,13 +47,13 @@ class ClassTask(Task):
         return nn.functional.cross_entropy(logits.float(), targets)
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return accuracy, F1 and Matthews correlation of logits ``[n, classes]``."""
-        truth, predicted = targets.numpy(), logits.argmax(-1).numpy()
-        return {
-            "accuracy": metrics.accuracy(truth, predicted),
-            "f1": metrics.f1(truth, predicted, num_classes=self.num_labels),
-            "matthews": metrics.matthews(truth, predicted),
-        }
+        """Compute the declared metrics of logits ``[n, classes]``."""
+        return metrics.measure_classes(
+            self.declaration.metrics,
+            targets.numpy(),
+            logits.argmax(-1).numpy(),
+            num_classes=self.num_labels,
+        )
 
     def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest class, its softmax share, and that of every class by name."""

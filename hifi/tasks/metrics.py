@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,3 +73,34 @@ def _correlation(
         warnings.simplefilter("ignore")  # nearly constant: an inaccurate value, or NaN
         value = float(statistic(targets, predictions)[0])
     return value if math.isfinite(value) else 0.0
+
+
+def measure_classes(
+    names: Sequence[str], targets: Integers, predictions: Integers, *, num_classes: int
+) -> dict[str, float]:
+    """Compute the named metrics of a classification; a new metric is an entry here.
+
+    Args:
+        names: of the metrics.
+        targets: class indices ``[n]``.
+        predictions: class indices ``[n]``.
+        num_classes: of the task.
+    """
+    known: dict[str, Callable[[Integers, Integers], float]] = {
+        "accuracy": accuracy,
+        "f1": partial(f1, num_classes=num_classes),
+        "matthews": matthews,
+    }
+    return {name: known[name](targets, predictions) for name in names}
+
+
+def measure_numbers(names: Sequence[str], targets: Floats, predictions: Floats) -> dict[str, float]:
+    """Compute the named metrics of a regression; a new metric is an entry here.
+
+    Args:
+        names: of the metrics.
+        targets: ``[n]``.
+        predictions: ``[n]``.
+    """
+    known = {"pearson": pearson, "spearman": spearman}
+    return {name: known[name](targets, predictions) for name in names}

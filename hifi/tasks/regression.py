@@ -50,13 +50,10 @@ class Regression(TextTask):
         return nn.functional.mse_loss(logits.float().squeeze(-1), targets)
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return Pearson and Spearman correlation of logits ``[n, 1]``."""
+        """Compute the declared metrics of logits ``[n, 1]``."""
         truth = targets.numpy().astype(np.float64)
         predicted = logits.squeeze(-1).numpy().astype(np.float64)
-        return {
-            "pearson": metrics.pearson(truth, predicted),
-            "spearman": metrics.spearman(truth, predicted),
-        }
+        return metrics.measure_numbers(self.declaration.metrics, truth, predicted)
 
     def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the number."""

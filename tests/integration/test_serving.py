@@ -26,6 +26,7 @@ def _words(draw: random.Random) -> str:
     return " ".join(draw.choices(WORDS, k=draw.randint(1, 40)))
 
 
+@pytest.mark.process
 @pytest.mark.matrix
 class TestChurn:
     def test_every_answer_is_that_of_its_merged_model(self, churned: Churned):

@@ -23,7 +23,7 @@ from store.jobs.spec import JobSpec
 from store.tables import Job
 from tests.service.gateways import add_dataset_row, job_spec, opened, settings_for
 
-HEAVY = ("torch", "transformers", "pyarrow", "pandas", "numpy", "hifi", "worker", "datasets")
+HEAVY = ("torch", "transformers", "pyarrow", "pandas", "numpy", "worker", "datasets")
 MEASURE = """
 import http.client, json, os, sys
 from tests.service.gateways import served, settings_for

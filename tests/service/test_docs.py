@@ -113,7 +113,7 @@ class TestCalls:
         text = SERVICE.partition("## Predictions")[2].partition("\n## ")[0]
         assert f"1 to {MAX_INPUTS} inputs, {MAX_BODY_BYTES >> 20} MiB" in text
         assert f"{MAX_VALUES:,} JSON values" in text
-        assert f"{MAX_CHARACTERS:,} letters" in text
+        assert f"{MAX_CHARACTERS:,} characters" in text
         assert f"{MAX_SECONDS:g} at most" in text
 
     def test_codes_are_raised_somewhere(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from store.errors import ArtifactStorageError
 from store.jobs.actions import list_events
 from store.settings import Settings
 from store.states import JobStatus
+from tests.waiting import patience
 from tests.worker.scripted_engine import (
     BEGIN,
     NOTHING,
@@ -201,12 +203,15 @@ class TestSlowStore:
     ):
         monkeypatch.setattr(reporting, "_STOPPING_SECONDS", 0.05)
 
+        is_over = threading.Event()
+
         def hang(*_: object, **__: object) -> None:
             shop.stopping.set()
-            time.sleep(1)
+            is_over.wait(patience(30))
 
         monkeypatch.setattr(shop.storage, "fetch", hang)
         shop.run(ScriptedEngine())
+        is_over.set()
         row = shop.row()
         assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
 

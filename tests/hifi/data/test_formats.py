@@ -47,6 +47,7 @@ FILES = {
 
 
 class TestReaders:
+    @pytest.mark.process
     def test_are_told_without_loading_one(self):
         code = "import sys, hifi.data.formats, hifi.data.formats.limits; print(*sys.modules)"
         done = subprocess.run(

@@ -352,6 +352,7 @@ def service(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     database.close()
 
 
+@pytest.mark.process  # the child that checks uploads
 class TestService:
     def test_runs_a_job_and_predicts(self, service: Service, tmp_path: Path):
         files = {

@@ -96,7 +96,7 @@ class TestLostConnections:
 
     @pytest.mark.parametrize("transaction", ["read", "write"])
     def test_that_have_rested_are_replaced(self, database, monkeypatch, transaction: str):
-        monkeypatch.setattr(module, "_REST_SECONDS", 0)
+        monkeypatch.setattr(module, "_IDLE_SECONDS", 0)
         for _ in range(2):
             with getattr(database, transaction)() as session:
                 database_now(session)

@@ -134,7 +134,7 @@ class TestDeath:
         before = engine.pid
         engine.kill()
         assert engine.pid is None
-        with pytest.raises(EngineDiedError, match="the engine is not running"):
+        with pytest.raises(EngineDiedError, match="is not running"):
             engine.send(nowhere_job("nobody's"))
         engine.start()
         assert not engine.is_ready
