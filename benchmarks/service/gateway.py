@@ -176,7 +176,7 @@ def _rate_rows(bare: dict[str, list[Report]], ours: dict[int, list[Loaded]]) -> 
 def _flaws(label: str, runs: Sequence[Loaded]) -> Iterator[Row]:
     errors = sum(sum(run.report.errors.values()) for run in runs)
     accepted = sum(len(run.report.answered) for run in runs)
-    yield Row(f"{label}: errors beside {accepted:,} accepted", errors, "≤ 0")
+    yield Row(f"{label}: errors next to {accepted:,} accepted", errors, "≤ 0")
     yield Row(f"{label}: jobs lost", sum(run.lost for run in runs), "≤ 0")
     cpu = max(run.report.cpu for run in runs)
     yield Row(f"{label}: share of a core that the load generator used, at most", cpu)

@@ -147,7 +147,7 @@ def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
     errors = sum((Counter(report.errors) for report in reports), Counter[str]())
     kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
     answered = sum(len(report.answered) for report in reports)
-    return Row(f"{label} beside {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
+    return Row(f"{label} next to {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
 
 
 def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
