@@ -85,7 +85,7 @@ def _store(delta: HeadDelta, model: str, folder: Path) -> tuple[dict[str, float]
     digest = hashlib.sha256(artifacts["float32"].read_bytes()).hexdigest()
     costs = {
         "writing all artifacts": written,
-        "of these the three encodings, once more": encoded,
+        "of these, the three encodings, measured again": encoded,
         "upload to a folder": stored,
     }
     return costs, digest

@@ -49,7 +49,7 @@ _STAGES = {
     "selection": "selection",
     "training": "training, evaluations and checkpoints",
     "storing": "artifacts written and stored",
-    "telling": "end of the job to its client",
+    "reporting": "end of the job to its client",
 }
 
 
