@@ -1,1 +1,1 @@
-"""Measurements: what HiFi costs and what it brings, next to its rivals; `make bench` runs them."""
+"""Benchmarks of HiFi and its rivals; `make bench` runs them."""

@@ -1,4 +1,4 @@
-"""Measure everything but the table of metrics, which takes hours, and print it."""
+"""Run all benchmarks and print their tables; the table of metrics is printed, not run again."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MAX_LENGTH = 128
 
 
 def data_folder() -> Path:
-    """Give the folder of the real data sets, or stop with a word on how to name it."""
+    """Return the folder of the real data sets; exit with a message if it is not set."""
     root = os.environ.get("HIFI_TEST_DATA")
     if not root:
         sys.exit("set HIFI_TEST_DATA to a folder with data/glue/<task>/{train,validation}.jsonl")
@@ -51,7 +51,7 @@ def tokenize_pairs(rows: Sequence[dict[str, Any]], **settings: Any) -> BatchEnco
 
 
 def pad(encoded: BatchEncoding, places: Iterable[int]) -> dict[str, Tensor]:
-    """Put some of the tokenized rows into one batch."""
+    """Pad some of the tokenized rows into one batch."""
     columns = {name: [encoded[name][place] for place in places] for name in encoded}
     return dict(minilm_tokenizer().pad(columns, return_tensors="pt"))
 
@@ -75,7 +75,7 @@ def minilm_tokenizer() -> Any:
 
 
 def minilm(**settings: Any) -> PreTrainedModel:
-    """Load MiniLM with a fresh classifier of two labels, always the same one."""
+    """Load MiniLM with a new classifier of two labels, initialised with a fixed seed."""
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         resolve_model(MODEL).path, **settings

@@ -1,8 +1,8 @@
-"""The load generator: connections that stay open, in a process of their own.
+"""The load generator: keep-alive connections in a separate process.
 
-Locust 2.47 would do, but for two promises. It takes 130 µs of a core for a request against a bare
-socket where this takes 20 (2,700 and 20,000 requests a second), which on two cores slows down what
-is measured. And it times a request from when it was sent; this from when it was due.
+Two reasons against Locust 2.47: it takes 130 µs of a core per request to a bare socket, this 20
+(2,700 and 20,000 requests a second), and on two cores that slows down the measured server. And it
+times a request from when it was sent, this from when it was due.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _DRAIN_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is to be sent.
+    """The load to generate.
 
     Attributes:
         port: of the server on the loopback interface.
-        requests: whole HTTP requests, sent in turn and from the beginning again.
-        clients: connections; each takes one request at a time.
-        warmup_seconds: of load before what is measured.
-        seconds: of load that is measured.
-        per_second: so many requests a second are due, at random moments; None: every client sends
-            its next request as soon as it has its answer.
-        seed: of these moments.
+        requests: complete HTTP requests, sent in a cycle.
+        clients: connections, each with one request at a time.
+        warmup_seconds: of load before the measured time.
+        seconds: of measured load.
+        per_second: mean rate of requests due at random times; None for a closed loop, in which
+            every client sends its next request as soon as it has its answer.
+        seed: of the random times.
     """
 
     port: int
@@ -51,15 +51,15 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What came of it.
+    """The measured result.
 
     Attributes:
         rate: answers per second of the measured time.
         p50, p95, p99, worst: milliseconds from when a request was due to its answer.
-        answered: the ``id`` in each answer (empty where there is none), in all of the time.
-        errors: all other outcomes, by status and code, with how often they came.
-        late: milliseconds, the 99th percentile of how late a request was sent.
-        cpu: share of one core that the generator took.
+        answered: the ``id`` of each answer, empty if it has none, including the warm-up.
+        errors: counts of all other outcomes, by status and code.
+        late: 99th percentile of how late a request was sent, in milliseconds.
+        cpu: share of one core that the generator used.
     """
 
     rate: float
@@ -74,7 +74,7 @@ class Report:
 
 
 def write_request(path: str, body: bytes, *, key: str | None = None) -> bytes:
-    """Write a POST request of JSON, with a bearer's key if there is one."""
+    """Return a POST request with a JSON body, with a bearer token if a key is given."""
     bearer = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -84,7 +84,7 @@ def write_request(path: str, body: bytes, *, key: str | None = None) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """An HTTP connection with one request at a time on it."""
+    """An HTTP connection for one request at a time."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -97,18 +97,18 @@ class Connection(asyncio.Protocol):
         return (await loop.create_connection(cls, "127.0.0.1", port))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Keep the transport."""
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
 
     def send(self, request: bytes) -> asyncio.Future[tuple[int, Any]]:
-        """Send a request; the future gets the answer's status and document, or ConnectionError."""
+        """Send a request; the future gets the response's status and JSON, or ConnectionError."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
 
     def data_received(self, data: bytes) -> None:
-        """Answer the caller once the answer is whole."""
+        """Resolve the future once the response is complete."""
         self._received += data
         head, end, body = self._received.partition(b"\r\n\r\n")
         length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
@@ -117,24 +117,24 @@ class Connection(asyncio.Protocol):
             self._answer.set_result((int(head[9:12]), json.loads(body)))
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Tell the caller that there is no answer."""
+        """Fail the future of an unanswered request."""
         if self._answer and not self._answer.done():
             self._answer.set_exception(ConnectionError())
 
     @property
     def is_open(self) -> bool:
-        """Whether neither side has hung up; servers do when nothing comes for long."""
+        """Whether the connection is open; servers close it after a time without requests."""
         return not self._transport.is_closing()
 
     def close(self) -> None:
-        """Hang up, whether there is an answer or not."""
+        """Close the connection, answered or not."""
         self._answer = None
         self._transport.close()
 
 
 @dataclass
 class _Load:
-    """A load under way: idle connections, and what came of the requests so far."""
+    """A running load: idle connections and the outcomes so far."""
 
     order: Order
     idle: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
@@ -143,7 +143,7 @@ class _Load:
     errors: Counter[str] = field(default_factory=Counter)
 
     async def run(self) -> Report:
-        """Send for the time ordered, and wait for the last answers."""
+        """Send requests for the ordered time, and wait for the last answers."""
         for _ in range(self.order.clients):
             self.idle.put_nowait(await Connection.open(self.order.port))
         cpu, started = time.process_time(), time.perf_counter()
@@ -167,7 +167,7 @@ class _Load:
     async def _send_when_due(
         self, requests: Iterator[bytes], per_second: float, *, start: float, end: float
     ) -> None:
-        arrivals = random.Random(self.order.seed)  # noqa: S311 - no secret
+        arrivals = random.Random(self.order.seed)  # noqa: S311 - not a secret
         due = start
         async with asyncio.timeout_at(None) as timeout, asyncio.TaskGroup() as group:
             while (due := due + arrivals.expovariate(per_second)) < end:
@@ -197,7 +197,7 @@ class _Load:
         due, sent, answered = np.array(self.times).reshape(-1, 3).T
         measured = (begin <= due) & (due < end)
         if not measured.any():
-            raise RuntimeError(f"no request was answered; there were {dict(self.errors)}")
+            raise RuntimeError(f"no request was answered; errors: {dict(self.errors)}")
         waits = percentiles(1000 * (answered - due)[measured], 0.5, 0.95, 0.99, 1.0)
         return Report(
             rate=float(((begin <= answered) & (answered < end)).sum() / self.order.seconds),
@@ -210,7 +210,7 @@ class _Load:
 
 
 def error_of(status: int, document: Any) -> str | None:
-    """Say what is wrong with the answer to a request of one input or one job."""
+    """Return the error in the response to a request of one input or one job; None without one."""
     if status >= 300:
         return f"{status} {document.get('code')}"
     error = document.get("error") or (document.get("data") or [{}])[0].get("error")
@@ -225,7 +225,7 @@ def percentiles(values: Sequence[float] | np.ndarray, *shares: float) -> list[fl
 
 @contextmanager
 def load_generator() -> Iterator[Callable[[Order], Report]]:
-    """Yield a function that carries out orders in a process of its own."""
+    """Yield a function that runs loads in a separate process."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         yield lambda order: pool.submit(_carry_out, order).result()
 

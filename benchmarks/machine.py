@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and how much memory a process has."""
+"""Describe the machine, and measure the memory of a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "datasets")
 
 
 def describe() -> str:
-    """Name the processor, the threads and the libraries in one line."""
+    """Return the processor, the threads and the library versions in one line."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -28,7 +28,7 @@ def describe() -> str:
 
 
 def resident_megabytes(pid: int | str = "self", *, field: str = "VmRSS") -> float:
-    """Read a process's resident memory in MB; its peak is the field ``VmHWM``."""
+    """Return a process's resident memory in MB; the field ``VmHWM`` is its peak."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     sizes = dict(line.split(":", maxsplit=1) for line in lines)
     return int(sizes[field].split()[0]) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""How times are measured, and how measured numbers are printed."""
+"""Time tasks in turns, and print measurements as tables."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ class Row:
     """One measurement.
 
     Attributes:
-        what: what was measured, against what.
-        value: the number; a ratio where no unit is given.
-        reach: the target as a text such as ``≤ 1.2``; None where there is none.
+        what: was measured, and against what.
+        value: the number; a ratio without a unit.
+        target: a text such as ``≤ 1.2``; None without a target.
         unit: of the value.
     """
 
     what: str
     value: float
-    reach: str | None = None
+    target: str | None = None
     unit: str = ""
 
     @property
-    def reached(self) -> bool | None:
-        """Whether the target was reached; None without one."""
-        if self.reach is None:
+    def is_met(self) -> bool | None:
+        """Whether the value meets the target; None without one."""
+        if self.target is None:
             return None
-        sign, limit = self.reach.split()
+        sign, limit = self.target.split()
         return self.value <= float(limit) if sign == "≤" else self.value >= float(limit)
 
 
 def print_rows(rows: Iterable[Row]) -> None:
-    """Print a Markdown table, each row as soon as it is there."""
-    print("| what | measured | reach | reached |")
+    """Print a Markdown table, each row as soon as it is measured."""
+    print("| what | measured | target | met |")
     print("|---|---|---|---|")
     for row in rows:
-        verdict = {True: "yes", False: "no", None: ""}[row.reached]
+        verdict = {True: "yes", False: "no", None: ""}[row.is_met]
         number = f"{row.value:,.0f}" if abs(row.value) >= 1000 else f"{row.value:.3g}"
-        print(f"| {row.what} | {number} {row.unit} | {row.reach or ''} | {verdict} |", flush=True)
+        print(f"| {row.what} | {number} {row.unit} | {row.target or ''} | {verdict} |", flush=True)
 
 
 def interleaved(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """Time tasks that take turns.
+    """Time tasks in turns.
 
     Returns:
-        Median seconds of each over :data:`REPETITIONS`, after a warm-up turn.
+        Median seconds of each task over :data:`REPETITIONS` turns, after a warm-up turn.
     """
     seconds: list[list[float]] = [[] for _ in tasks]
     for turn in range(REPETITIONS + 1):

@@ -105,10 +105,10 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
 
 
 def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
-    """Keep a tenant's data set from being deleted until the transaction ends.
+    """Prevent a tenant's data set from being deleted until the transaction ends.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
     """
     if session.execute(_KEEP, {"id": dataset_id, "tenant_id": tenant_id}).one_or_none() is None:
         raise NotFoundError("dataset", dataset_id)

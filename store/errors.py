@@ -19,7 +19,7 @@ class StoreError(Exception):
 
     Attributes:
         code: stable, snake_case; part of the HTTP contract.
-        param: the field of the request at fault, dotted; None where there is none.
+        param: the field of the request at fault, dotted; None if there is none.
     """
 
     code: ClassVar[str] = "store_error"
@@ -30,7 +30,7 @@ class StoreError(Exception):
 
 
 class NotFoundError(StoreError):
-    """There is no such thing, or it belongs to another tenant: nobody can tell which."""
+    """It does not exist, or belongs to another tenant; callers cannot distinguish the two."""
 
     code = "not_found"
 
@@ -39,10 +39,10 @@ class NotFoundError(StoreError):
 
 
 def found(row: _Row | None, kind: str, identifier: str) -> _Row:
-    """Return what a query found.
+    """Return a row unless it is None.
 
     Raises:
-        NotFoundError: it found nothing.
+        NotFoundError: the row is None.
     """
     if row is None:
         raise NotFoundError(kind, identifier)
@@ -50,25 +50,25 @@ def found(row: _Row | None, kind: str, identifier: str) -> _Row:
 
 
 class IllegalTransitionError(StoreError):
-    """A job cannot move from its state to the one asked for."""
+    """A job cannot move from its state to the requested one."""
 
     code = "illegal_transition"
 
 
 class QuotaExceededError(StoreError):
-    """A tenant has as much as it may have."""
+    """A tenant has reached its quota."""
 
     code = "quota_exceeded"
 
 
 class DatasetInUseError(StoreError):
-    """A data set that a live job still needs."""
+    """An unfinished job still needs the data set."""
 
     code = "dataset_in_use"
 
 
 class LeaseLostError(StoreError):
-    """A worker writes for a job that is no longer its own: the write is refused."""
+    """A worker tried to write for a job that it no longer holds."""
 
     code = "lease_lost"
 
@@ -80,40 +80,37 @@ class ArtifactStorageError(StoreError):
 
 
 class BlobLostError(ArtifactStorageError):
-    """A blob that a row names is not in the artifact store, or not what its name says.
-
-    Waiting does not bring it back, as it does a store that cannot be reached.
-    """
+    """A blob that a row names is missing or damaged; a retry does not help."""
 
     code = "blob_lost"
 
 
 class SettingsError(StoreError):
-    """A setting that cannot be followed."""
+    """A setting is invalid."""
 
     code = "settings"
 
 
 class SchemaError(StoreError):
-    """The tables are not those of this version, or cannot be made so."""
+    """The tables are not those of this version, or cannot be migrated."""
 
     code = "schema"
 
 
 class ConflictError(StoreError):
-    """Something of that name is there already."""
+    """The name is already taken."""
 
     code = "conflict"
 
 
 class IdempotencyKeyReusedError(StoreError):
-    """An idempotency key that came with another body before."""
+    """An idempotency key was used before with another body."""
 
     code = "idempotency_key_reused"
 
 
 class RequestTakenOverError(StoreError):
-    """A request with an idempotency key took so long that a twin has answered in its place."""
+    """A request with an idempotency key took so long that a duplicate has finished it."""
 
     code = "request_taken_over"
 
@@ -123,15 +120,15 @@ class ProblemError(Exception):
 
     Args:
         code: stable, snake_case; part of the contract.
-        status: of the answer.
-        detail: for people: what is wrong, with the value and the limit. It names no path of this
-            machine: the gateway passes on what the inference process writes.
-        param: the field of the request at fault, dotted; None where there is none.
-        headers: of the answer.
+        status: of the response.
+        detail: for people: what is wrong, with the value and the limit. It must not name paths of
+            this machine, because the gateway passes details of the inference process on.
+        param: the field of the request at fault, dotted; None if there is none.
+        headers: of the response.
         extra: further members of the problem document, plain JSON.
 
     Attributes:
-        headers: of the answer; a refusal that may pass names the seconds until a retry.
+        headers: of the response; with ``Retry-After`` for 429 and 503.
     """
 
     def __init__(
@@ -155,14 +152,13 @@ class ProblemError(Exception):
             self.headers.setdefault("Retry-After", str(RETRY_SECONDS))
 
     def to_json(self, **members: Any) -> str:  # noqa: ANN401 - plain JSON
-        """Write the problem details document.
+        """Return the problem details document.
 
         Args:
-            members: further ones that the process adds to every problem.
+            members: further members that the process adds to every problem.
 
         Returns:
-            ASCII: half a surrogate pair that somebody sent must not keep the answer from being
-            encoded.
+            ASCII, so that a lone surrogate in the request cannot break the encoding.
         """
         document = {
             "type": f"urn:hifi:problem:{self.code}",

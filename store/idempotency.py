@@ -1,4 +1,4 @@
-"""Idempotency keys: a request sent twice does its work once, and both get the one answer."""
+"""Idempotency keys: a request sent twice is executed once, and both get the same response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = timedelta(hours=24)
 
 @dataclass(frozen=True, kw_only=True)
 class RequestKey:
-    """One use of a key: the same key elsewhere, or another tenant's, is another request."""
+    """One use of a key; with another path or tenant the same key is another request."""
 
     tenant_id: str
     method: str
@@ -33,17 +33,17 @@ class RequestKey:
 def begin(
     session: Session, key: RequestKey, *, request_sha256: str, lock_seconds: float
 ) -> Mapping[str, Any] | Literal["started", "running"]:
-    """Start a request, or find its answer.
+    """Start a request, or return its stored response.
 
     Args:
-        session: a write transaction of its own: others must see the record at once.
-        key: which request.
+        session: a separate write transaction, because others must see the record at once.
+        key: of the request.
         request_sha256: of its canonical body.
-        lock_seconds: how long the work may take; then a twin takes over.
+        lock_seconds: how long the work may take before a duplicate takes over.
 
     Returns:
-        ``started``: do the work, and :func:`finish` in its transaction or :func:`forget`;
-        ``running``: a twin is at it, ask again soon; else the answer to give again.
+        ``started``: do the work, and call :func:`finish` in its transaction or :func:`forget`;
+        ``running``: a duplicate is at work, retry soon; otherwise the response to repeat.
 
     Raises:
         IdempotencyKeyReusedError: the key was used with another body.
@@ -82,25 +82,25 @@ def begin(
 
 
 def finish(session: Session, key: RequestKey, response: Mapping[str, Any]) -> None:
-    """Keep the answer, in the transaction that did the work.
+    """Store the response, in the transaction that did the work.
 
     Args:
         session: that transaction.
-        key: which request.
+        key: of the request.
         response: ``{"status", "headers", "body"}``, plain JSON.
 
     Raises:
-        RequestTakenOverError: the request was not begun, or took so long that a twin has answered
-            it in the meantime: roll the work back, the twin's answer is the one.
+        RequestTakenOverError: the request was not begun, or took so long that a duplicate has
+            finished it: roll the work back, the duplicate's response counts.
     """
     record = _lock(session, key)
     if record is None or record.response is not None:
-        raise RequestTakenOverError(f"no request with the key {key.key!r} waits for its answer")
+        raise RequestTakenOverError(f"no running request has the key {key.key!r}")
     record.response = dict(response)
 
 
 def forget(session: Session, key: RequestKey) -> None:
-    """Drop a request that was refused: it may be mended and sent again with its key."""
+    """Delete the record of a refused request, so that it can be corrected and sent again."""
     session.execute(
         sa.delete(IdempotencyRecord).where(*_is(key), IdempotencyRecord.response.is_(None))
     )

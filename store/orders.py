@@ -1,7 +1,6 @@
-"""The contract between gateway and inference process: what is ordered, and how it is answered.
+"""The contract between gateway and inference process: orders and their answers.
 
-The gateway writes these messages and the inference process reads them. Reading checks everything:
-nothing in an order can be a path.
+The inference process validates everything that it reads; nothing in an order can be a path.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from store.tables import Artifact, Job
 
 MAX_INPUTS = 256
-MAX_SECONDS = 300.0  # until an item without an answer is given up
-# A million characters take a second to tokenise, though all but the first thousand are cut.
+MAX_SECONDS = 300.0  # the longest timeout of a request
+# Tokenising a million characters takes a second, although all but the first thousand are cut.
 MAX_CHARACTERS = 100_000  # of a text
 
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -50,16 +49,16 @@ class _Order(BaseModel):
     model_config = _EXACT
 
     def to_json(self) -> bytes:
-        """Write it as the inference process reads it."""
+        """Return the order as JSON."""
         return self.model_dump_json().encode()
 
 
 class DeltaOrder(_Order):
-    """Which head delta is wanted, on which backbone; what ``POST /merged`` takes.
+    """A head delta and its backbone; the body of ``POST /merged``.
 
     Attributes:
-        tenant: whose blob the delta is.
-        job: that made it; for the logs.
+        tenant: the owner of the delta's blob.
+        job: the job that made it; for the logs.
         model: the backbone's id, or with ``revision`` a hub id.
         revision: the commit to which a hub id was pinned.
         sha256: of the delta in float32.
@@ -73,7 +72,7 @@ class DeltaOrder(_Order):
 
     @classmethod
     def of(cls, job: Job, delta: Artifact) -> Self:
-        """Order what a job has made."""
+        """Create the order for a job's head delta."""
         return cls(
             tenant=job.tenant_id,
             job=job.id,
@@ -89,12 +88,12 @@ class DeltaOrder(_Order):
 
     @property
     def key(self) -> str:
-        """The head delta's tenant and content, which is the same under any job's id."""
+        """The head delta's tenant and content hash; equal for all jobs with equal deltas."""
         return f"{self.tenant}/{self.sha256}"
 
 
 class _Input(_Order):
-    """One input; the task types declare which fields it may have."""
+    """One input; the task types declare its fields."""
 
 
 @cache
@@ -109,7 +108,7 @@ def _read_input(value: object) -> dict[str, str]:
     return _input_model(task_types()).model_validate(value).model_dump(exclude_none=True)
 
 
-# A dictionary rather than a model: a request has up to 256 of them.
+# A dictionary, which is faster than a model: a request has up to 256 of them.
 class Item(TypedDict):
     """One input, and the index of the order for its head delta."""
 
@@ -120,13 +119,13 @@ class Item(TypedDict):
 
 
 class PredictionOrder(_Order):
-    """What is to be predicted; what ``POST /predict`` takes.
+    """Inputs to predict; the body of ``POST /predict``.
 
     Attributes:
-        orders: the head deltas that are needed.
+        orders: the head deltas.
         items: the inputs.
-        truncate: whether a text of too many tokens is cut, or refused.
-        timeout_seconds: after which an item without an answer is given up.
+        truncate: whether a text with too many tokens is cut; otherwise it gets an error.
+        timeout_seconds: after this time, an item without an answer gets an error.
     """
 
     orders: Annotated[list[DeltaOrder], Field(min_length=1, max_length=MAX_INPUTS)]
@@ -143,7 +142,7 @@ class PredictionOrder(_Order):
         truncate: bool,
         timeout_seconds: float,
     ) -> Self:
-        """Order predictions for inputs that were checked already, without checking them again.
+        """Create an order from inputs that are already validated, without validating them again.
 
         Args:
             orders: the head deltas.
@@ -161,15 +160,15 @@ class PredictionOrder(_Order):
     @model_validator(mode="after")
     def _check_orders(self) -> Self:
         if any(item["order"] >= len(self.orders) for item in self.items):
-            raise ValueError("an item is for an order that is not there")
+            raise ValueError("an item refers to a missing order")
         return self
 
 
 class ItemError(BaseModel):
-    """Why an item has no answer.
+    """The error of an item without an answer.
 
     Attributes:
-        param: its field at fault, dotted, from the request's root; None where there is none.
+        param: the field at fault, dotted, from the request's root; None if there is none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -183,8 +182,8 @@ class Outcomes(BaseModel):
     """The answer to a :class:`PredictionOrder`.
 
     Attributes:
-        data: for each item, in their order, what its task type answers, or an ``error`` with the
-            fields of :class:`ItemError`; its ``param`` is dotted from the item's input.
+        data: for each item, in order, the answer of its task type, or an ``error`` with the fields
+            of :class:`ItemError`, whose ``param`` is dotted from the item's input.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -106,10 +106,10 @@ class Backbone(Base):
     Attributes:
         max_positions: the most tokens that it reads; None if it has no limit.
         weights_per_head: trained weights of one selected head: its rows of query, key and value.
-        task_heads: by task type ``{"base", "per_label"}``: what a task head has of trained
-            weights, and how many more for each label; a type that is missing is not for it. By
-            encoding under ``"file"`` the bytes of a delta file, ``{"base", "per_head",
-            "per_label"}``; rows of older workers have none.
+        task_heads: by task type ``{"base", "per_label"}``, the trained weights of a task head
+            without labels and per label; unsupported types are left out. ``"file"`` has the bytes
+            of a delta file by encoding, ``{"base", "per_head", "per_label"}``; rows of older
+            workers do not have it.
     """
 
     __tablename__ = "backbones"

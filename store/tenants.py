@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-_SECRET_PREFIX = "hifi_"  # noqa: S105 - what every secret begins with
+_SECRET_PREFIX = "hifi_"  # noqa: S105 - a prefix, not a secret
 _SECRET_BYTES = 32
-# Asked with every request: columns rather than rows, which take longer to make.
+# Run for every request: selecting columns is faster than building rows.
 _HOLDER = (
     sa.select(ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
     .join(Tenant, ApiKey.tenant_id == Tenant.id)
@@ -207,10 +207,10 @@ def revoke_key(session: Session, key_id: str) -> None:
 
 
 def authenticate(session: Session, secret: str) -> KeyHolder | None:
-    """Find the tenant whose unrevoked key a secret is.
+    """Return the holder of an unrevoked key; None if the secret is not one.
 
-    The table is asked for the secret's hash, so that the time it takes tells nothing about how
-    much of a guess was right.
+    The query looks for the secret's hash, so that its duration does not reveal how much of a guess
+    was right.
     """
     row = session.execute(_HOLDER, {"sha256": _hash(secret)}).one_or_none()
     return None if row is None else KeyHolder(*row)

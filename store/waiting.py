@@ -1,4 +1,4 @@
-"""Work that a caller waits for, and that ends when the caller hangs up."""
+"""Cancel work when the caller who waits for it disconnects."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class CallerLeftError(Exception):
-    """The caller has hung up: nobody reads the answer."""
+    """The caller has disconnected."""
 
 
 async def while_connected(receive: _Receive, work: Coroutine[Any, Any, _Done]) -> _Done:
-    """Wait for work, and cancel it when its caller hangs up.
+    """Wait for work; cancel it if its caller disconnects.
 
     Args:
-        receive: ASGI's, for a request whose body was read, or has none.
-        work: what the caller waits for.
+        receive: of ASGI, for a request whose body is already read.
+        work: to wait for.
 
     Returns:
-        What the work returns; also where the caller leaves at the same moment, so that what
-        it holds is closed.
+        The result of the work, even if the caller disconnects at the same moment, so that the
+        result can be closed.
 
     Raises:
-        CallerLeftError: the caller has hung up.
+        CallerLeftError: the caller has disconnected.
     """
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_wait_for_hang_up(receive))
     try:
         await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            leaving.result()  # raises what receiving raised
+            leaving.result()  # raises an error of ``receive``
             raise CallerLeftError
         return task.result()
     finally:

@@ -20,13 +20,13 @@ from store.jobs.workers import BackboneDescription, leave, put_backbone
 from store.machine import machine_name
 from store.queue import TokenPublisher, consume, make_app
 from store.storage import ArtifactStorage
+from worker.context import WorkerContext
 from worker.engine.handle import EngineDiedError, EngineProcess
 from worker.engine.messages import DescribeBackbones, Described, Ready
 from worker.models import find_backbones
 from worker.runner import UnfitError, run_job
 from worker.scratch import own_folder
 from worker.upkeep import Upkeep
-from worker.workshop import Workshop
 
 if TYPE_CHECKING:
     from store.settings import Settings
@@ -63,7 +63,7 @@ def run_worker(settings: Settings) -> None:
             _take_back_from(dead, database=database)
             engine.start()
             engine.wait_until_ready()
-            workshop = Workshop(
+            context = WorkerContext(
                 worker_id=folder.name,
                 settings=settings,
                 database=database,
@@ -73,7 +73,7 @@ def run_worker(settings: Settings) -> None:
                 backbones=_describe_backbones(settings, engine=engine, database=database),
                 stopping=threading.Event(),
             )
-            _consume(workshop)
+            _consume(context)
     finally:
         engine.close()
         database.close()
@@ -121,48 +121,48 @@ def _describe_backbones(
     return usable
 
 
-def _consume(workshop: Workshop) -> None:
+def _consume(context: WorkerContext) -> None:
     """Consume tokens until Celery is stopped."""
-    workshop.sign_on()
-    app = make_app(workshop.settings)
+    context.sign_on()
+    app = make_app(context.settings)
     publisher = TokenPublisher(app)
-    upkeep = Upkeep(workshop, publisher=publisher)
-    _log.info("worker ready", worker=workshop.worker_id, backbones=sorted(workshop.backbones))
+    upkeep = Upkeep(context, publisher=publisher)
+    _log.info("worker ready", worker=context.worker_id, backbones=sorted(context.backbones))
     try:
         consume(
             app,
-            partial(_run_jobs, workshop),
-            name=f"hifi@{workshop.worker_id}",
-            on_stop=workshop.stopping.set,
+            partial(_run_jobs, context),
+            name=f"hifi@{context.worker_id}",
+            on_stop=context.stopping.set,
         )
     finally:
         upkeep.close()
         publisher.close()
         try:
-            leave(workshop.database, workshop.worker_id)
+            leave(context.database, context.worker_id)
         except OUTAGES as error:
             _log.warning("not signed off", reason=type(error).__name__)
 
 
-def _run_jobs(workshop: Workshop) -> None:
+def _run_jobs(context: WorkerContext) -> None:
     """Run jobs as long as there are any for this worker, not only the one of the token."""
     claimant = Claimant(
-        worker_id=workshop.worker_id,
-        backbones=frozenset(workshop.backbones),
-        allows_hub=workshop.settings.allow_hub,
+        worker_id=context.worker_id,
+        backbones=frozenset(context.backbones),
+        allows_hub=context.settings.allow_hub,
     )
-    while not workshop.stopping.is_set():
+    while not context.stopping.is_set():
         job = claim_next(
-            workshop.database,
+            context.database,
             claimant,
-            lease_seconds=workshop.settings.lease_seconds,
-            max_running=workshop.settings.tenant_max_running,
+            lease_seconds=context.settings.lease_seconds,
+            max_running=context.settings.tenant_max_running,
         )
         if job is None:
             return
         try:
-            run_job(job, workshop=workshop)
+            run_job(job, context=context)
         except UnfitError as error:
             _log.error("no job can be run here", reason=str(error))
-            workshop.stopping.wait(_UNFIT_SECONDS)
+            context.stopping.wait(_UNFIT_SECONDS)
             return

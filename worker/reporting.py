@@ -15,15 +15,18 @@ from store.states import JobStatus
 
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
-    from worker.engine.messages import Wish
-    from worker.workshop import Workshop
+    from worker.context import WorkerContext
+    from worker.engine.messages import StopRequest
 
 T = TypeVar("T")
 _REPORT_SECONDS = 0.25  # the delay until a stop request is noticed and progress is visible
 _PAUSE_SECONDS = 2.0  # between two attempts
 _STOPPING_SECONDS = 15.0  # how long a stopping worker waits for its database
 _ORDER = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
-_WISHES: dict[JobStatus, Wish] = {JobStatus.PAUSING: "pause", JobStatus.CANCELLING: "cancel"}
+_STOP_REQUESTS: dict[JobStatus, StopRequest] = {
+    JobStatus.PAUSING: "pause",
+    JobStatus.CANCELLING: "cancel",
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -39,7 +42,7 @@ class Reporter:
 
     Args:
         job: the claimed job.
-        workshop: the worker's tools.
+        context: the worker's settings, stores and engine.
 
     Attributes:
         lease: for immediate writes, through :meth:`insist`.
@@ -47,10 +50,10 @@ class Reporter:
         progress: written with the next report.
     """
 
-    def __init__(self, job: ClaimedJob, *, workshop: Workshop) -> None:
-        self._workshop = workshop
-        self._seconds = workshop.settings.lease_seconds
-        self.lease = Lease(workshop.database, job.id, fence=job.fence, seconds=self._seconds)
+    def __init__(self, job: ClaimedJob, *, context: WorkerContext) -> None:
+        self._context = context
+        self._seconds = context.settings.lease_seconds
+        self.lease = Lease(context.database, job.id, fence=job.fence, seconds=self._seconds)
         self.status = JobStatus.VALIDATING
         self.progress = Progress(phase="loading")
         self._events: list[WorkEvent] = []
@@ -63,15 +66,15 @@ class Reporter:
         self._helper.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def wish(self) -> Wish | None:
+    def stop_request(self) -> StopRequest | None:
         """The stop request of the job's owner, or else of the worker's shutdown."""
-        default: Wish | None = "pause" if self._workshop.stopping.is_set() else None
-        return _WISHES.get(self.status, default)
+        default: StopRequest | None = "pause" if self._context.stopping.is_set() else None
+        return _STOP_REQUESTS.get(self.status, default)
 
     @property
     def is_asked_by_owner(self) -> bool:
         """Whether the owner requested a pause or cancellation; a shutdown does not count."""
-        return self.status in _WISHES
+        return self.status in _STOP_REQUESTS
 
     def note(self, event: WorkEvent) -> None:
         """Keep an event for the next report."""
@@ -107,7 +110,7 @@ class Reporter:
 
     def _has_to_end(self) -> bool:
         """Return whether the worker is stopping and its time is up."""
-        if self._end is None and self._workshop.stopping.is_set():
+        if self._end is None and self._context.stopping.is_set():
             self._end = time.monotonic() + _STOPPING_SECONDS
         return self._end is not None and time.monotonic() > self._end
 
@@ -144,8 +147,8 @@ class Reporter:
             LeaseLostError: as in :meth:`beat`.
         """
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._workshop.stopping.is_set():
-            self._workshop.stopping.wait(min(left, self._seconds / 3))
+        while (left := end - time.monotonic()) > 0 and not self._context.stopping.is_set():
+            self._context.stopping.wait(min(left, self._seconds / 3))
             self.flush()
 
     def meanwhile(self, work: Callable[[], T]) -> T:

@@ -17,14 +17,14 @@ from store.states import JobStatus
 from store.tables import Dataset
 from worker.checkpoint_keeper import CheckpointKeeper
 from worker.engine.handle import EngineDiedError
-from worker.engine.messages import Control, Done, Failed, RunJob, Stopped, Told, Wish
-from worker.engine.translation import file_data, heads_document, hub_data, is_told_step
+from worker.engine.messages import Control, Done, EngineEvent, Failed, RunJob, Stopped, StopRequest
+from worker.engine.translation import file_data, heads_document, hub_data, is_reported_step
 from worker.job_files import JobFiles
 from worker.reporting import Reporter, StopWantedError
 
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
-    from worker.workshop import Workshop
+    from worker.context import WorkerContext
 
 _LISTEN_SECONDS = 0.05
 _LOADING_SECONDS = 1800.0  # loading a large model from a slow disk reports no progress
@@ -39,12 +39,12 @@ class UnfitError(Exception):
     """This worker cannot run any job: its disk or its engine is broken."""
 
 
-def run_job(job: ClaimedJob, *, workshop: Workshop) -> None:
+def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
     """Run a claimed job until it ends, is stopped, or is taken by another worker.
 
     Args:
         job: from ``claim_next``.
-        workshop: the worker's tools.
+        context: the worker's settings, stores and engine.
 
     Raises:
         UnfitError: this worker is broken; the job is fine and back in the queue.
@@ -54,24 +54,24 @@ def run_job(job: ClaimedJob, *, workshop: Workshop) -> None:
         structlog.contextvars.bound_contextvars(job=job.id, tenant=job.tenant_id),
         ExitStack() as stack,
     ):
-        reporter = stack.enter_context(closing(Reporter(job, workshop=workshop)))
+        reporter = stack.enter_context(closing(Reporter(job, context=context)))
         try:
-            folder = workshop.folder / job.id
-            files = JobFiles(folder, storage=workshop.storage, tenant_id=job.tenant_id)
+            folder = context.folder / job.id
+            files = JobFiles(folder, storage=context.storage, tenant_id=job.tenant_id)
         except OSError as error:
             _hand_back(reporter, "the worker's disk is broken; the job is queued again")
             raise UnfitError(f"cannot create a folder for a job: {error}") from error
         stack.callback(files.remove)
         keeper = stack.enter_context(closing(CheckpointKeeper(files, reporter=reporter)))
         _log.info("job claimed", model=job.model, attempt=job.attempt, fence=job.fence)
-        run = _Run(job, workshop=workshop, files=files, reporter=reporter, keeper=keeper)
+        run = _Run(job, context=context, files=files, reporter=reporter, keeper=keeper)
         try:
             _log.info("job left", status=str(run.work()))
         except LeaseLostError:
             _log.warning("lease lost: the job is another worker's now")
-            workshop.engine.kill()
+            context.engine.kill()
         except BaseException:
-            workshop.engine.kill()  # otherwise it would continue into the next job
+            context.engine.kill()  # otherwise it would continue into the next job
             raise
 
 
@@ -86,22 +86,22 @@ class _Run:
         self,
         job: ClaimedJob,
         *,
-        workshop: Workshop,
+        context: WorkerContext,
         files: JobFiles,
         reporter: Reporter,
         keeper: CheckpointKeeper,
     ) -> None:
         self._job = job
         self._spec = JobSpec.model_validate(job.spec)
-        self._workshop = workshop
+        self._context = context
         self._files = files
         self._reporter = reporter
         self._keeper = keeper
         self._run = ""  # the name of the engine's run
         self._runs = 0
-        self._wish: Wish | None = None  # the last one sent to the engine
+        self._stop_sent: StopRequest | None = None  # the last one sent to the engine
         self._trouble: tuple[float, int] | None = None  # its start; checkpoints stored by then
-        self._heard = time.monotonic()
+        self._last_event = time.monotonic()
         self._checkpoint = job.checkpoint  # still to be fetched
 
     def work(self) -> JobStatus:
@@ -112,12 +112,12 @@ class _Run:
             UnfitError: the engine cannot be started.
         """
         data: dict[str, Any] | None = None
-        while self._reporter.wish is None:
+        while self._reporter.stop_request is None:
             try:
                 data = data or self._fetch()
                 status = self._settle(self._compute(data))
             except StopWantedError:
-                self._workshop.engine.kill()
+                self._context.engine.kill()
                 break
             except BlobLostError as error:
                 message = f"the data set's files are missing; upload it again: {error}"
@@ -126,7 +126,7 @@ class _Run:
                 status = self._wait_out("artifact_storage", str(error))
             except EngineDiedError as error:
                 _log.error("engine died", reason=str(error))
-                self._workshop.engine.kill()
+                self._context.engine.kill()
                 status = self._count_crash(error.code, str(error))
             if not status.is_leased:
                 return status
@@ -163,13 +163,13 @@ class _Run:
             self._reporter.note(event)
 
     def _splits(self) -> Mapping[str, Any]:
-        with self._workshop.database.read() as session:
+        with self._context.database.read() as session:
             query = sa.select(Dataset.splits).where(Dataset.id == self._job.dataset_id)
             splits: Mapping[str, Any] = session.scalars(query).one()
             return splits
 
     def _compute(self, data: Mapping[str, Any]) -> Done | Failed | Stopped:
-        """Let the engine run the job; give its last word.
+        """Run the job in the engine; return the engine's last message.
 
         Raises:
             EngineDiedError: the engine died or made no progress for too long.
@@ -177,30 +177,30 @@ class _Run:
             StopWantedError: the job must stop, and there is nothing to save.
             LeaseLostError: the job was taken from this worker.
         """
-        engine = self._workshop.engine
+        engine = self._context.engine
         self._await_engine()
         self._runs += 1
-        self._run, self._wish = f"{self._job.id}.{self._job.fence}.{self._runs}", None
+        self._run, self._stop_sent = f"{self._job.id}.{self._job.fence}.{self._runs}", None
         self._reporter.progress = Progress(phase="loading")
-        self._heard = time.monotonic()
+        self._last_event = time.monotonic()
         engine.send(self._order(data))
         while True:
             message = engine.receive(timeout=_LISTEN_SECONDS)
             if isinstance(message, Done | Failed | Stopped) and message.run == self._run:
                 return message
-            if isinstance(message, Told) and message.run == self._run:
-                self._heard = time.monotonic()
-                self._hear(message)
+            if isinstance(message, EngineEvent) and message.run == self._run:
+                self._last_event = time.monotonic()
+                self._handle(message)
             self._check_silence()
             self._beat()
 
     def _order(self, data: Mapping[str, Any]) -> RunJob:
-        job, settings = self._job, self._workshop.settings
+        job, settings = self._job, self._context.settings
         return RunJob(
             run=self._run,
             spec=self._spec,
             data=data,
-            model=str(self._workshop.backbones.get(job.model, job.model)),
+            model=str(self._context.backbones.get(job.model, job.model)),
             revision=job.revision,
             device=settings.device,
             checkpoints=str(self._files.checkpoints),
@@ -210,9 +210,9 @@ class _Run:
 
     def _await_engine(self) -> None:
         """Start the engine if it is not running, and wait until it is ready."""
-        engine = self._workshop.engine
+        engine = self._context.engine
         engine.start()
-        self._heard = time.monotonic()
+        self._last_event = time.monotonic()
         self._reporter.progress = Progress(phase="loading")
         try:
             while not engine.is_ready:
@@ -225,8 +225,8 @@ class _Run:
             raise UnfitError(f"the engine cannot be started: {error}") from error
 
     def _check_silence(self) -> None:
-        silence = time.monotonic() - self._heard
-        limit = self._workshop.settings.engine_stall_seconds
+        silence = time.monotonic() - self._last_event
+        limit = self._context.settings.engine_stall_seconds
         if self._reporter.progress.phase in _QUIET_PHASES:
             limit = max(_LOADING_SECONDS, limit)
         if silence > limit:
@@ -238,82 +238,80 @@ class _Run:
         """Report periodically, and pass stop requests on to the engine."""
         self._reporter.beat()
         self._keeper.go_on()
-        wish = self._reporter.wish
-        if wish is None or wish == self._wish:
+        stop_request = self._reporter.stop_request
+        if stop_request is None or stop_request == self._stop_sent:
             return
         if self._reporter.progress.phase == "loading":
             raise StopWantedError("a stop was requested before there was anything new to save")
-        self._workshop.engine.send(Control(run=self._run, wish=wish))
-        self._wish = wish
+        self._context.engine.send(Control(run=self._run, stop_request=stop_request))
+        self._stop_sent = stop_request
 
-    def _hear(self, told: Told) -> None:
-        """Handle a message of the engine; write what must not be lost at once."""
+    def _handle(self, event: EngineEvent) -> None:
+        """Handle an event of the engine; write at once what must not be lost."""
         reporter = self._reporter
-        if told.kind == "loaded":
-            self._note("message", told, step=0)
-        elif told.kind == "selecting":
+        if event.kind == "loaded":
+            self._note("message", event, step=0)
+        elif event.kind == "selecting":
             reporter.advance(JobStatus.SELECTING, message="scoring the heads")
-            reporter.progress = _progress("selecting", told)
-        elif told.kind == "selected":
-            self._keep_selection(told)
-            reporter.advance(JobStatus.TRAINING, message=told.text)
-        elif told.kind == "resumed":
-            self._hear_resumed(told)
-        elif told.kind == "step":
-            self._hear_step(told)
-        elif told.kind == "evaluating":
-            reporter.progress = _progress("evaluating", told)
-        elif told.kind == "evaluated":
-            self._note("metrics", told, data={"step": told.step, **told.metrics})
-        elif told.kind == "checkpoint":
-            self._keeper.offer(told.step, told.checkpoint)
-        elif told.kind == "finished":
-            reporter.progress = _progress("writing", told)
-            self._note("message", told)
+            reporter.progress = _progress("selecting", event)
+        elif event.kind == "selected":
+            self._keep_selection(event)
+            reporter.advance(JobStatus.TRAINING, message=event.text)
+        elif event.kind == "resumed":
+            self._handle_resumed(event)
+        elif event.kind == "step":
+            self._handle_step(event)
+        elif event.kind == "evaluating":
+            reporter.progress = _progress("evaluating", event)
+        elif event.kind == "evaluated":
+            self._note("metrics", event, data={"step": event.step, **event.metrics})
+        elif event.kind == "checkpoint":
+            self._keeper.offer(event.step, event.checkpoint)
+        elif event.kind == "finished":
+            reporter.progress = _progress("writing", event)
+            self._note("message", event)
 
-    def _hear_resumed(self, told: Told) -> None:
+    def _handle_resumed(self, event: EngineEvent) -> None:
         reporter = self._reporter
-        if (
-            reporter.status is JobStatus.TRAINING
-        ):  # after a crash of the engine the state does not change
-            reporter.note(WorkEvent(type="message", message=told.text))
-        reporter.advance(JobStatus.TRAINING, message=told.text)
+        if reporter.status is JobStatus.TRAINING:  # the engine had crashed: no change of state
+            reporter.note(WorkEvent(type="message", message=event.text))
+        reporter.advance(JobStatus.TRAINING, message=event.text)
 
-    def _hear_step(self, told: Told) -> None:
-        speed = (told.samples_per_second or 0.0) / self._spec.training.batch_size
-        self._reporter.progress = _progress("training", told, steps_per_second=speed)
-        if is_told_step(told):
+    def _handle_step(self, event: EngineEvent) -> None:
+        speed = (event.samples_per_second or 0.0) / self._spec.training.batch_size
+        self._reporter.progress = _progress("training", event, steps_per_second=speed)
+        if is_reported_step(event):
             data = {
-                "step": told.step,
-                "total_steps": told.total_steps,
-                "loss": told.loss,
-                "learning_rate": told.learning_rate,
-                "samples_per_second": told.samples_per_second,
+                "step": event.step,
+                "total_steps": event.total_steps,
+                "loss": event.loss,
+                "learning_rate": event.learning_rate,
+                "samples_per_second": event.samples_per_second,
             }
-            self._note("step", told, data=data)
+            self._note("step", event, data=data)
 
     def _note(
         self,
         type: str,  # noqa: A002 - the contract's name
-        told: Told,
+        event: EngineEvent,
         *,
         step: int | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        number = told.step if step is None else step
+        number = event.step if step is None else step
         self._reporter.note(
-            WorkEvent(type=type, message=told.text, step=number, data=dict(data or {}))
+            WorkEvent(type=type, message=event.text, step=number, data=dict(data or {}))
         )
 
-    def _keep_selection(self, told: Told) -> None:
-        if told.selection is None:
+    def _keep_selection(self, event: EngineEvent) -> None:
+        if event.selection is None:
             raise ValueError("the engine reported a selection without its content")
         selection, heads = heads_document(
-            told.selection, job_id=self._job.id, model=self._job.model
+            event.selection, job_id=self._job.id, model=self._job.model
         )
         lease = self._reporter.lease
         self._reporter.insist(lambda: lease.keep_selection(selection=selection, heads=heads))
-        self._note("selection", told, step=0, data=selection)
+        self._note("selection", event, step=0, data=selection)
 
     def _settle(self, last: Done | Failed | Stopped) -> JobStatus:
         """Write the engine's last message; return the job's state after it.
@@ -373,11 +371,11 @@ class _Run:
         return reporter.status
 
 
-def _progress(phase: str, told: Told, *, steps_per_second: float | None = None) -> Progress:
+def _progress(phase: str, event: EngineEvent, *, steps_per_second: float | None = None) -> Progress:
     return Progress(
         phase=phase,
-        step=told.step,
-        total_steps=told.total_steps,
-        eta_seconds=told.eta_seconds,
+        step=event.step,
+        total_steps=event.total_steps,
+        eta_seconds=event.eta_seconds,
         steps_per_second=steps_per_second,
     )

@@ -19,7 +19,7 @@ from store.sweep import sweep
 
 if TYPE_CHECKING:
     from store.queue import TokenPublisher
-    from worker.workshop import Workshop
+    from worker.context import WorkerContext
 
 _BEAT_SECONDS = 2.0
 _OUTAGE_SECONDS = 3 * _BEAT_SECONDS  # without an answer
@@ -33,16 +33,16 @@ class Upkeep:
     """Threads that repeat the background duties until closed; failures are retried.
 
     Args:
-        workshop: the worker's tools.
+        context: the worker's settings, stores and engine.
         publisher: for replacing lost tokens.
     """
 
-    def __init__(self, workshop: Workshop, *, publisher: TokenPublisher) -> None:
-        self._workshop = workshop
+    def __init__(self, context: WorkerContext, *, publisher: TokenPublisher) -> None:
+        self._context = context
         self._publisher = publisher
         self._closed = threading.Event()
-        self._patience = min(workshop.settings.lease_seconds, LIVE_SECONDS)
-        self._heard = -math.inf  # when the database last answered, by our clock
+        self._patience = min(context.settings.lease_seconds, LIVE_SECONDS)
+        self._answered_at = -math.inf  # when the database last answered, by our clock
         self._beat_at: datetime | None = None  # the same by the database's clock
         self._takes_back_from = 0.0
         # In a separate thread: a sweep of a large store takes minutes, and heartbeats must go on.
@@ -69,11 +69,11 @@ class Upkeep:
                 _log.exception("upkeep failed; the next round comes")
 
     def _look_after_jobs(self) -> None:
-        database = self._workshop.database
-        beat_at = beat(database, self._workshop.worker_id)
+        database = self._context.database
+        beat_at = beat(database, self._context.worker_id)
         if beat_at is None:
             if not self._closed.is_set():
-                self._workshop.sign_on()  # the tables were restored, or it was away for a day
+                self._context.sign_on()  # the tables were restored, or it was away for a day
             return
         if self._leases_could_be_renewed(beat_at):
             taken_back = take_back_expired(database, before=beat_at)
@@ -94,14 +94,12 @@ class Upkeep:
         """
         now = time.monotonic()
         leap = 0.0 if self._beat_at is None else (beat_at - self._beat_at).total_seconds()
-        if max(now - self._heard, leap) > _OUTAGE_SECONDS:
+        if max(now - self._answered_at, leap) > _OUTAGE_SECONDS:
             self._takes_back_from = now + self._patience
-        self._heard, self._beat_at = now, beat_at
+        self._answered_at, self._beat_at = now, beat_at
         return now >= self._takes_back_from
 
     def _sweep(self) -> None:
-        forget_old_records(self._workshop.database)
-        removed = sweep(
-            self._workshop.database, self._workshop.storage, grace_seconds=_GRACE_SECONDS
-        )
+        forget_old_records(self._context.database)
+        removed = sweep(self._context.database, self._context.storage, grace_seconds=_GRACE_SECONDS)
         _log.info("unnamed blobs removed", blobs=removed)

@@ -1,1 +1,1 @@
-"""The paper's tables: metrics of HiFi and its rivals."""
+"""The paper's tables: task metrics of HiFi and its rivals."""

@@ -1,4 +1,4 @@
-"""The ways to fine-tune that are compared, each on a fresh copy of the same model."""
+"""The compared fine-tuning methods, each on a fresh copy of the same model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LORA_TARGETS = {"lora-qk": ["query", "key"], "lora-qv": ["query", "value"]}
 
 @dataclass(frozen=True)
 class Method:
-    """A model made ready for training.
+    """A model prepared for training.
 
     Attributes:
-        network: what the loop calls.
-        parameters: what the optimizer gets.
-        during: makes the context that is entered around the training loop.
+        network: called by the training loop.
+        parameters: trained by the optimizer.
+        during: creates the context manager around the training loop.
     """
 
     network: nn.Module
@@ -41,19 +41,19 @@ class Method:
 
     @property
     def trainable(self) -> int:
-        """Count the trained weights."""
+        """The number of trained weights."""
         return sum(parameter.numel() for parameter in self.parameters)
 
 
 def prepare(name: str, model: PreTrainedModel, *, selection: HeadSelection | None = None) -> Method:
-    """Make ``model`` train by the method ``name``.
+    """Prepare ``model`` for training with the method ``name``.
 
     Args:
         name: ``full``, ``head-only``, ``lora-qk`` and ``lora-qv`` (stock PEFT, r=8), ``tuner``
             (HeadTuner alone), ``hifi`` (HeadTuner as ``hifi.finetune`` runs it: with
             ``first_token_only``) or ``hifi-mid-top``.
         model: a sequence classifier; changed in place.
-        selection: the heads; three random ones per layer by default, which cost the same.
+        selection: the heads; by default three random ones per layer, which cost the same.
     """
     if name in LORA_TARGETS:
         config = LoraConfig(

@@ -1,8 +1,8 @@
 """The metric on five GLUE tasks: HiFi against task head only, random heads, LoRA and full.
 
-Hours of work on two cores, so every run is kept in ``results/quality.jsonl`` and not repeated.
-``python -m benchmarks.paper.quality --run search`` tries each method's learning rates on every task
-with seed 0; ``--run table`` fills the table at the best of them; without ``--run`` it is printed.
+The runs take hours on two cores, so each is stored in ``results/quality.jsonl`` and not repeated.
+``python -m benchmarks.paper.quality --run search`` runs each method's learning rates on every task
+with seed 0; ``--run table`` runs all seeds with the best rates; without ``--run`` it only prints.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"type": "classification", "text": "sentence", "label": "label", "metric": "accuracy"},
     "cola": {"type": "classification", "text": "sentence", "label": "label", "metric": "matthews"},
 }
-# Random heads take HiFi's best. Where the best of three was on average the highest, a higher one
-# was tried as well.
+# Random heads use HiFi's best rate. If the highest of three rates was the best on average, a higher
+# one was tried too.
 LEARNING_RATES = {
     "head-only": (1e-3, 5e-3, 2e-2, 5e-2),
     "hifi": (3e-4, 5e-4, 1e-3),
@@ -54,7 +54,7 @@ METHODS = ("head-only", "random", "hifi", "lora-qv", "full")
 
 
 def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str, float]:
-    """Fine-tune once, 3 epochs at batch size 32; the metrics of the best epoch on validation."""
+    """Fine-tune once, 3 epochs at batch size 32; return the best epoch's validation metrics."""
     folder = data_folder() / "glue" / task
     splits = {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
     spec = TaskSpec.of(TASKS[task])
@@ -81,7 +81,7 @@ def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str,
 
 
 def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[str, float]:
-    """Train as hifi.finetune does, in bfloat16 autocast, with dropout as the checkpoint has it."""
+    """Train as hifi.finetune does, but in bfloat16 autocast and with the checkpoint's dropout."""
     torch.manual_seed(settings.seed)  # LoRA draws its A here
     method = prepare(name, ready.loaded.model)
     optimizer = torch.optim.AdamW(method.parameters, lr=settings.learning_rate, fused=True)
@@ -123,7 +123,7 @@ def _logits(method: Method, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def _evaluate(method: Method, ready: Prepared) -> dict[str, float]:
     validation, task = ready.data.validation, ready.data.task
-    assert validation is not None  # noqa: S101 - every task here has one
+    assert validation is not None  # noqa: S101 - every task here has a validation split
     method.network.eval()
     batches = evaluation_batches(validation.lengths, batch_size=32)
     with torch.no_grad():
@@ -132,13 +132,13 @@ def _evaluate(method: Method, ready: Prepared) -> dict[str, float]:
 
 
 def read_results() -> Iterator[dict[str, Any]]:
-    """Read the runs that are kept."""
+    """Read the stored runs."""
     if RESULTS.exists():
         yield from map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
 
 
 def best_rates() -> dict[tuple[str, str], float]:
-    """Choose the learning rate of each method and task: the best with seed 0."""
+    """Return the best learning rate with seed 0 of each method and task."""
     values: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for row in read_results():
         if row["seed"] == 0 and row["method"] in LEARNING_RATES:
@@ -148,7 +148,7 @@ def best_rates() -> dict[tuple[str, str], float]:
 
 
 def run_missing(plan: Iterable[tuple[str, str, int, float]]) -> None:
-    """Do the runs (task, method, seed, learning rate) that are not kept yet and keep them."""
+    """Do the runs (task, method, seed, learning rate) that are not stored yet, and store them."""
     RESULTS.parent.mkdir(exist_ok=True)
     for task, method, seed, rate in plan:
         done = {(r["task"], r["method"], r["seed"], r["learning_rate"]) for r in read_results()}
@@ -186,7 +186,7 @@ def print_table() -> None:
 
 
 def print_search() -> None:
-    """Print what every learning rate gave with seed 0."""
+    """Print the result of every learning rate with seed 0."""
     values = {
         (r["method"], r["learning_rate"], r["task"]): 100 * r["value"]
         for r in read_results()
@@ -209,7 +209,7 @@ def _cell(values: list[float], rate: float | None) -> str:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", choices=("search", "table"), help="do these missing runs first")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))

@@ -30,10 +30,10 @@ class Run:
     """One fine-tune.
 
     Attributes:
-        seconds: all of it.
-        stages: parts of these by name.
+        seconds: in total.
+        stages: seconds of its parts, by name.
         sha256: of the delta in float32.
-        costs: seconds of what the service does with a delta, measured alone.
+        costs: seconds of the service's work on a delta, measured separately.
     """
 
     seconds: float
@@ -48,7 +48,7 @@ def _backbones() -> ResidentBackbones:
 
 
 def fine_tune(arguments: Mapping[str, Any]) -> Run:
-    """Call ``hifi.finetune``; then write and store what the service would, and time that apart."""
+    """Call ``hifi.finetune``; then time the service's work on the delta separately."""
     backbones = _backbones()
     marks: dict[str, float] = {}
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def fine_tune(arguments: Mapping[str, Any]) -> Run:
 
 
 def _store(delta: HeadDelta, model: str, folder: Path) -> tuple[dict[str, float], str]:
-    """Do what the service does with a delta."""
+    """Write and store a delta as the service does; return the seconds of each part and the hash."""
     marks = [time.perf_counter()]
     artifacts = write_artifacts(delta, model_path=resolve_model(model).path, folder=folder)
     marks.append(time.perf_counter())
@@ -85,7 +85,7 @@ def _store(delta: HeadDelta, model: str, folder: Path) -> tuple[dict[str, float]
     digest = hashlib.sha256(artifacts["float32"].read_bytes()).hexdigest()
     costs = {
         "writing all artifacts": written,
-        "of these the three encodings, once more": encoded,
+        "of these, the three encodings, measured again": encoded,
         "upload to a folder": stored,
     }
     return costs, digest

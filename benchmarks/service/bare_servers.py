@@ -1,8 +1,8 @@
-"""What the gateway is measured against: servers that take the same body and store nothing.
+"""Baselines for the gateway: servers that accept the same body and store nothing.
 
 ``python -m benchmarks.service.bare_servers KIND PORT`` serves ``POST /jobs`` until it is killed:
 ``loop`` and ``thread`` are FastAPI endpoints, ``async def`` and ``def``, that validate a job spec;
-``socket`` reads nothing of what comes, to see how fast the load generator is.
+``socket`` parses nothing, to measure the load generator itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from benchmarks.service.deployment import is_listening
 from service.embedded.listening import free_loopback_port
-from store.jobs.spec import JobSpec  # noqa: TC001 - FastAPI reads it when it runs
+from store.jobs.spec import JobSpec  # noqa: TC001 - FastAPI needs it at run time
 
 _KEEP_ALIVE_SECONDS = 30  # as the gateway's
 _ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-length: 16\r\n\r\n{"object":"job"}'
@@ -29,7 +29,7 @@ def _app(kind: str) -> FastAPI:
     app = FastAPI()
     document = {"object": "job", "status": "queued"}
 
-    def take(spec: JobSpec) -> dict[str, str]:  # noqa: ARG001 - validated, and that is all
+    def take(spec: JobSpec) -> dict[str, str]:  # noqa: ARG001 - only validated
         return document
 
     async def take_at_once(spec: JobSpec) -> dict[str, str]:  # noqa: ARG001 - as above
@@ -40,7 +40,7 @@ def _app(kind: str) -> FastAPI:
 
 
 class _Socket(asyncio.Protocol):
-    """Answers whatever comes in one piece."""
+    """Answers each received chunk."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.WriteTransport):
@@ -73,7 +73,7 @@ def _serve(kind: str, port: int) -> None:
 
 @contextmanager
 def bare_server(kind: str) -> Iterator[int]:
-    """Run one; yield its port."""
+    """Run a bare server and yield its port."""
     port = free_loopback_port()
     command = [sys.executable, "-m", "benchmarks.service.bare_servers", kind, str(port)]
     process = subprocess.Popen(command)  # noqa: S603 - this module

@@ -1,4 +1,4 @@
-"""How long a posted job waits for a worker that has nothing to do."""
+"""How long a posted job waits for an idle worker."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from store.tables import Job
 if TYPE_CHECKING:
     from store.database.connection import Database
 
-# The worker is idle by then, at no particular point between two polls of its broker.
+# By then the worker is idle, at a random point between two polls of its broker.
 _IDLE_SECONDS = (0.5, 1.0)
 _POLL_SECONDS = 0.004
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """The size of the measurement."""
 
     samples: int
 
@@ -58,8 +58,8 @@ def measure(running: AbstractContextManager[Deployment], size: Size) -> tuple[li
     """Post jobs to an idle worker, one after another, each cancelled once it is claimed.
 
     Returns:
-        Seconds by the database's clock, from a job's creation to its claim; and those that a client
-        sees, from the answer to its POST to one that tells that the job is no longer queued.
+        Seconds from a job's creation to its claim by the database's clock; and seconds from the
+        response to the POST until a client sees that the job is no longer queued.
     """
     with (
         running as deployment,
@@ -73,14 +73,14 @@ def measure(running: AbstractContextManager[Deployment], size: Size) -> tuple[li
             "n_samples": 64,
             "training": {"batch_size": 8, "max_length": 32, "precision": "float32"},
         }
-        _wait(client, spec, database)  # everything is imported and connected
+        _wait(client, spec, database)  # a warm-up: imports and connections
         waits = [_wait(client, spec, database) for _ in range(size.samples)]
     by_clock, by_client = zip(*waits, strict=True)
     return list(by_clock), list(by_client)
 
 
 def _wait(client: Client, spec: dict[str, Any], database: Database) -> tuple[float, float]:
-    time.sleep(random.uniform(*_IDLE_SECONDS))  # noqa: S311 - a moment, no secret
+    time.sleep(random.uniform(*_IDLE_SECONDS))  # noqa: S311 - a time, not a secret
     identifier = client.jobs.create(spec)["id"]
     start = time.perf_counter()
     while client.jobs.get(identifier)["status"] == "queued":
@@ -97,13 +97,13 @@ def _wait(client: Client, spec: dict[str, Any], database: Database) -> tuple[flo
 
 
 def main(size: Size = FULL) -> Iterator[Row]:
-    """Measure both kinds of deployment, four minutes."""
+    """Measure both kinds of deployment; takes four minutes."""
     kinds = (("embedded", embedded, "≤ 0.5"), ("Redis and Postgres", _on_redis, "≤ 0.1"))
-    for kind, running, reach in kinds:
+    for kind, running, target in kinds:
         by_clock, by_client = measure(running(), size)
         label = f"from POST to the claim by an idle worker, {kind}, {size.samples} jobs"
         for whose, waits in (("database's clock", by_clock), ("seen by the client", by_client)):
-            yield Row(f"{label}: {whose}, median", statistics.median(waits), reach, unit="s")
+            yield Row(f"{label}: {whose}, median", statistics.median(waits), target, unit="s")
             yield Row(f"{label}: {whose}, worst", max(waits), unit="s")
 
 

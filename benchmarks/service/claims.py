@@ -1,4 +1,4 @@
-"""How fast and how fairly workers claim jobs from one Postgres; a no-op stands for training."""
+"""Speed and fairness of claims from one Postgres; the workers do not train."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POSTGRES = os.environ.get("HIFI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1
 WORKERS = 16
 JOBS, TENANTS = 10_000, 500
 UNEQUAL = (400, 200, 100, 50)
-HELD_SECONDS = (0.2, 0.6)  # how long a worker keeps a job where fairness is watched
+HELD_SECONDS = (0.2, 0.6)  # how long a worker holds a job in the test of fairness
 REPETITIONS = 3
 _LEASE_SECONDS = 60.0
 _START_SECONDS, _WORK_SECONDS = 300.0, 900.0
@@ -52,7 +52,7 @@ _SPEC = {
 
 @contextmanager
 def fresh_database() -> Iterator[str]:
-    """Make a database with all tables, and remove it afterwards."""
+    """Create a database with all tables, and drop it afterwards."""
     server = sa.make_url(POSTGRES).set(drivername="postgresql+psycopg")
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     name = f"hifi_bench_{secrets.token_hex(6)}"
@@ -69,7 +69,7 @@ def fresh_database() -> Iterator[str]:
 
 
 def fill(database: Database, queues: Sequence[int]) -> None:
-    """Queue jobs: so many of each tenant, one tenant after the other."""
+    """Queue the given number of jobs of each tenant, one tenant after the other."""
     with database.write() as session:
         start = database_now(session)
         session.execute(
@@ -102,27 +102,27 @@ def fill(database: Database, queues: Sequence[int]) -> None:
         rows = [{**event, "job_id": job["id"], "created_at": start} for job in jobs]
         session.execute(sa.insert(JobEvent), rows)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE")  # as a server's autovacuum has done long ago
+        connection.exec_driver_sql("VACUUM ANALYZE")  # as autovacuum does on a real server
 
 
 def run_jobs(
     database: Database, worker: str, *, hold: tuple[float, float] = (0, 0)
 ) -> Iterator[ClaimedJob]:
-    """Claim and finish jobs until there is none."""
+    """Claim and finish jobs until there are none."""
     claimant = Claimant(worker_id=worker, backbones=frozenset({_BACKBONE}))
     while job := claim_next(
         database, claimant, lease_seconds=_LEASE_SECONDS, max_running=_MAX_RUNNING
     ):
         yield job
         if hold[1]:
-            time.sleep(random.uniform(*hold))  # noqa: S311 - spreads the ends, no secret
+            time.sleep(random.uniform(*hold))  # noqa: S311 - spreads the ends, not a secret
         lease = Lease(database, job.id, fence=job.fence, seconds=_LEASE_SECONDS)
         lease.advance(JobStatus.TRAINING, message="training")
         lease.succeed(result={}, artifacts={})
 
 
 def _work(url: str, name: str, hold: tuple[float, float], start: Barrier, claimed: Jobs) -> None:
-    """Be a worker process: connect, wait for the others, work, tell which jobs were ours."""
+    """Run a worker process: connect, wait for the others, work, report the claimed jobs."""
     database = Database(url, pool_size=1)
     with database.read() as session:
         database_now(session)
@@ -133,10 +133,10 @@ def _work(url: str, name: str, hold: tuple[float, float], start: Barrier, claime
 
 @contextmanager
 def workers(url: str, *, hold: tuple[float, float] = (0, 0)) -> Iterator[Jobs]:
-    """Run worker processes; the block and they begin when all are ready.
+    """Run worker processes; they and the block start when all are ready.
 
     Yields:
-        A queue that gets the ids of the jobs of each worker that has found nothing more.
+        A queue to which each worker, once no job is left, puts the ids of its jobs.
     """
     context = get_context("spawn")
     start, claimed = context.Barrier(WORKERS + 1), context.Queue()
@@ -156,7 +156,7 @@ def workers(url: str, *, hold: tuple[float, float] = (0, 0)) -> Iterator[Jobs]:
 
 
 def measure_speed() -> tuple[float, int]:
-    """Give claims per second, and how many jobs were claimed twice or never."""
+    """Return claims per second, and the number of jobs claimed twice or never."""
     with fresh_database() as url:
         database = Database(url)
         fill(database, [JOBS // TENANTS] * TENANTS)
@@ -172,7 +172,7 @@ def measure_speed() -> tuple[float, int]:
 
 
 def measure_turn() -> int:
-    """Give the turn at which one worker takes the one job of a tenant behind 1,000 of another."""
+    """Return at which turn a worker claims a tenant's only job, queued behind 1,000 of another."""
     with fresh_database() as url:
         database = Database(url)
         fill(database, [1000, 1])
@@ -186,8 +186,8 @@ def measure_spread() -> tuple[int, int]:
     """Watch 16 workers at the jobs of 4 tenants with unequal queues.
 
     Returns:
-        The largest difference between two tenants' running jobs, at moments when no worker was
-        between two jobs and each of the tenants had more waiting; and how often it was looked at.
+        The largest difference between two tenants' running jobs, sampled while every worker had a
+        job and every tenant had more waiting; and the number of samples.
     """
     looks = []
     with fresh_database() as url:
@@ -203,7 +203,7 @@ def measure_spread() -> tuple[int, int]:
 
 
 def _running(database: Database) -> list[int] | None:
-    """Count each tenant's running jobs; None when one has no job waiting any more."""
+    """Count each tenant's running jobs; return None once a tenant has none waiting."""
     running = sa.func.count().filter(Job.status.in_(LEASED))
     waiting = sa.func.count().filter(Job.status == JobStatus.QUEUED)
     with database.read() as session:

@@ -1,4 +1,4 @@
-"""The service's processes for a measurement, started as an operator starts them, and their end."""
+"""Run the service's processes for a measurement, as an operator would."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from service.client import Client
     from store.jobs.workers import BackboneDescription
 
-# What computes gets as many threads in the service as outside of it.
+# The same number of threads inside and outside the service.
 THREADS = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
 START_SECONDS = 300.0  # the first start compiles every module of torch and transformers
 
 
 class Deployment(processes.Deployment):
-    """Processes that end with the measurement, with a port of their own, on the CPU.
+    """Processes on the CPU with their own port; they end with the measurement.
 
     Args:
-        home: HIFI_HOME; what the processes print goes to files in it.
+        home: HIFI_HOME; the processes' output goes to files in it.
         settings: further ``HIFI_…`` variables, without the prefix.
     """
 
@@ -47,7 +47,7 @@ class Deployment(processes.Deployment):
         self.environment["OMP_NUM_THREADS"] = THREADS
 
     def wait_until_ready(self, *, without: Sequence[str] = ()) -> None:
-        """Wait until the gateway answers and misses nothing but what is named."""
+        """Wait until the gateway is ready, apart from the components in ``without``."""
 
         def is_ready() -> bool:
             try:
@@ -60,13 +60,13 @@ class Deployment(processes.Deployment):
 
 
 def end_in_order() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that what it has started ends with it."""
+    """Treat SIGTERM like Ctrl-C, so that the started processes end with this one."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def deployed(**settings: str) -> Iterator[Deployment]:
-    """Yield a deployment in a folder of its own, which ends however the block ends."""
+    """Yield a deployment in a temporary folder; close it at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="hifi-bench-") as folder:
         started = Deployment(Path(folder), **settings)
         try:
@@ -86,7 +86,7 @@ def embedded() -> Iterator[Deployment]:
 
 @contextmanager
 def networked(**settings: str) -> Iterator[Deployment]:
-    """Yield a deployment on Postgres and Redis, both empty; nothing of ours is started yet."""
+    """Yield a deployment on empty Postgres and Redis; none of our processes is started yet."""
     with (
         fresh_database() as database_url,
         running(RedisServer) as redis,
@@ -97,7 +97,7 @@ def networked(**settings: str) -> Iterator[Deployment]:
 
 @contextmanager
 def database_of(deployment: Deployment) -> Iterator[Database]:
-    """Open the tables of a deployment."""
+    """Open the database of a deployment."""
     url = deployment.environment.get("HIFI_DATABASE_URL", f"sqlite:///{deployment.home}/hifi.db")
     database = Database(url, pool_size=1)
     try:
@@ -110,11 +110,11 @@ def database_of(deployment: Deployment) -> Iterator[Database]:
 def gateway(
     *, tenants: int, backbone: BackboneDescription
 ) -> Iterator[tuple[Deployment, subprocess.Popen[bytes], list[str]]]:
-    """Run one gateway that asks for keys, on Postgres and Redis, with no worker.
+    """Run one gateway with ``HIFI_AUTH=keys`` on Postgres and Redis, without a worker.
 
     Args:
-        tenants: how many there are.
-        backbone: the one that jobs may name, as a worker would have told.
+        tenants: number of tenants.
+        backbone: for jobs, as a worker would have described it.
 
     Yields:
         The deployment, the gateway's process, and a key of each tenant.
@@ -131,16 +131,16 @@ def gateway(
 
 
 def is_listening(port: int) -> bool:
-    """Tell whether somebody listens on a port of the loopback interface."""
+    """Return whether a process listens on a port of the loopback interface."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stop a process and its family for the time of a block, so that they take no time of it."""
+    """Suspend a process and its descendants during a block, so that they use no CPU."""
     pids = [pid]
-    for member in pids:  # grows while it is walked
+    for member in pids:  # the list grows during the loop
         pids += processes.children(member)
     for member in pids:
         os.kill(member, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The gateway alone: POST /jobs against an endpoint that stores nothing, its delay, its memory."""
+"""The gateway alone: rate and latency of POST /jobs against bare endpoints, and its memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MEGABYTES = "≤ 150"
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """The size of the measurement."""
 
     repetitions: int
     seconds: float
@@ -66,7 +66,7 @@ QUICK = Size(repetitions=1, seconds=2.0, warmup_seconds=0.5)
 
 
 class Load:
-    """Posts jobs from many clients, by the load generator's process."""
+    """Posts jobs from many clients through the load generator."""
 
     def __init__(self, carry_out: Callable[[Order], Report], size: Size) -> None:
         self._carry_out = carry_out
@@ -75,7 +75,7 @@ class Load:
     def post(
         self, port: int, jobs: Sequence[tuple[str, str]], *, per_second: float | None = None
     ) -> Report:
-        """Post jobs of these data sets with these keys, in turn."""
+        """Post jobs with these pairs of data set and key, in turn."""
         bodies = [(json.dumps({**_SPEC, "dataset": dataset}), key) for dataset, key in jobs]
         return self._carry_out(
             Order(
@@ -91,12 +91,12 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A gateway that was under load.
+    """The result of a gateway under load.
 
     Attributes:
-        report: what its clients saw.
-        lost: jobs that were accepted and are not in the table, or the other way round.
-        megabytes: resident at the end.
+        report: of the load generator.
+        lost: jobs that were accepted but are not in the table, or the reverse.
+        megabytes: resident memory at the end.
     """
 
     report: Report
@@ -107,7 +107,7 @@ class Loaded:
 def load_gateway(
     load: Load, *, tenants: int, backbone: BackboneDescription, per_second: float | None = None
 ) -> Loaded:
-    """Put a fresh gateway on a fresh database under load, and count afterwards."""
+    """Put a new gateway on a new database under load, then count the jobs."""
     with (
         gateway(tenants=tenants, backbone=backbone) as (deployment, process, keys),
         database_of(deployment) as database,
@@ -124,7 +124,7 @@ def load_gateway(
 
 
 def _share(database: Database, dataset: str) -> list[str]:
-    """Copy a data set to all tenants, as if each had uploaded it; return ids in the keys' order."""
+    """Copy a data set to all tenants; return the ids in the order of the keys."""
     with database.write() as session:
         row = session.get_one(Dataset, dataset)
         columns = {column.key: getattr(row, column.key) for column in Dataset.__mapper__.columns}
@@ -140,7 +140,7 @@ def _share(database: Database, dataset: str) -> list[str]:
 
 
 def measure_load(load: Load, size: Size, backbone: BackboneDescription) -> Iterator[Row]:
-    """Measure the gateway and the bare endpoints in turns, each in a fresh process."""
+    """Measure the gateway and the bare endpoints in turns, each in a new process."""
     bare: dict[str, list[Report]] = defaultdict(list)
     ours: dict[int, list[Loaded]] = defaultdict(list)
     partial: list[Loaded] = []
@@ -154,9 +154,9 @@ def measure_load(load: Load, size: Size, backbone: BackboneDescription) -> Itera
         partial.append(load_gateway(load, tenants=1, backbone=backbone, per_second=rate))
     yield from _rate_rows(bare, ours)
     label = f"POST /jobs arriving at random, {LOAD:.0%} of the highest rate, 1 tenant"
-    for name, reach in (("rate", None), ("p50", None), ("p99", "≤ 100"), ("worst", None)):
+    for name, target in (("rate", None), ("p50", None), ("p99", "≤ 100"), ("worst", None)):
         value = statistics.median(getattr(run.report, name) for run in partial)
-        yield Row(f"{label}: {name}", value, reach, unit="/s" if name == "rate" else "ms")
+        yield Row(f"{label}: {name}", value, target, unit="/s" if name == "rate" else "ms")
     yield from _flaws(label, partial)
 
 
@@ -176,16 +176,16 @@ def _rate_rows(bare: dict[str, list[Report]], ours: dict[int, list[Loaded]]) -> 
 def _flaws(label: str, runs: Sequence[Loaded]) -> Iterator[Row]:
     errors = sum(sum(run.report.errors.values()) for run in runs)
     accepted = sum(len(run.report.answered) for run in runs)
-    yield Row(f"{label}: errors beside {accepted:,} accepted", errors, "≤ 0")
+    yield Row(f"{label}: errors next to {accepted:,} accepted", errors, "≤ 0")
     yield Row(f"{label}: jobs lost", sum(run.lost for run in runs), "≤ 0")
     cpu = max(run.report.cpu for run in runs)
-    yield Row(f"{label}: share of a core that the load generator took, at most", cpu)
+    yield Row(f"{label}: share of a core that the load generator used, at most", cpu)
     megabytes = max(run.megabytes for run in runs)
     yield Row(f"{label}: resident memory afterwards, at most", megabytes, _MEGABYTES, unit="MB")
 
 
 def measure_memory(size: Size, backbone: BackboneDescription) -> Iterator[Row]:
-    """Measure resident memory of a gateway that does little."""
+    """Measure the resident memory of a gateway with little load."""
     starts, uses, torch = [], [], 0
     for _ in range(size.repetitions):
         with gateway(tenants=1, backbone=backbone) as (deployment, process, keys):
@@ -201,7 +201,7 @@ def measure_memory(size: Size, backbone: BackboneDescription) -> Iterator[Row]:
 
 
 def _use(deployment: Deployment, key: str) -> None:
-    """Upload a data set, and make a hundred further requests."""
+    """Upload a data set, then send a hundred requests."""
     with Client(deployment.url, api_key=key) as client:
         body = {**_SPEC, "dataset": push_words(client)}
         for _ in range(20):
@@ -218,7 +218,7 @@ def _files_of_torch(process: subprocess.Popen[bytes]) -> int:
 
 
 def main(size: Size = FULL) -> Iterator[Row]:
-    """Measure all of it, seven minutes."""
+    """Measure the gateway; takes seven minutes."""
     backbone = describe_backbone(PACKAGED_MODEL, resolve_model(PACKAGED_MODEL).path)
     yield from measure_memory(size, backbone)
     with load_generator() as carry_out:

@@ -1,4 +1,4 @@
-"""What a job costs beyond its fine-tune: through the service, and by ``hifi.finetune`` alone."""
+"""The overhead of the service: a job through it against ``hifi.finetune`` alone."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ from worker.engine.translation import file_data, finetune_arguments
 
 _MRPC = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
 _DOCSTRINGS = {"type": "classification", "text": ["text"], "label": "library"}
-_SETTLE_SECONDS = 3.0  # for processes that were stopped to do what they have missed
+_SETTLE_SECONDS = 3.0  # for suspended processes to catch up
 _STAGES = {
     "claim": "POST to the claim",
     "loading": "claim to the first scores: data and backbone",
     "selection": "selection",
     "training": "training, evaluations and checkpoints",
     "storing": "artifacts written and stored",
-    "telling": "end of the job to its client",
+    "reporting": "end of the job to its client",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured.
+    """The size of the measurement.
 
     Attributes:
-        rows: of training, at most.
+        rows: of training data, at most.
         epochs: of the measured jobs.
         repetitions: of both sides.
     """
@@ -73,7 +73,7 @@ QUICK = Size(rows=160, epochs=1, repetitions=1)
 
 
 class Service:
-    """The embedded service with a data set in it, and one job after another."""
+    """The embedded service with a data set, for one job at a time."""
 
     def __init__(self, deployment: Deployment, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -109,7 +109,7 @@ class Service:
         )
 
     def _stages(self, identifier: str, *, posted: float, seen: float) -> dict[str, float]:
-        """Read when the job came to what, by the clock that the database and we share."""
+        """Return the length of each stage from the job's events; the database has our clock."""
         with database_of(self._deployment) as database, database.read() as session:
             job = session.get_one(Job, identifier)
             events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == identifier)).all()
@@ -118,18 +118,18 @@ class Service:
             for event in events
             if event.type == "status"
         }
-        told = [event.created_at.timestamp() for event in events if event.type == "message"]
+        messages = [event.created_at.timestamp() for event in events if event.type == "message"]
         if job.started_at is None:
             raise RuntimeError(f"{identifier} was never claimed")
         moments = [
             *(posted, job.started_at.timestamp(), at["selecting"], at["training"]),
-            *(told[-1], at["succeeded"], seen),
+            *(messages[-1], at["succeeded"], seen),
         ]
         lengths = (b - a for a, b in pairwise(moments))
         return dict(zip(_STAGES, lengths, strict=True))
 
     def arguments(self, folder: Path) -> dict[str, Any]:
-        """Give the arguments of the last job's ``hifi.finetune``, on copies of the same files."""
+        """Return the last job's arguments of ``hifi.finetune``, with copies of the same files."""
         storage = ArtifactStorage(str(self._deployment.home / "artifacts"))
         with database_of(self._deployment) as database, database.read() as session:
             dataset = session.get_one(Dataset, self._spec["dataset"])
@@ -146,7 +146,7 @@ class Service:
 
 
 def _write_data(folder: Path, *, rows: int) -> dict[str, Any]:
-    """Write MRPC where it is at hand, else the demo's data set; give the task."""
+    """Write MRPC if it is available, otherwise the demo's data set; return the task."""
     if not os.environ.get("HIFI_TEST_DATA"):
         build_data_set(folder, rows_per_library=min(rows // 4, 1000), seed=0)
         return _DOCSTRINGS
@@ -165,9 +165,9 @@ def _service(folder: Path, size: Size) -> Iterator[Service]:
 
 
 def measure(size: Size) -> Iterator[tuple[Run, Run]]:
-    """Run the same fine-tune through the service and alone, in turns, the backbone in memory.
+    """Run the same fine-tune through the service and alone, in turns, with the backbone in memory.
 
-    The service's processes are stopped while the other side runs, so that it has the machine to
+    The service's processes are suspended while the other side runs, so that it has the machine for
     itself.
     """
     with ExitStack() as stack:
@@ -202,7 +202,7 @@ def measure(size: Size) -> Iterator[tuple[Run, Run]]:
 
 
 def main(size: Size = FULL) -> Iterator[Row]:
-    """Measure, eight minutes on two cores."""
+    """Measure the overhead; takes eight minutes on two cores."""
     pairs = list(measure(size))
     served, alone = zip(*pairs, strict=True)
     ours, theirs = (statistics.median(run.seconds for run in side) for side in (served, alone))
@@ -218,9 +218,9 @@ def main(size: Size = FULL) -> Iterator[Row]:
         yield Row(f"{label}of that, {stage}", difference, unit="s")
     for name in alone[0].costs:
         cost = statistics.median(run.costs[name] for run in alone)
-        yield Row(f"what the service does with a delta, without it: {name}", cost, unit="s")
+        yield Row(f"the service's work on a delta, measured alone: {name}", cost, unit="s")
     different = sum(run.sha256 != other.sha256 for run, other in pairs)
-    yield Row(f"{label}deltas that are not the same on both sides", different, "≤ 0")
+    yield Row(f"{label}deltas that differ between the two sides", different, "≤ 0")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The inference process while head deltas come, go and are evicted: every answer checked."""
+"""The inference process while head deltas are added, deleted and evicted; each answer checked."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from store.storage import ArtifactStorage
 
 SECONDS = 600.0
 TASKS, TEXTS = 48, 24
-_TENANTS = 7  # fewer than tasks, and no multiple of the kinds: each has tasks of several kinds
+_TENANTS = 7  # not a multiple of the kinds, so that each tenant has tasks of several kinds
 _CLIENTS = 6
 _MOST_TASKS, _MOST_INPUTS = 8, 3  # of one request, and of each of its tasks
-# Of all head deltas' bytes, what the tiers have room for: a quarter and a third.
+# The tiers have room for a quarter and a third of all head deltas' bytes.
 _DEVICE_SHARE, _DISK_SHARE = 4, 3
 _PAUSE_SECONDS = 0.1  # between two changes of the store
-_DELETES = 0.25  # share of the looks at a delta that is there: four fifths are there at a time
+_DELETES = 0.25  # chance that a present delta, once drawn, is deleted: four fifths are present
 _SAMPLE_SECONDS = 0.1
-_HANG_UPS = 0.02  # share of the requests whose caller does not wait
-_STRANGERS = 0.05  # share of the questions that ask for another tenant's head delta
-_JOBS = 5  # ids that all tasks share: what an id stood for before says nothing
+_HANG_UPS = 0.02  # share of the requests whose caller disconnects
+_STRANGERS = 0.05  # share of the questions that use another tenant's head delta
+_JOBS = 5  # ids that all tasks share, so that nothing can be cached by id
 _LOST = "blob_lost"
 
 
 @dataclass(kw_only=True)
 class Churned:
-    """What came of it.
+    """The result of a run.
 
     Attributes:
         right, wrong: answers.
-        refused: questions for what was not there that got an error, as they should.
-        errors: other errors, by code or status, with how often they came.
-        strangers: answers that somebody got from another tenant's head delta.
-        hung_up: requests whose caller did not wait.
-        added, deleted: head deltas, in the artifact store.
+        refused: questions for missing deltas that got an error, as expected.
+        errors: counts of other errors, by code or status.
+        strangers: answers from another tenant's head delta.
+        hung_up: requests whose caller disconnected.
+        added, deleted: head deltas in the artifact store.
         resident: share of all tasks that were on the device at the end.
         megabytes: resident memory, sampled from beginning to end.
     """
@@ -70,24 +70,24 @@ class Churned:
 
     @property
     def second_quarter(self) -> float:
-        """Give the median of the memory in the second quarter of the time."""
+        """The median memory in the second quarter of the run."""
         size = len(self.megabytes) // 4
         return statistics.median(self.megabytes[size : 2 * size])
 
     @property
     def last_quarter(self) -> float:
-        """Give the median of the memory in the last quarter of the time."""
+        """The median memory in the last quarter of the run."""
         return statistics.median(self.megabytes[-(len(self.megabytes) // 4) :])
 
 
 @dataclass(eq=False)
 class _Stored:
-    """A task, and how its head delta stands in the artifact store.
+    """A task, and the state of its head delta in the artifact store.
 
     Attributes:
-        is_there: since before all requests that are under way.
-        is_coming: being stored, or stored after some request that is under way.
-        deletions: how many there were.
+        is_there: stored before all requests in flight were sent.
+        is_coming: being stored, or stored after a request in flight was sent.
+        deletions: number of deletions so far.
     """
 
     task: Task
@@ -101,10 +101,10 @@ class _Question:
     """One input of a request.
 
     Attributes:
-        stored: whose delta is meant.
-        place: of the input in its task.
-        is_stranger: asked in the name of a tenant who does not have it.
-        deletions: of the delta until the request was sent; None where it was not there then.
+        stored: the task and its delta.
+        place: index of the input in its task.
+        is_stranger: sent for a tenant that does not own the delta.
+        deletions: of the delta before the request was sent; None if it was missing then.
     """
 
     stored: _Stored
@@ -114,19 +114,19 @@ class _Question:
 
     @property
     def was_there(self) -> bool:
-        """Whether the delta was there for all of the time since the request was sent."""
+        """Whether the delta was present the whole time since the request was sent."""
         return self.deletions == self.stored.deletions
 
 
 class Churn:
-    """Clients that ask and check, and a gardener who deletes and adds, until the time is over.
+    """Clients that send requests and check the answers, while deltas are deleted and added.
 
     Args:
         server: under test.
-        model: by which it knows the backbone.
-        tasks: all of them in the artifact store.
+        model: the backbone's id.
+        tasks: with all deltas in the artifact store.
         storage: the artifact store.
-        seed: of all that is drawn.
+        seed: of all random choices.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Churn:
         self._model = model
         self._stored = [_Stored(task) for task in tasks]
         self._storage = storage
-        self._draw = random.Random(seed)  # noqa: S311 - no secret
+        self._draw = random.Random(seed)  # noqa: S311 - not a secret
         self._under_way: set[asyncio.Future[None]] = set()
         self._done = Churned()
 
     async def run(self, seconds: float) -> Churned:
-        """Do it for some time."""
+        """Run clients and changes for some seconds."""
         end = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             for _ in range(_CLIENTS):
@@ -190,11 +190,11 @@ class Churn:
         connection.send(self._request(self._questions()))
         await asyncio.sleep(self._draw.uniform(0.0, 0.2))
         connection.close()
-        await asyncio.sleep(1.0)  # what it has begun to load is loaded all the same
+        await asyncio.sleep(1.0)  # a load that has begun is finished nevertheless
         self._done.hung_up += 1
 
     def _questions(self) -> list[_Question]:
-        """Draw some tasks and some inputs of each, in any order."""
+        """Draw some tasks and some inputs of each, in random order."""
         questions = []
         for stored in self._draw.sample(self._stored, self._draw.randint(1, _MOST_TASKS)):
             deletions = stored.deletions if stored.is_there else None
@@ -238,10 +238,10 @@ class Churn:
             self._done.right += 1
         else:
             where = f"{task.file.name}, input {question.place}"
-            self._done.wrong.append(f"{where}: {answer}, and not {expected}")
+            self._done.wrong.append(f"{where}: {answer} instead of {expected}")
 
     async def _garden(self, end: float) -> None:
-        """Delete and add."""
+        """Delete and add head deltas."""
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < end:
                 await asyncio.sleep(self._draw.expovariate(1 / _PAUSE_SECONDS))
@@ -261,7 +261,7 @@ class Churn:
     async def _add(self, stored: _Stored) -> None:
         await asyncio.to_thread(self._storage.put, stored.task.tenant, stored.task.file)
         self._done.added += 1
-        if self._under_way:  # they may have found it missing, and tell those who ask now
+        if self._under_way:  # they may have found it missing, and share that with new requests
             await asyncio.wait(set(self._under_way))
         stored.is_there, stored.is_coming = True, False
 
@@ -274,13 +274,13 @@ class Churn:
 def churn(
     backbone: Path, texts: Sequence[tuple[str, str]], *, count: int, seconds: float
 ) -> Churned:
-    """Run an inference process with room for few of its tasks, and check all that it answers.
+    """Run an inference process with room for few of its tasks, and check all answers.
 
     Args:
         backbone: its folder.
-        texts: pairs of texts, the inputs.
-        count: of the tasks.
-        seconds: how long.
+        texts: the inputs, as pairs of texts.
+        count: number of tasks.
+        seconds: duration.
     """
     with tempfile.TemporaryDirectory(prefix="hifi-churn-") as name:
         folder, artifacts = Path(name), Path(name) / "artifacts"
@@ -305,7 +305,7 @@ def churn(
 
 
 def main() -> Iterator[Row]:
-    """Do it for ten minutes on texts of MRPC."""
+    """Run ten minutes of churn on texts of MRPC."""
     rows = read_rows("mrpc", "validation")[:TEXTS]
     texts = [(row["sentence1"], row["sentence2"]) for row in rows]
     done = churn(resolve_model(MODEL).path, texts, count=TASKS, seconds=SECONDS)
@@ -315,11 +315,9 @@ def main() -> Iterator[Row]:
     yield Row(f"{label}: wrong answers", len(done.wrong), "≤ 0")
     yield Row(f"{label}: answers from another tenant's head delta", done.strangers, "≤ 0")
     kinds = f" {dict(done.errors)}" if done.errors else ""
-    yield Row(
-        f"{label}: errors beside those for what was not there{kinds}", done.errors.total(), "≤ 0"
-    )
-    yield Row(f"{label}: errors for what was not there", done.refused)
-    yield Row(f"{label}: callers that hung up", done.hung_up)
+    yield Row(f"{label}: errors other than for missing deltas{kinds}", done.errors.total(), "≤ 0")
+    yield Row(f"{label}: errors for missing deltas", done.refused)
+    yield Row(f"{label}: callers that disconnected", done.hung_up)
     yield Row("resident memory: median of the second quarter", done.second_quarter, unit="MB")
     yield Row("resident memory: median of the last quarter", done.last_quarter, unit="MB")
     growth = done.last_quarter / done.second_quarter

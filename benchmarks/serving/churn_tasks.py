@@ -1,4 +1,4 @@
-"""Tasks of every kind with what their merged models answer, and the judge of other answers."""
+"""Tasks of every kind with their merged models' answers, and the comparison of answers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 Answer: TypeAlias = Mapping[str, Any]
 CLOSE = 1e-4
-# Far enough from the backbone that hardly an answer of a task is near another's. With 0.3 in the
-# rows of MiniLM plain transformers differs from itself by 1e-4, alone and in a batch; with 0.1 by
-# 6e-7.
+# Large enough that the answers of two tasks are rarely close. With 0.3 in the rows of MiniLM, plain
+# transformers' own answers differ by 1e-4 between a row alone and in a batch; with 0.1 by 6e-7.
 _NOISE = 0.1
 _APART = 10 * CLOSE
 
@@ -35,7 +34,7 @@ class Kind:
     """A kind of task.
 
     Attributes:
-        labels: how many; None for regression.
+        labels: their number; None for regression.
         columns: 1, or 2 for pairs.
         k: heads per layer.
         max_length: tokens of a text.
@@ -59,14 +58,14 @@ KINDS = (
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A head delta, and what its merged model answers.
+    """A head delta, and the answers of its merged model.
 
     Attributes:
-        tenant: whose it is.
+        tenant: the owner.
         file: of the head delta.
         sha256: of the file.
-        inputs: JSON texts.
-        answers: to each of the inputs.
+        inputs: as JSON.
+        answers: one for each input.
     """
 
     tenant: str
@@ -85,17 +84,17 @@ def make_tasks(
     folder: Path,
     artifacts: Path,
 ) -> list[Task]:
-    """Make tasks of all kinds, and put their head deltas into an artifact store.
+    """Create tasks of all kinds, and store their head deltas in an artifact store.
 
     Args:
         backbone: folder of a BERT with four heads per layer or more.
         texts: the inputs; tasks on single texts take the first of each pair.
-        count: of the tasks.
-        tenants: that take turns.
+        count: number of tasks.
+        tenants: number of tenants, which get tasks in turn.
         folder: for the deltas' files.
         artifacts: folder of the artifact store.
     """
-    storage, draw = ArtifactStorage(str(artifacts)), random.Random(0)  # noqa: S311 - no secret
+    storage, draw = ArtifactStorage(str(artifacts)), random.Random(0)  # noqa: S311 - not a secret
     models = {kind: _classifier(backbone, kind) for kind in KINDS}
     tasks: list[Task] = []
     while len(tasks) < count:
@@ -103,7 +102,7 @@ def make_tasks(
         delta = noise_delta(models[kind], kind, draw=draw)
         answers = merged_answers(models[kind], delta, texts)
         if any(_are_alike(answers, task.answers) for task in tasks):
-            continue  # the judge would not know one from the other
+            continue  # the check could not distinguish them
         file = folder / f"{len(tasks)}.safetensors"
         delta.save(file)
         inputs = [json.dumps(_input(pair, columns=kind.columns)) for pair in texts]
@@ -120,7 +119,7 @@ def _classifier(backbone: Path, kind: Kind) -> PreTrainedModel:
 
 
 def noise_delta(model: PreTrainedModel, kind: Kind, *, draw: random.Random) -> HeadDelta:
-    """Make a head delta with noise in the place of training; the model stays as it is."""
+    """Create a head delta with random noise instead of training; the model is unchanged."""
     layers, most = model.config.num_hidden_layers, model.config.num_attention_heads
     heads = [
         HeadId(layer, head)
@@ -147,7 +146,7 @@ def noise_delta(model: PreTrainedModel, kind: Kind, *, draw: random.Random) -> H
 def merged_answers(
     model: PreTrainedModel, delta: HeadDelta, texts: Sequence[tuple[str, str]]
 ) -> list[Answer]:
-    """Answer with plain transformers and the delta merged; the model stays as it is."""
+    """Return the answers of plain transformers with the delta merged; the model is unchanged."""
     task = delta.metadata.task or {}
     tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
     columns = list(zip(*texts, strict=True))[: len(task["text"])]
@@ -179,9 +178,9 @@ def _input(pair: tuple[str, str], *, columns: int) -> dict[str, str]:
 
 
 def is_right(answer: Answer, expected: Answer) -> bool:
-    """Judge an answer: the same fields, numbers within ``CLOSE``, and the same label.
+    """Return whether an answer has the same fields and label, and numbers within ``CLOSE``.
 
-    Another label is right where the two likeliest are closer to each other than ``CLOSE``.
+    Another label is right too if the two likeliest scores differ by less than ``CLOSE``.
     """
     if answer.keys() != expected.keys():
         return False
@@ -202,7 +201,7 @@ def is_right(answer: Answer, expected: Answer) -> bool:
 
 
 def _are_alike(some: Sequence[Answer], others: Sequence[Answer]) -> bool:
-    """Say whether a quarter of the answers of two tasks to the same inputs are near each other."""
+    """Return whether at least a quarter of two tasks' answers to the same inputs are close."""
     near = [
         distance <= _APART
         for one, other in zip(some, others, strict=True)
@@ -212,7 +211,7 @@ def _are_alike(some: Sequence[Answer], others: Sequence[Answer]) -> bool:
 
 
 def _distance(one: Answer, other: Answer) -> float | None:
-    """Give the largest difference of two answers; None where they are of different kinds."""
+    """Return the largest difference of two answers; None if they are of different kinds."""
     if "value" in one and "value" in other:
         return float(abs(one["value"] - other["value"]))
     given, wanted = one.get("scores"), other.get("scores")

@@ -1,4 +1,4 @@
-"""An inference process for a measurement, and many head deltas for it in an artifact store."""
+"""Run an inference process for a measurement, with many head deltas in an artifact store."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from store.storage import ArtifactStorage
 if TYPE_CHECKING:
     from hifi.deltas.delta import HeadDelta
 
-SELECTIONS = 64  # of heads; further deltas have other weights in the same heads
+SELECTIONS = 64  # of heads; more deltas reuse the heads with other weights
 NOISE = 0.01
 _TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Inference:
-    """An inference process that runs.
+    """A running inference process.
 
     Attributes:
         port: on the loopback interface.
@@ -48,11 +48,11 @@ class Inference:
 
     @property
     def megabytes(self) -> float:
-        """Read its resident memory, in MB."""
+        """Its resident memory in MB."""
         return resident_megabytes(self.pid)
 
     def metric(self, name: str) -> float:
-        """Read one of its metrics, named with its labels as Prometheus writes it."""
+        """Return the value of a metric, named with its labels in Prometheus' format."""
         text = httpx2.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False).text
         for line in text.splitlines():
             written, _, value = line.rpartition(" ")
@@ -63,7 +63,7 @@ class Inference:
 
 @contextmanager
 def inference(artifacts: Path, **settings: str) -> Iterator[Inference]:
-    """Run ``hifi infer`` as an operator does, in a home of its own; it ends with the block.
+    """Run ``hifi infer`` as an operator would, in a temporary home, during a block.
 
     Args:
         artifacts: the folder of the artifact store.
@@ -80,17 +80,17 @@ def inference(artifacts: Path, **settings: str) -> Iterator[Inference]:
 
 
 def write_order(tenant: str, sha256: str, *, job: str, model: str = MODEL) -> str:
-    """Write the order for a head delta, as a JSON text."""
+    """Return the order for a head delta as JSON."""
     document = {"tenant": tenant, "job": job, "model": model, "revision": None, "sha256": sha256}
     return json.dumps(document)
 
 
 def prediction_request(orders: Sequence[str], items: Sequence[tuple[int, str]]) -> bytes:
-    """Write a request for predictions.
+    """Return a request for predictions.
 
     Args:
-        orders: of head deltas, JSON texts.
-        items: of each the index of its order, and its input, a JSON text.
+        orders: of head deltas, as JSON.
+        items: the index of the order and the input as JSON, for each item.
     """
     asked = ",".join(f'{{"order":{order},"input":{given}}}' for order, given in items)
     body = (
@@ -101,10 +101,10 @@ def prediction_request(orders: Sequence[str], items: Sequence[tuple[int, str]]) 
 
 
 def store_noise_deltas(artifacts: Path, *, count: int, tenants: int) -> list[str]:
-    """Put head deltas of MiniLM into an artifact store, the tenants taking turns.
+    """Store head deltas of MiniLM in an artifact store, for each tenant in turn.
 
     Returns:
-        Their orders, JSON texts.
+        Their orders, as JSON.
     """
     storage = ArtifactStorage(str(artifacts))
     orders = []
@@ -119,7 +119,7 @@ def store_noise_deltas(artifacts: Path, *, count: int, tenants: int) -> list[str
 
 
 def _noise_deltas(count: int) -> Iterator[HeadDelta]:
-    """Make deltas like those of ``benchmarks.serving.serve``, many in a short time."""
+    """Create deltas like those of ``benchmarks.serving.serve``, but faster."""
     selections = list(noise_deltas(minilm().eval(), count=min(count, SELECTIONS)))
     generator = torch.Generator().manual_seed(1)
     for number in range(count):
@@ -133,7 +133,7 @@ def _noise_deltas(count: int) -> Iterator[HeadDelta]:
 
 
 def mrpc_inputs() -> Sequence[str]:
-    """Write the pairs of MRPC's validation split as inputs, JSON texts."""
+    """Return the pairs of MRPC's validation split as inputs in JSON."""
     return [
         json.dumps({"text": row["sentence1"], "text_pair": row["sentence2"]})
         for row in read_rows("mrpc", "validation")

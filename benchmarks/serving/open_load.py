@@ -1,4 +1,4 @@
-"""The inference process under open load: a thousand tasks against one, at the same rate."""
+"""The inference process under open load: 1,024 tasks against one, at the same rate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from benchmarks.serving.inference import (
 TENANTS = 64
 EXPONENT = 1.0
 LOAD = 0.7
-BUSY_CLIENTS = 128  # of a closed load: about three full batches wait at any time
+BUSY_CLIENTS = 128  # of a closed loop: about three full batches are waiting at any time
 _AT_ONCE = 64
-_DRAWN = 4096  # requests, which come again in a longer load
+_DRAWN = 4096  # distinct requests, repeated in a longer load
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """The size of the measurement."""
 
     tasks: int
     turns: int
@@ -47,12 +47,12 @@ FULL = Size(tasks=1024, turns=5, seconds=40.0, warmup_seconds=4.0, cold=200)
 
 
 class Load:
-    """Asks a server for predictions of MRPC's pairs, one input a request, by Zipf's law.
+    """Requests predictions of MRPC's pairs, one input per request, tasks drawn by Zipf's law.
 
     Args:
         carry_out: the load generator.
         port: of the server.
-        size: how long.
+        size: has the durations.
     """
 
     def __init__(self, carry_out: Callable[[Order], Report], *, port: int, size: Size) -> None:
@@ -62,7 +62,7 @@ class Load:
         self._inputs = mrpc_inputs()
 
     def ask(self, deltas: Sequence[str], *, per_second: float | None, seed: int) -> Report:
-        """Put the server under load; equal seeds ask for the same inputs at the same moments."""
+        """Put the server under load; equal seeds send the same inputs at the same times."""
         weights = list(accumulate(rank**-EXPONENT for rank in range(1, len(deltas) + 1)))
         picks, texts = (random.Random(f"{name} {seed}") for name in ("deltas", "inputs"))  # noqa: S311
         drawn = picks.choices(deltas, cum_weights=weights, k=_DRAWN)
@@ -81,13 +81,13 @@ class Load:
 
 
 def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
-    """Ask for one prediction of each head delta, some of them in one request.
+    """Request one prediction of each head delta, ``at_once`` deltas per request.
 
     Returns:
-        The milliseconds that each request took; they follow one another.
+        The milliseconds of each request; they are sent one after another.
 
     Raises:
-        RuntimeError: there is one without an answer.
+        RuntimeError: a request failed.
     """
     inputs = mrpc_inputs()
 
@@ -101,7 +101,7 @@ def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
             status, document = await connection.send(prediction_request(some, items))
             took.append(1000 * (time.perf_counter() - started))
             if error_of(status, document):
-                raise RuntimeError(f"no answers: {status} {document}")
+                raise RuntimeError(f"a request failed: {status} {document}")
         connection.close()
         return took
 
@@ -109,7 +109,7 @@ def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
 
 
 def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
-    """Measure all tasks and one of them in turns, everything resident before."""
+    """Measure all tasks and a single one in turns, with all deltas resident before."""
     ask_each(server.port, deltas, at_once=_AT_ONCE)
     label = f"{len(deltas):,} tasks of {TENANTS} tenants by Zipf, one input of MRPC a request"
     resident = server.metric('hifi_inference_deltas{tier="device"}')
@@ -136,7 +136,7 @@ def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
     yield _errors(f"{label}: errors", [*many, *one], limit="≤ 0")
     yield _errors(f"{BUSY_CLIENTS} clients without a pause: errors", full, limit=None)
     cpu = max(report.cpu for report in (*full, *many, *one))
-    yield Row("share of a core that the load generator took", cpu)
+    yield Row("share of a core that the load generator used", cpu)
     yield Row("99 % of requests were sent within", max(r.late for r in many + one), unit="ms")
     yield Row("resident memory of the inference process", server.megabytes, unit="MB")
     own = server.metric('hifi_inference_delta_bytes{tier="device"}') / 1e6
@@ -147,22 +147,22 @@ def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
     errors = sum((Counter(report.errors) for report in reports), Counter[str]())
     kinds = ", ".join(f"{count} × {kind}" for kind, count in errors.most_common())
     answered = sum(len(report.answered) for report in reports)
-    return Row(f"{label} beside {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
+    return Row(f"{label} next to {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
 
 
 def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
-    """Measure first requests, each for a head delta that is nowhere but in the artifact store."""
+    """Measure first requests for head deltas that are only in the artifact store."""
     first, *others = deltas[-size.cold - 1 :]
     ask_each(server.port, [first], at_once=1)  # loads the backbone
     for what in ("that is only in the artifact store", "that is resident"):
         took = ask_each(server.port, others, at_once=1)
-        label = f"a request for a head delta {what}, nothing else under way"
+        label = f"a request for a head delta {what}, nothing else in flight"
         for name, value in zip(("p50", "p95"), percentiles(took, 0.5, 0.95), strict=True):
             yield Row(f"{label}: {name}", value, unit="ms")
 
 
 def main() -> Iterator[Row]:
-    """Measure all of it, fifteen minutes."""
+    """Measure open load and cold starts; takes fifteen minutes."""
     size = FULL
     with tempfile.TemporaryDirectory(prefix="hifi-artifacts-") as folder:
         artifacts = Path(folder)

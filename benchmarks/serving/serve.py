@@ -1,4 +1,4 @@
-"""Answers for many tasks at once: a bank of head deltas against merged models and adapters."""
+"""Batches that mix tasks: a bank of head deltas against merged models and PEFT adapters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TASK = {"type": "classification", "text": ["sentence1", "sentence2"], "label": 
 
 
 def noise_deltas(model: PreTrainedModel, *, count: int) -> Iterator[HeadDelta]:
-    """Make head deltas of ``K`` heads per layer, with noise in the place of training."""
+    """Create head deltas of ``K`` heads per layer with random noise instead of training."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         heads = [
@@ -69,14 +69,14 @@ def _merge_in_turn(
 
 
 def _part(batch: dict[str, Tensor], places: Sequence[int]) -> dict[str, Tensor]:
-    """Take some rows, padded to the longest of them."""
+    """Return some rows, padded to the longest of them."""
     index = torch.tensor(places)
     longest = int(batch["attention_mask"][index].sum(dim=1).max())
     return {key: tensor[index, :longest] for key, tensor in batch.items()}
 
 
 def _by_length(batch: dict[str, Tensor]) -> list[list[int]]:
-    """Sort rows into batches as the inference process would, each of a tenant of its own."""
+    """Form batches as the inference process would, with each row from a different tenant."""
     scheduler = Scheduler[int](max_tokens=BATCH_TOKENS["cpu"], max_wait_seconds=0.0)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     scheduler.add([Ticket(None, str(place), length, place) for place, length in enumerate(lengths)])
@@ -91,8 +91,8 @@ def _in_batches(
 ) -> list[Tensor]:
     answers: dict[int, Tensor] = {}
     for places in parts:
-        said = bank.forward(_part(batch, places), [names[place] for place in places])
-        answers.update(zip(places, said, strict=True))
+        logits = bank.forward(_part(batch, places), [names[place] for place in places])
+        answers.update(zip(places, logits, strict=True))
     return [answers[place] for place in range(len(names))]
 
 
@@ -118,7 +118,7 @@ def _adapters(deltas: Sequence[HeadDelta], folder: Path) -> PeftModel:
 
 
 def main() -> Iterator[Row]:
-    """Measure all of it, ten minutes."""
+    """Measure mixed batches; takes ten minutes."""
     deltas = list(noise_deltas(minilm().eval(), count=TASKS))
     rows = read_rows("mrpc", "validation")[:ROWS]
     batch = dict(tokenize_pairs(rows, padding=True, return_tensors="pt"))

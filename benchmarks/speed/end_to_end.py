@@ -1,4 +1,4 @@
-"""What a user would do instead: ``hifi.finetune`` against ``transformers.Trainer``."""
+"""``hifi.finetune`` against ``transformers.Trainer``, which a user would use instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hifi.training.finetuning import finetune
 
 ROWS = 1024
 REPETITIONS = 3
-REACH = {"full": "≥ 2.0", "lora-qk": "≥ 1.5", "lora-qv": "≥ 1.5"}
+TARGETS = {"full": "≥ 2.0", "lora-qk": "≥ 1.5", "lora-qv": "≥ 1.5"}
 
 
 def hifi_rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -34,7 +34,7 @@ def hifi_rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def trainer_rate(method: str, dataset: Dataset, *, bf16: bool) -> float:
-    """Run ``transformers.Trainer`` for one epoch with length grouping; samples per second."""
+    """Return the samples per second of one epoch of ``transformers.Trainer``, grouped by length."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -61,11 +61,11 @@ def trainer_rate(method: str, dataset: Dataset, *, bf16: bool) -> float:
 
 
 def main() -> list[Row]:
-    """Measure in turns; every rival at whichever precision is faster for it."""
+    """Measure in turns; each rival counts with its faster precision."""
     rows = read_rows("mrpc", "train")[:ROWS]
     labels = [row["label"] for row in rows]
     dataset = Dataset.from_dict({**tokenize_pairs(rows), "labels": labels})
-    rivals = [(method, bf16) for method in REACH for bf16 in (False, True)]
+    rivals = [(method, bf16) for method in TARGETS for bf16 in (False, True)]
     ours: list[tuple[float, float]] = []
     theirs: dict[tuple[str, bool], list[float]] = {rival: [] for rival in rivals}
     for _ in range(REPETITIONS):
@@ -81,9 +81,9 @@ def main() -> list[Row]:
     for (method, bf16), values in theirs.items():
         name = f"Trainer {method} {'bf16' if bf16 else 'float32'}"
         result.append(Row(f"{label}{name}", statistics.median(values), unit="samples/s"))
-    for method, reach in REACH.items():
+    for method, target in TARGETS.items():
         best = max(statistics.median(theirs[method, bf16]) for bf16 in (False, True))
-        result.append(Row(f"{label}hifi.finetune / Trainer {method}", rate / best, reach))
+        result.append(Row(f"{label}hifi.finetune / Trainer {method}", rate / best, target))
     return result
 
 

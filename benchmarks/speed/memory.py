@@ -20,13 +20,13 @@ REPETITIONS = 3
 
 
 def peak(name: str, dtype: str) -> float:
-    """Train a few steps, the longest batch among them; MB above the loaded model."""
+    """Train a few steps, including the longest batch; return the peak MB above the loaded model."""
     batches = sorted(mrpc_batches(12), key=lambda batch: -batch["input_ids"].shape[1])[:4]
     backbone = torch.bfloat16 if dtype == "bfloat16" and name == "hifi" else torch.float32
-    attention = "eager" if dtype == "bfloat16" else "sdpa"  # what hifi.finetune takes
+    attention = "eager" if dtype == "bfloat16" else "sdpa"  # as in hifi.finetune
     model = minilm(attn_implementation=attention, dtype=backbone, **NO_DROPOUT)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the peak anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     loaded = resident_megabytes()
     method = prepare(name, model)
     optimizer = torch.optim.AdamW(method.parameters, lr=LEARNING_RATE)

@@ -1,4 +1,4 @@
-"""What selection costs beyond the forward passes that it cannot do without."""
+"""The cost of selection beyond its forward passes."""
 
 from __future__ import annotations
 

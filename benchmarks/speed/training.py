@@ -1,4 +1,4 @@
-"""Training speed in one and the same loop: HiFi against full fine-tuning and stock PEFT LoRA."""
+"""Training speed in the same loop: HiFi against full fine-tuning and stock PEFT LoRA."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Batches = Sequence[Mapping[str, Tensor]]
 def measure(
     names: Sequence[str], build: Callable[[str], PreTrainedModel], batches: Batches, *, dtype: str
 ) -> dict[str, float]:
-    """Time the methods over the same batches, taking turns.
+    """Time the methods over the same batches, in turns.
 
     Args:
         names: of the methods.
-        build: makes a method's model, given its name.
-        batches: what every method trains on, in this order.
+        build: creates the model of a method by its name.
+        batches: of the training, in order; the same for all methods.
         dtype: of forward passes.
 
     Returns:
@@ -44,7 +44,7 @@ def measure(
 def train(
     method: Method, optimizer: torch.optim.Optimizer, batches: Batches, *, dtype: str
 ) -> None:
-    """Run the loop that every method shares: one step per batch, in the order given."""
+    """Run the training loop of all methods: one step per batch, in order."""
     method.network.train()
     with method.during():
         for batch in batches:
@@ -62,7 +62,7 @@ def _same_loop(
     settings: Mapping[str, float] = NO_DROPOUT,
     frozen: str = "float32",
 ) -> list[Row]:
-    """Compare the methods; ``frozen`` is the dtype of the backbone that HiFi and LoRA freeze."""
+    """Compare the methods; ``frozen`` is the dtype of the frozen backbone of HiFi and LoRA."""
 
     def build(name: str) -> PreTrainedModel:
         held = getattr(torch, "float32" if name == "full" else frozen)
@@ -73,10 +73,10 @@ def _same_loop(
     seconds = measure(names, build, batches, dtype=dtype)
     dropout = "dropout off" if settings else "dropout as configured"
     label = f"MRPC, {dtype}, frozen weights in {frozen}, {attention}, {dropout}: "
-    reach = {"full": 1.6, "lora-qk": 1.15, "lora-qv": 1.15}
+    targets = {"full": 1.6, "lora-qk": 1.15, "lora-qv": 1.15}
     rate = sum(len(batch["labels"]) for batch in batches) / seconds["hifi"]
     rows = [Row(f"{label}HiFi", rate, unit="samples/s")]
-    for rival, least in reach.items():
+    for rival, least in targets.items():
         rows.append(Row(f"{label}HiFi / {rival}", seconds[rival] / seconds["hifi"], f"≥ {least}"))
         rows.append(Row(f"{label}HeadTuner alone / {rival}", seconds[rival] / seconds["tuner"]))
     return rows
@@ -102,7 +102,7 @@ def _one_step() -> list[Row]:
 
 
 def main() -> Iterator[Row]:
-    """Measure all of it, half an hour on two cores."""
+    """Measure training speed; takes half an hour on two cores."""
     yield from _same_loop("float32", "sdpa")
     yield from _same_loop("bfloat16", "eager")
     yield from _same_loop("bfloat16", "eager", frozen="bfloat16")

@@ -27,7 +27,7 @@ class Page(Generic[Listed]):
 
     @classmethod
     def of(cls, rows: Sequence[Listed], *, limit: int) -> Self:
-        """Make a page of rows that were asked for with one more than it has."""
+        """Make a page of ``limit`` rows from a query for one row more."""
         return cls(rows[:limit], has_more=len(rows) > limit)
 
 

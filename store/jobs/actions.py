@@ -1,4 +1,4 @@
-"""Jobs as their owner sees them: posted, listed, cancelled, paused, resumed, deleted."""
+"""The owner's actions on jobs: submit, list, cancel, pause, resume, delete."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from store.database.connection import CLOCK, database_now
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, newest_first
 from store.datasets import keep_dataset
-from store.errors import (
-    IllegalTransitionError,
-    QuotaExceededError,
-    found,
-)
+from store.errors import IllegalTransitionError, QuotaExceededError, found
 from store.jobs.life import add_job, lock_job, move
 from store.states import JobStatus
 from store.tables import IS_QUEUED, Artifact, Job, JobEvent
@@ -26,7 +22,7 @@ from store.tenants import lock_tenant
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What a job is made from, validated already."""
+    """The content of a new job, already validated."""
 
     spec: Mapping[str, Any]
     model: str
@@ -41,14 +37,14 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
     """Put a job into its tenant's queue; publish a token after the commit.
 
     Args:
-        session: a write transaction. It holds the tenant and the data set until it ends.
-        tenant_id: whose job it is.
+        session: a write transaction; it locks the tenant and the data set until it ends.
+        tenant_id: the owner.
         new: the job.
-        max_queued: waiting jobs of a tenant that has no quota of its own.
+        max_queued: the quota of a tenant without its own.
 
     Raises:
-        NotFoundError: there is no such tenant or data set, or the data set is another tenant's.
-        QuotaExceededError: as many jobs wait as the tenant may have.
+        NotFoundError: the tenant or data set does not exist, or belongs to another tenant.
+        QuotaExceededError: the tenant's queue is full.
     """
     tenant = lock_tenant(session, tenant_id)
     if new.dataset_id is not None:
@@ -57,7 +53,7 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
     waiting, now = session.execute(_COUNT_WAITING, {"tenant_id": tenant_id}).one()
     if waiting >= limit:
         raise QuotaExceededError(
-            f"{waiting:,} jobs wait already; the tenant's quota max_queued is {limit:,}"
+            f"{waiting:,} jobs are already waiting; the tenant's quota max_queued is {limit:,}"
         )
     job = Job(
         id=new_identifier("job"),
@@ -89,7 +85,7 @@ def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool =
     """Load a tenant's job.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
     """
     query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     if with_heads:
@@ -100,10 +96,10 @@ def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool =
 def list_jobs(
     session: Session, tenant_id: str, *, status: JobStatus | None, after: str | None, limit: int
 ) -> Page[Job]:
-    """Take a page of a tenant's jobs, newest first.
+    """Return a page of a tenant's jobs, newest first.
 
     Raises:
-        NotFoundError: ``after`` is none of them.
+        NotFoundError: ``after`` is not one of them.
     """
     query = sa.select(Job).where(Job.tenant_id == tenant_id)
     if status is not None:
@@ -112,29 +108,29 @@ def list_jobs(
 
 
 def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Cancel a job: at once where nobody works on it, else at its worker's next step.
+    """Cancel a job: at once if no worker holds it, otherwise at the worker's next step.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
-        IllegalTransitionError: it is finished, or being cancelled.
+        NotFoundError: it does not exist, or belongs to another tenant.
+        IllegalTransitionError: it is finished or already being cancelled.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
     if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
         move(session, job, JobStatus.CANCELLED, message="cancelled by its owner")
     else:
-        move(session, job, JobStatus.CANCELLING, message="its owner asks to cancel")
+        move(session, job, JobStatus.CANCELLING, message="cancellation requested by its owner")
     return job
 
 
 def pause(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Ask the worker of a training job to stop at its next step, with a checkpoint.
+    """Request that the worker of a training job stop at its next step, with a checkpoint.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not training.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
-    move(session, job, JobStatus.PAUSING, message="its owner asks to pause")
+    move(session, job, JobStatus.PAUSING, message="pause requested by its owner")
     return job
 
 
@@ -142,23 +138,23 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     """Put a paused job back into the queue; publish a token after the commit.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not paused.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
     if job.status is not JobStatus.PAUSED:
         raise IllegalTransitionError(f"job {job.id} is {job.status} and cannot be resumed")
     now = database_now(session)
-    message, changes = "its owner resumes it", {"token_at": now}
+    message, changes = "resumed by its owner", {"token_at": now}
     move(session, job, JobStatus.QUEUED, message=message, changes=changes, now=now)
     return job
 
 
 def delete(session: Session, tenant_id: str, job_id: str) -> None:
-    """Remove a finished job with its events and artifacts; the blobs go when nothing names them.
+    """Delete a finished job with its events and artifacts; the sweep removes unnamed blobs.
 
     Raises:
-        NotFoundError: there is none, or it is another tenant's.
+        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not finished.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -172,16 +168,16 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
 def list_events(
     session: Session, job: Job, *, after: int = 0, limit: int
 ) -> tuple[Sequence[JobEvent], bool]:
-    """Take a page of a job's events, oldest first.
+    """Return a page of a job's events, oldest first.
 
     Args:
         session: a transaction.
-        job: whose.
+        job: of the events.
         after: number of the last event before the page.
-        limit: events of the page.
+        limit: the most events of the page.
 
     Returns:
-        The events, and whether there are more.
+        The events, and whether more follow.
     """
     query = (
         sa.select(JobEvent)
@@ -194,12 +190,12 @@ def list_events(
 
 
 def list_artifacts(session: Session, job: Job) -> Sequence[Artifact]:
-    """List the encodings of a job's head delta; none before it has succeeded."""
+    """Return the encodings of a job's head delta; empty unless the job has succeeded."""
     return artifacts_by_job(session, [job]).get(job.id, ())
 
 
 def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequence[Artifact]]:
-    """List the encodings of several jobs' head deltas; a job that has none is missing."""
+    """Return the encodings of several jobs' head deltas; jobs without any are left out."""
     finished = [job.id for job in jobs if job.status is JobStatus.SUCCEEDED]
     if not finished:
         return {}
@@ -211,28 +207,28 @@ def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequ
 
 
 class JobDelta(NamedTuple):
-    """A job, and the head delta that it may have made."""
+    """A job, and its head delta if it has one."""
 
     job_id: str
     status: JobStatus
     model: str
     revision: str | None
-    sha256: str | None  # of the delta; None where there is none
+    sha256: str | None  # of the delta; None if there is none
 
 
 def find_deltas(
     session: Session, tenant_id: str, job_ids: Collection[str], *, encoding: str
 ) -> Sequence[JobDelta]:
-    """Find several of a tenant's jobs and what they made in one encoding, in one query.
+    """Find several of a tenant's jobs and their deltas in one encoding, in one query.
 
     Args:
         session: a transaction.
-        tenant_id: whose jobs they must be.
-        job_ids: which.
+        tenant_id: the owner.
+        job_ids: of the jobs.
         encoding: of the head deltas.
 
     Returns:
-        One for each job that is there, in no order; those of other tenants are not.
+        One entry for each existing job of the tenant, in no order.
     """
     rows = session.execute(
         _JOB_DELTAS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
@@ -254,6 +250,6 @@ _JOB_DELTAS = (
 
 
 def count_jobs(session: Session, tenant_id: str) -> Mapping[JobStatus, int]:
-    """Count a tenant's jobs by status; one that no job has is missing."""
+    """Count a tenant's jobs by status; states without jobs are left out."""
     query = sa.select(Job.status, sa.func.count()).where(Job.tenant_id == tenant_id)
     return dict(session.execute(query.group_by(Job.status)).all())

@@ -17,7 +17,7 @@ from store.tables import Job, JobEvent
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_VERBS = {  # for the requests of its owner
+_VERBS = {  # for the owner's requests
     JobStatus.PAUSING: "be paused: only a training job can",
     JobStatus.CANCELLING: "be cancelled",
     JobStatus.CANCELLED: "be cancelled",
@@ -54,11 +54,11 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
 
 
 def add_job(session: Session, job: Job, *, message: str) -> None:
-    """Write a new job down as queued, with its first event.
+    """Insert a new job as queued, with its first event.
 
     Args:
-        session: a write transaction. It does not hold the job afterwards.
-        job: with everything but its state; what is not set begins empty.
+        session: a write transaction; the job is not in it afterwards.
+        job: with all columns but its state; unset columns stay empty.
         message: for people.
     """
     job.status, job.attempt, job.fence, job.last_event = JobStatus.QUEUED, 1, 0, 1
@@ -135,7 +135,7 @@ def _execute(
     *,
     event: Mapping[str, Any],
 ) -> None:
-    """Write columns of a job and an event, past the session, whose bookkeeping is slower.
+    """Write columns of a job and an event without the session, whose bookkeeping is slow.
 
     On Postgres this is one statement.
     """

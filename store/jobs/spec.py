@@ -1,4 +1,4 @@
-"""The job spec: what a caller may ask for, validated once, at the door."""
+"""The job spec: its fields and their limits, validated once, at admission."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.task_types import PLANNED, metric_names, task_types
 
-_NO_NUL = r"^[^\x00]*$"  # Postgres stores none
+_NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
 
 
 @dataclass(frozen=True)
 class _OneOf:
-    """A text of a list that is asked for when it is needed, since task types can be registered."""
+    """A string out of a list that is read at each use, because task types can be registered."""
 
     names: Callable[[], tuple[str, ...]]
 
@@ -49,7 +49,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_N
 
 
 def _add_words(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Describe the settings among a model's fields by their declared words."""
+    """Describe the settings among a model's fields by their declared help texts."""
     kinds: tuple[type[RunSettings], ...] = (Scoring, Hyperparameters)
     for kind in kinds:
         if issubclass(model, kind):
@@ -58,7 +58,7 @@ def _add_words(schema: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 class _Spec(BaseModel, frozen=True):
-    """Exact types only, no unknown fields, nothing that is not a number."""
+    """Exact types only, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_add_words
@@ -66,7 +66,7 @@ class _Spec(BaseModel, frozen=True):
 
 
 class TaskFields(_Spec, frozen=True):
-    """What the caller says about the task; the rest is inferred from the data's columns."""
+    """The task; missing fields are inferred from the data's columns."""
 
     type: TaskType | None = None
     text: (
@@ -78,11 +78,11 @@ class TaskFields(_Spec, frozen=True):
 
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):
-    """Hyperparameters, within what a server takes."""
+    """Hyperparameters, within the limits of a server."""
 
 
 class HubDataset(_Spec, frozen=True):
-    """A data set of the hub, where the server allows it."""
+    """A data set of the hub, if the server allows it."""
 
     hub: Text
     config: Text | None = None
@@ -99,7 +99,7 @@ def _spelling(name: str) -> str:
 
 
 class JobSpec(_Spec, Scoring, frozen=True):
-    """One fine-tune as its caller asks for it; how heads are scored stands at its top level."""
+    """One requested fine-tune; the settings of head scoring are at its top level."""
 
     model_config = ConfigDict(
         alias_generator=AliasGenerator(validation_alias=_spellings, serialization_alias=_spelling),

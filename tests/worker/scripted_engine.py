@@ -14,12 +14,12 @@ from worker.engine.messages import (
     Command,
     Control,
     Done,
+    EngineEvent,
     Failed,
     Message,
     RunJob,
     Stopped,
-    Told,
-    Wish,
+    StopRequest,
 )
 
 SCORES = {
@@ -95,7 +95,7 @@ class ScriptedEngine:
         if isinstance(line, EngineDiedError):
             raise line
         message = line(self) if callable(line) else line
-        if isinstance(message, Told | Done | Stopped | Failed) and not message.run:
+        if isinstance(message, EngineEvent | Done | Stopped | Failed) and not message.run:
             return replace(message, run=self.job.run)
         return message
 
@@ -104,9 +104,9 @@ class ScriptedEngine:
         self.kills += 1
 
     @property
-    def wishes(self) -> list[str]:
+    def stop_requests(self) -> list[str]:
         """What the engine was asked to do."""
-        return [command.wish for command in self.sent if isinstance(command, Control)]
+        return [command.stop_request for command in self.sent if isinstance(command, Control)]
 
     @property
     def job(self) -> RunJob:
@@ -114,9 +114,9 @@ class ScriptedEngine:
         return [command for command in self.sent if isinstance(command, RunJob)][-1]
 
 
-def told(kind: str, **fields: Any) -> Told:
-    """Make the line that tells of an event."""
-    return Told(run="", kind=kind, **fields)
+def event(kind: str, **fields: Any) -> EngineEvent:
+    """Make the line that is an event."""
+    return EngineEvent(run="", kind=kind, **fields)
 
 
 def failed(code: str, **fields: Any) -> Failed:
@@ -124,9 +124,9 @@ def failed(code: str, **fields: Any) -> Failed:
     return Failed(run="", code=code, **fields)
 
 
-def stopped(wish: Wish) -> Stopped:
+def stopped(stop_request: StopRequest) -> Stopped:
     """Make the line that ends a job as asked."""
-    return Stopped(run="", wish=wish)
+    return Stopped(run="", stop_request=stop_request)
 
 
 def done(content: bytes = b"delta") -> Line:
@@ -148,7 +148,7 @@ def checkpoint(step: int, content: bytes) -> Line:
         folder.mkdir()
         (folder / "state.json").write_bytes(content)
         files = [str(path) for path in folder.iterdir()]
-        return told("checkpoint", step=step, total_steps=4, checkpoint=files)
+        return event("checkpoint", step=step, total_steps=4, checkpoint=files)
 
     return say
 
@@ -172,12 +172,12 @@ def NOTHING(_: ScriptedEngine) -> None:  # noqa: N802 - a line, like BEGIN
     """Send nothing."""
 
 
-def step(number: int, *, total: int = 4) -> Told:
+def step(number: int, *, total: int = 4) -> EngineEvent:
     """Make the line that tells of a training step."""
-    return told("step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
+    return event("step", step=number, total_steps=total, loss=1 / number, text=f"step {number}")
 
 
-LOADED = told("loaded", text="classification of text by label")
-SELECTING = told("selecting", step=9, total_steps=9)
-SELECTED = told("selected", selection=SELECTION, text="selected 1 heads")
-BEGIN: tuple[Told, ...] = (LOADED, SELECTING, SELECTED)
+LOADED = event("loaded", text="classification of text by label")
+SELECTING = event("selecting", step=9, total_steps=9)
+SELECTED = event("selected", selection=SELECTION, text="selected 1 heads")
+BEGIN: tuple[EngineEvent, ...] = (LOADED, SELECTING, SELECTED)

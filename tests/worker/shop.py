@@ -15,9 +15,9 @@ from store.settings import Settings
 from store.storage import ArtifactStorage
 from store.tables import Base, Job
 from tests.store.queues import add_job, add_tenant, claimed
+from worker.context import WorkerContext
 from worker.engine.handle import EngineDiedError
 from worker.runner import run_job
-from worker.workshop import Workshop
 
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
@@ -69,7 +69,7 @@ class Shop:
 
     def run(self, engine: ScriptedEngine, *, seconds: float = 60) -> ClaimedJob:
         job, _ = claimed(self.database, seconds=seconds)
-        workshop = Workshop(
+        context = WorkerContext(
             worker_id="worker-1",
             settings=self.settings,
             database=self.database,
@@ -79,7 +79,7 @@ class Shop:
             backbones={"minilm": Path("/models/minilm")},
             stopping=self.stopping,
         )
-        run_job(job, workshop=workshop)
+        run_job(job, context=context)
         assert not (self.folder / job.id).exists()
         return job
 

@@ -23,18 +23,18 @@ from tests.worker.scripted_engine import (
     Until,
     checkpoint,
     done,
+    event,
     failed,
     step,
     stopped,
-    told,
 )
 from tests.worker.shop import DIED, Shop
 
 
 class TestSuccess:
     def test_stores_the_engines_messages(self, shop: Shop):
-        metrics = told("evaluated", step=4, total_steps=4, metrics={"accuracy": 0.5})
-        finished = told("finished", step=4, total_steps=4)
+        metrics = event("evaluated", step=4, total_steps=4, metrics={"accuracy": 0.5})
+        finished = event("finished", step=4, total_steps=4)
         engine = ScriptedEngine([*BEGIN, *map(step, range(1, 5)), metrics, finished, done()])
         shop.run(engine)
         row = shop.row()
@@ -103,7 +103,7 @@ class TestCheckpoints:
         )
         shop.run(first)
         assert shop.status() is JobStatus.QUEUED
-        assert first.wishes == ["pause"]
+        assert first.stop_requests == ["pause"]
         shop.stopping.clear()
         found: list[bytes] = []
 
@@ -111,7 +111,7 @@ class TestCheckpoints:
             folder = Path(it.job.checkpoints)
             found.extend(path.read_bytes() for path in folder.glob("step-00000001/*"))
 
-        second = ScriptedEngine([look, told("resumed", step=1), *map(step, range(1, 5)), done()])
+        second = ScriptedEngine([look, event("resumed", step=1), *map(step, range(1, 5)), done()])
         shop.run(second)
         assert found == [b"one"]
         assert shop.status() is JobStatus.SUCCEEDED
@@ -145,7 +145,7 @@ class TestCheckpoints:
         assert len([text for text in shop.warnings() if "is missing" in text]) == 1
 
     def test_a_removed_one_is_skipped(self, shop: Shop):
-        gone = told("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
+        gone = event("checkpoint", step=1, total_steps=4, checkpoint=["/nowhere/step-00000001/x"])
         engine = ScriptedEngine([*BEGIN, gone, done()])
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
@@ -183,7 +183,7 @@ class TestWishes:
     def test_cancel_reaches_the_engine_and_ends_the_job(self, shop: Shop):
         engine = ScriptedEngine([*BEGIN, step(1), shop.asks(cancel), NOTHING, stopped("cancel")])
         shop.run(engine)
-        assert engine.wishes == ["cancel"]
+        assert engine.stop_requests == ["cancel"]
         assert shop.status() is JobStatus.CANCELLED
 
     def test_pause_keeps_the_checkpoint(self, shop: Shop):
@@ -214,7 +214,7 @@ class TestWishes:
             ]
         )
         shop.run(engine)
-        assert engine.wishes == ["pause", "cancel"]
+        assert engine.stop_requests == ["pause", "cancel"]
         assert shop.status() is JobStatus.CANCELLED
 
     @pytest.mark.parametrize(

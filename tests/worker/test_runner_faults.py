@@ -22,9 +22,9 @@ from tests.worker.scripted_engine import (
     ScriptedEngine,
     checkpoint,
     done,
+    event,
     failed,
     step,
-    told,
 )
 from tests.worker.shop import DIED, Shop
 from worker import reporting, runner
@@ -42,7 +42,7 @@ class TestDeath:
         assert events.count(("selection", 0)) == 1
 
     def test_is_logged_with_the_step_it_resumes_from(self, shop: Shop):
-        resumed = told("resumed", step=1, text="resuming from the checkpoint of step 1")
+        resumed = event("resumed", step=1, text="resuming from the checkpoint of step 1")
         engine = ScriptedEngine([*BEGIN, step(1), DIED], [resumed, step(2), done()])
         shop.run(engine)
         with shop.database.read() as session:

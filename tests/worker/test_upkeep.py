@@ -21,8 +21,8 @@ from store.storage import ArtifactStorage
 from store.tables import Base, Worker
 from tests.waiting import eventually
 from worker import upkeep as module
+from worker.context import WorkerContext
 from worker.upkeep import Upkeep
-from worker.workshop import Workshop
 
 SECONDS = 0.01  # between two rounds, here
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,12 +46,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
+def context(tmp_path: Path) -> Iterator[WorkerContext]:
     settings = Settings(home=tmp_path / "home", lease_seconds=0.3)
     settings.home.mkdir()
     database = Database(settings.database_url)
     Base.metadata.create_all(database.engine)
-    workshop = Workshop(
+    context = WorkerContext(
         worker_id="w1",
         settings=settings,
         database=database,
@@ -61,18 +61,18 @@ def workshop(tmp_path: Path) -> Iterator[Workshop]:
         backbones={"minilm": tmp_path},
         stopping=threading.Event(),
     )
-    workshop.sign_on()
-    yield workshop
+    context.sign_on()
+    yield context
     database.close()
 
 
-def keep_up(workshop: Workshop, publisher: Publisher | None = None) -> Upkeep:
-    return Upkeep(workshop, publisher=publisher or Publisher())  # type: ignore[arg-type]
+def keep_up(context: WorkerContext, publisher: Publisher | None = None) -> Upkeep:
+    return Upkeep(context, publisher=publisher or Publisher())  # type: ignore[arg-type]
 
 
-def is_signed_on(workshop: Workshop) -> bool:
-    with workshop.database.read() as session:
-        return session.scalars(sa.select(Worker.id)).all() == [workshop.worker_id]
+def is_signed_on(context: WorkerContext) -> bool:
+    with context.database.read() as session:
+        return session.scalars(sa.select(Worker.id)).all() == [context.worker_id]
 
 
 class Rounds:
@@ -104,20 +104,20 @@ class Rounds:
 
 
 class TestSignOfLife:
-    def test_is_repeated_by_a_forgotten_worker(self, workshop: Workshop):
-        upkeep = keep_up(workshop)
-        leave(workshop.database, workshop.worker_id)
-        eventually(lambda: is_signed_on(workshop), seconds=5)
+    def test_is_repeated_by_a_forgotten_worker(self, context: WorkerContext):
+        upkeep = keep_up(context)
+        leave(context.database, context.worker_id)
+        eventually(lambda: is_signed_on(context), seconds=5)
         upkeep.close()
 
-    def test_continues_after_errors(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    def test_continues_after_errors(self, context: WorkerContext, monkeypatch: pytest.MonkeyPatch):
         rounds = Rounds(monkeypatch)
         rounds.error = ArtifactStorageError("away")
-        upkeep = keep_up(workshop)
+        upkeep = keep_up(context)
         for error in (ZeroDivisionError(), sa.exc.OperationalError("", {}, OSError())):
             rounds.error = error
-            leave(workshop.database, workshop.worker_id)
-            eventually(lambda: is_signed_on(workshop), seconds=5)
+            leave(context.database, context.worker_id)
+            eventually(lambda: is_signed_on(context), seconds=5)
             time.sleep(5 * SECONDS)
         rounds.error = None
         eventually(lambda: rounds.renewed, seconds=5)
@@ -128,11 +128,11 @@ class TestTheDeadsJobs:
     """Jobs are not reclaimed before live workers had time to renew their leases."""
 
     @pytest.fixture
-    def look(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
+    def look(self, context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
         """Give a function that goes one round at a moment; it tells whether jobs were taken."""
         monkeypatch.setattr(module, "_BEAT_SECONDS", 3600.0)
         rounds = Rounds(monkeypatch)
-        upkeep = keep_up(replace(workshop, settings=Settings(lease_seconds=60)))
+        upkeep = keep_up(replace(context, settings=Settings(lease_seconds=60)))
 
         def look(at: float, *, by_the_database: float | None = None) -> bool:
             rounds.taken = 0
@@ -163,31 +163,31 @@ class TestTheDeadsJobs:
 
 class TestTokens:
     def test_that_were_lost_are_published(
-        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+        self, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
     ):
         Rounds(monkeypatch, tokens=2)
         publisher = Publisher()
-        upkeep = keep_up(workshop, publisher)
+        upkeep = keep_up(context, publisher)
         eventually(lambda: publisher.tokens >= 2, seconds=5)
         upkeep.close()
 
 
 class TestSweep:
     def test_removes_unreferenced_blobs_and_retries_after_a_failure(
-        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+        self, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "_GRACE_SECONDS", 0.0)
-        file = workshop.folder / "blob"
+        file = context.folder / "blob"
         file.write_text("nobody's")
-        workshop.storage.put("ten_a", file)
-        listed, failures = workshop.storage.list, iter([1, 1])
+        context.storage.put("ten_a", file)
+        listed, failures = context.storage.list, iter([1, 1])
 
         def fail() -> object:
             if next(failures, None):
                 raise ArtifactStorageError("away")
             return listed()
 
-        monkeypatch.setattr(workshop.storage, "list", fail)
-        upkeep = keep_up(workshop)
+        monkeypatch.setattr(context.storage, "list", fail)
+        upkeep = keep_up(context)
         eventually(lambda: not list(listed()), seconds=5)
         upkeep.close()

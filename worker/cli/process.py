@@ -1,4 +1,4 @@
-"""How the processes of a worker's machine start: settings, logs, and an error on one line."""
+"""Start the processes of a worker's machine: settings, logs, one-line errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StartError(HifiError):
 
 @contextmanager
 def started(name: str) -> Iterator[Settings]:
-    """Read the settings and set the logs up for the time of a block.
+    """Read the settings and configure the logs for a block.
 
     Args:
         name: of the process, in its logs.

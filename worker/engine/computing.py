@@ -1,4 +1,4 @@
-"""What the engine computes: a job with ``hifi.finetune``, and what backbones look like."""
+"""The engine's work: run a job with ``hifi.finetune``, and describe backbones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,16 @@ from hifi.training.checkpoint import checkpoint_folder
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult, finetune
 from worker.engine.descriptions import describe_backbone
-from worker.engine.messages import Described, Done, Failed, Message, RunJob, Stopped, Told, Wish
+from worker.engine.messages import (
+    Described,
+    Done,
+    EngineEvent,
+    Failed,
+    Message,
+    RunJob,
+    Stopped,
+    StopRequest,
+)
 from worker.engine.results import write_artifacts
 from worker.engine.translation import finetune_arguments, spec_field
 
@@ -56,15 +65,15 @@ _CODES: dict[type[HifiError], str] = {
     TrainingDivergedError: "training_diverged",
     UnsupportedArchitectureError: "architecture_not_supported",
 }
-# What another try may mend: the worker's disk, or a start without the checkpoint.
-_PASSING = (StorageError, CheckpointError)
-_RESIDENT_SHARE = 0.25  # of the memory, for backbones that no job is using; chosen, not measured
+# Another try may succeed: with more disk, or without the checkpoint.
+_TRANSIENT = (StorageError, CheckpointError)
+_RESIDENT_SHARE = 0.25  # of all memory, for unused backbones; chosen, not measured
 _log = structlog.get_logger(__name__)
-_CONTROLS: dict[Wish, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
+_CONTROLS: dict[StopRequest, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
 
 
 def make_resident_backbones(device: str) -> ResidentBackbones:
-    """Make room for backbones that stay in memory between jobs.
+    """Create the cache of backbones that stay in memory between jobs.
 
     Args:
         device: of the jobs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -78,7 +87,7 @@ def make_resident_backbones(device: str) -> ResidentBackbones:
 
 
 def release_memory() -> None:
-    """Give back what a job has left behind."""
+    """Release the memory of a finished job."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -88,22 +97,22 @@ def compute(
     command: RunJob,
     *,
     backbones: ResidentBackbones,
-    tell: Callable[[Message], None],
-    wish: Callable[[], Wish | None],
+    send: Callable[[Message], None],
+    stop_request: Callable[[], StopRequest | None],
 ) -> Message:
-    """Run a job to its end, whatever that is.
+    """Run a job and return its last message: done, failed or stopped.
 
     Args:
-        command: what is to be run.
-        backbones: those that are in memory.
-        tell: takes every event.
-        wish: gives what the job's owner asks for, asked at every event.
+        command: the job.
+        backbones: the cache.
+        send: called with every event.
+        stop_request: returns the current stop request; called at every event.
     """
 
     def on_event(event: TrainingEvent) -> Control:
-        tell(_told(command, event))
-        wanted = wish()
-        return Control.CONTINUE if wanted is None else _CONTROLS[wanted]
+        send(_engine_event(command, event))
+        requested = stop_request()
+        return Control.CONTINUE if requested is None else _CONTROLS[requested]
 
     try:
         result = finetune(
@@ -118,15 +127,15 @@ def compute(
         )
         return _finish(command, result)
     except JobPaused:
-        return Stopped(run=command.run, wish="pause")
+        return Stopped(run=command.run, stop_request="pause")
     except JobCancelled:
-        return Stopped(run=command.run, wish="cancel")
-    except Exception as error:  # noqa: BLE001 - a failure is an answer; the engine goes on
+        return Stopped(run=command.run, stop_request="cancel")
+    except Exception as error:  # noqa: BLE001 - reported to the worker; the engine goes on
         return _failed(command, error)
 
 
-def _told(command: RunJob, event: TrainingEvent) -> Told:
-    return Told(
+def _engine_event(command: RunJob, event: TrainingEvent) -> EngineEvent:
+    return EngineEvent(
         run=command.run,
         kind=event.kind,
         step=event.step,
@@ -143,7 +152,7 @@ def _told(command: RunJob, event: TrainingEvent) -> Told:
 
 
 def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
-    """Name the files of the checkpoint that was written a moment ago."""
+    """Return the files of the newest checkpoint."""
     directory = Path(command.checkpoints)
     return sorted(map(str, checkpoint_folder(directory, step=event.step).iterdir()))
 
@@ -184,7 +193,7 @@ def _failed(command: RunJob, error: Exception) -> Failed:
         text = f"the worker's disk is full: {_one_line(error)}"
         return Failed(run=run, code="disk_full", text=text, is_lasting=False)
     if not isinstance(error, HifiError):
-        # Where it happened, and not what it says: that may quote a row of the data.
+        # Log the place only: the message may quote a row of the data.
         place = traceback.format_tb(error.__traceback__)
         _log.error("job failed unexpectedly", error=type(error).__name__, traceback="".join(place))
         text = f"unexpected {type(error).__name__}: a bug, or a broken installation"
@@ -194,12 +203,12 @@ def _failed(command: RunJob, error: Exception) -> Failed:
         code=next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), "failed"),
         text=str(error),
         param=_param(error),
-        is_lasting=not isinstance(error, _PASSING),
+        is_lasting=not isinstance(error, _TRANSIENT),
     )
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Tell whether a disk or a quota is what stopped it, here or where it came from."""
+    """Return whether the error or one of its causes is a full disk or quota."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -212,7 +221,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _param(error: HifiError) -> str | None:
-    """Name the field of the job spec at fault."""
+    """Return the field of the job spec at fault."""
     if isinstance(error, InvalidArgumentError):
         return spec_field(error.param.partition(".")[0])
     if isinstance(error, AmbiguousTaskError):
@@ -226,7 +235,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
-    """Describe backbones one after another; one that cannot be used stops no other.
+    """Describe backbones one by one; report each that cannot be used and go on.
 
     Args:
         backbones: id to folder.
@@ -234,7 +243,7 @@ def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
     for identifier, path in backbones.items():
         try:
             description = describe_backbone(identifier, Path(path))
-        except Exception as error:  # noqa: BLE001 - a broken configuration fails anywhere, anyhow
+        except Exception as error:  # noqa: BLE001 - a broken configuration can raise anything
             yield Described(id=identifier, error=f"{type(error).__name__}: {_one_line(error)}")
         else:
             yield Described(id=identifier, description=vars(description))

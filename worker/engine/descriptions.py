@@ -28,13 +28,13 @@ from hifi.tuning.tuner import HeadTuner
 from store.jobs.workers import BackboneDescription
 
 _MAX_LENGTH = 128
-_LABELS = (2, 3)  # two numbers of labels show how a task head grows
+_LABELS = (2, 3)  # the difference is the cost of one label
 
 
 def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     """Describe a backbone.
 
-    What is counted is what ``hifi.finetune`` counts: n selected heads of a task with m logits
+    The counts are those of ``hifi.finetune``: n selected heads of a task with m logits
     train ``n · weights_per_head + base + m · per_label`` weights, of
     ``parameters + base + m · per_label`` in all.
 
@@ -43,15 +43,15 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
         path: its folder.
 
     Returns:
-        Its sizes, its fingerprint as stored, and for every task type that it can do ``base`` and
-        ``per_label``; and ``file``: by encoding the same of a delta file's bytes, and ``per_head``.
+        Its sizes, its fingerprint as stored, and for every supported task type ``base``,
+        ``per_label`` and ``file``: ``base``, ``per_head`` and ``per_label`` in bytes, by encoding.
 
     Raises:
         ModelError: it cannot be loaded, or supports no task type.
         UnsupportedArchitectureError: its architecture is not supported.
     """
     source = identify_folder(path)
-    load_config(source)  # so that what is wrong with all of it is not told of one task alone
+    load_config(source)  # raise here what is wrong for all tasks
     heads: dict[AutoClass, tuple[LoadedModel, dict[str, Any]]] = {}
     task_heads: dict[str, dict[str, Any]] = {}
     refusals: list[str] = []
@@ -93,13 +93,13 @@ def _describe(
 
 
 def _weights_per_head(loaded: LoadedModel, backbone: Backbone) -> int:
-    """Count the weights in a head's rows of query, key and value; equal for all heads."""
+    """Return the number of weights in one head's query, key and value rows."""
     rows = [read_rows(loaded.model, part, 0) for part in backbone.layers[0].projections]
     return sum(w.numel() + (0 if bias is None else bias.numel()) for w, bias in rows)
 
 
 def _check_encoder(kind: type[Task], source: ModelSource) -> None:
-    """Check that the model reads such inputs, and has a tokenizer or image processor for them.
+    """Check that the model accepts the task's inputs and has a tokenizer or image processor.
 
     Raises:
         ModelError: it does not.
@@ -111,7 +111,7 @@ def _check_encoder(kind: type[Task], source: ModelSource) -> None:
 
 
 def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[LoadedModel, dict[str, Any]]:
-    """Build the task's model for two counts of labels."""
+    """Build the task's model with two numbers of labels and return the smaller, with sizes."""
     fewer, more = (_load(kind, source, num_labels=labels) for labels in _LABELS)
     weights = _task_head_weights(fewer)
     per_label = _task_head_weights(more) - weights
@@ -123,10 +123,10 @@ def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[LoadedModel
 
 
 def _measure_files(fewer: LoadedModel, more: LoadedModel) -> dict[str, dict[str, int]]:
-    """Write untrained deltas of one head and of two, and for two counts of labels.
+    """Measure files of untrained deltas: of one and two heads, with two numbers of labels.
 
     Returns:
-        By encoding ``base``, ``per_head`` and ``per_label``: n heads and m labels make a file of
+        By encoding ``base``, ``per_head`` and ``per_label``: a file with n heads and m labels has
         about ``base + n · per_head + m · per_label`` bytes.
     """
     backbone = describe(fewer.model)
@@ -145,7 +145,7 @@ def _measure_files(fewer: LoadedModel, more: LoadedModel) -> dict[str, dict[str,
 
 
 def _file_bytes(loaded: LoadedModel, heads: Sequence[HeadId], *, labels: int) -> Mapping[str, int]:
-    """Save the delta of a model as it is, with scores as long as real ones; tell its bytes."""
+    """Return the file sizes of an untrained delta, with scores as long as real ones."""
     backbone = describe(loaded.model)
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(backbone.num_heads, backbone.num_heads, generator=draw, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a worker and its engine say to each other: one JSON object per line, over pipes."""
+"""The messages between a worker and its engine: one JSON object per line, over pipes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter
 
-from store.jobs.spec import JobSpec  # noqa: TC001 - pydantic reads it when it runs
+from store.jobs.spec import JobSpec  # noqa: TC001 - pydantic needs it at run time
 
-Wish = Literal["pause", "cancel"]
+StopRequest = Literal["pause", "cancel"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeBackbones:
-    """Asks the engine what the backbones look like.
+    """Requests descriptions of backbones.
 
     Attributes:
         backbones: id to folder.
@@ -27,11 +27,11 @@ class DescribeBackbones:
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob:
-    """Asks the engine to run a job.
+    """Requests that a job be run.
 
     Attributes:
-        run: names this run; whatever is told of it bears the name, and nothing else does.
-        spec: what its owner asks for.
+        run: the name of this run; only messages about it carry the name.
+        spec: from the job's owner.
         data: the splits as ``hifi.finetune`` takes them.
         model: the backbone's folder, or its hub id.
         revision: of a hub id.
@@ -54,10 +54,10 @@ class RunJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Asks the engine to stop a run; one that is over does not mind."""
+    """Requests that a run be stopped; ignored if it has ended."""
 
     run: str
-    wish: Wish
+    stop_request: StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What one backbone looks like; ``error`` says why it cannot be used."""
+    """The description of one backbone; or ``error``, why it cannot be used."""
 
     id: str
     description: Mapping[str, Any] | None = None
@@ -75,12 +75,12 @@ class Described:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class EngineEvent:
     """A ``hifi.TrainingEvent``, with a selection as plain JSON.
 
     Attributes:
-        run: of the job that tells it.
-        checkpoint: in ``checkpoint``, its files.
+        run: the run that it is from.
+        checkpoint: the files, in an event of the kind ``checkpoint``.
     """
 
     run: str
@@ -99,7 +99,7 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The job is done: what it came to, and the artifacts' files by encoding."""
+    """The job is done: its result, and the artifacts' files by encoding."""
 
     run: str
     result: Mapping[str, Any]
@@ -108,21 +108,21 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """The job was paused or cancelled as asked."""
+    """The job was paused or cancelled as requested."""
 
     run: str
-    wish: Wish
+    stop_request: StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job cannot be done.
+    """The job has failed.
 
     Attributes:
         code: stable, snake_case.
         text: for the job's owner.
         param: the field of the job spec at fault, dotted.
-        is_lasting: whether another try would fail alike.
+        is_lasting: whether another try would fail too.
     """
 
     run: str
@@ -133,29 +133,29 @@ class Failed:
 
 
 Command: TypeAlias = DescribeBackbones | RunJob | Control
-Message: TypeAlias = Ready | Described | Told | Done | Stopped | Failed
+Message: TypeAlias = Ready | Described | EngineEvent | Done | Stopped | Failed
 
 _KINDS: dict[str, TypeAdapter[Command | Message]] = {
     kind.__name__: TypeAdapter(kind)
     for kind in (
         *(DescribeBackbones, RunJob, Control),
-        *(Ready, Described, Told, Done, Stopped, Failed),
+        *(Ready, Described, EngineEvent, Done, Stopped, Failed),
     )
 }
 
 
 def encode(message: Command | Message) -> bytes:
-    """Write a message as one line."""
+    """Return a message as one line."""
     name = type(message).__name__
     document = {"is": name, **_KINDS[name].dump_python(message)}
     return json.dumps(document, ensure_ascii=True).encode() + b"\n"
 
 
 def decode(line: bytes) -> Command | Message:
-    """Read a line back.
+    """Parse a line.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: it is not one of these messages.
     """
     try:
         document = json.loads(line)

@@ -26,14 +26,14 @@ from worker.engine.messages import (
     Message,
     Ready,
     RunJob,
-    Wish,
+    StopRequest,
     decode,
     encode,
 )
 
 
 class Engine:
-    """Runs one job at a time, and obeys a stop request at the job's next event.
+    """Runs one job at a time; a stop request takes effect at the job's next event.
 
     Args:
         commands: where commands come from.
@@ -71,14 +71,17 @@ class Engine:
                     self._send(described)
                 self._send(Ready())
             elif isinstance(command, RunJob):
-                wish = partial(self._wish, command.run)
-                last = compute(command, backbones=backbones, tell=self._send, wish=wish)
-                self._send(last)
-                release_memory()  # takes a third of a second, while nobody waits
+                stop_request = partial(self._stop_request, command.run)
+                self._send(
+                    compute(
+                        command, backbones=backbones, send=self._send, stop_request=stop_request
+                    )
+                )
+                release_memory()  # takes a third of a second, so after the answer
 
-    def _wish(self, run: str) -> Wish | None:
+    def _stop_request(self, run: str) -> StopRequest | None:
         control = self._control
-        return control.wish if control is not None and control.run == run else None
+        return control.stop_request if control is not None and control.run == run else None
 
     def _listen(self) -> None:
         try:
@@ -89,7 +92,7 @@ class Engine:
                 elif isinstance(command, DescribeBackbones | RunJob):
                     self._todo.put(command)
         finally:
-            os._exit(0)  # the worker has ended: nobody needs the computation
+            os._exit(0)  # the worker has ended and needs no result
 
     def _send(self, message: Message) -> None:
         self._messages.write(encode(message))
@@ -99,10 +102,7 @@ class Engine:
 def main() -> None:
     """Run the engine of a worker."""
     end_with_parent(signal.SIGKILL)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # the worker gets them too, and ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # the worker gets them too, and ends us
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -25,16 +25,16 @@ def write_artifacts(delta: HeadDelta, *, model_path: Path, folder: Path) -> dict
     Equal deltas of equal backbones give equal bytes.
 
     Args:
-        delta: from ``hifi.finetune``, so that it knows the backbone's rows.
-        model_path: the folder of the backbone on which it was just tuned. Its rows are compared
-            with the delta's; its other weights are not read.
+        delta: from ``hifi.finetune``, with the backbone's rows.
+        model_path: the backbone's folder. Its rows are compared with the delta's; its other
+            weights are not read.
         folder: an existing folder for the files.
 
     Returns:
         ``float32``, ``bfloat16``, ``int8`` and ``lora`` to their files.
 
     Raises:
-        BackboneMismatchError, ModelError: the backbone has changed on disk meanwhile.
+        BackboneMismatchError, ModelError: the backbone on disk has changed.
         StorageError, OSError: a file cannot be written.
     """
     files: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""From the service's words to the library's and back: the one place where they meet."""
+"""Translate between the service's terms and the library's; no other module does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hifi.data.spec import TaskSpec
 from store.jobs.spec import HubDataset, JobSpec, TaskFields
 
 if TYPE_CHECKING:
-    from worker.engine.messages import Told
+    from worker.engine.messages import EngineEvent
 
 SPLITS = ("train", "validation")
 _FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
@@ -30,7 +30,7 @@ def finetune_arguments(
     """
     scoring = {name: getattr(spec, name) for name in declared(Scoring)}
     if spec.teleport == "uniform":
-        scoring["xi"] = None  # nothing depends on it then, and the library would say so
+        scoring["xi"] = None  # unused then; the library would warn
     return {
         "model": model,
         "revision": revision,
@@ -42,7 +42,7 @@ def finetune_arguments(
 
 
 def spec_field(argument: str) -> str | None:
-    """Return the field of the job spec that an argument of ``finetune`` came from."""
+    """Return the job spec's field for an argument of ``finetune``."""
     if argument in declared(Scoring):
         return declared(Scoring)[argument].names[0]
     if argument in declared(Hyperparameters):
@@ -65,16 +65,16 @@ def file_data(files: Mapping[str, Path]) -> dict[str, Any]:
 def heads_document(
     selection: Mapping[str, Any], *, job_id: str, model: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give a selection as the service shows it.
+    """Return a selection in the form of the API.
 
     Args:
-        selection: what the engine tells of it: ``HeadSelection.to_dict()`` with
+        selection: from the engine: ``HeadSelection.to_dict()`` with
             ``trainable_parameters``, ``fraction`` and ``head_dim``.
-        job_id: whose it is.
+        job_id: of the job.
         model: the backbone's id.
 
     Returns:
-        What stands in the job, and the whole document with all scores.
+        The job's summary, and the whole document with all scores.
     """
     layers = selection["layers"]
     heads = [[layer["layer"], head] for layer in layers for head in layer["selected"]]
@@ -94,10 +94,10 @@ def heads_document(
     return {"heads": heads, **counts}, document
 
 
-def is_told_step(told: Told) -> bool:
-    """Tell whether a step is worth an event of the job.
+def is_reported_step(event: EngineEvent) -> bool:
+    """Return whether a step becomes an event of the job.
 
-    About a hundred of a job are, whatever its length: the same ones however often it is resumed.
+    About a hundred steps of a job do, whatever its length; the same ones after a resume.
     """
-    every = -(-told.total_steps // 100)
-    return told.step % every == 0 or told.step in (1, told.total_steps)
+    every = -(-event.total_steps // 100)
+    return event.step % every == 0 or event.step in (1, event.total_steps)

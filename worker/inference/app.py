@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-# At work or waiting: each may have a whole model on disk until its caller has it.
+# Merging, sending or waiting: each may hold a whole model on disk until it is sent.
 MAX_REQUESTS = 8
 _MAX_ORDER_BYTES = 1 << 14
 _MAX_PREDICTION_BYTES = 32 << 20  # twice a gateway's limit, since the gateway adds fields
-_NOBODY_LISTENS = 499
+_CLIENT_CLOSED = 499
 _log = structlog.get_logger(__name__)
 
 
@@ -64,7 +64,7 @@ def build_app(settings: Settings) -> Starlette:
             deltas = DeltaCache(
                 storage, folder=folder / "deltas", max_bytes=settings.infer_disk_bytes
             )
-            merging = MergeDesk(Merger(settings, deltas=deltas, folder=models))
+            merging = MergeHandler(Merger(settings, deltas=deltas, folder=models))
             with open_serving(settings, deltas=deltas) as serving:
                 yield {"settings": settings, "merging": merging, "serving": serving}
 
@@ -86,7 +86,7 @@ def build_app(settings: Settings) -> Starlette:
     )
 
 
-class MergeDesk:
+class MergeHandler:
     """Runs one merge at a time and lets few requests wait; a merge needs the memory of a model.
 
     Args:
@@ -115,7 +115,7 @@ class MergeDesk:
             async with self._turn:
                 if await request.is_disconnected():
                     self._leave()
-                    return Response(status_code=_NOBODY_LISTENS)
+                    return Response(status_code=_CLIENT_CLOSED)
                 started = time.perf_counter()
                 folder, size = await to_thread.run_sync(self._merge, order)
             _log.info("merged", bytes=size, seconds=round(time.perf_counter() - started, 3))
@@ -168,12 +168,12 @@ def _remove(folder: Path) -> None:
 async def _merged(request: Request) -> Response:
     check_token(request, token=request.state.settings.infer_token)
     order = await read_body(request, DeltaOrder, max_bytes=_MAX_ORDER_BYTES)
-    desk: MergeDesk = request.state.merging
+    handler: MergeHandler = request.state.merging
     request_id = request.headers.get("x-request-id")
     with structlog.contextvars.bound_contextvars(
         request_id=request_id, tenant=order.tenant, job=order.job
     ):
-        return await desk.serve(order, request)
+        return await handler.serve(order, request)
 
 
 async def _predict(request: Request) -> Response:
@@ -217,7 +217,7 @@ async def _show_refusal(_: Request, error: Exception) -> Response:
 
 
 async def _show_hang_up(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=_NOBODY_LISTENS)
+    return Response(status_code=_CLIENT_CLOSED)
 
 
 async def _show_failure(_: Request, error: Exception) -> Response:

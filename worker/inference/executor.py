@@ -1,4 +1,4 @@
-"""The thread that computes: one batch at a time, split where it fails, and nobody's answer lost."""
+"""The thread that computes batches, one at a time; a batch that fails is split and retried."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from worker.inference.memory.backbones import ServedBackbone
     from worker.inference.memory.tiers import DeltaKey, DeviceTier
 
-# What torch's allocator of the CPU raises is a plain RuntimeError.
+# torch's CPU allocator raises a plain RuntimeError.
 _NO_MEMORY = "can't allocate memory"
 _log = structlog.get_logger(__name__)
 
 
 class NotPlacedError(Exception):
-    """The sample's head delta has left the device while the sample waited: load it again."""
+    """The sample's head delta was evicted while the sample waited; it must be loaded again."""
 
 
 class NoMemoryError(Exception):
-    """The device has no memory for this sample, even alone."""
+    """The device has too little memory for this sample, even alone."""
 
 
 class ComputationError(Exception):
-    """The sample could not be computed, for a reason that is in the log."""
+    """The sample could not be computed; the log has the reason."""
 
 
 Failure: TypeAlias = NotPlacedError | NoMemoryError | ComputationError
@@ -48,16 +48,15 @@ Outcome: TypeAlias = "Tensor | Failure"
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is to be computed of a sample.
+    """One sample to compute.
 
     Attributes:
-        backbone: on which.
+        backbone: the sample's backbone.
         key: of the head delta.
         record: of the head delta.
-        packed: the head delta in host memory; None where it was on the device.
+        packed: the head delta in host memory; None if it was on the device.
         sample: encoded.
-        settle: takes the sample's logits as the bank gives them, on the CPU, or why there are none;
-            called on the event loop.
+        settle: called on the event loop with the sample's logits on the CPU, or with the failure.
     """
 
     backbone: ServedBackbone
@@ -72,15 +71,15 @@ _Tickets: TypeAlias = Sequence[Ticket[Work]]
 
 
 class Executor:
-    """Computes what a scheduler says, in a thread of its own, until that is closed.
+    """Computes a scheduler's batches in its own thread, until the scheduler is closed.
 
     Args:
-        scheduler: gives the batches.
-        tier: where head deltas are on the device; no other thread places any.
-        loop: on which the outcomes are told.
-        observe: told the samples and the tokens of every pass, padding included.
-        on_end: called where nothing can be computed any more: on a GPU one error that is no lack of
-            memory makes all that follows fail, until the process begins anew.
+        scheduler: forms the batches.
+        tier: head deltas on the device; no other thread places any.
+        loop: the event loop on which ``settle`` is called.
+        observe: called with the samples and tokens of every pass, including padding.
+        on_end: called when the device has failed: after any GPU error but a lack of memory, all
+            later work fails until the process restarts.
     """
 
     def __init__(
@@ -102,11 +101,11 @@ class Executor:
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the thread still computes."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Wait for the batch that is being computed; the scheduler is closed already."""
+        """Wait for the current batch; close the scheduler first."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -119,26 +118,26 @@ class Executor:
             raise
 
     def _compute_next(self) -> bool:
-        """Compute one batch, of which nothing is kept afterwards; False where none will come."""
+        """Compute one batch and keep nothing of it; return False if the scheduler is closed."""
         batch = self._scheduler.take()
         self._compute_all(batch)
         return bool(batch)
 
     def _compute_all(self, batch: _Tickets) -> None:
-        """Compute a batch, in as many passes as there is room for its head deltas."""
+        """Compute a batch, in several passes if its head deltas do not fit at once."""
         while batch:
             placed = self._place(batch)
             if not isinstance(placed, Placement):
                 self._split(batch, placed, compute=self._compute_all)
                 return
-            self._tell([(t, NotPlacedError()) for t in batch if t.work.key in placed.missing])
+            self._deliver([(t, NotPlacedError()) for t in batch if t.work.key in placed.missing])
             ready = [ticket for ticket in batch if ticket.work.key in placed.ready]
             if ready:
                 self._compute(ready)
             batch = [ticket for ticket in batch if ticket.work.key in placed.later]
 
     def _place(self, batch: _Tickets) -> Placement | Failure:
-        """See that a batch's head deltas are on the device, or say why they cannot be."""
+        """Place a batch's head deltas on the device; return the failure if that is impossible."""
         works = [ticket.work for ticket in batch]
         try:
             return self._tier.place(
@@ -146,28 +145,28 @@ class Executor:
                 {work.key: work.record for work in works},
                 packed={work.key: work.packed for work in works if work.packed is not None},
             )
-        except Exception as error:  # noqa: BLE001 - one head delta's fault is not the others'
+        except Exception as error:  # noqa: BLE001 - one delta's error must not fail the others
             return _describe(error, samples=len(batch))
 
     def _compute(self, batch: _Tickets) -> None:
-        """Compute samples whose head deltas are on the device; halve the batch where that fails."""
+        """Compute samples whose head deltas are on the device; split the batch on an error."""
         try:
             answers = self._forward(batch)
-        except Exception as error:  # noqa: BLE001 - one sample's fault is not the others'
+        except Exception as error:  # noqa: BLE001 - one sample's error must not fail the others
             failure = _describe(error, samples=len(batch))
         else:
-            self._tell(list(zip(batch, answers, strict=True)))
+            self._deliver(list(zip(batch, answers, strict=True)))
             return
         self._split(batch, failure, compute=self._compute)
 
     def _split(
         self, batch: _Tickets, failure: Failure, *, compute: Callable[[_Tickets], None]
     ) -> None:
-        """Try the halves of a batch that has failed; tell of one that cannot be split."""
+        """Retry the halves of a failed batch; a single sample gets the failure."""
         if len(batch) == 1:
-            self._tell([(batch[0], failure)])
+            self._deliver([(batch[0], failure)])
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # raises where the device is lost, and nothing can be computed
+            torch.cuda.synchronize()  # raises if the device has failed for good
             torch.cuda.empty_cache()
         if len(batch) == 1:
             return
@@ -176,7 +175,7 @@ class Executor:
         compute(batch[middle:])
 
     def _forward(self, batch: _Tickets) -> Sequence[Tensor]:
-        """Give the logits of each sample, on the CPU."""
+        """Return the logits of each sample, on the CPU."""
         works = [ticket.work for ticket in batch]
         model, bank = works[0].backbone.model, works[0].backbone.bank
         inputs = {
@@ -185,12 +184,12 @@ class Executor:
         }
         self._observe(len(works), len(works) * max(ticket.length for ticket in batch))
         answers = bank.forward(inputs, [work.key for work in works])
-        # One copy from the device for all, whatever the shapes of their logits are.
+        # One copy from the device for all, although the logits differ in shape.
         flat = torch.cat([answer.flatten() for answer in answers]).float().cpu()
         parts = flat.split([answer.numel() for answer in answers])
         return [part.view(answer.shape) for part, answer in zip(parts, answers, strict=True)]
 
-    def _tell(self, outcomes: Sequence[tuple[Ticket[Work], Outcome]]) -> None:
+    def _deliver(self, outcomes: Sequence[tuple[Ticket[Work], Outcome]]) -> None:
         if outcomes:
             settle = partial(_settle, [(ticket.work, outcome) for ticket, outcome in outcomes])
             self._loop.call_soon_threadsafe(settle)
@@ -202,7 +201,7 @@ def _settle(outcomes: Sequence[tuple[Work, Outcome]]) -> None:
 
 
 def _describe(error: Exception, *, samples: int) -> Failure:
-    """Say what went wrong with a batch; with one of several it may be a single sample's fault."""
+    """Log an error and return it as a failure; one sample can fail a batch of several."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in str(error):
         _log.warning("out of memory", samples=samples, error=str(error).partition("\n")[0])
         return NoMemoryError()

@@ -1,4 +1,4 @@
-"""Predictions asked for in one request, of any head deltas: found, encoded, computed, answered."""
+"""Answer prediction requests: load the head deltas, encode the inputs, compute, read the logits."""
 
 from __future__ import annotations
 
@@ -39,20 +39,19 @@ if TYPE_CHECKING:
     from worker.inference.memory.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
-_ENCODERS = 2  # threads that tokenise and decode; a tenant has one of them at most
-_CHUNK_LETTERS = 100_000  # encoded at a time, so that requests with little text need not wait long
+_ENCODERS = 2  # threads that tokenise and decode images; a tenant has at most one
+_CHUNK_CHARACTERS = 100_000  # encoded at a time, so that short requests do not wait long
 _RETRY_SECONDS = "1"
 _log = structlog.get_logger(__name__)
 
 
 class Places:
-    """Bounds the inputs that are under way, from their arrival until they are answered.
-
-    Used on one event loop.
+    """Limits the inputs in flight, from their arrival to their answer. Used on one event loop.
 
     Args:
-        most: of all tenants. One may have as many as are free then: alone half of them, beside one
-            that has half a quarter, so that there are always some for those who come.
+        most: of all tenants together. A tenant may hold as many as remain free for others: half of
+            them if it is alone, a quarter next to a tenant with half. So a new tenant always finds
+            free places.
     """
 
     def __init__(self, most: int) -> None:
@@ -60,12 +59,12 @@ class Places:
         self._taken: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """Count the inputs that are under way."""
+        """Return the number of inputs in flight."""
         return self._taken.total()
 
     @contextmanager
     def take(self, wanted: Mapping[str, int]) -> Iterator[None]:
-        """Take places for the time of a block, all of them or none.
+        """Hold places during a block, all of them or none.
 
         Args:
             wanted: how many, by tenant.
@@ -78,8 +77,8 @@ class Places:
             raise ProblemError(
                 "too_many_requests",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{len(self)} inputs are under way, of {self._most} at most, and so many of "
-                "one tenant as there are places left; try again soon",
+                detail=f"too many inputs in flight: {len(self)} of at most {self._most}, and a "
+                f"tenant may hold only as many as remain free; retry in {_RETRY_SECONDS} s",
                 headers={"Retry-After": _RETRY_SECONDS},
             )
         self._taken.update(wanted)
@@ -87,12 +86,12 @@ class Places:
             yield
         finally:
             self._taken.subtract(wanted)
-            self._taken += Counter()  # tenants that have none are not remembered
+            self._taken += Counter()  # removes tenants without any
 
 
 @dataclass(frozen=True, eq=False)
 class _Delta:
-    """A head delta that can be computed with: on the device, or in host memory."""
+    """A head delta that is on the device or in host memory."""
 
     backbone: ServedBackbone
     record: TaskRecord
@@ -101,12 +100,12 @@ class _Delta:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a request asks of one head delta.
+    """The part of a request that is for one head delta.
 
     Attributes:
         order: for the head delta.
         inputs: by their index in the request.
-        answers: of the whole request, taken down as they come.
+        answers: of the whole request; filled as they become known.
     """
 
     order: DeltaOrder
@@ -114,25 +113,25 @@ class _Part:
     answers: dict[int, Answer]
 
     def fail(self, code: str, message: str, *, param: str | None = None) -> None:
-        """Answer with an error what has no answer yet."""
+        """Set an error for all inputs without an answer."""
         for index in self.inputs:
             self.answers.setdefault(index, item_error(code, message, param=param))
 
 
 def item_error(code: str, message: str, *, param: str | None = None) -> Answer:
-    """Write why one input has no answer."""
+    """Return the error of one input as its answer."""
     return {"error": ItemError(code=code, message=message, param=param).model_dump()}
 
 
-class PredictionDesk:
-    """Answers requests. Used on one event loop, with threads for what takes time.
+class PredictionHandler:
+    """Answers requests. Used on one event loop, with threads for slow work.
 
     Args:
-        places: how much may be under way.
+        places: limits the inputs in flight.
         backbones: in memory.
         loader: brings head deltas into host memory.
         device: head deltas on the device.
-        scheduler: takes what is to be computed.
+        scheduler: forms the batches.
     """
 
     def __init__(
@@ -152,15 +151,15 @@ class PredictionDesk:
         self._encoders = FairPool(_ENCODERS, most_each=1, spare=0, name="encoder")
 
     def close(self) -> None:
-        """Begin nothing any more."""
+        """Start no further work."""
         for part in (self._backbones, self._loader, self._encoders):
             part.close()
 
     async def predict(self, request: PredictionOrder) -> list[Answer]:
-        """Answer a request; an input that fails does not disturb the others.
+        """Answer a request; an input that fails does not affect the others.
 
         Args:
-            request: checked.
+            request: already validated.
 
         Returns:
             An answer for each item, in their order.
@@ -176,17 +175,17 @@ class PredictionDesk:
             ]
             try:
                 await asyncio.wait(tasks, timeout=request.timeout_seconds)
-            finally:  # a caller who has gone cancels us
+            finally:  # also if the caller has disconnected and this task is cancelled
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         for part in parts:
-            message = f"there was no answer within {request.timeout_seconds:g} seconds"
+            message = f"no answer within {request.timeout_seconds:g} seconds"
             part.fail("deadline_exceeded", message)
         return [answers[index] for index in range(len(request.items))]
 
     async def _serve(self, part: _Part, *, truncate: bool) -> None:
-        """Answer what a request asks of one head delta."""
+        """Answer the part of a request that is for one head delta."""
         order = part.order
         try:
             with typed_problems(order):
@@ -195,8 +194,8 @@ class PredictionDesk:
         except ProblemError as problem:
             part.fail(problem.code, problem.detail)
         except torch.OutOfMemoryError:
-            part.fail("out_of_memory", "the device has no memory for the job's backbone")
-        except Exception:  # noqa: BLE001 - one head delta's fault is not the others'
+            part.fail("out_of_memory", "the device has too little memory for the job's backbone")
+        except Exception:  # noqa: BLE001 - one delta's error must not fail the others
             _log.exception("a prediction failed", job=order.job)
             part.fail("internal_error", "the inference process failed; its log says why")
 
@@ -207,7 +206,7 @@ class PredictionDesk:
             placed = _Delta(backbone, record, None)
             samples = await self._encode(part, placed, truncate=truncate)
             samples = await self._compute(part, placed, samples)
-        if samples is None or samples:  # or others have taken its place on the device meanwhile
+        if samples is None or samples:  # it was not on the device, or was evicted meanwhile
             async with self._loader.loaded(part.order, backbone) as loaded:
                 delta = _Delta(backbone, loaded.record, loaded.packed)
                 if samples is None:
@@ -215,7 +214,7 @@ class PredictionDesk:
                 await self._compute(part, delta, samples)
 
     async def _encode(self, part: _Part, delta: _Delta, *, truncate: bool) -> dict[int, Sample]:
-        """Encode the inputs; those that cannot be are answered."""
+        """Encode the inputs; set an error for each that cannot be encoded."""
         samples: dict[int, Sample] = {}
         for chunk in _chunks(part.inputs):
             inputs = [part.inputs[index] for index in chunk]
@@ -231,10 +230,10 @@ class PredictionDesk:
     async def _compute(
         self, part: _Part, delta: _Delta, samples: Mapping[int, Sample]
     ) -> dict[int, Sample]:
-        """Let samples be computed, and take the answers down.
+        """Compute samples and set their answers.
 
         Returns:
-            Those whose head delta has left the device while they waited.
+            The samples whose head delta was evicted from the device while they waited.
         """
         if not samples:
             return {}
@@ -257,13 +256,13 @@ class PredictionDesk:
                 index: samples[index]
                 for index, future in waiting.items()
                 if future.done()
-                and not _take_down(part, delta, index, samples[index], future.result())
+                and not _set_answer(part, delta, index, samples[index], future.result())
             }
         return displaced
 
 
 def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
-    """Sort the items by head delta."""
+    """Group the items by head delta."""
     inputs: dict[int, dict[int, Mapping[str, str]]] = {}
     for index, item in enumerate(request.items):
         inputs.setdefault(item["order"], {})[index] = item["input"]
@@ -272,20 +271,20 @@ def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
 
 def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
     chunk: list[int] = []
-    letters = 0
+    characters = 0
     for index, given in inputs.items():
         chunk.append(index)
-        letters += sum(_letters(name, value) for name, value in given.items())
-        if letters >= _CHUNK_LETTERS:
+        characters += sum(_characters(name, value) for name, value in given.items())
+        if characters >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, letters = [], 0
+            chunk, characters = [], 0
     if chunk:
         yield chunk
 
 
-def _letters(name: str, value: str) -> int:
-    """Count the letters of a text; those of an image tell nothing of the work."""
-    return len(value) if request_fields()[name].kind == "text" else _CHUNK_LETTERS
+def _characters(name: str, value: str) -> int:
+    """Return the length of a text; an image counts as a whole chunk."""
+    return len(value) if request_fields()[name].kind == "text" else _CHUNK_CHARACTERS
 
 
 def _read(
@@ -308,12 +307,12 @@ def _settler(future: asyncio.Future[Outcome]) -> Callable[[Outcome], None]:
     return settle
 
 
-def _take_down(part: _Part, delta: _Delta, index: int, sample: Sample, outcome: Outcome) -> bool:
-    """Take an outcome down as an answer; False where it has to be computed once more."""
+def _set_answer(part: _Part, delta: _Delta, index: int, sample: Sample, outcome: Outcome) -> bool:
+    """Set the answer for an outcome; return False if the sample must be computed again."""
     if isinstance(outcome, NotPlacedError):
         return False
     if isinstance(outcome, NoMemoryError):
-        message = "the device has no memory for this input; a shorter one may do"
+        message = "the device has too little memory for this input; try a shorter one"
         part.answers[index] = item_error("out_of_memory", message)
     elif isinstance(outcome, ComputationError):
         message = "the inference process failed; its log says why"

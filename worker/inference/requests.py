@@ -1,4 +1,4 @@
-"""What all requests to the inference process share: the token, the body, the form of a refusal."""
+"""Shared by all requests to the inference process: token check, body parsing, problem responses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _Order = TypeVar("_Order", bound=BaseModel)
 
 
 def check_token(request: Request, *, token: SecretStr | None) -> None:
-    """Check that a request brings the token, where there is one.
+    """Check a request's token, if one is required.
 
     Raises:
-        ProblemError: it does not.
+        ProblemError: 401 ``unauthorized``.
     """
     if token is None:
         return
@@ -35,13 +35,13 @@ def check_token(request: Request, *, token: SecretStr | None) -> None:
         raise ProblemError(
             "unauthorized",
             status=HTTPStatus.UNAUTHORIZED,
-            detail="this needs Authorization: Bearer with the token of HIFI_INFER_TOKEN",
+            detail="send the token of HIFI_INFER_TOKEN as Authorization: Bearer",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 async def read_body(request: Request, model: type[_Order], *, max_bytes: int) -> _Order:
-    """Read the body of a request.
+    """Read and validate the body of a request.
 
     Raises:
         ProblemError: it is too large, not JSON, or does not fit the model.
@@ -58,7 +58,7 @@ async def read_body(request: Request, model: type[_Order], *, max_bytes: int) ->
             )
     content = b"".join(pieces)
     try:
-        if size > _ASIDE_BYTES:  # or everybody would wait for it
+        if size > _ASIDE_BYTES:  # in a thread: it would block the event loop
             return await to_thread.run_sync(model.model_validate_json, content)
         return model.model_validate_json(content)
     except ValidationError as error:
@@ -73,7 +73,7 @@ async def read_body(request: Request, model: type[_Order], *, max_bytes: int) ->
 
 
 def problem_response(error: ProblemError) -> Response:
-    """Write a problem as an answer."""
+    """Return a problem as a response."""
     return Response(
         error.to_json(), status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE
     )

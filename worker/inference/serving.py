@@ -1,4 +1,4 @@
-"""Everything that predictions need, put together for the time of one process."""
+"""Build and close everything that predictions need in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.inference.memory.backbones import Backbones, ServedBackbone
 from worker.inference.memory.loading import DeltaLoader
 from worker.inference.memory.tiers import DeviceTier, HostTier
 from worker.inference.metrics import Figures, Metrics, TierFigures
-from worker.inference.predictions import Answer, Places, PredictionDesk
+from worker.inference.predictions import Answer, Places, PredictionHandler
 from worker.inference.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from worker.inference.memory.deltas import DeltaCache
 
 
-# On two CPU cores the rate is the same from 500 tokens on, and whoever comes waits for a batch to
-# end, a third of a second. A GPU is filled by more; that figure is not measured.
+# On two CPU cores the rate does not rise beyond 500 tokens, and a new request waits for the current
+# batch, a third of a second. A GPU needs more tokens; its figure is not measured.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
@@ -36,15 +36,15 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 class Serving:
     """Answers predictions and counts them."""
 
-    desk: PredictionDesk
+    handler: PredictionHandler
     executor: Executor
     metrics: Metrics
 
     async def predict(self, request: PredictionOrder) -> list[Answer]:
-        """Answer a request, as ``PredictionDesk.predict`` does."""
+        """Answer a request, as ``PredictionHandler.predict`` does, and count it."""
         started = time.perf_counter()
         try:
-            answers = await self.desk.predict(request)
+            answers = await self.handler.predict(request)
         except ProblemError as problem:
             self.metrics.observe_refusal(problem.code, len(request.items))
             raise
@@ -53,23 +53,23 @@ class Serving:
 
 
 def _end_process() -> None:
-    """End in order, so that whoever watches over the process starts it again."""
+    """Shut down cleanly, so that the process supervisor restarts it."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]:
-    """Serve predictions for the time of a block; called on the event loop.
+    """Serve predictions during a block; called on the event loop.
 
     Args:
         settings: device, budgets and limits.
-        deltas: head deltas on disk.
+        deltas: the cache of head deltas on disk.
 
     Raises:
         InvalidArgumentError: this machine has no such device.
     """
     device = resolve_device(settings.device)
-    # On a CPU a copy in host memory would be a second one in the same memory.
+    # On a CPU, host and device memory are the same: a second copy would be useless.
     host = HostTier(settings.infer_host_bytes if device.type == "cuda" else 0)
     tier = DeviceTier(settings.infer_device_bytes)
 
@@ -92,7 +92,7 @@ def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]
         return Figures(under_way=len(places), waiting=len(scheduler), tiers=tiers)
 
     metrics = Metrics(look)
-    desk = PredictionDesk(
+    handler = PredictionHandler(
         places=places,
         backbones=Backbones(settings, device=device, on_drop=drop),
         loader=DeltaLoader(deltas=deltas, host=host),
@@ -104,8 +104,8 @@ def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]
         scheduler, tier=tier, loop=loop, observe=metrics.observe_pass, on_end=_end_process
     )
     try:
-        yield Serving(desk, executor, metrics)
+        yield Serving(handler, executor, metrics)
     finally:
         scheduler.close()
         executor.close()
-        desk.close()
+        handler.close()

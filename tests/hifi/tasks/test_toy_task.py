@@ -46,12 +46,12 @@ from store.tables import Backbone
 from tests.service.gateways import add_member, served, settings_for
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import BAD, GOOD, text_rows, write_jsonl
+from worker.context import WorkerContext
 from worker.engine.computing import compute
 from worker.engine.descriptions import describe_backbone
 from worker.engine.messages import Command, Message, RunJob
 from worker.inference.app import build_app as build_inference_app
 from worker.runner import run_job
-from worker.workshop import Workshop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -287,7 +287,7 @@ class EngineHere:
     def send(self, command: Command) -> None:
         if isinstance(command, RunJob):
             tell = self._messages.append
-            tell(compute(command, backbones=self._backbones, tell=tell, wish=lambda: None))
+            tell(compute(command, backbones=self._backbones, send=tell, stop_request=lambda: None))
 
     def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
         return self._messages.popleft() if self._messages else None
@@ -333,7 +333,7 @@ def service(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert job is not None
         run_job(
             job,
-            workshop=Workshop(
+            context=WorkerContext(
                 worker_id="worker-1",
                 settings=settings,
                 database=database,

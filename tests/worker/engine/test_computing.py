@@ -40,8 +40,8 @@ def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Message:
     return compute(
         JOB,
         backbones=None,  # type: ignore[arg-type] # nobody gets as far
-        tell=lambda _: None,
-        wish=lambda: None,
+        send=lambda _: None,
+        stop_request=lambda: None,
     )
 
 
@@ -106,6 +106,10 @@ class TestFailures:
 
 
 class TestStops:
-    @pytest.mark.parametrize(("make", "wish"), [(JobPaused, "pause"), (JobCancelled, "cancel")])
-    def test_are_no_failures(self, monkeypatch, make: Callable[[str], Exception], wish: str):
-        assert outcome(monkeypatch, make("as asked")) == Stopped(run="r", wish=wish)  # type: ignore[arg-type]
+    @pytest.mark.parametrize(
+        ("make", "stop_request"), [(JobPaused, "pause"), (JobCancelled, "cancel")]
+    )
+    def test_are_no_failures(
+        self, monkeypatch, make: Callable[[str], Exception], stop_request: str
+    ):
+        assert outcome(monkeypatch, make("as asked")) == Stopped(run="r", stop_request=stop_request)  # type: ignore[arg-type]

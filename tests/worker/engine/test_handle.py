@@ -20,10 +20,10 @@ from worker.engine.messages import (
     Control,
     DescribeBackbones,
     Described,
+    EngineEvent,
     Failed,
     Message,
     Ready,
-    Told,
 )
 
 pytestmark = pytest.mark.process
@@ -71,7 +71,7 @@ def hear(engine: EngineProcess) -> Message:
 
 def hear_out(engine: EngineProcess, run: str) -> Failed:
     """Wait for the last message of a run that fails, past what it tells before."""
-    while isinstance(message := hear(engine), Told):
+    while isinstance(message := hear(engine), EngineEvent):
         assert message.run == run
     assert isinstance(message, Failed)
     assert message.run == run
@@ -99,7 +99,7 @@ class TestCommands:
     def test_a_failing_job_is_reported_and_the_next_one_runs(self, engine: EngineProcess):
         pid = engine.pid
         for run in ("one", "two"):
-            engine.send(Control(run="another", wish="cancel"))  # of a run that is over
+            engine.send(Control(run="another", stop_request="cancel"))  # of a run that is over
             engine.send(nowhere_job(run))
             last = hear_out(engine, run)
             assert (last.code, last.is_lasting) == ("model_invalid", True)

@@ -13,11 +13,11 @@ from worker.engine.messages import (
     DescribeBackbones,
     Described,
     Done,
+    EngineEvent,
     Failed,
     Ready,
     RunJob,
     Stopped,
-    Told,
     decode,
     encode,
 )
@@ -30,14 +30,16 @@ MESSAGES = [
             {"model": "m", "dataset": {"hub": "a/b"}, "d": 0.5, "task": {"text": ["a", "b"]}}
         ),
     ),
-    Control(run="job_1.1.1", wish="pause"),
+    Control(run="job_1.1.1", stop_request="pause"),
     Ready(),
     Described(id="minilm", description={"num_layers": 6}),
     Described(id="broken", error="no weights"),
-    Told(run="job_1.1.1", kind="step", step=3, total_steps=9, loss=0.25, text="step 3 of 9\nü"),
-    Told(run="job_1.1.1", kind="evaluated", metrics={"f1": 0.5}),
+    EngineEvent(
+        run="job_1.1.1", kind="step", step=3, total_steps=9, loss=0.25, text="step 3 of 9\nü"
+    ),
+    EngineEvent(run="job_1.1.1", kind="evaluated", metrics={"f1": 0.5}),
     Done(run="job_1.1.1", result={"best_step": 3}, artifacts={"float32": "/x"}),
-    Stopped(run="job_1.1.1", wish="cancel"),
+    Stopped(run="job_1.1.1", stop_request="cancel"),
     Failed(
         run="job_1.1.1",
         code="dataset_invalid",
@@ -74,8 +76,8 @@ def test_the_spec_of_a_job_is_typed_at_both_ends():
         b"\xff",
         b'{"kind": "step"}',
         b'{"is": "Nothing"}',
-        b'{"is": "Told"}',
-        b'{"is": "Stopped", "wish": "pause", "more": 1}',
+        b'{"is": "EngineEvent"}',
+        b'{"is": "Stopped", "stop_request": "pause", "more": 1}',
     ],
 )
 def test_an_unknown_message_is_refused(line: bytes):

@@ -15,13 +15,13 @@ from hifi.data.spec import TaskSpec
 from service.cli import job_spec
 from store.jobs.spec import HubDataset, JobSpec
 from tests.worker.scripted_engine import SELECTION
-from worker.engine.messages import Told
+from worker.engine.messages import EngineEvent
 from worker.engine.translation import (
     file_data,
     finetune_arguments,
     heads_document,
     hub_data,
-    is_told_step,
+    is_reported_step,
     spec_field,
 )
 
@@ -128,10 +128,10 @@ class TestHeads:
 
 @pytest.mark.parametrize(("total", "told"), [(1, 1), (50, 50), (101, 52), (1000, 101), (7777, 101)])
 def test_about_a_hundred_steps_are_reported(total: int, told: int):
-    steps = [step for step in range(1, total + 1) if is_told_step(_step(step, total))]
+    steps = [step for step in range(1, total + 1) if is_reported_step(_step(step, total))]
     assert len(steps) == told
     assert {1, total} <= set(steps)
 
 
-def _step(step: int, total: int) -> Told:
-    return Told(run="", kind="step", step=step, total_steps=total)
+def _step(step: int, total: int) -> EngineEvent:
+    return EngineEvent(run="", kind="step", step=step, total_steps=total)

@@ -371,12 +371,12 @@ class TestPlaces:
             mine = [Background(lambda: ask(client, orders[0], *half)) for _ in range(2)]
             eventually(lambda: measured(client)[UNDER_WAY] == 256)
             refused = client.post("/predict", json=body(orders[:1], [(0, TEXT)]))
-            assert "one tenant" in check_problem(refused, 429, "too_many_requests")
+            assert "a tenant may hold only" in check_problem(refused, 429, "too_many_requests")
             assert refused.headers["retry-after"] == "1"
             other = Background(lambda: ask(client, orders[1], *half))
             eventually(lambda: measured(client)[UNDER_WAY] == 384)
             refused = client.post("/predict", json=body(orders[1:2], [(0, TEXT)] * 65))
-            assert "of 512" in check_problem(refused, 429, "too_many_requests")
+            assert "of at most 512" in check_problem(refused, 429, "too_many_requests")
             third = Background(lambda: ask(client, orders[2], *half[:64]))  # there are some left
             eventually(lambda: measured(client)[UNDER_WAY] == 448)
             assert client.get("/healthz").json() == {"status": "ok"}

@@ -50,7 +50,7 @@ async def one_at_work_and_one_behind(
     asked = [asyncio.create_task(serving.predict(request))]
     await eventually_async(lambda: len(gate.passes) == 2)
     asked.append(asyncio.create_task(serving.predict(request)))
-    await eventually_async(lambda: len(serving.desk._scheduler) == 3)
+    await eventually_async(lambda: len(serving.handler._scheduler) == 3)
     return asked
 
 
@@ -181,14 +181,14 @@ class TestGivingUp:
                 await asyncio.wait([first, second], timeout=patience(5))
                 assert first.cancelled()
                 assert second.cancelled()
-                assert len(serving.desk._places) == 0
-                assert len(serving.desk._scheduler) == 0
-                assert not serving.desk._backbones._users
+                assert len(serving.handler._places) == 0
+                assert len(serving.handler._scheduler) == 0
+                assert not serving.handler._backbones._users
                 gate.open.set()
                 answers = await serving.predict(request_of_three)
                 assert codes(answers) == [None] * 3
                 assert len(gate.passes) == 3
-                assert not serving.desk._loader._packings._tasks
+                assert not serving.handler._loader._packings._tasks
 
         asyncio.run(run())
 
@@ -225,11 +225,11 @@ class TestGivingUp:
                 gate.open.clear()
                 call = asyncio.create_task(app({**scope, "state": state}, receive, send))
                 await eventually_async(lambda: gate.passes)
-                assert len(serving.desk._places) == 1
+                assert len(serving.handler._places) == 1
                 gone.set()
                 await asyncio.wait_for(call, patience(5))
-                await eventually_async(lambda: not serving.desk._places)
-                assert not serving.desk._backbones._users
+                await eventually_async(lambda: not serving.handler._places)
+                assert not serving.handler._backbones._users
                 gate.open.set()
 
         asyncio.run(run())

@@ -113,14 +113,14 @@ class ServedBackbone:
         return LoadedDelta(TaskRecord.of(delta, self.model.config), self.bank.pack(delta))
 
     def encoder_for(self, record: TaskRecord) -> Encoder:
-        """Return what encodes the inputs of a task; loaded where none of its kind is at hand.
+        """Return the encoder of a task's inputs; load it if it is not in memory.
 
         Raises:
             ModelError, InvalidArgumentError: as ``TaskRecord.load_encoder``.
         """
         with self._lock:
             encoder = self._encoders.use(record.encoding)
-        if encoder is None:  # two that are loaded at once do no harm
+        if encoder is None:  # loading it twice at once does no harm
             encoder = record.load_encoder(self._source, self.model)
             with self._lock:
                 self._encoders.put(record.encoding, encoder, size=1)

@@ -1,4 +1,4 @@
-"""What is kept within a budget: the least recently used goes first."""
+"""A collection with a budget that evicts the least recently used entries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ Value = TypeVar("Value")
 
 
 class LeastRecentlyUsed(Generic[Key, Value]):
-    """Things of different sizes, in the order of their last use.
+    """Entries of different sizes, in the order of their last use. Not thread-safe.
 
-    Unlike a cache of cachetools it leaves alone what is in use, and says what it lets go of. For
-    one thread at a time.
+    Unlike the caches of cachetools, it never evicts entries in use, and returns what it evicts.
 
     Args:
-        budget: of all sizes together, in whatever unit they are counted.
+        budget: of all sizes together, in the unit of the sizes.
     """
 
     def __init__(self, budget: int) -> None:
@@ -28,16 +27,16 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Key]:
-        """Go through the keys, the least recently used first."""
+        """Iterate over the keys, the least recently used first."""
         return iter(self._entries)
 
     @property
     def held(self) -> int:
-        """Give the sum of all sizes."""
+        """The sum of all sizes."""
         return self._held
 
     def use(self, key: Key) -> Value | None:
-        """Give what is kept under a key, now the one used last; None where there is none."""
+        """Return the value of a key and mark it as most recently used; None if it is missing."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
@@ -45,13 +44,13 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         return entry[0]
 
     def put(self, key: Key, value: Value, *, size: int) -> None:
-        """Keep something as the one used last, in the place of what was kept under its key."""
+        """Add or replace the value of a key, as the most recently used."""
         self.pop(key)
         self._entries[key] = value, size
         self._held += size
 
     def pop(self, key: Key) -> Value | None:
-        """Let go of something; None where there is no such thing."""
+        """Remove a key and return its value; None if it is missing."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
@@ -61,14 +60,14 @@ class LeastRecentlyUsed(Generic[Key, Value]):
     def shrink(
         self, *, is_used: Callable[[Key], object], beside: int = 0
     ) -> list[tuple[Key, Value]]:
-        """Let go of things until the rest is within the budget.
+        """Evict entries until the rest is within the budget.
 
         Args:
-            is_used: tells what is to stay all the same.
-            beside: what else the budget is needed for.
+            is_used: whether an entry is in use and must stay.
+            beside: the part of the budget that is needed for something else.
 
         Returns:
-            What was let go of.
+            The evicted entries.
         """
         gone: list[tuple[Key, Value]] = []
         for key in list(self._entries):

@@ -98,7 +98,7 @@ class DeviceTier:
     @property
     def nbytes(self) -> int:
         """The bytes of all slots."""
-        return self._held()
+        return sum(bank.nbytes for bank in self._known_banks())
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -167,9 +167,6 @@ class DeviceTier:
             self._placed[entry] = record
         return record
 
-    def _held(self) -> int:
-        return sum(bank.nbytes for bank in self._known_banks())
-
     def _known_banks(self) -> list[HeadBank]:
         with self._lock:
             return list(self._banks)
@@ -208,7 +205,7 @@ class DeviceTier:
         """
         while (
             not backbone.bank.has_free_slot(packed.layout)
-            and self._held() + packed.nbytes > self._max_bytes
+            and self.nbytes + packed.nbytes > self._max_bytes
         ):
             if not (self._release_free_slots() or self._evict(backbone, keep=keep)):
                 return not keep  # a single delta is placed nevertheless
@@ -226,7 +223,7 @@ class DeviceTier:
         return True
 
     def _release_free_slots(self) -> bool:
-        before = self._held()
+        before = self.nbytes
         for bank in self._known_banks():
             bank.release_free_slots()
-        return self._held() < before
+        return self.nbytes < before

@@ -1,4 +1,4 @@
-"""The tools that a worker needs to run jobs."""
+"""What a worker needs to run jobs: settings, stores, engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """A worker's tools.
+class WorkerContext:
+    """Passed to everything that runs in the worker.
 
     Attributes:
         worker_id: its row in the table of workers.
