@@ -134,7 +134,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def open_to_others(folder: Path) -> None:
-    """Give every file of a model folder the permissions of its configuration.
+    """Set the permissions of every file of a model folder to those of its configuration.
 
     safetensors makes the weights readable for their owner only, whatever the umask is.
     """

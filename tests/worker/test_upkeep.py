@@ -129,7 +129,7 @@ class TestTheDeadsJobs:
 
     @pytest.fixture
     def look(self, context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
-        """Give a function that goes one round at a moment; it tells whether jobs were taken."""
+        """Return a function that runs one round at a moment and returns whether jobs were taken."""
         monkeypatch.setattr(module, "_BEAT_SECONDS", 3600.0)
         rounds = Rounds(monkeypatch)
         upkeep = keep_up(replace(context, settings=Settings(lease_seconds=60)))
