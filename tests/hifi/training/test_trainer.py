@@ -226,7 +226,7 @@ class TestCheckpointPlan:
         assert type(plan.seconds) is float
 
     def test_what_is_no_path_is_refused(self):
-        with pytest.raises(InvalidArgumentError, match="None to keep none") as caught:
+        with pytest.raises(InvalidArgumentError, match="None to save none") as caught:
             CheckpointPlan.of(5, seconds=60.0)  # type: ignore[arg-type]
         assert caught.value.param == "checkpoint_dir"
 
