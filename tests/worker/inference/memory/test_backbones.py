@@ -43,8 +43,11 @@ class Kept:
     def names(self) -> set[module.BackboneName]:
         return set(self.all._kept)
 
-    def check_idle(self) -> None:
-        assert (self.all._users, self.all._reserved, self.all._loads._tasks) == ({}, 0, {})
+    async def wait_until_idle(self) -> None:
+        """Wait until nothing is used, reserved or loading; it fails if that never comes."""
+        await eventually_async(
+            lambda: (self.all._users, self.all._reserved, self.all._loads._tasks) == ({}, 0, {})
+        )
 
 
 class Loading:
@@ -72,7 +75,7 @@ class TestBackbones:
             kept = Kept(home, max_bytes=1 << 30)
             assert await kept.load(BERT) is await kept.load(BERT)
             assert kept.names == {BERT}
-            kept.check_idle()
+            await kept.wait_until_idle()
 
         asyncio.run(run())
 
@@ -99,7 +102,7 @@ class TestBackbones:
             task.cancel()
             loading.gate.set()
             await eventually_async(lambda: kept.names == {BERT})
-            kept.check_idle()
+            await kept.wait_until_idle()
 
         asyncio.run(run())
 
@@ -135,7 +138,7 @@ class TestBackbones:
             assert kept.dropped[0] is first
             assert await late is not first  # it was loaded again
             assert kept.names == {BERT}
-            kept.check_idle()
+            await kept.wait_until_idle()
 
         first_name = "tiny-bert"
         asyncio.run(run())
@@ -151,7 +154,7 @@ class TestBackbones:
             with pytest.raises(torch.OutOfMemoryError):
                 await kept.load(BERT)
             assert kept.names == set()
-            kept.check_idle()
+            await kept.wait_until_idle()
 
         asyncio.run(run())
 
