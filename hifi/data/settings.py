@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from functools import cache
 from operator import ge, gt, le, lt
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from types import MappingProxyType, NoneType
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from annotated_types import BaseMetadata, GroupedMetadata, Interval
 
@@ -129,9 +130,15 @@ def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
     Each field is ``Annotated[type, Setting(…)]`` with a default; ``type`` is ``int``, ``float`` or
     a Literal of texts, or one of them ``| None``.
     """
+    return _read_declarations(cast("type", kind))  # mypy misses that a dataclass hashes
+
+
+@cache  # evaluating the annotations takes over a millisecond
+def _read_declarations(kind: type) -> Mapping[str, Setting]:
     found = {}
+    hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
-        hint, setting = get_args(get_type_hints(kind, include_extras=True)[field.name])
+        hint, setting = get_args(hints[field.name])
         plain = next(iter(get_args(hint)), hint) if NoneType in get_args(hint) else hint
         choices = get_args(plain)
         found[field.name] = replace(
@@ -142,7 +149,7 @@ def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
             choices=choices,
             default=field.default,
         )
-    return found
+    return MappingProxyType(found)
 
 
 @dataclass(frozen=True, kw_only=True)
