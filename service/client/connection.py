@@ -42,29 +42,20 @@ class Connection:
         url: of the server, ``http://`` or ``https://``.
         api_key: sent as a bearer token; None if the server requires none.
         timeout: read timeout in seconds.
-        sleep: replaces ``time.sleep`` in tests.
 
     Raises:
         AddressError: invalid URL or key.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout: float = 60.0,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, url: str, *, api_key: str | None, timeout: float) -> None:
         host = _check_url(url)
         _check_key(api_key)
         self.url = url.rstrip("/")
-        self.timeout = httpx2.Timeout(timeout, connect=CONNECT_SECONDS)
-        self.sleep = sleep
+        self.sleep: Callable[[float], None] = time.sleep  # tests replace it
+        self._timeout = timeout
         self._http = httpx2.Client(
             base_url=self.url,
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-            timeout=self.timeout,
             trust_env=host not in _LOOPBACK,  # a proxy cannot reach our loopback
         )
 
@@ -117,13 +108,18 @@ class Connection:
                     params=_given(query),
                     json=body,
                     headers=headers,
-                    timeout=self.timeout if timeout is None else _timeout(timeout),
+                    timeout=_timeout(self._timeout if timeout is None else timeout),
                     **form,
                 )
 
         is_safe = changes_nothing or method == "GET" or idempotency_key is not None
         response = self._repeat(send, is_safe=is_safe)
-        return None if response.status_code == httpx2.codes.NO_CONTENT else self._read(response)
+        if response.status_code == httpx2.codes.NO_CONTENT:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._unexpected(response) from error
 
     @contextmanager
     def stream(
@@ -160,32 +156,26 @@ class Connection:
 
     def _repeat(self, send: Callable[[], httpx2.Response], *, is_safe: bool) -> httpx2.Response:
         wait = _FIRST_WAIT_SECONDS
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             refusal: ClientError
-            asked: float | None = None
             try:
                 response = send()
                 if response.is_success:
                     return response
                 refusal = self._refusal(response)
                 may_repeat = is_busy(refusal)
-                asked = getattr(refusal, "retry_after", None)
             except httpx2.TransportError as error:
                 refusal = self.unreachable(error)
                 refusal.__cause__ = error
                 may_repeat = is_safe or isinstance(error, _NEVER_SENT)
-            if not may_repeat or attempt == ATTEMPTS or (asked or 0.0) > _LONGEST_WAIT_SECONDS:
+            asked = getattr(refusal, "retry_after", None) or 0.0
+            if not may_repeat or attempt == ATTEMPTS or asked > _LONGEST_WAIT_SECONDS:
                 raise refusal
             spread = random.uniform(1.0, 1.2)  # noqa: S311 - between clients, no secret
-            self.sleep(spread * max(wait, asked or 0.0))
+            self.sleep(spread * max(wait, asked))
             wait *= 2
-        raise AssertionError("unreachable")  # the last attempt returns or raises
-
-    def _read(self, response: httpx2.Response) -> Any:  # noqa: ANN401 - JSON
-        try:
-            return response.json()
-        except ValueError as error:
-            raise self._unexpected(response) from error
 
     def _refusal(self, response: httpx2.Response) -> ClientError:
         """Return the error of a response, an RFC 9457 problem."""

@@ -65,7 +65,8 @@ def download(
     try:
         with part.open("xb+") as file:
             expected = _Transfer(connection, path, query=query, on_progress=on_progress).run(file)
-            found = _hash(file)
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
             if expected is not None and found != expected:
                 raise DamagedDownloadError(
                     f"the download of {out} is damaged: its sha256 is {found}, expected "
@@ -128,7 +129,9 @@ class _Transfer:
         with self._connection.stream(
             self._path, query=self._query, headers=headers, timeout=_READ_SECONDS
         ) as response:
-            if not _continues(response, at=file.tell()):
+            is_rest = response.status_code == httpx2.codes.PARTIAL_CONTENT
+            content_range = response.headers.get("content-range", "")
+            if not (is_rest and content_range.startswith(f"bytes {file.tell()}-")):
                 file.seek(0)
                 file.truncate()
             etag = response.headers.get("etag")
@@ -139,14 +142,3 @@ class _Transfer:
                 file.write(chunk)
                 if self._on_progress is not None:
                     self._on_progress(file.tell(), total)
-
-
-def _continues(response: httpx2.Response, *, at: int) -> bool:
-    if response.status_code != httpx2.codes.PARTIAL_CONTENT:
-        return False
-    return str(response.headers.get("content-range", "")).startswith(f"bytes {at}-")
-
-
-def _hash(file: BufferedRandom) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from service.client.connection import Connection, new_idempotency_key
 from service.client.downloads import Download, Watch, download
-from service.client.uploads import Upload
-from service.client.watching import watch
+from service.client.uploads import open_form
+from service.client.watching import Watcher
 
 if TYPE_CHECKING:
     from service.client.documents import (
@@ -39,10 +40,10 @@ DEFAULT_LIMIT = 20
 class _Resource:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._ask = connection.ask
 
     def _page(self, path: str, **query: str | int | None) -> Page[Any]:
-        page: Page[Any] = self._connection.ask("GET", path, query=query)
-        return page
+        return cast("Page[Any]", self._ask("GET", path, query=query))
 
 
 class Datasets(_Resource):
@@ -74,12 +75,12 @@ class Datasets(_Resource):
         """
         splits = {"train": train, "validation": validation, "test": test}
         files = {split: path for split, path in splits.items() if path is not None}
-        upload = Upload(files, fields={} if name is None else {"name": name}, watch=on_progress)
-        dataset: Dataset = self._connection.ask(
+        fields = {} if name is None else {"name": name}
+        dataset: Dataset = self._ask(
             "POST",
             "/datasets",
             idempotency_key=idempotency_key or new_idempotency_key(),
-            open_form=upload.open,
+            open_form=partial(open_form, files, fields=fields, watch=on_progress),
             timeout=_UPLOAD_SECONDS,
         )
         return dataset
@@ -90,12 +91,11 @@ class Datasets(_Resource):
 
     def get(self, dataset_id: str) -> Dataset:
         """Return a data set."""
-        dataset: Dataset = self._connection.ask("GET", f"/datasets/{quote(dataset_id, safe='')}")
-        return dataset
+        return cast("Dataset", self._ask("GET", _path("datasets", dataset_id)))
 
     def delete(self, dataset_id: str) -> None:
         """Delete a data set that no unfinished job needs."""
-        self._connection.ask("DELETE", f"/datasets/{quote(dataset_id, safe='')}")
+        self._ask("DELETE", _path("datasets", dataset_id))
 
 
 class Models(_Resource):
@@ -119,22 +119,17 @@ class Jobs(_Resource):
         Raises:
             ApiError: the server refuses; ``param`` names the invalid field.
         """
-        job: Job = self._connection.ask(
-            "POST", "/jobs", body=spec, idempotency_key=idempotency_key or new_idempotency_key()
-        )
-        return job
+        key = idempotency_key or new_idempotency_key()
+        return cast("Job", self._ask("POST", "/jobs", body=spec, idempotency_key=key))
 
     def dry_run(self, spec: Mapping[str, Any]) -> Estimate:
         """Check a job spec and estimate the job's cost; nothing is stored."""
-        estimate: Estimate = self._connection.ask(
-            "POST", "/jobs", query={"dry_run": "true"}, body=spec
-        )
-        return estimate
+        query = {"dry_run": "true"}
+        return cast("Estimate", self._ask("POST", "/jobs", query=query, body=spec))
 
     def get(self, job_id: str) -> Job:
         """Return a job."""
-        job: Job = self._connection.ask("GET", _job(job_id))
-        return job
+        return cast("Job", self._ask("GET", _path("jobs", job_id)))
 
     def list(
         self, *, status: str | None = None, after: str | None = None, limit: int = DEFAULT_LIMIT
@@ -144,25 +139,25 @@ class Jobs(_Resource):
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if no worker runs it, else at its worker's next step."""
-        return self._act("cancel", job_id)
+        return cast("Job", self._ask("POST", _path("jobs", job_id, "cancel")))
 
     def pause(self, job_id: str) -> Job:
         """Pause a training job at its next step, with a checkpoint."""
-        return self._act("pause", job_id)
+        return cast("Job", self._ask("POST", _path("jobs", job_id, "pause")))
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again."""
-        return self._act("resume", job_id)
+        return cast("Job", self._ask("POST", _path("jobs", job_id, "resume")))
 
     def delete(self, job_id: str) -> None:
         """Delete a finished job with its events and artifacts."""
-        self._connection.ask("DELETE", _job(job_id))
+        self._ask("DELETE", _path("jobs", job_id))
 
     def events(
         self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Event]:
         """Return a page of a job's events, oldest first."""
-        return self._page(f"{_job(job_id)}/events", after=after, limit=limit)
+        return self._page(_path("jobs", job_id, "events"), after=after, limit=limit)
 
     def watch(
         self,
@@ -180,12 +175,12 @@ class Jobs(_Resource):
             after: id of an event; only later events are yielded.
             on_progress: called with the job's progress when it changes.
         """
-        return watch(self._connection, quote(job_id, safe=""), after=after, on_progress=on_progress)
+        path = _path("jobs", job_id)
+        return Watcher(self._connection, path, after=after, on_progress=on_progress).run()
 
     def heads(self, job_id: str) -> Heads:
         """Return the scores of all heads, and the selected heads."""
-        heads: Heads = self._connection.ask("GET", f"{_job(job_id)}/heads")
-        return heads
+        return cast("Heads", self._ask("GET", _path("jobs", job_id, "heads")))
 
     def download_delta(
         self,
@@ -196,26 +191,22 @@ class Jobs(_Resource):
         on_progress: Watch | None = None,
     ) -> Download:
         """Download a succeeded job's head delta; see :func:`download`."""
-        return download(
-            self._connection,
-            f"{_job(job_id)}/heads/delta",
-            query={"encoding": encoding},
-            out=out,
-            on_progress=on_progress,
-        )
+        path = _path("jobs", job_id, "heads", "delta")
+        query = {"encoding": encoding}
+        return download(self._connection, path, query=query, out=out, on_progress=on_progress)
 
     def download_lora(
         self, job_id: str, out: Path, *, on_progress: Watch | None = None
     ) -> Download:
         """Download the head delta as a PEFT adapter, in a tar file."""
-        path = f"{_job(job_id)}/heads/lora"
+        path = _path("jobs", job_id, "heads", "lora")
         return download(self._connection, path, out=out, on_progress=on_progress)
 
     def download_merged(
         self, job_id: str, out: Path, *, on_progress: Watch | None = None
     ) -> Download:
         """Download the merged model with its tokenizer, in a tar file."""
-        path = f"{_job(job_id)}/merged"
+        path = _path("jobs", job_id, "merged")
         return download(self._connection, path, out=out, on_progress=on_progress)
 
     def predict(
@@ -242,15 +233,11 @@ class Jobs(_Resource):
         """
         return ask_for_predictions(
             self._connection,
-            f"{_job(job_id)}/predict",
+            _path("jobs", job_id, "predict"),
             inputs,
             truncate=truncate,
             timeout_seconds=timeout_seconds,
         )
-
-    def _act(self, action: str, job_id: str) -> Job:
-        job: Job = self._connection.ask("POST", f"{_job(job_id)}/{action}")
-        return job
 
 
 class Tenants(_Resource):
@@ -267,8 +254,7 @@ class Tenants(_Resource):
             quotas: ``max_queued``, ``max_running``, ``max_bytes``; by default the server's.
         """
         body = {"name": name, "is_admin": is_admin, **(quotas or {})}
-        tenant: Tenant = self._connection.ask("POST", "/tenants", body=body)
-        return tenant
+        return cast("Tenant", self._ask("POST", "/tenants", body=body))
 
     def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Tenant]:
         """Return a page of the tenants, newest first."""
@@ -276,15 +262,12 @@ class Tenants(_Resource):
 
     def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
         """Change some of a tenant's quotas; None resets one to the server's setting."""
-        tenant: Tenant = self._connection.ask(
-            "PATCH", f"/tenants/{quote(tenant_id, safe='')}", body=dict(quotas)
-        )
-        return tenant
+        path = _path("tenants", tenant_id)
+        return cast("Tenant", self._ask("PATCH", path, body=dict(quotas)))
 
     def usage(self, tenant_id: str) -> Usage:
         """Return a tenant's usage and quotas."""
-        usage: Usage = self._connection.ask("GET", f"/tenants/{quote(tenant_id, safe='')}/usage")
-        return usage
+        return cast("Usage", self._ask("GET", _path("tenants", tenant_id, "usage")))
 
 
 class Keys(_Resource):
@@ -292,22 +275,18 @@ class Keys(_Resource):
 
     def create(self, tenant_id: str, *, name: str | None = None) -> Key:
         """Create a key; only this response contains its secret."""
-        key: Key = self._connection.ask(
-            "POST",
-            f"/tenants/{quote(tenant_id, safe='')}/keys",
-            body={} if name is None else {"name": name},
-        )
-        return key
+        body = {} if name is None else {"name": name}
+        return cast("Key", self._ask("POST", _path("tenants", tenant_id, "keys"), body=body))
 
     def list(
         self, tenant_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Key]:
         """Return a page of a tenant's keys, newest first, without their secrets."""
-        return self._page(f"/tenants/{quote(tenant_id, safe='')}/keys", after=after, limit=limit)
+        return self._page(_path("tenants", tenant_id, "keys"), after=after, limit=limit)
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key, effective at once."""
-        self._connection.ask("DELETE", f"/keys/{quote(key_id, safe='')}")
+        self._ask("DELETE", _path("keys", key_id))
 
 
 def ask_for_predictions(
@@ -323,11 +302,9 @@ def ask_for_predictions(
     if timeout_seconds is not None:
         body["timeout_seconds"] = timeout_seconds
     timeout = max(timeout_seconds or _PREDICTION_SECONDS, 0.0) + _SPARE_SECONDS
-    predictions: Predictions = connection.ask(
-        "POST", path, body=body, changes_nothing=True, timeout=timeout
-    )
-    return predictions
+    answer = connection.ask("POST", path, body=body, changes_nothing=True, timeout=timeout)
+    return cast("Predictions", answer)
 
 
-def _job(job_id: str) -> str:
-    return f"/jobs/{quote(job_id, safe='')}"
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)

@@ -2,88 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from io import BufferedIOBase
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from service.client.errors import LocalFileError
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     from service.client.downloads import Watch
 
 
-class Upload:
-    """A multipart form of files and fields; ``watch`` gets the bytes so far and the total."""
+@contextmanager
+def open_form(
+    files: Mapping[str, Path], *, fields: Mapping[str, str], watch: Watch | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """Open the files of a multipart form, and yield the HTTP client's arguments.
 
-    def __init__(
-        self, files: Mapping[str, Path], *, fields: Mapping[str, str], watch: Watch | None = None
-    ) -> None:
-        self._files = files
-        self._fields = fields
-        self._watch = watch
+    Args:
+        files: the path of each file, by its field.
+        fields: the other fields.
+        watch: called with the bytes so far and the total.
 
-    @contextmanager
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Open the files, and yield the HTTP client's arguments.
+    Raises:
+        LocalFileError: a file cannot be read.
+    """
+    done = 0
 
-        Raises:
-            LocalFileError: a file cannot be read.
-        """
-        with ExitStack() as stack:
-            opened = {field: _open(path, stack) for field, path in self._files.items()}
-            total = sum(path.stat().st_size for path in self._files.values())
-            counter = _Counter(total, self._watch)
-            yield {
-                "data": dict(self._fields),
-                "files": {
-                    field: (self._files[field].name, cast("BinaryIO", _Counted(file, counter)))
-                    for field, file in opened.items()
-                },
-            }
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if watch is not None:
+            watch(done, total)
 
-
-def _open(path: Path, stack: ExitStack) -> BinaryIO:
-    try:
-        return stack.enter_context(path.open("rb"))
-    except OSError as error:
-        raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
+    with ExitStack() as stack:
+        opened = {}
+        for field, path in files.items():
+            try:
+                opened[field] = stack.enter_context(_CountedFile(path, count))
+            except OSError as error:
+                raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
+        total = sum(path.stat().st_size for path in files.values())
+        form = {field: (files[field].name, file) for field, file in opened.items()}
+        yield {"data": dict(fields), "files": form}
 
 
-class _Counter:
-    """Sums the bytes read from all files."""
-
-    def __init__(self, total: int, watch: Watch | None) -> None:
-        self._total = total
-        self._watch = watch
-        self._done = 0
-
-    def add(self, size: int) -> None:
-        self._done += size
-        if self._watch is not None:
-            self._watch(self._done, self._total)
-
-
-class _Counted(BufferedIOBase):
+class _CountedFile(FileIO):
     """A file that counts the bytes read from it."""
 
-    def __init__(self, file: BinaryIO, counter: _Counter) -> None:
-        self._file = file
-        self._counter = counter
+    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._count = count
 
     def read(self, size: int | None = -1, /) -> bytes:
-        chunk = self._file.read(-1 if size is None else size)
-        self._counter.add(len(chunk))
+        chunk = super().read(size)
+        self._count(len(chunk))
         return chunk
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def fileno(self) -> int:
-        return self._file.fileno()

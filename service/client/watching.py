@@ -25,43 +25,40 @@ _MOST_DOUBLINGS = 10
 _LONGEST_WAIT_SECONDS = 5.0
 
 
-def watch(
-    connection: Connection,
-    job_id: str,
-    *,
-    after: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Iterator[Event]:
-    """Yield a job's events, from the first one or the one after ``after``, until it is finished.
+class Watcher:
+    """Follows one job's stream, and reopens it when the connection breaks.
 
-    Raises:
-        ApiError: the server refuses.
-        UnreachableError: the server cannot be reached, or did not come back.
-        UnexpectedAnswerError: the response is not a stream of events.
+    Args:
+        connection: to the server.
+        path: of the job on the server.
+        after: id of an event; only later events are yielded.
+        on_progress: called with the job's progress when it changes.
     """
-    return _Watcher(connection, job_id, after=after, on_progress=on_progress).run()
-
-
-class _Watcher:
-    """Follows one job's stream, and reopens it when the connection breaks."""
 
     def __init__(
         self,
         connection: Connection,
-        job_id: str,
+        path: str,
         *,
         after: str | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._connection = connection
         self._on_progress = on_progress
-        self._path = f"/jobs/{job_id}"
+        self._path = path
         self._last = after
         self._seen: set[str] = set()
         self._failures = 0
         self._lost_at: float | None = None  # when the server became unreachable
 
     def run(self) -> Iterator[Event]:
+        """Yield the job's events until it is finished.
+
+        Raises:
+            ApiError: the server refuses.
+            UnreachableError: the server cannot be reached, or did not come back.
+            UnexpectedAnswerError: the response is not a stream of events.
+        """
         self._status()  # raises at once for a wrong id or an unreachable server
         while True:
             before = len(self._seen)
@@ -92,14 +89,17 @@ class _Watcher:
             for message in httpx2.EventSource(response):
                 self._failures = 0
                 if message.event == "progress" and self._on_progress is not None:
-                    self._on_progress(_read_progress(message))
-                event = _read_event(message) if message.event == "message" else None
-                if event is None or event["id"] in self._seen:
+                    progress = _read(message, "phase", "step", "total_steps", "eta_seconds")
+                    self._on_progress(cast("Progress", progress))
+                if message.event != "message" or not message.data:
+                    continue
+                event = cast("Event", _read(message, "id", "type", "message", "data"))
+                if event["id"] in self._seen:
                     continue
                 self._last = message.id or event["id"]
                 self._seen.add(event["id"])
                 yield event
-                if _is_last(event):
+                if event["type"] == "status" and event["data"].get("status") in FINISHED:
                     return True
         return False
 
@@ -120,22 +120,8 @@ class _Watcher:
         self._connection.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
 
 
-def _read_event(message: httpx2.ServerSentEvent) -> Event | None:
-    """Parse an event; None for a message without data.
-
-    Raises:
-        UnexpectedAnswerError: the event has another format.
-    """
-    if not message.data:
-        return None
-    return cast("Event", _document(message, "id", "type", "message", "data"))
-
-
-def _read_progress(message: httpx2.ServerSentEvent) -> Progress:
-    return cast("Progress", _document(message, "phase", "step", "total_steps", "eta_seconds"))
-
-
-def _document(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
+def _read(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
+    """Parse a message's document, which must have these fields."""
     try:
         document = json.loads(message.data)
     except ValueError:
@@ -145,7 +131,3 @@ def _document(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
             "the server's events have an unknown format: client and server versions do not match"
         )
     return document
-
-
-def _is_last(event: Event) -> bool:
-    return event["type"] == "status" and event["data"].get("status") in FINISHED

@@ -230,7 +230,7 @@ class TestWatch:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("service.client.resources.watch", interrupt)
+        monkeypatch.setattr("service.client.resources.Watcher", interrupt)
         assert main(["jobs", "watch", "job_1"]) == 130
         assert "the job continues" in capsys.readouterr().err
 

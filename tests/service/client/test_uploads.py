@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from service.client import LocalFileError
-from service.client.uploads import Upload
+from service.client.uploads import open_form
 from tests.service.stub_server import document, hang_up
 
 DATASET = {"id": "ds_1", "object": "dataset"}
@@ -76,7 +76,7 @@ class TestPush:
         from httpx2._multipart import MultipartStream  # noqa: PLC0415 - what the client sends by
 
         tracemalloc.start()
-        with Upload({"train": big}, fields={}).open() as form:
+        with open_form({"train": big}, fields={}) as form:
             stream = MultipartStream(data=form["data"], files=form["files"])
             assert stream.get_content_length() > 64 << 20
             assert sum(len(chunk) for chunk in stream.iter_chunks()) > 64 << 20
