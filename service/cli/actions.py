@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from contextlib import AbstractContextManager
+from typing import Generic, TypeAlias, TypeVar
 
 from hifi.cli import add_command, output
 from service.client import ApiError, ClientError
@@ -13,7 +14,8 @@ from store.errors import StoreError
 
 _WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # begins with a dash, but is no option
 
-Action: TypeAlias = Callable[[argparse.Namespace], int]
+_Door = TypeVar("_Door")
+Connect: TypeAlias = Callable[[argparse.Namespace], AbstractContextManager[_Door]]
 
 
 class ActionParser(argparse.ArgumentParser):
@@ -46,27 +48,40 @@ def _is_option(word: str) -> bool:
     return word[:1] == "-" and _WORD.fullmatch(word) is None
 
 
-class Actions:
+class Actions(Generic[_Door]):
     """The actions of a command, such as ``push`` of ``hifi datasets``.
 
     Args:
         parser: of the command.
-        title: their heading in its help.
+        connect: opens what its actions work on, a client of the server or more.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser, *, title: str = "actions") -> None:
+    def __init__(self, parser: argparse.ArgumentParser, *, connect: Connect[_Door]) -> None:
+        self._connect = connect
         self._actions = parser.add_subparsers(
-            title=title, metavar="ACTION", required=True, parser_class=ActionParser
+            title="actions", metavar="ACTION", required=True, parser_class=ActionParser
         )
 
-    def add(self, name: str, act: Action, *, summary: str, notes: str = "") -> ActionParser:
+    def add(
+        self,
+        name: str,
+        act: Callable[[_Door, argparse.Namespace], int],
+        *,
+        summary: str,
+        notes: str = "",
+    ) -> ActionParser:
         """Add an action and return its parser.
 
         ``act`` runs it and returns the exit code; ``summary`` is its line in the command's help,
         ``notes`` further text in its own.
         """
+
+        def connected(args: argparse.Namespace) -> int:
+            with self._connect(args) as door:
+                return act(door, args)
+
         parser = self.add_group(name, summary=summary, notes=notes)
-        parser.set_defaults(act=act)
+        parser.set_defaults(act=connected)
         return parser
 
     def add_group(self, name: str, *, summary: str, notes: str = "") -> ActionParser:
@@ -76,9 +91,8 @@ class Actions:
 
 def perform(args: argparse.Namespace) -> int:
     """Run the chosen action, print its errors in one line, and return the exit code."""
-    act: Action = args.act
     try:
-        return act(args)
+        return int(args.act(args))
     except ApiError as error:
         return output.fail(_describe(error, args))
     except (ClientError, StoreError) as error:

@@ -16,6 +16,7 @@ from service.cli.pages import report_deleted, report_page
 from service.cli.progress import transfer_display
 
 if TYPE_CHECKING:
+    from service.client import Client
     from service.client.documents import Dataset
 
 run = perform
@@ -23,7 +24,7 @@ run = perform
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi datasets``."""
-    actions = Actions(parser)
+    actions = Actions(parser, connect=options.connect)
     push = actions.add(
         "push",
         _push,
@@ -48,11 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         options.add_server(action)
 
 
-def _push(args: argparse.Namespace) -> int:
-    with (
-        options.connect(args) as client,
-        transfer_display(Console(stderr=True), "uploading") as display,
-    ):
+def _push(client: Client, args: argparse.Namespace) -> int:
+    with transfer_display(Console(stderr=True), "uploading") as display:
         dataset = client.datasets.push(
             args.train_file,
             validation=args.validation,
@@ -60,28 +58,21 @@ def _push(args: argparse.Namespace) -> int:
             name=args.name,
             on_progress=display,
         )
-    return _report(dataset, args)
+    return output.report(dataset, _describe, as_json=args.json)
 
 
-def _list(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        page = client.datasets.list(after=args.after, limit=args.limit)
+def _list(client: Client, args: argparse.Namespace) -> int:
+    page = client.datasets.list(after=args.after, limit=args.limit)
     return report_page(page, args, columns=_COLUMNS, what="data sets")
 
 
-def _show(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return _report(client.datasets.get(args.dataset_id), args)
+def _show(client: Client, args: argparse.Namespace) -> int:
+    return output.report(client.datasets.get(args.dataset_id), _describe, as_json=args.json)
 
 
-def _delete(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        client.datasets.delete(args.dataset_id)
+def _delete(client: Client, args: argparse.Namespace) -> int:
+    client.datasets.delete(args.dataset_id)
     return report_deleted(args.dataset_id, args, kind="dataset")
-
-
-def _report(dataset: Dataset, args: argparse.Namespace) -> int:
-    return output.report(dataset, _describe, as_json=args.json)
 
 
 def _describe(dataset: Dataset) -> dict[str, str]:

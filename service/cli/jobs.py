@@ -14,7 +14,7 @@ from hifi.cli.options import ENCODINGS
 from hifi.cli.progress import open_screen
 from hifi.cli.render import print_heads
 from service.cli import job_spec, options, predictions
-from service.cli.actions import Action, Actions, perform
+from service.cli.actions import Actions, perform
 from service.cli.job_report import describe_progress, report_estimate, report_job
 from service.cli.pages import report_deleted, report_page
 from service.cli.progress import JobDisplay, transfer_display
@@ -32,7 +32,7 @@ STATUSES = tuple(status.value for status in JobStatus)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi jobs``."""
-    actions = Actions(parser)
+    actions = Actions(parser, connect=options.connect)
     _add_submit(actions)
     listing = actions.add("list", _list, summary="list the jobs, newest first")
     listing.add_argument("--status", choices=STATUSES, help="list only jobs in this state")
@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             _calling(Jobs.cancel),
             "cancel a job: at once if no worker runs it, else at its worker's next step",
         ),
-        (
-            "pause",
-            _calling(Jobs.pause),
-            "pause a training job at its next step, with a checkpoint",
-        ),
+        ("pause", _calling(Jobs.pause), "pause a training job at its next step, with a checkpoint"),
         (
             "resume",
             _calling(Jobs.resume),
@@ -68,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     predictions.add_action(actions)
 
 
-def _add_submit(actions: Actions) -> None:
+def _add_submit(actions: Actions[Client]) -> None:
     submit = actions.add(
         "submit",
         _submit,
@@ -106,24 +102,22 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _submit(args: argparse.Namespace) -> int:
+def _submit(client: Client, args: argparse.Namespace) -> int:
     spec = job_spec.build_spec(args)
-    with options.connect(args) as client:
-        if args.dry_run:
-            return report_estimate(client.jobs.dry_run(spec), as_json=args.json)
-        job = client.jobs.create(spec)
-        if args.watch:
-            output.note(f"posted {job['id']}")
-            return _follow(client, job["id"], args)
+    if args.dry_run:
+        return report_estimate(client.jobs.dry_run(spec), as_json=args.json)
+    job = client.jobs.create(spec)
+    if args.watch:
+        output.note(f"posted {job['id']}")
+        return _follow(client, job["id"], args)
     code = report_job(job, as_json=args.json)
     if not args.json:
         output.note(f"follow it with `hifi jobs watch {job['id']}`")
     return code
 
 
-def _list(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        page = client.jobs.list(status=args.status, after=args.after, limit=args.limit)
+def _list(client: Client, args: argparse.Namespace) -> int:
+    page = client.jobs.list(status=args.status, after=args.after, limit=args.limit)
     return report_page(page, args, columns=_COLUMNS, what="jobs")
 
 
@@ -137,19 +131,17 @@ _COLUMNS: dict[str, Callable[[Job], str]] = {
 }
 
 
-def _calling(call: Callable[[Jobs, str], Job]) -> Action:
+def _calling(call: Callable[[Jobs, str], Job]) -> Callable[[Client, argparse.Namespace], int]:
     """Return an action that makes a call of the client and prints the returned job."""
 
-    def act(args: argparse.Namespace) -> int:
-        with options.connect(args) as client:
-            return report_job(call(client.jobs, args.job_id), as_json=args.json)
+    def act(client: Client, args: argparse.Namespace) -> int:
+        return report_job(call(client.jobs, args.job_id), as_json=args.json)
 
     return act
 
 
-def _watch(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        return _follow(client, args.job_id, args)
+def _watch(client: Client, args: argparse.Namespace) -> int:
+    return _follow(client, args.job_id, args)
 
 
 def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
@@ -175,9 +167,8 @@ def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
     )
 
 
-def _heads(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        heads = client.jobs.heads(args.job_id)
+def _heads(client: Client, args: argparse.Namespace) -> int:
+    heads = client.jobs.heads(args.job_id)
     if not args.json:
         print_heads(Console(), heads)
         Console().print()
@@ -196,12 +187,9 @@ def _describe_heads(heads: Heads) -> dict[str, str]:
     }
 
 
-def _download(args: argparse.Namespace) -> int:
+def _download(client: Client, args: argparse.Namespace) -> int:
     what = "lora" if args.lora else "merged" if args.merged else args.encoding
-    with (
-        options.connect(args) as client,
-        transfer_display(Console(stderr=True), "downloading") as display,
-    ):
+    with transfer_display(Console(stderr=True), "downloading") as display:
         if args.lora:
             done = client.jobs.download_lora(args.job_id, args.out, on_progress=display)
         elif args.merged:
@@ -226,7 +214,6 @@ def _download(args: argparse.Namespace) -> int:
     return output.report(document, lambda _: entries, as_json=args.json)
 
 
-def _delete(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        client.jobs.delete(args.job_id)
+def _delete(client: Client, args: argparse.Namespace) -> int:
+    client.jobs.delete(args.job_id)
     return report_deleted(args.job_id, args, kind="job")

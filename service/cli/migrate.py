@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _migrate(args: argparse.Namespace) -> int:
     from service.embedded.home import make_home
-    from service.embedded.outages import outages_in_one_line
+    from service.embedded.outages import open_database, outages_in_one_line
     from store.database.schema import downgrade, upgrade
     from store.settings import read_settings
 
     settings = read_settings()
     with outages_in_one_line():
         if args.check:
-            _check(settings.database_url)
-            return _report("head", args, line="the tables are of this version")
+            with open_database(settings.database_url):
+                return _report("head", args, line="the tables are of this version")
         make_home(settings.home)
         if args.down is not None:
             downgrade(settings.database_url, args.down)
@@ -52,17 +52,6 @@ def _migrate(args: argparse.Namespace) -> int:
         revision = args.to or "head"
         upgrade(settings.database_url, revision=revision)
         return _report(revision, args, line=f"the tables are at {revision}")
-
-
-def _check(url: str) -> None:
-    from store.database.connection import Database
-    from store.database.schema import check
-
-    database = Database(url)
-    try:
-        check(database)
-    finally:
-        database.close()
 
 
 def _report(revision: str, args: argparse.Namespace, *, line: str) -> int:

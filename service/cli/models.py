@@ -11,6 +11,7 @@ from service.cli.actions import Actions, perform
 from service.cli.pages import report_page
 
 if TYPE_CHECKING:
+    from service.client import Client
     from service.client.documents import Backbone
 
 run = perform
@@ -18,14 +19,14 @@ run = perform
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi models``."""
-    listing = Actions(parser).add("list", _list, summary="list the backbones")
+    actions = Actions(parser, connect=options.connect)
+    listing = actions.add("list", _list, summary="list the backbones")
     options.add_page(listing)
     options.add_server(listing)
 
 
-def _list(args: argparse.Namespace) -> int:
-    with options.connect(args) as client:
-        page = client.models.list(after=args.after, limit=args.limit)
+def _list(client: Client, args: argparse.Namespace) -> int:
+    page = client.models.list(after=args.after, limit=args.limit)
     return report_page(page, args, columns=_COLUMNS, what="backbones: no worker has registered any")
 
 

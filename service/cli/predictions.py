@@ -48,7 +48,7 @@ class Row(NamedTuple):
     shown: str
 
 
-def add_action(actions: Actions) -> None:
+def add_action(actions: Actions[Client]) -> None:
     """Add ``predict`` to the actions of ``hifi jobs``."""
     parser = actions.add(
         "predict",
@@ -111,14 +111,11 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _predict(args: argparse.Namespace) -> int:
+def _predict(client: Client, args: argparse.Namespace) -> int:
     rows = _read_rows(args)
     sizes = [_size(row, number=number) for number, row in enumerate(rows, start=1)]
     answers: list[Prediction] = []
-    with (
-        options.connect(args) as client,
-        transfer_display(Console(stderr=True), "predicting") as display,
-    ):
+    with transfer_display(Console(stderr=True), "predicting") as display:
         ask = partial(_ask, client, args=args)
         for chunk in _chunks(sizes):
             answers += _answers([row.item for row in rows[chunk]], ask, start=chunk.start)

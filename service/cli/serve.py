@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import socket
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +69,8 @@ def _announce(url: str) -> None:
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
     from service.embedded.listening import listen, url_of
-    from service.embedded.outages import outages_in_one_line
+    from service.embedded.outages import open_database
     from service.server import run_gateway
-    from store.database.connection import Database
-    from store.database.schema import check
     from store.logs import configure_logging
 
     configure_logging(settings.log_format, process="gateway")
@@ -81,11 +78,8 @@ def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
         run_gateway(settings, socket.socket(fileno=listener))
         return output.EXIT_OK
     with listen(settings) as opened:
-        with (
-            outages_in_one_line(),
-            closing(Database(settings.database_url, pool_size=1)) as database,
-        ):
-            check(database)  # before the address is printed
+        with open_database(settings.database_url):
+            pass  # its tables are checked before the address is printed
         output.print_line(f"HiFi's gateway listens at {url_of(opened)}")
         run_gateway(settings, opened)
     return output.EXIT_OK

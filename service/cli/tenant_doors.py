@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from service.embedded.outages import outages_in_one_line
+from service.embedded.outages import open_database
 from service.tenants.administration import Administration
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
-from store.database.connection import Database
-from store.database.schema import check
-from store.errors import NotFoundError, StoreError
+from store.errors import StoreError
 from store.settings import read_settings
 from store.tenants import Quotas
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.client.documents import Key, Page, Tenant, Usage
 
-_PAGE = 100
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
@@ -41,32 +38,8 @@ def open_tables() -> Iterator[Tables]:
         DatabaseAwayError: the database does not answer.
     """
     settings = read_settings()
-    database = Database(settings.database_url, pool_size=1)
-    try:
-        with outages_in_one_line():
-            check(database)
-            yield Tables(Administration(database, quotas=Quotas.of_settings(settings)))
-    finally:
-        database.close()
-
-
-def find_tenant(door: TenantDoor, name: str) -> str:
-    """Return the id of a tenant, given its id or its name.
-
-    Raises:
-        NotFoundError: no tenant has that name.
-    """
-    if name.startswith("ten_"):
-        return name
-    after = None
-    while True:
-        page = door.tenants.list(after=after, limit=_PAGE)
-        for tenant in page["data"]:
-            if tenant["name"] == name:
-                return tenant["id"]
-        if not page["has_more"]:
-            raise NotFoundError("tenant", name)
-        after = page["last_id"]
+    with open_database(settings.database_url) as database:
+        yield Tables(Administration(database, quotas=Quotas.of_settings(settings)))
 
 
 class Tables:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hifi.cli import output
+from hifi.cli.options import given
 from service.cli import options
 from service.cli.actions import Actions, perform
 from service.cli.pages import report_deleted, report_page
+from store.errors import NotFoundError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -26,6 +28,7 @@ _QUOTAS = {
     "max_bytes": "stored bytes",
 }
 _DEFAULT = "default"
+_PAGE = 100
 _NOTES = (
     "With --url or HIFI_URL, requests go to that server, with an administrator's HIFI_API_KEY. "
     "Without either, the tables of HIFI_DATABASE_URL are used directly: create the first "
@@ -36,7 +39,7 @@ _NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi tenants``."""
     parser.description = f"Manage tenants and their keys, and show their usage. {_NOTES}"
-    actions = Actions(parser)
+    actions = Actions(parser, connect=_open_door)
     create = actions.add("create", _create, summary="create a tenant", notes=_NOTES)
     create.add_argument("new_name", metavar="NAME", help="must be unique")
     create.add_argument("--admin", action="store_true", help="let it manage tenants and keys")
@@ -45,23 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_quotas(create, type_=int, note="default: the server's setting")
     update = actions.add("update", _update, summary="change a tenant's quotas", notes=_NOTES)
-    update.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     _add_quotas(update, type_=_limit, note="`default`: the server's setting")
     listing = actions.add("list", _list, summary="list the tenants, newest first", notes=_NOTES)
     options.add_page(listing)
     usage = actions.add("usage", _usage, summary="show a tenant's usage", notes=_NOTES)
-    usage.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
-    keys = Actions(actions.add_group("keys", summary="create, list and revoke keys"))
+    group = actions.add_group("keys", summary="create, list and revoke keys")
+    keys = Actions(group, connect=_open_door)
     new = keys.add(
         "create", _create_key, summary="create a key; its secret is shown only once", notes=_NOTES
     )
-    new.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     new.add_argument("--name", metavar="NAME", help="for people")
     known = keys.add("list", _list_keys, summary="list a tenant's keys, newest first", notes=_NOTES)
-    known.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     options.add_page(known)
     revoke = keys.add("revoke", _revoke, summary="revoke a key, effective at once", notes=_NOTES)
     revoke.add_argument("key_id", metavar="KEY", help="its id, key_…")
+    for action in (update, usage, new, known):
+        action.add_argument("tenant_name", metavar="TENANT", help="its id, ten_…, or its name")
     for action in (create, update, listing, usage, new, known, revoke):
         options.add_server(action, default="HIFI_URL, or else the tables")
 
@@ -74,7 +76,7 @@ def _add_quotas(
         action.add_argument(name, type=type_, metavar="N", help=f"limit of {of} ({note})")
 
 
-def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
+def _open_door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
     from service.cli.tenant_doors import open_tables
 
     if args.url or os.environ.get("HIFI_URL"):
@@ -83,22 +85,31 @@ def _door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
 
 
 def _find(door: TenantDoor, args: argparse.Namespace) -> str:
-    from service.cli.tenant_doors import find_tenant
+    """Return the id of a tenant, given its id or its name.
 
-    return find_tenant(door, args.tenant_name)
+    Raises:
+        NotFoundError: no tenant has that name.
+    """
+    name: str = args.tenant_name
+    if name.startswith("ten_"):
+        return name
+    after = None
+    while True:
+        page = door.tenants.list(after=after, limit=_PAGE)
+        for tenant in page["data"]:
+            if tenant["name"] == name:
+                return tenant["id"]
+        if not page["has_more"]:
+            raise NotFoundError("tenant", name)
+        after = page["last_id"]
 
 
-def _create(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in _QUOTAS}
-    quotas = {name: limit for name, limit in given.items() if limit is not None}
-    with _door(args) as door:
-        tenant = door.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
-        key = door.keys.create(tenant["id"], name=None) if args.with_key else None
+def _create(door: TenantDoor, args: argparse.Namespace) -> int:
+    quotas = given(args, _QUOTAS)
+    tenant = door.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
+    key = door.keys.create(tenant["id"], name=None) if args.with_key else None
     document = tenant if key is None else {**tenant, "key": key}
-    entries = {
-        **_describe_tenant(tenant),
-        **(_describe_key(key) if key is not None else {}),
-    }
+    entries = _describe_tenant(tenant) | ({} if key is None else _describe_key(key))
     output.report(document, lambda _: entries, as_json=args.json)
     if key is None and not args.json:
         output.note(f"no key yet: create one with `hifi tenants keys create {tenant['id']}`")
@@ -112,21 +123,16 @@ def _limit(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor default") from None
 
 
-def _update(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in _QUOTAS}
+def _update(door: TenantDoor, args: argparse.Namespace) -> int:
     quotas = {
-        name: None if limit == _DEFAULT else limit
-        for name, limit in given.items()
-        if limit is not None
+        name: None if limit == _DEFAULT else limit for name, limit in given(args, _QUOTAS).items()
     }
-    with _door(args) as door:
-        tenant = door.tenants.change_quotas(_find(door, args), quotas)
+    tenant = door.tenants.change_quotas(_find(door, args), quotas)
     return output.report(tenant, _describe_tenant, as_json=args.json)
 
 
-def _list(args: argparse.Namespace) -> int:
-    with _door(args) as door:
-        page = door.tenants.list(after=args.after, limit=args.limit)
+def _list(door: TenantDoor, args: argparse.Namespace) -> int:
+    page = door.tenants.list(after=args.after, limit=args.limit)
     return report_page(page, args, columns=_TENANT_COLUMNS, what="tenants")
 
 
@@ -138,9 +144,8 @@ _TENANT_COLUMNS: dict[str, Callable[[Tenant], str]] = {
 }
 
 
-def _usage(args: argparse.Namespace) -> int:
-    with _door(args) as door:
-        usage = door.tenants.usage(_find(door, args))
+def _usage(door: TenantDoor, args: argparse.Namespace) -> int:
+    usage = door.tenants.usage(_find(door, args))
     return output.report(usage, _describe_usage, as_json=args.json)
 
 
@@ -156,17 +161,15 @@ def _describe_usage(usage: Usage) -> dict[str, str]:
     }
 
 
-def _create_key(args: argparse.Namespace) -> int:
-    with _door(args) as door:
-        key = door.keys.create(_find(door, args), name=args.name)
+def _create_key(door: TenantDoor, args: argparse.Namespace) -> int:
+    key = door.keys.create(_find(door, args), name=args.name)
     return output.report(
         key, lambda key: {"tenant": key["tenant"], **_describe_key(key)}, as_json=args.json
     )
 
 
-def _list_keys(args: argparse.Namespace) -> int:
-    with _door(args) as door:
-        page = door.keys.list(_find(door, args), after=args.after, limit=args.limit)
+def _list_keys(door: TenantDoor, args: argparse.Namespace) -> int:
+    page = door.keys.list(_find(door, args), after=args.after, limit=args.limit)
     return report_page(page, args, columns=_KEY_COLUMNS, what="keys")
 
 
@@ -178,9 +181,8 @@ _KEY_COLUMNS: dict[str, Callable[[Key], str]] = {
 }
 
 
-def _revoke(args: argparse.Namespace) -> int:
-    with _door(args) as door:
-        door.keys.revoke(args.key_id)
+def _revoke(door: TenantDoor, args: argparse.Namespace) -> int:
+    door.keys.revoke(args.key_id)
     return report_deleted(args.key_id, args, kind="api_key", verb="revoked")
 
 

@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,8 @@ from store.tables import Worker
 if TYPE_CHECKING:
     from store.settings import Settings
 
-_WORKER_GRACE_SECONDS = (
-    60.0  # to finish a step, write a checkpoint, and return the job to the queue
-)
+# For the worker to finish a step, write a checkpoint, and return the job to the queue.
+_WORKER_GRACE_SECONDS = 60.0
 _LEFT_OVER_SECONDS = 15.0  # how long a gateway takes to end after its supervisor was killed
 _LOOK_SECONDS = 0.5
 _WAITING_SECONDS = 15.0  # between two log lines about missing parts
@@ -55,15 +55,11 @@ def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> in
         with listen(settings, patience=patience) as listener:
             with outages_in_one_line():
                 upgrade(settings.database_url)
-            database = Database(settings.database_url, pool_size=1)
-            try:
-                ready_watch = _ReadyWatch(settings, url_of(listener), database, announce=announce)
-                supervisor = Supervisor(
-                    _parts(listener.fileno()), environment=_environment(settings, os.environ)
-                )
-                return supervisor.run(watch=ready_watch.look)
-            finally:
-                database.close()
+            with closing(Database(settings.database_url, pool_size=1)) as database:
+                watch = _ReadyWatch(settings, url_of(listener), database, announce=announce)
+                environment = _environment(settings, os.environ)
+                supervisor = Supervisor(_parts(listener.fileno()), environment=environment)
+                return supervisor.run(watch=watch.look)
 
 
 def _parts(listener: int) -> Sequence[Part]:
@@ -95,12 +91,7 @@ class _ReadyWatch:
     """Detects when the service is ready, and announces it once."""
 
     def __init__(
-        self,
-        settings: Settings,
-        url: str,
-        database: Database,
-        *,
-        announce: Callable[[str], None],
+        self, settings: Settings, url: str, database: Database, *, announce: Callable[[str], None]
     ) -> None:
         self._url = url
         self._host = settings.allowed_hosts[0]
