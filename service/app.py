@@ -35,7 +35,7 @@ from service.operations import models
 from service.operations import routes as operations
 from service.operations.metrics import Metrics
 from service.operations.readiness import Readiness
-from service.pages import dashboard, documentation
+from service.pages import routes as pages
 from service.tenants import routes as tenants
 from store.database.connection import Database
 from store.database.schema import check
@@ -102,7 +102,7 @@ def build_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in (
         *(jobs, events, results, merged, predictions, datasets, models, tenants),
-        *(operations, documentation, dashboard),
+        *(operations, pages),
     ):
         app.include_router(routes.router)
     return app
