@@ -27,9 +27,6 @@ def own_home(home: Path) -> Iterator[bool]:
 
     The lock ends with the process, however the process ends.
 
-    Args:
-        home: HIFI_HOME.
-
     Yields:
         Whether the last service here was killed; then some of its processes may still be ending.
 
@@ -88,8 +85,7 @@ def inference_socket(home: Path) -> Path:
 def choose_infer_url(home: Path) -> str:
     """Choose the address of an embedded service's inference process.
 
-    Returns:
-        A Unix socket in the folder; a free port on loopback if the path is too long for a socket.
+    It is a Unix socket in the folder, or a free port on loopback if the path is too long for one.
     """
     path = inference_socket(home)
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:

@@ -23,11 +23,9 @@ class ListenError(StoreError):
 
 
 def listen(settings: Settings, *, patience: float = 0.0) -> socket.socket:
-    """Open the gateway's listening socket.
+    """Open the gateway's listening socket; port 0 means any free port.
 
-    Args:
-        settings: have the host and the port; port 0 means any free port.
-        patience: seconds to wait for a port that is in use.
+    A port that is in use is waited for, ``patience`` seconds long.
 
     Raises:
         ListenError: the port is in use, or not permitted.
@@ -67,5 +65,4 @@ def reachable_host(host: str) -> str:
 def free_loopback_port() -> int:
     """Return a port on which no process is listening right now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+        return int(listener.getsockname()[1])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -93,29 +93,27 @@ class _ReadyWatch:
     def __init__(
         self, settings: Settings, url: str, database: Database, *, announce: Callable[[str], None]
     ) -> None:
+        self._settings = settings
         self._url = url
-        self._host = settings.allowed_hosts[0]
-        self._models: Path = settings.models
         self._database = database
         self._announce = announce
         self._old_workers = self._workers()  # of a previous service, which may have been killed
-        self._is_ready = False
-        self._look_at = 0.0
+        self._look_at = 0.0  # never again once it is ready
         self._tell_at = time.monotonic() + _WAITING_SECONDS
 
     def look(self) -> None:
         """Check whether the service is ready now."""
         now = time.monotonic()
-        if self._is_ready or now < self._look_at:
+        if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
         missing = self._missing()
         if not missing:
-            self._is_ready = True
+            self._look_at = math.inf
             self._announce(self._url)
         elif now >= self._tell_at:
             self._tell_at = now + _WAITING_SECONDS
-            _log.info("waiting", missing=missing, models=str(self._models), url=self._url)
+            _log.info("waiting", missing=missing, models=str(self._settings.models), url=self._url)
 
     def _missing(self) -> list[str]:
         """Return the names of parts that are not ready; the worker first, as it takes longest."""
@@ -124,7 +122,7 @@ class _ReadyWatch:
         try:
             answer = httpx2.get(
                 f"{self._url}/readyz",
-                headers={"Host": self._host},
+                headers={"Host": self._settings.allowed_hosts[0]},
                 timeout=_LOOK_SECONDS * 4,
                 trust_env=False,
             )

@@ -50,28 +50,18 @@ class Part:
 
 
 class Supervisor:
-    """Runs the parts of a service until a signal ends it.
+    """Runs the parts of a service, with one environment, until a signal ends it.
 
     The first SIGTERM or Ctrl-C stops the parts in order, a second one kills them. A part that ends
     by itself is restarted, with a longer wait each time.
-
-    Args:
-        parts: the parts to run.
-        environment: of all parts.
     """
 
     def __init__(self, parts: Sequence[Part], *, environment: Mapping[str, str]) -> None:
-        self._children = [_Child(part, environment=environment) for part in parts]
+        self._children = [_Child(part, environment) for part in parts]
         self._signals: list[int] = []
 
     def run(self, *, watch: Callable[[], None]) -> int:
-        """Run until a signal.
-
-        Args:
-            watch: called repeatedly meanwhile; it must be quick.
-
-        Returns:
-            The signal that ended it.
+        """Run until a signal, and return its number; ``watch`` is called often and must be quick.
 
         Raises:
             CrashLoopError: a part keeps crashing; the others have been stopped.
@@ -111,27 +101,27 @@ class Supervisor:
                 child.kill()
 
 
+@dataclass
 class _Child:
     """One part and its current process."""
 
-    def __init__(self, part: Part, *, environment: Mapping[str, str]) -> None:
-        self.part = part
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._start_at = 0.0
-        self._quick_ends = 0
+    part: Part
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    quick_ends: int = 0
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
         parent = os.getpid()
-        self._started_at = time.monotonic()
-        self._process = subprocess.Popen(  # noqa: S603 - our own caller chooses the command
+        self.started_at = time.monotonic()
+        self.process = subprocess.Popen(  # noqa: S603 - our own caller chooses the command
             list(self.part.command),
-            env=dict(self._environment),
+            env=dict(self.environment),
             stdin=subprocess.DEVNULL,
             stdout=_STDERR,  # stdout belongs to the supervisor
             pass_fds=self.part.descriptors,
@@ -139,53 +129,44 @@ class _Child:
             # Safe, since the supervisor has one thread.
             preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
         )
-        _log.info("started", part=self.part.name, child_pid=self._process.pid)
+        _log.info("started", part=self.part.name, child_pid=self.process.pid)
 
     def tend(self) -> None:
-        """Restart the process if it has ended and its wait is over.
-
-        Raises:
-            CrashLoopError: the part has crashed too often in a row.
-        """
-        if self._process is None:
-            if time.monotonic() >= self._start_at:
+        """Restart the process if it has ended and its wait is over."""
+        if self.process is None:
+            if time.monotonic() >= self.start_at:
                 self.start()
             return
-        code = self._process.poll()
+        code = self.process.poll()
         if code is None:
             return
-        seconds = time.monotonic() - self._started_at
+        seconds = time.monotonic() - self.started_at
         _log.error("ended", part=self.part.name, exit_code=code, after_seconds=round(seconds, 1))
-        self._process = None
-        self._count(code, seconds=seconds)
-        wait = min(_FIRST_WAIT_SECONDS * 2 ** max(self._quick_ends - 1, 0), _LONGEST_WAIT_SECONDS)
-        self._start_at = time.monotonic() + wait
-
-    def _count(self, code: int, *, seconds: float) -> None:
+        self.process = None
         if seconds >= _QUICK_SECONDS:
-            self._quick_ends = 0
-            return
-        if code == -signal.SIGKILL:
-            return  # not the part's fault
-        self._quick_ends += 1
-        if self._quick_ends >= _MOST_QUICK_ENDS:
+            self.quick_ends = 0
+        elif code != -signal.SIGKILL:  # which is not the part's fault
+            self.quick_ends += 1
+        if self.quick_ends >= _MOST_QUICK_ENDS:
             raise CrashLoopError(
-                f"the {self.part.name} ended {self._quick_ends} times soon after its start (exit "
+                f"the {self.part.name} ended {self.quick_ends} times soon after its start (exit "
                 f"code {code}): see its output above, fix the cause, and serve again"
             )
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** max(self.quick_ends - 1, 0), _LONGEST_WAIT_SECONDS)
+        self.start_at = time.monotonic() + wait
 
     def terminate(self) -> None:
-        if self._process is not None and self.is_alive:
-            self._process.terminate()
+        if self.process is not None:
+            self.process.terminate()  # does nothing if it has ended
 
     def kill(self) -> None:
         """Kill the process, including the processes that it started."""
-        if self._process is None:
+        if self.process is None:
             return
         if self.is_alive:
             _log.error("killed", part=self.part.name)
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _die_with(parent: int) -> None:
