@@ -9,7 +9,7 @@ from typing import Any
 
 from hifi.cli import options
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
-from service.client.errors import ClientError, LocalFileError
+from service.client.errors import ClientError, reading
 
 _TASK = ("text", "label", "image", "metric")
 
@@ -89,11 +89,7 @@ def _settings(args: argparse.Namespace, kind: type[RunSettings]) -> dict[str, An
 
 
 def _dataset(args: argparse.Namespace) -> str | dict[str, Any] | None:
-    hub = {
-        "hub": args.hub,
-        "config": args.hub_config,
-        "revision": args.hub_revision,
-    }
+    hub = {"hub": args.hub, "config": args.hub_config, "revision": args.hub_revision}
     if args.hub is not None:
         return {name: value for name, value in hub.items() if value is not None}
     if args.hub_config is not None or args.hub_revision is not None:
@@ -112,9 +108,8 @@ def _object(spec: dict[str, Any], field: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
+        with reading(path):
+            spec = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not JSON ({error})") from error
     if not isinstance(spec, dict):

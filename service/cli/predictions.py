@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ from hifi.cli import output
 from hifi.data.task_types import task_types
 from service.cli import options
 from service.cli.progress import transfer_display
-from service.client.errors import ClientError, LocalFileError
+from service.client.errors import ClientError, reading
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from service.cli.actions import Actions
     from service.client import Client
-    from service.client.documents import Prediction
+    from service.client.documents import Prediction, Predictions
 
 # Limits of one request; the server accepts twice the bytes.
 _MOST_ROWS, _MOST_BYTES = 256, 8 << 20
@@ -115,8 +115,11 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
     rows = _read_rows(args)
     sizes = [_size(row, number=number) for number, row in enumerate(rows, start=1)]
     answers: list[Prediction] = []
+    call: Callable[..., Predictions] = (
+        client.predict if args.job_id is None else partial(client.jobs.predict, args.job_id)
+    )
+    ask = partial(call, truncate=args.truncate, timeout_seconds=args.timeout)
     with transfer_display(Console(stderr=True), "predicting") as display:
-        ask = partial(_ask, client, args=args)
         for chunk in _chunks(sizes):
             answers += _answers([row.item for row in rows[chunk]], ask, start=chunk.start)
             display(sum(sizes[: chunk.stop]), sum(sizes))
@@ -128,21 +131,19 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
 
 
 def _answers(
-    items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Prediction]], *, start: int
+    items: Sequence[Any], ask: Callable[[Sequence[Any]], Predictions], *, start: int
 ) -> list[Prediction]:
     """Return an answer for each item of a request, in order; ``start`` is the first one's row.
 
-    Items that miss the deadline are retried, a few times and as long as some are answered.
-
-    Raises:
-        ClientError: the first request fails.
+    Items that miss the deadline are retried, a few times and as long as some are answered. Only
+    the first request may fail.
     """
     answers: dict[int, Prediction] = {}
     late = list(range(len(items)))
     for attempt in range(_MOST_ATTEMPTS):
         asked = late
         try:
-            given = ask([items[place] for place in asked])
+            given = ask([items[place] for place in asked])["data"]
         except ClientError:
             if not attempt:
                 raise
@@ -158,20 +159,8 @@ def _is_late(answer: Prediction) -> bool:
     return "error" in answer and answer["error"]["code"] == "deadline_exceeded"
 
 
-def _ask(client: Client, items: Sequence[Any], *, args: argparse.Namespace) -> list[Prediction]:
-    choices = {"truncate": args.truncate, "timeout_seconds": args.timeout}
-    if args.job_id is None:
-        return client.predict(items, **choices)["data"]
-    return client.jobs.predict(args.job_id, items, **choices)["data"]
-
-
 def _read_rows(args: argparse.Namespace) -> list[Row]:
-    """Return the rows of the options.
-
-    Raises:
-        RowsError: there are none, or more than one option has rows.
-        LocalFileError: a file cannot be read.
-    """
+    """Return the rows of the only option that may have some."""
     if args.job_id is not None and not args.job_id.startswith(_JOB):
         raise RowsError(f"{args.job_id!r} is not a job's id: pass the id first, then the texts")
     given = [option for name, option in _SOURCES.items() if getattr(args, name)]
@@ -180,7 +169,7 @@ def _read_rows(args: argparse.Namespace) -> list[Row]:
     if len(given) > 1:
         raise RowsError(f"pass {' or '.join(given)}, not both")
     if args.file:
-        rows = list(_read_file(args.file))
+        rows = _read_file(args.file)
         _check_jobs(rows, job_id=args.job_id)
         return rows
     if args.job_id is None:
@@ -192,11 +181,7 @@ def _read_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def _check_jobs(rows: Sequence[Row], *, job_id: str | None) -> None:
-    """Check that either the command line or the rows name the job.
-
-    Raises:
-        RowsError: both do, or neither.
-    """
+    """Check that either the command line or the rows name the job."""
     named = [isinstance(row.item, dict) and "job" in row.item for row in rows]
     if job_id is None and not any(named):
         raise RowsError('no row names its job: pass the job\'s id, or {"job": …, "input": …}')
@@ -221,28 +206,19 @@ def _beginning(text: str, *, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _read_file(name: str) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file; blank lines are skipped.
-
-    Raises:
-        RowsError: a line is not JSON, or all are blank.
-        LocalFileError: the file cannot be read.
-    """
-    is_empty = True
-    try:
-        with _opened(name) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                is_empty = False
-                try:
-                    yield _row(json.loads(line, parse_constant=_refuse))
-                except (ValueError, RecursionError) as error:
-                    raise RowsError(f"{name}: line {number} is not JSON ({error})") from error
-    except OSError as error:
-        raise LocalFileError(f"cannot read {name}: {error.strerror or error}") from error
-    if is_empty:
+def _read_file(name: str) -> list[Row]:
+    """Return the rows of a JSON Lines file; blank lines are skipped."""
+    rows = []
+    with reading(name), _opened(name) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.strip():
+                    rows.append(_row(json.loads(line, parse_constant=_refuse)))
+            except (ValueError, RecursionError) as error:
+                raise RowsError(f"{name}: line {number} is not JSON ({error})") from error
+    if not rows:
         raise RowsError(f"{name} has no rows")
+    return rows
 
 
 def _opened(name: str) -> AbstractContextManager[BinaryIO]:
@@ -254,18 +230,12 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _read_image(path: Path) -> str:
-    try:
+    with reading(path):
         return base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _size(row: Row, *, number: int) -> int:
-    """Return the bytes of a row in a request.
-
-    Raises:
-        RowsError: JSON cannot represent it: half of a surrogate pair, an infinite number.
-    """
+    """Return the bytes of a row in a request; JSON cannot represent half of a surrogate pair."""
     try:
         return len(json.dumps(row.item, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError as error:
@@ -297,24 +267,16 @@ def _placed(answer: Prediction, index: int) -> Prediction:
 
 def _print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
     """Print a table of the rows that have an answer; columns without values are left out."""
-    cells = [
-        {
-            "row": str(answer["index"] + 1),
-            **({"job": answer["job"] or ""} if names_jobs else {}),
-            **_answer(answer),
-            "input": rows[answer["index"]].shown,
-        }
+    cells: list[dict[str, Any]] = [
+        {**answer, "row": answer["index"] + 1, "input": rows[answer["index"]].shown}
         for answer in answers
         if "error" not in answer
     ]
     used = {name for row in cells for name in row}
-    header = [name for name in ("row", "job", *_shown_fields(), "input") if name in used]
+    fields = ["row", *(["job"] if names_jobs else []), *_shown_fields(), "input"]
+    header = [name for name in fields if name in used]
     if cells:
-        output.print_table(header, [[row.get(name, "") for name in header] for row in cells])
-
-
-def _answer(answer: Mapping[str, Any]) -> Mapping[str, str]:
-    return {name: _cell(answer[name]) for name in _shown_fields() if name in answer}
+        output.print_table(header, [[_cell(row.get(name, "")) for name in header] for row in cells])
 
 
 def _shown_fields() -> list[str]:

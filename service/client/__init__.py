@@ -23,14 +23,7 @@ from service.client.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from service.client.resources import (
-    Datasets,
-    Jobs,
-    Keys,
-    Models,
-    Tenants,
-    ask_for_predictions,
-)
+from service.client.resources import Datasets, Jobs, Keys, Models, Tenants, ask_for_predictions
 
 if TYPE_CHECKING:
     from service.client.documents import JobInput, Predictions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,16 +35,7 @@ OpenForm = Callable[[], AbstractContextManager[Mapping[str, Any]]]
 
 
 class Connection:
-    """A connection pool to one server.
-
-    Args:
-        url: of the server, ``http://`` or ``https://``.
-        api_key: sent as a bearer token; None if the server requires none.
-        timeout: read timeout in seconds.
-
-    Raises:
-        AddressError: invalid URL or key.
-    """
+    """A connection pool to one server; its arguments are those of the client."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float) -> None:
         host = _check_url(url)
@@ -75,23 +65,12 @@ class Connection:
         changes_nothing: bool = False,
         timeout: float | None = None,
     ) -> Any:  # noqa: ANN401 - the caller knows which document it is
-        """Send a request and return the response's JSON.
+        """Send a request and return the response's JSON, or None if it has no body.
 
-        When the connection breaks, requests that change nothing or have an idempotency key are
-        repeated; others only if they cannot have arrived. All are repeated if the server is busy.
-
-        Args:
-            method: of HTTP.
-            path: relative to the server's URL.
-            query: query parameters; those that are None are left out.
-            body: plain JSON.
-            idempotency_key: makes the server run the request only once.
-            open_form: opens the content of a multipart request.
-            changes_nothing: whether the request is read-only; a GET always is.
-            timeout: read timeout in seconds; None: the connection's.
-
-        Returns:
-            The document; None if the response has no body.
+        When the connection breaks, requests that change nothing, as a GET, or have an idempotency
+        key are repeated; others only if they cannot have arrived. All are repeated if the server
+        is busy. Query parameters that are None are left out; ``timeout`` is the read timeout in
+        seconds, by default the connection's.
 
         Raises:
             ApiError: the server refuses.
@@ -123,12 +102,7 @@ class Connection:
 
     @contextmanager
     def stream(
-        self,
-        path: str,
-        *,
-        query: Fields | None = None,
-        headers: Mapping[str, str],
-        timeout: float,
+        self, path: str, *, query: Fields | None = None, headers: Mapping[str, str], timeout: float
     ) -> Iterator[httpx2.Response]:
         """Open a streamed response; without retries.
 
@@ -165,7 +139,7 @@ class Connection:
                 if response.is_success:
                     return response
                 refusal = self._refusal(response)
-                may_repeat = is_busy(refusal)
+                may_repeat = isinstance(refusal, ApiError) and refusal.is_busy
             except httpx2.TransportError as error:
                 refusal = self.unreachable(error)
                 refusal.__cause__ = error
@@ -200,11 +174,6 @@ class Connection:
         )
 
 
-def new_idempotency_key() -> str:
-    """Return a random key for one request and its retries."""
-    return os.urandom(16).hex()
-
-
 def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -233,13 +202,6 @@ def _given(query: Fields | None) -> dict[str, str | int | bool]:
 
 def _timeout(seconds: float) -> httpx2.Timeout:
     return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
-
-
-def is_busy(refusal: ClientError) -> bool:
-    """Return whether a retry can help; a full quota stays full until the caller acts."""
-    if not isinstance(refusal, ApiError) or refusal.code == "quota_exceeded":
-        return False
-    return refusal.status in (httpx2.codes.SERVICE_UNAVAILABLE, httpx2.codes.TOO_MANY_REQUESTS)
 
 
 def _seconds(retry_after: str | None) -> float | None:

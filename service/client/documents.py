@@ -5,7 +5,7 @@ They are not the server's models, which have defaults, and datetimes instead of 
 
 from __future__ import annotations
 
-from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 Item = TypeVar("Item")
 
@@ -20,19 +20,13 @@ class Page(TypedDict, Generic[Item]):
     last_id: str | None
 
 
-class Split(TypedDict):
-    """One split of a data set."""
-
-    rows: int
-
-
 class Dataset(TypedDict):
-    """An uploaded data set."""
+    """An uploaded data set; each of its splits has a number of ``rows``."""
 
     id: str
     object: str
     name: str | None
-    splits: dict[str, Split]
+    splits: dict[str, dict[str, int]]
     columns: dict[str, str]
     bytes: int
     sha256: str
@@ -124,19 +118,16 @@ class Job(TypedDict):
     error: Failure | None
 
 
-class ArtifactEstimate(TypedDict):
-    """Bytes of a head delta in each encoding."""
-
-    bytes: dict[str, int]
-
-
 class Estimate(TypedDict):
-    """The estimated cost of a job; unknown values are None."""
+    """The estimated cost of a job; unknown values are None.
+
+    The artifact has the ``bytes`` of the head delta in each encoding.
+    """
 
     object: str
     trainable_parameters: int | None
     fraction: float | None
-    artifact: ArtifactEstimate | None
+    artifact: dict[str, dict[str, int]] | None
     steps: int | None
     seconds: float | None
     spec: dict[str, Any]
@@ -187,20 +178,12 @@ class Heads(TypedDict):
     artifact: NotRequired[dict[str, Any] | None]
 
 
-class TextInput(TypedDict):
-    """A text or a pair of texts."""
+class Input(TypedDict, total=False):
+    """A text, a pair of texts, or an image file in Base64."""
 
     text: str
-    text_pair: NotRequired[str]
-
-
-class ImageInput(TypedDict):
-    """An image file in Base64."""
-
+    text_pair: str
     image: str
-
-
-Input: TypeAlias = TextInput | ImageInput
 
 
 class JobInput(TypedDict):

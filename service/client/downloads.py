@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from service.client.connection import is_busy
 from service.client.errors import ApiError, DamagedDownloadError, LocalFileError
 
 if TYPE_CHECKING:
@@ -46,12 +45,8 @@ def download(
 ) -> Download:
     """Download a file, and check its SHA-256 if the server sends one as ETag.
 
-    Args:
-        connection: to the server.
-        path: of the file on the server.
-        query: query parameters.
-        out: the target; an existing file is replaced at the end.
-        on_progress: called with the bytes so far and the total; the total is None if unknown.
+    An existing file is replaced at the end. ``on_progress`` is called with the bytes so far and
+    the total, which is None if unknown.
 
     Raises:
         ApiError: the server refuses.
@@ -82,22 +77,15 @@ def download(
     return Download(path=out, bytes=size, sha256=found)
 
 
+@dataclass
 class _Transfer:
     """The transfer of one file, over one or more connections."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        path: str,
-        *,
-        query: Fields | None,
-        on_progress: Watch | None,
-    ) -> None:
-        self._connection = connection
-        self._path = path
-        self._query = query
-        self._on_progress = on_progress
-        self._etag: str | None = None
+    connection: Connection
+    path: str
+    query: Fields | None
+    on_progress: Watch | None
+    etag: str | None = None
 
     def run(self, file: BufferedRandom) -> str | None:
         """Write the content to a file; return the SHA-256 in the server's ETag, if there is one."""
@@ -107,27 +95,27 @@ class _Transfer:
             try:
                 self._receive(file)
             except httpx2.TransportError as error:
-                is_progress = file.tell() > before and self._etag is not None
+                is_progress = file.tell() > before and self.etag is not None
                 failures = 0 if is_progress else failures + 1
                 if failures >= ATTEMPTS:
-                    raise self._connection.unreachable(error) from error
-                self._connection.sleep(min(0.2 * 2**failures, 5.0))
+                    raise self.connection.unreachable(error) from error
+                self.connection.sleep(min(0.2 * 2**failures, 5.0))
             except ApiError as error:
                 failures += 1
-                if failures >= ATTEMPTS or not is_busy(error):
+                if failures >= ATTEMPTS or not error.is_busy:
                     raise
-                self._connection.sleep(error.retry_after or 1.0)
+                self.connection.sleep(error.retry_after or 1.0)
             else:
-                named = _SHA256.fullmatch(self._etag or "")
+                named = _SHA256.fullmatch(self.etag or "")
                 return named[1] if named else None
 
     def _receive(self, file: BufferedRandom) -> None:
         """Request the missing part; if the file has changed, the server sends all of it."""
         headers = {"Accept-Encoding": "identity"}
-        if self._etag is not None and file.tell():
-            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": self._etag}
-        with self._connection.stream(
-            self._path, query=self._query, headers=headers, timeout=_READ_SECONDS
+        if self.etag is not None and file.tell():
+            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": self.etag}
+        with self.connection.stream(
+            self.path, query=self.query, headers=headers, timeout=_READ_SECONDS
         ) as response:
             is_rest = response.status_code == httpx2.codes.PARTIAL_CONTENT
             content_range = response.headers.get("content-range", "")
@@ -135,10 +123,10 @@ class _Transfer:
                 file.seek(0)
                 file.truncate()
             etag = response.headers.get("etag")
-            self._etag = None if etag is None or etag.startswith("W/") else etag
+            self.etag = None if etag is None or etag.startswith("W/") else etag
             length = response.headers.get("content-length")
             total = None if length is None else file.tell() + int(length)
             for chunk in response.iter_raw():
                 file.write(chunk)
-                if self._on_progress is not None:
-                    self._on_progress(file.tell(), total)
+                if self.on_progress is not None:
+                    self.on_progress(file.tell(), total)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class ClientError(Exception):
     """Base class of the client's errors."""
@@ -37,6 +41,11 @@ class ApiError(ClientError):
         self.request_id = request_id
         self.retry_after = retry_after
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a retry can help; a full quota stays full until the caller acts."""
+        return self.status in (429, 503) and self.code != "quota_exceeded"
+
 
 class AddressError(ClientError, ValueError):
     """The server's URL or the key is invalid."""
@@ -56,3 +65,12 @@ class LocalFileError(ClientError):
 
 class DamagedDownloadError(ClientError):
     """A downloaded file differs from the server's."""
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Convert the errors of reading a file to a LocalFileError."""
+    try:
+        yield
+    except OSError as error:
+        raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error

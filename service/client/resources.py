@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from service.client.connection import Connection, new_idempotency_key
 from service.client.downloads import Download, Watch, download
 from service.client.uploads import open_form
 from service.client.watching import Watcher
 
 if TYPE_CHECKING:
+    from service.client.connection import Connection
     from service.client.documents import (
         Backbone,
         Dataset,
@@ -79,7 +80,7 @@ class Datasets(_Resource):
         dataset: Dataset = self._ask(
             "POST",
             "/datasets",
-            idempotency_key=idempotency_key or new_idempotency_key(),
+            idempotency_key=idempotency_key or secrets.token_hex(16),
             open_form=partial(open_form, files, fields=fields, watch=on_progress),
             timeout=_UPLOAD_SECONDS,
         )
@@ -119,7 +120,7 @@ class Jobs(_Resource):
         Raises:
             ApiError: the server refuses; ``param`` names the invalid field.
         """
-        key = idempotency_key or new_idempotency_key()
+        key = idempotency_key or secrets.token_hex(16)
         return cast("Job", self._ask("POST", "/jobs", body=spec, idempotency_key=key))
 
     def dry_run(self, spec: Mapping[str, Any]) -> Estimate:
@@ -176,7 +177,7 @@ class Jobs(_Resource):
             on_progress: called with the job's progress when it changes.
         """
         path = _path("jobs", job_id)
-        return Watcher(self._connection, path, after=after, on_progress=on_progress).run()
+        return Watcher(self._connection, path, last=after, on_progress=on_progress).run()
 
     def heads(self, job_id: str) -> Heads:
         """Return the scores of all heads, and the selected heads."""

@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.client.errors import LocalFileError
+from service.client.errors import reading
 
 if TYPE_CHECKING:
     from service.client.downloads import Watch
@@ -20,10 +20,7 @@ def open_form(
 ) -> Iterator[Mapping[str, Any]]:
     """Open the files of a multipart form, and yield the HTTP client's arguments.
 
-    Args:
-        files: the path of each file, by its field.
-        fields: the other fields.
-        watch: called with the bytes so far and the total.
+    ``watch`` is called with the bytes so far and the total.
 
     Raises:
         LocalFileError: a file cannot be read.
@@ -39,10 +36,8 @@ def open_form(
     with ExitStack() as stack:
         opened = {}
         for field, path in files.items():
-            try:
+            with reading(path):
                 opened[field] = stack.enter_context(_CountedFile(path, count))
-            except OSError as error:
-                raise LocalFileError(f"cannot read {path}: {error.strerror or error}") from error
         total = sum(path.stat().st_size for path in files.values())
         form = {field: (files[field].name, file) for field, file in opened.items()}
         yield {"data": dict(fields), "files": form}

@@ -6,11 +6,11 @@ import json
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
-from service.client.connection import is_busy
 from service.client.errors import ApiError, UnexpectedAnswerError, UnreachableError
 from store.states import FINISHED
 
@@ -25,31 +25,23 @@ _MOST_DOUBLINGS = 10
 _LONGEST_WAIT_SECONDS = 5.0
 
 
+@dataclass
 class Watcher:
-    """Follows one job's stream, and reopens it when the connection breaks.
+    """Follows the stream of the job at ``path``, and reopens it when the connection breaks.
 
-    Args:
-        connection: to the server.
-        path: of the job on the server.
-        after: id of an event; only later events are yielded.
+    Attributes:
+        last: id of the newest event that is known; only later ones are yielded.
         on_progress: called with the job's progress when it changes.
+        lost_at: when the server became unreachable.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        path: str,
-        *,
-        after: str | None,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._connection = connection
-        self._on_progress = on_progress
-        self._path = path
-        self._last = after
-        self._seen: set[str] = set()
-        self._failures = 0
-        self._lost_at: float | None = None  # when the server became unreachable
+    connection: Connection
+    path: str
+    last: str | None
+    on_progress: Callable[[Progress], None] | None
+    seen: set[str] = field(default_factory=set)
+    failures: int = 0
+    lost_at: float | None = None
 
     def run(self) -> Iterator[Event]:
         """Yield the job's events until it is finished.
@@ -61,43 +53,43 @@ class Watcher:
         """
         self._status()  # raises at once for a wrong id or an unreachable server
         while True:
-            before = len(self._seen)
+            before = len(self.seen)
             try:
                 has_ended = yield from self._follow()
                 # A stream can end without the job's last event: if all events were before
                 # `after`, or if the server is shutting down.
-                if has_ended or (self._status() in FINISHED and len(self._seen) == before):
+                if has_ended or (self._status() in FINISHED and len(self.seen) == before):
                     return
-                self._connection.sleep(_PAUSE_SECONDS)
+                self.connection.sleep(_PAUSE_SECONDS)
             except (httpx2.TransportError, UnreachableError, ApiError) as error:
                 self._wait_after(error)
 
     def _status(self) -> str:
-        job: Job = self._connection.ask("GET", self._path)
-        self._lost_at = None
+        job: Job = self.connection.ask("GET", self.path)
+        self.lost_at = None
         return job["status"]
 
     def _follow(self) -> Generator[Event, None, bool]:
         """Yield the events of one connection; return whether the job's last one was among them."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
-        if self._last is not None:
-            headers["Last-Event-ID"] = self._last
-        with self._connection.stream(
-            f"{self._path}/events", headers=headers, timeout=_READ_SECONDS
+        if self.last is not None:
+            headers["Last-Event-ID"] = self.last
+        with self.connection.stream(
+            f"{self.path}/events", headers=headers, timeout=_READ_SECONDS
         ) as response:
-            self._lost_at = None
+            self.lost_at = None
             for message in httpx2.EventSource(response):
-                self._failures = 0
-                if message.event == "progress" and self._on_progress is not None:
+                self.failures = 0
+                if message.event == "progress" and self.on_progress is not None:
                     progress = _read(message, "phase", "step", "total_steps", "eta_seconds")
-                    self._on_progress(cast("Progress", progress))
+                    self.on_progress(cast("Progress", progress))
                 if message.event != "message" or not message.data:
                     continue
                 event = cast("Event", _read(message, "id", "type", "message", "data"))
-                if event["id"] in self._seen:
+                if event["id"] in self.seen:
                     continue
-                self._last = message.id or event["id"]
-                self._seen.add(event["id"])
+                self.last = message.id or event["id"]
+                self.seen.add(event["id"])
                 yield event
                 if event["type"] == "status" and event["data"].get("status") in FINISHED:
                     return True
@@ -106,18 +98,18 @@ class Watcher:
     def _wait_after(self, error: httpx2.TransportError | UnreachableError | ApiError) -> None:
         """Wait, longer each time; raise if the error is permanent or lasts too long."""
         if isinstance(error, httpx2.SSEError):
-            raise UnexpectedAnswerError(f"{self._connection.url}: {error}") from error
-        if isinstance(error, ApiError) and not is_busy(error):
+            raise UnexpectedAnswerError(f"{self.connection.url}: {error}") from error
+        if isinstance(error, ApiError) and not error.is_busy:
             raise error
         now = time.monotonic()
-        self._lost_at = now if self._lost_at is None else self._lost_at
-        if now - self._lost_at > PATIENCE_SECONDS:
+        self.lost_at = now if self.lost_at is None else self.lost_at
+        if now - self.lost_at > PATIENCE_SECONDS:
             if isinstance(error, httpx2.TransportError):
-                raise self._connection.unreachable(error) from error
+                raise self.connection.unreachable(error) from error
             raise error
-        wait = min(_PAUSE_SECONDS * 2**self._failures, _LONGEST_WAIT_SECONDS)
-        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
-        self._connection.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
+        wait = min(_PAUSE_SECONDS * 2**self.failures, _LONGEST_WAIT_SECONDS)
+        self.failures = min(self.failures + 1, _MOST_DOUBLINGS)
+        self.connection.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
 
 
 def _read(message: httpx2.ServerSentEvent, *names: str) -> dict[str, Any]:
