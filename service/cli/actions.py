@@ -51,9 +51,7 @@ def _is_option(word: str) -> bool:
 class Actions(Generic[_Door]):
     """The actions of a command, such as ``push`` of ``hifi datasets``.
 
-    Args:
-        parser: of the command.
-        connect: opens what its actions work on, a client of the server or more.
+    ``connect`` opens what they work on, such as a client of the server.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, *, connect: Connect[_Door]) -> None:

@@ -1,4 +1,4 @@
-"""Print jobs and estimates in a terminal."""
+"""Describe jobs and estimates for a terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ if TYPE_CHECKING:
     from service.client.documents import Estimate, Job
 
 
-def report_job(job: Job, *, as_json: bool) -> int:
-    """Print a job, and return the exit code."""
-    return output.report(job, _describe_job, as_json=as_json)
-
-
-def _describe_job(job: Job) -> dict[str, str]:
+def describe_job(job: Job) -> dict[str, str]:
+    """Describe a job for people."""
     return {
         "id": job["id"],
         "name": job["name"] or "",
@@ -97,12 +93,8 @@ def _outcome(job: Job) -> dict[str, str]:
     return entries
 
 
-def report_estimate(estimate: Estimate, *, as_json: bool) -> int:
-    """Print an estimate, and return the exit code."""
-    return output.report(estimate, _describe_estimate, as_json=as_json)
-
-
-def _describe_estimate(estimate: Estimate) -> dict[str, str]:
+def describe_estimate(estimate: Estimate) -> dict[str, str]:
+    """Describe an estimate for people."""
     artifact, seconds, steps = estimate["artifact"], estimate["seconds"], estimate["steps"]
     return {
         "task": _task(estimate["spec"].get("task") or {}),

@@ -15,7 +15,7 @@ from hifi.cli.progress import open_screen
 from hifi.cli.render import print_heads
 from service.cli import job_spec, options, predictions
 from service.cli.actions import Actions, perform
-from service.cli.job_report import describe_progress, report_estimate, report_job
+from service.cli.job_report import describe_estimate, describe_job, describe_progress
 from service.cli.pages import report_deleted, report_page
 from service.cli.progress import JobDisplay, transfer_display
 from service.client.resources import Jobs
@@ -105,12 +105,12 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 def _submit(client: Client, args: argparse.Namespace) -> int:
     spec = job_spec.build_spec(args)
     if args.dry_run:
-        return report_estimate(client.jobs.dry_run(spec), as_json=args.json)
+        return output.report(client.jobs.dry_run(spec), describe_estimate, as_json=args.json)
     job = client.jobs.create(spec)
     if args.watch:
         output.note(f"posted {job['id']}")
         return _follow(client, job["id"], args)
-    code = report_job(job, as_json=args.json)
+    code = output.report(job, describe_job, as_json=args.json)
     if not args.json:
         output.note(f"follow it with `hifi jobs watch {job['id']}`")
     return code
@@ -135,7 +135,7 @@ def _calling(call: Callable[[Jobs, str], Job]) -> Callable[[Client, argparse.Nam
     """Return an action that makes a call of the client and prints the returned job."""
 
     def act(client: Client, args: argparse.Namespace) -> int:
-        return report_job(call(client.jobs, args.job_id), as_json=args.json)
+        return output.report(call(client.jobs, args.job_id), describe_job, as_json=args.json)
 
     return act
 
@@ -157,7 +157,7 @@ def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
             code=output.EXIT_INTERRUPTED,
         )
     job = client.jobs.get(job_id)
-    report_job(job, as_json=args.json)
+    output.report(job, describe_job, as_json=args.json)
     if job["status"] == "succeeded":
         return output.EXIT_OK
     error = job["error"]

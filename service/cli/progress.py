@@ -69,8 +69,7 @@ def _line(event: Event) -> str:
 def transfer_display(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar of a transfer during a block, if the console is a terminal.
 
-    Yields:
-        A function that takes the bytes so far and the total, None if unknown.
+    The block gets a function that takes the bytes so far and the total, None if unknown.
     """
     if not console.is_terminal:
         yield lambda _done, _total: None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -39,57 +40,54 @@ def open_tables() -> Iterator[Tables]:
     """
     settings = read_settings()
     with open_database(settings.database_url) as database:
-        yield Tables(Administration(database, quotas=Quotas.of_settings(settings)))
+        administration = Administration(database, quotas=Quotas.of_settings(settings))
+        yield Tables(_Tenants(administration), _Keys(administration))
 
 
+@dataclass(frozen=True)
 class Tables:
-    """The tables, with the interface of a client that administrators need.
+    """The tables, with the part of a :class:`service.client.Client` that administrators need."""
 
-    Attributes:
-        tenants, keys: like those of :class:`service.client.Client`, with the same documents.
-    """
-
-    def __init__(self, administration: Administration) -> None:
-        self.tenants = _Tenants(administration)
-        self.keys = _Keys(administration)
+    tenants: _Tenants
+    keys: _Keys
 
 
 TenantDoor: TypeAlias = "Client | Tables"
 
 
+@dataclass(frozen=True)
 class _Tenants:
-    def __init__(self, administration: Administration) -> None:
-        self._tables = administration
+    administration: Administration
 
     def create(self, name: str, *, is_admin: bool, quotas: Mapping[str, int]) -> Tenant:
         new = _checked(NewTenant, {"name": name, "is_admin": is_admin, **quotas})
-        return cast("Tenant", _shown(self._tables.create(new)))
+        return cast("Tenant", _shown(self.administration.create(new)))
 
     def list(self, *, after: str | None, limit: int) -> Page[Tenant]:
-        return cast("Page[Tenant]", _shown(self._tables.list(after=after, limit=limit)))
+        return cast("Page[Tenant]", _shown(self.administration.list(after=after, limit=limit)))
 
     def change_quotas(self, tenant_id: str, quotas: Mapping[str, int | None]) -> Tenant:
         new = _checked(NewQuotas, quotas)
-        return cast("Tenant", _shown(self._tables.change_quotas(tenant_id, new)))
+        return cast("Tenant", _shown(self.administration.change_quotas(tenant_id, new)))
 
     def usage(self, tenant_id: str) -> Usage:
-        return cast("Usage", _shown(self._tables.usage(tenant_id)))
+        return cast("Usage", _shown(self.administration.usage(tenant_id)))
 
 
+@dataclass(frozen=True)
 class _Keys:
-    def __init__(self, administration: Administration) -> None:
-        self._tables = administration
+    administration: Administration
 
     def create(self, tenant_id: str, *, name: str | None) -> Key:
         new = _checked(NewKey, {"name": name})
-        return cast("Key", _shown(self._tables.create_key(tenant_id, new)))
+        return cast("Key", _shown(self.administration.create_key(tenant_id, new)))
 
     def list(self, tenant_id: str, *, after: str | None, limit: int) -> Page[Key]:
-        page = self._tables.list_keys(tenant_id, after=after, limit=limit)
+        page = self.administration.list_keys(tenant_id, after=after, limit=limit)
         return cast("Page[Key]", _shown(page))
 
     def revoke(self, key_id: str) -> None:
-        self._tables.revoke_key(key_id)
+        self.administration.revoke_key(key_id)
 
 
 def _shown(document: BaseModel) -> object:
@@ -98,11 +96,7 @@ def _shown(document: BaseModel) -> object:
 
 
 def _checked(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
-    """Validate a body as the API does.
-
-    Raises:
-        TenantError: a field is invalid.
-    """
+    """Validate a body as the API does."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -85,11 +85,7 @@ def _open_door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
 
 
 def _find(door: TenantDoor, args: argparse.Namespace) -> str:
-    """Return the id of a tenant, given its id or its name.
-
-    Raises:
-        NotFoundError: no tenant has that name.
-    """
+    """Return the id of the tenant of that id or name."""
     name: str = args.tenant_name
     if name.startswith("ten_"):
         return name
@@ -195,10 +191,7 @@ def _describe_tenant(tenant: Tenant) -> dict[str, str]:
 
 
 def _describe_key(key: Key) -> dict[str, str]:
-    return {
-        "key": key["id"],
-        "secret": f"{key['secret']}  (for HIFI_API_KEY; shown only once)",
-    }
+    return {"key": key["id"], "secret": f"{key['secret']}  (for HIFI_API_KEY; shown only once)"}
 
 
 def _describe_quotas(quotas: Quotas) -> str:
