@@ -144,7 +144,6 @@ class JsonlReader(Reader):
         for name in names:
             values = [row.get(name) for row in rows]
             array = self._column(name, values)
-            self._types[name] = merged_type(self._types[name], array.type)
             check_texts(array, first_row=self._rows + 1, column=name)
             self._check_numbers(array, name)
             self._scanned.add(size=array.nbytes)
@@ -173,29 +172,28 @@ class JsonlReader(Reader):
             )
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
+        """Convert values to an array, and update the column's type."""
         known = self._types[name]
         try:
             array = pa.array(values)
-            kept_type(merged_type(known, array.type))
-        except _UNFIT:
-            self._blame(name, values)
+            merged = merged_type(known, array.type)
+            kept_type(merged)
+        except _UNFIT as error:
+            place = first_misfit(values, fit=lambda some: _fits(some, known))
+            above = merged_type(known, pa.array(values[:place]).type)
+            reason = _why(values[place], above)
+            raise DataError(reason, row=self._rows + 1 + place, column=name) from error
+        self._types[name] = merged
         return array
-
-    def _blame(self, name: str, values: list[Any]) -> NoReturn:
-        """Raise for a column, with the first row that does not fit."""
-        known = self._types[name]
-        place = first_misfit(values, fit=lambda some: _fits(some, known))
-        above = merged_type(known, pa.array(values[:place]).type)
-        raise DataError(_why(values[place], above), row=self._rows + 1 + place, column=name)
 
     def _check_numbers(self, array: pa.Array, name: str) -> None:
         """Refuse numbers that json parses as infinite: 1e999."""
         if not pa.types.is_floating(array.type):
             return
-        place = first_true(pc.is_inf(array))
-        if place is not None:
+        row = first_true(pc.is_inf(array), start=self._rows + 1)
+        if row is not None:
             reason = "the number does not fit in a 64-bit float"
-            raise DataError(reason, row=self._rows + 1 + place, column=name)
+            raise DataError(reason, row=row, column=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -215,9 +215,7 @@ def _kept(field: pa.Field) -> pa.DataType:
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Split a batch into parts that are small when decompressed; a row is never split."""
-    sizes = np.zeros(batch.num_rows, dtype=np.int64)
-    for array in batch.columns:
-        sizes += _row_sizes(array)
+    sizes = sum(map(_row_sizes, batch.columns), np.zeros(batch.num_rows, dtype=np.int64))
     ends = np.cumsum(sizes)
     start = 0
     while start < batch.num_rows:
@@ -234,19 +232,13 @@ def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
         sizes = pc.take(_row_lengths(array.dictionary), array.indices)
         return np.asarray(pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False), dtype=np.int64)
     if pa.types.is_struct(kind):
-        total = np.zeros(len(array), dtype=np.int64)
-        for child in array.flatten():
-            total += _row_sizes(child)
-        return total
+        return sum(map(_row_sizes, array.flatten()), np.zeros(len(array), dtype=np.int64))
     if is_list(kind):
         counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         ends = np.concatenate([[0], np.cumsum(_row_sizes(array.flatten()))])
         edges = np.concatenate([[0], np.cumsum(counts)])
         return np.asarray(ends[edges[1:]] - ends[edges[:-1]], dtype=np.int64)
-    if is_text(kind) or is_bytes(kind):
-        lengths = _row_lengths(array).to_numpy(zero_copy_only=False)
-        return np.asarray(lengths, dtype=np.int64)
-    return np.full(len(array), 8, dtype=np.int64)
+    return np.asarray(_row_lengths(array).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _row_lengths(values: pa.Array) -> pa.Array:
