@@ -53,15 +53,16 @@ class Appearance:
         missing: row of the first missing value.
         not_number: row and cell of the first cell that is not a number.
         not_finite: row and number of the first number that is not finite in 32 bits.
+        are_whole: whether all cells are numbers without a fraction.
     """
 
     def __init__(self) -> None:
         self.missing: int | None = None
         self.not_number: tuple[int, str] | None = None
         self.not_finite: tuple[int, float] | None = None
+        self.are_whole = True
         self._has_words = False
         self._all = dict.fromkeys((_WHOLE, _INTEGER, _NUMBER, *BOOLEANS), True)
-        self._are_whole = True
 
     def add(self, cells: pa.Array, first_row: int) -> None:
         """Add a batch of the column."""
@@ -69,13 +70,10 @@ class Appearance:
             return
         words = pc.ascii_trim(cells, PADDING)
         missing = pc.is_in(words, value_set=pa.array(MISSING))
-        place = first_true(missing)
-        if place is not None:
-            if self.missing is None:
-                self.missing = first_row + place
-            present = words.filter(pc.invert(missing))
-        else:
-            present = words
+        row = first_true(missing, start=first_row)
+        if self.missing is None:
+            self.missing = row
+        present = words if row is None else words.filter(pc.invert(missing))
         if len(present) == 0:
             return
         self._has_words = True
@@ -101,8 +99,8 @@ class Appearance:
         for pattern, holds in self._all.items():
             if holds:
                 self._all[pattern] = _all_match(words, pattern)
-        if self._are_whole:
-            self._are_whole = self._all[_NUMBER] and _are_whole(words)
+        if self.are_whole:
+            self.are_whole = self._all[_NUMBER] and _are_whole(words)
 
     @property
     def looks(self) -> Looks:
@@ -114,11 +112,6 @@ class Appearance:
         if self._all[_NUMBER]:
             return "float64"
         return "bool" if any(self._all[spelling] for spelling in BOOLEANS) else "string"
-
-    @property
-    def are_whole(self) -> bool:
-        """Whether all cells are numbers without a fraction."""
-        return self._are_whole
 
 
 def _are_whole(words: pa.Array) -> bool:

@@ -12,26 +12,20 @@ from PIL import UnidentifiedImageError
 
 from hifi.data.images import BROKEN, decode_image
 from hifi.data.labels import Label, label_reader, order_classes, too_few, unknown_label
-from hifi.data.profiling import describe, make_profile, target_problem, text_problem
+from hifi.data.profiling import make_profile, target_problem, text_problem
 from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns
 from hifi.data.types import UnfitError, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile, Problem
-    from hifi.data.task_types import Use
 
 T = TypeVar("T")
 
 # Marks the cells of a delimited file: the `id` of a datasets.Value is unused and survives
 # selecting and shuffling.
-_CELLS = "hifi.cells"
+CELLS_FEATURE = datasets.Value("string", id="hifi.cells")
 _SCANNED_ROWS = 4096  # rows per batch
-
-
-def cells_feature() -> datasets.Value:
-    """Return the feature of a column of cells: texts, marked as cells."""
-    return datasets.Value("string", id=_CELLS)
 
 
 def profile_split(dataset: Dataset) -> DatasetProfile:
@@ -46,7 +40,7 @@ def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
         DataError: a text is missing, empty or blank, or the column has another type.
     """
     scan = _scan_column(dataset, column)
-    _refuse(_misfit(scan, column, "text") or text_problem(scan), split=split, column=column)
+    _refuse(scan.misfit("text") or text_problem(scan), split=split, column=column)
     return _values(dataset, column)
 
 
@@ -75,11 +69,7 @@ def read_labels(
 def label_order(
     dataset: Dataset, column: str, labels: Sequence[Label], *, split: str
 ) -> list[Label]:
-    """Return the classes, in the order of the logits.
-
-    Returns:
-        The names of a ``ClassLabel`` in its own order; else the labels that occur, sorted: numbers
-        by value, texts by code point.
+    """Return the classes, in the order of :func:`hifi.data.labels.order_classes`.
 
     Raises:
         DataError: fewer than two classes occur.
@@ -122,7 +112,7 @@ def read_images(dataset: Dataset, column: str, *, split: str) -> list[bytes]:
         DataError: an image is missing or broken, or the column has another type.
     """
     scan = _scan_column(dataset, column)
-    _refuse(_misfit(scan, column, "image"), split=split, column=column)
+    _refuse(scan.misfit("image"), split=split, column=column)
     if isinstance(dataset.features[column], datasets.Image):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     sound = len(dataset) if scan.image is None else (scan.image.row or 1) - 1
@@ -150,7 +140,7 @@ def _scan(dataset: Dataset) -> dict[str, ColumnScan]:
     """Scan all columns in batches of rows, so that a large data set is never copied at once."""
     kinds = {field.name: _plain(field.type) for field in dataset.features.arrow_schema}
     schema = pa.schema([(name, kinds[name]) for name in dataset.column_names])
-    cells = [name for name, feature in dataset.features.items() if _is_marked(feature)]
+    cells = [name for name, feature in dataset.features.items() if feature == CELLS_FEATURE]
     scans = scan_columns(schema, cells=cells, class_names=_class_names(dataset))
     table = dataset.with_format("arrow")
     for start in range(0, len(dataset), _SCANNED_ROWS):
@@ -169,22 +159,12 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return kind
 
 
-def _is_marked(feature: object) -> bool:
-    return (
-        isinstance(feature, datasets.Value) and feature.dtype == "string" and feature.id == _CELLS
-    )
-
-
 def _class_names(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     return {
         name: tuple(feature.names)
         for name, feature in dataset.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-
-
-def _misfit(scan: ColumnScan, column: str, use: Use) -> Problem | None:
-    return describe(column, scan).misfit(use)
 
 
 def _refuse(problem: Problem | None, *, split: str, column: str) -> None:

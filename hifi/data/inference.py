@@ -5,12 +5,13 @@ This needs only a profile, no data, so the library, jobs and uploads share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hifi.data.profile import misfit
 from hifi.data.spec import TaskSpec
-from hifi.data.task_types import TaskType, Use, find_task_type, task_types
+from hifi.data.task_types import Use, find_task_type, task_types
 from hifi.errors import (
     AmbiguousTaskError,
     DataError,
@@ -20,9 +21,10 @@ from hifi.errors import (
 )
 
 if TYPE_CHECKING:
-    from hifi.data.profile import ColumnProfile, DatasetProfile
+    from hifi.data.profile import DatasetProfile, Kind
 
 _LABEL_NAMES = ("label", "labels")
+_LABEL_KINDS: tuple[Kind, ...] = ("integer", "boolean", "float", "whole")
 _RENAME = " (a column of this name is taken as the label; rename it if it is not one)"
 
 
@@ -51,13 +53,18 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
         InvalidArgumentError: the task type does not read these columns.
     """
     declared = None if spec.type is None else find_task_type(spec.type)
-    _check_columns(spec, profile)
+    for param, name in _named_columns(spec):
+        if profile.column(name) is None:
+            raise MissingColumnError(name, there=profile.names, split="train", param=param)
     text, image = spec.text, spec.image
-    is_about_images = image is not None or (declared is not None and _reads_images(declared))
-    if declared is None and image is None and not text:
-        is_about_images = any(map(_is_image, profile.columns))
+    if image is not None:
+        is_about_images = True
+    elif declared is not None:
+        is_about_images = declared.inputs.use == "image"
+    else:
+        is_about_images = not text and any(each.kind == "image" for each in profile.columns)
     if is_about_images:
-        image = image or _only(profile, _is_image, "image", excluded=[spec.label])
+        image = image or _only(profile, ["image"], "image", excluded=[spec.label])
     label = spec.label or _infer_label(profile, excluded=[*text, image])
     if not text and image is None:
         text = _infer_text(profile, excluded=[label])
@@ -80,11 +87,14 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
         InvalidArgumentError: as in :func:`infer_task`, or the task does not have the metric.
     """
     task = infer_task(spec, profile)
-    obstacles = list(_obstacles(task, profile, splits=("train", "validation")))
-    # Training reads the classes before it checks the metric.
-    _refuse([each for each in obstacles if (each.use, each.error.split) == ("label", "train")])
-    task = _with_metric(task)
-    _refuse(obstacles)
+    declared = find_task_type(str(task.type))
+    errors = list(_obstacles(task, profile, splits=("train", "validation")))
+    for error in errors:  # training reads the classes before it checks the metric
+        if declared.label.use == "label" and (error.param, error.split) == ("label", "train"):
+            raise error
+    task = replace(task, metric=declared.choose_metric(task.metric))
+    if errors:
+        raise errors[0]
     return task
 
 
@@ -103,11 +113,11 @@ def check_certain_task(profile: DatasetProfile) -> None:
         return
     if task.label not in _LABEL_NAMES and len(task.text) > 1:
         return
-    for each in _obstacles(task, profile, splits=("train", "validation", "test")):
-        if each.error.split != "test" or each.error.column != task.label:  # test needs no labels
-            if each.error.column in _LABEL_NAMES:
-                each.error.reason += _RENAME
-            raise each.error
+    for error in _obstacles(task, profile, splits=("train", "validation", "test")):
+        if error.split != "test" or error.column != task.label:  # test needs no labels
+            if error.column in _LABEL_NAMES:
+                error.reason += _RENAME
+            raise error
 
 
 def check_unseen_task(spec: TaskSpec) -> TaskSpec:
@@ -123,7 +133,7 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     if spec.type is None:
         return spec
     _check_inputs(spec.type, text=spec.text, image=spec.image)
-    return _with_metric(spec)
+    return replace(spec, metric=find_task_type(spec.type).choose_metric(spec.metric))
 
 
 def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
@@ -147,25 +157,10 @@ def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
     return None if column is None else column.num_classes
 
 
-def _reads_images(declared: TaskType) -> bool:
-    return declared.inputs.use == "image"
-
-
-def _is_image(column: ColumnProfile) -> bool:
-    return column.kind == "image"
-
-
-def _check_columns(spec: TaskSpec, profile: DatasetProfile) -> None:
-    for param, name in _named_columns(spec):
-        if profile.column(name) is None:
-            raise MissingColumnError(name, there=profile.names, split="train", param=param)
-
-
-def _named_columns(spec: TaskSpec) -> Iterator[tuple[str, str]]:
-    """Yield the columns that a spec names, each with the argument that names it."""
-    yield from (("text", name) for name in spec.text)
-    yield from (("image", name) for name in (spec.image,) if name is not None)
-    yield from (("label", name) for name in (spec.label,) if name is not None)
+def _named_columns(spec: TaskSpec) -> list[tuple[str, str]]:
+    """Return the columns that a spec names, each after the argument that names it."""
+    named = [*(("text", name) for name in spec.text), ("image", spec.image), ("label", spec.label)]
+    return [(param, name) for param, name in named if name is not None]
 
 
 def _check_inputs(name: str, *, text: tuple[str, ...], image: str | None) -> None:
@@ -185,18 +180,15 @@ def _infer_label(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> 
     for name in _LABEL_NAMES:
         if name in profile.names and name not in excluded:
             return name
-    beside_images = any(_is_image(each) for each in profile.columns if each.name in excluded)
-
-    def can_be_label(column: ColumnProfile) -> bool:
-        if column.kind == "text":
-            return beside_images
-        return column.kind in ("integer", "boolean", "float", "whole")
-
-    return _only(profile, can_be_label, "label", excluded=excluded)
+    beside_images = any(
+        column.kind == "image" and column.name in excluded for column in profile.columns
+    )
+    kinds: tuple[Kind, ...] = (*_LABEL_KINDS, "text") if beside_images else _LABEL_KINDS
+    return _only(profile, kinds, "label", excluded=excluded)
 
 
 def _infer_text(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> tuple[str, ...]:
-    names = _matching(profile, lambda column: column.kind == "text", excluded=excluded)
+    names = _of_kinds(profile, ["text"], excluded=excluded)
     if len(names) in (1, 2):
         return tuple(names)
     raise _doubt(profile, "text", f"{len(names) or 'no'} columns hold texts")
@@ -205,9 +197,7 @@ def _infer_text(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> t
 def _infer_type(profile: DatasetProfile, label: str, *, is_about_images: bool) -> str:
     if is_about_images:
         return _type_that_reads("image", "label")
-    column = profile.column(label)
-    if column is None:
-        raise MissingColumnError(label, there=profile.names, split="train", param="label")
+    column = next(column for column in profile.columns if column.name == label)
     if column.kind == "whole":
         raise _doubt(
             profile,
@@ -232,27 +222,24 @@ def _type_that_reads(inputs: Use, label: Use) -> str:
 
 def _only(
     profile: DatasetProfile,
-    is_wanted: Callable[[ColumnProfile], bool],
+    kinds: Collection[Kind],
     param: str,
     *,
     excluded: Sequence[str | None],
 ) -> str:
-    names = _matching(profile, is_wanted, excluded=excluded)
+    names = _of_kinds(profile, kinds, excluded=excluded)
     if len(names) == 1:
         return names[0]
     raise _doubt(profile, param, f"{len(names) or 'none'} of the columns could be the {param}")
 
 
-def _matching(
-    profile: DatasetProfile,
-    is_wanted: Callable[[ColumnProfile], bool],
-    *,
-    excluded: Sequence[str | None],
+def _of_kinds(
+    profile: DatasetProfile, kinds: Collection[Kind], *, excluded: Sequence[str | None]
 ) -> list[str]:
     return [
         column.name
         for column in profile.columns
-        if column.name not in excluded and is_wanted(column)
+        if column.kind in kinds and column.name not in excluded
     ]
 
 
@@ -260,54 +247,31 @@ def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskErr
     return AmbiguousTaskError(f"{reason}; the columns are {listed(profile.names)}", param=param)
 
 
-def _with_metric(spec: TaskSpec) -> TaskSpec:
-    """Set the default metric of a task whose type is known; refuse a metric of another type."""
-    declared = find_task_type(str(spec.type))
-    if spec.metric is not None and spec.metric not in declared.metrics:
-        limit = f"a {declared.name} task has {', '.join(declared.metrics)}"
-        raise InvalidArgumentError("metric", value=spec.metric, limit=limit)
-    return replace(spec, metric=spec.metric or declared.metrics[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Obstacle:
-    """The error that prevents one use of a column."""
-
-    use: Use
-    error: DataError
-
-
 def _obstacles(
     task: TaskSpec, profile: DatasetProfile, *, splits: Sequence[str]
-) -> Iterator[_Obstacle]:
+) -> Iterator[DataError]:
     """Yield the errors that prevent a task, in the order in which training would raise them."""
     declared = find_task_type(str(task.type))
-    uses: dict[str, Use] = {"label": declared.label.use}
     named = sorted(_named_columns(task), key=lambda each: each[0] != "label")  # the label first
     for split in splits:
         found = []
         for param, name in named:
-            column, use = profile.column(name), uses.get(param, declared.inputs.use)
+            column = profile.column(name)
             if column is None:
                 continue
+            use = declared.label.use if param == "label" else declared.inputs.use
             problem = column.problems.get(use, {}).get(split)
             if split == "train":
-                problem = column.misfit(use) or problem
+                excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)
+                problem = excluded or problem
             if problem is not None:
-                error = DataError(
-                    problem.reason, split=split, row=problem.row, column=name, param=param
-                )
-                found.append(_Obstacle(use=use, error=error))
+                reason, row = problem.reason, problem.row
+                found.append(DataError(reason, split=split, row=row, column=name, param=param))
         if split != "train":  # missing columns come before rows, and of them the inputs first
             found.sort(
-                key=lambda each: (
-                    each.error.row is not None,
-                    each.error.row is None and each.error.param == "label",
+                key=lambda error: (
+                    error.row is not None,
+                    error.row is None and error.param == "label",
                 )
             )
         yield from found
-
-
-def _refuse(obstacles: Sequence[_Obstacle]) -> None:
-    for each in obstacles[:1]:
-        raise each.error

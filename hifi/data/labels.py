@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hifi.data.cells import BOOLEANS, MISSING, PADDING, number
@@ -21,26 +20,17 @@ _NAMED_CHARACTERS = 200  # a profile has messages for up to a thousand columns
 _USABLE = ("text", "integer", "boolean", "whole", "null")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """A column's classes.
+def train_labels(column: ColumnScan) -> tuple[tuple[Label, ...] | None, Problem | None]:
+    """Read the labels of the training split, which decide the classes.
 
-    Attributes:
-        classes: in the order of the logits; None if there are too many to count.
-        problem: prevents a classification.
+    Returns:
+        The classes, in the order of the logits, or None if there are too many to count; and the
+        problem that prevents a classification.
     """
-
-    classes: tuple[Label, ...] | None
-    problem: Problem | None
-
-
-def train_labels(column: ColumnScan) -> Labels:
-    """Read the labels of the training split, which decide the classes."""
     problem, found = _read(column, label_reader(column))
     if column.distinct.is_full:
-        return Labels(classes=None, problem=problem)
-    classes = order_classes(found, names=column.class_names)
-    return Labels(classes=classes, problem=problem or too_few(found))
+        return None, problem
+    return order_classes(found, names=column.class_names), problem or too_few(found)
 
 
 def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Problem | None:

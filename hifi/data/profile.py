@@ -34,6 +34,17 @@ class Problem:
     reason: str
 
 
+def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem | None:
+    """Return the problem if a column's kind excludes a use."""
+    if use == "text" and not are_cells and kind not in ("text", "null"):
+        needed = "a text column is needed"
+    elif use == "image" and kind != "image":
+        needed = "an image column is needed (a struct of bytes and path)"
+    else:
+        return None
+    return Problem(row=None, reason=f"{needed}, this one holds {type_name}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColumnProfile:
     """One column of the training split, and the columns of that name in the other splits.
@@ -54,16 +65,6 @@ class ColumnProfile:
     num_classes: int | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
 
-    def misfit(self, use: Use) -> Problem | None:
-        """Return the problem if the column's kind excludes a use."""
-        if use == "text" and not self.are_cells and self.kind not in ("text", "null"):
-            needed = "a text column is needed"
-        elif use == "image" and self.kind != "image":
-            needed = "an image column is needed (a struct of bytes and path)"
-        else:
-            return None
-        return Problem(row=None, reason=f"{needed}, this one holds {self.type}")
-
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
         document: dict[str, Any] = {
@@ -83,7 +84,6 @@ class ColumnProfile:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` gave."""
-        found = document.get("problems", {})
         return cls(
             name=document["name"],
             type=document["type"],
@@ -91,9 +91,8 @@ class ColumnProfile:
             are_cells=document["cells"],
             num_classes=document["classes"]["count"],
             problems={
-                use: {split: Problem(**entry) for split, entry in found[use].items()}
-                for use in USES
-                if use in found
+                use: {split: Problem(**entry) for split, entry in found.items()}
+                for use, found in document.get("problems", {}).items()
             },
         )
 

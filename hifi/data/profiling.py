@@ -42,8 +42,8 @@ def _go_together(train: ColumnScan, other: ColumnScan) -> bool:
         return True
     if "other" in (first, second):
         return bool(train.arrow_type == other.arrow_type)
-    if train.are_cells or other.are_cells:
-        return first == second or {first, second} <= _NUMBERS or "text" in (first, second)
+    if (train.are_cells or other.are_cells) and "text" in (first, second):
+        return True
     return first == second or {first, second} <= _NUMBERS
 
 
@@ -54,66 +54,46 @@ def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> D
         splits: the scans, by split and column; :func:`check_splits` accepts them.
         rows: of each split.
     """
-    columns = []
-    for name, column in splits["train"].items():
-        others = {split: found.get(name) for split, found in splits.items() if split != "train"}
-        columns.append(_profile_column(name, column, others))
+    columns = [
+        _profile_column(name, train, {split: found.get(name) for split, found in splits.items()})
+        for name, train in splits["train"].items()
+    ]
     return DatasetProfile(rows=rows, columns=columns)
 
 
 def _profile_column(
-    name: str, train: ColumnScan, others: Mapping[str, ColumnScan | None]
+    name: str, train: ColumnScan, scans: Mapping[str, ColumnScan | None]
 ) -> ColumnProfile:
-    labels = train_labels(train)
+    classes, label_problem = train_labels(train)
     problems: dict[Use, dict[str, Problem]] = {use: {} for use in USES}
-
-    def note(use: Use, split: str, problem: Problem | None) -> None:
-        if problem is not None:
-            problems[use][split] = problem
-
-    note("label", "train", labels.problem)
-    for split, column in {"train": train, **others}.items():
+    for split, column in scans.items():
+        found: dict[Use, Problem | None]
         if column is None:
-            for use in USES:
-                note(use, split, Problem(row=None, reason=f"{split} has no such column"))
-            continue
-        if split != "train":
-            note("label", split, other_labels(column, known=labels.classes))
-        note("text", split, text_problem(column))
-        note("target", split, target_problem(column))
-        note("image", split, column.image)
-    count = None if labels.classes is None else len(labels.classes)
-    return describe(name, train, num_classes=count, problems=problems)
-
-
-def describe(
-    name: str,
-    column: ColumnScan,
-    *,
-    num_classes: int | None = None,
-    problems: Mapping[Use, Mapping[str, Problem]] | None = None,
-) -> ColumnProfile:
-    """Return the profile of a column of the training split.
-
-    Args:
-        name: of the column.
-        column: its scan.
-        num_classes: number of classes as a label, if counted.
-        problems: by use and split, if searched.
-    """
+            found = dict.fromkeys(USES, Problem(row=None, reason=f"{split} has no such column"))
+        else:
+            is_train = split == "train"
+            found = {
+                "text": text_problem(column),
+                "label": label_problem if is_train else other_labels(column, known=classes),
+                "target": target_problem(column),
+                "image": column.image,
+            }
+        for use, problem in found.items():
+            if problem is not None:
+                problems[use][split] = problem
     return ColumnProfile(
         name=name,
-        type=column.type,
-        kind=column.kind,
-        are_cells=column.are_cells,
-        num_classes=num_classes,
-        problems=problems or {},
+        type=train.type,
+        kind=train.kind,
+        are_cells=train.are_cells,
+        num_classes=None if classes is None else len(classes),
+        problems=problems,
     )
 
 
 def text_problem(column: ColumnScan) -> Problem | None:
     """Return the first row without a text, in a column that can be read as texts."""
-    if not column.are_cells and column.kind not in ("text", "null"):
+    if column.misfit("text") is not None:
         return None
     return _first([(column.blank, "the text is empty"), (column.missing, "the text is missing")])
 

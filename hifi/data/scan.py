@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hifi.data.cells import MOST_FLOAT32, Appearance
-from hifi.data.profile import Kind, Problem
+from hifi.data.profile import Kind, Problem, misfit
 from hifi.data.types import first_true, is_image, is_text, type_name
+
+if TYPE_CHECKING:
+    from hifi.data.task_types import Use
 
 Value = str | int | float | bool
 
@@ -28,6 +32,7 @@ _MOST_DISTINCT, _ALL_DISTINCT = 10_000, 200_000  # of a column, and of all colum
 # First bytes of the common image formats; others are opened with Pillow.
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
+_CLASS_TYPES = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
 _BY_LOOKS: dict[str, Kind] = {
     "null": "null",
     "int64": "integer",
@@ -136,28 +141,32 @@ class ColumnScan:
             return "whole" if self.are_whole else "float"
         return next((kind for kind, test in _BY_TYPE.items() if test(self.arrow_type)), "other")
 
+    def misfit(self, use: Use) -> Problem | None:
+        """Return the problem if the column's kind excludes a use."""
+        return misfit(use, self.kind, self.type, are_cells=self.are_cells)
+
     def add(self, array: pa.Array, first_row: int) -> None:
         """Add a batch of the column."""
         if self.are_cells:
             self.appearance.add(array.fill_null(""), first_row)
         if self.missing is None:
-            self.missing = _row(first_true(array.is_null()), first_row)
+            self.missing = first_true(array.is_null(), start=first_row)
         if is_text(self.arrow_type):
             if self.blank is None:
                 trimmed = pc.utf8_trim(array, characters=BLANKS)
-                self.blank = _row(first_true(pc.equal(trimmed, "")), first_row)
+                self.blank = first_true(pc.equal(trimmed, ""), start=first_row)
         elif pa.types.is_floating(self.arrow_type):
             self._add_floats(array, first_row)
         elif is_image(self.arrow_type):
             self._add_images(array, first_row)
             return
-        if _has_distinct(self.arrow_type) and self.are_whole:
+        if self.are_whole and any(holds(self.arrow_type) for holds in _CLASS_TYPES):
             self.distinct.add(array, first_row)
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
         if self.nan is None:
-            self.nan = _row(first_true(pc.is_nan(wide)), first_row)
+            self.nan = first_true(pc.is_nan(wide), start=first_row)
         if self.not_finite is None:
             within = pc.less_equal(pc.abs(wide), MOST_FLOAT32)  # false for NaN
             place = first_true(pc.invert(within))
@@ -183,15 +192,6 @@ class ColumnScan:
                 return
         if place is not None:
             self.image = Problem(row=first_row + place, reason=NO_BYTES)
-
-
-def _row(place: int | None, first_row: int) -> int | None:
-    return None if place is None else first_row + place
-
-
-def _has_distinct(kind: pa.DataType) -> bool:
-    tests = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
-    return any(test(kind) for test in tests)
 
 
 def _looks_like_image(head: bytes) -> bool:

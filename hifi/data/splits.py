@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
 
-from hifi.data.columns import cells_feature
+from hifi.data.columns import CELLS_FEATURE
 from hifi.data.formats import ENDINGS
 from hifi.data.formats.checks import first_misfit
 from hifi.data.formats.limits import UNLIMITED, Budget
@@ -66,19 +66,10 @@ def load_split(source: Source, *, split: str, columns: Sequence[str] | None = No
         raise DataError("there are no rows", split=split)
     if columns is None:
         return dataset
-    check_columns(dataset, columns, split=split)
-    return dataset.select_columns(list(dict.fromkeys(columns)))
-
-
-def check_columns(dataset: Dataset, columns: Sequence[str], *, split: str) -> None:
-    """Refuse a split without one of these columns.
-
-    Raises:
-        MissingColumnError: a column does not exist.
-    """
     for name in columns:
         if name not in dataset.column_names:
             raise MissingColumnError(name, there=dataset.column_names, split=split)
+    return dataset.select_columns(list(dict.fromkeys(columns)))
 
 
 def _read_file(path: Path, *, columns: Sequence[str] | None) -> Dataset:
@@ -99,7 +90,7 @@ def _read_file(path: Path, *, columns: Sequence[str] | None) -> Dataset:
         raise DataError(f"{str(path)!r} cannot be read: {error}") from error
     table = table.replace_schema_metadata(dict(reader.metadata))
     features = datasets.Features.from_arrow_schema(table.schema)
-    cells = dict.fromkeys(reader.cells, cells_feature())
+    cells = dict.fromkeys(reader.cells, CELLS_FEATURE)
     return Dataset(
         datasets.table.InMemoryTable(table),
         info=datasets.DatasetInfo(features=datasets.Features({**features, **cells})),
@@ -144,26 +135,19 @@ def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -
         _refuse_twice([str(name) for name in source.columns], split=split)
         whole = source.astype(object).where(source.notna(), None)
         source = {str(name): whole[name].tolist() for name in whole.columns}
-    if isinstance(source, Mapping):
-        for name, values in source.items():
-            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-                raise DataError("a list of values is needed", split=split, column=str(name))
-        table = {name: list(values) for name, values in source.items()}
-        return _from_columns(table, split=split, columns=columns)
-    if isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
-        return _from_rows(source, split=split, columns=columns)
-    raise DataError(
-        f"a {type(source).__name__} is not a data set; pass a path, a hub data set, a "
-        "datasets.Dataset, a list of rows, a dict of columns or a DataFrame",
-        split=split,
-    )
-
-
-def _from_rows(
-    rows: Sequence[Mapping[str, Any]], *, split: str, columns: Sequence[str] | None
-) -> Dataset:
-    names = dict.fromkeys(name for row in rows for name in row)
-    table = {name: [row.get(name) for row in rows] for name in names}
+    elif isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
+        names = dict.fromkeys(name for row in source for name in row)
+        source = {name: [row.get(name) for row in source] for name in names}
+    if not isinstance(source, Mapping):
+        raise DataError(
+            f"a {type(source).__name__} is not a data set; pass a path, a hub data set, a "
+            "datasets.Dataset, a list of rows, a dict of columns or a DataFrame",
+            split=split,
+        )
+    for name, values in source.items():
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise DataError("a list of values is needed", split=split, column=str(name))
+    table = {name: list(values) for name, values in source.items()}
     return _from_columns(table, split=split, columns=columns)
 
 
@@ -182,23 +166,15 @@ def _from_columns(
         return Dataset.from_dict(dict(kept))
     except _UNFIT as error:
         for name, values in kept.items():
-            _check_column(values, split=split, column=name)
+            if not _fits(values):
+                place = first_misfit(values, fit=_fits)
+                value = values[place]
+                reason = (
+                    "does not fit the rows above it" if place else "cannot be stored in a column"
+                )
+                reason = f"{quoted(value)} ({type(value).__name__}) {reason}"
+                raise DataError(reason, split=split, row=place + 1, column=name) from error
         raise DataError(f"the columns cannot be converted: {error}", split=split) from error
-
-
-def _check_column(values: list[Any], *, split: str, column: str) -> None:
-    """Raise if a column cannot be stored, with the first row that does not fit."""
-    if _fits(values):
-        return
-    place = first_misfit(values, fit=_fits)
-    value = values[place]
-    reason = "does not fit the rows above it" if place else "cannot be stored in a column"
-    raise DataError(
-        f"{quoted(value)} ({type(value).__name__}) {reason}",
-        split=split,
-        row=place + 1,
-        column=column,
-    )
 
 
 def _fits(values: Sequence[Any]) -> bool:

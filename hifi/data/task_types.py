@@ -7,10 +7,10 @@ type (encoding, loss, metrics, logits to answer) is the class that ``implementat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hifi.errors import TaskNotSupportedError
+from hifi.errors import InvalidArgumentError, TaskNotSupportedError
 
 InputKind = Literal["text", "image"]
 Use = Literal["text", "image", "label", "target"]
@@ -134,6 +134,17 @@ class TaskType:
         """Whether the labels are classes of the training split."""
         return self.num_labels is None
 
+    def choose_metric(self, metric: str | None) -> str:
+        """Return a metric of this type, by default the first.
+
+        Raises:
+            InvalidArgumentError: the type does not have this metric.
+        """
+        if metric is not None and metric not in self.metrics:
+            limit = f"a {self.name} task has {', '.join(self.metrics)}"
+            raise InvalidArgumentError("metric", value=metric, limit=limit)
+        return metric or self.metrics[0]
+
     @property
     def input_counts(self) -> range:
         """The allowed numbers of input columns: at least one for each required field."""
@@ -180,10 +191,6 @@ def request_fields() -> dict[str, RequestField]:
 
 
 _TEXTS = Columns(field="text", use="text", most=2, words="one or two text columns")
-_IMAGE = Columns(field="image", use="image", words="the column of images")
-_CLASSES = Columns(field="label", use="label", words="the column of classes")
-_NUMBERS = Columns(field="label", use="target", words="the column of numbers")
-_CLASS_METRICS = ("accuracy", "f1", "matthews")
 TEXT_INPUT = Request(
     name="TextInput",
     words="A text, or a pair of texts, as the job was trained on.",
@@ -199,20 +206,6 @@ IMAGE_INPUT = Request(
     words="An image.",
     fields=(RequestField(name="image", kind="image", words="the file in Base64"),),
 )
-_LABEL_ANSWER = Answer(
-    name="LabelPrediction",
-    words="The predicted label of an input.",
-    fields=(
-        AnswerField(name="label", type=str, words="the likeliest class"),
-        AnswerField(name="score", type=float, words="its probability"),
-        AnswerField(name="scores", type=dict[str, float], words="the probability of every class"),
-    ),
-)
-_VALUE_ANSWER = Answer(
-    name="ValuePrediction",
-    words="The predicted number of an input.",
-    fields=(AnswerField(name="value", type=float, words="the number"),),
-)
 
 CLASSIFICATION = register(
     TaskType(
@@ -221,12 +214,22 @@ CLASSIFICATION = register(
         implementation="hifi.tasks.classification:Classification",
         input_kind="text",
         inputs=_TEXTS,
-        label=_CLASSES,
+        label=Columns(field="label", use="label", words="the column of classes"),
         num_labels=None,
-        metrics=_CLASS_METRICS,
+        metrics=("accuracy", "f1", "matthews"),
         problem_type="single_label_classification",
         request=TEXT_INPUT,
-        answer=_LABEL_ANSWER,
+        answer=Answer(
+            name="LabelPrediction",
+            words="The predicted label of an input.",
+            fields=(
+                AnswerField(name="label", type=str, words="the likeliest class"),
+                AnswerField(name="score", type=float, words="its probability"),
+                AnswerField(
+                    name="scores", type=dict[str, float], words="the probability of every class"
+                ),
+            ),
+        ),
     )
 )
 REGRESSION = register(
@@ -236,26 +239,26 @@ REGRESSION = register(
         implementation="hifi.tasks.regression:Regression",
         input_kind="text",
         inputs=_TEXTS,
-        label=_NUMBERS,
+        label=Columns(field="label", use="target", words="the column of numbers"),
         num_labels=1,
         metrics=("pearson", "spearman"),
         problem_type="regression",
         request=TEXT_INPUT,
-        answer=_VALUE_ANSWER,
+        answer=Answer(
+            name="ValuePrediction",
+            words="The predicted number of an input.",
+            fields=(AnswerField(name="value", type=float, words="the number"),),
+        ),
     )
 )
 IMAGE_CLASSIFICATION = register(
-    TaskType(
+    replace(
+        CLASSIFICATION,
         name="image-classification",
         words="one class for an image",
         implementation="hifi.tasks.image_classification:ImageClassification",
         input_kind="image",
-        inputs=_IMAGE,
-        label=_CLASSES,
-        num_labels=None,
-        metrics=_CLASS_METRICS,
-        problem_type="single_label_classification",
+        inputs=Columns(field="image", use="image", words="the column of images"),
         request=IMAGE_INPUT,
-        answer=_LABEL_ANSWER,
     )
 )

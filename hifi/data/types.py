@@ -138,7 +138,7 @@ def count_leaves(kind: pa.DataType) -> int:
     return count_leaves(kind.value_type) if is_list(kind) else 1
 
 
-def first_true(mask: pa.Array) -> int | None:
-    """Return the index of the first True; None if there is none."""
+def first_true(mask: pa.Array, *, start: int = 0) -> int | None:
+    """Return the index of the first True, counted from ``start``; None if there is none."""
     place = pc.index(mask, value=True).as_py()
-    return None if place < 0 else int(place)
+    return None if place < 0 else start + int(place)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hifi.data import task_types as declared
 from hifi.data.columns import profile_split
 from hifi.data.inference import infer_task
 from hifi.data.spec import TaskSpec
 from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task
-from hifi.tasks.registry import get_task, task_types
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,22 @@ __all__ = [
     "make_task",
     "task_types",
 ]
+
+
+def task_types() -> tuple[str, ...]:
+    """Return the names of the supported task types."""
+    return tuple(each.name for each in declared.task_types())
+
+
+def get_task(name: str) -> type[Task]:
+    """Return the torch part of a task type, by its name in a job spec.
+
+    Raises:
+        TaskNotSupportedError: the type is unknown or not supported yet.
+    """
+    module, _, attribute = declared.find_task_type(name).implementation.partition(":")
+    task: type[Task] = getattr(import_module(module), attribute)
+    return task
 
 
 def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
@@ -50,9 +67,10 @@ def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
         InvalidArgumentError: the task type does not have these columns or this metric.
     """
     spec = infer(spec, dataset)
-    return get_task(str(spec.type)).from_data(
-        dataset,
+    kind, label = get_task(str(spec.type)), str(spec.label)
+    return kind(
         inputs=spec.text if spec.image is None else (spec.image,),
-        label=str(spec.label),
-        metric=spec.metric,
+        label=label,
+        classes=kind.read_classes(dataset, label),
+        metric=spec.metric or kind.declaration.metrics[0],
     )

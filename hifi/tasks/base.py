@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from hifi.backbones.models import reads
-from hifi.errors import AnswerError, InputError, InvalidArgumentError, ModelError
+from hifi.errors import AnswerError, InputError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -148,28 +148,20 @@ class Task(ABC):
     classes: tuple[Label, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = self.declaration.metrics
-        if self.metric not in known:
-            limit = f"a {self.type} task has {', '.join(known)}"
-            raise InvalidArgumentError("metric", value=self.metric, limit=limit)
+        self.declaration.choose_metric(self.metric)
 
     @classmethod
-    @abstractmethod
-    def from_data(
-        cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
-    ) -> Self:
-        """Build the task from its columns and the training split.
-
-        Args:
-            dataset: the training split.
-            inputs: the input columns.
-            label: the label column.
-            metric: None is the first declared metric.
+    def read_classes(
+        cls,
+        dataset: Dataset,  # noqa: ARG003 - only tasks with classes read them
+        label: str,  # noqa: ARG003 - as above
+    ) -> tuple[Label, ...] | None:
+        """Read the classes of the training split; None for a task without classes.
 
         Raises:
             DataError: the labels cannot be used.
-            InvalidArgumentError: the task does not have this metric.
         """
+        return None
 
     @property
     def type(self) -> str:
@@ -317,17 +309,11 @@ class Task(ABC):
         }
 
 
-class Digest:
-    """SHA-256 over a sequence of byte strings, each with its length."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, data: bytes | NDArray[Any]) -> None:
-        """Add one byte string or array."""
-        content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-        self._hash.update(len(content).to_bytes(8, "little"))
-        self._hash.update(content)
-
-    def __str__(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+def digest_of(parts: Iterable[bytes | NDArray[Any]]) -> str:
+    """Return the SHA-256 of byte strings and arrays, each with its length: ``sha256:…``."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
+        total.update(len(content).to_bytes(8, "little"))
+        total.update(content)
+    return f"sha256:{total.hexdigest()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import transformers
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hifi.backbones.models import AutoClass
+    from hifi.data.labels import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,10 @@ class ClassTask(Task):
     """Base class of classifications, for any kind of input."""
 
     @classmethod
-    def from_data(
-        cls, dataset: Dataset, *, inputs: tuple[str, ...], label: str, metric: str | None
-    ) -> Self:
-        """Build the task with the classes of the training split."""
+    def read_classes(cls, dataset: Dataset, label: str) -> tuple[Label, ...]:
+        """Read the classes of the training split."""
         labels = read_labels(dataset, label, split="train")
-        classes = tuple(label_order(dataset, label, labels, split="train"))
-        chosen = metric or cls.declaration.metrics[0]
-        return cls(inputs=inputs, label=label, metric=chosen, classes=classes)
+        return tuple(label_order(dataset, label, labels, split="train"))
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the class indices, int64 ``[n]``."""

@@ -19,7 +19,7 @@ from hifi.data.columns import read_images
 from hifi.data.images import decode_image, image_size
 from hifi.data.task_types import IMAGE_INPUT
 from hifi.errors import ImageInputError, InputError, ModelError
-from hifi.tasks.base import Batch, Digest, Encoder, Examples, Sample, Task
+from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task, digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,11 +110,7 @@ class ImageEncoder(Encoder):
         return pixels
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedImages:
-        """Check the images of a split, and decode them if the pixels fit in memory.
-
-        Raises:
-            DataError: an image is missing or broken.
-        """
+        """Check the images of a split, and decode them if the pixels fit in memory."""
         images = read_images(dataset, self._column, split=split)
         return EncodedImages(images, encoder=self, targets=targets)
 
@@ -193,9 +189,4 @@ class EncodedImages(Examples):
 
     def digest(self) -> str:
         """Return a hash of the encoded images, the processor's settings and the targets."""
-        total = Digest()
-        total.add(self._encoder.settings)
-        for image in self._images:
-            total.add(image)
-        total.add(self.targets.numpy())
-        return str(total)
+        return digest_of([self._encoder.settings, *self._images, self.targets.numpy()])

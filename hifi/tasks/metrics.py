@@ -36,13 +36,9 @@ def f1(targets: Integers, predictions: Integers, *, num_classes: int) -> float:
             not lower the result.
     """
     if num_classes == 2:
-        positive = num_classes - 1
-        score = sklearn_metrics.f1_score(
-            targets == positive, predictions == positive, zero_division=0.0
-        )
-    else:
-        score = sklearn_metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)
-    return float(score)
+        return float(sklearn_metrics.f1_score(targets == 1, predictions == 1, zero_division=0.0))
+    macro = sklearn_metrics.f1_score(targets, predictions, average="macro", zero_division=0.0)
+    return float(macro)
 
 
 def matthews(targets: Integers, predictions: Integers) -> float:
@@ -78,14 +74,7 @@ def _correlation(
 def measure_classes(
     names: Sequence[str], targets: Integers, predictions: Integers, *, num_classes: int
 ) -> dict[str, float]:
-    """Compute the named metrics of a classification; a new metric is an entry here.
-
-    Args:
-        names: of the metrics.
-        targets: class indices ``[n]``.
-        predictions: class indices ``[n]``.
-        num_classes: of the task.
-    """
+    """Compute the named metrics of class indices ``[n]``; a new metric is an entry here."""
     known: dict[str, Callable[[Integers, Integers], float]] = {
         "accuracy": accuracy,
         "f1": partial(f1, num_classes=num_classes),
@@ -95,12 +84,6 @@ def measure_classes(
 
 
 def measure_numbers(names: Sequence[str], targets: Floats, predictions: Floats) -> dict[str, float]:
-    """Compute the named metrics of a regression; a new metric is an entry here.
-
-    Args:
-        names: of the metrics.
-        targets: ``[n]``.
-        predictions: ``[n]``.
-    """
+    """Compute the named metrics of numbers ``[n]``; a new metric is an entry here."""
     known = {"pearson": pearson, "spearman": spearman}
     return {name: known[name](targets, predictions) for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -28,18 +28,6 @@ class Regression(TextTask):
 
     declaration: ClassVar[TaskType] = REGRESSION
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
-
-    @classmethod
-    def from_data(
-        cls,
-        dataset: Dataset,  # noqa: ARG003 - there are no classes to read
-        *,
-        inputs: tuple[str, ...],
-        label: str,
-        metric: str | None,
-    ) -> Self:
-        """Build the task from its columns."""
-        return cls(inputs=inputs, label=label, metric=metric or cls.declaration.metrics[0])
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the numbers, float32 ``[n]``."""

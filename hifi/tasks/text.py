@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from hifi.backbones.models import load_tokenizer, usable_pad_token
 from hifi.data.columns import read_texts
 from hifi.data.task_types import IMAGE_INPUT, TEXT_INPUT
 from hifi.errors import DataError, InputError, InvalidArgumentError, ModelError, TextTooLongError
-from hifi.tasks.base import Batch, Digest, Encoder, Examples, Sample, Task
+from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task, digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +59,7 @@ class TextTask(Task):
         self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
     ) -> TextEncoder:
         """Load the model's tokenizer, and set the pad token in its configuration."""
-        return TextEncoder.load(
+        return TextEncoder(
             source,
             config,
             columns=self.inputs,
@@ -84,23 +85,37 @@ class TextEncoder(Encoder):
     """A tokenizer with its settings; they do not change, so it is thread-safe.
 
     Args:
-        tokenizer: the model's.
+        source: the model.
+        config: its configuration; gets the pad token, which pads a batch on the right.
         columns: one or two text columns.
-        pad_token_id: pads a batch on the right.
         max_length: the most tokens of a sample, including special tokens; longer samples are
             truncated, of a pair the longer text first.
         request: names the texts of an input for a prediction.
+
+    Raises:
+        InvalidArgumentError: ``max_length`` leaves a text without a token.
+        ModelError: the tokenizer is missing, or has no token to pad with.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        source: ModelSource,
+        config: PreTrainedConfig,
         *,
         columns: Sequence[str],
-        pad_token_id: int,
         max_length: int,
         request: Request = TEXT_INPUT,
     ) -> None:
+        tokenizer = load_tokenizer(source)
+        pad_token_id = usable_pad_token(config, tokenizer)
+        if pad_token_id is None:
+            raise ModelError(f"{source.name} has neither a pad token nor an end-of-text token")
+        special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+        least = special + len(columns)
+        if max_length < least:  # tokenizers would drop a whole text, or not truncate at all
+            limit = f"at least {least}: {special} special tokens and one of each text"
+            raise InvalidArgumentError("max_length", value=max_length, limit=limit)
+        config.pad_token_id = pad_token_id
         self.sequence_length = max_length
         self.metadata = {
             "text": list(columns),
@@ -115,60 +130,18 @@ class TextEncoder(Encoder):
         self._names = tuple(field.name for field in request.fields[: len(columns)])
         self.tokenize([["a"]] * len(columns))  # the first call fixes the tokenizer's settings
 
-    @classmethod
-    def load(
-        cls,
-        source: ModelSource,
-        config: PreTrainedConfig,
-        *,
-        columns: Sequence[str],
-        max_length: int,
-        request: Request = TEXT_INPUT,
-    ) -> Self:
-        """Load a model's tokenizer, and set the pad token in the model's configuration.
-
-        Args:
-            source: the model.
-            config: its configuration.
-            columns: one or two text columns.
-            max_length: the most tokens of a sample.
-            request: names the texts of an input for a prediction.
-
-        Raises:
-            InvalidArgumentError: ``max_length`` leaves a text without a token.
-            ModelError: the tokenizer is missing, or has no token to pad with.
-        """
-        tokenizer = load_tokenizer(source)
-        pad_token_id = usable_pad_token(config, tokenizer)
-        if pad_token_id is None:
-            raise ModelError(f"{source.name} has neither a pad token nor an end-of-text token")
-        special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
-        least = special + len(columns)
-        if max_length < least:  # tokenizers would drop a whole text, or not truncate at all
-            limit = f"at least {least}: {special} special tokens and one of each text"
-            raise InvalidArgumentError("max_length", value=max_length, limit=limit)
-        config.pad_token_id = pad_token_id
-        return cls(
-            tokenizer,
-            columns=columns,
-            pad_token_id=pad_token_id,
-            max_length=max_length,
-            request=request,
-        )
-
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
-        """Check the texts of a split and tokenise them.
-
-        Raises:
-            DataError: a text is missing, empty or without any token.
-        """
+        """Check the texts of a split and tokenise them."""
         texts = [read_texts(dataset, column, split=split) for column in self._columns]
         tokens = self.tokenize(texts).tokens
         lengths = np.array([len(row) for row in tokens[_IDS]], dtype=np.int64)
         if not lengths.all():
             row = int(lengths.argmin()) + 1
             raise DataError("the tokenizer produces no token for this text", split=split, row=row)
-        flat = {name: _flatten(rows) for name, rows in tokens.items()}
+        flat = {
+            name: np.array(list(chain.from_iterable(rows)), dtype=np.int64)
+            for name, rows in tokens.items()
+        }
         return EncodedTexts(lengths=lengths, tokens=flat, pads=self.pads, targets=targets)
 
     def read(
@@ -289,10 +262,6 @@ def _shares(room: int, first: int, second: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def _flatten(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.array([token for row in rows for token in row], dtype=np.int64)
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedTexts(Examples):
     """Token sequences, concatenated in flat arrays.
@@ -331,9 +300,5 @@ class EncodedTexts(Examples):
 
     def digest(self) -> str:
         """Return a hash of token sequences and targets."""
-        total = Digest()
-        total.add(self.lengths)
-        for name in sorted(self.tokens):
-            total.add(self.tokens[name])
-        total.add(self.targets.numpy())
-        return str(total)
+        tokens = (self.tokens[name] for name in sorted(self.tokens))
+        return digest_of([self.lengths, *tokens, self.targets.numpy()])

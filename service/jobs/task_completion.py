@@ -38,15 +38,7 @@ def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
     """
     with _as_problems():
         task = inference.complete_task(_spec(fields), profile)
-    return TaskFields.model_validate(
-        {
-            "type": task.type,
-            "text": task.text or None,
-            "label": task.label,
-            "image": task.image,
-            "metric": task.metric,
-        }
-    )
+    return TaskFields.model_validate({**vars(task), "text": task.text or None})
 
 
 def complete_unseen_task(fields: TaskFields) -> TaskFields:
@@ -66,7 +58,7 @@ def count_labels(task: TaskFields, profile: DatasetProfile | None) -> int | None
 
 
 def _spec(fields: TaskFields) -> TaskSpec:
-    return TaskSpec.of(fields.model_dump())
+    return TaskSpec(**dict(fields))
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,24 +14,27 @@ from hifi.data.types import is_list, is_text
 from hifi.errors import DataError, MissingColumnError, quoted
 
 _MOST_NAME_CHARACTERS = 256  # the limit in a job spec
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
 
 
-def wanted_names(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
+def wanted_names(names: Sequence[str], columns: Collection[str] | None, *, most: int) -> list[str]:
     """Return the requested columns of a file, in the file's order.
 
     Args:
         names: all columns of the file.
         columns: the requested columns; None is all of them.
+        most: the maximum number of requested columns.
 
     Raises:
         MissingColumnError: a requested column does not exist.
+        DataError: as for :func:`check_names`.
     """
-    if columns is None:
-        return list(names)
-    for column in columns:
+    for column in columns or ():
         if column not in names:
             raise MissingColumnError(column, there=names)
-    return [name for name in names if name in columns]
+    wanted = [name for name in names if columns is None or name in columns]
+    check_names(wanted, most=most)
+    return wanted
 
 
 def check_names(names: Sequence[str], *, most: int) -> None:
@@ -59,19 +64,11 @@ def check_names(names: Sequence[str], *, most: int) -> None:
                 f"the name of column {place} has {len(name)} characters; at most "
                 f"{_MOST_NAME_CHARACTERS} are allowed"
             )
-        if not name.isprintable() and ("\0" in name or not _is_encodable(name)):
+        if _NOT_TEXT.search(name):
             raise DataError(f"the name of column {place} is not valid text: {quoted(name)}")
         if name in seen:
             raise DataError("the column occurs more than once", column=name)
         seen.add(name)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
@@ -85,25 +82,17 @@ def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
     Raises:
         DataError: a text has a NUL character; the error has the first such row.
     """
-    if not any(_has_nul(texts) for texts in _texts_in(array)):
-        return
-    for index in range(len(array)):
-        if any(_has_nul(texts) for texts in _texts_in(array.slice(index, 1))):
-            raise DataError("the text holds a NUL character", row=first_row + index, column=column)
+    if _has_nul(array):
+        place = next(index for index in range(len(array)) if _has_nul(array.slice(index, 1)))
+        raise DataError("the text holds a NUL character", row=first_row + place, column=column)
 
 
-def _texts_in(array: pa.Array) -> Iterator[pa.Array]:
+def _has_nul(array: pa.Array) -> bool:
     if pa.types.is_struct(array.type):
-        for piece in array.flatten():
-            yield from _texts_in(piece)
-    elif is_list(array.type):
-        yield from _texts_in(array.flatten())
-    elif is_text(array.type):
-        yield array
-
-
-def _has_nul(texts: pa.Array) -> bool:
-    return bool(pc.any(pc.match_substring(texts, "\0")).as_py())
+        return any(map(_has_nul, array.flatten()))
+    if is_list(array.type):
+        return _has_nul(array.flatten())
+    return is_text(array.type) and bool(pc.any(pc.match_substring(array, "\0")).as_py())
 
 
 def first_misfit(values: Sequence[Any], *, fit: Callable[[Sequence[Any]], bool]) -> int:
@@ -116,8 +105,5 @@ def first_misfit(values: Sequence[Any], *, fit: Callable[[Sequence[Any]], bool])
     Returns:
         Its index, from 0.
     """
-    low, high = 0, len(values)  # the first `low` values fit, the first `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fit(values[:middle]) else (low, middle)
-    return high - 1
+    counts = range(1, len(values))
+    return bisect_left(counts, x=True, key=lambda count: not fit(values[:count]))

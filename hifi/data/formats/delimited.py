@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv as standard_csv
 import io
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import pyarrow as pa
 from pyarrow import csv
 
-from hifi.data.formats.checks import check_names, check_texts, wanted_names
+from hifi.data.formats.checks import check_texts, wanted_names
+from hifi.data.formats.reader import Reader
 from hifi.data.types import CELLS
 from hifi.errors import DataError, quoted
 
@@ -31,15 +32,14 @@ _RETURN = ord("\r")
 _UNCLOSED = "a quotation mark in this row is not closed"
 
 
-class _DelimitedReader:
+class _DelimitedReader(Reader):
     """One split with a header.
 
     The reader appends a sentinel row to the file. If the last row read is another one, a quotation
-    mark was never closed. Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
+    mark was never closed.
     """
 
-    class_names: Mapping[str, tuple[str, ...]] = {}
-    metadata: Mapping[bytes, bytes] = CELLS
+    metadata = CELLS
     _delimiter: ClassVar[str]
 
     def __init__(
@@ -54,23 +54,18 @@ class _DelimitedReader:
             beginning = file.read(_HEADER_BYTES)
         limits = budget.limits
         _check_header(beginning, delimiter=self._delimiter, most=limits.max_columns)
-        self._all_names = self._read_names(beginning)
-        self._names = wanted_names(self._all_names, columns)
-        check_names(self._names, most=limits.max_columns)
+        names = self._read_names(beginning)
+        self._names = wanted_names(names, columns, most=limits.max_columns)
         # A block is as long as the longest allowed row; pyarrow reads 32 of them ahead.
-        room = min(limits.max_row_bytes, _BLOCKS * limits.max_row_bytes // len(self._all_names))
-        ending = self._delimiter.join([self._token] * len(self._all_names))
+        room = min(limits.max_row_bytes, _BLOCKS * limits.max_row_bytes // len(names))
+        ending = self._delimiter.join([self._token] * len(names))
         self._ending = f"\n{ending}\n".encode()
         self._block_bytes = min(room, path.stat().st_size + len(self._ending))
         self.cells = frozenset(self._names)
         self.schema = pa.schema([(name, pa.string()) for name in self._names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Read all rows once.
-
-        Raises:
-            DataError: a row cannot be read; the error has the row.
-        """
+        """Read all rows once."""
         kept: list[pa.RecordBatch] = []  # the last one ends with the sentinel row
         size = 0
         try:
@@ -132,19 +127,11 @@ class _DelimitedReader:
             check_texts(texts, first_row=self._rows + 1, column=name)
             arrays.append(texts)
         self._rows += _count(batches)
-        self._budget.add_rows(_count(batches))
+        self._budget.add(rows=_count(batches))
         return pa.record_batch(arrays, schema=self.schema)
 
     def _refuse(self, error: pa.ArrowInvalid, *, row: int) -> NoReturn:
-        """Raise for a row that pyarrow could not parse.
-
-        Args:
-            error: of pyarrow.
-            row: the one after those that pyarrow returned.
-
-        Raises:
-            DataError: always.
-        """
+        """Raise for a row that pyarrow could not parse; ``row`` follows those it returned."""
         if self._bad:
             bad = self._bad[0]
             reason = f"{bad.actual_columns} fields, the header has {bad.expected_columns}"
@@ -213,11 +200,7 @@ class _Ended(io.RawIOBase):
 
 
 def _check_header(beginning: bytes, *, delimiter: str, most: int) -> None:
-    """Check the beginning of a file before it is parsed.
-
-    Raises:
-        DataError: it is not UTF-8, has too many columns, or another delimiter.
-    """
+    """Refuse a beginning that is not UTF-8, has too many columns, or another delimiter."""
     text = beginning.decode("utf-8-sig", errors="surrogateescape").lstrip("\r\n")
     if not text:
         raise DataError("the file is empty")
@@ -251,11 +234,7 @@ def _check_delimiter(header: str, *, delimiter: str) -> None:
 
 
 def _decode(array: pa.Array, *, first_row: int, column: str) -> pa.Array:
-    """Decode cells as UTF-8.
-
-    Raises:
-        DataError: a cell is not UTF-8; the error has the first such row.
-    """
+    """Decode cells as UTF-8; refuse the first row that is not."""
     try:
         return array.cast(pa.string())
     except pa.ArrowInvalid:

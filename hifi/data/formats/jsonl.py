@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hifi.data.formats.checks import check_names, check_texts, first_misfit, wanted_names
+from hifi.data.formats.reader import Reader
 from hifi.data.types import (
     UnfitError,
     count_leaves,
@@ -43,16 +44,11 @@ _WORDS = {
 }
 
 
-class JsonlReader:
+class JsonlReader(Reader):
     """One split of JSON objects, one per line; blank lines are skipped and not counted.
 
     Integers become floating-point numbers if others in their column are; a missing key is null.
-    Arguments and errors are those of ``hifi.data.formats.reader.Reader``.
     """
-
-    cells: frozenset[str] = frozenset()
-    class_names: Mapping[str, tuple[str, ...]] = {}
-    metadata: Mapping[bytes, bytes] = {}
 
     def __init__(
         self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
@@ -74,6 +70,7 @@ class JsonlReader:
 
     def _read_schema(self, path: Path) -> pa.Schema:
         for rows in self._batches_of_rows(path):
+            self._budget.add(rows=len(rows))
             batch = self._to_batch(rows)
             with pa.ipc.new_stream(self._spool, batch.schema) as stream:
                 stream.write_batch(batch)
@@ -81,16 +78,12 @@ class JsonlReader:
             self._counts.append(len(rows))
         names = list(self._types)
         if self._rows:
-            names = wanted_names(list(self._names), self._columns)
-            check_names(names, most=self._budget.limits.max_columns)
+            most = self._budget.limits.max_columns
+            names = wanted_names(list(self._names), self._columns, most=most)
         return pa.schema([(name, kept_type(self._types[name])) for name in names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Read all rows once, in the types of the whole column.
-
-        Raises:
-            DataError: the column's type would round an integer.
-        """
+        """Read all rows once, in the types of the whole column."""
         first_row = 1
         self._spool.seek(0)
         with self._spool:
@@ -120,11 +113,9 @@ class JsonlReader:
             rows.append(_parse(line, row))
             size += len(line)
             if size >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
-                self._budget.add_rows(len(rows))
                 yield rows
                 rows, size = [], 0
         if rows:
-            self._budget.add_rows(len(rows))
             yield rows
 
     def _lines(self, path: Path) -> Iterator[bytes]:
@@ -153,10 +144,9 @@ class JsonlReader:
         for name in names:
             values = [row.get(name) for row in rows]
             array = self._column(name, values)
-            self._types[name] = merged_type(self._types[name], array.type)
             check_texts(array, first_row=self._rows + 1, column=name)
             self._check_numbers(array, name)
-            self._scanned.add_bytes(array.nbytes)
+            self._scanned.add(size=array.nbytes)
             arrays[name] = array
         self._check_width(rows)
         return pa.record_batch(list(arrays.values()), names=list(arrays))
@@ -182,33 +172,28 @@ class JsonlReader:
             )
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
+        """Convert values to an array, and update the column's type."""
         known = self._types[name]
         try:
             array = pa.array(values)
-            kept_type(merged_type(known, array.type))
-        except _UNFIT:
-            self._blame(name, values)
+            merged = merged_type(known, array.type)
+            kept_type(merged)
+        except _UNFIT as error:
+            place = first_misfit(values, fit=lambda some: _fits(some, known))
+            above = merged_type(known, pa.array(values[:place]).type)
+            reason = _why(values[place], above)
+            raise DataError(reason, row=self._rows + 1 + place, column=name) from error
+        self._types[name] = merged
         return array
-
-    def _blame(self, name: str, values: list[Any]) -> NoReturn:
-        """Raise for a column, with the first row that does not fit.
-
-        Raises:
-            DataError: always.
-        """
-        known = self._types[name]
-        place = first_misfit(values, fit=lambda some: _fits(some, known))
-        above = merged_type(known, pa.array(values[:place]).type)
-        raise DataError(_why(values[place], above), row=self._rows + 1 + place, column=name)
 
     def _check_numbers(self, array: pa.Array, name: str) -> None:
         """Refuse numbers that json parses as infinite: 1e999."""
         if not pa.types.is_floating(array.type):
             return
-        place = first_true(pc.is_inf(array))
-        if place is not None:
+        row = first_true(pc.is_inf(array), start=self._rows + 1)
+        if row is not None:
             reason = "the number does not fit in a 64-bit float"
-            raise DataError(reason, row=self._rows + 1 + place, column=name)
+            raise DataError(reason, row=row, column=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -57,25 +57,18 @@ class Budget:
         """Return a copy, to check something that is counted later."""
         return copy(self)
 
-    def add_rows(self, count: int) -> None:
-        """Count rows.
+    def add(self, *, rows: int = 0, size: int = 0) -> None:
+        """Count rows, and bytes in memory, decompressed.
 
         Raises:
             DataError: there are too many.
         """
-        self._rows += count
+        self._rows += rows
         if self._rows > self.limits.max_rows:
             raise DataError(
                 f"the files have more than {self.limits.max_rows} rows, the most allowed"
             )
-
-    def add_bytes(self, count: int) -> None:
-        """Count bytes in memory, decompressed.
-
-        Raises:
-            DataError: there are too many.
-        """
-        self._bytes += count
+        self._bytes += size
         if self._bytes > self.limits.max_bytes:
             raise DataError(
                 f"unpacked, the files have more than {self.limits.max_bytes} bytes, the most "

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from hifi.data.formats.checks import check_names, check_texts, wanted_names
+from hifi.data.formats.checks import check_texts, wanted_names
+from hifi.data.formats.reader import Reader
 from hifi.data.types import (
     CELLS,
     UnfitError,
@@ -39,15 +40,12 @@ _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 16_384
 _CLASS_CHARACTERS = 1 << 20  # of all classes of a column
 
 
-class ParquetReader:
+class ParquetReader(Reader):
     """One split of a Parquet file.
 
     Dictionary-encoded texts and bytes stay dictionaries until they are counted, so that a value in
-    a million rows is stored once. Arguments and errors are those of
-    ``hifi.data.formats.reader.Reader``.
+    a million rows is stored once.
     """
-
-    metadata: Mapping[bytes, bytes] = {}
 
     def __init__(
         self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
@@ -62,8 +60,7 @@ class ParquetReader:
             _check_declared(self._file.metadata, budget)
         except _UNSOUND as error:
             raise _unsound(error) from error
-        self._names = wanted_names(declared.names, columns)
-        check_names(self._names, most=most)
+        self._names = wanted_names(declared.names, columns, most=most)
         self.schema = pa.schema([(name, _kept(declared.field(name))) for name in self._names])
         leaves = sum(count_leaves(field.type) for field in self.schema)
         if leaves > most:
@@ -73,7 +70,7 @@ class ParquetReader:
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
         self.cells = frozenset(texts if are_cells else ())
         features = _kept_features(metadata.get(_FEATURES_KEY), self.schema)
-        self.class_names: Mapping[str, tuple[str, ...]] = {
+        self.class_names = {
             column: tuple(feature["names"])
             for column, feature in features.items()
             if "names" in feature
@@ -84,11 +81,7 @@ class ParquetReader:
             self.metadata = {_FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Read all rows once.
-
-        Raises:
-            DataError: the file is damaged, or too large when decompressed.
-        """
+        """Read all rows once."""
         try:
             for batch in self._file.iter_batches(
                 self._batch_rows(), columns=self._leaves(), use_threads=False
@@ -116,7 +109,7 @@ class ParquetReader:
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max([1, *sizes]))))
 
     def _plain(self, piece: pa.RecordBatch) -> pa.RecordBatch:
-        self._budget.add_rows(piece.num_rows)
+        self._budget.add(rows=piece.num_rows)
         arrays = []
         for field, array in zip(self.schema, piece.columns, strict=True):
             plain = array.cast(field.type)
@@ -149,11 +142,7 @@ def _unsound(error: BaseException, *, row: int | None = None) -> DataError:
 
 
 def _check_content(array: pa.Array, *, first_row: int, column: str) -> None:
-    """Refuse texts that are not UTF-8, which pyarrow does not check while reading.
-
-    Raises:
-        DataError: a text is not UTF-8; the error has the first such row.
-    """
+    """Refuse texts that are not UTF-8, which pyarrow does not check while reading."""
     try:
         array.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -209,18 +198,12 @@ def _leaf_columns(file: parquet.ParquetFile) -> list[parquet.ColumnSchema]:
 
 
 def _check_declared(metadata: parquet.FileMetaData, budget: Budget) -> None:
-    """Refuse a file whose declared size is too large or inconsistent.
-
-    Raises:
-        DataError: too many rows or bytes, or the row groups do not add up.
-    """
+    """Refuse a file whose declared size is too large or inconsistent."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if metadata.num_rows < 0 or sum(group.num_rows for group in groups) != metadata.num_rows:
         raise DataError("the Parquet file's rows do not add up: it is damaged")
-    declared = budget.fork()
-    declared.add_rows(metadata.num_rows)
-    for group in groups:
-        declared.add_bytes(max(0, group.total_byte_size))
+    size = sum(max(0, group.total_byte_size) for group in groups)
+    budget.fork().add(rows=metadata.num_rows, size=size)
 
 
 def _kept(field: pa.Field) -> pa.DataType:
@@ -232,9 +215,7 @@ def _kept(field: pa.Field) -> pa.DataType:
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Split a batch into parts that are small when decompressed; a row is never split."""
-    sizes = np.zeros(batch.num_rows, dtype=np.int64)
-    for array in batch.columns:
-        sizes += _row_sizes(array)
+    sizes = sum(map(_row_sizes, batch.columns), np.zeros(batch.num_rows, dtype=np.int64))
     ends = np.cumsum(sizes)
     start = 0
     while start < batch.num_rows:
@@ -251,19 +232,13 @@ def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
         sizes = pc.take(_row_lengths(array.dictionary), array.indices)
         return np.asarray(pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False), dtype=np.int64)
     if pa.types.is_struct(kind):
-        total = np.zeros(len(array), dtype=np.int64)
-        for child in array.flatten():
-            total += _row_sizes(child)
-        return total
+        return sum(map(_row_sizes, array.flatten()), np.zeros(len(array), dtype=np.int64))
     if is_list(kind):
         counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         ends = np.concatenate([[0], np.cumsum(_row_sizes(array.flatten()))])
         edges = np.concatenate([[0], np.cumsum(counts)])
         return np.asarray(ends[edges[1:]] - ends[edges[:-1]], dtype=np.int64)
-    if is_text(kind) or is_bytes(kind):
-        lengths = _row_lengths(array).to_numpy(zero_copy_only=False)
-        return np.asarray(lengths, dtype=np.int64)
-    return np.full(len(array), 8, dtype=np.int64)
+    return np.asarray(_row_lengths(array).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _row_lengths(values: pa.Array) -> pa.Array:
@@ -273,11 +248,7 @@ def _row_lengths(values: pa.Array) -> pa.Array:
 
 
 def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return the features of class labels and images from the metadata that ``datasets`` wrote.
-
-    Raises:
-        DataError: the class names are invalid, not unique or too long.
-    """
+    """Return the features of class labels and images from the metadata that ``datasets`` wrote."""
     found: dict[str, dict[str, Any]] = {}
     for column, feature in _features(features).items():
         place = schema.get_field_index(column)

@@ -1,11 +1,12 @@
-"""The interface of all readers, and the function that opens one."""
+"""The base class of all readers, and the function that opens one."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from hifi.data.formats import READERS
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from hifi.data.formats.limits import Budget
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """One split, in any format.
 
     Args:
@@ -34,14 +35,16 @@ class Reader(Protocol):
     """
 
     schema: pa.Schema
-    cells: frozenset[str]
-    class_names: Mapping[str, tuple[str, ...]]
-    metadata: Mapping[bytes, bytes]
+    cells: frozenset[str] = frozenset()
+    class_names: Mapping[str, tuple[str, ...]] = {}
+    metadata: Mapping[bytes, bytes] = {}
 
+    @abstractmethod
     def __init__(
         self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
     ) -> None: ...
 
+    @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Read all rows once, in batches.
 
@@ -65,5 +68,5 @@ def open_reader(
         DataError: the file cannot be used.
     """
     module, _, name = READERS[ending].partition(":")
-    reader = cast("type[Reader]", getattr(import_module(module), name))
+    reader: type[Reader] = getattr(import_module(module), name)
     return reader(path, budget=budget, columns=columns)

@@ -80,7 +80,7 @@ def _write(path: Path, ending: str, target: Path, *, budget: Budget) -> tuple[Co
         write_statistics=False,  # they would contain values of the data
     ) as writer:
         for batch in reader.batches():
-            budget.add_bytes(batch.nbytes)
+            budget.add(size=batch.nbytes)
             for scan, array in zip(scans.values(), batch.columns, strict=True):
                 scan.add(array, rows + 1)
             writer.write_batch(batch.cast(schema))

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 from hifi.data.columns import (
-    cells_feature,
+    CELLS_FEATURE,
     label_indices,
     label_order,
     profile_split,
@@ -35,7 +35,7 @@ def column(*values, kind: pa.DataType | None = None) -> Dataset:
 
 def cells(*values: str) -> Dataset:
     table = pa.table({"c": pa.array(values, pa.string())})
-    return Dataset(table, info=datasets.DatasetInfo(features=Features(c=cells_feature())))
+    return Dataset(table, info=datasets.DatasetInfo(features=Features(c=CELLS_FEATURE)))
 
 
 def profiled(dataset: Dataset) -> ColumnProfile:
@@ -312,7 +312,7 @@ class TestCells:
             assert all(isinstance(label, int) for label in read_labels(view, "c", split="train"))
 
     def test_a_mark_on_another_type_means_nothing(self):
-        features = Features(c=Value("int64", id=cells_feature().id))
+        features = Features(c=Value("int64", id=CELLS_FEATURE.id))
         dataset = Dataset.from_dict({"c": [1, 2]}, features=features)
         assert (profiled(dataset).type, profiled(dataset).are_cells) == ("int64", False)
         assert read_labels(dataset, "c", split="train") == [1, 2]

@@ -65,7 +65,7 @@ def reader_of(folder: Path, record: TaskRecord) -> Encoder:
 def trained(folder: Path, rows: list[dict], *, columns: tuple[str, ...], max_length: int):
     """Encode as a fine-tune does, sample by sample."""
     source = resolve_model(folder)
-    encoder = TextEncoder.load(source, load_config(source), columns=columns, max_length=max_length)
+    encoder = TextEncoder(source, load_config(source), columns=columns, max_length=max_length)
     examples = encoder.encode(
         load_split(rows, split="train"), split="train", targets=torch.zeros(len(rows))
     )
@@ -116,7 +116,7 @@ class TestTexts:
     def test_are_collated_as_in_training(self, backbone: Path):
         rows = text_rows(9)
         source = resolve_model(backbone)
-        encoder = TextEncoder.load(source, load_config(source), columns=("text",), max_length=16)
+        encoder = TextEncoder(source, load_config(source), columns=("text",), max_length=16)
         dataset = load_split(rows, split="train")
         examples = encoder.encode(dataset, split="train", targets=torch.zeros(9))
         reader = reader_of(backbone, record_of())

@@ -1,4 +1,4 @@
-"""hifi.tasks.registry: a task type is found by its name and declares its inputs."""
+"""hifi.tasks: a task type is found by its name and declares its inputs."""
 
 from __future__ import annotations
 

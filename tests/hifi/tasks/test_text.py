@@ -26,7 +26,7 @@ def encoder(folder: Path, *, columns=("first", "second"), max_length: int = 64, 
 
 def load_encoder(folder: Path, *, columns=("first", "second"), max_length: int = 64):
     source = resolve_model(folder)
-    return TextEncoder.load(source, load_config(source), columns=columns, max_length=max_length)
+    return TextEncoder(source, load_config(source), columns=columns, max_length=max_length)
 
 
 def encode(made: TextEncoder, rows=PAIRS, *, targets: torch.Tensor | None = None):
@@ -162,7 +162,7 @@ class TestPadToken:
         source = resolve_model(tmp_path)
         config = load_config(source)
         config.pad_token_id = pad_token_id
-        made = TextEncoder.load(source, config, columns=("first",), max_length=64)
+        made = TextEncoder(source, config, columns=("first",), max_length=64)
         assert config.pad_token_id == made.metadata["pad_token_id"] == SPECIAL.index(END)
         assert made.metadata["pad_token"] == END
         inputs = encode(made).batch(range(7)).inputs
@@ -181,7 +181,7 @@ class TestPadToken:
         config = load_config(source)
         config.pad_token_id = None
         with pytest.raises(ModelError, match="neither a pad token nor an end-of-text token"):
-            TextEncoder.load(source, config, columns=("first",), max_length=64)
+            TextEncoder(source, config, columns=("first",), max_length=64)
 
 
 class TestBadTexts:

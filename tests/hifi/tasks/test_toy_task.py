@@ -104,15 +104,12 @@ class Tags(TextTask):
     auto_class: ClassVar[AutoClass] = tf.AutoModelForTokenClassification
 
     @classmethod
-    def from_data(
-        cls, dataset: Any, *, inputs: tuple[str, ...], label: str, metric: str | None
-    ) -> Tags:
+    def read_classes(cls, dataset: Any, label: str) -> tuple[str, ...]:
         tags = {tag for cell in read_texts(dataset, label, split="train") for tag in cell.split()}
-        metric = metric or cls.declaration.metrics[0]
-        return cls(inputs=inputs, label=label, metric=metric, classes=tuple(sorted(tags)))
+        return tuple(sorted(tags))
 
     def load_encoder(self, source: Any, config: Any, *, max_length: int) -> TagEncoder:
-        return TagEncoder.load(
+        return TagEncoder(
             source,
             config,
             columns=self.inputs,
