@@ -64,9 +64,10 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
             ``column_not_found``, ``invalid_request``.
         NotFoundError: the data set does not exist, or belongs to another tenant.
     """
-    revision = _pin_model(spec, settings=settings)
+    is_pinned = settings.allow_hub and hub.is_hub_id(spec.model)
+    revision = hub.pin_model(spec.model) if is_pinned else None
     source = _pin_dataset(spec, settings=settings)
-    backbone = _find_backbone(session, spec, is_pinned=revision is not None)
+    backbone = _find_backbone(session, spec, is_pinned=is_pinned)
     document = spec.model_dump(mode="json")
     document["xi"] = spec.share
     if source is None:
@@ -85,7 +86,7 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
             spec=document,
             model=spec.model,
             revision=revision,
-            needs_hub=revision is not None or source is not None,
+            needs_hub=is_pinned or source is not None,
             dataset_id=document["dataset"] if source is None else None,
             name=spec.name,
             metadata=spec.metadata,
@@ -95,13 +96,6 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         train_rows=None if profile is None else profile.rows["train"],
         num_labels=count_labels(task, profile),
     )
-
-
-def _pin_model(spec: JobSpec, *, settings: Settings) -> str | None:
-    """Return the commit of a model of the hub; None for any other name."""
-    if not settings.allow_hub or not hub.is_hub_id(spec.model):
-        return None
-    return hub.pin_model(spec.model)
 
 
 def _pin_dataset(spec: JobSpec, *, settings: Settings) -> dict[str, Any] | None:
