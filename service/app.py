@@ -7,7 +7,8 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,6 @@ from store.storage import ArtifactStorage
 from store.tenants import ensure_tenant
 
 if TYPE_CHECKING:
-    from fastapi.routing import APIRoute
-
     from store.settings import Settings
 
 DEFAULT_TENANT = "default"
@@ -56,20 +55,6 @@ _HUB_POSTS = 4
 _STALE_SECONDS = 24 * 3600.0  # longer than any upload
 
 
-class _Application(FastAPI):
-    """FastAPI with our own OpenAPI document."""
-
-    def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
-        super().__init__(**options)
-        self._requires_keys = settings.auth == "keys"
-
-    def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document; it is built once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = document(self, requires_keys=self._requires_keys)
-        return self.openapi_schema
-
-
 def build_app(settings: Settings) -> FastAPI:
     """Build the gateway; it opens nothing before it starts.
 
@@ -78,14 +63,13 @@ def build_app(settings: Settings) -> FastAPI:
         SettingsError if the artifact store cannot be used.
     """
     metrics = Metrics()
-    app = _Application(
-        settings,
+    app = FastAPI(
         # Our own routes require a key; FastAPI's would not.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=attrgetter("name"),
         lifespan=partial(_run, settings=settings, metrics=metrics),
         dependencies=[Depends(_guard)],
         middleware=[
@@ -99,6 +83,8 @@ def build_app(settings: Settings) -> FastAPI:
             ),
         ],
     )
+    make_document = partial(document, app, requires_keys=settings.auth == "keys")
+    app.openapi = cache(make_document)  # type: ignore[method-assign] # as FastAPI documents it
     problems.install(app)
     for routes in (
         *(jobs, events, results, merged, predictions, datasets, models, tenants),
@@ -112,10 +98,6 @@ async def _guard(request: Request) -> None:
     """Authenticate the caller and check the query parameters, before every route."""
     await admit_caller(request)
     check_query(request)
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name
 
 
 @asynccontextmanager

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
-
-from store.tenants import Quotas
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -48,19 +46,18 @@ class Gateway:
     shares: Shares
 
     @property
-    def quotas(self) -> Quotas:
-        """The quotas of a tenant without its own."""
-        return Quotas.of_settings(self.settings)
-
-    @property
     def uploads(self) -> Path:
         """The folder of uploads in progress; each file is removed with its request."""
         return self.settings.home / "uploads"
 
 
-async def _gateway(connection: HTTPConnection) -> Gateway:
-    gateway: Gateway = connection.state.gateway  # stored there by the lifespan
-    return gateway
+def from_state(name: str) -> Any:  # noqa: ANN401 - as fastapi.Depends
+    """Return the dependency on an entry of the request's state, which the lifespan has stored."""
+
+    async def read(connection: HTTPConnection) -> object:
+        return getattr(connection.state, name)
+
+    return Depends(read)
 
 
-GatewayDep = Annotated[Gateway, Depends(_gateway)]
+GatewayDep = Annotated[Gateway, from_state("gateway")]

@@ -56,13 +56,13 @@ def inference_is_healthy(settings: Settings) -> bool:
 
 def worker_is_healthy(settings: Settings) -> bool:
     """Return whether a worker of this machine has sent a heartbeat recently."""
-    machine = machine_name()
     database = Database(settings.database_url, pool_size=1)
     try:
         with database.read() as session:
             since = database_now(session) - timedelta(seconds=LIVE_SECONDS)
             query = sa.select(Worker.id).where(
-                Worker.seen_at >= since, Worker.id.startswith(f"{machine}-", autoescape=True)
+                Worker.seen_at >= since,
+                Worker.id.startswith(f"{machine_name()}-", autoescape=True),
             )
             return session.scalars(query.limit(1)).first() is not None
     except OUTAGES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,7 @@ from pydantic.json_schema import models_json_schema
 from service.http.auth import is_public
 from service.http.documents import Problem
 from service.http.responses import REFERENCE, problems
-from service.inference.documents import (
-    INPUTS,
-    JobInput,
-    MixedPredictionRequest,
-    PredictionRequest,
-)
+from service.inference.documents import INPUTS, JobInput, MixedPredictionRequest, PredictionRequest
 from service.tenants.documents import NewKey, NewQuotas, NewTenant
 from store.jobs.spec import JobSpec
 
@@ -55,8 +49,18 @@ def document(app: FastAPI, *, requires_keys: bool) -> dict[str, Any]:
     whole = get_openapi(
         title="HiFi", version=version("hifi"), description=_ABOUT, routes=app.routes
     )
-    public = _public_operations(app)
-    for path, method, operation in _operations(whole):
+    public = {
+        (route.path_format, method.lower())
+        for route in iter_route_contexts(app.routes)
+        if is_public(route.endpoint)
+        for method in route.methods or ()
+    }
+    operations = (
+        (path, method, operation)
+        for path, item in whole["paths"].items()
+        for method, operation in item.items()
+    )
+    for path, method, operation in operations:
         responses = operation["responses"]
         responses.pop("422", None)  # FastAPI's own format
         statuses = list(_EVERYWHERE)
@@ -70,32 +74,12 @@ def document(app: FastAPI, *, requires_keys: bool) -> dict[str, Any]:
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    schemas.update(_body_schemas())
+    models = [(model, "validation") for model in _EXTRA_MODELS]
+    _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas.update(definitions["$defs"])
     if requires_keys:
         components["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "hifi_…"}
         }
         whole["security"] = [{"key": []}]
     return whole
-
-
-def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, item in whole["paths"].items():
-        for method, operation in item.items():
-            yield path, method, operation
-
-
-def _public_operations(app: FastAPI) -> set[tuple[str, str]]:
-    return {
-        (str(route.path_format), method.lower())
-        for route in iter_route_contexts(app.routes)
-        if is_public(route.endpoint)
-        for method in route.methods or ()
-    }
-
-
-def _body_schemas() -> dict[str, Any]:
-    models = [(model, "validation") for model in _EXTRA_MODELS]
-    _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
-    found: dict[str, Any] = definitions["$defs"]
-    return found

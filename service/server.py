@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import socket
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -61,16 +60,13 @@ def run_gateway(settings: Settings, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    # uvicorn shuts down cleanly and then raises the signal again; it is ignored here.
-    signal.signal(signal.SIGTERM, _ignore)
+    # uvicorn shuts down cleanly and then raises the signal again; it is ignored here. Unlike
+    # SIG_IGN, a function is not inherited by child processes.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         server.run(sockets=[listener])
     except SystemExit as stop:
         raise app.failure or StartError(f"uvicorn stopped with exit code {stop.code}") from stop
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    pass
 
 
 class _Startup:

@@ -27,7 +27,7 @@ _SECRET_PREFIX = "hifi_"  # noqa: S105 - a prefix, not a secret
 _SECRET_BYTES = 32
 # Run for every request: selecting columns is faster than building rows.
 _HOLDER = (
-    sa.select(ApiKey.id, Tenant.id, Tenant.name, Tenant.is_admin)
+    sa.select(ApiKey.id, Tenant.id, Tenant.is_admin)
     .join(Tenant, ApiKey.tenant_id == Tenant.id)
     .where(ApiKey.sha256 == sa.bindparam("sha256"), ApiKey.revoked_at.is_(None))
 )
@@ -71,12 +71,11 @@ class OwnQuotas:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyHolder:
-    """The tenant to whom a key belongs."""
+class Caller:
+    """The tenant that sends a request, and its key; the key is None if none is required."""
 
-    key_id: str
+    key_id: str | None
     tenant_id: str
-    tenant_name: str
     is_admin: bool
 
 
@@ -206,14 +205,14 @@ def revoke_key(session: Session, key_id: str) -> None:
     key.revoked_at = key.revoked_at or database_now(session)
 
 
-def authenticate(session: Session, secret: str) -> KeyHolder | None:
+def authenticate(session: Session, secret: str) -> Caller | None:
     """Return the holder of an unrevoked key; None if the secret is not one.
 
     The query looks for the secret's hash, so that its duration does not reveal how much of a guess
     was right.
     """
     row = session.execute(_HOLDER, {"sha256": _hash(secret)}).one_or_none()
-    return None if row is None else KeyHolder(*row)
+    return None if row is None else Caller(*row)
 
 
 def _hash(secret: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from starlette.responses import Response
 from hifi.data.formats import ENDINGS
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.datasets.checking.conversion import convert
-from service.datasets.checking.exchange import SPLITS, Limits, UploadedFile
+from service.datasets.checking.exchange import SPLITS, Limits
 from service.datasets.documents import DatasetDocument, DatasetList
-from service.datasets.spool import Expected, Form, SpooledFile, receive_form
-from service.http.auth import Caller, CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.datasets.spool import Form, receive_form
+from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
 from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
@@ -37,7 +37,6 @@ UPLOAD_PATH = "/datasets"
 _LOCK_SECONDS = 120.0
 _MAX_NAME = 128
 _UNPACKED = 4  # the most that an upload may grow when unpacked
-_EXPECTED = Expected(files=SPLITS, fields=("name",))
 _FILE = {
     "type": "string",
     "format": "binary",
@@ -71,24 +70,22 @@ async def post_dataset(
     """Upload a data set; every row is checked before the data set is stored."""
     check_key(request)
     with gateway.shares.uploads.hold(caller.tenant_id):
-        return await _receive(request, gateway, caller, key)
+        return await _receive(request, gateway, caller.tenant_id, key)
 
 
-async def _receive(request: Request, gateway: Gateway, caller: Caller, key: str | None) -> Response:
+async def _receive(request: Request, gateway: Gateway, tenant_id: str, key: str | None) -> Response:
     folder = await run_in_threadpool(_make_folder, gateway.uploads)
     try:
-        form = await receive_form(request, folder=folder, expected=_EXPECTED)
-        upload = _Upload(
-            gateway=gateway, tenant_id=caller.tenant_id, form=form, folder=folder, name=_check(form)
-        )
+        form = await receive_form(request, folder=folder, files=SPLITS, fields=("name",))
+        _check(form)
         once = Once(
             database=gateway.database,
-            key=request_key(key, tenant_id=caller.tenant_id, path=UPLOAD_PATH),
+            key=request_key(key, tenant_id=tenant_id, path=UPLOAD_PATH),
             request_sha256=_digest(form),
             lock_seconds=_LOCK_SECONDS,
             limiter=gateway.converting,
         )
-        return await once.answer(upload.add)
+        return await once.answer(partial(_add, gateway, tenant_id, form, folder))
     finally:
         # Also when the client disconnects or the server stops.
         with CancelScope(shield=True):
@@ -132,73 +129,55 @@ def _make_folder(uploads: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=uploads))
 
 
-def _check(form: Form) -> str | None:
-    """Raise for a form without training rows; return the data set's name."""
+def _check(form: Form) -> None:
+    """Raise for a form without training rows, or with an invalid name."""
     if "train" not in form.files:
         raise invalid_request("the form has no file named train", param="train")
     name = form.fields.get("name")
     if name is not None and not (0 < len(name) <= _MAX_NAME and "\x00" not in name):
         raise invalid_request(f"name must have 1 to {_MAX_NAME} characters, no NUL", param="name")
-    return name
 
 
 def _digest(form: Form) -> str:
     """Hash the form's content, including each file's ending, which determines its format."""
     document = {
         "fields": form.fields,
-        "files": {
-            split: [file.sha256, _uploaded(file).ending] for split, file in form.files.items()
-        },
+        "files": {split: [file.sha256, file.ending] for split, file in form.files.items()},
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Upload:
-    """Received files, and the data set to make of them."""
-
-    gateway: Gateway
-    tenant_id: str
-    form: Form
-    folder: Path
-    name: str | None
-
-    def add(self, keep: Keep) -> Answer:
-        """Convert the files, store them as blobs, then add the data set's row."""
-        parquet = self.folder / "parquet"
-        parquet.mkdir()
-        files = {split: _uploaded(file) for split, file in self.form.files.items()}
-        unpacked = _UNPACKED * self.gateway.settings.max_upload_bytes
-        limits = Limits(max_bytes=max(Limits.max_bytes, unpacked))
-        converted = convert(files, folder=parquet, limits=limits)
-        storage = self.gateway.storage
-        splits = {
-            split: Split(blob=storage.put(self.tenant_id, part.path), rows=part.rows)
-            for split, part in converted.splits.items()
-        }
-        try:
-            with self.gateway.database.write() as session:
-                dataset = add_dataset(
-                    session,
-                    self.tenant_id,
-                    name=self.name,
-                    splits=splits,
-                    columns=converted.columns,
-                    profile=converted.profile,
-                    max_bytes=self.gateway.settings.tenant_max_bytes,
-                )
-                answer = Answer(
-                    status=HTTPStatus.CREATED,
-                    headers={"Location": f"{UPLOAD_PATH}/{dataset.id}"},
-                    body=DatasetDocument.of(dataset).model_dump_json(),
-                )
-                keep(session, answer)
-        except QuotaExceededError as error:
-            # Unlike with a full queue, waiting does not help: the tenant must delete something.
-            status = HTTPStatus.FORBIDDEN
-            raise ProblemError(error.code, status=status, detail=str(error)) from error
-        return answer
-
-
-def _uploaded(file: SpooledFile) -> UploadedFile:
-    return UploadedFile(path=file.path, filename=file.filename)
+def _add(gateway: Gateway, tenant_id: str, form: Form, folder: Path, keep: Keep) -> Answer:
+    """Convert the received files, store them as blobs, then add the data set's row."""
+    parquet = folder / "parquet"
+    parquet.mkdir()
+    unpacked = _UNPACKED * gateway.settings.max_upload_bytes
+    limits = Limits(max_bytes=max(Limits.max_bytes, unpacked))
+    converted = convert(form.files, folder=parquet, limits=limits)
+    profile = converted.profile
+    splits = {
+        split: Split(blob=gateway.storage.put(tenant_id, path), rows=profile.rows[split])
+        for split, path in converted.paths.items()
+    }
+    try:
+        with gateway.database.write() as session:
+            dataset = add_dataset(
+                session,
+                tenant_id,
+                name=form.fields.get("name"),
+                splits=splits,
+                columns={column.name: column.type for column in profile.columns},
+                profile=profile.to_json(),
+                max_bytes=gateway.settings.tenant_max_bytes,
+            )
+            answer = Answer(
+                status=HTTPStatus.CREATED,
+                headers={"Location": f"{UPLOAD_PATH}/{dataset.id}"},
+                body=DatasetDocument.of(dataset).model_dump_json(),
+            )
+            keep(session, answer)
+    except QuotaExceededError as error:
+        # Unlike with a full queue, waiting does not help: the tenant must delete something.
+        status = HTTPStatus.FORBIDDEN
+        raise ProblemError(error.code, status=status, detail=str(error)) from error
+    return answer

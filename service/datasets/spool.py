@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from service.http.problems import invalid_request
+from service.datasets.checking.exchange import UploadedFile
+from service.http.problems import SHOWN_CHARACTERS, invalid_request
 from store.errors import ArtifactStorageError, ProblemError
 
 if TYPE_CHECKING:
@@ -22,19 +24,12 @@ if TYPE_CHECKING:
 _MEDIA_TYPE = b"multipart/form-data"
 _CHUNK_BYTES = 1 << 20  # written to disk at a time
 _MAX_FIELD_BYTES = 1024
-_SHOWN_CHARACTERS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpooledFile:
-    """A received file.
+class SpooledFile(UploadedFile):
+    """A received file, and the hash of its content."""
 
-    Attributes:
-        filename: the sender's name for it; never used as a path.
-    """
-
-    path: Path
-    filename: str
     sha256: str
 
 
@@ -46,21 +41,16 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """The names of the allowed parts of a form."""
-
-    files: Collection[str]
-    fields: Collection[str]
-
-
-async def receive_form(request: Request, *, folder: Path, expected: Expected) -> Form:
+async def receive_form(
+    request: Request, *, folder: Path, files: Collection[str], fields: Collection[str]
+) -> Form:
     """Write a request's multipart body into a folder, part by part.
 
     Args:
         request: its body must be unread.
         folder: an empty folder, which the caller removes.
-        expected: the allowed parts, each at most once.
+        files: the names of the files that the form may have, each at most once.
+        fields: likewise, of its text fields.
 
     Raises:
         ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_multipart``, or 422
@@ -69,7 +59,7 @@ async def receive_form(request: Request, *, folder: Path, expected: Expected) ->
         ClientDisconnect: the client has disconnected.
     """
     boundary = _boundary(request.headers.get("content-type"))
-    reader = _Reader(boundary, folder=folder, expected=expected)
+    reader = _Reader(boundary, folder=folder, files=files, fields=fields)
     try:
         pending = bytearray()
         async for chunk in request.stream():
@@ -100,13 +90,20 @@ def _boundary(content_type: str | None) -> bytes:
 class _Reader:
     """Parses a body in chunks of any size, with at most one file open."""
 
-    def __init__(self, boundary: bytes, *, folder: Path, expected: Expected) -> None:
+    def __init__(
+        self, boundary: bytes, *, folder: Path, files: Collection[str], fields: Collection[str]
+    ) -> None:
         self._folder = folder
-        self._expected = expected
+        self._files = files
+        self._fields = fields
         self._form = Form()
         self._headers: dict[bytes, bytes] = {}
         self._header = (bytearray(), bytearray())
-        self._part: _Part | None = None
+        # The current part: its name, its file name unless it is a field, its content and the hash.
+        self._name = ""
+        self._filename: str | None = None
+        self._content: IO[bytes] = BytesIO()
+        self._digest = hashlib.sha256()
         self._is_whole = False
         callbacks: dict[str, Callable[..., None]] = {
             "on_part_begin": self._begin_part,
@@ -141,8 +138,7 @@ class _Reader:
 
     def close(self) -> None:
         """Close the current file, if any."""
-        if self._part is not None:
-            self._part.close()
+        self._content.close()
 
     def _begin_part(self) -> None:
         self._headers = {}
@@ -158,89 +154,47 @@ class _Reader:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         filename = options.get(b"filename")
         self._check_name(name, is_file=filename is not None)
-        if filename is None:
-            self._part = _FieldPart(name, self._form)
-        else:
-            self._part = _FilePart(
-                name,
-                self._form,
-                path=self._folder / name,
-                filename=filename.decode("utf-8", "replace"),
-            )
+        self._name = name
+        self._filename = None if filename is None else filename.decode("utf-8", "replace")
+        self._content = BytesIO() if filename is None else (self._folder / name).open("xb")
+        self._digest = hashlib.sha256()
 
     def _check_name(self, name: str, *, is_file: bool) -> None:
-        shown = name[:_SHOWN_CHARACTERS]
+        shown = name[:SHOWN_CHARACTERS]
         if name in self._form.files or name in self._form.fields:
             raise invalid_request(f"{shown} is given twice", param=shown)
-        if name in self._expected.files and not is_file:
+        if name in self._files and not is_file:
             raise invalid_request(f"{shown} must be a file, with a file name", param=shown)
-        if name not in (self._expected.files if is_file else self._expected.fields):
-            known = ", ".join([*self._expected.files, *self._expected.fields])
+        if name not in (self._files if is_file else self._fields):
+            known = ", ".join([*self._files, *self._fields])
             raise invalid_request(f"the form has no part {shown!r}: it has {known}", param=shown)
 
     def _add(self, data: bytes, start: int, end: int) -> None:
-        if self._part is not None:
-            self._part.add(memoryview(data)[start:end])
-
-    def _end_part(self) -> None:
-        if self._part is not None:
-            self._part.finish()
-            self._part = None
-
-    def _end(self) -> None:
-        self._is_whole = True
-
-
-class _FieldPart:
-    """A text field that is being received."""
-
-    def __init__(self, name: str, form: Form) -> None:
-        self._name = name
-        self._form = form
-        self._text = bytearray()
-
-    def add(self, data: memoryview) -> None:
-        self._text += data
-        if len(self._text) > _MAX_FIELD_BYTES:
+        piece = memoryview(data)[start:end]
+        self._digest.update(piece)
+        self._content.write(piece)
+        if self._filename is None and self._content.tell() > _MAX_FIELD_BYTES:
             reason = f"{self._name} is longer than {_MAX_FIELD_BYTES} bytes"
             raise invalid_request(reason, param=self._name)
 
-    def finish(self) -> None:
-        try:
-            self._form.fields[self._name] = self._text.decode()
-        except UnicodeDecodeError:
-            raise invalid_request(f"{self._name} is not UTF-8", param=self._name) from None
+    def _end_part(self) -> None:
+        name = self._name
+        if self._filename is None:
+            self._content.seek(0)
+            try:
+                self._form.fields[name] = self._content.read().decode()
+            except UnicodeDecodeError:
+                raise invalid_request(f"{name} is not UTF-8", param=name) from None
+        else:
+            self._form.files[name] = SpooledFile(
+                path=self._folder / name,
+                filename=self._filename,
+                sha256=self._digest.hexdigest(),
+            )
+        self._content.close()
 
-    def close(self) -> None:
-        pass
-
-
-class _FilePart:
-    """A file that is being received."""
-
-    def __init__(self, name: str, form: Form, *, path: Path, filename: str) -> None:
-        self._name = name
-        self._form = form
-        self._path = path
-        self._filename = filename
-        self._digest = hashlib.sha256()
-        self._file: IO[bytes] = path.open("xb")
-
-    def add(self, data: memoryview) -> None:
-        self._digest.update(data)
-        self._file.write(data)
-
-    def finish(self) -> None:
-        self.close()
-        self._form.files[self._name] = SpooledFile(
-            path=self._path, filename=self._filename, sha256=self._digest.hexdigest()
-        )
-
-    def close(self) -> None:
-        self._file.close()
-
-
-_Part = _FieldPart | _FilePart
+    def _end(self) -> None:
+        self._is_whole = True
 
 
 def _invalid_multipart(reason: str) -> ProblemError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,7 +12,7 @@ from fastapi import Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 
 from store.errors import ProblemError
-from store.tenants import KeyHolder, authenticate
+from store.tenants import Caller, authenticate
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -21,16 +20,6 @@ if TYPE_CHECKING:
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _MARK = "answers_without_a_key"
 _LOOKUPS = 2  # concurrent key lookups: each takes a fraction of a millisecond
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The tenant that sends a request, and its key; the key is None if none is required."""
-
-    tenant_id: str
-    tenant_name: str
-    is_admin: bool
-    key_id: str | None
 
 
 class Authenticator:
@@ -48,7 +37,7 @@ class Authenticator:
         self._default_caller = (
             None
             if default_tenant_id is None
-            else Caller(default_tenant_id, tenant_name="default", is_admin=True, key_id=None)
+            else Caller(key_id=None, tenant_id=default_tenant_id, is_admin=True)
         )
 
     async def identify(self, authorization: str) -> Caller:
@@ -65,19 +54,14 @@ class Authenticator:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise _unauthorized("send a key: Authorization: Bearer hifi_…", challenge="Bearer")
-        holder = await to_thread.run_sync(self._find, secret.strip(), limiter=self._looking_up)
-        if holder is None:
+        caller = await to_thread.run_sync(self._find, secret.strip(), limiter=self._looking_up)
+        if caller is None:
             raise _unauthorized(
                 "the key is unknown or revoked", challenge='Bearer error="invalid_token"'
             )
-        return Caller(
-            holder.tenant_id,
-            tenant_name=holder.tenant_name,
-            is_admin=holder.is_admin,
-            key_id=holder.key_id,
-        )
+        return caller
 
-    def _find(self, secret: str) -> KeyHolder | None:
+    def _find(self, secret: str) -> Caller | None:
         with self._database.read() as session:
             return authenticate(session, secret)
 
@@ -93,22 +77,18 @@ def is_public(endpoint: object) -> bool:
     return getattr(endpoint, _MARK, False) is True
 
 
-async def admit_caller(request: Request) -> Caller | None:
-    """Identify the caller, and store it in the request's state.
-
-    Returns:
-        The caller; None at a public endpoint.
+async def admit_caller(request: Request) -> None:
+    """Identify the caller except at a public endpoint, and store it in the request's state.
 
     Raises:
         ProblemError: 401 ``unauthorized``, the key is missing or invalid.
     """
     if is_public(request.scope["endpoint"]):
-        return None
+        return
     authenticator: Authenticator = request.state.authenticator
     caller = await authenticator.identify(request.headers.get("authorization", ""))
     request.state.caller = caller
     structlog.contextvars.bind_contextvars(tenant=caller.tenant_id)
-    return caller
 
 
 def _unauthorized(detail: str, *, challenge: str) -> ProblemError:
@@ -125,7 +105,10 @@ async def _caller(request: Request) -> Caller:
     return caller
 
 
-async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def administrator(caller: CallerDep) -> None:
     """Raise for callers that are not administrators, before a lookup reveals whether an id exists.
 
     Raises:
@@ -135,7 +118,3 @@ async def administrator(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
         raise ProblemError(
             "forbidden", status=HTTPStatus.FORBIDDEN, detail="only administrators may do this"
         )
-    return caller
-
-
-CallerDep = Annotated[Caller, Depends(_caller)]

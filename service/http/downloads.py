@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -30,14 +29,6 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _DIGITS = 18  # of the largest number in a range; larger ones are beyond the end of any file
 
 
-@dataclass(frozen=True)
-class Span:
-    """The bytes ``start`` to ``end`` (not included) of a file."""
-
-    start: int
-    end: int
-
-
 def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
     """Return a file name for a job's name.
 
@@ -57,17 +48,13 @@ def file_name(name: str | None, *, fallback: str, suffix: str) -> str:
 
 
 def content_disposition(name: str) -> str:
-    """Return the header that makes a browser save a file under a name (RFC 6266, RFC 8187).
-
-    Args:
-        name: from :func:`file_name`.
-    """
+    """Return the header that makes a browser save a file under a safe name (RFC 6266, RFC 8187)."""
     plain = name.encode("ascii", "replace").decode().replace("?", "_")
     header = f'attachment; filename="{plain}"'
     return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def requested_span(header: str | None, *, size: int) -> Span | None:
+def requested_span(header: str | None, *, size: int) -> range | None:
     """Parse a ``Range`` header (RFC 9110, section 14).
 
     Args:
@@ -75,7 +62,7 @@ def requested_span(header: str | None, *, size: int) -> Span | None:
         size: of the file, in bytes.
 
     Returns:
-        The requested range; None to send the whole file: for no range, several ranges, or something
+        The requested bytes; None to send the whole file: for no range, several ranges, or something
         that is not a range of bytes.
 
     Raises:
@@ -86,12 +73,12 @@ def requested_span(header: str | None, *, size: int) -> Span | None:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        span = Span(max(size - _number(suffix), 0), size)
+        span = range(max(size - _number(suffix), 0), size)
     else:
-        span = Span(_number(first), min(_number(last) + 1, size) if last else size)
+        span = range(_number(first), min(_number(last) + 1, size) if last else size)
         if last and _number(last) < _number(first):
             return None
-    if span.start >= span.end:
+    if not span:
         raise ProblemError(
             "range_not_satisfiable",
             status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
@@ -140,15 +127,15 @@ def answer_with_file(
     if request.method == HTTPMethod.HEAD:
         headers["Content-Length"] = str(blob.bytes)
         return Response(headers=headers, media_type=media_type)
-    span, status = Span(0, blob.bytes), HTTPStatus.OK
+    span, status = range(blob.bytes), HTTPStatus.OK
     # A caller with a partial copy of another file gets the whole file.
     if request.headers.get("if-range", etag).strip() == etag:
         part = requested_span(request.headers.get("range"), size=blob.bytes)
         if part is not None:
             span, status = part, HTTPStatus.PARTIAL_CONTENT
-            headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{blob.bytes}"
-    headers["Content-Length"] = str(span.end - span.start)
-    chunks = read(span.start, span.end)
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{blob.bytes}"
+    headers["Content-Length"] = str(len(span))
+    chunks = read(span.start, span.stop)
     # Read the first bytes now: once the headers are sent, errors cannot be reported any more.
     body = chain([next(chunks, b"")], chunks)
     return StreamingResponse(body, status_code=status, headers=headers, media_type=media_type)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from service.http.problems import internal_error, problem_response
@@ -74,10 +74,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (REQUEST_ID.encode(), request_id.encode()),
-                ]
+                MutableHeaders(scope=message).append(REQUEST_ID, request_id)
             await send(message)
 
         try:
@@ -134,9 +131,8 @@ class Door:
 def _request_id(headers: Headers) -> str:
     """Return the caller's request id if it is safe in a header and a log line, else a new one."""
     given = headers.get(REQUEST_ID, "")
-    if _SANE_REQUEST_ID.fullmatch(given):
-        return given
-    return f"{random.getrandbits(128):032x}"
+    is_sane = _SANE_REQUEST_ID.fullmatch(given) is not None
+    return given if is_sane else f"{random.getrandbits(128):032x}"
 
 
 def _without_port(host: str) -> str:
@@ -170,14 +166,13 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
+        headers = Headers(raw=scope.get("headers", []))  # a lifespan has none
         if "content-length" not in headers and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, headers, limit=self._limit_of(scope["path"]))
+        limits = (limit for path, limit in self._exceptions if path.fullmatch(scope["path"]))
+        limit = next(limits, _MAX_BODY_BYTES)
+        body = _Body(receive, headers, limit=limit)
         is_started = False
 
         async def send_after_body(message: Message) -> None:
@@ -195,11 +190,13 @@ class BodyLimit:
                 await self._app(scope, body.receive, send_after_body)
         if body.is_too_large and not is_started:
             await body.linger()
-            await body.refusal(scope["state"]["request_id"])(scope, receive, send)
-
-    def _limit_of(self, path: str) -> int:
-        limits = (limit for pattern, limit in self._exceptions if pattern.fullmatch(path))
-        return next(limits, _MAX_BODY_BYTES)
+            problem = ProblemError(
+                "body_too_large",
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                detail=f"the request's body is larger than the limit of {limit} bytes",
+            )
+            response = problem_response(problem, request_id=scope["state"]["request_id"])
+            await response(scope, receive, send)
 
 
 class _TooLargeError(Exception):
@@ -246,12 +243,3 @@ class _Body:
         else:
             self.is_whole = True
         return message
-
-    def refusal(self, request_id: str) -> ASGIApp:
-        """Return the response to a body that is too large."""
-        problem = ProblemError(
-            "body_too_large",
-            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            detail=f"the request's body is larger than the limit of {self._limit} bytes",
-        )
-        return problem_response(problem, request_id=request_id)

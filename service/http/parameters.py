@@ -12,7 +12,7 @@ from fastapi.params import Query as QueryInfo
 from pydantic import BeforeValidator, PlainValidator
 
 from service.http.auth import is_public
-from service.http.problems import invalid_request
+from service.http.problems import SHOWN_CHARACTERS, invalid_request
 from store.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _IDENTIFIER = re.compile(r"[a-z]+_[0-9a-z]{1,64}", re.ASCII)
 _CURSOR = re.compile(r"[^\x00]{1,256}")
-_SHOWN_CHARACTERS = 64
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _KEY_HEADER = "Idempotency-Key"
 MAX_LIMIT = 100
@@ -33,7 +32,7 @@ def check_identifier(value: str, *, kind: str) -> str:
         NotFoundError: the id is malformed.
     """
     if _IDENTIFIER.fullmatch(value) is None:
-        raise NotFoundError(kind, value[:_SHOWN_CHARACTERS])
+        raise NotFoundError(kind, value[:SHOWN_CHARACTERS])
     return value
 
 
@@ -43,7 +42,7 @@ def _identifier(kind: str) -> BeforeValidator:
 
 def _cursor(value: str | None) -> str | None:
     if value is not None and _CURSOR.fullmatch(value) is None:
-        shown = value[:_SHOWN_CHARACTERS]
+        shown = value[:SHOWN_CHARACTERS]
         raise NotFoundError("row to continue after", shown, param="after")
     return value
 
@@ -97,7 +96,7 @@ def check_query(request: Request) -> None:
         if isinstance(field.field_info, QueryInfo)
     ]
     for name in names:
-        shown = name[:_SHOWN_CHARACTERS]
+        shown = name[:SHOWN_CHARACTERS]
         if name not in known:
             listed = " and ".join(known) or "no parameters"
             raise invalid_request(f"{shown!r} is unknown: this route has {listed}", param=shown)

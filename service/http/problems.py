@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _SHOWN_ERRORS = 20
-_SHOWN_CHARACTERS = 64
+SHOWN_CHARACTERS = 64  # of a caller's text, in an error
 
 # The store's errors that a caller can cause or must know of; any other code is a 500.
 _STATUS_BY_CODE = {
@@ -41,13 +41,6 @@ _REASONS = {
     "string_too_long": "{given} characters, at most {max_length} allowed",
     "too_short": "{given} entries, at least {min_length} required",
     "too_long": "{given} entries, at most {max_length} allowed",
-}
-_CODE_BY_STATUS = {
-    HTTPStatus.BAD_REQUEST: "bad_request",
-    HTTPStatus.UNAUTHORIZED: "unauthorized",
-    HTTPStatus.FORBIDDEN: "forbidden",
-    HTTPStatus.NOT_FOUND: "not_found",
-    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
 }
 
 _log = structlog.get_logger(__name__)
@@ -76,6 +69,11 @@ def invalid_fields(errors: Sequence[tuple[str | None, str]]) -> ProblemError:
     )
 
 
+def unprocessable(code: str, detail: str, *, param: str) -> ProblemError:
+    """Return a 422 with a code that is more specific than ``invalid_request``."""
+    return ProblemError(code, status=HTTPStatus.UNPROCESSABLE_ENTITY, detail=detail, param=param)
+
+
 def problem_response(error: ProblemError, *, request_id: str | None) -> Response:
     """Return the HTTP response for a problem."""
     return Response(
@@ -96,41 +94,46 @@ def internal_error() -> ProblemError:
 
 
 def install(app: FastAPI) -> None:
-    """Register handlers that turn every error into a problem document."""
-    app.add_exception_handler(ProblemError, _on_problem)
-    app.add_exception_handler(StoreError, _on_store_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    for outage in OUTAGES:
-        app.add_exception_handler(outage, _on_database_outage)
+    """Register a handler that turns every error into a problem document."""
+    for kind in (ProblemError, StoreError, RequestValidationError, HTTPException, *OUTAGES):
+        app.add_exception_handler(kind, _answer)
 
 
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)  # noqa: S101 - what it is registered for
-    return _answer(request, error)
+async def _answer(request: Request, error: Exception) -> Response:
+    request_id = getattr(request.state, "request_id", None)
+    return problem_response(_problem(request, error), request_id=request_id)
 
 
-async def _on_store_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StoreError)  # noqa: S101 - what it is registered for
+def _problem(request: Request, error: Exception) -> ProblemError:
+    match error:
+        case ProblemError():
+            return error
+        case StoreError():
+            return _store_problem(error)
+        case RequestValidationError():
+            errors = [(dotted(entry["loc"][1:]), entry) for entry in error.errors()]
+            return invalid_fields([(param, describe(entry, param)) for param, entry in errors])
+        case HTTPException():
+            return _http_problem(request, error)
+    _log.error("database_unavailable", error=str(getattr(error, "orig", None) or error))
+    return ProblemError(
+        "unavailable",
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        detail="the database is unavailable; retry later",
+    )
+
+
+def _store_problem(error: StoreError) -> ProblemError:
     status = _STATUS_BY_CODE.get(error.code)
     if status is None:
         _log.error("unexpected_store_error", code=error.code, error=str(error))
-        return _answer(request, internal_error())
+        return internal_error()
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("artifact_store_failed", error=str(error))
-    problem = ProblemError(error.code, status=status, detail=str(error), param=error.param)
-    return _answer(request, problem)
+    return ProblemError(error.code, status=status, detail=str(error), param=error.param)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    errors = [(dotted(entry["loc"][1:]), entry) for entry in error.errors()]
-    problem = invalid_fields([(param, describe(entry, param)) for param, entry in errors])
-    return _answer(request, problem)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+def _http_problem(request: Request, error: HTTPException) -> ProblemError:
     status = HTTPStatus(error.status_code)
     detail = str(error.detail)
     headers = dict(error.headers or {})
@@ -139,9 +142,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     elif status is HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{request.url.path} does not support {request.method}"
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    code = _CODE_BY_STATUS.get(status, status.phrase.lower().replace(" ", "_"))
-    problem = ProblemError(code, status=status, detail=detail, headers=headers)
-    return _answer(request, problem)
+    code = status.phrase.lower().replace(" ", "_")
+    return ProblemError(code, status=status, detail=detail, headers=headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:
@@ -156,20 +158,6 @@ def _allowed_methods(request: Request) -> list[str]:
             for method in route.methods or ()
         }
     )
-
-
-async def _on_database_outage(request: Request, error: Exception) -> Response:
-    _log.error("database_unavailable", error=str(getattr(error, "orig", None) or error))
-    problem = ProblemError(
-        "unavailable",
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        detail="the database is unavailable; retry later",
-    )
-    return _answer(request, problem)
-
-
-def _answer(request: Request, error: ProblemError) -> Response:
-    return problem_response(error, request_id=getattr(request.state, "request_id", None))
 
 
 def dotted(location: Iterable[str | int]) -> str | None:
@@ -193,6 +181,6 @@ def _show(value: object) -> str:
     """Quote a short scalar; integers of more than 64 bits are left out."""
     if isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() <= 64):
         return f", not {value!r}"
-    if isinstance(value, str) and len(value) <= _SHOWN_CHARACTERS:
+    if isinstance(value, str) and len(value) <= SHOWN_CHARACTERS:
         return f", not {value!r}"
     return ""

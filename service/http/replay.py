@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,10 +36,6 @@ class Answer:
     status: int
     body: str
     headers: Mapping[str, str] = field(default_factory=dict)
-
-    def again(self) -> Answer:
-        """Return a copy that is marked as replayed."""
-        return replace(self, headers={**self.headers, "Idempotent-Replayed": "true"})
 
     def respond(self) -> Response:
         """Return the HTTP response."""
@@ -99,7 +95,9 @@ class Once:
                 if done is not None:
                     return done.respond()
             elif found != "running":
-                return Answer(**found).again().respond()
+                response = Answer(**found).respond()
+                response.headers["Idempotent-Replayed"] = "true"
+                return response
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LAST_POLL_SECONDS)
         raise ProblemError(

@@ -62,11 +62,7 @@ def _shipped() -> Mapping[str, _File]:
 
 
 def answer_with_file(request: Request, name: str) -> Response:
-    """Return a file, or 304 if the caller already has it.
-
-    Args:
-        request: of the caller.
-        name: of the file.
+    """Return the file of a name, or 304 if the caller already has it.
 
     Raises:
         HTTPException: 404, no file has that name.

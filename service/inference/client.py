@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -80,14 +80,12 @@ class InferenceClient:
             ProblemError: 503 ``inference_unavailable`` if the process does not answer, 429
                 ``too_many_requests`` if too many requests are in flight, or the process's error.
         """
-        request = self._streams.build_request(
-            "POST",
-            "/merged",
-            content=order.to_json(),
-            headers=_headers(request_id),
-            timeout=_timeout(_MERGE_SECONDS),
+        return await _post(
+            *(self._streams, "/merged", order.to_json()),
+            request_id=request_id,
+            seconds=_MERGE_SECONDS,
+            passed_on=_MERGE_STATUSES,
         )
-        return await _send(self._streams, request, passed_on=_MERGE_STATUSES)
 
     async def predict(self, order: bytes, *, timeout_seconds: float, request_id: str) -> bytes:
         """Request predictions; cancelling this closes the connection, which drops the inputs.
@@ -105,14 +103,12 @@ class InferenceClient:
                 ``too_many_requests`` if too many requests are in flight, or the process's error
                 about its load.
         """
-        request = self._predictions.build_request(
-            "POST",
-            "/predict",
-            content=order,
-            headers=_headers(request_id),
-            timeout=_timeout(timeout_seconds + _SPARE_SECONDS),
+        response = await _post(
+            *(self._predictions, "/predict", order),
+            request_id=request_id,
+            seconds=timeout_seconds + _SPARE_SECONDS,
+            passed_on=_LOAD_STATUSES,
         )
-        response = await _send(self._predictions, request, passed_on=_LOAD_STATUSES)
         try:
             with _as_problems():
                 return await response.aread()
@@ -139,26 +135,31 @@ def _connect(settings: Settings, *, most: int) -> httpx2.AsyncClient:
     )
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    return {
-        "Accept-Encoding": "identity",
-        "Content-Type": "application/json",
-        "X-Request-Id": request_id,
-    }
-
-
-def _timeout(seconds: float) -> httpx2.Timeout:
-    return httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS)
-
-
-async def _send(
-    client: httpx2.AsyncClient, request: httpx2.Request, *, passed_on: Collection[int]
+async def _post(
+    client: httpx2.AsyncClient,
+    path: str,
+    content: bytes,
+    *,
+    request_id: str,
+    seconds: float,
+    passed_on: Collection[int],
 ) -> httpx2.Response:
     """Send a request, and return its response with the body unread.
 
     Raises:
         ProblemError: the process's own error if its status is in ``passed_on``; else 503.
     """
+    request = client.build_request(
+        "POST",
+        path,
+        content=content,
+        headers={
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "X-Request-Id": request_id,
+        },
+        timeout=httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
+    )
     with _as_problems():
         response = await client.send(request, stream=True)
     if response.status_code == HTTPStatus.OK:
@@ -200,7 +201,8 @@ class ProxiedFile(StreamingResponse):
         self._upstream = upstream
         length = upstream.headers.get("content-length")
         known = {} if length is None else {"Content-Length": length}
-        super().__init__(_chunks(upstream), headers={**headers, **known}, media_type=media_type)
+        chunks = upstream.aiter_raw()
+        super().__init__(chunks, headers={**headers, **known}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, then close the upstream response."""
@@ -211,16 +213,16 @@ class ProxiedFile(StreamingResponse):
                 await self._upstream.aclose()
 
 
-async def _chunks(upstream: httpx2.Response) -> AsyncIterator[bytes]:
-    async for chunk in upstream.aiter_raw():
-        yield chunk
-
-
 async def _problem(response: httpx2.Response, *, passed_on: Collection[int]) -> ProblemError:
     """Return the inference process's error if its status is in ``passed_on``; else a 503."""
     status = response.status_code
+    content = b""
     try:
-        problem = json.loads(await _beginning(response))
+        async for chunk in response.aiter_raw():
+            content += chunk
+            if len(content) > _MAX_PROBLEM_BYTES:
+                break
+        problem = json.loads(content)
         code, detail = str(problem["code"]), str(problem["detail"])
     except (ValueError, KeyError, TypeError, httpx2.TransportError):
         code, detail = "", ""
@@ -230,15 +232,6 @@ async def _problem(response: httpx2.Response, *, passed_on: Collection[int]) -> 
     wait = response.headers.get("retry-after", "")
     headers = {"Retry-After": wait} if _SECONDS.fullmatch(wait) else None
     return ProblemError(code, status=status, detail=detail, headers=headers)
-
-
-async def _beginning(response: httpx2.Response) -> bytes:
-    content = b""
-    async for chunk in response.aiter_raw():
-        content += chunk
-        if len(content) > _MAX_PROBLEM_BYTES:
-            break
-    return content
 
 
 def inference_unavailable() -> ProblemError:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from hifi.data.task_types import task_types
 from service.http.parameters import check_identifier
-from service.http.problems import describe, dotted
+from service.http.problems import SHOWN_CHARACTERS, describe, dotted
 from service.inference.client import inference_unavailable
 from service.inference.documents import (
     JobInput,
@@ -40,7 +40,6 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _ENCODING = "float32"  # the one that contains the tuned rows themselves
 _INVALID = "invalid_input"
 _TOO_LONG = "text_too_long"
-_SHOWN_CHARACTERS = 64
 _SHOWN_NAMES = 3
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +63,7 @@ class Item:
     @property
     def shown_job(self) -> str | None:
         """The job's id, cut if it is longer than any id."""
-        return None if self.job is None else self.job[:_SHOWN_CHARACTERS]
+        return None if self.job is None else self.job[:SHOWN_CHARACTERS]
 
     def refused(self, code: str, message: str, *, param: str | None) -> Item:
         """Return a copy that is invalid for the given reason."""
@@ -124,7 +123,10 @@ def plan_mixed(
     if wanted:
         with database.read() as session:
             orders, refusals = _find_orders(session, tenant_id, list(wanted))
-    items = [_refuse_by_job(item, refusals, index=index) for index, item in enumerate(items)]
+    for index, item in enumerate(items):
+        if item.input is not None and item.job in refusals:
+            refusal = refusals[item.job]
+            items[index] = item.refused(refusal.code, str(refusal), param=f"inputs.{index}.job")
     return _plan(body, items, orders=orders, timeout_seconds=timeout_seconds)
 
 
@@ -194,27 +196,17 @@ def _find_orders(
     """Find the head deltas of a tenant's jobs; return orders and errors, each by job id."""
     orders: dict[str, DeltaOrder] = {}
     refusals: dict[str, _Refusal] = {}
-    for found in find_deltas(session, tenant_id, job_ids, encoding=_ENCODING):
-        if found.sha256 is None:
-            refusals[found.job_id] = not_ready(found.job_id, status=found.status, what=HEAD_DELTA)
+    found = find_deltas(session, tenant_id, job_ids, encoding=_ENCODING)
+    for job_id, status, model, revision, sha256 in found:
+        if sha256 is None:
+            refusals[job_id] = not_ready(job_id, status=status, what=HEAD_DELTA)
         else:
-            orders[found.job_id] = DeltaOrder(
-                tenant=tenant_id,
-                job=found.job_id,
-                model=found.model,
-                revision=found.revision,
-                sha256=found.sha256,
+            orders[job_id] = DeltaOrder(
+                tenant=tenant_id, job=job_id, model=model, revision=revision, sha256=sha256
             )
     for job_id in set(job_ids) - orders.keys() - refusals.keys():
         refusals[job_id] = NotFoundError("job", job_id)
     return orders, refusals
-
-
-def _refuse_by_job(item: Item, refusals: Mapping[str, _Refusal], *, index: int) -> Item:
-    if item.job is None or item.input is None or item.job not in refusals:
-        return item
-    refusal = refusals[item.job]
-    return item.refused(refusal.code, str(refusal), param=f"inputs.{index}.job")
 
 
 def _read_item(given: object, *, index: int) -> Item:
@@ -251,7 +243,7 @@ def _read_input(item: Item, given: object) -> Item:
 
 
 def _names(fields: Mapping[str, object]) -> str:
-    names = [f"`{name[:_SHOWN_CHARACTERS]}`" for name in fields]
+    names = [f"`{name[:SHOWN_CHARACTERS]}`" for name in fields]
     return " and ".join(names) if len(names) <= _SHOWN_NAMES else f"{len(names)} fields"
 
 
@@ -267,6 +259,6 @@ def _check(model: type[_Model], given: object, item: Item, *, place: str) -> _Mo
         return model.model_validate(given)
     except ValidationError as error:
         entry = error.errors(include_url=False)[0]
-        field = dotted(str(part)[:_SHOWN_CHARACTERS] for part in entry["loc"])
+        field = dotted(str(part)[:SHOWN_CHARACTERS] for part in entry["loc"])
         code = _TOO_LONG if entry["type"] == "string_too_long" else _INVALID
         return item.refused(code, describe(entry, field), param=f"{place}.{field}")

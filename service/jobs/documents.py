@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.http.documents import Answer, Listed, Page
+from service.http.problems import SHOWN_CHARACTERS
 from store.errors import NotFoundError
 from store.states import JobStatus
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 Scores = list[float | None]  # NaN is null in JSON
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-_SHOWN_CHARACTERS = 64
 _IDLE = frozenset({JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED})
 
 
@@ -174,7 +174,7 @@ def event_number(job: Job, identifier: str, *, param: str) -> int:
     owner, _, number = identifier.rpartition("_")
     is_number = _NUMBER.fullmatch(number) is not None
     if owner != _events_of(job.id) or not is_number or int(number) > job.last_event:
-        raise NotFoundError("event to continue after", identifier[:_SHOWN_CHARACTERS], param=param)
+        raise NotFoundError("event to continue after", identifier[:SHOWN_CHARACTERS], param=param)
     return int(number)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,15 +73,11 @@ def measure_rates(session: Session, model: str) -> Rates:
         for result, spec in rows
         if result and spec.get("n_samples") and result.get("selection_seconds") is not None
     ]
-    return Rates(
-        samples_per_second=_median(training),
-        selection_seconds=_median(selection),
-    )
+    return Rates(samples_per_second=_median(training), selection_seconds=_median(selection))
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value]
-    return median(known) if known else None
+    return median(filter(None, values)) if any(values) else None
 
 
 def estimate(session: Session, admission: Admission) -> EstimateDocument:
@@ -92,54 +88,39 @@ def estimate(session: Session, admission: Admission) -> EstimateDocument:
 def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
     """Estimate an admitted job at given rates."""
     spec = dict(admission.new_job.spec)
-    size = _Size.of(admission)
     epochs, rows = spec["training"]["epochs"], admission.train_rows
     seconds = None
     if rows is not None and rates.samples_per_second is not None:
         scoring = (rates.selection_seconds or 0.0) * spec["n_samples"]
         seconds = round(scoring + rows * epochs / rates.samples_per_second, 1)
     return EstimateDocument(
-        trainable_parameters=None if size is None else size.trainable,
-        fraction=None if size is None else size.fraction,
-        artifact=None if size is None or size.files is None else ArtifactEstimate(bytes=size.files),
+        **_sizes(admission),
         steps=None if rows is None else -(-rows // spec["training"]["batch_size"]) * epochs,
         seconds=seconds,
         spec=spec,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Size:
-    """The sizes of a head delta.
+def _sizes(admission: Admission) -> Mapping[str, Any]:
+    """Return the estimate's fields of the head delta; null if backbone, task or labels are unknown.
 
-    Attributes:
-        trainable: trained weights.
-        fraction: their share of the model.
-        files: bytes of the file by encoding; None if no worker has measured them.
+    The file's bytes are also null if no worker has measured them, as in earlier versions.
     """
-
-    trainable: int
-    fraction: float
-    files: dict[str, int] | None
-
-    @classmethod
-    def of(cls, admission: Admission) -> _Size | None:
-        """Return the sizes of an admitted job; None if backbone, task or labels are unknown."""
-        backbone, labels = admission.backbone, admission.num_labels
-        if backbone is None or labels is None or admission.task.type is None:
-            return None
-        spec = admission.new_job.spec
-        layers = backbone.num_layers
-        heads = spec["k"] * (layers // 2 if spec["strategy"] == "mid-top" else layers)
-        known = backbone.task_heads[admission.task.type]
-        task_head = known["base"] + known["per_label"] * labels
-        trainable = heads * backbone.weights_per_head + task_head
-        files = {
-            encoding: file["base"] + heads * file["per_head"] + labels * file["per_label"]
-            for encoding, file in known.get("file", {}).items()
-        }
-        return cls(
-            trainable=trainable,
-            fraction=trainable / (backbone.parameters + task_head),
-            files=files or None,  # a worker of an earlier version measured none
-        )
+    backbone, labels = admission.backbone, admission.num_labels
+    if backbone is None or labels is None or admission.task.type is None:
+        return {"trainable_parameters": None, "fraction": None, "artifact": None}
+    spec = admission.new_job.spec
+    layers = backbone.num_layers
+    heads = spec["k"] * (layers // 2 if spec["strategy"] == "mid-top" else layers)
+    known = backbone.task_heads[admission.task.type]
+    task_head = known["base"] + known["per_label"] * labels
+    trainable = heads * backbone.weights_per_head + task_head
+    files = {
+        encoding: file["base"] + heads * file["per_head"] + labels * file["per_label"]
+        for encoding, file in known.get("file", {}).items()
+    }
+    return {
+        "trainable_parameters": trainable,
+        "fraction": trainable / (backbone.parameters + task_head),
+        "artifact": ArtifactEstimate(bytes=files) if files else None,
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import APIRouter, Depends, Header
@@ -48,10 +49,8 @@ async def _hold_stream(
     Raises:
         ProblemError: 429 ``too_many_streams``.
     """
-    if not _wants_stream(accept):
-        yield
-        return
-    with gateway.shares.streams.hold(caller.tenant_id):
+    share = gateway.shares.streams
+    with share.hold(caller.tenant_id) if _wants_stream(accept) else nullcontext():
         yield
 
 
@@ -96,25 +95,13 @@ def get_events(
     return EventSourceResponse(
         _messages(tailer, job_id, after=number, key_id=caller.key_id),
         ping=PING_SECONDS,
-        ping_message_factory=_ping,
+        ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
         sep="\n",
-        shutdown_event=cast("anyio.Event", _Shutdown(tailer)),
+        # Only its `set` is called, at shutdown. Streams that end by themselves close their
+        # connections; cancelled ones break them.
+        shutdown_event=cast("anyio.Event", SimpleNamespace(set=tailer.stop)),
         shutdown_grace_period=_GRACE_SECONDS,
     )
-
-
-class _Shutdown:
-    """Replaces the event that sse-starlette expects, of which it only calls ``set``.
-
-    Streams that end by themselves close their connections; cancelled ones break them.
-    """
-
-    def __init__(self, tailer: Tailer) -> None:
-        self._tailer = tailer
-
-    def set(self) -> None:
-        """Stop all streams: the server is shutting down."""
-        self._tailer.stop()
 
 
 async def _messages(
@@ -128,7 +115,3 @@ async def _messages(
             else:
                 document = EventDocument.of(seen)
                 yield ServerSentEvent(document.model_dump_json(), id=document.id, sep="\n")
-
-
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="ping", sep="\n")

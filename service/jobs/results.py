@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
-from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
+from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.downloads import TAR, answer_with_file, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
@@ -18,6 +18,9 @@ from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
 from store.jobs.actions import get_job, list_artifacts
 from store.storage import Blob
+
+if TYPE_CHECKING:
+    from store.tables import Artifact, Job
 
 Encoding = Literal["float32", "bfloat16", "int8"]
 
@@ -62,35 +65,28 @@ def get_delta(
     encoding: Encoding = "float32",
 ) -> Response:
     """Download the head delta, a safetensors file, or the part of it that ``Range`` names."""
-    suffix = "" if encoding == "float32" else f".{encoding}"
-    return _stored(
-        *(request, gateway, caller, job_id),
-        encoding=encoding,
-        suffix=f"{suffix}.safetensors",
-        media_type=_OCTETS,
-    )
+    suffix = ".safetensors" if encoding == "float32" else f".{encoding}.safetensors"
+    found = find_artifact(gateway.database, caller.tenant_id, job_id, encoding=encoding)
+    return _stored(request, gateway, *found, suffix=suffix, media_type=_OCTETS)
 
 
 @router.head("/jobs/{job_id}/heads/lora", include_in_schema=False)
 @router.get("/jobs/{job_id}/heads/lora", response_class=Response, responses=_file_answers(TAR))
 def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
     """Download the head delta as a PEFT adapter, in a tar file."""
-    return _stored(
-        *(request, gateway, caller, job_id), encoding="lora", suffix="-lora.tar", media_type=TAR
-    )
+    found = find_artifact(gateway.database, caller.tenant_id, job_id, encoding="lora")
+    return _stored(request, gateway, *found, suffix="-lora.tar", media_type=TAR)
 
 
 def _stored(
     request: Request,
     gateway: Gateway,
-    caller: Caller,
-    job_id: str,
+    job: Job,
+    artifact: Artifact,
     *,
-    encoding: str,
     suffix: str,
     media_type: str,
 ) -> Response:
-    job, artifact = find_artifact(gateway.database, caller.tenant_id, job_id, encoding=encoding)
     return answer_with_file(
         request,
         Blob(sha256=artifact.sha256, bytes=artifact.bytes),

@@ -13,7 +13,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it
 from starlette.responses import Response
 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.auth import Caller, CallerDep  # noqa: TC001 - as above
+from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import (
     After,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from store.tables import Job
+    from store.tenants import Caller
 
 router = APIRouter(tags=["jobs"])
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import sqlalchemy as sa
 import structlog
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
+from service.context import from_state
 from store.tables import ApiKey, Job, JobEvent
 
 if TYPE_CHECKING:
@@ -97,10 +96,6 @@ class _Feed:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def close(self) -> None:
-        self.is_closed = True
-        self.wake()
-
     def look(self, after: int) -> _Look | None:
         """Return the job's news for a stream that has its events up to ``after``.
 
@@ -158,7 +153,10 @@ class Tailer:
         with self._joined(job_id, key_id) as feed:
             while not feed.is_closed and key_id not in self._revoked:
                 changed = feed.changed
-                seen = feed.look(after) or await self._catch_up(job_id, after)
+                seen = feed.look(after)
+                if seen is None:
+                    catch_up = partial(_read, job_id=job_id, after=after)
+                    seen = await self._ask(catch_up, self._readers)
                 state = seen.state
                 if state is None:
                     return
@@ -196,7 +194,8 @@ class Tailer:
     def _joined(self, job_id: str, key_id: str | None) -> Iterator[_Feed]:
         feed = self._feeds.setdefault(job_id, _Feed())
         feed.streams += 1
-        self._keys.update(filter(None, [key_id]))
+        keys = [] if key_id is None else [key_id]
+        self._keys.update(keys)
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll_while_followed())
             self._polling.add_done_callback(self._end)
@@ -206,15 +205,18 @@ class Tailer:
             feed.streams -= 1
             if not feed.streams and self._feeds.get(job_id) is feed:
                 del self._feeds[job_id]
-            self._keys.subtract(filter(None, [key_id]))
-            self._keys += Counter()  # drop keys without streams
+            self._keys -= Counter(keys)  # this drops keys without streams
 
     async def _poll_while_followed(self) -> None:
         clock = asyncio.get_running_loop().time
         checked_at = clock()
         while self._feeds:
             cursors = {job_id: feed.after for job_id, feed in self._feeds.items()}
-            self._publish(await self._ask(partial(_poll, cursors=cursors), self._pollers))
+            seen = await self._ask(partial(_poll, cursors=cursors), self._pollers)
+            for job_id, look in seen.items():
+                # All streams may have left during the poll; later ones have queried the database.
+                if job_id in self._feeds:
+                    self._feeds[job_id].take(look)
             if self._keys and clock() - checked_at >= _RECHECK_SECONDS:
                 await self._recheck()
                 checked_at = clock()
@@ -232,14 +234,8 @@ class Tailer:
         self._polling = None
         feeds, self._feeds = self._feeds, {}
         for feed in feeds.values():
-            feed.close()
-
-    def _publish(self, seen: Mapping[str, _Look]) -> None:
-        for job_id, look in seen.items():
-            # All streams may have left during the poll; later ones have queried the database.
-            feed = self._feeds.get(job_id)
-            if feed is not None:
-                feed.take(look)
+            feed.is_closed = True
+            feed.wake()
 
     async def _recheck(self) -> None:
         keys = list(self._keys)
@@ -248,9 +244,6 @@ class Tailer:
         if self._revoked:
             for feed in self._feeds.values():
                 feed.wake()
-
-    async def _catch_up(self, job_id: str, after: int) -> _Look:
-        return await self._ask(partial(_read, job_id=job_id, after=after), self._readers)
 
     async def _ask(
         self, question: Callable[[Session], _Answer], limiter: CapacityLimiter
@@ -263,7 +256,9 @@ class Tailer:
                     self._answer, question, limiter=limiter, abandon_on_cancel=True
                 )
             except SQLAlchemyError as error:
-                self._note_outage(error)
+                if not self._is_away:
+                    _log.warning("event_streams_wait_for_database", error=str(error))
+                self._is_away = True
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
             else:
@@ -273,11 +268,6 @@ class Tailer:
     def _answer(self, question: Callable[[Session], _Answer]) -> _Answer:
         with self._database.read() as session:
             return question(session)
-
-    def _note_outage(self, error: SQLAlchemyError) -> None:
-        if not self._is_away:
-            _log.warning("event_streams_wait_for_database", error=str(error))
-        self._is_away = True
 
 
 _COLUMNS = (
@@ -337,9 +327,4 @@ def _valid_keys(session: Session, *, ids: Sequence[str]) -> frozenset[str]:
     return frozenset(session.scalars(query))
 
 
-async def _tailer(connection: HTTPConnection) -> Tailer:
-    tailer: Tailer = connection.state.tailer
-    return tailer
-
-
-TailerDep = Annotated[Tailer, Depends(_tailer)]
+TailerDep = Annotated[Tailer, from_state("tailer")]

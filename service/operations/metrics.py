@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
+from service.context import from_state
 from store.jobs.telemetry import ENGINE_CRASHES, LEASE_LOSSES
 from store.states import JobStatus
 
@@ -112,9 +111,4 @@ class _Tables:
             yield CounterMetricFamily(name, meaning, value=telemetry.counters[counted])
 
 
-async def _metrics(connection: HTTPConnection) -> Metrics:
-    metrics: Metrics = connection.state.metrics
-    return metrics
-
-
-MetricsDep = Annotated[Metrics, Depends(_metrics)]
+MetricsDep = Annotated[Metrics, from_state("metrics")]

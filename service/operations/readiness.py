@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import structlog
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends
-from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
+from service.context import from_state
 from store.database.schema import check
 from store.jobs.workers import count_live_workers
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from store.storage import ArtifactStorage
 
 _DEADLINE_SECONDS = 2.0
+_NEEDED = frozenset({"tables", "artifacts"})
 _FRESH_SECONDS = 1.0  # the route is public and must not cause load
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ class Report:
     """The result of the checks.
 
     Attributes:
-        failing: missing dependencies without which nothing works: ``tables``, ``artifacts``.
+        failing: missing dependencies without which nothing works.
         degraded: missing dependencies without which jobs are still accepted: ``broker``,
             ``worker``, ``inference``.
     """
@@ -57,11 +57,9 @@ class Readiness:
         publisher: TokenPublisher,
         inference: InferenceClient,
     ) -> None:
-        self._needed = {
-            "tables": _Probe(_in_thread(partial(_check_tables, database))),
-            "artifacts": _Probe(_in_thread(partial(_check_storage, storage))),
-        }
-        self._useful = {
+        self._probes = {
+            "tables": _Probe(_in_thread(partial(check, database))),
+            "artifacts": _Probe(_in_thread(storage.check)),
             "broker": _Probe(_in_thread(lambda: publisher.is_reachable)),
             "worker": _Probe(_in_thread(partial(_has_worker, database))),
             "inference": _Probe(inference.is_reachable),
@@ -84,25 +82,24 @@ class Readiness:
 
     async def close(self) -> None:
         """Stop waiting for answers."""
-        for probe in (*self._needed.values(), *self._useful.values()):
+        for probe in self._probes.values():
             probe.close()
 
     async def _look(self) -> Report:
-        probes = {**self._needed, **self._useful}
-        answers = await asyncio.gather(*(probe.ask(name) for name, probe in probes.items()))
-        away = {name for name, is_there in zip(probes, answers, strict=True) if not is_there}
+        answers = await asyncio.gather(*(probe.ask(name) for name, probe in self._probes.items()))
+        away = [name for name, is_there in zip(self._probes, answers, strict=True) if not is_there]
         return Report(
-            failing=tuple(name for name in self._needed if name in away),
-            degraded=tuple(name for name in self._useful if name in away),
+            failing=tuple(name for name in away if name in _NEEDED),
+            degraded=tuple(name for name in away if name not in _NEEDED),
         )
 
 
 class _Probe:
-    """One check that may hang; it is not started again before it ends."""
+    """One check that may hang; it fails by False or an error. It never runs twice at a time."""
 
-    def __init__(self, question: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, question: Callable[[], Awaitable[bool | None]]) -> None:
         self._question = question
-        self._asked: asyncio.Future[bool] | None = None
+        self._asked: asyncio.Future[bool | None] | None = None
 
     async def ask(self, name: str) -> bool:
         """Start the check or wait for the running one; a timeout or an error counts as False."""
@@ -117,31 +114,21 @@ class _Probe:
         if error is not None:
             _log.warning("dependency_failed", name=name, error=str(error))
             return False
-        return answered.result()
+        return answered.result() is not False
 
     def close(self) -> None:
         if self._asked is not None:
             self._asked.cancel()
 
 
-def _in_thread(question: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+def _in_thread(question: Callable[[], bool | None]) -> Callable[[], Awaitable[bool | None]]:
     """Run a check outside the event loop, on a thread that no request needs."""
     limiter = CapacityLimiter(1)
 
-    async def ask() -> bool:
+    async def ask() -> bool | None:
         return await to_thread.run_sync(question, limiter=limiter, abandon_on_cancel=True)
 
     return ask
-
-
-def _check_tables(database: Database) -> bool:
-    check(database)
-    return True
-
-
-def _check_storage(storage: ArtifactStorage) -> bool:
-    storage.check()
-    return True
 
 
 def _has_worker(database: Database) -> bool:
@@ -149,9 +136,4 @@ def _has_worker(database: Database) -> bool:
         return count_live_workers(session) > 0
 
 
-async def _readiness(connection: HTTPConnection) -> Readiness:
-    readiness: Readiness = connection.state.readiness
-    return readiness
-
-
-ReadinessDep = Annotated[Readiness, Depends(_readiness)]
+ReadinessDep = Annotated[Readiness, from_state("readiness")]

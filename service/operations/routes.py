@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import structlog
 from fastapi import APIRouter, Depends
@@ -18,10 +18,6 @@ from service.operations.readiness import ReadinessDep  # noqa: TC001 - FastAPI r
 from store.database.connection import OUTAGES
 from store.errors import ProblemError
 from store.jobs.telemetry import measure
-
-if TYPE_CHECKING:
-    from store.database.connection import Database
-    from store.jobs.telemetry import Telemetry
 
 _log = structlog.get_logger(__name__)
 
@@ -79,14 +75,10 @@ async def get_readiness(readiness: ReadinessDep) -> Ready:
 )
 def get_metrics(gateway: GatewayDep, metrics: MetricsDep) -> Response:
     """Return the metrics of the queue and of this process."""
-    body = metrics.render(_telemetry(gateway.database))
-    return Response(body, headers={"Content-Type": CONTENT_TYPE})
-
-
-def _telemetry(database: Database) -> Telemetry | None:
+    telemetry = None
     try:
-        with database.read() as session:
-            return measure(session)
+        with gateway.database.read() as session:
+            telemetry = measure(session)
     except OUTAGES as error:
         _log.warning("metrics_without_tables", error=str(error))
-        return None
+    return Response(metrics.render(telemetry), headers={"Content-Type": CONTENT_TYPE})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from service.tenants import documents
 from store.jobs.actions import count_jobs
+from store.states import JobStatus
 from store.tenants import (
     OwnQuotas,
     change_quotas,
@@ -67,18 +68,19 @@ class Administration:
         """Return a tenant's usage and quotas."""
         with self._database.read() as session:
             tenant = get_tenant(session, tenant_id)
-            return documents.UsageDocument.of(
-                tenant.id,
-                jobs=count_jobs(session, tenant.id),
+            counts = count_jobs(session, tenant.id)
+            return documents.UsageDocument(
+                tenant=tenant.id,
+                jobs={status: counts.get(status, 0) for status in JobStatus},
                 stored_bytes=stored_bytes(session, tenant.id),
-                quotas=self._quotas.of(tenant),
+                quotas=self._quotas_of(tenant),
             )
 
     def create_key(self, tenant_id: str, new: documents.NewKey) -> documents.NewKeyDocument:
         """Create a key; only the returned document contains its secret."""
         with self._database.write() as session:
             key, secret = create_key(session, tenant_id, name=new.name)
-        return documents.NewKeyDocument.of_new(key, secret=secret)
+        return documents.NewKeyDocument.of(key, secret=secret)
 
     def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> documents.KeyList:
         """Return a page of a tenant's keys, newest first, without their secrets."""
@@ -94,4 +96,7 @@ class Administration:
             revoke_key(session, key_id)
 
     def _show(self, tenant: Tenant) -> documents.TenantDocument:
-        return documents.TenantDocument.of(tenant, self._quotas.of(tenant))
+        return documents.TenantDocument.of_row(tenant, quotas=self._quotas_of(tenant))
+
+    def _quotas_of(self, tenant: Tenant) -> documents.QuotasDocument:
+        return documents.QuotasDocument.of_row(self._quotas.of(tenant))

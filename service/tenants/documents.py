@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from service.http.documents import Answer, Body, Count, Listed, Name, Page
-from store.states import JobStatus
+from store.states import JobStatus  # noqa: TC001 - pydantic reads it when it runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from store.tables import ApiKey, Tenant
-    from store.tenants import Quotas
+    from store.tables import ApiKey
 
 
 class NewQuotas(Body):
@@ -51,11 +50,6 @@ class TenantDocument(Listed):
     quotas: QuotasDocument
     created_at: datetime
 
-    @classmethod
-    def of(cls, tenant: Tenant, quotas: Quotas) -> TenantDocument:
-        """Build the document from a row and the quotas that apply to it."""
-        return cls.of_row(tenant, quotas=QuotasDocument.of_row(quotas))
-
 
 class UsageDocument(Answer):
     """A tenant's usage and quotas."""
@@ -65,18 +59,6 @@ class UsageDocument(Answer):
     jobs: dict[JobStatus, int]
     stored_bytes: int
     quotas: QuotasDocument
-
-    @classmethod
-    def of(
-        cls, tenant_id: str, *, jobs: Mapping[JobStatus, int], stored_bytes: int, quotas: Quotas
-    ) -> UsageDocument:
-        """Build the document; ``jobs`` has every state, also those without jobs."""
-        return cls(
-            tenant=tenant_id,
-            jobs={status: jobs.get(status, 0) for status in JobStatus},
-            stored_bytes=stored_bytes,
-            quotas=QuotasDocument.of_row(quotas),
-        )
 
 
 class NewKey(Body):
@@ -95,20 +77,15 @@ class KeyDocument(Listed):
     revoked_at: datetime | None
 
     @classmethod
-    def of(cls, key: ApiKey) -> KeyDocument:
-        """Build the document from a row."""
-        return cls.of_row(key, tenant=key.tenant_id)
+    def of(cls, key: ApiKey, **secret: str) -> Self:
+        """Build the document from a row, and for a new key its secret."""
+        return cls.of_row(key, tenant=key.tenant_id, **secret)
 
 
 class NewKeyDocument(KeyDocument):
     """A new key with its secret, which only this response contains."""
 
     secret: str
-
-    @classmethod
-    def of_new(cls, key: ApiKey, *, secret: str) -> NewKeyDocument:
-        """Build the document from a new row and its secret."""
-        return cls.of_row(key, tenant=key.tenant_id, secret=secret)
 
 
 class TenantList(Page[TenantDocument]):

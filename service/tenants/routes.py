@@ -24,12 +24,13 @@ from service.tenants.documents import (
     TenantList,
     UsageDocument,
 )
+from store.tenants import Quotas
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(administrator)])
 
 
 async def _administration(gateway: GatewayDep) -> Administration:
-    return Administration(gateway.database, quotas=gateway.quotas)
+    return Administration(gateway.database, quotas=Quotas.of_settings(gateway.settings))
 
 
 AdministrationDep = Annotated[Administration, Depends(_administration)]

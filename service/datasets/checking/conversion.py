@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,14 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONPATH": str(_ROOT),
 }
-_DEATHS = {
+_DEATHS: Mapping[int, str] = {
     signal.SIGXCPU: "takes too long to read",
     signal.SIGXFSZ: "is too large when unpacked",
     signal.SIGKILL: "takes too much memory or time to read",
 }
+_CRASH = "cannot be parsed: its reader crashed; the file may be damaged or malicious"
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertedSplit:
-    """One split as Parquet."""
-
-    path: Path
-    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +57,12 @@ class ConvertedDataset:
     """A valid upload.
 
     Attributes:
-        splits: by name.
-        columns: type of each column of the training split, for people.
-        profile: a ``DatasetProfile`` as plain JSON.
+        paths: the Parquet file of each split.
+        profile: of its columns.
     """
 
-    splits: Mapping[str, ConvertedSplit]
-    columns: Mapping[str, str]
-    profile: Mapping[str, Any]
+    paths: Mapping[str, Path]
+    profile: DatasetProfile
 
 
 def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) -> ConvertedDataset:
@@ -86,7 +77,7 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
         limits: of the child process.
 
     Returns:
-        The Parquet files, their columns and their profile.
+        The Parquet files and their profile.
 
     Raises:
         DatasetInvalidError: a file cannot be used; it names split, row and column.
@@ -108,31 +99,24 @@ def convert(files: Mapping[str, UploadedFile], *, folder: Path, limits: Limits) 
         limits=limits,
         parent=os.getpid(),
     )
-    answer = _run_child(request)
-    converted = ConvertedDataset(
-        splits={
-            split: ConvertedSplit(path=folder / parquet_name(split), rows=answer["rows"][split])
-            for split in request.files
-        },
-        columns=answer["columns"],
-        profile=answer["profile"],
-    )
+    profile = _run_child(request)
     try:
-        check_certain_task(DatasetProfile.from_json(converted.profile))
+        check_certain_task(profile)
     except DataError as error:
         raise DatasetInvalidError(error) from error
-    return converted
+    paths = {split: folder / parquet_name(split) for split in request.files}
+    return ConvertedDataset(paths=paths, profile=profile)
 
 
-def _run_child(request: Request) -> dict[str, Any]:
-    """Run the child, and return its last message.
+def _run_child(request: Request) -> DatasetProfile:
+    """Run the child, and return the profile that it sends last.
 
     Raises:
         DatasetInvalidError: the child refuses the data, or was killed by it.
         ArtifactStorageError: the child cannot write its files.
     """
     started = time.monotonic()
-    lines = json.dumps(request.to_json()).encode()
+    lines = json.dumps(asdict(request)).encode()
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "service.datasets.checking"],
         stdin=subprocess.PIPE,
@@ -153,7 +137,7 @@ def _run_child(request: Request) -> dict[str, Any]:
     messages = _parse(output) if len(output) < _MOST_ANSWER_BYTES else []
     last = messages[-1] if messages else {}
     if last.get("kind") == "done":
-        return last
+        return DatasetProfile.from_json(last["profile"])
     if last.get("kind") == "refused":
         reason, split = last["reason"], last["split"]
         raise DatasetInvalidError(
@@ -166,14 +150,13 @@ def _run_child(request: Request) -> dict[str, Any]:
     seconds = time.monotonic() - started
     split = next((each["split"] for each in messages[::-1] if "split" in each), "train")
     _log.warning(
-        "upload_child_died",
-        split=split,
-        status=status,
-        seconds=seconds,
-        error=last.get("error"),
+        "upload_child_died", split=split, status=status, seconds=seconds, error=last.get("error")
     )
-    cause = _cause(status, seconds, limits=request.limits)
-    raise DatasetInvalidError(DataError(cause, split=split))
+    most = request.limits.seconds
+    cause = _DEATHS.get(-(status or 0), _CRASH)
+    if seconds >= most:
+        cause = f"takes more than {most:g} seconds to read"
+    raise DatasetInvalidError(DataError(f"the file {cause}", split=split))
 
 
 def _exchange(child: subprocess.Popen[bytes], lines: bytes) -> bytes:
@@ -202,13 +185,3 @@ def _parse(output: bytes) -> list[dict[str, Any]]:
         if isinstance(message, dict):
             messages.append(message)
     return messages
-
-
-def _cause(status: int | None, seconds: float, *, limits: Limits) -> str:
-    if seconds >= limits.seconds:
-        return f"the file takes more than {limits.seconds:g} seconds to read"
-    death = signal.Signals(-status) if status is not None and status < 0 else None
-    reason = _DEATHS.get(death) if death is not None else None
-    if reason is not None:
-        return f"the file {reason}"
-    return "the file cannot be parsed: its reader crashed; the file may be damaged or malicious"

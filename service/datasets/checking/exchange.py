@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from hifi.data.formats.limits import ReadLimits
 
@@ -56,20 +55,10 @@ class Request:
         parent: process id of the gateway; the child ends with it.
     """
 
-    files: Mapping[str, tuple[str, str]]
+    files: Mapping[str, Sequence[str]]
     folder: str
     limits: Limits
     parent: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Parse the result of :meth:`to_json`."""
-        files = {split: (path, ending) for split, (path, ending) in document["files"].items()}
-        return cls(**{**document, "files": files, "limits": Limits(**document["limits"])})
 
 
 def parquet_name(split: str) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from hifi.data.formats.limits import Budget
-from hifi.data.formats.reader import open_reader
+from hifi.data.formats.reader import Reader, open_reader
 from hifi.data.profiling import Columns, check_splits, make_profile
 from hifi.data.scan import scan_columns
 from hifi.errors import DataError, in_split
 from service.datasets.checking.exchange import SPLITS, Request, parquet_name
+
+if TYPE_CHECKING:
+    from hifi.data.profile import DatasetProfile
 
 _TOO_LARGE = "the file needs more memory than an upload may use: one of its rows or pages is huge"
 _TOO_MUCH = "the unpacked file exceeds the size limit of an upload"
@@ -27,11 +30,8 @@ def use_one_thread() -> None:
     pa.set_io_thread_count(1)
 
 
-def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> DatasetProfile:
     """Convert all splits; send a message with each split's name before it is opened.
-
-    Returns:
-        The last message: rows, columns and profile.
 
     Raises:
         DataError: a file cannot be used.
@@ -44,21 +44,15 @@ def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> 
         with in_split(split):
             scans[split], rows[split] = _convert(request, split, budget)
     check_splits(scans)
-    profile = make_profile(scans, rows=rows)
-    return {
-        "kind": "done",
-        "rows": rows,
-        "columns": {column.name: column.type for column in profile.columns},
-        "profile": profile.to_json(),
-    }
+    return make_profile(scans, rows=rows)
 
 
 def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int]:
     """Convert one split; return the scans of its columns, and its rows."""
     path, ending = request.files[split]
-    target = Path(request.folder, parquet_name(split))
     try:
-        return _write(Path(path), ending, target, budget=budget)
+        reader = open_reader(Path(path), ending=ending, budget=budget)
+        return _write(reader, Path(request.folder, parquet_name(split)), budget=budget)
     except MemoryError as error:
         raise DataError(_TOO_LARGE) from error
     except OSError as error:
@@ -67,8 +61,7 @@ def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int
         raise
 
 
-def _write(path: Path, ending: str, target: Path, *, budget: Budget) -> tuple[Columns, int]:
-    reader = open_reader(path, ending=ending, budget=budget)
+def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, int]:
     scans = scan_columns(reader.schema, cells=reader.cells, class_names=reader.class_names)
     schema = reader.schema.with_metadata(dict(reader.metadata))
     rows = 0

@@ -54,12 +54,13 @@ def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Con
         limits=limits,
         parent=os.getpid(),
     )
-    done = json.loads(json.dumps(convert_all(request, send=lambda _: None)))
+    sent = json.dumps(convert_all(request, send=lambda _: None).to_json())
+    profile = DatasetProfile.from_json(json.loads(sent))
     return Converted(
-        paths={split: folder / parquet_name(split) for split in done["rows"]},
-        rows=done["rows"],
-        columns=done["columns"],
-        profile=DatasetProfile.from_json(done["profile"]),
+        paths={split: folder / parquet_name(split) for split in profile.rows},
+        rows=profile.rows,
+        columns={column.name: column.type for column in profile.columns},
+        profile=profile,
     )
 
 

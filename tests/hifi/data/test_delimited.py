@@ -127,7 +127,7 @@ class TestColumns:
         folder.mkdir()
         file = UploadedFile(path=path, filename="a.csv")
         limits = Limits(seconds=60, memory=1 << 30)
-        assert convert({"train": file}, folder=folder, limits=limits).splits["train"].rows == 600
+        assert convert({"train": file}, folder=folder, limits=limits).profile.rows["train"] == 600
 
 
 class TestLimits:

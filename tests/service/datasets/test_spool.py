@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service.datasets.spool import Expected, Form, receive_form
+from service.datasets.spool import Form, receive_form
 from store.errors import ArtifactStorageError, ProblemError
 
 BOUNDARY = b"xyz"
-EXPECTED = Expected(files=("train", "test"), fields=("name",))
+FILES = ("train", "test")
 
 
 def part(disposition: str, content: bytes = b"") -> bytes:
@@ -44,7 +44,7 @@ def run(messages: list[dict[str, object]], folder: Path, header: str) -> Form:
 
     scope = {"type": "http", "headers": [(b"content-type", header.encode("latin-1"))]}
     request = Request(scope, next_message)
-    return asyncio.run(receive_form(request, folder=folder, expected=EXPECTED))
+    return asyncio.run(receive_form(request, folder=folder, files=FILES, fields=("name",)))
 
 
 class TestReceiving:

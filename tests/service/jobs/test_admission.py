@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hifi.data.profile import ColumnProfile, DatasetProfile, Problem
+from service.jobs import hub
 from service.jobs.admission import Admission, admit
 from store.database.connection import database_now
 from store.datasets import Split, add_dataset
@@ -44,8 +45,12 @@ class Library:
 
 
 @pytest.fixture
-def library() -> Library:
-    return Library()
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Replace the hub."""
+    library = Library()
+    monkeypatch.setattr(hub, "pin_model", library.pin_model)
+    monkeypatch.setattr(hub, "pin_dataset", library.pin_dataset)
+    return library
 
 
 @pytest.fixture
@@ -106,7 +111,7 @@ def dataset(database: Database, alice: Member) -> str:
 
 
 @pytest.fixture
-def ask(database: Database, settings: Settings, alice: Member, dataset: str, library: Library):
+def ask(database: Database, settings: Settings, alice: Member, dataset: str, library: Library):  # noqa: ARG001 - it replaces the hub
     """Return a function that admits a spec with these fields."""
 
     def ask(*, allow_hub: bool = False, **fields: Any) -> Admission:
@@ -117,7 +122,6 @@ def ask(database: Database, settings: Settings, alice: Member, dataset: str, lib
                 tenant_id=alice.tenant_id,
                 spec=JobSpec.model_validate_json(json.dumps(spec)),
                 settings=settings.model_copy(update={"allow_hub": allow_hub}),
-                hub=library,
             )
 
     return ask
@@ -142,7 +146,7 @@ class TestAdmit:
         }
         assert (admission.train_rows, admission.num_labels) == (400, 2)
         assert admission.backbone is not None
-        assert admission.dataset is not None
+        assert admission.new_job.dataset_id == dataset
 
     def test_keeps_given_values(self, ask, dataset: str):
         said = {
@@ -304,22 +308,26 @@ class TestDataset:
 
 class TestConnections:
     def test_none_waits_for_the_hub(
-        self, database: Database, settings: Settings, alice: Member, dataset: str
+        self,
+        database: Database,
+        settings: Settings,
+        alice: Member,
+        dataset: str,
+        monkeypatch: pytest.MonkeyPatch,
     ):
         in_use = []
 
-        class Watched(Library):
-            def pin_model(self, name: str) -> str:
-                in_use.append(database.engine.pool.checkedout())
-                return super().pin_model(name)
+        def pin_model(_name: str) -> str:
+            in_use.append(database.engine.pool.checkedout())
+            return COMMIT
 
+        monkeypatch.setattr(hub, "pin_model", pin_model)
         with database.read() as session:
             admit(
                 session,
                 tenant_id=alice.tenant_id,
                 spec=JobSpec(model="google/bert", dataset=dataset),
                 settings=settings.model_copy(update={"allow_hub": True}),
-                hub=Watched(),
             )
             in_use.append(database.engine.pool.checkedout())
         assert in_use == [0, 1]

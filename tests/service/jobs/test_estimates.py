@@ -46,7 +46,6 @@ def admission(
     return Admission(
         new_job=new_job,
         backbone=backbone,
-        dataset=None,
         task=TaskFields.model_validate({"type": task}),
         train_rows=rows,
         num_labels=labels,

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from service.jobs import hub
-from service.jobs.hub import HuggingFaceHub, is_hub_id
+from service.jobs.hub import is_hub_id
 from store.errors import ProblemError
 from tests.waiting import eventually, patience
 
@@ -122,10 +122,10 @@ class TestNames:
 class TestModels:
     @pytest.mark.parametrize("name", ["good/model", "good/parts"])
     def test_are_pinned_to_a_commit(self, name: str):
-        assert HuggingFaceHub().pin_model(name) == COMMIT
+        assert hub.pin_model(name) == COMMIT
 
     def test_the_operators_token_stays_at_home(self):
-        HuggingFaceHub().pin_model("good/model")
+        hub.pin_model("good/model")
         assert {token for _, token in asked} == {None}
 
     @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ class TestModels:
         ],
     )
     def test_that_cannot_be_had(self, name: str, code: str):
-        error = refusal(lambda: HuggingFaceHub().pin_model(name))
+        error = refusal(lambda: hub.pin_model(name))
         assert (error.code, error.param) == (code, "model")
 
     def test_are_not_waited_for(self, monkeypatch: pytest.MonkeyPatch):
         assert hub._SECONDS <= 5
         monkeypatch.setattr(hub, "_SECONDS", 0.2)
-        error = refusal(lambda: HuggingFaceHub().pin_model("slow/model"))
+        error = refusal(lambda: hub.pin_model("slow/model"))
         eventually(lambda: asked)  # else it would be seen by the next test
         assert not given_up.is_set()
         given_up.set()
@@ -156,19 +156,19 @@ class TestDatasets:
     @pytest.mark.parametrize("name", ["nyu-mll/glue", "glue"])
     @pytest.mark.parametrize("revision", [None, "main", COMMIT])
     def test_are_pinned_to_a_commit(self, name: str, revision: str | None):
-        assert HuggingFaceHub().pin_dataset(name, revision=revision) == COMMIT
+        assert hub.pin_dataset(name, revision=revision) == COMMIT
 
     @pytest.mark.parametrize(("name", "revision"), [("nyu-mll/glue", "gone"), ("not/there", None)])
     def test_that_are_not_there(self, name: str, revision: str | None):
-        error = refusal(lambda: HuggingFaceHub().pin_dataset(name, revision=revision))
+        error = refusal(lambda: hub.pin_dataset(name, revision=revision))
         assert (error.code, error.param) == ("dataset_not_found", "dataset.hub")
 
 
 class TestNoCommit:
     def test_is_an_error_for_a_repository_without_one(self):
-        error = refusal(lambda: HuggingFaceHub().pin_model("no/commit"))
+        error = refusal(lambda: hub.pin_model("no/commit"))
         assert (error.code, error.param) == ("hub_unavailable", "model")
-        error = refusal(lambda: HuggingFaceHub().pin_dataset("no/commit", revision=None))
+        error = refusal(lambda: hub.pin_dataset("no/commit", revision=None))
         assert (error.code, error.param) == ("hub_unavailable", "dataset.hub")
 
 
@@ -176,11 +176,11 @@ class TestAway:
     def test_connection_refused(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         for call in (
-            lambda: HuggingFaceHub().pin_model("good/model"),
-            lambda: HuggingFaceHub().pin_dataset("nyu-mll/glue", revision=None),
+            lambda: hub.pin_model("good/model"),
+            lambda: hub.pin_dataset("nyu-mll/glue", revision=None),
         ):
             assert refusal(call).code == "hub_unavailable"
 
     def test_offline(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert refusal(lambda: HuggingFaceHub().pin_model("good/model")).code == "hub_unavailable"
+        assert refusal(lambda: hub.pin_model("good/model")).code == "hub_unavailable"

@@ -111,13 +111,13 @@ class TestHub:
         """Replace the hub; return the list of its requests."""
         asked = []
 
-        def pin(_hub, model):
+        def pin(model):
             asked.append(model)
             if model == "far/away":
                 raise ProblemError("hub_unavailable", status=422, detail="the hub is away")
             return "c" * 40
 
-        monkeypatch.setattr("service.jobs.hub.HuggingFaceHub.pin_model", pin)
+        monkeypatch.setattr("service.jobs.hub.pin_model", pin)
         return asked
 
     @pytest.fixture

@@ -124,12 +124,12 @@ class TestHub:
     ):
         asked, going_on = [], Event()
 
-        def pin(_hub, name):
+        def pin(name):
             asked.append(name)
             assert going_on.wait(patience(30))
             return "c" * 40
 
-        monkeypatch.setattr("service.jobs.hub.HuggingFaceHub.pin_model", pin)
+        monkeypatch.setattr("service.jobs.hub.pin_model", pin)
         app = build_app(settings.model_copy(update={"allow_hub": True}))
         spec = job_spec(dataset, model="org/model")
         with (

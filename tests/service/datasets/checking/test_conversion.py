@@ -80,14 +80,11 @@ class TestSplits:
             validation=write(tmp_path / "b.csv", "text,label\na,1\nb,0\n"),
             test=write(tmp_path / "c.tsv", "text\na\n"),
         )
-        assert {split: each.rows for split, each in done.splits.items()} == {
-            "train": 20,
-            "validation": 2,
-            "test": 1,
-        }
-        assert load_split(done.splits["train"].path, split="train").to_list() == rows
-        assert done.columns == {"text": "string", "label": "int64"}
-        assert json.loads(json.dumps(done.profile)) == done.profile
+        assert done.profile.rows == {"train": 20, "validation": 2, "test": 1}
+        assert load_split(done.paths["train"], split="train").to_list() == rows
+        columns = [(column.name, column.type) for column in done.profile.columns]
+        assert columns == [("text", "string"), ("label", "int64")]
+        assert json.loads(json.dumps(done.profile.to_json())) == done.profile.to_json()
         assert sorted(path.name for path in folder.iterdir()) == [
             "test.parquet",
             "train.parquet",
@@ -126,7 +123,7 @@ class TestSplits:
     def test_a_path_of_any_name_is_read(self, folder: Path, tmp_path: Path):
         path = write(tmp_path / "no ending; $(x)", "text,label\na,1\nb,0\n")
         done = upload(folder, train=UploadedFile(path=path, filename="../t.csv"))
-        assert done.splits["train"].rows == 2
+        assert done.profile.rows["train"] == 2
 
 
 class TestRefusals:
@@ -189,8 +186,7 @@ class TestRefusals:
             train=write(tmp_path / "a.csv", content),
             validation=write(tmp_path / "b.csv", content.replace("1", "3")),
         )
-        problem = done.profile["columns"][2]["problems"]["label"]["validation"]
-        assert problem["row"] == 1
+        assert done.profile.columns[2].problems["label"]["validation"].row == 1
 
     def test_do_not_cover_tests_without_labels(self, folder: Path, tmp_path: Path):
         train = write(tmp_path / "a.csv", "text,label\na,1\nb,0\n")
