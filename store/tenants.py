@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import database_now, is_sqlite
+from store.database.connection import database_now, insert_into
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, newest_first
 from store.errors import ConflictError, found
@@ -115,8 +114,7 @@ def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
 
 
 def _insert_tenant(session: Session, name: str, *, is_admin: bool, own: OwnQuotas) -> Tenant | None:
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-    statement = insert(Tenant).values(
+    statement = insert_into(session, Tenant).values(
         id=new_identifier("ten"),
         name=name,
         is_admin=is_admin,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from store.database.connection import OUTAGES
-from store.jobs.leases import Lease, Progress, WorkEvent
-from store.states import JobStatus
+from store.jobs.leases import Lease, Progress
+from store.states import JobStatus, has_reached
 
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
+    from store.jobs.life import WorkEvent
     from worker.context import WorkerContext
     from worker.engine.messages import StopRequest
 
@@ -22,7 +23,6 @@ T = TypeVar("T")
 _REPORT_SECONDS = 0.25  # the delay until a stop request is noticed and progress is visible
 _PAUSE_SECONDS = 2.0  # between two attempts
 _STOPPING_SECONDS = 15.0  # how long a stopping worker waits for its database
-_ORDER = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
 _STOP_REQUESTS: dict[JobStatus, StopRequest] = {
     JobStatus.PAUSING: "pause",
     JobStatus.CANCELLING: "cancel",
@@ -120,7 +120,7 @@ class Reporter:
         Raises:
             LeaseLostError: as in :meth:`beat`.
         """
-        if self.status in _ORDER and _ORDER.index(self.status) < _ORDER.index(to):
+        if not self.is_asked_by_owner and not has_reached(self.status, to):
             self.flush()
             self.status = self.insist(lambda: self.lease.advance(to, message=message))
 

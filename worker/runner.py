@@ -11,7 +11,8 @@ import sqlalchemy as sa
 import structlog
 
 from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
-from store.jobs.leases import Progress, WorkEvent
+from store.jobs.leases import Progress
+from store.jobs.life import WorkEvent
 from store.jobs.spec import HubDataset, JobSpec
 from store.states import JobStatus
 from store.tables import Dataset

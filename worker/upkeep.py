@@ -79,7 +79,7 @@ class Upkeep:
             taken_back = take_back_expired(database, before=beat_at)
             if taken_back:
                 _log.warning("jobs of lost workers taken back", jobs=taken_back)
-        tokens = renew_tokens(database, live_seconds=LIVE_SECONDS)
+        tokens = renew_tokens(database)
         if tokens:
             self._publisher.publish(tokens)
 

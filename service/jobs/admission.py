@@ -265,5 +265,5 @@ def _new_job(
         needs_hub=revision is not None or not isinstance(dataset, str),
         dataset_id=dataset if isinstance(dataset, str) else None,
         name=spec.name,
-        metadata=spec.metadata,
+        meta=spec.metadata,
     )

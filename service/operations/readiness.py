@@ -14,7 +14,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
 from store.database.schema import check
-from store.jobs.workers import count_live_workers
+from store.jobs.workers import live_workers
 
 if TYPE_CHECKING:
     from service.inference.client import InferenceClient
@@ -146,7 +146,7 @@ def _check_storage(storage: ArtifactStorage) -> bool:
 
 def _has_worker(database: Database) -> bool:
     with database.read() as session:
-        return count_live_workers(session) > 0
+        return bool(live_workers(session))
 
 
 async def _readiness(connection: HTTPConnection) -> Readiness:

@@ -22,15 +22,15 @@ from store.tenants import lock_tenant
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """The content of a new job, already validated."""
+    """The columns of a new job that its owner decides, already validated."""
 
-    spec: Mapping[str, Any]
+    spec: dict[str, Any]
     model: str
     revision: str | None
     needs_hub: bool
     dataset_id: str | None
     name: str | None
-    metadata: Mapping[str, Any]
+    meta: dict[str, Any]
 
 
 def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
@@ -55,19 +55,8 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
         raise QuotaExceededError(
             f"{waiting:,} jobs are already waiting; the tenant's quota max_queued is {limit:,}"
         )
-    job = Job(
-        id=new_identifier("job"),
-        tenant_id=tenant_id,
-        name=new.name,
-        meta=dict(new.metadata),
-        spec=dict(new.spec),
-        dataset_id=new.dataset_id,
-        model=new.model,
-        revision=new.revision,
-        needs_hub=new.needs_hub,
-        created_at=now,
-        token_at=now,
-    )
+    identifier = new_identifier("job")
+    job = Job(id=identifier, tenant_id=tenant_id, **vars(new), created_at=now, token_at=now)
     add_job(session, job, message="the job is queued")
     return job
 
@@ -168,24 +157,9 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
 def list_events(
     session: Session, job: Job, *, after: int = 0, limit: int
 ) -> tuple[Sequence[JobEvent], bool]:
-    """Return a page of a job's events, oldest first.
-
-    Args:
-        session: a transaction.
-        job: of the events.
-        after: number of the last event before the page.
-        limit: the most events of the page.
-
-    Returns:
-        The events, and whether more follow.
-    """
-    query = (
-        sa.select(JobEvent)
-        .where(JobEvent.job_id == job.id, JobEvent.number > after)
-        .order_by(JobEvent.number)
-        .limit(limit + 1)
-    )
-    rows = session.scalars(query).all()
+    """Return a job's events after number ``after``, ``limit`` at most, and whether more follow."""
+    query = sa.select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.number > after)
+    rows = session.scalars(query.order_by(JobEvent.number).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
@@ -221,19 +195,11 @@ def find_deltas(
 ) -> Sequence[JobDelta]:
     """Find several of a tenant's jobs and their deltas in one encoding, in one query.
 
-    Args:
-        session: a transaction.
-        tenant_id: the owner.
-        job_ids: of the jobs.
-        encoding: of the head deltas.
-
     Returns:
         One entry for each existing job of the tenant, in no order.
     """
-    rows = session.execute(
-        _JOB_DELTAS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
-    )
-    return [JobDelta(*row) for row in rows]
+    values = {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
+    return [JobDelta(*row) for row in session.execute(_JOB_DELTAS, values)]
 
 
 _JOB_DELTAS = (

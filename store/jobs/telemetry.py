@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import database_now, is_sqlite
+from store.database.connection import database_now, insert_into
 from store.jobs.claims import Claimant
 from store.jobs.workers import live_workers
 from store.states import JobStatus
@@ -95,15 +94,8 @@ def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
 
 
 def count(session: Session, name: str, *, by: int = 1) -> None:
-    """Increment a counter, in the transaction of the counted event.
-
-    Args:
-        session: a write transaction.
-        name: ``LEASE_LOSSES`` or ``ENGINE_CRASHES``.
-        by: the increment.
-    """
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-    added = insert(Counter).values(name=name, value=by)
+    """Increment ``LEASE_LOSSES`` or ``ENGINE_CRASHES`` in the transaction of the counted event."""
+    added = insert_into(session, Counter).values(name=name, value=by)
     session.execute(
         added.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + by})
     )
