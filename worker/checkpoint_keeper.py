@@ -105,5 +105,5 @@ class CheckpointKeeper:
             return
         self._files.unpin(pinned)
         self._reporter.flush()  # first the earlier events: a resumed job does not repeat them
-        self._reporter.insist(lambda: self._reporter.lease.keep_checkpoint(step=step, files=blobs))
+        self._reporter.insist(self._reporter.lease.keep_checkpoint, step=step, files=blobs)
         self.kept += 1

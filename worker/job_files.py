@@ -19,6 +19,11 @@ class JobFiles:
         storage: the artifact store.
         tenant_id: the owner of the blobs.
 
+    Attributes:
+        data: the folder of the splits.
+        checkpoints: the folder in which the library keeps its checkpoints.
+        output: the folder to which the engine writes the artifacts.
+
     Raises:
         OSError: the folder cannot be created.
     """
@@ -28,24 +33,12 @@ class JobFiles:
         self._storage = storage
         self._tenant_id = tenant_id
         self._pins = 0
+        self.data = folder / "data"
+        self.checkpoints = folder / "checkpoints"
+        self.output = folder / "output"
         shutil.rmtree(folder, ignore_errors=True)
         for part in (self.data, self.checkpoints, self.output):
             part.mkdir(parents=True)
-
-    @property
-    def data(self) -> Path:
-        """The folder of the splits."""
-        return self._folder / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder in which the library keeps its checkpoints."""
-        return self._folder / "checkpoints"
-
-    @property
-    def output(self) -> Path:
-        """The folder to which the engine writes the artifacts."""
-        return self._folder / "output"
 
     def fetch_splits(self, splits: Mapping[str, Any]) -> dict[str, Path]:
         """Fetch a data set's splits.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worker.context import WorkerContext
     from worker.engine.messages import StopRequest
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _REPORT_SECONDS = 0.25  # the delay until a stop request is noticed and progress is visible
 _PAUSE_SECONDS = 2.0  # between two attempts
@@ -122,10 +123,10 @@ class Reporter:
         """
         if not self.is_asked_by_owner and not has_reached(self.status, to):
             self.flush()
-            self.status = self.insist(lambda: self.lease.advance(to, message=message))
+            self.status = self.insist(self.lease.advance, to, message=message)
 
-    def insist(self, write: Callable[[], T]) -> T:
-        """Retry a write while the database is unreachable.
+    def insist(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that writes; retry it while the database is unreachable.
 
         Raises:
             LeaseLostError: as in :meth:`beat`.
@@ -133,7 +134,7 @@ class Reporter:
         """
         while True:
             try:
-                return write()
+                return write(*args, **kwargs)
             except OUTAGES as error:
                 if self._has_to_end():
                     raise
@@ -151,15 +152,15 @@ class Reporter:
             self._context.stopping.wait(min(left, self._seconds / 3))
             self.flush()
 
-    def meanwhile(self, work: Callable[[], T]) -> T:
-        """Run slow work in a thread, and keep the lease meanwhile.
+    def meanwhile(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a slow function in a thread, and keep the lease meanwhile.
 
         Raises:
             StopWantedError: the job must stop; the work continues unattended.
             LeaseLostError: as in :meth:`beat`.
             Exception: any error of the work.
         """
-        future = self._helper.submit(work)
+        future = self._helper.submit(work, *args, **kwargs)
         while True:
             try:
                 return future.result(timeout=_REPORT_SECONDS)
