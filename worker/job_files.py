@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class JobFiles:
     """The folder of one job: its data, its checkpoints, its artifacts.
 
+    Transfers raise ArtifactStorageError if the store is full or cannot be reached; BlobLostError,
+    which is one, if a file is missing or damaged there; OSError if this disk has no room.
+
     Args:
         folder: created, and emptied if it exists.
         storage: the artifact store.
@@ -41,24 +44,14 @@ class JobFiles:
             part.mkdir(parents=True)
 
     def fetch_splits(self, splits: Mapping[str, Any]) -> dict[str, Path]:
-        """Fetch a data set's splits.
-
-        Raises:
-            BlobLostError: a split is missing or damaged.
-            ArtifactStorageError: the store cannot be reached.
-            OSError: the disk has no room.
-        """
+        """Fetch a data set's splits."""
         files = {split: self.data / f"{split}.parquet" for split in splits}
         for split, file in files.items():
             self._storage.fetch(self._tenant_id, splits[split]["sha256"], to=file)
         return files
 
     def fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Fetch a checkpoint, from which the library then resumes.
-
-        Raises:
-            BlobLostError, ArtifactStorageError, OSError: as in :meth:`fetch_splits`.
-        """
+        """Fetch a checkpoint, from which the library then resumes."""
         for name, blob in checkpoint["files"].items():
             file = self.checkpoints / name
             file.parent.mkdir(exist_ok=True)
@@ -87,11 +80,7 @@ class JobFiles:
         shutil.rmtree(pinned.parent, ignore_errors=True)
 
     def put_checkpoint(self, pinned: Path) -> dict[str, Blob]:
-        """Store a pinned checkpoint's files.
-
-        Raises:
-            ArtifactStorageError: the store is full or cannot be reached.
-        """
+        """Store a pinned checkpoint's files."""
         return {
             f"{pinned.name}/{file.name}": self._storage.put(self._tenant_id, file)
             for file in sorted(pinned.iterdir())
@@ -103,11 +92,7 @@ class JobFiles:
         self.checkpoints.mkdir()
 
     def put_artifacts(self, artifacts: Mapping[str, str]) -> dict[str, Blob]:
-        """Store the artifacts' files.
-
-        Raises:
-            ArtifactStorageError: the store is full or cannot be reached.
-        """
+        """Store the artifacts' files."""
         return {
             encoding: self._storage.put(self._tenant_id, Path(path))
             for encoding, path in artifacts.items()

@@ -39,7 +39,8 @@ class Reporter:
     """The lease of one job, renewed with every use of this object.
 
     Events and progress are written a few times a second, and at once if they must not be lost.
-    While the database is unreachable they are kept in memory.
+    While the database is unreachable they are kept in memory. Every method that writes raises
+    LeaseLostError if the worker no longer holds the job.
 
     Args:
         job: the claimed job.
@@ -82,11 +83,7 @@ class Reporter:
         self._events.append(event)
 
     def beat(self) -> None:
-        """Send a report if one is due; after an outage the next beat sends it.
-
-        Raises:
-            LeaseLostError: the worker no longer holds the job.
-        """
+        """Send a report if one is due; after an outage the next beat sends it."""
         if time.monotonic() < self._due:
             return
         try:
@@ -96,11 +93,7 @@ class Reporter:
             self._due = time.monotonic() + _PAUSE_SECONDS
 
     def flush(self) -> None:
-        """Report now, so that later writes follow it.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
+        """Report now, so that later writes follow it."""
         self.insist(self._report)
 
     def _report(self) -> None:
@@ -116,11 +109,7 @@ class Reporter:
         return self._end is not None and time.monotonic() > self._end
 
     def advance(self, to: JobStatus, *, message: str) -> None:
-        """Move the job to the next state, unless it is already there or must stop.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
+        """Move the job to the next state, unless it is already there or must stop."""
         if not self.is_asked_by_owner and not has_reached(self.status, to):
             self.flush()
             self.status = self.insist(self.lease.advance, to, message=message)
@@ -129,7 +118,6 @@ class Reporter:
         """Call a function that writes; retry it while the database is unreachable.
 
         Raises:
-            LeaseLostError: as in :meth:`beat`.
             OUTAGES: the database is still unreachable some time after the worker was stopped.
         """
         while True:
@@ -142,11 +130,7 @@ class Reporter:
             time.sleep(_PAUSE_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Wait and keep the lease; return early if the worker is stopping.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
+        """Wait and keep the lease; return early if the worker is stopping."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self._context.stopping.is_set():
             self._context.stopping.wait(min(left, self._seconds / 3))
@@ -157,7 +141,6 @@ class Reporter:
 
         Raises:
             StopWantedError: the job must stop; the work continues unattended.
-            LeaseLostError: as in :meth:`beat`.
             Exception: any error of the work.
         """
         future = self._helper.submit(work, *args, **kwargs)

@@ -78,7 +78,11 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
 
 
 class _Run:
-    """One job while this worker runs it."""
+    """One job while this worker runs it.
+
+    Methods raise LeaseLostError if the job was taken from this worker, and StopWantedError if it
+    must stop and there is nothing to save.
+    """
 
     def __init__(
         self,
@@ -106,7 +110,6 @@ class _Run:
         """Work until this worker no longer holds the job; return the job's state then.
 
         Raises:
-            LeaseLostError: the job was taken from this worker.
             UnfitError: the engine cannot be started.
         """
         data: dict[str, Any] | None = None
@@ -137,8 +140,6 @@ class _Run:
         Raises:
             BlobLostError: the data set is missing.
             ArtifactStorageError, OSError: the files cannot be fetched now.
-            StopWantedError: the job must stop.
-            LeaseLostError: the job was taken from this worker.
         """
         if self._checkpoint is not None:
             self._fetch_checkpoint(self._checkpoint)
@@ -170,8 +171,6 @@ class _Run:
         Raises:
             EngineDiedError: the engine died or made no progress for too long.
             UnfitError: the engine cannot be started.
-            StopWantedError: the job must stop, and there is nothing to save.
-            LeaseLostError: the job was taken from this worker.
         """
         engine = self._context.engine
         self._await_engine()
@@ -313,7 +312,6 @@ class _Run:
 
         Raises:
             ArtifactStorageError, OSError: the artifacts cannot be stored.
-            StopWantedError: the job must stop.
         """
         reporter = self._reporter
         reporter.flush()

@@ -1,4 +1,7 @@
-"""The owner's actions on jobs: submit, list, cancel, pause, resume, delete."""
+"""The owner's actions on jobs: submit, list, cancel, pause, resume, delete.
+
+Those on one job raise NotFoundError if it does not exist, or belongs to another tenant.
+"""
 
 from __future__ import annotations
 
@@ -71,11 +74,7 @@ _COUNT_WAITING = sa.select(
 
 
 def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:
-    """Load a tenant's job.
-
-    Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
-    """
+    """Load a tenant's job."""
     query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     if with_heads:
         query = query.options(undefer(Job.heads))
@@ -100,7 +99,6 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """Cancel a job: at once if no worker holds it, otherwise at the worker's next step.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is finished or already being cancelled.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -115,7 +113,6 @@ def pause(session: Session, tenant_id: str, job_id: str) -> Job:
     """Request that the worker of a training job stop at its next step, with a checkpoint.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not training.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -127,7 +124,6 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     """Put a paused job back into the queue; publish a token after the commit.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not paused.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -143,7 +139,6 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
     """Delete a finished job with its events and artifacts; the sweep removes unnamed blobs.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not finished.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)

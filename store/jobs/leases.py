@@ -52,7 +52,8 @@ _MINE = (
 class Lease:
     """The right to write one job until another worker claims it.
 
-    Every call is one transaction that renews the lease and checks the fence.
+    Every call is one transaction that checks the fence and renews the lease. It raises
+    LeaseLostError if the worker no longer holds the job; otherwise most return the job's state.
 
     Args:
         database: where the job is.
@@ -72,9 +73,6 @@ class Lease:
 
         Returns:
             The job's state; ``pausing`` and ``cancelling`` are requests to the worker.
-
-        Raises:
-            LeaseLostError: the worker no longer holds the job.
         """
         with self._held() as (session, job, now):
             for name, value in vars(progress).items():
@@ -90,11 +88,7 @@ class Lease:
         A job that has already reached the phase stays in its state: after a crash of its engine it
         runs again from the newest checkpoint.
 
-        Returns:
-            The job's state afterwards.
-
         Raises:
-            LeaseLostError: as in :meth:`report`.
             IllegalTransitionError: the job's state does not allow this move.
         """
         with self._held() as (session, job, now):
@@ -104,24 +98,12 @@ class Lease:
             return job.status
 
     def keep_selection(self, *, selection: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-        """Store the selected heads and all scores.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """Store the selected heads and all scores."""
         with self._held() as (_, job, _now):
             job.selection, job.heads = dict(selection), dict(heads)
 
     def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
-        """Record a newer checkpoint, which resets the count of attempts.
-
-        Args:
-            step: of the checkpoint.
-            files: its stored files.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """Record a newer checkpoint and its stored files, which resets the count of attempts."""
         with self._held() as (_, job, _now):
             if job.checkpoint is None or step > job.checkpoint["step"]:
                 job.attempt = 1
@@ -137,9 +119,6 @@ class Lease:
 
         Returns:
             ``succeeded``; ``cancelled`` or ``paused`` if that was requested meanwhile.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -160,11 +139,7 @@ class Lease:
             return job.status
 
     def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
-        """End the job with an error; if a cancellation was requested, cancel it instead.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """End the job with an error; if a cancellation was requested, cancel it instead."""
         with self._held() as (session, job, now):
             if job.status is JobStatus.CANCELLING:
                 return _stop(session, job, now=now)
@@ -181,9 +156,6 @@ class Lease:
         Returns:
             The job's state: unchanged if it will be tried again; ``failed`` after the last attempt;
             ``paused`` or ``cancelled`` if that was requested meanwhile.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -207,18 +179,13 @@ class Lease:
         """Stop the job as requested: it is then ``paused`` or ``cancelled``.
 
         Raises:
-            LeaseLostError: as in :meth:`report`.
             IllegalTransitionError: no stop was requested.
         """
         with self._held() as (session, job, now):
             return _stop(session, job, now=now)
 
     def hand_back(self, *, message: str) -> JobStatus:
-        """Return the job to the queue, or stop it as requested, without counting an attempt.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """Return the job to the queue, or stop it as requested, without counting an attempt."""
         with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from store.database.connection import database_now, insert_into
-from store.jobs.claims import Claimant
+from store.jobs.claims import can_run
 from store.jobs.workers import live_workers
 from store.states import JobStatus
 from store.tables import IS_LEASED, IS_QUEUED, Counter, Job, JobEvent
@@ -70,14 +70,6 @@ def measure(session: Session) -> Telemetry:
 
 
 def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
-    claimants = [
-        Claimant(
-            worker_id=worker.id,
-            backbones=frozenset(worker.backbones),
-            allows_hub=worker.allows_hub,
-        )
-        for worker in workers
-    ]
     is_pinned = Job.revision.is_not(None)
     waiting = (
         sa.select(Job.model, is_pinned, Job.needs_hub, sa.func.count())
@@ -88,7 +80,7 @@ def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
         count
         for model, pinned, needs_hub, count in session.execute(waiting)
         if not any(
-            claimant.can_run(model, is_pinned=pinned, needs_hub=needs_hub) for claimant in claimants
+            can_run(worker, model, is_pinned=pinned, needs_hub=needs_hub) for worker in workers
         )
     )
 
