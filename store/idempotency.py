@@ -80,12 +80,7 @@ def begin(
 
 
 def finish(session: Session, key: RequestKey, response: Mapping[str, Any]) -> None:
-    """Store the response, in the transaction that did the work.
-
-    Args:
-        session: that transaction.
-        key: of the request.
-        response: ``{"status", "headers", "body"}``, plain JSON.
+    """Store the response ``{"status", "headers", "body"}`` in the transaction that did the work.
 
     Raises:
         RequestTakenOverError: the request was not begun, or took so long that a duplicate has

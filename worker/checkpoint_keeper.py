@@ -25,10 +25,6 @@ class CheckpointKeeper:
     """Stores one checkpoint at a time; of those that arrive meanwhile, it keeps only the last.
 
     :meth:`go_on` and :meth:`settle` raise LeaseLostError if the worker no longer holds the job.
-
-    Args:
-        files: the job's files.
-        reporter: records a stored checkpoint in the job's row.
     """
 
     def __init__(self, files: JobFiles, *, reporter: Reporter) -> None:

@@ -42,10 +42,6 @@ class Reporter:
     While the database is unreachable they are kept in memory. Every method that writes raises
     LeaseLostError if the worker no longer holds the job.
 
-    Args:
-        job: the claimed job.
-        context: the worker's settings, stores and engine.
-
     Attributes:
         lease: for immediate writes, through :meth:`insist`.
         status: the job's last known state.

@@ -43,10 +43,6 @@ class UnfitError(Exception):
 def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
     """Run a claimed job until it ends, is stopped, or is taken by another worker.
 
-    Args:
-        job: from ``claim_next``.
-        context: the worker's settings, stores and engine.
-
     Raises:
         UnfitError: this worker is broken; the job is fine and back in the queue.
         Exception: an unexpected error; the lease expires, and another worker takes the job.

@@ -39,11 +39,8 @@ class NewJob:
 def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
     """Put a job into its tenant's queue; publish a token after the commit.
 
-    Args:
-        session: a write transaction; it locks the tenant and the data set until it ends.
-        tenant_id: the owner.
-        new: the job.
-        max_queued: the quota of a tenant without its own.
+    The tenant and the data set stay locked until the transaction ends. ``max_queued`` is the quota
+    of a tenant without its own.
 
     Raises:
         NotFoundError: the tenant or data set does not exist, or belongs to another tenant.

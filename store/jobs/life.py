@@ -74,12 +74,9 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
 
 
 def add_job(session: Session, job: Job, *, message: str) -> None:
-    """Insert a new job as queued, with its first event.
+    """Insert a new job as queued, with its first event; the session does not hold it.
 
-    Args:
-        session: a write transaction; the job is not in it afterwards.
-        job: with all columns but its state; unset columns stay empty.
-        message: for people.
+    Its state is set here; other columns that are not set stay empty.
     """
     job.status, job.attempt, job.fence, job.last_event = JobStatus.QUEUED, 1, 0, 1
     event = WorkEvent(type="status", message=message, data={"status": str(job.status)})

@@ -47,10 +47,7 @@ _log = structlog.get_logger(__name__)
 
 
 def build_app(settings: Settings) -> Starlette:
-    """Build the application.
-
-    Args:
-        settings: its ``home`` holds the application's temporary files.
+    """Build the application; its temporary files are in the ``home`` of the settings.
 
     Raises:
         SettingsError: the artifact store's URL is of an unknown kind.

@@ -61,10 +61,6 @@ def _end_process() -> None:
 def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]:
     """Serve predictions during a block; called on the event loop.
 
-    Args:
-        settings: device, budgets and limits.
-        deltas: the cache of head deltas on disk.
-
     Raises:
         InvalidArgumentError: this machine has no such device.
     """
