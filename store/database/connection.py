@@ -154,7 +154,7 @@ def is_sqlite(session: Session) -> bool:
 
 
 def insert_into(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
-    """Return an INSERT that may have an ``ON CONFLICT``, which each dialect has of its own."""
+    """Return an INSERT that can have ``ON CONFLICT``: SQLAlchemy offers it by dialect only."""
     return sqlite.insert(table) if is_sqlite(session) else postgresql.insert(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,11 +46,12 @@ class Metrics:
 
     def __init__(self, *, under_way: Sized, waiting: Sized, tiers: Mapping[str, Tier]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._latency = Histogram(
+        histogram = partial(Histogram, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
+        self._latency = histogram(
             "hifi_inference_request_duration_seconds",
             "Time from a request's body to its answer.",
             buckets=_SECONDS,
-            registry=self._registry,
         )
         self._predictions = Counter(
             "hifi_inference_predictions",
@@ -58,31 +59,28 @@ class Metrics:
             labelnames=("outcome",),
             registry=self._registry,
         )
-        self._samples = Histogram(
+        self._samples = histogram(
             "hifi_inference_batch_samples",
             "Samples per pass over the backbone.",
             buckets=_SAMPLES,
-            registry=self._registry,
         )
-        self._tokens = Histogram(
+        self._tokens = histogram(
             "hifi_inference_batch_tokens",
             "Tokens per pass over the backbone, including padding.",
             buckets=_TOKENS,
-            registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._show("under_way", "Inputs that have arrived and are not answered yet.").set_function(
-            partial(len, under_way)
+        arrived = gauge(
+            "hifi_inference_under_way", "Inputs that have arrived and are not answered yet."
         )
-        self._show("waiting", "Samples that wait for a batch.").set_function(partial(len, waiting))
-        deltas = self._show("deltas", "Head deltas that a tier keeps.", labels=["tier"])
-        nbytes = self._show("delta_bytes", "Bytes of a tier.", labels=["tier"])
+        arrived.set_function(partial(len, under_way))
+        queued = gauge("hifi_inference_waiting", "Samples that wait for a batch.")
+        queued.set_function(partial(len, waiting))
+        deltas = gauge("hifi_inference_deltas", "Head deltas that a tier keeps.", ["tier"])
+        nbytes = gauge("hifi_inference_delta_bytes", "Bytes of a tier.", ["tier"])
         for name, tier in tiers.items():
             deltas.labels(name).set_function(partial(len, tier))
             nbytes.labels(name).set_function(partial(getattr, tier, "nbytes"))
-
-    def _show(self, name: str, words: str, *, labels: Sequence[str] = ()) -> Gauge:
-        return Gauge(f"hifi_inference_{name}", words, labelnames=labels, registry=self._registry)
 
     def observe_pass(self, samples: int, tokens: int) -> None:
         """Count a pass over the backbone; called by the thread that computes it."""
