@@ -131,7 +131,7 @@ def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Ten
 
 
 def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
-    """Change some of a tenant's :class:`OwnQuotas`; what exceeds a smaller one stays.
+    """Change some of a tenant's own quotas; what exceeds a smaller one stays, nothing is added.
 
     Raises:
         NotFoundError: the tenant does not exist.

@@ -41,6 +41,8 @@ def newest_first(
 ) -> Page[Row]:
     """Return a page of a query's rows: ``limit`` at most, after the row with the id ``after``.
 
+    The query selects the rows that the caller may see.
+
     Raises:
         NotFoundError: ``after`` is not among the rows.
     """

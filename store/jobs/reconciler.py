@@ -51,7 +51,10 @@ def take_back_expired(database: Database, *, before: datetime) -> int:
 def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
     """Take back the jobs of workers known to be dead, and remove these workers.
 
-    This does not wait for their leases to expire. It returns the number of jobs taken back.
+    This does not wait for their leases to expire.
+
+    Returns:
+        The number of jobs taken back.
     """
     with database.write() as session:
         if not is_sqlite(session):
