@@ -88,7 +88,7 @@ def claim_next(
         database: where the jobs are.
         claimant: the worker.
         lease_seconds: how long the worker may be silent.
-        max_running: the quota of a tenant without its own.
+        max_running: the limit of running jobs of a tenant without a quota of its own.
 
     Returns:
         The job, now ``validating`` and leased to the worker; None if there is no job for it.

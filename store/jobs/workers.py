@@ -49,9 +49,16 @@ def register(
     """Register a worker under an id that no other process has or had."""
     with database.write() as session:
         now = database_now(session)
-        worker = Worker(id=worker_id, device=device, started_at=now, seen_at=now)
-        worker.backbones, worker.allows_hub = list(backbones), allows_hub
-        session.add(worker)
+        session.add(
+            Worker(
+                id=worker_id,
+                device=device,
+                backbones=list(backbones),
+                allows_hub=allows_hub,
+                started_at=now,
+                seen_at=now,
+            )
+        )
 
 
 def beat(database: Database, worker_id: str) -> datetime | None:
