@@ -88,6 +88,6 @@ def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
 def count(session: Session, name: str, *, by: int = 1) -> None:
     """Increment ``LEASE_LOSSES`` or ``ENGINE_CRASHES`` in the transaction of the counted event."""
     added = insert_into(session, Counter).values(name=name, value=by)
-    session.execute(
+    session.connection().execute(
         added.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + by})
     )
