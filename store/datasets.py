@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from store.database.connection import database_now
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, newest_first
-from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError, found
+from store.errors import DatasetInUseError, QuotaExceededError, found
 from store.states import LIVE
 from store.tables import Dataset, Job
 from store.tenants import lock_tenant, stored_bytes
@@ -98,10 +98,8 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     Raises:
         NotFoundError: it does not exist, or belongs to another tenant.
     """
-    dataset = session.get(Dataset, dataset_id)
-    if dataset is None or dataset.tenant_id != tenant_id:
-        raise NotFoundError("dataset", dataset_id)
-    return dataset
+    query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    return found(session.scalars(query).one_or_none(), "dataset", dataset_id)
 
 
 def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
@@ -110,8 +108,8 @@ def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
     Raises:
         NotFoundError: it does not exist, or belongs to another tenant.
     """
-    if session.execute(_KEEP, {"id": dataset_id, "tenant_id": tenant_id}).one_or_none() is None:
-        raise NotFoundError("dataset", dataset_id)
+    row = session.execute(_KEEP, {"id": dataset_id, "tenant_id": tenant_id}).one_or_none()
+    found(row, "dataset", dataset_id)
 
 
 def list_datasets(

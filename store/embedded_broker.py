@@ -115,9 +115,7 @@ class _File:
 
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(
-        error, "sqlite_errorcode", None
-    )  # missing in errors of the sqlite3 module itself
+    code = getattr(error, "sqlite_errorcode", None)  # the module's own errors have none
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -197,8 +195,7 @@ class Channel(virtual.Channel):
         return int(count[0][0])
 
     def _purge(self, queue: str) -> int:
-        ids = self._file.execute("DELETE FROM messages WHERE queue = ? RETURNING id", queue)
-        return len(ids)
+        return len(self._file.execute("DELETE FROM messages WHERE queue = ? RETURNING id", queue))
 
     def _delete(self, queue: str, *_: object, **__: object) -> None:
         self._purge(queue)

@@ -8,9 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import database_now, is_sqlite
+from store.database.connection import database_now, insert_into
 from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.tables import IdempotencyRecord
 
@@ -49,9 +48,8 @@ def begin(
         IdempotencyKeyReusedError: the key was used with another body.
     """
     now = database_now(session)
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
     inserted = session.execute(
-        insert(IdempotencyRecord)
+        insert_into(session, IdempotencyRecord)
         .values(
             **vars(key),
             request_sha256=request_sha256,
@@ -82,12 +80,7 @@ def begin(
 
 
 def finish(session: Session, key: RequestKey, response: Mapping[str, Any]) -> None:
-    """Store the response, in the transaction that did the work.
-
-    Args:
-        session: that transaction.
-        key: of the request.
-        response: ``{"status", "headers", "body"}``, plain JSON.
+    """Store the response ``{"status", "headers", "body"}`` in the transaction that did the work.
 
     Raises:
         RequestTakenOverError: the request was not begun, or took so long that a duplicate has

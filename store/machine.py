@@ -17,10 +17,6 @@ def machine_name() -> str:
 
 
 def end_with_parent(signal_number: int) -> None:
-    """Make the kernel send this process a signal when its parent ends; works only on Linux.
-
-    Args:
-        signal_number: the signal, such as ``SIGKILL``.
-    """
+    """Make the kernel send this process a signal when its parent ends; works only on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)

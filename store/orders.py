@@ -144,11 +144,7 @@ class PredictionOrder(_Order):
     ) -> Self:
         """Create an order from inputs that are already validated, without validating them again.
 
-        Args:
-            orders: the head deltas.
-            items: for each input the index of its order, and its fields.
-            truncate: as the attribute.
-            timeout_seconds: as the attribute.
+        An item is the index of its order, and the fields of its input.
         """
         return cls.model_construct(
             orders=list(orders),

@@ -43,11 +43,7 @@ def __getattr__(name: str) -> object:
 
 
 def make_app(settings: Settings) -> Celery:
-    """Create the Celery app for publishers and consumers of tokens.
-
-    Args:
-        settings: name the broker: a file in ``home``, or Redis.
-    """
+    """Create the Celery app for publishers and consumers of tokens."""
     app = Celery("hifi", set_as_current=False)
     app.conf.update(
         task_default_queue=_QUEUE,
@@ -136,9 +132,6 @@ class TokenPublisher:
     """Publishes tokens from a separate thread, so that no caller waits for the broker.
 
     Tokens that the broker does not accept are dropped: the reconciler replaces them.
-
-    Args:
-        app: from :func:`make_app`.
     """
 
     def __init__(self, app: Celery) -> None:

@@ -32,7 +32,8 @@ class JobStatus(StrEnum):
 
 _S = JobStatus
 LEASED = frozenset({_S.VALIDATING, _S.SELECTING, _S.TRAINING, _S.PAUSING, _S.CANCELLING})
-STOPPING = frozenset({_S.PAUSING, _S.CANCELLING})
+# What the owner requested of a running job, and the state in which it stops.
+STOPPING = {_S.PAUSING: _S.PAUSED, _S.CANCELLING: _S.CANCELLED}
 FINISHED = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 LIVE = frozenset(_S) - FINISHED
 
@@ -49,6 +50,14 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     _S.FAILED: frozenset(),
     _S.CANCELLED: frozenset(),
 }
+
+
+_PHASES = (_S.VALIDATING, _S.SELECTING, _S.TRAINING)  # in the order in which a job reaches them
+
+
+def has_reached(status: JobStatus, phase: JobStatus) -> bool:
+    """Return whether a job is in a phase of its work or a later one."""
+    return {status, phase} <= set(_PHASES) and _PHASES.index(status) >= _PHASES.index(phase)
 
 
 def may_follow(new: JobStatus, old: JobStatus) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,6 +49,8 @@ class StoredBlob:
 class ArtifactStorage:
     """Blobs at ``tenant/sha256``: written completely or not at all, never changed.
 
+    Methods raise ArtifactStorageError if the store is full or cannot be reached.
+
     Args:
         url: ``s3://bucket/prefix`` (credentials and endpoint from the usual ``AWS_…`` variables),
             ``file:///folder`` or a folder's path; the folder is created.
@@ -78,9 +80,6 @@ class ArtifactStorage:
         """Store a file.
 
         Storing a blob again resets its age, so that no sweep removes it before a row names it.
-
-        Raises:
-            ArtifactStorageError: the store is full or cannot be reached.
         """
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -95,9 +94,7 @@ class ArtifactStorage:
         """Stream a blob, or the bytes ``start`` to ``end`` (not included) of it.
 
         Raises:
-            BlobLostError: the blob does not exist; raised before the first bytes.
-            ArtifactStorageError: the store cannot be reached; raised before the first bytes if
-                possible.
+            BlobLostError: the blob does not exist. Errors come before the first bytes if possible.
         """
         name = _name(tenant_id, sha256)
         with _typed(f"read {sha256}"):
@@ -111,11 +108,7 @@ class ArtifactStorage:
         return _chunks(stream, sha256)
 
     def _check_presence(self) -> None:
-        """Check that only a blob is missing, and not the whole store: a bucket, or a disk.
-
-        Raises:
-            ArtifactStorageError: the store may be missing.
-        """
+        """Check that only a blob is missing, and not the whole store: a bucket, or a disk."""
         if self._folder is None:
             self.check()
         elif not (self._folder / _MARK).exists():
@@ -126,7 +119,6 @@ class ArtifactStorage:
 
         Raises:
             BlobLostError: the blob does not exist, or its hash is not its name.
-            ArtifactStorageError: the store cannot be reached.
         """
         partial = to.with_name(f".{to.name}.part")
         digest = hashlib.sha256()
@@ -143,11 +135,7 @@ class ArtifactStorage:
             raise BlobLostError(f"blob {sha256} is damaged in the artifact store")
 
     def list(self) -> Iterator[StoredBlob]:
-        """List all blobs; ignore other files in the same bucket or folder.
-
-        Raises:
-            ArtifactStorageError: the store cannot be reached.
-        """
+        """List all blobs; ignore other files in the same bucket or folder."""
         with _typed("list the blobs"):
             for entries in obstore.list(self._store):
                 for entry in entries:
@@ -157,11 +145,7 @@ class ArtifactStorage:
                         )
 
     def modified_at(self, tenant_id: str, sha256: str) -> datetime | None:
-        """Return when a blob was last stored; None if it does not exist.
-
-        Raises:
-            ArtifactStorageError: the store cannot be reached.
-        """
+        """Return when a blob was last stored; None if it does not exist."""
         with _typed(f"look at {sha256}"):
             try:
                 return obstore.head(self._store, _name(tenant_id, sha256))["last_modified"]
@@ -169,16 +153,9 @@ class ArtifactStorage:
                 return None
 
     def delete(self, tenant_id: str, sha256: str) -> None:
-        """Delete a blob; do nothing if it does not exist.
-
-        Raises:
-            ArtifactStorageError: the store cannot be reached.
-        """
-        with _typed(f"delete {sha256}"):
-            try:
-                obstore.delete(self._store, _name(tenant_id, sha256))
-            except FileNotFoundError:
-                return
+        """Delete a blob; do nothing if it does not exist."""
+        with _typed(f"delete {sha256}"), suppress(FileNotFoundError):
+            obstore.delete(self._store, _name(tenant_id, sha256))
 
     def remove_unfinished(self, *, before: datetime) -> int:
         """Remove incomplete files that killed processes left; only a folder can have them.
@@ -188,9 +165,6 @@ class ArtifactStorage:
 
         Returns:
             The number of files removed.
-
-        Raises:
-            ArtifactStorageError: the folder cannot be written.
         """
         if self._folder is None:
             return 0
@@ -202,11 +176,7 @@ class ArtifactStorage:
             )
 
     def check(self) -> None:
-        """Check that the store answers.
-
-        Raises:
-            ArtifactStorageError: it does not.
-        """
+        """Check that the store answers."""
         with _typed("be reached"):
             next(iter(obstore.list(self._store, chunk_size=1)), None)
 

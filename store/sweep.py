@@ -12,7 +12,7 @@ from store.database.connection import Database, database_now
 from store.tables import Artifact, Dataset, Job
 
 if TYPE_CHECKING:
-    from store.storage import ArtifactStorage, StoredBlob
+    from store.storage import ArtifactStorage
 
 Name = tuple[str, str]
 
@@ -40,7 +40,7 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
         before = database_now(session) - timedelta(seconds=grace_seconds)
     old = [blob for blob in storage.list() if blob.modified_at < before]
     named = _named(database)
-    unnamed = [blob for blob in old if _name(blob) not in named]
+    unnamed = [blob for blob in old if (blob.tenant_id, blob.sha256) not in named]
     removed = storage.remove_unfinished(before=before)
     for blob in unnamed:
         modified_at = storage.modified_at(blob.tenant_id, blob.sha256)
@@ -50,19 +50,11 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     return removed
 
 
-def _name(blob: StoredBlob) -> Name:
-    return blob.tenant_id, blob.sha256
-
-
 def _named(database: Database) -> set[Name]:
     """Return the blobs that rows name: splits, artifacts, and checkpoints of unfinished jobs."""
     with database.read() as session:
-        named: set[Name] = {
-            (tenant_id, sha256)
-            for tenant_id, sha256 in session.execute(
-                sa.select(Artifact.tenant_id, Artifact.sha256)
-            ).all()
-        }
+        artifacts = session.execute(sa.select(Artifact.tenant_id, Artifact.sha256))
+        named: set[Name] = {(tenant_id, sha256) for tenant_id, sha256 in artifacts}
         for tenant_id, splits in session.execute(sa.select(Dataset.tenant_id, Dataset.splits)):
             named |= _hashes(tenant_id, splits.values())
         query = sa.select(Job.tenant_id, Job.checkpoint).where(Job.checkpoint.is_not(None))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import database_now, is_sqlite
+from store.database.connection import database_now, insert_into
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, newest_first
 from store.errors import ConflictError, found
@@ -82,13 +81,7 @@ class Caller:
 def create_tenant(
     session: Session, name: str, *, is_admin: bool = False, own: OwnQuotas | None = None
 ) -> Tenant:
-    """Add a tenant.
-
-    Args:
-        session: a write transaction.
-        name: a name that no other tenant has.
-        is_admin: whether it administers the server.
-        own: its own quotas; None means the server's.
+    """Add a tenant, which may have quotas of its own.
 
     Raises:
         ConflictError: another tenant has the name.
@@ -100,13 +93,7 @@ def create_tenant(
 
 
 def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
-    """Find a tenant by its name, or add it; concurrent calls get the same tenant.
-
-    Args:
-        session: a write transaction.
-        name: of the tenant.
-        is_admin: used if the tenant is added.
-    """
+    """Find a tenant by its name, or add it; concurrent calls get the same tenant."""
     added = _insert_tenant(session, name, is_admin=is_admin, own=OwnQuotas())
     if added is not None:
         return added
@@ -114,8 +101,7 @@ def ensure_tenant(session: Session, name: str, *, is_admin: bool) -> Tenant:
 
 
 def _insert_tenant(session: Session, name: str, *, is_admin: bool, own: OwnQuotas) -> Tenant | None:
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-    statement = insert(Tenant).values(
+    statement = insert_into(session, Tenant).values(
         id=new_identifier("ten"),
         name=name,
         is_admin=is_admin,
@@ -144,12 +130,7 @@ def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Ten
 
 
 def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
-    """Change a tenant's own quotas; what exceeds a smaller quota stays, but nothing is added.
-
-    Args:
-        session: a write transaction.
-        tenant_id: of the tenant.
-        own: the quotas to change, by name: see :class:`OwnQuotas`.
+    """Change some of a tenant's own quotas; what exceeds a smaller one stays, nothing is added.
 
     Raises:
         NotFoundError: the tenant does not exist.

@@ -24,9 +24,7 @@ _log = structlog.get_logger(__name__)
 class CheckpointKeeper:
     """Stores one checkpoint at a time; of those that arrive meanwhile, it keeps only the last.
 
-    Args:
-        files: the job's files.
-        reporter: records a stored checkpoint in the job's row.
+    :meth:`go_on` and :meth:`settle` raise LeaseLostError if the worker no longer holds the job.
     """
 
     def __init__(self, files: JobFiles, *, reporter: Reporter) -> None:
@@ -59,11 +57,7 @@ class CheckpointKeeper:
         self._next = step, pinned
 
     def go_on(self) -> None:
-        """Check the current upload; if it is done, record it and start the next.
-
-        Raises:
-            LeaseLostError: the worker no longer holds the job.
-        """
+        """Check the current upload; if it is done, record it and start the next."""
         if self._current is not None and self._current[2].done():
             self._finish(*self._current)
         is_due = time.monotonic() >= self._not_before
@@ -73,11 +67,7 @@ class CheckpointKeeper:
             self._current = step, pinned, self._helper.submit(self._files.put_checkpoint, pinned)
 
     def settle(self) -> None:
-        """Wait until the newest checkpoint is stored or has failed.
-
-        Raises:
-            LeaseLostError: as in :meth:`go_on`.
-        """
+        """Wait until the newest checkpoint is stored or has failed."""
         self.go_on()
         while self._current is not None:
             future = self._current[2]
@@ -105,5 +95,5 @@ class CheckpointKeeper:
             return
         self._files.unpin(pinned)
         self._reporter.flush()  # first the earlier events: a resumed job does not repeat them
-        self._reporter.insist(lambda: self._reporter.lease.keep_checkpoint(step=step, files=blobs))
+        self._reporter.insist(self._reporter.lease.keep_checkpoint, step=step, files=blobs)
         self.kept += 1

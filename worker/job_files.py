@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 class JobFiles:
     """The folder of one job: its data, its checkpoints, its artifacts.
 
+    Transfers raise ArtifactStorageError if the store is full or cannot be reached; BlobLostError,
+    which is one, if a file is missing or damaged there; OSError if this disk has no room.
+
     Args:
         folder: created, and emptied if it exists.
         storage: the artifact store.
         tenant_id: the owner of the blobs.
+
+    Attributes:
+        data: the folder of the splits.
+        checkpoints: the folder in which the library keeps its checkpoints.
+        output: the folder to which the engine writes the artifacts.
 
     Raises:
         OSError: the folder cannot be created.
@@ -28,44 +36,22 @@ class JobFiles:
         self._storage = storage
         self._tenant_id = tenant_id
         self._pins = 0
+        self.data = folder / "data"
+        self.checkpoints = folder / "checkpoints"
+        self.output = folder / "output"
         shutil.rmtree(folder, ignore_errors=True)
         for part in (self.data, self.checkpoints, self.output):
             part.mkdir(parents=True)
 
-    @property
-    def data(self) -> Path:
-        """The folder of the splits."""
-        return self._folder / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder in which the library keeps its checkpoints."""
-        return self._folder / "checkpoints"
-
-    @property
-    def output(self) -> Path:
-        """The folder to which the engine writes the artifacts."""
-        return self._folder / "output"
-
     def fetch_splits(self, splits: Mapping[str, Any]) -> dict[str, Path]:
-        """Fetch a data set's splits.
-
-        Raises:
-            BlobLostError: a split is missing or damaged.
-            ArtifactStorageError: the store cannot be reached.
-            OSError: the disk has no room.
-        """
+        """Fetch a data set's splits."""
         files = {split: self.data / f"{split}.parquet" for split in splits}
         for split, file in files.items():
             self._storage.fetch(self._tenant_id, splits[split]["sha256"], to=file)
         return files
 
     def fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Fetch a checkpoint, from which the library then resumes.
-
-        Raises:
-            BlobLostError, ArtifactStorageError, OSError: as in :meth:`fetch_splits`.
-        """
+        """Fetch a checkpoint, from which the library then resumes."""
         for name, blob in checkpoint["files"].items():
             file = self.checkpoints / name
             file.parent.mkdir(exist_ok=True)
@@ -94,11 +80,7 @@ class JobFiles:
         shutil.rmtree(pinned.parent, ignore_errors=True)
 
     def put_checkpoint(self, pinned: Path) -> dict[str, Blob]:
-        """Store a pinned checkpoint's files.
-
-        Raises:
-            ArtifactStorageError: the store is full or cannot be reached.
-        """
+        """Store a pinned checkpoint's files."""
         return {
             f"{pinned.name}/{file.name}": self._storage.put(self._tenant_id, file)
             for file in sorted(pinned.iterdir())
@@ -110,11 +92,7 @@ class JobFiles:
         self.checkpoints.mkdir()
 
     def put_artifacts(self, artifacts: Mapping[str, str]) -> dict[str, Blob]:
-        """Store the artifacts' files.
-
-        Raises:
-            ArtifactStorageError: the store is full or cannot be reached.
-        """
+        """Store the artifacts' files."""
         return {
             encoding: self._storage.put(self._tenant_id, Path(path))
             for encoding, path in artifacts.items()

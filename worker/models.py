@@ -22,10 +22,7 @@ def find_backbones(settings: Settings) -> dict[str, Path]:
     They are the folders in ``settings.models`` that have a ``config.json`` and safetensors, by
     their own names, and the packaged ``all-MiniLM-L6-v2`` if it is installed; a folder of that name
     takes precedence. A name must begin with a letter or digit and contain only letters, digits,
-    ``.``, ``_`` and ``-``; other folders are ignored.
-
-    Args:
-        settings: the folder ``models`` may be missing.
+    ``.``, ``_`` and ``-``; other folders are ignored. ``settings.models`` may be missing.
 
     Returns:
         Id to folder, sorted by id. :func:`worker.engine.descriptions.describe_backbone` checks

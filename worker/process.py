@@ -39,9 +39,6 @@ _log = structlog.get_logger(__name__)
 def run_worker(settings: Settings) -> None:
     """Work until a signal ends the process; checkpoint the running job and hand it back.
 
-    Args:
-        settings: from the environment.
-
     Raises:
         SchemaError: the tables are not those of this version.
         SettingsError: the artifact store's URL is of an unknown kind.

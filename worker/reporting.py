@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
 from store.database.connection import OUTAGES
-from store.jobs.leases import Lease, Progress, WorkEvent
-from store.states import JobStatus
+from store.jobs.leases import Lease, Progress
+from store.states import JobStatus, has_reached
 
 if TYPE_CHECKING:
     from store.jobs.claims import ClaimedJob
+    from store.jobs.life import WorkEvent
     from worker.context import WorkerContext
     from worker.engine.messages import StopRequest
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _REPORT_SECONDS = 0.25  # the delay until a stop request is noticed and progress is visible
 _PAUSE_SECONDS = 2.0  # between two attempts
 _STOPPING_SECONDS = 15.0  # how long a stopping worker waits for its database
-_ORDER = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
 _STOP_REQUESTS: dict[JobStatus, StopRequest] = {
     JobStatus.PAUSING: "pause",
     JobStatus.CANCELLING: "cancel",
@@ -38,11 +39,8 @@ class Reporter:
     """The lease of one job, renewed with every use of this object.
 
     Events and progress are written a few times a second, and at once if they must not be lost.
-    While the database is unreachable they are kept in memory.
-
-    Args:
-        job: the claimed job.
-        context: the worker's settings, stores and engine.
+    While the database is unreachable they are kept in memory. Every method that writes raises
+    LeaseLostError if the worker no longer holds the job.
 
     Attributes:
         lease: for immediate writes, through :meth:`insist`.
@@ -81,11 +79,7 @@ class Reporter:
         self._events.append(event)
 
     def beat(self) -> None:
-        """Send a report if one is due; after an outage the next beat sends it.
-
-        Raises:
-            LeaseLostError: the worker no longer holds the job.
-        """
+        """Send a report if one is due; after an outage the next beat sends it."""
         if time.monotonic() < self._due:
             return
         try:
@@ -95,11 +89,7 @@ class Reporter:
             self._due = time.monotonic() + _PAUSE_SECONDS
 
     def flush(self) -> None:
-        """Report now, so that later writes follow it.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
+        """Report now, so that later writes follow it."""
         self.insist(self._report)
 
     def _report(self) -> None:
@@ -115,25 +105,20 @@ class Reporter:
         return self._end is not None and time.monotonic() > self._end
 
     def advance(self, to: JobStatus, *, message: str) -> None:
-        """Move the job to the next state, unless it is already there or must stop.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
-        if self.status in _ORDER and _ORDER.index(self.status) < _ORDER.index(to):
+        """Move the job to the next state, unless it is already there or must stop."""
+        if not self.is_asked_by_owner and not has_reached(self.status, to):
             self.flush()
-            self.status = self.insist(lambda: self.lease.advance(to, message=message))
+            self.status = self.insist(self.lease.advance, to, message=message)
 
-    def insist(self, write: Callable[[], T]) -> T:
-        """Retry a write while the database is unreachable.
+    def insist(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that writes; retry it while the database is unreachable.
 
         Raises:
-            LeaseLostError: as in :meth:`beat`.
             OUTAGES: the database is still unreachable some time after the worker was stopped.
         """
         while True:
             try:
-                return write()
+                return write(*args, **kwargs)
             except OUTAGES as error:
                 if self._has_to_end():
                     raise
@@ -141,25 +126,20 @@ class Reporter:
             time.sleep(_PAUSE_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Wait and keep the lease; return early if the worker is stopping.
-
-        Raises:
-            LeaseLostError: as in :meth:`beat`.
-        """
+        """Wait and keep the lease; return early if the worker is stopping."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self._context.stopping.is_set():
             self._context.stopping.wait(min(left, self._seconds / 3))
             self.flush()
 
-    def meanwhile(self, work: Callable[[], T]) -> T:
-        """Run slow work in a thread, and keep the lease meanwhile.
+    def meanwhile(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a slow function in a thread, and keep the lease meanwhile.
 
         Raises:
             StopWantedError: the job must stop; the work continues unattended.
-            LeaseLostError: as in :meth:`beat`.
             Exception: any error of the work.
         """
-        future = self._helper.submit(work)
+        future = self._helper.submit(work, *args, **kwargs)
         while True:
             try:
                 return future.result(timeout=_REPORT_SECONDS)

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 import structlog
 
 from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
-from store.jobs.leases import Progress, WorkEvent
+from store.jobs.leases import Progress
+from store.jobs.life import WorkEvent
 from store.jobs.spec import HubDataset, JobSpec
 from store.states import JobStatus
 from store.tables import Dataset
@@ -42,10 +43,6 @@ class UnfitError(Exception):
 def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
     """Run a claimed job until it ends, is stopped, or is taken by another worker.
 
-    Args:
-        job: from ``claim_next``.
-        context: the worker's settings, stores and engine.
-
     Raises:
         UnfitError: this worker is broken; the job is fine and back in the queue.
         Exception: an unexpected error; the lease expires, and another worker takes the job.
@@ -59,7 +56,8 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
             folder = context.folder / job.id
             files = JobFiles(folder, storage=context.storage, tenant_id=job.tenant_id)
         except OSError as error:
-            _hand_back(reporter, "the worker's disk is broken; the job is queued again")
+            message = "the worker's disk is broken; the job is queued again"
+            reporter.insist(reporter.lease.hand_back, message=message)
             raise UnfitError(f"cannot create a folder for a job: {error}") from error
         stack.callback(files.remove)
         keeper = stack.enter_context(closing(CheckpointKeeper(files, reporter=reporter)))
@@ -75,12 +73,12 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
             raise
 
 
-def _hand_back(reporter: Reporter, message: str) -> JobStatus:
-    return reporter.insist(lambda: reporter.lease.hand_back(message=message))
-
-
 class _Run:
-    """One job while this worker runs it."""
+    """One job while this worker runs it.
+
+    Methods raise LeaseLostError if the job was taken from this worker, and StopWantedError if it
+    must stop and there is nothing to save.
+    """
 
     def __init__(
         self,
@@ -108,7 +106,6 @@ class _Run:
         """Work until this worker no longer holds the job; return the job's state then.
 
         Raises:
-            LeaseLostError: the job was taken from this worker.
             UnfitError: the engine cannot be started.
         """
         data: dict[str, Any] | None = None
@@ -139,8 +136,6 @@ class _Run:
         Raises:
             BlobLostError: the data set is missing.
             ArtifactStorageError, OSError: the files cannot be fetched now.
-            StopWantedError: the job must stop.
-            LeaseLostError: the job was taken from this worker.
         """
         if self._checkpoint is not None:
             self._fetch_checkpoint(self._checkpoint)
@@ -148,19 +143,17 @@ class _Run:
         if isinstance(self._spec.dataset, HubDataset):
             return hub_data(self._spec.dataset)
         splits = self._reporter.insist(self._splits)
-        return file_data(self._reporter.meanwhile(lambda: self._files.fetch_splits(splits)))
+        return file_data(self._reporter.meanwhile(self._files.fetch_splits, splits))
 
     def _fetch_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Fetch the newest checkpoint; if it is missing, the job starts over."""
         try:
-            self._reporter.meanwhile(lambda: self._files.fetch_checkpoint(checkpoint))
+            self._reporter.meanwhile(self._files.fetch_checkpoint, checkpoint)
         except BlobLostError as error:
             self._files.drop_checkpoints()
-            message = f"the checkpoint of step {checkpoint['step']} is missing: {error}"
-            event = WorkEvent(
-                type="message", message=f"{message}; the job starts over", level="warn"
-            )
-            self._reporter.note(event)
+            missing = f"the checkpoint of step {checkpoint['step']} is missing: {error}"
+            message = f"{missing}; the job starts over"
+            self._reporter.note(WorkEvent(type="message", message=message, level="warn"))
 
     def _splits(self) -> Mapping[str, Any]:
         with self._context.database.read() as session:
@@ -174,14 +167,11 @@ class _Run:
         Raises:
             EngineDiedError: the engine died or made no progress for too long.
             UnfitError: the engine cannot be started.
-            StopWantedError: the job must stop, and there is nothing to save.
-            LeaseLostError: the job was taken from this worker.
         """
         engine = self._context.engine
         self._await_engine()
         self._runs += 1
         self._run, self._stop_sent = f"{self._job.id}.{self._job.fence}.{self._runs}", None
-        self._reporter.progress = Progress(phase="loading")
         self._last_event = time.monotonic()
         engine.send(self._order(data))
         while True:
@@ -221,7 +211,7 @@ class _Run:
                 self._beat()
         except EngineDiedError as error:
             engine.kill()
-            _hand_back(self._reporter, "the worker's engine is broken; the job is queued again")
+            self._hand_back("the worker's engine is broken; the job is queued again")
             raise UnfitError(f"the engine cannot be started: {error}") from error
 
     def _check_silence(self) -> None:
@@ -309,8 +299,8 @@ class _Run:
         selection, heads = heads_document(
             event.selection, job_id=self._job.id, model=self._job.model
         )
-        lease = self._reporter.lease
-        self._reporter.insist(lambda: lease.keep_selection(selection=selection, heads=heads))
+        keep = self._reporter.lease.keep_selection
+        self._reporter.insist(keep, selection=selection, heads=heads)
         self._note("selection", event, step=0, data=selection)
 
     def _settle(self, last: Done | Failed | Stopped) -> JobStatus:
@@ -318,15 +308,12 @@ class _Run:
 
         Raises:
             ArtifactStorageError, OSError: the artifacts cannot be stored.
-            StopWantedError: the job must stop.
         """
         reporter = self._reporter
         reporter.flush()
         if isinstance(last, Done):
-            artifacts = reporter.meanwhile(lambda: self._files.put_artifacts(last.artifacts))
-            return reporter.insist(
-                lambda: reporter.lease.succeed(result=last.result, artifacts=artifacts)
-            )
+            artifacts = reporter.meanwhile(self._files.put_artifacts, last.artifacts)
+            return reporter.insist(reporter.lease.succeed, result=last.result, artifacts=artifacts)
         if isinstance(last, Stopped):
             self._keeper.settle()
             return self._leave()
@@ -344,7 +331,10 @@ class _Run:
         self._reporter.flush()
         if self._reporter.is_asked_by_owner:
             return self._reporter.insist(self._reporter.lease.stop)
-        return _hand_back(self._reporter, "the worker is shutting down; the job is queued again")
+        return self._hand_back("the worker is shutting down; the job is queued again")
+
+    def _hand_back(self, message: str) -> JobStatus:
+        return self._reporter.insist(self._reporter.lease.hand_back, message=message)
 
     def _wait_out(self, code: str, message: str) -> JobStatus:
         """Wait while the disk is full or the store unreachable; fail the job after ten minutes."""
@@ -359,15 +349,13 @@ class _Run:
         return self._reporter.status
 
     def _fail(self, code: str, message: str, *, param: str | None = None) -> JobStatus:
-        lease = self._reporter.lease
-        return self._reporter.insist(lambda: lease.fail(code=code, message=message, param=param))
+        fail = self._reporter.lease.fail
+        return self._reporter.insist(fail, code=code, message=message, param=param)
 
     def _count_crash(self, code: str, message: str) -> JobStatus:
         reporter = self._reporter
         reporter.flush()
-        reporter.status = reporter.insist(
-            lambda: reporter.lease.count_crash(code=code, message=message)
-        )
+        reporter.status = reporter.insist(reporter.lease.count_crash, code=code, message=message)
         return reporter.status
 
 

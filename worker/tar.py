@@ -40,11 +40,7 @@ def tar_size(folder: Path) -> int:
 
 
 def write_tar(folder: Path, file: Path) -> None:
-    """Write the tar of a folder's files.
-
-    Args:
-        folder: must not change meanwhile.
-        file: outside the folder; an existing file is replaced.
+    """Write the tar of a folder's files, as :func:`stream_tar` does; replace an existing file.
 
     Raises:
         OSError: a file cannot be read or written.

@@ -30,12 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Upkeep:
-    """Threads that repeat the background duties until closed; failures are retried.
-
-    Args:
-        context: the worker's settings, stores and engine.
-        publisher: for replacing lost tokens.
-    """
+    """Threads that repeat the background duties until closed; failures are retried."""
 
     def __init__(self, context: WorkerContext, *, publisher: TokenPublisher) -> None:
         self._context = context
@@ -79,7 +74,7 @@ class Upkeep:
             taken_back = take_back_expired(database, before=beat_at)
             if taken_back:
                 _log.warning("jobs of lost workers taken back", jobs=taken_back)
-        tokens = renew_tokens(database, live_seconds=LIVE_SECONDS)
+        tokens = renew_tokens(database)
         if tokens:
             self._publisher.publish(tokens)
 
@@ -88,9 +83,6 @@ class Upkeep:
 
         A worker that has just started does not know and waits too. Our clock stops while this
         machine sleeps, and the database's may be set; a jump of either counts as an outage.
-
-        Args:
-            beat_at: the current time by the database's clock.
         """
         now = time.monotonic()
         leap = 0.0 if self._beat_at is None else (beat_at - self._beat_at).total_seconds()

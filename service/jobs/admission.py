@@ -89,7 +89,7 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
             needs_hub=is_pinned or source is not None,
             dataset_id=document["dataset"] if source is None else None,
             name=spec.name,
-            metadata=spec.metadata,
+            meta=spec.metadata,
         ),
         backbone=backbone,
         task=task,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from hifi.data import inference
@@ -17,8 +16,7 @@ from hifi.errors import (
     TaskNotSupportedError,
 )
 from service.datasets.checking.errors import DatasetInvalidError
-from service.http.problems import invalid_request
-from store.errors import ProblemError
+from service.http.problems import invalid_request, unprocessable
 from store.jobs.spec import TaskFields
 
 if TYPE_CHECKING:
@@ -69,17 +67,13 @@ def _as_problems() -> Iterator[None]:
     except AmbiguousTaskError as error:
         param = "task.type" if error.param == "task" else f"task.{error.param}"
         detail = f"{error.doubt}: set {param}"
-        raise _unprocessable("task_ambiguous", detail, param=param) from error
+        raise unprocessable("task_ambiguous", detail, param=param) from error
     except MissingColumnError as error:
         param = f"task.{error.param}"
-        raise _unprocessable("column_not_found", str(error), param=param) from error
+        raise unprocessable("column_not_found", str(error), param=param) from error
     except DataError as error:
         raise DatasetInvalidError(error, param=f"task.{error.param}") from error
     except TaskNotSupportedError as error:
-        raise _unprocessable("task_not_supported", str(error), param="task.type") from error
+        raise unprocessable("task_not_supported", str(error), param="task.type") from error
     except InvalidArgumentError as error:
         raise invalid_request(f"task.{error}", param=f"task.{error.param}") from error
-
-
-def _unprocessable(code: str, detail: str, *, param: str) -> ProblemError:
-    return ProblemError(code, status=HTTPStatus.UNPROCESSABLE_ENTITY, detail=detail, param=param)

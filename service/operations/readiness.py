@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from service.context import from_state
 from store.database.schema import check
-from store.jobs.workers import count_live_workers
+from store.jobs.workers import live_workers
 
 if TYPE_CHECKING:
     from service.inference.client import InferenceClient
@@ -133,7 +133,7 @@ def _in_thread(question: Callable[[], bool | None]) -> Callable[[], Awaitable[bo
 
 def _has_worker(database: Database) -> bool:
     with database.read() as session:
-        return count_live_workers(session) > 0
+        return bool(live_workers(session))
 
 
 ReadinessDep = Annotated[Readiness, from_state("readiness")]

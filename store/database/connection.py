@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from store.tables import UtcDateTime
+from store.tables import Base, UtcDateTime
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection
@@ -150,6 +151,11 @@ def _ping_idle(
 def is_sqlite(session: Session) -> bool:
     """Return whether a transaction is on SQLite; otherwise it is on Postgres."""
     return session.get_bind().dialect.name == "sqlite"
+
+
+def insert_into(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    """Return an INSERT that can have ``ON CONFLICT``: SQLAlchemy offers it by dialect only."""
+    return sqlite.insert(table) if is_sqlite(session) else postgresql.insert(table)
 
 
 def database_now(session: Session) -> datetime:

@@ -10,11 +10,7 @@ _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 
 
 def new_identifier(prefix: str) -> str:
-    """Create a random identifier, for example ``job_4fzzzxjylrx0cv2k81mmp3aq``.
-
-    Args:
-        prefix: ``job``, ``ds``, ``ten`` or ``key``.
-    """
+    """Create a random identifier, for example ``job_4fzzzxjylrx0cv2k81mmp3aq``."""
     number = secrets.randbelow(len(_ALPHABET) ** _LENGTH)  # one call to the system, not 24
     pairs = []
     for _ in range(_LENGTH // 2):

@@ -39,14 +39,9 @@ def newest_first(
     after: str | None,
     limit: int,
 ) -> Page[Row]:
-    """Return a page of a query's rows.
+    """Return a page of a query's rows: ``limit`` at most, after the row with the id ``after``.
 
-    Args:
-        session: a transaction.
-        query: selects the rows that the caller may see.
-        table: the table of the rows.
-        after: id of the last row of the previous page; None for the first page.
-        limit: the most rows of a page.
+    The query selects the rows that the caller may see.
 
     Raises:
         NotFoundError: ``after`` is not among the rows.

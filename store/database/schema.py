@@ -29,10 +29,6 @@ def upgrade(url: str, revision: str = "head") -> None:
 
     Only one process does this at a time; a process that waited for another finds nothing to do.
 
-    Args:
-        url: of the database.
-        revision: the target.
-
     Raises:
         SchemaError: the tables' current revision has no path to the target.
     """

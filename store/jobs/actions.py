@@ -1,4 +1,7 @@
-"""The owner's actions on jobs: submit, list, cancel, pause, resume, delete."""
+"""The owner's actions on jobs: submit, list, cancel, pause, resume, delete.
+
+Those on one job raise NotFoundError if it does not exist, or belongs to another tenant.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,22 @@ from store.tenants import lock_tenant
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """The content of a new job, already validated."""
+    """The columns of a new job that its owner decides, already validated."""
 
-    spec: Mapping[str, Any]
+    spec: dict[str, Any]
     model: str
     revision: str | None
     needs_hub: bool
     dataset_id: str | None
     name: str | None
-    metadata: Mapping[str, Any]
+    meta: dict[str, Any]
 
 
 def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
     """Put a job into its tenant's queue; publish a token after the commit.
 
-    Args:
-        session: a write transaction; it locks the tenant and the data set until it ends.
-        tenant_id: the owner.
-        new: the job.
-        max_queued: the quota of a tenant without its own.
+    The tenant and the data set stay locked until the transaction ends. ``max_queued`` is the quota
+    of a tenant without its own.
 
     Raises:
         NotFoundError: the tenant or data set does not exist, or belongs to another tenant.
@@ -55,19 +55,8 @@ def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) ->
         raise QuotaExceededError(
             f"{waiting:,} jobs are already waiting; the tenant's quota max_queued is {limit:,}"
         )
-    job = Job(
-        id=new_identifier("job"),
-        tenant_id=tenant_id,
-        name=new.name,
-        meta=dict(new.metadata),
-        spec=dict(new.spec),
-        dataset_id=new.dataset_id,
-        model=new.model,
-        revision=new.revision,
-        needs_hub=new.needs_hub,
-        created_at=now,
-        token_at=now,
-    )
+    identifier = new_identifier("job")
+    job = Job(id=identifier, tenant_id=tenant_id, **vars(new), created_at=now, token_at=now)
     add_job(session, job, message="the job is queued")
     return job
 
@@ -82,11 +71,7 @@ _COUNT_WAITING = sa.select(
 
 
 def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool = False) -> Job:
-    """Load a tenant's job.
-
-    Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
-    """
+    """Load a tenant's job."""
     query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     if with_heads:
         query = query.options(undefer(Job.heads))
@@ -111,7 +96,6 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """Cancel a job: at once if no worker holds it, otherwise at the worker's next step.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is finished or already being cancelled.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -126,7 +110,6 @@ def pause(session: Session, tenant_id: str, job_id: str) -> Job:
     """Request that the worker of a training job stop at its next step, with a checkpoint.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not training.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -138,7 +121,6 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     """Put a paused job back into the queue; publish a token after the commit.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not paused.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -154,7 +136,6 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
     """Delete a finished job with its events and artifacts; the sweep removes unnamed blobs.
 
     Raises:
-        NotFoundError: it does not exist, or belongs to another tenant.
         IllegalTransitionError: it is not finished.
     """
     job = lock_job(session, job_id, tenant_id=tenant_id)
@@ -168,24 +149,9 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
 def list_events(
     session: Session, job: Job, *, after: int = 0, limit: int
 ) -> tuple[Sequence[JobEvent], bool]:
-    """Return a page of a job's events, oldest first.
-
-    Args:
-        session: a transaction.
-        job: of the events.
-        after: number of the last event before the page.
-        limit: the most events of the page.
-
-    Returns:
-        The events, and whether more follow.
-    """
-    query = (
-        sa.select(JobEvent)
-        .where(JobEvent.job_id == job.id, JobEvent.number > after)
-        .order_by(JobEvent.number)
-        .limit(limit + 1)
-    )
-    rows = session.scalars(query).all()
+    """Return a job's events after number ``after``, ``limit`` at most, and whether more follow."""
+    query = sa.select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.number > after)
+    rows = session.scalars(query.order_by(JobEvent.number).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
@@ -221,19 +187,11 @@ def find_deltas(
 ) -> Sequence[JobDelta]:
     """Find several of a tenant's jobs and their deltas in one encoding, in one query.
 
-    Args:
-        session: a transaction.
-        tenant_id: the owner.
-        job_ids: of the jobs.
-        encoding: of the head deltas.
-
     Returns:
         One entry for each existing job of the tenant, in no order.
     """
-    rows = session.execute(
-        _JOB_DELTAS, {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
-    )
-    return [JobDelta(*row) for row in rows]
+    values = {"tenant_id": tenant_id, "ids": list(job_ids), "encoding": encoding}
+    return [JobDelta(*row) for row in session.execute(_JOB_DELTAS, values)]
 
 
 _JOB_DELTAS = (

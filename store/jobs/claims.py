@@ -21,6 +21,8 @@ from store.tables import IS_LEASED, IS_QUEUED, Job, Tenant
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from store.tables import Worker
+
 # Literals, not parameters: only then can Postgres plan the queries once and reuse the plan.
 _ZERO, _ONE = (sa.literal_column(number, sa.Integer) for number in "01")
 _TENANTS = sa.Table(Tenant.__tablename__, Tenant.metadata)
@@ -46,11 +48,12 @@ class Claimant:
     backbones: frozenset[str]
     allows_hub: bool = False
 
-    def can_run(self, model: str, *, is_pinned: bool, needs_hub: bool) -> bool:
-        """Return whether the worker can run a job with these columns; ``_claimable`` as Python."""
-        if self.allows_hub:
-            return model in self.backbones or is_pinned
-        return model in self.backbones and not needs_hub
+
+def can_run(worker: Worker, model: str, *, is_pinned: bool, needs_hub: bool) -> bool:
+    """Return whether a worker can run a job with these columns; ``_claimable`` as Python."""
+    if worker.allows_hub:
+        return model in worker.backbones or is_pinned
+    return model in worker.backbones and not needs_hub
 
 
 @dataclass(frozen=True, kw_only=True)

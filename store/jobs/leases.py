@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ from sqlalchemy.orm import load_only
 
 from store.database.connection import CLOCK, Database
 from store.errors import LeaseLostError
-from store.jobs.life import append_event, move
+from store.jobs.life import WorkEvent, append_event, move
 from store.jobs.telemetry import ENGINE_CRASHES, count
-from store.states import STOPPING, JobStatus
+from store.states import STOPPING, JobStatus, has_reached
 from store.tables import IS_LEASED, Artifact, Job
 
 if TYPE_CHECKING:
@@ -35,19 +35,7 @@ class Progress:
     steps_per_second: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkEvent:
-    """An event of a job's work; ``step`` and ``level`` as in ``append_event``."""
-
-    type: str
-    message: str
-    step: int | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    level: str = "info"
-
-
 MAX_ATTEMPTS = 3  # attempts without a newer checkpoint
-_PHASES = (JobStatus.VALIDATING, JobStatus.SELECTING, JobStatus.TRAINING)
 _MINE = (
     sa.select(Job, CLOCK)
     .options(
@@ -64,7 +52,8 @@ _MINE = (
 class Lease:
     """The right to write one job until another worker claims it.
 
-    Every call is one transaction that renews the lease and checks the fence.
+    Every call is one transaction that checks the fence and renews the lease. It raises
+    LeaseLostError if the worker no longer holds the job; otherwise most return the job's state.
 
     Args:
         database: where the job is.
@@ -84,26 +73,13 @@ class Lease:
 
         Returns:
             The job's state; ``pausing`` and ``cancelling`` are requests to the worker.
-
-        Raises:
-            LeaseLostError: the worker no longer holds the job.
         """
         with self._held() as (session, job, now):
-            job.lease_until = self._until(now)
             for name, value in vars(progress).items():
                 if value is not None:
                     setattr(job, name, value)
             for event in events:
-                append_event(
-                    session,
-                    job,
-                    type=event.type,
-                    message=event.message,
-                    data=event.data,
-                    step=event.step,
-                    level=event.level,
-                    now=now,
-                )
+                append_event(session, job, event, now=now)
             return job.status
 
     def advance(self, to: JobStatus, *, message: str) -> JobStatus:
@@ -112,43 +88,23 @@ class Lease:
         A job that has already reached the phase stays in its state: after a crash of its engine it
         runs again from the newest checkpoint.
 
-        Returns:
-            The job's state afterwards.
-
         Raises:
-            LeaseLostError: as in :meth:`report`.
             IllegalTransitionError: the job's state does not allow this move.
         """
         with self._held() as (session, job, now):
-            if job.status in STOPPING or _is_as_far(job.status, to):
-                job.lease_until = self._until(now)
-            else:
-                changes = {"lease_until": self._until(now)}
+            if job.status not in STOPPING and not has_reached(job.status, to):
+                changes = {"lease_until": job.lease_until}
                 move(session, job, to, message=message, changes=changes, now=now)
             return job.status
 
     def keep_selection(self, *, selection: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-        """Store the selected heads and all scores.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
-        with self._held() as (_, job, now):
-            job.lease_until = self._until(now)
+        """Store the selected heads and all scores."""
+        with self._held() as (_, job, _now):
             job.selection, job.heads = dict(selection), dict(heads)
 
     def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
-        """Record a newer checkpoint, which resets the count of attempts.
-
-        Args:
-            step: of the checkpoint.
-            files: its stored files.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
-        with self._held() as (_, job, now):
-            job.lease_until = self._until(now)
+        """Record a newer checkpoint and its stored files, which resets the count of attempts."""
+        with self._held() as (_, job, _now):
             if job.checkpoint is None or step > job.checkpoint["step"]:
                 job.attempt = 1
             entries = {name: vars(blob) for name, blob in files.items()}
@@ -163,9 +119,6 @@ class Lease:
 
         Returns:
             ``succeeded``; ``cancelled`` or ``paused`` if that was requested meanwhile.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -186,11 +139,7 @@ class Lease:
             return job.status
 
     def fail(self, *, code: str, message: str, param: str | None = None) -> JobStatus:
-        """End the job with an error; if a cancellation was requested, cancel it instead.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """End the job with an error; if a cancellation was requested, cancel it instead."""
         with self._held() as (session, job, now):
             if job.status is JobStatus.CANCELLING:
                 return _stop(session, job, now=now)
@@ -207,9 +156,6 @@ class Lease:
         Returns:
             The job's state: unchanged if it will be tried again; ``failed`` after the last attempt;
             ``paused`` or ``cancelled`` if that was requested meanwhile.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
         """
         with self._held() as (session, job, now):
             if job.status in STOPPING:
@@ -220,34 +166,26 @@ class Lease:
                 fail(session, job, code=code, message=message, now=now)
                 return job.status
             job.attempt += 1
-            job.lease_until = self._until(now)
-            append_event(
-                session,
-                job,
+            event = WorkEvent(
                 type="message",
                 message=f"{message}; trying again",
                 data={"code": code},
                 level="warn",
-                now=now,
             )
+            append_event(session, job, event, now=now)
             return job.status
 
     def stop(self) -> JobStatus:
         """Stop the job as requested: it is then ``paused`` or ``cancelled``.
 
         Raises:
-            LeaseLostError: as in :meth:`report`.
             IllegalTransitionError: no stop was requested.
         """
         with self._held() as (session, job, now):
             return _stop(session, job, now=now)
 
     def hand_back(self, *, message: str) -> JobStatus:
-        """Return the job to the queue, or stop it as requested, without counting an attempt.
-
-        Raises:
-            LeaseLostError: as in :meth:`report`.
-        """
+        """Return the job to the queue, or stop it as requested, without counting an attempt."""
         with self._held() as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
@@ -256,27 +194,15 @@ class Lease:
 
     @contextmanager
     def _held(self) -> Iterator[tuple[Session, Job, datetime]]:
-        """Hold the job for a transaction.
-
-        Yields:
-            The transaction, the job and the time.
-
-        Raises:
-            LeaseLostError: as :meth:`report`.
-        """
+        """Yield a transaction that holds the job and renews the lease, the job, and the time."""
         mine = {"job_id": self._job_id, "fence": self._fence}
         with self._database.write() as session:
             row = session.execute(_MINE, mine).one_or_none()
             if row is None:
                 raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
-            yield session, row[0], row[1]
-
-    def _until(self, now: datetime) -> datetime:
-        return now + timedelta(seconds=self._seconds)
-
-
-def _is_as_far(status: JobStatus, phase: JobStatus) -> bool:
-    return {status, phase} <= set(_PHASES) and _PHASES.index(status) >= _PHASES.index(phase)
+            job, now = row
+            job.lease_until = now + timedelta(seconds=self._seconds)
+            yield session, job, now
 
 
 def fail(
@@ -302,8 +228,6 @@ def fail(
 
 
 def _stop(session: Session, job: Job, *, now: datetime) -> JobStatus:
-    if job.status is JobStatus.CANCELLING:
-        move(session, job, JobStatus.CANCELLED, message="its worker has stopped", now=now)
-    else:
-        move(session, job, JobStatus.PAUSED, message="its worker has stopped", now=now)
+    to = STOPPING.get(job.status, JobStatus.PAUSED)
+    move(session, job, to, message="its worker has stopped", now=now)
     return job.status

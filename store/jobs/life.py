@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,25 @@ _WITH_EVENT = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkEvent:
+    """An event of a job's work.
+
+    Attributes:
+        type: ``status``, ``step``, …
+        message: for people.
+        step: of an event that a resumed job must not repeat: it is unique per job, type and step.
+        data: for programs, plain JSON.
+        level: ``info``, ``warn`` or ``error``.
+    """
+
+    type: str
+    message: str
+    step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    level: str = "info"
+
+
 def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> Job:
     """Load a job and lock it against other writers until the transaction ends.
 
@@ -54,26 +74,16 @@ def lock_job(session: Session, job_id: str, *, tenant_id: str | None = None) -> 
 
 
 def add_job(session: Session, job: Job, *, message: str) -> None:
-    """Insert a new job as queued, with its first event.
+    """Insert a new job as queued, with its first event; the session does not hold it.
 
-    Args:
-        session: a write transaction; the job is not in it afterwards.
-        job: with all columns but its state; unset columns stay empty.
-        message: for people.
+    Its state is set here; other columns that are not set stay empty.
     """
     job.status, job.attempt, job.fence, job.last_event = JobStatus.QUEUED, 1, 0, 1
-    event = _event(
-        job,
-        number=job.last_event,
-        type="status",
-        message=message,
-        data={"status": str(job.status)},
-        level="info",
-        now=job.created_at,
-    )
+    event = WorkEvent(type="status", message=message, data={"status": str(job.status)})
+    row = _event_row(job, event, number=job.last_event, now=job.created_at)
     state = sa.inspect(job).dict
     values = {column: state[name] for name, column in _COLUMNS.items() if name in state}
-    _execute(session, _ADD_JOB, values, event=event)
+    _execute(session, _ADD_JOB, values, event=row)
 
 
 def move(
@@ -114,16 +124,14 @@ def move(
         values |= {"finished_at": now, "checkpoint": None}
     if not to.is_leased:
         values |= dict.fromkeys(_OF_WORK)
-    event = _event(
-        job,
-        number=values["last_event"],
+    event = WorkEvent(
         type="status",
         message=message,
         data={"status": str(to), **(data or {})},
         level="error" if to is JobStatus.FAILED else "info",
-        now=now,
     )
-    _execute(session, _UPDATE_JOB, {**values, "of_job": job.id}, event=event)
+    row = _event_row(job, event, number=values["last_event"], now=now)
+    _execute(session, _UPDATE_JOB, {**values, "of_job": job.id}, event=row)
     for name, value in values.items():
         set_committed_value(job, name, value)
 
@@ -148,74 +156,19 @@ def _execute(
         connection.execute(_WITH_EVENT[statement], {**values, **values_of_event})
 
 
-def append_event(
-    session: Session,
-    job: Job,
-    *,
-    type: str,  # noqa: A002 - the contract's name
-    message: str,
-    data: Mapping[str, Any] | None = None,
-    step: int | None = None,
-    level: str = "info",
-    now: datetime | None = None,
-) -> bool:
-    """Add an event to a locked job.
-
-    Args:
-        session: the transaction that holds the lock.
-        job: from :func:`lock_job`.
-        type: ``status``, ``step``, …
-        message: for people.
-        data: for programs, plain JSON.
-        step: of an event that a resumed job must not repeat: it is unique per job, type and step.
-        level: ``info``, ``warn`` or ``error``.
-        now: the database's time, if the caller has just read it.
-
-    Returns:
-        False if the event already exists.
-    """
-    if step is not None and _has_event(session, job.id, type=type, step=step):
-        return False
+def append_event(session: Session, job: Job, event: WorkEvent, *, now: datetime) -> None:
+    """Add an event to a locked job, unless it has one of the same type and step."""
+    if event.step is not None:
+        same = sa.select(JobEvent.number).where(
+            JobEvent.job_id == job.id, JobEvent.type == event.type, JobEvent.step == event.step
+        )
+        if session.scalars(same).first() is not None:
+            return
     job.last_event += 1
-    event = _event(
-        job,
-        number=job.last_event,
-        type=type,
-        message=message,
-        data=data or {},
-        step=step,
-        level=level,
-        now=now or database_now(session),
-    )
-    session.connection().execute(_ADD_EVENT, event)
-    return True
+    row = _event_row(job, event, number=job.last_event, now=now)
+    session.connection().execute(_ADD_EVENT, row)
 
 
-def _event(
-    job: Job,
-    *,
-    number: int,
-    type: str,  # noqa: A002 - as above
-    message: str,
-    data: Mapping[str, Any],
-    step: int | None = None,
-    level: str,
-    now: datetime,
-) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "number": number,
-        "type": type,
-        "step": step,
-        "level": level,
-        "message": message,
-        "data": dict(data),
-        "created_at": now,
-    }
-
-
-def _has_event(session: Session, job_id: str, *, type: str, step: int) -> bool:  # noqa: A002
-    query = sa.select(JobEvent.number).where(
-        JobEvent.job_id == job_id, JobEvent.type == type, JobEvent.step == step
-    )
-    return session.scalars(query).first() is not None
+def _event_row(job: Job, event: WorkEvent, *, number: int, now: datetime) -> dict[str, Any]:
+    columns = {**vars(event), "data": dict(event.data)}
+    return {"job_id": job.id, "number": number, **columns, "created_at": now}

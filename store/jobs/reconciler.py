@@ -13,7 +13,8 @@ from store.idempotency import KEPT
 from store.jobs.leases import MAX_ATTEMPTS, fail
 from store.jobs.life import lock_job, move
 from store.jobs.telemetry import LEASE_LOSSES, count
-from store.states import JobStatus
+from store.jobs.workers import LIVE_SECONDS
+from store.states import STOPPING, JobStatus
 from store.tables import IS_LEASED, IS_QUEUED, IdempotencyRecord, Job, Worker
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _TOKEN_SECONDS = 10.0  # a token that no worker takes in this time counts as los
 
 
 def take_back_expired(database: Database, *, before: datetime) -> int:
-    """Take back the jobs whose lease has expired.
+    """Take back the jobs whose lease has expired; later writes of their workers are refused.
 
     Only one process does this at a time; the others skip it.
 
@@ -37,7 +38,7 @@ def take_back_expired(database: Database, *, before: datetime) -> int:
             because the database did not answer.
 
     Returns:
-        The number of jobs taken back; later writes of their workers are refused.
+        The number of jobs taken back.
     """
     with database.write() as session:
         if not _lock(session):
@@ -51,10 +52,6 @@ def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
     """Take back the jobs of workers known to be dead, and remove these workers.
 
     This does not wait for their leases to expire.
-
-    Args:
-        database: where the jobs are.
-        worker_ids: of the dead workers.
 
     Returns:
         The number of jobs taken back.
@@ -70,24 +67,17 @@ def take_back_from(database: Database, worker_ids: Collection[str]) -> int:
         return _take_back_all(session, jobs, now=now, before=now)
 
 
-def renew_tokens(database: Database, *, live_seconds: float) -> int:
+def renew_tokens(database: Database) -> int:
     """Count the tokens to replace: one for each idle worker while any job's token is too old.
 
     One token per job is not enough: a worker without the job's backbone may take it. Only one
-    process does this at a time.
-
-    Args:
-        database: where the jobs are.
-        live_seconds: a worker not seen for this long counts as dead.
-
-    Returns:
-        The number of tokens that the caller must publish.
+    process does this at a time. The caller must publish the tokens.
     """
     with database.write() as session:
         if not _lock(session):
             return 0
         now = database_now(session)
-        idle = _count_idle(session, since=now - timedelta(seconds=live_seconds))
+        idle = _count_idle(session, since=now - timedelta(seconds=LIVE_SECONDS))
         if not idle:
             return 0
         waiting = session.scalars(
@@ -141,10 +131,9 @@ def _take_back(session: Session, job_id: str, *, now: datetime, before: datetime
         return False
     if not job.status.is_leased or job.lease_until is None or job.lease_until >= before:
         return False
-    if job.status is JobStatus.CANCELLING:
-        move(session, job, JobStatus.CANCELLED, message="cancelled; its worker was lost", now=now)
-    elif job.status is JobStatus.PAUSING:
-        move(session, job, JobStatus.PAUSED, message="paused; its worker was lost", now=now)
+    stopped = STOPPING.get(job.status)
+    if stopped is not None:
+        move(session, job, stopped, message=f"{stopped}; its worker was lost", now=now)
     elif job.attempt >= MAX_ATTEMPTS:
         message = f"its worker was lost {job.attempt} times without a newer checkpoint"
         fail(session, job, code="worker_lost", message=message, now=now)

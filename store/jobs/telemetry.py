@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import database_now, is_sqlite
-from store.jobs.claims import Claimant
+from store.database.connection import database_now, insert_into
+from store.jobs.claims import can_run
 from store.jobs.workers import live_workers
 from store.states import JobStatus
 from store.tables import IS_LEASED, IS_QUEUED, Counter, Job, JobEvent
@@ -71,14 +70,6 @@ def measure(session: Session) -> Telemetry:
 
 
 def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
-    claimants = [
-        Claimant(
-            worker_id=worker.id,
-            backbones=frozenset(worker.backbones),
-            allows_hub=worker.allows_hub,
-        )
-        for worker in workers
-    ]
     is_pinned = Job.revision.is_not(None)
     waiting = (
         sa.select(Job.model, is_pinned, Job.needs_hub, sa.func.count())
@@ -89,21 +80,14 @@ def _count_without_worker(session: Session, workers: Sequence[Worker]) -> int:
         count
         for model, pinned, needs_hub, count in session.execute(waiting)
         if not any(
-            claimant.can_run(model, is_pinned=pinned, needs_hub=needs_hub) for claimant in claimants
+            can_run(worker, model, is_pinned=pinned, needs_hub=needs_hub) for worker in workers
         )
     )
 
 
 def count(session: Session, name: str, *, by: int = 1) -> None:
-    """Increment a counter, in the transaction of the counted event.
-
-    Args:
-        session: a write transaction.
-        name: ``LEASE_LOSSES`` or ``ENGINE_CRASHES``.
-        by: the increment.
-    """
-    insert = sqlite.insert if is_sqlite(session) else postgresql.insert
-    added = insert(Counter).values(name=name, value=by)
-    session.execute(
+    """Increment ``LEASE_LOSSES`` or ``ENGINE_CRASHES`` in the transaction of the counted event."""
+    added = insert_into(session, Counter).values(name=name, value=by)
+    session.connection().execute(
         added.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + by})
     )

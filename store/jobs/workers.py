@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from store.database.connection import Database, database_now, is_sqlite
+from store.database.connection import Database, database_now, insert_into
 from store.database.pages import Page
 from store.errors import found
 from store.tables import Backbone, Worker
@@ -47,15 +46,7 @@ def register(
     backbones: Sequence[str],
     allows_hub: bool,
 ) -> None:
-    """Register a worker.
-
-    Args:
-        database: where the tables are.
-        worker_id: a name that no other process has or had.
-        device: on which it computes.
-        backbones: ids of the backbones that it can load.
-        allows_hub: whether it may load others from the hub.
-    """
+    """Register a worker under an id that no other process has or had."""
     with database.write() as session:
         now = database_now(session)
         session.add(
@@ -71,11 +62,7 @@ def register(
 
 
 def beat(database: Database, worker_id: str) -> datetime | None:
-    """Record a worker's heartbeat.
-
-    Returns:
-        The time by the database's clock; None if the worker is not registered.
-    """
+    """Record a worker's heartbeat; return its time, or None if the worker is not registered."""
     with database.write() as session:
         now = database_now(session)
         noted = sa.update(Worker).where(Worker.id == worker_id).values(seen_at=now)
@@ -89,30 +76,19 @@ def leave(database: Database, worker_id: str) -> None:
         session.execute(sa.delete(Worker).where(Worker.id == worker_id))
 
 
-def live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> Sequence[Worker]:
-    """Return the workers seen in the last ``live_seconds``."""
-    since = database_now(session) - timedelta(seconds=live_seconds)
+def live_workers(session: Session) -> Sequence[Worker]:
+    """Return the workers seen in the last ``LIVE_SECONDS``."""
+    since = database_now(session) - timedelta(seconds=LIVE_SECONDS)
     return session.scalars(sa.select(Worker).where(Worker.seen_at >= since)).all()
-
-
-def count_live_workers(session: Session, *, live_seconds: float = LIVE_SECONDS) -> int:
-    """Count the workers seen in the last ``live_seconds``."""
-    since = database_now(session) - timedelta(seconds=live_seconds)
-    query = sa.select(sa.func.count()).select_from(Worker).where(Worker.seen_at >= since)
-    return session.scalars(query).one()
 
 
 def put_backbone(database: Database, description: BackboneDescription) -> None:
     """Store a backbone's description; replace an older one."""
     with database.write() as session:
         values = {**vars(description), "updated_at": database_now(session)}
-        insert = sqlite.insert if is_sqlite(session) else postgresql.insert
+        added = insert_into(session, Backbone).values(**values)
         # Workers that start at the same time describe the same backbones.
-        session.execute(
-            insert(Backbone)
-            .values(**values)
-            .on_conflict_do_update(index_elements=[Backbone.id], set_=values)
-        )
+        session.execute(added.on_conflict_do_update(index_elements=[Backbone.id], set_=values))
 
 
 def get_backbone(session: Session, backbone_id: str) -> Backbone:

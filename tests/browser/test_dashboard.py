@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.app import build_app
-from store.jobs.leases import Progress, WorkEvent
+from store.jobs.leases import Progress
+from store.jobs.life import WorkEvent
 from store.storage import ArtifactStorage
 from store.tenants import revoke_key
 from tests.browser.chromium import Page, chromium

@@ -103,7 +103,7 @@ class Desk:
                     needs_hub=False,
                     dataset_id=dataset,
                     name=None,
-                    metadata={},
+                    meta={},
                 ),
                 max_queued=10_000,
             )

@@ -127,7 +127,7 @@ def finished_job(database: Database, settings: Settings, member: Member) -> str:
         needs_hub=False,
         dataset_id=None,
         name="secret job",
-        metadata={},
+        meta={},
     )
     with database.write() as session:
         job_id = submit(session, member.tenant_id, new, max_queued=9).id

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store.jobs.leases import Lease, Progress, WorkEvent
+from store.jobs.leases import Lease, Progress
+from store.jobs.life import WorkEvent
 from store.states import JobStatus
 from tests.store.queues import add_job, claimed
 

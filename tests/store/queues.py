@@ -23,7 +23,7 @@ NEW = NewJob(
     needs_hub=False,
     dataset_id=None,
     name=None,
-    metadata={},
+    meta={},
 )
 MINILM = BackboneDescription(
     id="minilm",

@@ -36,8 +36,8 @@ class Reports:
     def beat(self) -> None:
         self.beats += 1
 
-    def insist(self, write) -> None:
-        write()
+    def insist(self, write, **arguments) -> None:
+        write(**arguments)
 
     def keep_checkpoint(self, *, step: int, files: dict[str, Blob]) -> None:
         self.kept.append((step, files))

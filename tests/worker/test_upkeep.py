@@ -95,8 +95,7 @@ class Rounds:
         self.taken += 1
         return 0
 
-    def _renew(self, _: Database, *, live_seconds: float) -> int:
-        assert live_seconds == module.LIVE_SECONDS
+    def _renew(self, _: Database) -> int:
         if self.error is not None:
             raise self.error
         self.renewed += 1

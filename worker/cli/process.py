@@ -18,10 +18,7 @@ class StartError(HifiError):
 
 @contextmanager
 def started(name: str) -> Iterator[Settings]:
-    """Read the settings and configure the logs for a block.
-
-    Args:
-        name: of the process, in its logs.
+    """Read the settings and configure the logs of a process for a block.
 
     Raises:
         StartError: the process cannot be started with its settings.

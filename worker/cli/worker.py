@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from worker.cli.process import StartError, started
+from worker.cli.process import started
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +20,10 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - every command takes 
     """Run a worker.
 
     Raises:
-        StartError: it cannot be started.
+        StartError, EngineDiedError: it cannot be started.
     """
-    from worker.engine.handle import EngineDiedError
     from worker.process import run_worker
 
     with started("worker") as settings:
-        try:
-            run_worker(settings)
-        except EngineDiedError as error:
-            raise StartError(str(error)) from error
-    sys.stderr.flush()
+        run_worker(settings)
     return 0

@@ -73,11 +73,7 @@ _CONTROLS: dict[StopRequest, Control] = {"pause": Control.PAUSE, "cancel": Contr
 
 
 def make_resident_backbones(device: str) -> ResidentBackbones:
-    """Create the cache of backbones that stay in memory between jobs.
-
-    Args:
-        device: of the jobs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    """
+    """Create the cache of backbones that stay in memory between jobs."""
     where = resolve_device(device)
     if where.type == "cuda":
         memory = torch.cuda.get_device_properties(where).total_memory
@@ -102,11 +98,7 @@ def compute(
 ) -> Message:
     """Run a job and return its last message: done, failed or stopped.
 
-    Args:
-        command: the job.
-        backbones: the cache.
-        send: called with every event.
-        stop_request: returns the current stop request; called at every event.
+    It sends every event, and then acts on the current stop request.
     """
 
     def on_event(event: TrainingEvent) -> Control:
@@ -152,7 +144,6 @@ def _engine_event(command: RunJob, event: TrainingEvent) -> EngineEvent:
 
 
 def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
-    """Return the files of the newest checkpoint."""
     directory = Path(command.checkpoints)
     return sorted(map(str, checkpoint_folder(directory, step=event.step).iterdir()))
 
@@ -235,11 +226,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
-    """Describe backbones one by one; report each that cannot be used and go on.
-
-    Args:
-        backbones: id to folder.
-    """
+    """Describe backbones, id to folder, one by one; report each that cannot be used and go on."""
     for identifier, path in backbones.items():
         try:
             description = describe_backbone(identifier, Path(path))

@@ -38,10 +38,6 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     train ``n · weights_per_head + base + m · per_label`` weights, of
     ``parameters + base + m · per_label`` in all.
 
-    Args:
-        identifier: its name in job specs.
-        path: its folder.
-
     Returns:
         Its sizes, its fingerprint as stored, and for every supported task type ``base``,
         ``per_label`` and ``file``: ``base``, ``per_head`` and ``per_label`` in bytes, by encoding.

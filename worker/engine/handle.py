@@ -13,6 +13,7 @@ from typing import IO
 
 import structlog
 
+from hifi.errors import HifiError
 from worker.engine.messages import Command, Message, Ready, decode, encode
 
 _START_SECONDS = 300.0  # importing torch from a cold disk
@@ -21,7 +22,7 @@ _MOST_MESSAGES = 1000  # unread ones; the engine then blocks
 _log = structlog.get_logger(__name__)
 
 
-class EngineDiedError(Exception):
+class EngineDiedError(HifiError):
     """The engine has ended or stopped responding.
 
     Attributes:

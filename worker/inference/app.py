@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,12 +25,12 @@ from store.orders import DeltaOrder, Outcomes, PredictionOrder
 from store.storage import ArtifactStorage
 from store.waiting import CallerLeftError, while_connected
 from worker.inference.memory.deltas import DeltaCache
-from worker.inference.merging import Merger
+from worker.inference.merging import merge
 from worker.inference.metrics import CONTENT_TYPE
 from worker.inference.requests import check_token, problem_response, read_body
 from worker.inference.serving import Serving, open_serving
 from worker.scratch import own_folder
-from worker.tar import stream_tar, tar_size
+from worker.tar import stream_tar
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -46,10 +47,7 @@ _log = structlog.get_logger(__name__)
 
 
 def build_app(settings: Settings) -> Starlette:
-    """Build the application.
-
-    Args:
-        settings: its ``home`` holds the application's temporary files.
+    """Build the application; its temporary files are in the ``home`` of the settings.
 
     Raises:
         SettingsError: the artifact store's URL is of an unknown kind.
@@ -64,7 +62,7 @@ def build_app(settings: Settings) -> Starlette:
             deltas = DeltaCache(
                 storage, folder=folder / "deltas", max_bytes=settings.infer_disk_bytes
             )
-            merging = MergeHandler(Merger(settings, deltas=deltas, folder=models))
+            merging = MergeHandler(settings, deltas=deltas, folder=models)
             with open_serving(settings, deltas=deltas) as serving:
                 yield {"settings": settings, "merging": merging, "serving": serving}
 
@@ -90,11 +88,15 @@ class MergeHandler:
     """Runs one merge at a time and lets few requests wait; a merge needs the memory of a model.
 
     Args:
-        merger: merges, in a thread.
+        settings: have the folder of backbones, and whether the hub may be used.
+        deltas: the source of head deltas.
+        folder: for merged models; used by this process only.
     """
 
-    def __init__(self, merger: Merger) -> None:
-        self._merger = merger
+    def __init__(self, settings: Settings, *, deltas: DeltaCache, folder: Path) -> None:
+        self._settings = settings
+        self._deltas = deltas
+        self._folder = folder
         self._turn = anyio.Lock()  # first come, first served
         self._at_work = 0
 
@@ -102,7 +104,7 @@ class MergeHandler:
         """Return the tar of a merged model; its files are removed after sending, even on failure.
 
         Raises:
-            ProblemError: 429 ``too_many_requests``, or as in ``Merger.merge``.
+            ProblemError: 429 ``too_many_requests``, or as in ``merge``.
         """
         if self._at_work >= MAX_REQUESTS:
             raise ProblemError(
@@ -125,8 +127,7 @@ class MergeHandler:
         return MergedModel(folder, size=size, on_end=self._leave)
 
     def _merge(self, order: DeltaOrder) -> tuple[Path, int]:
-        folder = self._merger.merge(order)
-        return folder, tar_size(folder)
+        return merge(order, settings=self._settings, deltas=self._deltas, parent=self._folder)
 
     def _leave(self) -> None:
         self._at_work -= 1
@@ -157,12 +158,9 @@ class MergedModel(StreamingResponse):
                 await super().__call__(scope, receive, send)
         finally:
             with CancelScope(shield=True):
-                await to_thread.run_sync(_remove, self._folder)
+                remove = partial(shutil.rmtree, self._folder, ignore_errors=True)
+                await to_thread.run_sync(remove)
             self._on_end()
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _merged(request: Request) -> Response:

@@ -11,6 +11,7 @@ from hifi.deltas.delta import HeadDelta
 from hifi.deltas.loading import load_backbone_at, write_merged_model
 from worker.inference.failures import typed_problems
 from worker.inference.memory.backbones import find_backbone
+from worker.tar import tar_size
 
 if TYPE_CHECKING:
     from store.orders import DeltaOrder
@@ -18,39 +19,34 @@ if TYPE_CHECKING:
     from worker.inference.memory.deltas import DeltaCache
 
 
-class Merger:
-    """Merges head deltas into backbones of this machine.
+def merge(
+    order: DeltaOrder, *, settings: Settings, deltas: DeltaCache, parent: Path
+) -> tuple[Path, int]:
+    """Merge a head delta into the backbone of this machine on which it was tuned.
 
     Args:
+        order: names both.
         settings: have the folder of backbones, and whether the hub may be used.
         deltas: the source of head deltas.
-        folder: for merged models; used by this process only.
+        parent: of the new folder; used by this process only.
+
+    Returns:
+        A folder with the files that ``hifi merge`` writes, which the caller removes, and the size
+        of its tar.
+
+    Raises:
+        ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
+            ``artifact_storage`` or ``disk_full``.
     """
-
-    def __init__(self, settings: Settings, *, deltas: DeltaCache, folder: Path) -> None:
-        self._settings = settings
-        self._deltas = deltas
-        self._folder = folder
-
-    def merge(self, order: DeltaOrder) -> Path:
-        """Merge a delta into the backbone on which it was tuned.
-
-        Returns:
-            A folder with the files that ``hifi merge`` writes; the caller removes it.
-
-        Raises:
-            ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
-                ``artifact_storage`` or ``disk_full``.
-        """
-        with typed_problems(order):
-            with self._deltas.hold(order.tenant, order.sha256) as file:
-                delta = HeadDelta.load(file)
-            source = find_backbone(self._settings, order.backbone)
-            backbone = load_backbone_at(source, delta=delta)
-            folder = Path(tempfile.mkdtemp(dir=self._folder))
-            try:
-                write_merged_model(folder, delta=delta, backbone=backbone)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        return folder
+    with typed_problems(order):
+        with deltas.hold(order.tenant, order.sha256) as file:
+            delta = HeadDelta.load(file)
+        source = find_backbone(settings, order.backbone)
+        backbone = load_backbone_at(source, delta=delta)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            write_merged_model(folder, delta=delta, backbone=backbone)
+            return folder, tar_size(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise

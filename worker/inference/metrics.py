@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sized
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
     from worker.inference.predictions import Answer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,44 +25,33 @@ _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
-@dataclass(frozen=True)
-class TierFigures:
-    """The state of a tier: the number of its entries, and their bytes."""
+class Tier(Protocol):
+    """A place for head deltas: device, host memory or disk."""
 
-    count: int
-    nbytes: int
+    def __len__(self) -> int: ...
 
-
-@dataclass(frozen=True)
-class Figures:
-    """The state of the process.
-
-    Attributes:
-        under_way: inputs that have arrived and are not answered yet.
-        waiting: samples that wait for a batch.
-        tiers: by name: ``device``, ``host``, ``disk``.
-    """
-
-    under_way: int
-    waiting: int
-    tiers: Mapping[str, TierFigures]
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes."""
 
 
 class Metrics:
     """The metrics of one inference process, in their own registry.
 
     Args:
-        look: returns the state of the process; called at each scrape.
+        under_way: the inputs that have arrived and are not answered yet.
+        waiting: the samples that wait for a batch.
+        tiers: by name: ``device``, ``host``, ``disk``.
     """
 
-    def __init__(self, look: Callable[[], Figures]) -> None:
-        self._look = look
+    def __init__(self, *, under_way: Sized, waiting: Sized, tiers: Mapping[str, Tier]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._latency = Histogram(
+        histogram = partial(Histogram, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
+        self._latency = histogram(
             "hifi_inference_request_duration_seconds",
             "Time from a request's body to its answer.",
             buckets=_SECONDS,
-            registry=self._registry,
         )
         self._predictions = Counter(
             "hifi_inference_predictions",
@@ -72,20 +59,28 @@ class Metrics:
             labelnames=("outcome",),
             registry=self._registry,
         )
-        self._samples = Histogram(
+        self._samples = histogram(
             "hifi_inference_batch_samples",
             "Samples per pass over the backbone.",
             buckets=_SAMPLES,
-            registry=self._registry,
         )
-        self._tokens = Histogram(
+        self._tokens = histogram(
             "hifi_inference_batch_tokens",
             "Tokens per pass over the backbone, including padding.",
             buckets=_TOKENS,
-            registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(self)
+        arrived = gauge(
+            "hifi_inference_under_way", "Inputs that have arrived and are not answered yet."
+        )
+        arrived.set_function(partial(len, under_way))
+        queued = gauge("hifi_inference_waiting", "Samples that wait for a batch.")
+        queued.set_function(partial(len, waiting))
+        deltas = gauge("hifi_inference_deltas", "Head deltas that a tier keeps.", ["tier"])
+        nbytes = gauge("hifi_inference_delta_bytes", "Bytes of a tier.", ["tier"])
+        for name, tier in tiers.items():
+            deltas.labels(name).set_function(partial(len, tier))
+            nbytes.labels(name).set_function(partial(getattr, tier, "nbytes"))
 
     def observe_pass(self, samples: int, tokens: int) -> None:
         """Count a pass over the backbone; called by the thread that computes it."""
@@ -102,29 +97,6 @@ class Metrics:
     def observe_refusal(self, code: str, inputs: int) -> None:
         """Count the inputs of a request that was refused as a whole."""
         self._predictions.labels(code).inc(inputs)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the gauges of the process, as a collector of the registry."""
-        figures = self._look()
-        yield GaugeMetricFamily(
-            "hifi_inference_under_way",
-            "Inputs that have arrived and are not answered yet.",
-            value=figures.under_way,
-        )
-        yield GaugeMetricFamily(
-            "hifi_inference_waiting", "Samples that wait for a batch.", value=figures.waiting
-        )
-        deltas = GaugeMetricFamily(
-            "hifi_inference_deltas", "Head deltas that a tier keeps.", labels=["tier"]
-        )
-        nbytes = GaugeMetricFamily(
-            "hifi_inference_delta_bytes", "Bytes of a tier.", labels=["tier"]
-        )
-        for name, tier in figures.tiers.items():
-            deltas.add_metric([name], tier.count)
-            nbytes.add_metric([name], tier.nbytes)
-        yield deltas
-        yield nbytes
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""

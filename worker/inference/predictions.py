@@ -64,10 +64,7 @@ class Places:
 
     @contextmanager
     def take(self, wanted: Mapping[str, int]) -> Iterator[None]:
-        """Hold places during a block, all of them or none.
-
-        Args:
-            wanted: how many, by tenant.
+        """Hold places during a block, as many as each tenant wants, all of them or none.
 
         Raises:
             ProblemError: 429 ``too_many_requests``.
@@ -124,15 +121,7 @@ def item_error(code: str, message: str, *, param: str | None = None) -> Answer:
 
 
 class PredictionHandler:
-    """Answers requests. Used on one event loop, with threads for slow work.
-
-    Args:
-        places: limits the inputs in flight.
-        backbones: in memory.
-        loader: brings head deltas into host memory.
-        device: head deltas on the device.
-        scheduler: forms the batches.
-    """
+    """Answers requests. Used on one event loop, with threads for slow work."""
 
     def __init__(
         self,
@@ -156,13 +145,7 @@ class PredictionHandler:
             part.close()
 
     async def predict(self, request: PredictionOrder) -> list[Answer]:
-        """Answer a request; an input that fails does not affect the others.
-
-        Args:
-            request: already validated.
-
-        Returns:
-            An answer for each item, in their order.
+        """Answer each item of a request, in order; one that fails does not affect the others.
 
         Raises:
             ProblemError: 429 ``too_many_requests``.

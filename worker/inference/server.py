@@ -27,10 +27,7 @@ _OWNER_ONLY = 0o177  # the permission bits that the umask clears
 
 
 def run_inference(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C.
-
-    Args:
-        settings: from the environment; ``infer_url`` is the address to listen on.
+    """Serve on ``infer_url`` until SIGTERM or Ctrl-C.
 
     Raises:
         SettingsError: the address cannot be used, or the artifact store's URL is of an unknown

@@ -17,7 +17,7 @@ from worker.inference.executor import Executor, Work
 from worker.inference.memory.backbones import Backbones, ServedBackbone
 from worker.inference.memory.loading import DeltaLoader
 from worker.inference.memory.tiers import DeviceTier, HostTier
-from worker.inference.metrics import Figures, Metrics, TierFigures
+from worker.inference.metrics import Metrics, Tier
 from worker.inference.predictions import Answer, Places, PredictionHandler
 from worker.inference.scheduler import Scheduler
 
@@ -61,10 +61,6 @@ def _end_process() -> None:
 def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]:
     """Serve predictions during a block; called on the event loop.
 
-    Args:
-        settings: device, budgets and limits.
-        deltas: the cache of head deltas on disk.
-
     Raises:
         InvalidArgumentError: this machine has no such device.
     """
@@ -83,15 +79,8 @@ def open_serving(settings: Settings, *, deltas: DeltaCache) -> Iterator[Serving]
     )
     places = Places(settings.infer_max_inputs)
 
-    def look() -> Figures:
-        tiers = {
-            "device": TierFigures(len(tier), tier.nbytes),
-            "host": TierFigures(len(host), host.nbytes),
-            "disk": TierFigures(len(deltas), deltas.nbytes),
-        }
-        return Figures(under_way=len(places), waiting=len(scheduler), tiers=tiers)
-
-    metrics = Metrics(look)
+    tiers: dict[str, Tier] = {"device": tier, "host": host, "disk": deltas}
+    metrics = Metrics(under_way=places, waiting=scheduler, tiers=tiers)
     handler = PredictionHandler(
         places=places,
         backbones=Backbones(settings, device=device, on_drop=drop),

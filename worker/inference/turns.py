@@ -109,12 +109,7 @@ class FairPool:
         self._turns = Turns(threads, most_each=most_each, spare=spare)
 
     async def run(self, work: Callable[[], _Done], *, tenant: str) -> _Done:
-        """Run work in a thread and return its result; a cancelled caller does not free the thread.
-
-        Args:
-            work: called in a thread.
-            tenant: for whom it is done.
-        """
+        """Run work in a thread; a cancelled caller does not free the thread early."""
         loop = asyncio.get_running_loop()
         await self._turns.take(tenant)
 
@@ -141,12 +136,7 @@ class SingleFlight(Generic[_Key, _Done]):
         self._tasks: dict[_Key, asyncio.Task[_Done]] = {}
 
     async def join(self, key: _Key, work: Callable[[], Coroutine[None, None, _Done]]) -> _Done:
-        """Wait for the work of a key; start it if it is not running.
-
-        Args:
-            key: identifies the work.
-            work: starts it.
-        """
+        """Wait for the work of a key; start it if it is not running."""
         task = self._tasks.get(key)
         if task is None or task.done():  # done but not removed yet
             task = self._tasks[key] = asyncio.create_task(work())

@@ -166,7 +166,7 @@ class TestAdmit:
             "task": {**said["task"], "label": "label", "image": None},
         }
         assert (new.model, new.revision, new.needs_hub) == ("minilm", None, False)
-        assert (new.dataset_id, new.name, new.metadata) == (dataset, "mine", {"team": "search"})
+        assert (new.dataset_id, new.name, new.meta) == (dataset, "mine", {"team": "search"})
         assert json.loads(json.dumps(new.spec)) == new.spec
 
     def test_takes_all_rows_where_there_are_fewer_than_300(self, ask, database, alice):

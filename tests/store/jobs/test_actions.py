@@ -38,7 +38,7 @@ def cancel(database: Database, tenant: str, job_id: str) -> JobStatus:
 
 class TestSubmit:
     def test_queues_with_an_event(self, database, tenant):
-        job_id = add_job(database, tenant, name="mrpc", metadata={"team": "search"})
+        job_id = add_job(database, tenant, name="mrpc", meta={"team": "search"})
         with database.read() as session:
             job = jobs.get_job(session, tenant, job_id)
             (event,), has_more = jobs.list_events(session, job, limit=10)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from store.database.connection import database_now
 from store.errors import IllegalTransitionError, LeaseLostError
 from store.jobs.actions import cancel, get_job, list_artifacts, list_events, pause
-from store.jobs.leases import Lease, Progress, WorkEvent
+from store.jobs.leases import Lease, Progress
+from store.jobs.life import WorkEvent
 from store.jobs.reconciler import take_back_expired
 from store.states import JobStatus
 from store.storage import Blob

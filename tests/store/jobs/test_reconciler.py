@@ -189,13 +189,13 @@ class TestTokens:
     def test_a_fresh_one_is_waited_for(self, database, tenant):
         see_workers(database, 0)
         add_job(database, tenant)
-        assert renew_tokens(database, live_seconds=60) == 0
+        assert renew_tokens(database) == 0
 
     def test_a_lost_one_is_replaced_once(self, database, tenant):
         see_workers(database, 0)
         add_job(database, tenant)
         age_tokens(database)
-        assert [renew_tokens(database, live_seconds=60) for _ in range(2)] == [1, 0]
+        assert [renew_tokens(database) for _ in range(2)] == [1, 0]
 
     def test_each_idle_worker_gets_one_for_it_may_be_the_one_with_the_backbone(
         self, database, tenant
@@ -205,7 +205,7 @@ class TestTokens:
             add_job(database, tenant)
         claimed(database, claimant=replace(WORKER, worker_id="w0"))
         age_tokens(database)
-        assert [renew_tokens(database, live_seconds=60) for _ in range(2)] == [2, 0]
+        assert [renew_tokens(database) for _ in range(2)] == [2, 0]
 
     def test_a_dead_workers_job_keeps_no_living_one_busy(self, database, tenant):
         see_workers(database, 0, 999)
@@ -213,7 +213,7 @@ class TestTokens:
             add_job(database, tenant)
         claimed(database, claimant=replace(WORKER, worker_id="w1"))
         age_tokens(database)
-        assert renew_tokens(database, live_seconds=60) == 1
+        assert renew_tokens(database) == 1
 
     def test_a_job_taken_back_gets_one_at_once(self, database, tenant):
         see_workers(database, 0)
@@ -221,7 +221,7 @@ class TestTokens:
         claimed(database)
         expire(database)
         assert take_back(database) == 1
-        assert renew_tokens(database, live_seconds=60) == 1
+        assert renew_tokens(database) == 1
 
 
 class TestWorkers:

@@ -12,11 +12,12 @@ import sqlalchemy as sa
 from store.database.connection import Database, database_now
 from store.errors import NotFoundError
 from store.jobs.workers import (
+    LIVE_SECONDS,
     beat,
-    count_live_workers,
     get_backbone,
     leave,
     list_backbones,
+    live_workers,
     put_backbone,
     register,
 )
@@ -30,7 +31,7 @@ def sign_on(database: Database, worker_id: str) -> None:
 
 def live(database: Database) -> int:
     with database.read() as session:
-        return count_live_workers(session, live_seconds=10)
+        return len(live_workers(session))
 
 
 class TestWorkers:
@@ -39,7 +40,7 @@ class TestWorkers:
         sign_on(database, "w2")
         assert live(database) == 2
         with database.write() as session:
-            old = database_now(session) - timedelta(seconds=11)
+            old = database_now(session) - timedelta(seconds=LIVE_SECONDS + 1)
             session.execute(sa.update(Worker).values(seen_at=old))
         assert live(database) == 0
         beat(database, "w1")

@@ -21,6 +21,7 @@ from hifi.deltas.delta import HeadDelta
 from store.settings import Settings
 from tests.tiny_deltas import save_bare_backbone
 from tests.waiting import patience
+from worker.inference import app as module
 from worker.inference import merging
 from worker.inference.app import MAX_REQUESTS, build_app
 from worker.inference.executor import Executor
@@ -298,9 +299,9 @@ class TestTurns:
     ):
         gate, lock = threading.Event(), threading.Lock()
         running, most = 0, 0
-        whole = merging.Merger.merge
+        whole = module.merge
 
-        def slow(self: Any, order: Any) -> Path:
+        def slow(*args: Any, **kwargs: Any) -> tuple[Path, int]:
             nonlocal running, most
             with lock:
                 running += 1
@@ -308,9 +309,9 @@ class TestTurns:
             gate.wait(patience(30))
             with lock:
                 running -= 1
-            return whole(self, order)
+            return whole(*args, **kwargs)
 
-        monkeypatch.setattr(merging.Merger, "merge", slow)
+        monkeypatch.setattr(module, "merge", slow)
         statuses: list[int] = []
         with TestClient(build_app(home.settings)) as client:
 
@@ -348,6 +349,6 @@ class TestHangUp:
             return True
 
         monkeypatch.setattr(Request, "is_disconnected", is_gone)
-        monkeypatch.setattr(merging.Merger, "merge", None)  # calling it would fail
+        monkeypatch.setattr(module, "merge", None)  # calling it would fail
         for _ in range(MAX_REQUESTS + 1):
             assert client.post("/merged", json=order).status_code == 499

@@ -40,10 +40,6 @@ _log = structlog.get_logger(__name__)
 def find_backbone(settings: Settings, name: BackboneName) -> ModelSource:
     """Find a backbone by its id, or by its hub id and commit; never by a path.
 
-    Args:
-        settings: have the folder of backbones, and whether the hub may be used.
-        name: of the backbone.
-
     Raises:
         ModelError: it does not exist.
     """
@@ -172,9 +168,7 @@ class Backbones:
     async def hold(self, name: BackboneName, *, tenant: str) -> AsyncIterator[ServedBackbone]:
         """Use a backbone during a block; load it first if it is not in memory.
 
-        Args:
-            name: of the backbone.
-            tenant: for whom it is loaded; tenants take turns at loading.
+        Tenants take turns at loading.
 
         Raises:
             ModelError, UnsupportedArchitectureError, OSError: it cannot be loaded.

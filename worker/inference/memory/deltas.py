@@ -46,9 +46,7 @@ class DeltaCache:
     def hold(self, tenant: str, sha256: str) -> Iterator[Path]:
         """Yield a blob's file; it is kept during the block. Fetching one blob blocks no other.
 
-        Args:
-            tenant: the owner; another tenant's blob is not found, even if it is equal.
-            sha256: its name and hash.
+        Another tenant's blob is not found, even if it is equal.
 
         Raises:
             BlobLostError: it does not exist, or is damaged.

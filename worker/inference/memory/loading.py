@@ -28,12 +28,7 @@ _LOADED, _LOADED_EACH, _LOADED_SPARE = 64, 32, 16
 
 
 class DeltaLoader:
-    """Brings head deltas into host memory. Used on one event loop.
-
-    Args:
-        deltas: the cache on disk, backed by the artifact store.
-        host: keeps some of the deltas in memory.
-    """
+    """Brings head deltas from the disk cache into host memory. Used on one event loop."""
 
     def __init__(self, *, deltas: DeltaCache, host: HostTier) -> None:
         self._deltas = deltas
@@ -56,11 +51,7 @@ class DeltaLoader:
     async def loaded(
         self, order: DeltaOrder, backbone: ServedBackbone
     ) -> AsyncIterator[LoadedDelta]:
-        """Yield a head delta in host memory.
-
-        Args:
-            order: names the delta.
-            backbone: of the delta; the caller holds it.
+        """Yield a head delta in host memory; the caller holds its backbone.
 
         Raises:
             BlobLostError, ArtifactStorageError: it cannot be read.
