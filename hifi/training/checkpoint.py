@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -127,12 +127,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoint_folder(directory: Path, *, step: int) -> Path:
-    """Return the folder of a step's checkpoint.
-
-    Args:
-        directory: holds the checkpoints of one run.
-        step: optimizer steps done.
-    """
+    """Return the folder of a step's checkpoint in the folder of its run's checkpoints."""
     return directory / f"step-{step:08d}"
 
 
@@ -227,12 +222,8 @@ def _read_tensors(path: Path, *, digest: str) -> dict[str, Tensor]:
 def _newest(directory: Path) -> Path | None:
     if not directory.is_dir():
         return None
-    steps = {
-        int(match[1]): path
-        for path in directory.iterdir()
-        if (match := _NAME.fullmatch(path.name)) is not None
-    }
-    return steps[max(steps)] if steps else None
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

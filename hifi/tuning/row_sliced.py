@@ -80,9 +80,8 @@ class TunedProjection(nn.Module):
     def __init__(self, plain: nn.Linear | Conv1D, *, rows: Tensor) -> None:
         super().__init__()
         self._blocks = _blocks(rows)
-        self._plain = (
-            plain,
-        )  # in a tuple, so that it is not a child: this module owns its parameters
+        # In a tuple, so that it is not a child: this module owns its parameters.
+        self._plain = (plain,)
         self.transposed = isinstance(plain, Conv1D)
         self.register_parameter("frozen_weight", cast("nn.Parameter", plain.weight))
         self.register_parameter("frozen_bias", plain.bias)
@@ -106,7 +105,7 @@ class TunedProjection(nn.Module):
         return self.frozen_bias
 
     def _parts(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, bool]]:
-        """Yield name, frozen and tuned parameter of weight and bias, and whether it is transposed."""
+        """Yield weight and bias: name, frozen and tuned parameter, whether stored transposed."""
         yield "weight", self.frozen_weight, self.tuned_weight, self.transposed
         if self.frozen_bias is not None and self.tuned_bias is not None:
             yield "bias", self.frozen_bias, self.tuned_bias, False

@@ -193,14 +193,13 @@ class HeadTuner:
 
     def _wrap(self, layer: AttentionLayer, heads: Sequence[int]) -> None:
         for module_name in layer.module_names:
-            rows = torch.cat(
-                [
-                    torch.arange(projection.rows(head).start, projection.rows(head).stop)
-                    for projection in layer.projections
-                    if projection.module_name == module_name
-                    for head in heads
-                ]
-            )
+            slices = [
+                projection.rows(head)
+                for projection in layer.projections
+                if projection.module_name == module_name
+                for head in heads
+            ]
+            rows = torch.cat([torch.arange(each.start, each.stop) for each in slices])
             plain = cast("nn.Linear | Conv1D", self.model.get_submodule(module_name))
             tuned = TunedProjection(plain, rows=rows)
             tuned.train(plain.training)
@@ -297,13 +296,7 @@ class HeadTuner:
         )
 
     def detach(self) -> PreTrainedModel:
-        """Turn the model back into a plain transformers model with the tuned rows in place.
-
-        The task head is cast back to the backbone's dtype; ``requires_grad`` of every parameter is
-        restored.
-
-        Returns:
-            The model that was passed to the tuner.
+        """Turn the model back into a plain one, as the function :func:`detach` does; return it.
 
         Raises:
             TunerError: the tuner is already detached.
@@ -314,12 +307,9 @@ class HeadTuner:
         return self.model
 
     def undo(self) -> PreTrainedModel:
-        """Detach and restore the backbone's own rows, bit for bit.
+        """Detach and restore the backbone's own rows, bit for bit; return the model.
 
         The task head keeps its trained parameters.
-
-        Returns:
-            The model that was passed to the tuner.
         """
         if self._attached:
             self.detach()
