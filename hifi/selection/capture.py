@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hifi.backbones.heads import Backbone, describe
+from hifi.backbones.heads import describe
 from hifi.errors import CaptureError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def capture_head_outputs(
 
     Only the backbone runs, in eval mode and without gradients; no head output is kept. Each
     sample's real tokens are first moved to the front, so that left padding does not shift absolute
-    positions, and columns of padding alone are cut off. When the block ends, even by an exception,
-    the hooks are removed and every module's ``training`` flag is restored.
+    positions, and columns of padding alone are cut off. Hooks exist while a batch runs. When the
+    block ends, even by an exception, every module's ``training`` flag is restored.
 
     Args:
         model: a transformers model, bare or with a task head, tuned or not.
@@ -56,19 +56,12 @@ def capture_head_outputs(
     Raises:
         UnsupportedArchitectureError: the model's heads cannot be located.
     """
-    capture = _Capture(model, describe(model), on_head_output)
+    capture = _Capture(model, on_head_output)
     training = [(module, module.training) for module in model.modules()]
-    handles = []
     try:
-        for layer in capture.backbone.layers:
-            projection = model.get_submodule(layer.output_name)
-            see = partial(capture.see, layer.index)
-            handles.append(projection.register_forward_pre_hook(see))
         model.eval()
         yield capture.run
     finally:
-        for handle in handles:
-            handle.remove()
         for module, flag in training:
             module.training = flag
 
@@ -92,15 +85,14 @@ class _LastLayerSeenError(Exception):
 class _Capture:
     """The state of one capture: the samples seen and the next layer."""
 
-    def __init__(
-        self, model: PreTrainedModel, backbone: Backbone, on_head_output: OnHeadOutput
-    ) -> None:
-        self.backbone = backbone
+    def __init__(self, model: PreTrainedModel, on_head_output: OnHeadOutput) -> None:
+        self._backbone = describe(model)
         self._model = model
+        outputs = [layer.output_name for layer in self._backbone.layers]
+        self._projections = [model.get_submodule(name) for name in outputs]
         self._on_head_output = on_head_output
         self._names = set(inspect.signature(model.base_model.forward).parameters)
         self._samples = 0
-        self._running = False
         self._next_layer = 0
         self._verified = False
         self._batch = _Batch({}, samples=0, real=None)
@@ -116,32 +108,28 @@ class _Capture:
         self._batch = _real_tokens_first(inputs, samples_before=self._samples)
         quiet = {**_RECORD_NOTHING, **({"use_cache": False} if "use_cache" in self._names else {})}
         self._next_layer = 0
-        self._running = True
-        try:
+        with ExitStack() as hooks:  # between batches the caller may run the model
+            for layer, projection in enumerate(self._projections):
+                see = partial(self._see, layer)
+                hooks.enter_context(projection.register_forward_pre_hook(see))
             # Not inference_mode: tensors that the model caches here (rotary tables) must remain
             # usable in training.
-            with torch.no_grad():
+            with suppress(_LastLayerSeenError), torch.no_grad():
                 self._model.base_model(**self._batch.inputs, **flags, **quiet)
-        except _LastLayerSeenError:
-            pass
-        finally:
-            self._running = False
-        if self._next_layer != self.backbone.num_layers:
+        if self._next_layer != self._backbone.num_layers:
             raise CaptureError(
-                f"the forward pass ran {self._next_layer} of {self.backbone.num_layers} layers"
+                f"the forward pass ran {self._next_layer} of {self._backbone.num_layers} layers"
             )
         self._verified = True
         self._samples += self._batch.samples
         return self._batch.samples
 
-    def see(self, layer: int, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def _see(self, layer: int, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Pass the input of one layer's output projection on (a forward pre-hook)."""
-        if not self._running:  # between batches the caller may run the model
-            return
         if layer != self._next_layer:
             raise CaptureError(
                 f"layer {layer} ran instead of layer {self._next_layer} of "
-                f"{self.backbone.num_layers}: a forward pass must run every layer once, in order"
+                f"{self._backbone.num_layers}: a forward pass must run every layer once, in order"
             )
         head_output = self._checked(layer, arguments[0] if arguments else None)
         real = self._batch.real
@@ -151,14 +139,14 @@ class _Capture:
         self._next_layer += 1
         # The first forward pass runs to its end, to verify that no layer runs twice. The others
         # stop here: the last layer's feed-forward block is not needed.
-        if self._verified and self._next_layer == self.backbone.num_layers:
+        if self._verified and self._next_layer == self._backbone.num_layers:
             raise _LastLayerSeenError
 
     def _checked(self, layer: int, output: object) -> Tensor:
         """Return W^O's input ``[B, S, H·G·D']`` as ``[B, S, H·G, D']``."""
         if not isinstance(output, Tensor):
             raise CaptureError(f"layer {layer}: W^O was called without a tensor as first argument")
-        heads, width = self.backbone.num_query_heads, self.backbone.head_dim
+        heads, width = self._backbone.num_query_heads, self._backbone.head_dim
         real, got = self._batch.real, tuple(output.shape)
         # The number of patches of an image is known only here.
         tokens = got[1:2] if real is None else (real.shape[1],)
@@ -174,11 +162,7 @@ class _Capture:
 def _backbone_inputs(
     batch: Mapping[str, Any], *, model: PreTrainedModel, names: set[str]
 ) -> dict[str, Tensor]:
-    """Pick the tensors that the backbone takes; move them to its device and dtype.
-
-    Raises:
-        InvalidArgumentError: not a mapping, no model input in it, or an input that is not a tensor.
-    """
+    """Pick the tensors that the backbone takes; move them to its device and dtype."""
     if not isinstance(batch, Mapping):
         raise InvalidArgumentError(
             "batches", value=type(batch).__name__, limit="an iterable of mappings, each one batch"
@@ -210,9 +194,6 @@ def _real_tokens_first(inputs: dict[str, Tensor], *, samples_before: int) -> _Ba
     Args:
         inputs: the backbone's inputs; text with or without a dimension of choices.
         samples_before: number of samples in earlier batches, to number a sample in an error.
-
-    Raises:
-        InvalidArgumentError: tokens of another rank, or a mask that does not fit them.
     """
     if "pixel_values" in inputs:
         return _Batch(inputs, samples=len(inputs["pixel_values"]), real=None)
@@ -258,12 +239,7 @@ def _each_choice_a_sample(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checked_mask(mask: Tensor, *, shape: tuple[int, ...], samples_before: int) -> Tensor:
-    """Check the attention mask and return it as bool ``[B, S]``.
-
-    Raises:
-        InvalidArgumentError: another shape, values other than 0 and 1, or a sample without a real
-            token.
-    """
+    """Check the attention mask and return it as bool ``[B, S]``."""
     if tuple(mask.shape) != shape:
         raise InvalidArgumentError(
             "attention_mask",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
@@ -16,6 +16,7 @@ from hifi.data.settings import Scoring, Strategy, Teleport, declared
 from hifi.errors import InvalidArgumentError
 
 _DECIMALS = 12  # scores that agree to this many decimals are ties; the lower index wins
+_SCORES = ("information_richness", "correlation", "importance")  # tensors of LayerScores
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,7 +122,7 @@ class HeadSelection:
             min=torch.finfo(torch.float64).tiny
         )
         scores = scores / scores.abs().sum(1, keepdim=True).clamp(min=1)
-        layers = _open_layers(shape[0], strategy=strategy)
+        layers = range((shape[0] + 1) // 2 if strategy == "mid-top" else 0, shape[0])
         heads = [HeadId(layer, head) for layer in layers for head in _top(scores[layer], k=k)]
         return cls(heads=tuple(heads), num_layers=shape[0], k=k, strategy=strategy)
 
@@ -142,9 +143,7 @@ class HeadSelection:
             for layer in range(self.num_layers)
         ]
         for entry, scores in zip(layers, self.layers, strict=False):
-            entry["information_richness"] = scores.information_richness.tolist()
-            entry["correlation"] = scores.correlation.tolist()
-            entry["importance"] = scores.importance.tolist()
+            entry |= {name: getattr(scores, name).tolist() for name in _SCORES}
             entry["iterations"] = scores.iterations
         return {
             **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
@@ -186,11 +185,6 @@ def check_strategy(strategy: object, *, num_layers: int) -> None:
         )
 
 
-def _open_layers(num_layers: int, *, strategy: Strategy) -> range:
-    """Return the layers in which heads are selected."""
-    return range((num_layers + 1) // 2 if strategy == "mid-top" else 0, num_layers)
-
-
 def _top(scores: Tensor, *, k: int) -> list[int]:
     """Return the indices of the ``k`` best heads of one layer, ascending."""
     rounded = [round(score, _DECIMALS) for score in scores.tolist()]
@@ -198,11 +192,6 @@ def _top(scores: Tensor, *, k: int) -> list[int]:
 
 
 def _read(entry: Mapping[str, Any]) -> HeadSelection:
-    """Parse a selection from its JSON form.
-
-    Raises:
-        InvalidArgumentError, LookupError, TypeError, ValueError: a field is missing or malformed.
-    """
     layers = entry["layers"]
     if as_integer(entry["num_layers"]) != len(layers):
         raise InvalidArgumentError(
@@ -217,15 +206,12 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
         (HeadId(layer, head) for layer, scores in enumerate(layers) for head in scores["selected"]),
         num_layers=len(layers),
     )
-    by_hand = all("importance" not in scores for scores in layers)
-    selection = HeadSelection(
-        heads=named.heads,
-        num_layers=named.num_layers,
-        layers=()
-        if by_hand
-        else tuple(
+    scored = layers if any("importance" in scores for scores in layers) else []
+    selection = replace(
+        named,
+        layers=tuple(
             _read_layer(scores, selected=named.selected_in(layer))
-            for layer, scores in enumerate(layers)
+            for layer, scores in enumerate(scored)
         ),
         **{name: entry[each.names[0]] for name, each in declared(Scoring).items()},
         fingerprint=entry.get("fingerprint"),
@@ -235,11 +221,7 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
 
 
 def _check_settings(selection: HeadSelection) -> None:
-    """Raise for settings outside their range; settings are None if there are no scores.
-
-    Raises:
-        InvalidArgumentError: a setting or a head is invalid.
-    """
+    """Raise for settings outside their range; settings are None if there are no scores."""
     is_scored = bool(selection.layers)
     heads = len(selection.layers[0].importance) if is_scored else None
     for name, setting in declared(Scoring).items():
@@ -255,15 +237,8 @@ def _check_settings(selection: HeadSelection) -> None:
 
 
 def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> LayerScores:
-    """Parse one layer's scores from their JSON form.
-
-    Raises:
-        InvalidArgumentError, LookupError, TypeError, ValueError: a field is missing or malformed.
-    """
-    information, correlation, importance = (
-        torch.tensor(entry[name], dtype=torch.float64)
-        for name in ("information_richness", "correlation", "importance")
-    )
+    tensors = [torch.tensor(entry[name], dtype=torch.float64) for name in _SCORES]
+    information, correlation, importance = tensors
     heads = len(importance)
     if information.shape != (heads,) or correlation.shape != (heads, heads):
         raise ValueError("the scores have different numbers of heads")

@@ -81,11 +81,7 @@ def pagerank(
 
 
 def _checked_graph(correlation: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
-    """Check r and I; return r and p⁽⁰⁾ in float64 on the CPU.
-
-    Raises:
-        InvalidArgumentError: shapes do not fit, or entries are outside their range.
-    """
+    """Check r and I; return r and p⁽⁰⁾ in float64 on the CPU."""
     heads = information.shape[0] if information.ndim == 1 else 0
     if heads == 0:
         raise InvalidArgumentError(

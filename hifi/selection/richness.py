@@ -36,7 +36,7 @@ def information_richness(head_output: Tensor, *, xi: float) -> Tensor:
         >>> information_richness(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])), xi=0.7)
         tensor(2)
     """
-    xi = check_share(xi)
+    xi = check_number("xi", xi, is_allowed=lambda share: 0 < share <= 1, limit="a number in (0, 1]")
     shape = tuple(head_output.shape)
     if len(shape) < 2 or 0 in shape:
         raise InvalidArgumentError("head_output", value=shape, limit="a shape [..., S, D'], not 0")
@@ -51,17 +51,6 @@ def scaled(matrices: Tensor) -> Tensor:
     """Scale float64 matrices ``[..., S, D']`` so that squares do not over- or underflow."""
     largest = matrices.abs().amax((-2, -1), keepdim=True)
     return matrices / torch.where(largest > 0, largest, 1)
-
-
-def check_share(xi: object) -> float:
-    """Check the share ξ and return it as a float.
-
-    Raises:
-        InvalidArgumentError: not a number, or outside (0, 1].
-    """
-    return check_number(
-        "xi", xi, is_allowed=lambda share: 0 < share <= 1, limit="a number in (0, 1]"
-    )
 
 
 class RichnessSums:

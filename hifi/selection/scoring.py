@@ -119,7 +119,7 @@ def _stream(
     with capture_head_outputs(model, on_head_output=sums.add) as run:
         for batch in batches:
             samples += run(batch)
-            sums.settle()
+            sums.richness.settle()
             if on_batch is not None:
                 on_batch(samples)
     if samples == 0:
@@ -154,7 +154,7 @@ class _ScoreSums:
     def __init__(self, backbone: Backbone, *, xi: float) -> None:
         layers, heads = backbone.num_layers, backbone.num_query_heads
         self._groups = (backbone.num_heads, backbone.group_size)
-        self._richness = RichnessSums((layers, heads), xi=xi)
+        self.richness = RichnessSums((layers, heads), xi=xi)
         self._correlation = torch.zeros(layers, heads, heads, dtype=torch.float64)
 
     def add(self, layer: int, head_output: Tensor, real: Tensor) -> None:
@@ -174,15 +174,11 @@ class _ScoreSums:
         self._correlation[layer] += head_correlation(means).sum(0).cpu()
         if head_output.dtype == torch.float64:  # squares of narrower types always fit float64
             outputs = scaled(outputs)
-        self._richness.add(layer, outputs, tokens=tokens)
-
-    def settle(self) -> None:
-        """Finish the pending work of the batch."""
-        self._richness.settle()
+        self.richness.add(layer, outputs, tokens=tokens)
 
     def means(self, layer: int, *, samples: int) -> tuple[Tensor, Tensor]:
         """Return I ``[H]`` and r ``[H, H]`` of one layer; groups average over (pairs of) heads."""
         groups, size = self._groups
-        counts = self._richness.counts[layer].view(groups, size).sum(1)
+        counts = self.richness.counts[layer].view(groups, size).sum(1)
         pairs = self._correlation[layer].view(groups, size, groups, size).sum((1, 3))
         return counts.double() / (samples * size), (pairs / (samples * size**2)).fill_diagonal_(0)

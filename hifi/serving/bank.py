@@ -15,17 +15,8 @@ from torch import Tensor
 from hifi.backbones.heads import describe
 from hifi.deltas.row_names import shapes_of
 from hifi.errors import BankClosedError, InvalidArgumentError
-from hifi.serving.mixed_batch import (
-    TASK_HEAD,
-    BankedTask,
-    Group,
-    answer_alike,
-    arrange,
-    blocks_of,
-    by_head,
-    enough_on,
-)
-from hifi.serving.mixed_rows import MixedRows, RowPlaces
+from hifi.serving.mixed_batch import Group, answer_alike, arrange, blocks_of, by_head, enough_on
+from hifi.serving.mixed_rows import TASK_HEAD, BankedTask, MixedRows, RowPlaces
 from hifi.serving.slots import Layout, Slots
 from hifi.serving.task_logits import TaskLogits
 
@@ -141,7 +132,7 @@ class HeadBank:
             TaskHeadMismatchError: the task head does not fit the task.
             DeltaFileError: the delta records values that no tokenizer or model accepts.
         """
-        with self._aside():
+        with torch.cuda.stream(self._side):  # on a GPU, do not wait for a running batch
             rows = delta.rows_on(self._model)
         places = RowPlaces.of(rows, model=self._model)
         head = self._head_for(delta) if delta.task_head else None
@@ -177,10 +168,12 @@ class HeadBank:
             limit = "a delta that this bank packed"
             raise InvalidArgumentError("packed", value="another bank's", limit=limit)
         slot = self._slots.fill(packed.flat, layout=packed.layout)
+        task = BankedTask(slot, packed.places, packed.head)
         try:
-            former = self._exchange(
-                name, BankedTask.of(slot, places=packed.places, head=packed.head)
-            )
+            with self._lock:
+                self._check_open()
+                former = self._tasks.get(name)
+                self._tasks[name] = task
         except BankClosedError:
             self._slots.let_go(slot)
             self.release_free_slots()
@@ -293,31 +286,13 @@ class HeadBank:
                 answers.update(zip(group.places, answer, strict=True))
         return [answers[place] for place in range(len(tasks))]
 
-    @contextmanager
-    def _cutting(self, groups: Sequence[Group]) -> Iterator[None]:
+    def _cutting(self, groups: Sequence[Group]) -> AbstractContextManager[object]:
         """Make the last layer compute only the first token if no task reads another."""
         modules = {group.first_token_from for group in groups}  # one, or None, or both
         name = modules.pop() if len(modules) == 1 else None
         if name is None:
-            yield
-            return
-        hook = self._model.get_submodule(name).register_forward_pre_hook(_cut)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _aside(self) -> AbstractContextManager[object]:
-        """Read the backbone's rows on another stream, without waiting for a batch on the GPU."""
-        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
-
-    def _exchange(self, name: str, task: BankedTask) -> BankedTask | None:
-        """Assign a name to a task, and return the task that had it before."""
-        with self._lock:
-            self._check_open()
-            former = self._tasks.get(name)
-            self._tasks[name] = task
-            return former
+            return nullcontext()
+        return self._model.get_submodule(name).register_forward_pre_hook(_cut)
 
     def _check_open(self) -> None:
         if self._is_closed:

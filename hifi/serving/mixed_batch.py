@@ -5,53 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from hifi.serving.mixed_rows import Block, TaskRows
-
-if TYPE_CHECKING:
-    from hifi.serving.mixed_rows import RowPlaces
-    from hifi.serving.slots import Slot
-    from hifi.serving.task_logits import TaskLogits
-
-TASK_HEAD = "task_head."  # prefix of its parts' names; the names of row parts begin differently
-
-
-@dataclass(frozen=True, eq=False)
-class BankedTask:
-    """A head delta in the bank.
-
-    Attributes:
-        slot: holds its tensors.
-        rows: its rows, in the slot.
-        head: computes logits from a hidden state; None without a task head.
-        weights: of the task head, in the slot.
-    """
-
-    slot: Slot
-    rows: TaskRows
-    head: TaskLogits | None
-    weights: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, slot: Slot, *, places: RowPlaces, head: TaskLogits | None) -> BankedTask:
-        """Find a head delta's parts in its slot.
-
-        Args:
-            slot: already filled.
-            places: where its rows go in the model.
-            head: computes logits from a hidden state; None without a task head.
-        """
-        weights = {
-            name.removeprefix(TASK_HEAD): part
-            for name, part in slot.parts.items()
-            if name.startswith(TASK_HEAD)
-        }
-        return cls(slot, TaskRows(places, slot.parts), head, weights)
-
+from hifi.serving.mixed_rows import BankedTask, Block
 
 _Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # a constant below, and RowPlaces.shape
 _BARE, _FEW, _MANY = range(3)
@@ -106,7 +65,7 @@ class Group:
         if self.task is None or self.task.head is None:
             return own
         part = {key: tensor[self.samples] for key, tensor in batch.items()}
-        return self.task.head.apply(self.task.weights, hidden=own, batch=part)
+        return self.task.head.apply(self.task.head_weights, hidden=own, batch=part)
 
 
 def enough_on(device: torch.device) -> int:
@@ -131,7 +90,7 @@ def arrange(tasks: Sequence[BankedTask | None], *, enough: int) -> list[Group]:
 def _kind_of(task: BankedTask | None, count: int, *, enough: int) -> _Kind:
     if task is None:
         return _BARE, ()
-    return _MANY if count >= enough else _FEW, task.rows.places.shape
+    return _MANY if count >= enough else _FEW, task.places.shape
 
 
 def blocks_of(groups: Sequence[Group]) -> list[Block]:
@@ -139,10 +98,10 @@ def blocks_of(groups: Sequence[Group]) -> list[Block]:
     blocks: list[Block] = []
     for (size, _), alike in groupby(groups, key=lambda group: group.kind):
         for part in _cut_to_size(alike, _bytes_of_rows) if size == _FEW else ([g] for g in alike):
-            rows = [group.task.rows for group in part if group.task for _ in group.places]
-            if rows:
+            tasks = [group.task for group in part if group.task for _ in group.places]
+            if tasks:
                 samples = slice(part[0].samples.start, part[-1].samples.stop)
-                blocks.append(Block(samples, rows if len(part) > 1 else rows[:1]))
+                blocks.append(Block(samples, tasks if len(part) > 1 else tasks[:1]))
     return blocks
 
 
@@ -163,15 +122,15 @@ def answer_alike(
     if len(alike) == 1 or tasks[0].head is None:
         return [group.answer(hidden, batch) for group in alike]
     first = torch.stack([hidden[group.samples, :1] for group in alike])  # [t, n, 1, D]
-    return tasks[0].head.apply_to_many([task.weights for task in tasks], hidden=first)
+    return tasks[0].head.apply_to_many([task.head_weights for task in tasks], hidden=first)
 
 
 def _bytes_of_rows(group: Group) -> int:
-    return 0 if group.task is None else group.task.rows.widest * len(group.places)
+    return 0 if group.task is None else group.task.widest * len(group.places)
 
 
 def _bytes_of_head(group: Group) -> int:
-    return 0 if group.task is None else sum(w.nbytes for w in group.task.weights.values())
+    return 0 if group.task is None else sum(w.nbytes for w in group.task.head_weights.values())
 
 
 def _cut_to_size(

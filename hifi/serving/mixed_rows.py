@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +17,11 @@ from hifi.deltas.row_names import Shape, heads_of_rows, row_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hifi.serving.slots import Slot
+    from hifi.serving.task_logits import TaskLogits
+
+TASK_HEAD = "task_head."  # prefix of its parts' names; the names of row parts begin differently
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,12 @@ class RowPlaces:
             rows: W' by row name; they must fit the model.
             model: the bare backbone.
         """
-        chosen: dict[int, list[HeadId]] = {}
-        for head in heads_of_rows(rows):
-            chosen.setdefault(head.layer, []).append(head)
         described = describe(model).layers
-        layers: dict[int, _Columns] = {}
         numbers: list[int] = []
-        for index, heads in chosen.items():
-            layers[index] = _columns(rows, heads, layer=described[index], numbers=numbers)
+        layers = {
+            index: _columns(rows, list(heads), layer=described[index], numbers=numbers)
+            for index, heads in groupby(heads_of_rows(rows), key=lambda head: head.layer)
+        }
         return cls(layers, tuple(numbers))
 
     @property
@@ -142,17 +146,28 @@ def _columns(
     return _Columns(tuple(owners), places, (width, start), has_bias)
 
 
-@dataclass(frozen=True)
-class TaskRows:
-    """One task's rows, on the model's device.
+@dataclass(frozen=True, eq=False)
+class BankedTask:
+    """A head delta in the bank.
 
     Attributes:
-        places: where they go.
-        parts: their values, by the names in ``places.parts``.
+        slot: holds the values of its rows, by the names in ``places.parts``, and its task head.
+        places: where the rows go in the model.
+        head: computes logits from a hidden state; None without a task head.
     """
 
+    slot: Slot
     places: RowPlaces
-    parts: Mapping[str, Tensor]
+    head: TaskLogits | None
+
+    @cached_property
+    def head_weights(self) -> dict[str, Tensor]:
+        """The task head's parameters, in the slot."""
+        return {
+            name.removeprefix(TASK_HEAD): part
+            for name, part in self.slot.parts.items()
+            if name.startswith(TASK_HEAD)
+        }
 
     @cached_property
     def widest(self) -> int:
@@ -161,11 +176,11 @@ class TaskRows:
 
     def weight(self, layer: int) -> Tensor:
         """Return W'ᵀ of a layer, ``[D, c]``."""
-        return self.parts[_part(layer, "weight")]
+        return self.slot.parts[_part(layer, "weight")]
 
     def bias(self, layer: int) -> Tensor | None:
         """Return the bias of a layer, ``[c]``."""
-        return self.parts.get(_part(layer, "bias"))
+        return self.slot.parts.get(_part(layer, "bias"))
 
 
 @dataclass(frozen=True)
@@ -174,11 +189,11 @@ class Block:
 
     Attributes:
         samples: their positions.
-        rows: those of the one task of all samples, or of each sample's task, all of one shape.
+        tasks: the one task of all samples, or each sample's task; their rows have one shape.
     """
 
     samples: slice
-    rows: Sequence[TaskRows]
+    tasks: Sequence[BankedTask]
 
     def project(self, layer: int, inputs: Tensor) -> Tensor:
         """Project the samples' inputs to a layer ``[n, S, D]`` with their rows, to ``[n, S, c]``.
@@ -186,13 +201,13 @@ class Block:
         Many tasks' weights are stacked first, with one kernel on a GPU; the size of blocks limits
         the memory for this.
         """
-        if len(self.rows) == 1:
-            weight, bias = self.rows[0].weight(layer), self.rows[0].bias(layer)
+        if len(self.tasks) == 1:
+            weight, bias = self.tasks[0].weight(layer), self.tasks[0].bias(layer)
             flat = inputs.flatten(0, 1)
             product = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
             return product.view(*inputs.shape[:2], -1)
-        weights = torch.stack([rows.weight(layer) for rows in self.rows])  # [n, D, c]
-        biases = [bias for rows in self.rows if (bias := rows.bias(layer)) is not None]
+        weights = torch.stack([task.weight(layer) for task in self.tasks])  # [n, D, c]
+        biases = [bias for task in self.tasks if (bias := task.bias(layer)) is not None]
         if not biases:
             return torch.bmm(inputs, weights)
         return torch.baddbmm(torch.stack(biases).unsqueeze(1), inputs, weights)
@@ -232,7 +247,7 @@ def placing_on(device: torch.device) -> Placing:
 
 def _heads_of(blocks: Sequence[Block], device: torch.device) -> list[Tensor]:
     """Copy the heads of all blocks to a device at once, each ``[n or 1, all places' h]``."""
-    numbers = [[rows.places.heads for rows in block.rows] for block in blocks]
+    numbers = [[task.places.heads for task in block.tasks] for block in blocks]
     flat = torch.tensor(
         [head for block in numbers for heads in block for head in heads],
         dtype=torch.int64,
@@ -314,7 +329,7 @@ class _MixedLayer:
         self._blocks = [
             (block, numbers)
             for block, numbers in zip(blocks, heads, strict=True)
-            if self._index in block.rows[0].places.layers
+            if self._index in block.tasks[0].places.layers
         ]
 
     def stop(self) -> None:
@@ -328,9 +343,14 @@ class _MixedLayer:
         def overwrite(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             if not self._blocks:
                 return
-            products = self._multiply(arguments[0])
-            for (block, heads), product in zip(self._blocks, products, strict=True):
-                place = block.rows[0].places.layers[self._index].places[name]
+            inputs = arguments[0]
+            if inputs is not self._inputs:
+                self._inputs = inputs
+                self._products = [
+                    block.project(self._index, inputs[block.samples]) for block, _ in self._blocks
+                ]
+            for (block, heads), product in zip(self._blocks, self._products, strict=True):
+                place = block.tasks[0].places.layers[self._index].places[name]
                 self._place(
                     product[..., place.columns].unflatten(-1, (-1, place.size)),
                     output=output[block.samples].unflatten(-1, (-1, place.size)),
@@ -340,14 +360,6 @@ class _MixedLayer:
                 self._forget()
 
         return overwrite
-
-    def _multiply(self, inputs: Tensor) -> list[Tensor]:
-        if inputs is not self._inputs:
-            self._inputs = inputs
-            self._products = [
-                block.project(self._index, inputs[block.samples]) for block, _ in self._blocks
-            ]
-        return self._products
 
     def _forget(self) -> None:
         self._inputs, self._products = None, []

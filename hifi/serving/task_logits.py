@@ -80,12 +80,11 @@ class TaskLogits:
         self._given = _GivenBackbone(base)
         setattr(task_model, self._prefix, self._given)
         self._model = task_model.eval()
-        pooler = dict(model.named_parameters())
-        names = [name for name, _ in self._model.named_parameters()]
-        own = {name: self._bare(name) for name in names}
+        own, backbone = dict(task_model.named_parameters()), dict(model.named_parameters())
+        bare = {name: self._bare(name) for name in own}
         # Parameters of the backbone come from it, unless a task trains them: a pooler.
-        self._shared = {name: pooler[bare] for name, bare in own.items() if bare in pooler}
-        self._shapes = shapes_of(dict(self._model.named_parameters()))
+        self._shared = {name: backbone[each] for name, each in bare.items() if each in backbone}
+        self._shapes = shapes_of(own)
 
     def check(self, task_head: Mapping[str, Tensor]) -> None:
         """Raise if a delta's task head does not fit; may be called from any thread.

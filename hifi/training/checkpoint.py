@@ -27,10 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
+_NUMBERS = (  # fields of a checkpoint that its JSON holds under their own names
+    "step",
+    "evaluations_without_gain",
+    "event_number",
+    "train_seconds",
+    "selection_seconds",
+    "samples",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,12 +127,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoint_folder(directory: Path, *, step: int) -> Path:
-    """Return the folder of a step's checkpoint.
-
-    Args:
-        directory: holds the checkpoints of one run.
-        step: optimizer steps done.
-    """
+    """Return the folder of a step's checkpoint in the folder of its run's checkpoints."""
     return directory / f"step-{step:08d}"
 
 
@@ -142,13 +145,9 @@ def remove_checkpoints(directory: Path) -> None:
 
 def _remove_all(directory: Path, *, but: Path | None) -> None:
     for path in directory.iterdir():
-        if path != but and (_NAME.fullmatch(path.name) or _is_leftover(path)):
+        is_leftover = path.name.startswith(TEMPORARY_PREFIX)  # unfinished, of a killed run
+        if path != but and (is_leftover or _NAME.fullmatch(path.name)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_leftover(path: Path) -> bool:
-    """Return whether a folder is an unfinished checkpoint of a killed run."""
-    return path.name.startswith(TEMPORARY_PREFIX)
 
 
 def load_checkpoint(directory: Path) -> tuple[Path, Checkpoint] | None:
@@ -223,12 +222,8 @@ def _read_tensors(path: Path, *, digest: str) -> dict[str, Tensor]:
 def _newest(directory: Path) -> Path | None:
     if not directory.is_dir():
         return None
-    steps = {
-        int(match[1]): path
-        for path in directory.iterdir()
-        if (match := _NAME.fullmatch(path.name)) is not None
-    }
-    return steps[max(steps)] if steps else None
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
@@ -264,13 +259,8 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "job": dict(checkpoint.job),
         "selection": checkpoint.selection.to_dict(),
-        "step": checkpoint.step,
         "best": None if best is None else {"step": best.step, "metrics": dict(best.metrics)},
-        "evaluations_without_gain": checkpoint.evaluations_without_gain,
-        "event_number": checkpoint.event_number,
-        "train_seconds": checkpoint.train_seconds,
-        "selection_seconds": checkpoint.selection_seconds,
-        "samples": checkpoint.samples,
+        **{name: getattr(checkpoint, name) for name in _NUMBERS},
         "tensors_sha256": digest,
     }
 
@@ -289,16 +279,11 @@ def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
     return Checkpoint(
         job=state["job"],
         selection=HeadSelection.from_dict(state["selection"]),
-        step=state["step"],
         parameters=groups["parameters"],
         optimizer=optimizer,
         random=groups["random"],
         best=None
         if best is None
         else Best(step=best["step"], metrics=best["metrics"], parameters=groups["best"]),
-        evaluations_without_gain=state["evaluations_without_gain"],
-        event_number=state["event_number"],
-        train_seconds=state["train_seconds"],
-        selection_seconds=state["selection_seconds"],
-        samples=state["samples"],
+        **{name: state[name] for name in _NUMBERS},
     )

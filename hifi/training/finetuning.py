@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from hifi.backbones.devices import resolve_device
 from hifi.backbones.heads import describe
 from hifi.backbones.models import resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
-from hifi.data.settings import Hyperparameters, Precision, Scoring, Strategy, Teleport
+from hifi.data.settings import Hyperparameters, Precision, Scoring, Strategy, Teleport, declared
 from hifi.errors import BackboneMismatchError, InvalidArgumentError
 from hifi.selection.head_selection import HeadSelection
 from hifi.selection.scoring import select_heads
@@ -22,7 +22,7 @@ from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.training.events import Emitter, OnEvent, TrainingEvent
 from hifi.training.preparation import Prepared, calibration_batches, describe_job, prepare
 from hifi.training.reproducibility import reproducible_kernels
-from hifi.training.trainer import CheckpointPlan, Outcome, Trainer
+from hifi.training.trainer import CheckpointPlan, Trainer
 from hifi.tuning.tuner import HeadTuner
 
 if TYPE_CHECKING:
@@ -170,25 +170,9 @@ def finetune(
 
     Source: Gui & Xiao, "HiFi", Findings of ACL 2023, Algorithm 3.
     """
-    settings = Hyperparameters(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        max_length=max_length,
-        warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay,
-        seed=seed,
-        precision=precision,
-        early_stopping_patience=early_stopping_patience,
-    )
-    scoring = Scoring(
-        k=k,
-        xi=xi,
-        damping=damping,
-        n_samples=n_samples,
-        strategy=strategy,
-        teleport=teleport,
-    )
+    arguments = locals()  # every declared setting is an argument of the same name
+    settings = Hyperparameters(**{name: arguments[name] for name in declared(Hyperparameters)})
+    scoring = Scoring(**{name: arguments[name] for name in declared(Scoring)})
     given = _check_given(selection)
     _check_patience(settings, validation=validation)
     plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
@@ -292,10 +276,15 @@ def _tune(
     emitter: Emitter,
 ) -> FinetuneResult:
     """Train from the checkpoint, and return the head delta."""
-    model = ready.loaded.model
+    model, selection = ready.loaded.model, start.selection
     weights = sum(parameter.numel() for parameter in model.parameters())
-    selection = start.selection
-    with _tuning(ready, selection=selection) as tuner:
+    tuner = HeadTuner(
+        model,
+        selection,
+        task_head=ready.loaded.task_head_modules,
+        fingerprint=ready.fingerprint,
+    )
+    try:
         trained = sum(parameter.numel() for parameter in tuner.parameters())
         if not start.parameters:  # a new run, which has not reported its heads yet
             emitter.emit(
@@ -308,76 +297,30 @@ def _tune(
                     head_dim=describe(model).head_dim,
                 )
             )
-        outcome = _train(ready, settings, tuner=tuner, start=start, plan=plan, emitter=emitter)
-        return FinetuneResult(
-            delta=tuner.delta(
-                model=ready.source.name,
-                revision=ready.source.revision,
-                task=ready.data.describe(),
-                labels=ready.data.task.classes,
-                training=settings.describe(),
-            ),
-            selection=selection,
-            metrics=outcome.metrics,
-            best_step=outcome.best_step,
-            train_seconds=outcome.train_seconds,
-            selection_seconds=start.selection_seconds,
-            samples_per_second=outcome.samples_per_second,
-            trainable_parameters=trained,
-            fraction=trained / weights,
+        trainer = Trainer(
+            tuner, data=ready.data, settings=settings, start=start, plan=plan, emitter=emitter
         )
-
-
-@contextmanager
-def _tuning(ready: Prepared, *, selection: HeadSelection) -> Iterator[HeadTuner]:
-    """Tune the model during a block, then restore the backbone, which other calls may share."""
-    tuner = HeadTuner(
-        ready.loaded.model,
-        selection,
-        task_head=ready.loaded.task_head_modules,
-        fingerprint=ready.fingerprint,
-    )
-    try:
-        yield tuner
+        outcome = trainer.run()
+        delta = tuner.delta(
+            model=ready.source.name,
+            revision=ready.source.revision,
+            task=ready.data.describe(),
+            labels=ready.data.task.classes,
+            training=settings.describe(),
+        )
     finally:
-        tuner.undo()
-
-
-def _train(
-    ready: Prepared,
-    settings: Hyperparameters,
-    *,
-    tuner: HeadTuner,
-    start: Checkpoint,
-    plan: CheckpointPlan,
-    emitter: Emitter,
-) -> Outcome:
-    """Train from the checkpoint, and emit the event ``finished``."""
-    trainer = Trainer(
-        tuner,
-        task=ready.data.task,
-        train=ready.data.train,
-        validation=ready.data.validation,
-        settings=settings,
-        start=start,
-        plan=plan,
-        emitter=emitter,
+        tuner.undo()  # other calls may share the backbone
+    return FinetuneResult(
+        delta=delta,
+        selection=selection,
+        metrics=outcome.metrics,
+        best_step=outcome.best_step,
+        train_seconds=outcome.train_seconds,
+        selection_seconds=start.selection_seconds,
+        samples_per_second=outcome.samples_per_second,
+        trainable_parameters=trained,
+        fraction=trained / weights,
     )
-    outcome = trainer.run()
-    is_early = outcome.last_step < outcome.total_steps
-    verb = f"stopped early, after step {outcome.last_step}" if is_early else "finished"
-    emitter.emit(
-        TrainingEvent(
-            kind="finished",
-            message=f"{verb}; the best step is {outcome.best_step}",
-            step=outcome.last_step,
-            total_steps=outcome.total_steps,
-            epoch=outcome.epochs,
-            metrics=outcome.metrics,
-            samples_per_second=outcome.samples_per_second,
-        )
-    )
-    return outcome
 
 
 def _select(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,12 +180,11 @@ def _load_data(
         return encoder.encode(dataset, split=split, targets=targets)
 
     examples = encode(dataset, "train")
+    data = TaskData(task=task, encoder=encoder, train=examples, validation=None)
     if validation is None:
-        return TaskData(task=task, encoder=encoder, train=examples, validation=None)
+        return data
     dataset = load_split(validation, split="validation", columns=task.columns)
-    return TaskData(
-        task=task, encoder=encoder, train=examples, validation=encode(dataset, "validation")
-    )
+    return replace(data, validation=encode(dataset, "validation"))
 
 
 def calibration_batches(

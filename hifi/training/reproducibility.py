@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -41,12 +41,9 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
         settings.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
 
 
-@contextmanager
-def own_random_state(device: torch.device) -> Iterator[None]:
+def own_random_state(device: torch.device) -> AbstractContextManager[None]:
     """Restore the caller's random states, of the CPU and the device, at the end of a block."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def seed_random(seed: int, *, device: torch.device) -> None:

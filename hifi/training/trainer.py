@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hifi.data.settings import Hyperparameters
-    from hifi.tasks import Batch, Examples, Task
+    from hifi.tasks import Batch, Examples
     from hifi.training.events import Emitter, EventKind
+    from hifi.training.preparation import TaskData
     from hifi.tuning.tuner import HeadTuner
 
 _MAX_GRADIENT_NORM = 1.0
@@ -47,26 +48,14 @@ class CheckpointPlan:
     Attributes:
         directory: None saves no checkpoints.
         seconds: the shortest time between two checkpoints.
-
-    Raises:
-        InvalidArgumentError: ``seconds`` is not a number, negative or infinite.
     """
 
     directory: Path | None = None
     seconds: float = 60.0
 
-    def __post_init__(self) -> None:
-        seconds = check_number(
-            "checkpoint_seconds",
-            self.seconds,
-            is_allowed=lambda seconds: seconds >= 0,
-            limit="a finite number of at least 0",
-        )
-        object.__setattr__(self, "seconds", seconds)
-
     @classmethod
     def of(cls, directory: str | Path | None, *, seconds: float) -> CheckpointPlan:
-        """Build a plan from a caller's arguments.
+        """Check a caller's arguments and build a plan from them.
 
         Raises:
             InvalidArgumentError: ``checkpoint_dir`` or ``checkpoint_seconds`` is invalid.
@@ -77,7 +66,13 @@ class CheckpointPlan:
             raise InvalidArgumentError(
                 "checkpoint_dir", value=directory, limit="a folder's path, or None to save none"
             ) from error
-        return cls(directory=path, seconds=seconds)
+        shortest = check_number(
+            "checkpoint_seconds",
+            seconds,
+            is_allowed=lambda seconds: seconds >= 0,
+            limit="a finite number of at least 0",
+        )
+        return cls(directory=path, seconds=shortest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +82,12 @@ class Outcome:
     Attributes:
         best_step: the step whose rows the tuner now holds: the best on validation, else the last.
         metrics: of that step on validation; empty without a validation split.
-        last_step: number of steps done.
-        total_steps: number of planned steps; more than ``last_step`` after an early stop.
-        epochs: epochs done; a fraction if training stopped within one.
         train_seconds: time spent in steps over all attempts, without evaluations.
         samples_per_second: samples of all steps divided by that time.
     """
 
     best_step: int
     metrics: Mapping[str, float]
-    last_step: int
-    total_steps: int
-    epochs: float
     train_seconds: float
     samples_per_second: float
 
@@ -111,9 +100,7 @@ class Trainer:
 
     Args:
         tuner: of a model on its device, in its dtype.
-        task: has the loss and the metrics.
-        train: the training split.
-        validation: the split on which the best step is chosen; None takes the last step.
+        data: the encoded splits; without a validation split the last step counts as the best.
         settings: the hyperparameters.
         start: step 0 of a new run, or the checkpoint to resume from.
         plan: where and how often to save checkpoints.
@@ -124,9 +111,7 @@ class Trainer:
         self,
         tuner: HeadTuner,
         *,
-        task: Task,
-        train: Examples,
-        validation: Examples | None,
+        data: TaskData,
         settings: Hyperparameters,
         start: Checkpoint,
         plan: CheckpointPlan,
@@ -137,12 +122,12 @@ class Trainer:
         self._parameters = dict(tuner.named_parameters())
         self._optimizer = _make_optimizer(self._parameters, settings=settings)
         self._arguments = set(inspect.signature(tuner.model.forward).parameters)
-        self._task = task
-        self._train = train
-        self._validation = validation
+        self._task = data.task
+        self._train = data.train
+        self._validation = data.validation
         self._settings = settings
         self._batches = TrainingBatches(
-            lengths=train.lengths, batch_size=settings.batch_size, seed=settings.seed
+            lengths=data.train.lengths, batch_size=settings.batch_size, seed=settings.seed
         )
         self._order: tuple[int, list[Indices]] = (-1, [])
         self._total_steps = self._batches.per_epoch * settings.epochs
@@ -151,7 +136,7 @@ class Trainer:
         self._state = start
 
     def run(self) -> Outcome:
-        """Train to the end and leave the best step's parameters in the tuner.
+        """Train to the end, leave the best step's parameters in the tuner, emit ``finished``.
 
         If the caller has already requested a pause, only step 0 is saved.
 
@@ -215,7 +200,7 @@ class Trainer:
             self._event("step", f"step {state.step} of {self._total_steps}: loss {loss:.4f}"),
             loss=loss,
             learning_rate=rate,
-            samples_per_second=state.samples / max(state.train_seconds, 1e-9),
+            samples_per_second=self._samples_per_second,
             eta_seconds=left * state.train_seconds / state.step,
         )
         self._emitter.emit(event)
@@ -226,12 +211,12 @@ class Trainer:
             message=message,
             step=self._state.step,
             total_steps=self._total_steps,
-            epoch=self._epoch,
+            epoch=self._state.step / self._batches.per_epoch,
         )
 
     @property
-    def _epoch(self) -> float:
-        return self._state.step / self._batches.per_epoch
+    def _samples_per_second(self) -> float:
+        return self._state.samples / max(self._state.train_seconds, 1e-9)
 
     def _next_batch(self) -> Batch:
         epoch, index = divmod(self._state.step, self._batches.per_epoch)
@@ -264,7 +249,8 @@ class Trainer:
     def _keep_best(self, metrics: Mapping[str, float]) -> None:
         state, metric = self._state, self._task.metric
         if state.best is None or metrics[metric] > state.best.metrics[metric]:
-            best = Best(step=state.step, metrics=metrics, parameters=self._copy_parameters())
+            copies = {name: value.detach().clone() for name, value in self._parameters.items()}
+            best = Best(step=state.step, metrics=metrics, parameters=copies)
             self._state = replace(state, best=best, evaluations_without_gain=0)
         else:
             stale = state.evaluations_without_gain + 1
@@ -279,7 +265,11 @@ class Trainer:
         whole = replace(
             self._state,
             parameters=self._parameters,
-            optimizer=_optimizer_tensors(self._optimizer, names=self._names_in_order()),
+            optimizer={
+                name: dict(self._optimizer.state[parameter])
+                for name, parameter in self._parameters.items()
+                if parameter in self._optimizer.state
+            },
             random=random_states(self._device),
             event_number=self._emitter.number + 1,  # the event below
         )
@@ -290,21 +280,15 @@ class Trainer:
         """Restore parameters, optimizer and random states from the checkpoint."""
         self._load_parameters(self._state.parameters)
         if self._state.optimizer:
-            entries = [self._state.optimizer[name] for name in self._names_in_order()]
+            names = {id(parameter): name for name, parameter in self._parameters.items()}
+            groups = self._optimizer.param_groups
+            order = [names[id(parameter)] for group in groups for parameter in group["params"]]
+            entries = [self._state.optimizer[name] for name in order]
             whole = self._optimizer.state_dict()
             self._optimizer.load_state_dict({**whole, "state": dict(enumerate(entries))})
         seed_random(self._settings.seed, device=self._device)
         set_random_states(self._state.random, device=self._device)
         self._state = replace(self._state, parameters={}, optimizer={}, random={})
-
-    def _names_in_order(self) -> list[str]:
-        """Return the names of the parameters in the optimizer's order."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        groups = self._optimizer.param_groups
-        return [names[id(parameter)] for group in groups for parameter in group["params"]]
-
-    def _copy_parameters(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._parameters.items()}
 
     @torch.no_grad()
     def _load_parameters(self, values: Mapping[str, Tensor]) -> None:
@@ -317,15 +301,18 @@ class Trainer:
             self._load_parameters(state.best.parameters)
         self._check_parameters()
         self._model.eval()
-        return Outcome(
+        outcome = Outcome(
             best_step=state.step if state.best is None else state.best.step,
             metrics={} if state.best is None else state.best.metrics,
-            last_step=state.step,
-            total_steps=self._total_steps,
-            epochs=self._epoch,
             train_seconds=state.train_seconds,
-            samples_per_second=state.samples / max(state.train_seconds, 1e-9),
+            samples_per_second=self._samples_per_second,
         )
+        is_early = state.step < self._total_steps
+        verb = f"stopped early, after step {state.step}" if is_early else "finished"
+        event = self._event("finished", f"{verb}; the best step is {outcome.best_step}")
+        rate = outcome.samples_per_second
+        self._emitter.emit(replace(event, metrics=outcome.metrics, samples_per_second=rate))
+        return outcome
 
     def _check_parameters(self) -> None:
         """Raise if a parameter is not finite: no loss is computed after the last step."""
@@ -347,17 +334,6 @@ def _make_optimizer(
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-
-
-def _optimizer_tensors(
-    optimizer: torch.optim.Optimizer, *, names: list[str]
-) -> dict[str, dict[str, Tensor]]:
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    return {
-        name: dict(optimizer.state[parameter])
-        for name, parameter in zip(names, parameters, strict=True)
-        if parameter in optimizer.state
-    }
 
 
 def _set_training_mode(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from hifi.errors import TunerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class _RowSlicedLinear(torch.autograd.Function):
@@ -80,9 +80,8 @@ class TunedProjection(nn.Module):
     def __init__(self, plain: nn.Linear | Conv1D, *, rows: Tensor) -> None:
         super().__init__()
         self._blocks = _blocks(rows)
-        self._plain = (
-            plain,
-        )  # in a tuple, so that it is not a child: this module owns its parameters
+        # In a tuple, so that it is not a child: this module owns its parameters.
+        self._plain = (plain,)
         self.transposed = isinstance(plain, Conv1D)
         self.register_parameter("frozen_weight", cast("nn.Parameter", plain.weight))
         self.register_parameter("frozen_bias", plain.bias)
@@ -105,15 +104,18 @@ class TunedProjection(nn.Module):
         self._place_rows()
         return self.frozen_bias
 
+    def _parts(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, bool]]:
+        """Yield weight and bias: name, frozen and tuned parameter, whether stored transposed."""
+        yield "weight", self.frozen_weight, self.tuned_weight, self.transposed
+        if self.frozen_bias is not None and self.tuned_bias is not None:
+            yield "bias", self.frozen_bias, self.tuned_bias, False
+
     @torch.no_grad()
     def _place_rows(self) -> None:
-        dimension = 1 if self.transposed else 0
-        rows = self.tuned_weight.detach().to(self.frozen_weight.dtype)
-        rows = rows.T if self.transposed else rows
-        self.frozen_weight.data.index_copy_(dimension, self.rows, rows)
-        if self.frozen_bias is not None and self.tuned_bias is not None:
-            bias = self.tuned_bias.detach().to(self.frozen_bias.dtype)
-            self.frozen_bias.data.index_copy_(0, self.rows, bias)
+        for _, frozen, tuned, is_transposed in self._parts():
+            rows = tuned.detach().to(frozen.dtype)
+            rows = rows.T if is_transposed else rows
+            frozen.data.index_copy_(int(is_transposed), self.rows, rows)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Project ``[..., D]`` to ``[..., R]``, in autocast's dtype if it is on."""
@@ -174,20 +176,12 @@ class TunedProjection(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         self._place_rows()
-        named = (
-            ("weight", self.frozen_weight, self.tuned_weight),
-            ("bias", self.frozen_bias, self.tuned_bias),
-        )
-        for name, frozen, tuned in named:
-            if frozen is None or tuned is None:
-                continue
+        for name, frozen, tuned, is_transposed in self._parts():
             value = frozen if keep_vars else frozen.detach()
             if value.dtype != tuned.dtype:
+                rows = tuned.detach().T if is_transposed else tuned.detach()
                 value = frozen.detach().to(tuned.dtype)
-                transpose = self.transposed and name == "weight"
-                value.index_copy_(
-                    int(transpose), self.rows, tuned.detach().T if transpose else tuned.detach()
-                )
+                value.index_copy_(int(is_transposed), self.rows, rows)
             destination[prefix + name] = value
 
     @torch.no_grad()
@@ -204,12 +198,7 @@ class TunedProjection(nn.Module):
         if strict:
             own = {prefix + "weight", prefix + "bias"}
             unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in own]
-        for name, frozen, tuned in (
-            ("weight", self.frozen_weight, self.tuned_weight),
-            ("bias", self.frozen_bias, self.tuned_bias),
-        ):
-            if frozen is None or tuned is None:
-                continue
+        for name, frozen, tuned, is_transposed in self._parts():
             value = state_dict.get(prefix + name)
             if value is None:
                 missing_keys.append(prefix + name)
@@ -220,7 +209,7 @@ class TunedProjection(nn.Module):
                 )
             else:
                 frozen.data.copy_(value)
-                stored = value.T if self.transposed and name == "weight" else value
+                stored = value.T if is_transposed else value
                 tuned.data.copy_(stored[self.rows.to(stored.device)])
 
 

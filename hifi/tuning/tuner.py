@@ -18,11 +18,11 @@ from hifi.backbones.heads import (
     plain_projection,
     read_rows,
     task_head_names,
-    write_rows,
 )
 from hifi.backbones.models import find_folder, identify_folder
 from hifi.deltas.delta import HeadDelta
 from hifi.deltas.metadata import DeltaMetadata
+from hifi.deltas.placement import write_matching_rows
 from hifi.deltas.row_names import row_key
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.tuning.row_sliced import TunedProjection, refuse_dtype_change
@@ -152,34 +152,35 @@ class HeadTuner:
                 limit=f"{backbone.num_layers} layers, as this model has",
             )
         backbone.check_heads(selection.heads)
-        heads = {
-            layer: [head.head for head in selection.heads if head.layer == layer.index]
-            for layer in backbone.layers
-        }
         self.model = model
         self.selection = selection
         self._attached = True
-        self._tuned = {layer: chosen for layer, chosen in heads.items() if chosen}
-        for layer in self._tuned:
-            for projection in layer.projections:
-                plain_projection(model, projection)  # raise before anything is changed
+        self._layers = backbone.layers
+        for _, projection in self._places():
+            plain_projection(model, projection)  # raise before anything is changed
         guard = _Guard(model, extra=tuple(task_head or ()))
+        self._guard = guard
         self.fingerprint = fingerprint or backbone_fingerprint(model)
         self.base_rows = self.rows()
         self._source = _own_name(model.config)
-        self._task_head = guard.task_head
-        self._compute_dtype = guard.dtype
         model.requires_grad_(requires_grad=False)
-        self._prepare_task_head(guard)
-        for layer, chosen in self._tuned.items():
-            self._wrap(layer, chosen, guard=guard)
+        self._prepare_task_head()
+        for layer in backbone.layers:
+            if chosen := selection.selected_in(layer.index):
+                self._wrap(layer, chosen)
         children = dict(model.named_children())
         for name in children:
             delattr(model, name)
         for name, child in {_GUARD: guard, **children}.items():
             model.add_module(name, child)
 
-    def _prepare_task_head(self, guard: _Guard) -> None:
+    def _places(self) -> Iterator[tuple[HeadId, Projection]]:
+        for head in self.selection.heads:
+            for projection in self._layers[head.layer].projections:
+                yield head, projection
+
+    def _prepare_task_head(self) -> None:
+        guard = self._guard
         parameters = dict(self.model.named_parameters())
         for name in guard.task_head:
             parameters[name].data = parameters[name].data.float()
@@ -190,21 +191,20 @@ class HeadTuner:
             if guard.dtype != torch.float32
         ]
 
-    def _wrap(self, layer: AttentionLayer, heads: list[int], *, guard: _Guard) -> None:
+    def _wrap(self, layer: AttentionLayer, heads: Sequence[int]) -> None:
         for module_name in layer.module_names:
-            rows = torch.cat(
-                [
-                    torch.arange(projection.rows(head).start, projection.rows(head).stop)
-                    for projection in layer.projections
-                    if projection.module_name == module_name
-                    for head in heads
-                ]
-            )
+            slices = [
+                projection.rows(head)
+                for projection in layer.projections
+                if projection.module_name == module_name
+                for head in heads
+            ]
+            rows = torch.cat([torch.arange(each.start, each.stop) for each in slices])
             plain = cast("nn.Linear | Conv1D", self.model.get_submodule(module_name))
             tuned = TunedProjection(plain, rows=rows)
             tuned.train(plain.training)
             self.model.set_submodule(module_name, tuned)
-            guard.projections.append(module_name)
+            self._guard.projections.append(module_name)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the tuned rows and the task head, with their names in the model.
@@ -213,14 +213,11 @@ class HeadTuner:
             TunerError: after :meth:`detach`.
         """
         self._check_attached()
-        tuned = {
-            id(parameter)
-            for module in self.model.modules()
-            if isinstance(module, TunedProjection)
-            for parameter in (module.tuned_weight, module.tuned_bias)
-        }
+        trained = set(self._guard.task_head)
+        for module_name in self._guard.projections:
+            trained |= {f"{module_name}.tuned_weight", f"{module_name}.tuned_bias"}
         for name, parameter in self.model.named_parameters():
-            if name in self._task_head or id(parameter) in tuned:
+            if name in trained:
                 yield name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
@@ -239,19 +236,17 @@ class HeadTuner:
             as in ``nn.Linear``; float32 while the tuner is attached.
         """
         copies: dict[str, Tensor] = {}
-        for layer, heads in self._tuned.items():
-            for head in (HeadId(layer.index, head) for head in heads):
-                for projection in layer.projections:
-                    weight, bias = _current_rows(self.model, projection, head.head)
-                    copies[row_key(head, projection.name, "weight")] = weight
-                    if bias is not None:
-                        copies[row_key(head, projection.name, "bias")] = bias
+        for head, projection in self._places():
+            weight, bias = _current_rows(self.model, projection, head.head)
+            copies[row_key(head, projection.name, "weight")] = weight
+            if bias is not None:
+                copies[row_key(head, projection.name, "bias")] = bias
         return copies
 
     def task_head_state(self) -> dict[str, Tensor]:
         """Return a copy of the current task head: parameter name to tensor."""
         parameters = dict(self.model.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self._task_head}
+        return {name: parameters[name].detach().clone() for name in self._guard.task_head}
 
     def delta(
         self,
@@ -287,12 +282,10 @@ class HeadTuner:
             fingerprint=self.fingerprint,
             rows_fingerprint=rows_fingerprint(self.base_rows),
             architecture=str(config.model_type),
-            compute_dtype=str(self._compute_dtype).removeprefix("torch."),
+            compute_dtype=str(self._guard.dtype).removeprefix("torch."),
             task=task,
             labels=_own_labels(config) if labels is None else labels,
-            selection=replace(
-                self.selection, fingerprint=None
-            ).to_dict(),  # the metadata has it above
+            selection=replace(self.selection, fingerprint=None).to_dict(),  # it stands above
             training=training or {},
         )
         return HeadDelta(
@@ -303,13 +296,7 @@ class HeadTuner:
         )
 
     def detach(self) -> PreTrainedModel:
-        """Turn the model back into a plain transformers model with the tuned rows in place.
-
-        The task head is cast back to the backbone's dtype; ``requires_grad`` of every parameter is
-        restored.
-
-        Returns:
-            The model that was passed to the tuner.
+        """Turn the model back into a plain one, as the function :func:`detach` does; return it.
 
         Raises:
             TunerError: the tuner is already detached.
@@ -320,21 +307,13 @@ class HeadTuner:
         return self.model
 
     def undo(self) -> PreTrainedModel:
-        """Detach and restore the backbone's own rows, bit for bit.
+        """Detach and restore the backbone's own rows, bit for bit; return the model.
 
         The task head keeps its trained parameters.
-
-        Returns:
-            The model that was passed to the tuner.
         """
         if self._attached:
             self.detach()
-        for layer, heads in self._tuned.items():
-            for head in (HeadId(layer.index, head) for head in heads):
-                for projection in layer.projections:
-                    weight = self.base_rows[row_key(head, projection.name, "weight")]
-                    bias = self.base_rows.get(row_key(head, projection.name, "bias"))
-                    write_rows(self.model, projection, head.head, weight=weight, bias=bias)
+        write_matching_rows(self.model, self.base_rows)
         return self.model
 
     def _check_attached(self) -> None:

@@ -19,7 +19,7 @@ from hifi.selection.head_selection import HeadSelection
 from hifi.tasks import TaskSpec
 from hifi.training.batching import TrainingBatches
 from hifi.training.checkpoint import Checkpoint
-from hifi.training.events import Emitter, OnEvent
+from hifi.training.events import Emitter, OnEvent, TrainingEvent
 from hifi.training.preparation import Prepared, prepare
 from hifi.training.trainer import CheckpointPlan, Outcome, Trainer
 from hifi.tuning.tuner import HeadTuner
@@ -55,9 +55,7 @@ def trainer(
 ) -> Trainer:
     return Trainer(
         tuner,
-        task=prepared.data.task,
-        train=prepared.data.train,
-        validation=prepared.data.validation if validate else None,
+        data=prepared.data if validate else replace(prepared.data, validation=None),
         settings=settings,
         start=START,
         plan=plan or CheckpointPlan(),
@@ -185,7 +183,7 @@ class TestTrainingMode:
         kinds: list[str] = []
         train(prepared, on_event=lambda event: kinds.append(event.kind))
         steps = ["step"] * 3 + ["evaluating"] * 2
-        assert [kind for kind in kinds if kind != "evaluated"] == steps * 2
+        assert [kind for kind in kinds if kind != "evaluated"] == [*steps * 2, "finished"]
         assert [mode for _, mode in modes] == [kind == "step" for kind in steps * 2]
 
     def test_the_last_layer_computes_its_first_token_alone(self, tmp_path: Path):
@@ -241,8 +239,10 @@ class TestBest:
         prepared = ready(tmp_path, rows=rows, settings=settings)
         tuner = HeadTuner(prepared.loaded.model, CHOSEN)
         history: list[tuple[int, float, dict[str, Tensor]]] = []
+        events: list[TrainingEvent] = []
 
         def on_event(event) -> None:
+            events.append(event)
             if event.kind == "evaluated":
                 copy = values(tuner.named_parameters())
                 history.append((event.step, event.metrics["accuracy"], copy))
@@ -252,20 +252,19 @@ class TestBest:
         assert history[0][1] < best[1]
         assert best[0] < history[-1][0]
         assert (outcome.best_step, outcome.metrics["accuracy"]) == best[:2]
-        assert (outcome.last_step, outcome.total_steps) == (40, 40)
+        assert (events[-1].step, events[-1].total_steps) == (40, 40)
         assert all(value.equal(best[2][n]) for n, value in values(tuner.named_parameters()).items())
 
     def test_training_stops_without_improvement(self, tmp_path: Path):
         settings = replace(SETTINGS, epochs=50, learning_rate=1e-12, early_stopping_patience=2)
-        kinds: list[str] = []
+        events: list[TrainingEvent] = []
         _, outcome = train(
-            ready(tmp_path, settings=settings),
-            settings=settings,
-            on_event=lambda event: kinds.append(event.kind),
+            ready(tmp_path, settings=settings), settings=settings, on_event=events.append
         )
-        assert kinds.count("evaluated") == 3
-        assert (outcome.best_step, outcome.last_step, outcome.epochs) == (3, 9, 3.0)
-        assert outcome.total_steps == 150
+        assert [event.kind for event in events].count("evaluated") == 3
+        last = events[-1]
+        assert (outcome.best_step, last.step, last.epoch) == (3, 9, 3.0)
+        assert last.total_steps == 150
 
     def test_without_a_validation_split_patience_has_no_effect(self, tmp_path: Path):
         settings = replace(SETTINGS, early_stopping_patience=1)
