@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import (
@@ -20,6 +18,7 @@ from hifi.backbones.models import (
     find_folder,
     load_config,
     load_for_task,
+    quiet_transformers,
     reads,
     resolve_model,
 )
@@ -288,18 +287,3 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast a model, its task head included, in place."""
     return nn.Module.to(model, dtype=dtype)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers."""
-    was_on = transformers_logging.is_progress_bar_enabled()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if was_on:
-            transformers_logging.enable_progress_bar()

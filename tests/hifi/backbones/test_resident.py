@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hifi.backbones import resident
 from hifi.backbones.models import LoadedModel, load_config, load_for_task, resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones
 from hifi.errors import InvalidArgumentError, JobCancelled
+from hifi.training import preparation
 from hifi.training.events import Control, TrainingEvent
 from tests.architectures import ARCHITECTURES, NAMES
 from tests.tiny_runs import file_of, run, stop_at
@@ -38,15 +40,11 @@ def load(lend: Load, folder: Path, *, num_labels: int = 2, dtype: torch.dtype = 
     source = resolve_model(folder)
     config = load_config(source)
     config.num_labels = num_labels
-    return lend(
-        source,
-        config=config,
-        auto_class=tf.AutoModelForSequenceClassification,
-        attention="eager",
-        seed=0,
-        device=torch.device("cpu"),
-        dtype=dtype,
+    auto_class = tf.AutoModelForSequenceClassification
+    new_model = partial(
+        load_for_task, config=config, auto_class=auto_class, attention="eager", seed=0
     )
+    return lend(source, new_model, torch.device("cpu"), dtype)
 
 
 def weights_of(backbones: ResidentBackbones) -> dict[str, Tensor]:
@@ -66,7 +64,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             spoiled.append(name)
         return loaded
 
-    monkeypatch.setattr(resident, "load_for_task", load_and_spoil)
+    monkeypatch.setattr(preparation, "load_for_task", load_and_spoil)
     return spoiled
 
 
