@@ -184,19 +184,13 @@ def open_screen(console: Console) -> Iterator[Screen]:
         yield Bars(progress)
 
 
-@contextmanager
-def progress_display(console: Console) -> Iterator[Display]:
-    """Show the events of a fine-tune during a block; see :func:`open_screen`."""
-    with open_screen(console) as screen:
-        yield Display(screen)
-
-
 class Display:
     """Shows the events of one fine-tune on a screen."""
 
     def __init__(self, screen: Screen, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._screen = screen
-        self._pace = Pace(clock=clock)
+        self._clock = clock
+        self._begun: dict[str, tuple[float, int]] = {}  # of each phase, its time and its step
         self.make_room = screen.make_room
 
     def show(self, event: TrainingEvent) -> None:
@@ -209,19 +203,11 @@ class Display:
             return
         rest = event.message
         if phase in COUNTING:
-            eta = self._pace.eta(event)
+            eta = self.eta(event)
             rest = describe_pace(loss=event.loss, speed=event.samples_per_second, eta=eta)
         self._screen.update(
             Progression(phase=phase, step=event.step, total=event.total_steps, rest=rest)
         )
-
-
-class Pace:
-    """Estimates the remaining time of a phase from its time so far."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun: dict[str, tuple[float, int]] = {}
 
     def eta(self, event: TrainingEvent) -> float | None:
         """Return the seconds to the end of the phase: the event's own estimate if it has one."""
