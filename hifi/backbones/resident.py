@@ -77,21 +77,13 @@ class _Key:
 
 @dataclass(eq=False, kw_only=True)
 class _Resident:
-    """The weights of a backbone in memory.
+    """The weights of a backbone in memory, by parameter name, for every model built from it."""
 
-    Attributes:
-        stamp: identifies the version of its files.
-        fingerprint: of the backbone as stored.
-        weights: parameter name to tensor, for every model built from it so far.
-        checksums: of the weights, by the same names.
-        is_lent: whether a fine-tune may be writing into the weights.
-    """
-
-    stamp: str
-    fingerprint: str
+    stamp: str  # identifies the version of its files
+    fingerprint: str  # of the backbone as stored
     weights: dict[str, Tensor] = field(default_factory=dict)
     checksums: dict[str, bytes] = field(default_factory=dict)
-    is_lent: bool = True
+    is_lent: bool = True  # a fine-tune may be writing into the weights
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack, chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,8 @@ def _start_service(stack: ExitStack) -> None:
     serve = "serve --home service --port 0"
     _say(f"\nStart a service that keeps everything here:\n$ hifi {serve} 2> serve.log &")
     kept = {k: v for k, v in os.environ.items() if k[:5] != "HIFI_" or k in _KEPT_SETTINGS}
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    stack.callback(signal.signal, signal.SIGTERM, before)
     with Path("serve.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - this program itself
             [*_HIFI, *serve.split()],
@@ -126,8 +128,6 @@ def _start_service(stack: ExitStack) -> None:
         )
     stack.enter_context(process)
     stack.callback(process.terminate)  # it limits the time that its parts take to end
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    stack.callback(signal.signal, signal.SIGTERM, before)
     line = process.stdout.readline().decode() if process.stdout else ""
     ready = re.match(r"HiFi is ready at (\S+)", line)
     if ready is None:
@@ -166,7 +166,7 @@ def _merge_and_prove(accuracy: float) -> dict[str, str]:
     return labels
 
 
-def predict_labels(merged: Path, texts: Iterable[str]) -> dict[str, str]:
+def predict_labels(merged: Path, texts: Sequence[str]) -> dict[str, str]:
     """Classify texts with a merged model, loaded by plain transformers; return label by text."""
     from transformers import pipeline
 
@@ -177,7 +177,8 @@ def predict_labels(merged: Path, texts: Iterable[str]) -> dict[str, str]:
         # The longest first, in the batches of hifi's own evaluation, so that every bit is equal.
         order = sorted(texts, key=lambda text: -len(classify.preprocess(text)["input_ids"][0]))
         answers = classify(order, batch_size=32)
-    return {text: answer["label"] for text, answer in zip(order, answers, strict=True)}
+    labels = {text: answer["label"] for text, answer in zip(order, answers, strict=True)}
+    return {text: labels[text] for text in texts}
 
 
 def undo_is_exact(file: Path, *, model: str) -> bool:
@@ -187,15 +188,12 @@ def undo_is_exact(file: Path, *, model: str) -> bool:
 
     delta = HeadDelta.load(file)
     network = load_backbone(delta, model=model, revision=None).model
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-    def is_as_before() -> bool:
-        return all(before[name].equal(now) for name, now in network.state_dict().items())
-
+    weights = network.state_dict()
+    before = {name: weight.clone() for name, weight in weights.items()}
     displaced = delta.merge(network)
-    is_changed = not is_as_before()
+    is_changed = not all(weights[name].equal(before[name]) for name in before)
     displaced.merge(network)
-    return is_changed and is_as_before()
+    return is_changed and all(weights[name].equal(before[name]) for name in before)
 
 
 def _show(why: str, command: str) -> None:

@@ -135,11 +135,6 @@ def _finetune(
 
 
 def _read_selection(path: Path) -> HeadSelection:
-    """Read the heads to tune.
-
-    Raises:
-        InvalidArgumentError: not a selection file.
-    """
     from hifi.selection.head_selection import HeadSelection
 
     try:

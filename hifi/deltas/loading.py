@@ -91,33 +91,17 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
 
 def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load the backbone that a delta was tuned on, from a known folder.
-
-    Args:
-        source: the model.
-        delta: its task determines the task head.
-
-    Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as in
-            :func:`load_backbone`.
-    """
+    """Load the backbone that a delta was tuned on from a known folder, as :func:`load_backbone`."""
     backbone = load_unchecked(source, delta=delta)
     _check_backbone(delta, backbone.model)
     return backbone
 
 
 def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load a model that the caller knows to be a delta's backbone.
+    """Load a model that the caller knows to be a delta's backbone, as :func:`load_backbone`.
 
     The weights are memory-mapped and read only when used; computing a fingerprint would read all
     of them.
-
-    Args:
-        source: the model.
-        delta: its task determines the task head.
-
-    Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError: as in :func:`load_backbone`.
     """
     config = load_config(source)
     task = configure_for(config, delta)
@@ -245,11 +229,7 @@ def _task_type(task: dict[str, Any]) -> type[Task]:
 
 
 def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
-    """Raise for values that no tokenizer or model accepts; the file is not trusted.
-
-    Raises:
-        DeltaFileError: a value is impossible; the message has the entry, its value and the limit.
-    """
+    """Raise for values that no tokenizer or model accepts; the file is not trusted."""
     vocabulary = getattr(config, "vocab_size", 0)
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "pad_token_id": (
