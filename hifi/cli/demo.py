@@ -91,6 +91,10 @@ def _run_with_service() -> dict[str, float]:
         metrics: dict[str, float] = job["result"]["metrics"]
         _show("The selected heads, in brackets:", f"jobs heads {job['id']}")
         _show("Download the change, a head delta:", f"jobs download {job['id']} --out {_DELTA}")
+        found, expected = output.describe_file(Path(_DELTA))["sha256"], job["artifact"]["sha256"]
+        if found != expected:
+            raise HifiError(f"the file's sha256 is {found}, the job's {expected}")
+        _say(f"{_DELTA}: sha256 {found}, as in the job.")
         merged = _merge_and_prove(metrics["accuracy"])
         _say("\nA second task: does a sentence describe a class or a function?")
         Path("kinds").mkdir()

@@ -236,6 +236,7 @@ class TestServed:
         assert "HiFi is ready at http://127.0.0.1:9\n" in out
         assert "a heat map" in out
         assert DATASET in out
+        assert ", as in the job." in out
         assert ", the same as the tuned model" in out
         assert "bit for bit" in out
         assert "The merged model returns the same labels for the first task" in out
@@ -285,6 +286,14 @@ class TestServed:
         fake.fail("serve")
         assert main(arguments) == 1
         assert "`hifi serve` ended: it will not" in capfd.readouterr().err
+
+    def test_a_file_that_differs_from_the_jobs_fails(self, fake, arguments, capfd):
+        jobs = json.loads((fake.folder / "jobs-list.out").read_text())
+        jobs["data"][0]["artifact"]["sha256"] = "0" * 64
+        fake.say("jobs-list", jobs)
+        assert main(arguments) == 1
+        assert "0" * 64 in capfd.readouterr().err
+        assert fake.was_stopped
 
     def test_a_different_merged_model_fails(self, fake, arguments, capfd):
         jobs = json.loads((fake.folder / "jobs-list.out").read_text())
