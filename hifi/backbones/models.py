@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,15 +177,10 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
         UnsupportedArchitectureError: the architecture is not supported.
     """
     _check_weights(source)
-    try:
-        with _quiet():
-            config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
-                source.path, trust_remote_code=False
-            )
-    except Exception as error:  # transformers can raise any error for a wrong value
-        raise ModelError(
-            f"{source.name} has no readable config.json: {_one_line(error)}"
-        ) from error
+    with _loading(f"{source.name} has no readable config.json"):
+        config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            source.path, trust_remote_code=False
+        )
     if config.model_type not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedArchitectureError(
             f"{source.name} has the architecture {config.model_type!r}, which is not supported; "
@@ -242,22 +237,19 @@ def load_for_task(
         ModelError: weights are missing or misshapen, or transformers cannot build the model from
             its configuration.
     """
-    try:
-        # transformers initialises heads that the file lacks, or has in another size; the values
-        # are not used.
-        with BUILDING, _quiet(), torch.random.fork_rng(devices=[]):
-            model, report = auto_class.from_pretrained(
-                source.path,
-                config=config,
-                dtype="auto",
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # as in load_config: transformers reads some values only here
-        raise ModelError(f"{source.name} cannot be loaded: {_one_line(error)}") from error
+    # transformers initialises heads that the file lacks, or has in another size; the values are
+    # not used.
+    with BUILDING, _loading(f"{source.name} cannot be loaded"), torch.random.fork_rng(devices=[]):
+        model, report = auto_class.from_pretrained(
+            source.path,
+            config=config,
+            dtype="auto",
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     extra = _check_report(source, model, report)
     _initialise(model, task_head_names(model, extra=extra), seed=seed)
     return LoadedModel(model.eval(), extra)
@@ -325,15 +317,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the tokenizer is missing or cannot be loaded.
     """
-    try:
-        with _quiet():
-            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                source.path, trust_remote_code=False
-            )
-    except Exception as error:
-        raise ModelError(
-            f"the tokenizer of {source.name} cannot be loaded: {_one_line(error)}"
-        ) from error
+    with _loading(f"the tokenizer of {source.name} cannot be loaded"):
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            source.path, trust_remote_code=False
+        )
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
     # transformers would create an empty tokenizer without these files.
     if not any((source.path / name).is_file() for name in files):
@@ -362,15 +349,10 @@ def load_image_processor(source: ModelSource) -> BaseImageProcessor:
     Raises:
         ModelError: the image processor is missing or cannot be loaded.
     """
-    try:
-        with _quiet():
-            processor: BaseImageProcessor = transformers.AutoImageProcessor.from_pretrained(
-                source.path, backend="pil", trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(
-            f"the image processor of {source.name} cannot be loaded: {_one_line(error)}"
-        ) from error
+    with _loading(f"the image processor of {source.name} cannot be loaded"):
+        processor: BaseImageProcessor = transformers.AutoImageProcessor.from_pretrained(
+            source.path, backend="pil", trust_remote_code=False
+        )
     return processor
 
 
@@ -387,29 +369,32 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' load reports and progress bars; this module checks what matters."""
+def _loading(failure: str) -> Iterator[None]:
+    """Silence transformers, and raise its errors as a ModelError that begins with ``failure``."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:  # transformers can raise any error for a wrong value
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{failure}: {shorten(text, characters=_MOST_CHARACTERS)}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and reports of transformers; we check what matters."""
+    was_on = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    hook = transformers_logging.set_tqdm_hook(_no_bar)
     try:
         yield
     finally:
-        transformers_logging.set_tqdm_hook(hook)
         transformers_logging.set_verbosity(verbosity)
-
-
-def _no_bar(factory: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> object:
-    return factory(*args, **{**settings, "disable": True})
+        if was_on:
+            transformers_logging.enable_progress_bar()
 
 
 def _some(names: set[str] | list[str]) -> str:
     """List up to five names, sorted, and count the rest."""
     shown = sorted(names)[:5]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text on one line, cut to 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return shorten(text, characters=_MOST_CHARACTERS)

@@ -5,24 +5,19 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hifi.arguments import check_count
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.heads import task_head_names
-from hifi.backbones.models import AutoClass, LoadedModel, ModelSource, load_for_task
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedConfig
+from hifi.backbones.models import LoadedModel, ModelSource
 
 _READ = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
@@ -41,50 +36,25 @@ class PlacedModel:
     fingerprint: str
 
 
-class Load(Protocol):
-    """Loads a backbone with a fresh task head, as :func:`load_on_device` does."""
-
-    def __call__(
-        self,
-        source: ModelSource,
-        *,
-        config: PreTrainedConfig,
-        auto_class: AutoClass,
-        attention: str,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> PlacedModel:
-        """Load a model for one task."""
+NewModel = Callable[[ModelSource], LoadedModel]
+Load = Callable[[ModelSource, NewModel, torch.device, torch.dtype], PlacedModel]
 
 
 def load_on_device(
-    source: ModelSource,
-    *,
-    config: PreTrainedConfig,
-    auto_class: AutoClass,
-    attention: str,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    source: ModelSource, new_model: NewModel, device: torch.device, dtype: torch.dtype
 ) -> PlacedModel:
     """Load a backbone with a fresh task head, and move it to its device and dtype.
 
     Args:
         source: the backbone's folder.
-        config: the backbone's configuration, with the task's settings added.
-        auto_class: the transformers class that adds the task's head.
-        attention: transformers' name of the attention function.
-        seed: of the task head.
+        new_model: :func:`load_for_task` with the task's arguments.
         device: where the model will run.
         dtype: of the whole model.
 
     Raises:
         ModelError, UnsupportedArchitectureError: as ``load_for_task`` and ``backbone_fingerprint``.
     """
-    loaded = load_for_task(
-        source, config=config, auto_class=auto_class, attention=attention, seed=seed
-    )
+    loaded = new_model(source)
     fingerprint = backbone_fingerprint(loaded.model)
     loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
     return PlacedModel(loaded, fingerprint)
@@ -107,21 +77,13 @@ class _Key:
 
 @dataclass(eq=False, kw_only=True)
 class _Resident:
-    """The weights of a backbone in memory.
+    """The weights of a backbone in memory, by parameter name, for every model built from it."""
 
-    Attributes:
-        stamp: identifies the version of its files.
-        fingerprint: of the backbone as stored.
-        weights: parameter name to tensor, for every model built from it so far.
-        checksums: of the weights, by the same names.
-        is_lent: whether a fine-tune may be writing into the weights.
-    """
-
-    stamp: str
-    fingerprint: str
+    stamp: str  # identifies the version of its files
+    fingerprint: str  # of the backbone as stored
     weights: dict[str, Tensor] = field(default_factory=dict)
     checksums: dict[str, bytes] = field(default_factory=dict)
-    is_lent: bool = True
+    is_lent: bool = True  # a fine-tune may be writing into the weights
 
     @property
     def nbytes(self) -> int:
@@ -211,11 +173,7 @@ class ResidentBackbones:
         self,
         lent: list[_Resident],
         source: ModelSource,
-        *,
-        config: PreTrainedConfig,
-        auto_class: AutoClass,
-        attention: str,
-        seed: int,
+        new_model: NewModel,
         device: torch.device,
         dtype: torch.dtype,
     ) -> PlacedModel:
@@ -223,15 +181,13 @@ class ResidentBackbones:
         stamp = _stamp(source.path)
         # This makes the modules and the task head, and finds out which weights the files lack. The
         # files are memory-mapped: weights that are replaced below are never read.
-        loaded = load_for_task(
-            source, config=config, auto_class=auto_class, attention=attention, seed=seed
-        )
+        loaded = new_model(source)
         parameters = _backbone_parameters(loaded)
         key = _Key.of(source, device=device, dtype=dtype)
         resident = self._borrow(key, stamp=stamp, lent=lent)
         if resident is None:
             resident = _Resident(stamp=stamp, fingerprint=backbone_fingerprint(loaded.model))
-            self._make_room(_bytes_at(dtype, parameters.values()))
+            self._make_room(sum(map(nn.Parameter.numel, parameters.values())) * dtype.itemsize)
         else:
             resident.share_with(parameters)
         loaded.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
@@ -286,10 +242,6 @@ def _backbone_parameters(loaded: LoadedModel) -> dict[str, nn.Parameter]:
     return {
         name: parameter for name, parameter in loaded.model.named_parameters() if name not in head
     }
-
-
-def _bytes_at(dtype: torch.dtype, parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters) * dtype.itemsize
 
 
 def _stamp(folder: Path) -> str:

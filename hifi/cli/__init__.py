@@ -183,11 +183,7 @@ def _origin(entry: EntryPoint) -> str:
 
 
 def _load_arguments(command: argparse.ArgumentParser, entry: EntryPoint) -> None:
-    """Load a command of another package.
-
-    Raises:
-        HifiError: it cannot be loaded.
-    """
+    """Load a command of another package."""
     try:
         _add_arguments(command, entry.load())
     except ImportError as error:

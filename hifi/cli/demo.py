@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import ExitStack, chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,8 @@ from hifi.cli.docstrings import LIBRARIES, build_data_set
 from hifi.errors import HifiError
 
 _HIFI = (sys.executable, "-m", "hifi.cli")
-_START_SECONDS = 300.0  # the first start compiles every module of torch and transformers
-_END_SECONDS = 90.0
+_MODEL = "all-MiniLM-L6-v2"
+_ROWS_PER_LIBRARY = 240
 _KEPT_SETTINGS = ("HIFI_DEBUG", "HIFI_LOG_FORMAT", "HIFI_MODELS")
 _DELTA = "libraries.safetensors"
 # In float32 on the CPU, so that the merged model can repeat the accuracy to the last digit.
@@ -37,246 +34,191 @@ _SECOND_TASK = "--text text --label kind --metric accuracy --epochs 2 --learning
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi demo``."""
-    parser.description = (
-        "Run one real job, from data to merged model, without network: start a service and run "
-        "the printed commands against it."
-    )
     add = parser.add_argument
     add("--dir", type=Path, metavar="DIR", help="a new folder for all files; it is kept")
-    add("--keep", action="store_true", help="keep the temporary folder that is used without --dir")
-    backbone = "the backbone (default: %(default)s, which `make install` installs)"
-    add("--model", default="all-MiniLM-L6-v2", metavar="NAME", help=backbone)
-    rows = "sentences per library, at least 10 (default: %(default)s)"
-    add("--rows", type=int, default=240, metavar="N", help=rows)
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--url", help="use a running service instead of starting one (its key: HIFI_API_KEY)")
     add("--local", action="store_true", help="run only the library's commands, without a service")
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build a data set, run a job on it, and check the results."""
-    with redirect_stdout(sys.stderr if args.json else sys.stdout):
-        document = _demonstrate(args)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr if args.json else sys.stdout))
+        if args.dir is not None:
+            output.check_new_directory(args.dir)
+            args.dir.mkdir(exist_ok=True)
+        folder = args.dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="hifi-demo-"))
+        stack.enter_context(chdir(folder))
+        rows = build_data_set(Path(), rows_per_library=_ROWS_PER_LIBRARY, seed=0)
+        _say(
+            f"Which library does a docstring come from: {', '.join(LIBRARIES)}?\n"
+            f"{rows['train']} sentences for training and {rows['validation']} for validation, from "
+            f"the installed libraries.\n\n$ cd {shlex.quote(str(Path.cwd()))}"
+        )
+        metrics = _run_locally() if args.local else _run_with_service()
+        if args.dir is not None:
+            _say(f"All files are in {folder}")
+        seconds = time.perf_counter() - started
+        _say(f"Done in {seconds:.0f} seconds.")
     if args.json:
+        document = {"object": "demo", "path": args.dir and str(args.dir), "model": _MODEL}
+        document |= {"is_local": args.local, "rows": rows, "metrics": metrics, "seconds": seconds}
         output.print_json(document)
     return output.EXIT_OK
 
 
-def _demonstrate(args: argparse.Namespace) -> dict[str, Any]:
-    started = time.perf_counter()
-    if missing := [] if args.local or args.url else _missing_packages():
-        _say(
-            f"The service is not installed (missing: {', '.join(missing)}), so only the library "
-            "runs; install the service with pip install 'hifi[service]'.\n"
-        )
-    is_local, is_kept = args.local or bool(missing), args.keep or args.dir is not None
-    model = str(Path(args.model).absolute()) if Path(args.model).is_dir() else args.model
-    if args.dir is not None:
-        output.check_new_directory(args.dir)
-        args.dir.mkdir(exist_ok=True)
-    folder = args.dir or Path(tempfile.mkdtemp(prefix="hifi-demo-"))
-    with ExitStack() as stack:
-        if not is_kept:
-            stack.callback(shutil.rmtree, folder)
-        stack.enter_context(chdir(folder))
-        rows = build_data_set(Path(), rows_per_library=args.rows, seed=0)
-        _say(
-            f"Which library does a docstring come from: {', '.join(LIBRARIES)}?\n"
-            f"{rows['train']} sentences for training and {rows['validation']} for validation, from "
-            f"the installed libraries.\n\n$ cd {shlex.quote(str(folder.absolute()))}"
-        )
-        run_demo = _run_locally if is_local else _run_with_service
-        metrics = run_demo(model, args)
-    seconds = time.perf_counter() - started
-    _say((f"All files are in {folder}\n" if is_kept else "") + f"Done in {seconds:.0f} seconds.")
-    return {
-        "object": "demo",
-        "path": str(folder) if is_kept else None,
-        "model": args.model,
-        "is_local": is_local,
-        "rows": rows,
-        "metrics": metrics,
-        "seconds": seconds,
-    }
-
-
-def _missing_packages() -> list[str]:
-    """Return the packages that the service needs and that are not installed."""
-    of_service = re.compile(r"([\w.-]+).*extra == ['\"]service['\"]")
-    needed = map(of_service.match, importlib.metadata.requires("hifi") or ())
-    installed = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    return [found[1] for found in needed if found and found[1] not in installed]
-
-
-def _run_locally(model: str, _: argparse.Namespace) -> dict[str, float]:
-    _say("\nScore the heads, select the best, tune only these and write a head delta:")
+def _run_locally() -> dict[str, float]:
     data = "--train train.jsonl --validation validation.jsonl"
-    tune = f"tune --model {shlex.quote(model)} {data} {_TASK} --device cpu --out {_DELTA} --json"
+    tune = f"tune --model {_MODEL} {data} {_TASK} --device cpu --out {_DELTA} --json"
+    _say("\nScore the heads, select the best, tune only these and write a head delta:")
     _say(f"$ hifi {tune} > tune.json")
-    Path("tune.json").write_text(_call(tune), encoding="utf-8")
+    with Path("tune.json").open("w", encoding="utf-8") as file, redirect_stdout(file):
+        _run(tune)
     metrics: dict[str, float] = json.loads(Path("tune.json").read_bytes())["result"]["metrics"]
     _say(f"validation accuracy {metrics['accuracy']:.4f}")
     _show("The contents of that file:", f"inspect {_DELTA}")
-    _merge_and_prove(model, accuracy=metrics["accuracy"])
-    adapter = f"export-lora --delta {_DELTA} --model {shlex.quote(model)} --out lora"
+    _merge_and_prove(metrics["accuracy"])
+    adapter = f"export-lora --delta {_DELTA} --model {_MODEL} --out lora"
     _show("The same change as an adapter that PEFT loads:", adapter)
     return metrics
 
 
-def _run_with_service(model: str, args: argparse.Namespace) -> dict[str, float]:
-    with _service(args.url, model) as name:
-        job = _run_job(name, _TASK, data="", title="libraries")
-        _show("The selected heads, in brackets:", f"jobs heads {job['id']}")
-        download = f"jobs download {job['id']} --out {_DELTA}"
-        printed = _show("Download the change, a head delta:", download)
-        found, expected = output.describe_file(Path(_DELTA))["sha256"], job["artifact"]["sha256"]
-        if found != expected or found not in printed:
-            raise HifiError(
-                f"the file's sha256 is {found}, the job's {expected}; printed: {printed}"
-            )
-        _say(f"{_DELTA}: sha256 {found}, as in the job.")
+def _run_with_service() -> dict[str, float]:
+    with ExitStack() as stack:
+        _start_service(stack)
+        job = _run_job("libraries", _TASK, data="")
         metrics: dict[str, float] = job["result"]["metrics"]
-        _merge_and_prove(model, accuracy=metrics["accuracy"])
+        _show("The selected heads, in brackets:", f"jobs heads {job['id']}")
+        _show("Download the change, a head delta:", f"jobs download {job['id']} --out {_DELTA}")
+        found, expected = output.describe_file(Path(_DELTA))["sha256"], job["artifact"]["sha256"]
+        if found != expected:
+            raise HifiError(f"the file's sha256 is {found}, the job's {expected}")
+        _say(f"{_DELTA}: sha256 {found}, as in the job.")
+        merged = _merge_and_prove(metrics["accuracy"])
         _say("\nA second task: does a sentence describe a class or a function?")
         Path("kinds").mkdir()
-        build_data_set(Path("kinds"), rows_per_library=args.rows, seed=0, label="kind")
-        second = _run_job(name, _SECOND_TASK, data="kinds/", title="kinds")
-        _ask_both(job["id"], second["id"])
+        build_data_set(Path("kinds"), rows_per_library=_ROWS_PER_LIBRARY, seed=0, label="kind")
+        jobs = (job["id"], _run_job("kinds", _SECOND_TASK, data="kinds/")["id"])
+        texts = list(merged)[:4]
+        rows = [{"job": job, "input": {"text": text}} for text in texts for job in jobs]
+        Path("mixed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+        predict = "jobs predict --file mixed.jsonl"
+        _show("Both tasks in one batch, on one backbone in memory:", predict)
+        answers = _ask(predict)["data"]
+        labels = [answer.get("label") for answer in answers if answer["job"] == job["id"]]
+        if labels != (expected := [merged[text] for text in texts]):
+            raise HifiError(f"the mixed batch answered {labels}, the merged model {expected}")
+        _say("\nThe merged model returns the same labels for the first task.")
+        _say("\nThe service hands back its work and stops.")
     return metrics
 
 
-@contextmanager
-def _service(url: str | None, model: str) -> Iterator[str]:
-    """Set HIFI_URL, without a URL to a service started here; yield the backbone's name there."""
-    if url is not None:
-        os.environ["HIFI_URL"] = url
-        yield model
-        return
-    home, source = Path("service").absolute(), Path(model)
-    kept = {k: v for k, v in os.environ.items() if k[:5] != "HIFI_" or k in _KEPT_SETTINGS}
-    environment = {**kept, "HIFI_DEVICE": "cpu", "HIFI_HOME": str(home)}
-    if source.is_dir():
-        (home / "models").mkdir(parents=True)
-        (home / "models" / source.name).symlink_to(source)
-        environment["HIFI_MODELS"] = str(home / "models")
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+def _start_service(stack: ExitStack) -> None:
+    """Run a service in this folder until the stack is closed; set HIFI_URL to its address."""
     serve = "serve --home service --port 0"
     _say(f"\nStart a service that keeps everything here:\n$ hifi {serve} 2> serve.log &")
-    with (
-        Path("serve.log").open("wb") as log,
-        subprocess.Popen(  # noqa: S603 - this program itself
+    kept = {k: v for k, v in os.environ.items() if k[:5] != "HIFI_" or k in _KEPT_SETTINGS}
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    stack.callback(signal.signal, signal.SIGTERM, before)
+    with Path("serve.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - this program itself
             [*_HIFI, *serve.split()],
-            env=environment,
+            env={**kept, "HIFI_DEVICE": "cpu"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             process_group=0,  # Ctrl-C reaches only us, and we stop the service cleanly
-        ) as process,
-    ):
-        try:
-            os.environ["HIFI_URL"] = _wait_for_url(process)
-            _say(f"HiFi is ready at {os.environ['HIFI_URL']}")
-            _say(f"$ export HIFI_URL={os.environ['HIFI_URL']}")
-            yield source.name if source.is_dir() else model
-            _say("\nThe service hands back its work and stops.")
-        finally:
-            process.terminate()
-            signal.signal(signal.SIGTERM, before)
-            try:
-                process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait_for_url(process: subprocess.Popen[bytes]) -> str:
-    timer = threading.Timer(_START_SECONDS, process.terminate)
-    timer.start()
+        )
+    stack.enter_context(process)
+    stack.callback(process.terminate)  # it limits the time that its parts take to end
     line = process.stdout.readline().decode() if process.stdout else ""
-    timer.cancel()
-    if ready := re.match(r"HiFi is ready at (\S+)", line):
-        return ready[1]
-    words = Path("serve.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-    raise HifiError(f"`hifi serve` ended: {' / '.join(words) or 'it printed nothing'}")
+    ready = re.match(r"HiFi is ready at (\S+)", line)
+    if ready is None:
+        words = Path("serve.log").read_text("utf-8", "replace").splitlines()[-5:]
+        why = " / ".join(words) or "it printed nothing"
+        raise HifiError(f"`hifi serve` ended: {why}; `hifi demo --local` needs no service")
+    os.environ["HIFI_URL"] = ready[1]
+    _say(f"{ready[0]}\n$ export HIFI_URL={ready[1]}")
 
 
-def _run_job(model: str, task: str, *, data: str, title: str) -> dict[str, Any]:
+def _run_job(name: str, task: str, *, data: str) -> dict[str, Any]:
     """Push a data set, post a job and watch it; return the job."""
     files = f"{data}train.jsonl --validation {data}validation.jsonl"
-    pushed = _show("Upload the data set:", f"datasets push {files} --name {title}")
-    job = f"--model {shlex.quote(model)} --dataset {_find('ds', pushed)} {task} --name {title}"
+    _show("Upload the data set:", f"datasets push {files} --name {name}")
+    dataset = _ask("datasets list")["data"][0]["id"]  # the newest
+    job = f"--model {_MODEL} --dataset {dataset} {task} --name {name}"
     what = "Post a job, which scores the heads, selects the best and tunes only these; watch it:"
-    submitted = _show(what, f"jobs submit {job} --watch")
-    document: dict[str, Any] = json.loads(_call(f"jobs show {_find('job', submitted)} --json"))
-    return document
+    _show(what, f"jobs submit {job} --watch")
+    return dict(_ask("jobs list")["data"][0])
 
 
-def _find(kind: str, printed: str) -> str:
-    if found := re.search(rf"\b{kind}_[a-z0-9]{{24}}\b", printed):
-        return found[0]
-    raise HifiError(f"the command printed no {kind}_… identifier")
-
-
-def _merge_and_prove(model: str, *, accuracy: float) -> None:
-    """Merge the head delta; check that the result is the tuned model and that undo is exact."""
-    merge = f"merge --delta {_DELTA} --model {shlex.quote(model)} --out merged"
+def _merge_and_prove(accuracy: float) -> dict[str, str]:
+    """Merge the delta; check the result and its undo; return its label of each validation text."""
+    merge = f"merge --delta {_DELTA} --model {_MODEL} --out merged"
     _show("Merge it into its backbone, into a plain transformers model:", merge)
-    from hifi.cli import proof
-
-    merged = proof.measure_accuracy(Path("merged"), Path("validation.jsonl"))
+    lines = Path("validation.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    labels = predict_labels(Path("merged"), [row["text"] for row in rows])
+    merged = sum(labels[row["text"]] == row["library"] for row in rows) / len(rows)
     if merged != accuracy:
         raise HifiError(f"the merged model's accuracy is {merged}, the tuned model's {accuracy}")
-    _say(
-        f"\nThe merged model, loaded by plain transformers: accuracy {merged:.4f}, the same as the "
-        "tuned model."
-    )
-    if not proof.undo_is_exact(Path(_DELTA), model=model):
+    what = "The merged model, loaded by plain transformers"
+    _say(f"\n{what}: accuracy {merged:.4f}, the same as the tuned model.")
+    if not undo_is_exact(Path(_DELTA), model=_MODEL):
         raise HifiError("undoing the merge did not restore the backbone")
     _say("Merged into the backbone in memory and undone: every weight is restored, bit for bit.")
+    return labels
 
 
-def _ask_both(first: str, second: str) -> None:
-    """Predict with both jobs in one batch; compare the first job's answers with its model's."""
-    from hifi.cli import proof
+def predict_labels(merged: Path, texts: Sequence[str]) -> dict[str, str]:
+    """Classify texts with a merged model, loaded by plain transformers; return label by text."""
+    from transformers import pipeline
 
-    rows = Path("validation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
-    texts = [json.loads(row)["text"] for row in rows]
-    inputs = [{"job": job, "input": {"text": text}} for text in texts for job in (first, second)]
-    Path("mixed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in inputs), "utf-8")
-    predict = "jobs predict --file mixed.jsonl"
-    _show("Both tasks in one batch, on one backbone in memory:", predict)
-    answers = json.loads(_call(f"{predict} --json"))["data"]
-    labels = [answer.get("label") for answer in answers if answer["job"] == first]
-    expected = proof.predict_labels(Path("merged"), texts)
-    if labels != expected:
-        raise HifiError(f"the mixed batch answered {labels}, the merged model {expected}")
-    _say("\nThe merged model returns the same labels for the first task.")
+    from hifi.backbones.models import quiet_transformers
+
+    with quiet_transformers():
+        classify = pipeline("text-classification", model=str(merged), device="cpu")
+        # The longest first, in the batches of hifi's own evaluation, so that every bit is equal.
+        order = sorted(texts, key=lambda text: -len(classify.preprocess(text)["input_ids"][0]))
+        answers = classify(order, batch_size=32)
+    labels = {text: answer["label"] for text, answer in zip(order, answers, strict=True)}
+    return {text: labels[text] for text in texts}
 
 
-def _show(why: str, command: str) -> str:
-    """Show and run a command; show its output and return it."""
+def undo_is_exact(file: Path, *, model: str) -> bool:
+    """Merge a delta into its backbone in memory, undo that, and compare every bit."""
+    from hifi.deltas.delta import HeadDelta
+    from hifi.deltas.loading import load_backbone
+
+    delta = HeadDelta.load(file)
+    network = load_backbone(delta, model=model, revision=None).model
+    weights = network.state_dict()
+    before = {name: weight.clone() for name, weight in weights.items()}
+    displaced = delta.merge(network)
+    is_changed = not all(weights[name].equal(before[name]) for name in before)
+    displaced.merge(network)
+    return is_changed and all(weights[name].equal(before[name]) for name in before)
+
+
+def _show(why: str, command: str) -> None:
     _say(f"\n{why}\n$ hifi {command}")
-    printed = _call(command)
-    _say(printed.rstrip())
-    return printed
+    _run(command)
 
 
-def _call(command: str) -> str:
-    """Run a command; return its stdout."""
-    with redirect_stdout(_Terminal()) as printed:
-        code = main(shlex.split(command))
+def _ask(command: str) -> Any:  # noqa: ANN401 - any command's document
+    with redirect_stdout(io.StringIO()) as printed:
+        _run(f"{command} --json")
+    return json.loads(printed.getvalue())
+
+
+def _run(command: str) -> None:
+    code = main(command.split())
     if code == output.EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if code != output.EXIT_OK:
-        name = re.match(r"[a-z-]+( [a-z]+(?= ))?", command)
-        raise HifiError(f"`hifi {name[0] if name else command}` failed (exit code {code})")
-    return printed.getvalue()
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        """Return whether stdout is a terminal, so that the heat map has colours."""
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+        name = re.sub(r"^([a-z-]+( [a-z]+(?= ))?).*", r"\1", command)
+        raise HifiError(f"`hifi {name}` failed (exit code {code})")
 
 
 def _say(text: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -72,39 +72,6 @@ def describe_pace(
     return "  ".join(filter(None, parts))
 
 
-class Screen(Protocol):
-    """Shows progress as bars or lines."""
-
-    def update(self, progression: Progression) -> None:
-        """Show the progress of a run."""
-
-    def say(self, line: str) -> None:
-        """Print a permanent line."""
-
-    def clear(self) -> None:
-        """Remove the bars until the next update."""
-
-    def make_room(self) -> AbstractContextManager[None]:
-        """Let other code print during a block."""
-
-
-@contextmanager
-def open_screen(console: Console) -> Iterator[Screen]:
-    """Show progress during a block.
-
-    Args:
-        console: of stderr.
-
-    Yields:
-        Bars if ``console`` is a terminal, else plain lines at intervals.
-    """
-    if not console.is_terminal:
-        yield Lines(console)
-        return
-    with new_bars(console) as progress:
-        yield Bars(progress)
-
-
 def new_bars(console: Console) -> Progress:
     """Create bars with a description, a ``count`` and a ``rest``; they vanish when done."""
     return Progress(
@@ -118,11 +85,7 @@ def new_bars(console: Console) -> Progress:
 
 
 class Bars:
-    """One bar per phase, removed when the phase ends.
-
-    Args:
-        progress: started, from :func:`new_bars`.
-    """
+    """One bar per phase, removed when the phase ends; ``progress`` is started."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -133,9 +96,8 @@ class Bars:
         phase = progression.phase
         self._close(*(name for name in self._bars if name not in (phase, _INTERRUPTED)))
         if phase not in self._bars:
-            self._bars[phase] = self._progress.add_task(
-                progression.title, total=None, count="", rest=""
-            )
+            title = progression.title
+            self._bars[phase] = self._progress.add_task(title, total=None, count="", rest="")
         self._progress.update(
             self._bars[phase],
             completed=progression.step,
@@ -145,7 +107,7 @@ class Bars:
         )
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
+        """Print a permanent line above the bars."""
         self._progress.console.print(escape(line), highlight=False)
 
     def clear(self) -> None:
@@ -154,7 +116,7 @@ class Bars:
 
     @contextmanager
     def make_room(self) -> Iterator[None]:
-        """Remove the bars during a block."""
+        """Remove the bars during a block, in which other code prints."""
         self._progress.stop()
         yield
         self._progress.start()
@@ -165,12 +127,7 @@ class Bars:
 
 
 class Lines:
-    """Plain lines: the start of a phase, its steps at intervals, and its last step.
-
-    Args:
-        console: of stderr.
-        clock: seconds, for tests.
-    """
+    """Plain lines: the start of a phase, its steps at intervals, and its last step."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -207,70 +164,53 @@ class Lines:
         yield
 
 
+Screen = Bars | Lines
+
+
 @contextmanager
-def progress_display(console: Console) -> Iterator[Display]:
-    """Show the events of a fine-tune during a block; see :func:`open_screen`."""
-    with open_screen(console) as screen:
-        yield Display(screen)
+def open_screen(console: Console) -> Iterator[Screen]:
+    """Show progress during a block.
+
+    Args:
+        console: of stderr.
+
+    Yields:
+        Bars if ``console`` is a terminal, else plain lines at intervals.
+    """
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    with new_bars(console) as progress:
+        yield Bars(progress)
 
 
 class Display:
-    """Shows the events of one fine-tune.
-
-    Args:
-        screen: shows them.
-        clock: seconds, for tests.
-    """
+    """Shows the events of one fine-tune on a screen."""
 
     def __init__(self, screen: Screen, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._screen = screen
-        self._pace = Pace(clock=clock)
+        self._clock = clock
+        self._begun: dict[str, tuple[float, int]] = {}  # of each phase, its time and its step
         self.make_room = screen.make_room
 
     def show(self, event: TrainingEvent) -> None:
         """Show one event."""
-        phase = _PHASES.get(event.kind)
-        if phase is None:
+        phase = "training" if event.kind == "step" else event.kind
+        if phase not in _TITLES:
             self._screen.clear()
             if line := _line(event):
                 self._screen.say(line)
             return
-        eta = self._pace.eta(event)
-        pace = describe_pace(loss=event.loss, speed=event.samples_per_second, eta=eta)
+        rest = event.message
+        if phase in COUNTING:
+            eta = self.eta(event)
+            rest = describe_pace(loss=event.loss, speed=event.samples_per_second, eta=eta)
         self._screen.update(
-            Progression(
-                phase=phase,
-                step=event.step,
-                total=event.total_steps,
-                rest=pace if phase in COUNTING else event.message,
-            )
+            Progression(phase=phase, step=event.step, total=event.total_steps, rest=rest)
         )
-
-
-# The phase of a fine-tune after an event, by the event's kind.
-_PHASES = {
-    "loading": "loading",
-    "selecting": "selecting",
-    "step": "training",
-    "evaluating": "evaluating",
-}
-
-
-class Pace:
-    """Estimates the remaining time of a phase from its time so far.
-
-    Args:
-        clock: seconds.
-    """
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun: dict[str, tuple[float, int]] = {}
 
     def eta(self, event: TrainingEvent) -> float | None:
         """Return the seconds to the end of the phase: the event's own estimate if it has one."""
-        if _PHASES.get(event.kind) not in COUNTING:
-            return None
         now = self._clock()
         begun, first = self._begun.setdefault(event.kind, (now, event.step))
         if event.eta_seconds is not None:

@@ -68,16 +68,6 @@ def _shade(relative: float, *, is_selected: bool) -> Style:
     )
 
 
-def head_list(selected: Sequence[Sequence[int]]) -> Text:
-    """List the selected heads of each layer that has some, the top layer first."""
-    lines = [
-        f"layer {layer:>2}  heads {', '.join(map(str, heads))}"
-        for layer, heads in reversed(list(enumerate(selected)))
-        if heads
-    ]
-    return Text("\n".join(lines))
-
-
 def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
     """Print a heat map with the selected heads, or a list of them if there are no scores.
 
@@ -91,5 +81,10 @@ def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
         importance = [layer["importance"] for layer in layers]
         drawn = heat_map(importance, selected=selected, width=console.width)
     else:
-        drawn = head_list(selected)
+        lines = [
+            f"layer {layer:>2}  heads {', '.join(map(str, heads))}"
+            for layer, heads in reversed(list(enumerate(selected)))
+            if heads
+        ]
+        drawn = Text("\n".join(lines))
     console.print(drawn, soft_wrap=True)

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     from hifi.backbones.devices import resolve_device
     from hifi.cli import render
-    from hifi.cli.progress import progress_display
+    from hifi.cli.progress import Display, open_screen
+    from hifi.files import write_atomically
     from hifi.training.events import TrainingEvent
     from hifi.training.finetuning import select_prepared
     from hifi.training.reproducibility import reproducible_kernels
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     settings = Hyperparameters(**options.given(args, SCORED_WITH))
     scoring = Scoring(**options.given(args, declared(Scoring)))
     # The same kernels as `hifi tune`, so that both select the same heads.
-    with reproducible_kernels(device), progress_display(Console(stderr=True)) as display:
+    with reproducible_kernels(device), open_screen(Console(stderr=True)) as screen:
+        display = Display(screen)
         display.show(
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
         )
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         selection = select_prepared(ready, settings=settings, scoring=scoring, on_batch=show)
     document = _describe(ready, selection=selection)
     if args.out is not None:
-        _write(args.out, document)
+        with write_atomically(args.out) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if args.json:
         output.print_json(document)
         return output.EXIT_OK
@@ -127,10 +130,3 @@ def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:
         "trainable_parameters": trained,
         "fraction": trained / sum(parameters.values()),
     }
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    from hifi.files import write_atomically
-
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,6 @@ from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hifi.cli.progress import Display
     from hifi.selection.head_selection import HeadSelection
     from hifi.training.events import Control, TrainingEvent
     from hifi.training.finetuning import FinetuneResult
@@ -73,21 +72,39 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hifi.cli.interrupt import stop_on_interrupt
-    from hifi.cli.progress import progress_display
+    from hifi.cli.progress import Display, open_screen
+    from hifi.cli.render import print_heads
     from hifi.training.checkpoint import remove_checkpoints
     from hifi.training.events import Control
 
     report = Console(stderr=args.json)
     stop = Control.CANCEL if args.checkpoint_dir is None else Control.PAUSE
+    has_shown_heads = False  # a resumed run does not select again
     try:
         with (
-            progress_display(Console(stderr=True)) as display,
+            open_screen(Console(stderr=True)) as screen,
             stop_on_interrupt(stop) as answer,
         ):
-            watcher = _Watcher(display, report=report, answer=answer)
-            result = _finetune(args, watcher=watcher)
+            display = Display(screen)
+
+            def on_event(event: TrainingEvent) -> Control:
+                nonlocal has_shown_heads
+                display.show(event)
+                if event.selection is not None:
+                    has_shown_heads = True
+                    with display.make_room():
+                        print_heads(report, event.selection.to_dict())
+                return answer()
+
+            result = _finetune(args, on_event=on_event)
     except JobPaused as stopped:
-        return _interrupted(stopped)
+        kept = "no checkpoint saved"
+        if stopped.checkpoint:
+            kept = f"checkpoint {stopped.checkpoint} saved"
+        return output.fail(
+            f"interrupted; {kept}; run the same command again to resume",
+            code=output.EXIT_INTERRUPTED,
+        )
     except JobCancelled:
         return output.fail(
             f"interrupted; {args.out} was not written (with --checkpoint-dir an interrupted run "
@@ -97,60 +114,20 @@ def run(args: argparse.Namespace) -> int:
     result.delta.save(args.out, encoding=args.encoding)
     if args.checkpoint_dir is not None:
         remove_checkpoints(args.checkpoint_dir)
-    if not watcher.has_shown_heads:  # a resumed run does not select again
-        _show_heads(report, result.selection)
+    if not has_shown_heads:
+        print_heads(report, result.selection.to_dict())
     _report(args, result=result, console=report)
     return output.EXIT_OK
 
 
-def _interrupted(stopped: JobPaused) -> int:
-    kept = f"checkpoint {stopped.checkpoint} saved" if stopped.checkpoint else "no checkpoint saved"
-    return output.fail(
-        f"interrupted; {kept}; run the same command again to resume",
-        code=output.EXIT_INTERRUPTED,
-    )
-
-
-class _Watcher:
-    """Shows the events of a fine-tune, and answers each with a Control.
-
-    Args:
-        display: shows the progress.
-        report: prints the heat map.
-        answer: returns the answer to the next event.
-
-    Attributes:
-        has_shown_heads: whether the heat map was printed.
-    """
-
-    def __init__(self, display: Display, *, report: Console, answer: Callable[[], Control]) -> None:
-        self._display = display
-        self._report = report
-        self._answer = answer
-        self.has_shown_heads = False
-
-    def __call__(self, event: TrainingEvent) -> Control:
-        """Show one event and answer it."""
-        self._display.show(event)
-        if event.selection is not None:
-            self.has_shown_heads = True
-            with self._display.make_room():
-                _show_heads(self._report, event.selection)
-        return self._answer()
-
-
-def _show_heads(console: Console, selection: HeadSelection) -> None:
-    from hifi.cli import render
-
-    render.print_heads(console, selection.to_dict())
-
-
-def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
+def _finetune(
+    args: argparse.Namespace, *, on_event: Callable[[TrainingEvent], Control]
+) -> FinetuneResult:
     from hifi.training.finetuning import finetune
 
     return finetune(
         task=args.task,
-        on_event=watcher,
+        on_event=on_event,
         **options.split_arguments(args),
         **options.given(args, (*_OPTIONS, *declared(Scoring), *declared(Hyperparameters))),
         selection=None if args.selection is None else _read_selection(args.selection),
@@ -158,11 +135,6 @@ def _finetune(args: argparse.Namespace, *, watcher: _Watcher) -> FinetuneResult:
 
 
 def _read_selection(path: Path) -> HeadSelection:
-    """Read the heads to tune.
-
-    Raises:
-        InvalidArgumentError: not a selection file.
-    """
     from hifi.selection.head_selection import HeadSelection
 
     try:

@@ -12,7 +12,7 @@ import torch
 from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
 from hifi.deltas import lora
 from hifi.deltas.encoding import add_differences, differences
-from hifi.deltas.file import DeltaContent, read_delta_file, write_delta_file
+from hifi.deltas.file import read_delta_file, write_delta_file
 from hifi.deltas.metadata import ENCODINGS, DeltaMetadata, Encoding
 from hifi.deltas.placement import (
     read_matching_rows,
@@ -88,8 +88,8 @@ class HeadDelta:
         Raises:
             DeltaFileError: the file does not exist, or is malformed, truncated or of another kind.
         """
-        content = read_delta_file(path)
-        return cls(rows=content.rows, task_head=content.task_head, metadata=content.metadata)
+        rows, task_head, metadata = read_delta_file(path)
+        return cls(rows=rows, task_head=task_head, metadata=metadata)
 
     def save(self, path: str | Path, *, encoding: Encoding = "float32") -> None:
         """Write a delta file, atomically; equal deltas give equal bytes.
@@ -109,11 +109,9 @@ class HeadDelta:
             raise InvalidArgumentError("encoding", value=encoding, limit=f"one of {ENCODINGS}")
         write_delta_file(
             path,
-            content=DeltaContent(
-                rows=self._values_for(encoding),
-                task_head=self.task_head,
-                metadata=replace(self.metadata, encoding=encoding),
-            ),
+            rows=self._values_for(encoding),
+            task_head=self.task_head,
+            metadata=replace(self.metadata, encoding=encoding),
         )
 
     def check_backbone(self, model: PreTrainedModel) -> None:
@@ -156,12 +154,8 @@ class HeadDelta:
             The same delta with ``base``; differences are converted to rows.
 
         Raises:
-            BackboneMismatchError: another architecture; different heads, shapes or biases; the
-                model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
-                delta is already merged); a float16 model; a dtype narrower than the tuning's,
-                which would give differences to a rounded W.
-            TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
-            UnsupportedArchitectureError: the model's architecture is not supported.
+            BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``merge``; a
+                dtype narrower than the tuning's, which would give differences to a rounded W.
         """
         present = self._read_base(model)
         self._check_width(present)
@@ -216,7 +210,15 @@ class HeadDelta:
         displaced = HeadDelta(
             rows=present,
             task_head=displaced_head,
-            metadata=self._displaced_metadata(present, merged),
+            metadata=replace(
+                self.metadata,
+                rows_fingerprint=rows_fingerprint(merged),
+                compute_dtype=str(next(iter(present.values())).dtype).removeprefix("torch."),
+                task=None,
+                labels=None,
+                training={},
+                encoding="float32",
+            ),
             base=merged,
         )
         write_matching_rows(model, merged)
@@ -235,16 +237,9 @@ class HeadDelta:
                 dtype of the tuning (``metadata.compute_dtype``) or a wider one.
 
         Raises:
-            BackboneMismatchError: another architecture; different heads, shapes or biases; the
-                model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
-                delta is already merged); a float16 model; a dtype narrower than the tuning's,
-                which would give differences to a rounded W.
-            TaskHeadMismatchError: the model's task head has other names or shapes; the delta's task
-                head contains a parameter of the backbone other than a pooler's, or only a part of a
-                module.
+            BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``with_base``.
+            TaskHeadMismatchError: as in ``merge``; the task head has only a part of a module.
             StorageError: the folder exists and is not empty, or cannot be written.
-            TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
-            UnsupportedArchitectureError: the model's architecture is not supported.
         """
         known = self.with_base(model)
         lora.export_lora(
@@ -313,17 +308,3 @@ class HeadDelta:
     def _backbone_name(self) -> str:
         revision = self.metadata.revision
         return f"{self.metadata.model!r} (revision {revision or 'not recorded'})"
-
-    def _displaced_metadata(
-        self, present: Mapping[str, Tensor], merged: Mapping[str, Tensor]
-    ) -> DeltaMetadata:
-        dtypes = [tensor.dtype for tensor in present.values()]
-        return replace(
-            self.metadata,
-            rows_fingerprint=rows_fingerprint(merged),
-            compute_dtype=str(dtypes[0]).removeprefix("torch."),
-            task=None,
-            labels=None,
-            training={},
-            encoding="float32",
-        )

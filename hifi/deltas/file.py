@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -18,7 +17,7 @@ from hifi.backbones.heads import HeadId
 from hifi.canonical import parse_json_object
 from hifi.deltas.encoding import INT8_LIMIT, SCALE_SUFFIX, STORED_DTYPES, decode, encode, is_weight
 from hifi.deltas.metadata import DeltaMetadata
-from hifi.deltas.row_names import check_shapes, heads_of_rows
+from hifi.deltas.row_names import check_shapes, heads_of_rows, shapes_of
 from hifi.errors import DeltaFileError, DeltaFileNotFoundError, InvalidArgumentError
 from hifi.files import write_atomically
 
@@ -30,49 +29,44 @@ _MESSAGE_CHARACTERS = 400
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DeltaContent:
-    """The content of a delta file.
-
-    Attributes:
-        rows: by row name; weights are W' or W'−W, by ``metadata.encoding``; float32 when read.
-        task_head: parameter name to tensor; float32 when read.
-        metadata: describes the delta.
-    """
-
-    rows: Mapping[str, Tensor]
-    task_head: Mapping[str, Tensor]
-    metadata: DeltaMetadata
-
-
-def write_delta_file(path: str | Path, *, content: DeltaContent) -> None:
+def write_delta_file(
+    path: str | Path,
+    *,
+    rows: Mapping[str, Tensor],
+    task_head: Mapping[str, Tensor],
+    metadata: DeltaMetadata,
+) -> None:
     """Write a delta file, atomically; equal content gives equal bytes.
 
     Args:
         path: the file; an existing file is replaced.
-        content: rows must be W' or W'−W, as ``content.metadata.encoding`` requires.
+        rows: by row name; weights are W' or W'−W, as ``metadata.encoding`` requires.
+        task_head: parameter name to tensor.
+        metadata: describes the delta.
 
     Raises:
         InvalidArgumentError: no rows; heads other than the selection's; numbers that are not
             finite, or that float32, the file's widest type, would round.
         StorageError: the file cannot be written, as in ``write_atomically``.
     """
-    check_shapes({name: tuple(tensor.shape) for name, tensor in content.rows.items()})
-    _check_heads(content.rows, content.metadata)
-    rows = {name: _as_float32(name, tensor) for name, tensor in content.rows.items()}
-    tensors = encode(rows, content.metadata.encoding)
-    for name, tensor in content.task_head.items():
+    check_shapes(shapes_of(rows))
+    _check_heads(rows, metadata)
+    exact = {name: _as_float32(name, tensor) for name, tensor in rows.items()}
+    tensors = encode(exact, metadata.encoding)
+    for name, tensor in task_head.items():
         tensors[TASK_HEAD_PREFIX + name] = _as_float32(name, tensor)
     for name, tensor in tensors.items():
         _check_numbers(name, tensor)
     # Bytes are deterministic: safetensors sorts the tensors by type and name, and there is only
     # one metadata entry.
-    data = save(tensors, {METADATA_KEY: content.metadata.to_json().decode()})
+    data = save(tensors, {METADATA_KEY: metadata.to_json().decode()})
     with write_atomically(path) as temporary:
         temporary.write_bytes(data)
 
 
-def read_delta_file(path: str | Path) -> DeltaContent:
+def read_delta_file(
+    path: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], DeltaMetadata]:
     """Read a delta file without trusting anything in it.
 
     Names, types and shapes are checked before any tensor is read, so refusing a file of another
@@ -82,7 +76,7 @@ def read_delta_file(path: str | Path) -> DeltaContent:
         path: the file.
 
     Returns:
-        The content; all tensors float32 and finite.
+        Rows (W' or W'−W), task head and metadata; all tensors float32 and finite.
 
     Raises:
         DeltaFileError: the file does not exist (``DeltaFileNotFoundError``), or is malformed,
@@ -110,7 +104,7 @@ def read_delta_file(path: str | Path) -> DeltaContent:
         rows = decode(tensors)
         for name, tensor in rows.items():
             _check_numbers(name, tensor)  # a code times its scale may be beyond float32
-    return DeltaContent(rows=rows, task_head=task_head, metadata=metadata)
+    return rows, task_head, metadata
 
 
 @contextmanager

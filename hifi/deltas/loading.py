@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import (
@@ -20,6 +18,7 @@ from hifi.backbones.models import (
     find_folder,
     load_config,
     load_for_task,
+    quiet_transformers,
     reads,
     resolve_model,
 )
@@ -92,33 +91,17 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 
 
 def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load the backbone that a delta was tuned on, from a known folder.
-
-    Args:
-        source: the model.
-        delta: its task determines the task head.
-
-    Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError, BackboneMismatchError: as in
-            :func:`load_backbone`.
-    """
+    """Load the backbone that a delta was tuned on from a known folder, as :func:`load_backbone`."""
     backbone = load_unchecked(source, delta=delta)
     _check_backbone(delta, backbone.model)
     return backbone
 
 
 def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load a model that the caller knows to be a delta's backbone.
+    """Load a model that the caller knows to be a delta's backbone, as :func:`load_backbone`.
 
     The weights are memory-mapped and read only when used; computing a fingerprint would read all
     of them.
-
-    Args:
-        source: the model.
-        delta: its task determines the task head.
-
-    Raises:
-        TaskNotSupportedError, DeltaFileError, ModelError: as in :func:`load_backbone`.
     """
     config = load_config(source)
     task = configure_for(config, delta)
@@ -246,11 +229,7 @@ def _task_type(task: dict[str, Any]) -> type[Task]:
 
 
 def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
-    """Raise for values that no tokenizer or model accepts; the file is not trusted.
-
-    Raises:
-        DeltaFileError: a value is impossible; the message has the entry, its value and the limit.
-    """
+    """Raise for values that no tokenizer or model accepts; the file is not trusted."""
     vocabulary = getattr(config, "vocab_size", 0)
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "pad_token_id": (
@@ -288,18 +267,3 @@ def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast a model, its task head included, in place."""
     return nn.Module.to(model, dtype=dtype)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers."""
-    was_on = transformers_logging.is_progress_bar_enabled()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if was_on:
-            transformers_logging.enable_progress_bar()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from hifi.files import write_directory_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hifi.backbones.heads import HeadId
     from hifi.deltas.metadata import DeltaMetadata
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -94,7 +95,8 @@ def export_lora(
     Source: PEFT's checkpoint format, huggingface.co/docs/peft/developer_guides/checkpoint.
     """
     read_matching_task_head(model, task_head)
-    updates = list(_updates(model, rows=rows, base=base))
+    changes = {name: (row.double() - base[name].double()).float() for name, row in rows.items()}
+    updates = list(_updates(model, changes))
     tensors = {name: tensor for update in updates for name, tensor in update.tensors().items()}
     for name, tensor in task_head.items():
         tensors[_PEFT_PREFIX + name] = tensor.to(torch.float32, copy=True).contiguous()
@@ -104,14 +106,11 @@ def export_lora(
         (folder / CONFIG_FILE).write_bytes(canonical_json(config))
 
 
-def _updates(
-    model: PreTrainedModel, *, rows: Mapping[str, Tensor], base: Mapping[str, Tensor]
-) -> Iterator[_Update]:
+def _updates(model: PreTrainedModel, changes: Mapping[str, Tensor]) -> Iterator[_Update]:
     for layer in describe(model).layers:
-        heads = [head.head for head in heads_of_rows(rows) if head.layer == layer.index]
-        if heads:
-            for module_name in layer.module_names:
-                yield _update(model, layer, module_name, rows=rows, base=base)
+        heads = [head for head in heads_of_rows(changes) if head.layer == layer.index]
+        for module_name in layer.module_names if heads else ():
+            yield _update(model, layer, module_name, heads=heads, changes=changes)
 
 
 def _update(
@@ -119,24 +118,21 @@ def _update(
     layer: AttentionLayer,
     module_name: str,
     *,
-    rows: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
+    heads: Sequence[HeadId],
+    changes: Mapping[str, Tensor],
 ) -> _Update:
     """Collect the rows of all heads in one module; fused projections share a module."""
     index, weights, biases = [], [], []
     for projection in layer.projections:
         if projection.module_name != module_name:
             continue
-        for head in heads_of_rows(rows):
-            if head.layer != layer.index:
-                continue
+        for head in heads:
             place = projection.rows(head.head)
             index.append(torch.arange(place.start, place.stop))
-            name = row_key(head, projection.name, "weight")
-            weights.append(_difference(rows[name], base[name]))
-            name = row_key(head, projection.name, "bias")
-            if name in rows:
-                biases.append(_difference(rows[name], base[name]))
+            weights.append(changes[row_key(head, projection.name, "weight")])
+            bias = changes.get(row_key(head, projection.name, "bias"))
+            if bias is not None:
+                biases.append(bias)
     weight = model.get_parameter(f"{module_name}.weight")
     return _Update(
         module_name=module_name,
@@ -145,10 +141,6 @@ def _update(
         weight=torch.cat(weights),
         bias=torch.cat(biases) if biases else None,
     )
-
-
-def _difference(tuned: Tensor, base: Tensor) -> Tensor:
-    return (tuned.double() - base.double()).float()
 
 
 def _config(
@@ -182,10 +174,7 @@ def _config(
 
 def _task_type(model: PreTrainedModel) -> str | None:
     name = type(model).__name__
-    for task_type, mapping in _TASK_TYPES.items():
-        if name in mapping.values():
-            return task_type
-    return None
+    return next((each for each, kinds in _TASK_TYPES.items() if name in kinds.values()), None)
 
 
 def _whole_modules(model: PreTrainedModel, names: frozenset[str]) -> list[str]:

@@ -19,7 +19,7 @@ from hifi.backbones.heads import (
     task_head_names,
     write_rows,
 )
-from hifi.deltas.row_names import Shape, describe_shape, heads_of_rows, row_key, shapes_of
+from hifi.deltas.row_names import Shape, describe_difference, heads_of_rows, row_key, shapes_of
 from hifi.errors import BackboneMismatchError, InvalidArgumentError, TaskHeadMismatchError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def read_matching_rows(
         present[row_key(head, projection.name, "weight")] = weight.cpu()
         if bias is not None:
             present[row_key(head, projection.name, "bias")] = bias.cpu()
-    _check_equal_shapes(present, rows)
+    if difference := describe_difference(shapes_of(rows), shapes_of(present)):
+        raise BackboneMismatchError(difference)
     _check_dtypes(present)
     return present
 
@@ -163,16 +164,6 @@ def _check_dtypes(present: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_equal_shapes(present: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-    found, wanted = shapes_of(present), shapes_of(rows)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise BackboneMismatchError(
-                f"{name} is {describe_shape(wanted.get(name))} in the head delta and "
-                f"{describe_shape(found.get(name))} in the model"
-            )
-
-
 def check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, hint: str) -> None:
     """Raise if a delta's task head and a model's differ in names or shapes.
 
@@ -184,9 +175,5 @@ def check_same(wanted: Mapping[str, Shape], found: Mapping[str, Shape], *, hint:
     Raises:
         TaskHeadMismatchError: a parameter is missing on one side, or its shape differs.
     """
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise TaskHeadMismatchError(
-                f"task head: {name} is {describe_shape(wanted.get(name))} in the head delta and "
-                f"{describe_shape(found.get(name))} in the model; {hint}"
-            )
+    if difference := describe_difference(wanted, found):
+        raise TaskHeadMismatchError(f"task head: {difference}; {hint}")

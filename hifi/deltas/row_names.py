@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from hifi.backbones.heads import PROJECTION_NAMES, HeadId, ProjectionName
@@ -21,37 +20,6 @@ _INDEX = r"(0|[1-9][0-9]{0,4})"  # no leading zeros: one name per head; no model
 _PATTERN = re.compile(rf"layers\.{_INDEX}\.heads\.{_INDEX}\.(query|key|value)\.(weight|bias)")
 
 
-@dataclass(frozen=True, order=True)
-class RowName:
-    """The parsed name of a head delta's tensor.
-
-    Attributes:
-        head: the head, or key-value group.
-        projection: ``query``, ``key`` or ``value``.
-        part: ``weight`` or ``bias``.
-    """
-
-    head: HeadId
-    projection: ProjectionName
-    part: Part
-
-    @classmethod
-    def parse(cls, text: str) -> RowName:
-        """Parse a name.
-
-        Raises:
-            InvalidArgumentError: not exactly a name that ``row_key`` returns.
-        """
-        match = _PATTERN.fullmatch(text)
-        if match is None:
-            limit = "layers.{l}.heads.{h}.{query|key|value}.{weight|bias}"
-            raise InvalidArgumentError("tensor name", value=text, limit=limit)
-        layer, head, projection, part = match.groups()
-        return cls(
-            HeadId(int(layer), int(head)), cast("ProjectionName", projection), cast("Part", part)
-        )
-
-
 def row_key(head: HeadId, projection: ProjectionName, part: Part) -> str:
     """Return the tensor name of one head's rows in one projection."""
     return f"layers.{head.layer}.heads.{head.head}.{projection}.{part}"
@@ -63,7 +31,17 @@ def heads_of_rows(names: Iterable[str]) -> tuple[HeadId, ...]:
     Raises:
         InvalidArgumentError: a name is not a row name.
     """
-    return tuple(sorted({RowName.parse(name).head for name in names}))
+    return tuple(sorted({_parse(name)[0] for name in names}))
+
+
+def _parse(name: str) -> tuple[HeadId, ProjectionName, Part]:
+    """Return the parts of a name that ``row_key`` returns, and raise for all others."""
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        limit = "layers.{l}.heads.{h}.{query|key|value}.{weight|bias}"
+        raise InvalidArgumentError("tensor name", value=name, limit=limit)
+    layer, head, projection, part = match.groups()
+    return HeadId(int(layer), int(head)), cast("ProjectionName", projection), cast("Part", part)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -74,6 +52,17 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
 def describe_shape(shape: Shape | None) -> str:
     """Return the words for a tensor's shape in an error; None means that it is missing."""
     return "missing" if shape is None else f"of shape {list(shape)}"
+
+
+def describe_difference(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
+    """Describe the first tensor whose shape in a head delta and in a model differs, if any."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            return (
+                f"{name} is {describe_shape(wanted.get(name))} in the head delta and "
+                f"{describe_shape(found.get(name))} in the model"
+            )
+    return None
 
 
 def check_shapes(shapes: Mapping[str, Shape]) -> None:
@@ -89,9 +78,9 @@ def check_shapes(shapes: Mapping[str, Shape]) -> None:
         InvalidArgumentError: a tensor does not fit; the message has the shape that would.
     """
     by_head: dict[HeadId, dict[tuple[ProjectionName, Part], Shape]] = defaultdict(dict)
-    for text, shape in shapes.items():
-        name = RowName.parse(text)
-        by_head[name.head][name.projection, name.part] = shape
+    for name, shape in shapes.items():
+        head, projection, part = _parse(name)
+        by_head[head][projection, part] = shape
     first: dict[tuple[ProjectionName, Part], Shape] | None = None
     for head in sorted(by_head):
         parts = by_head[head]

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hifi.backbones.heads import first_token_layer
-from hifi.backbones.models import BUILDING
-from hifi.deltas.loading import cast_to, configure_for, quiet_transformers
+from hifi.backbones.models import BUILDING, quiet_transformers
+from hifi.deltas.loading import cast_to, configure_for
 from hifi.deltas.placement import check_same
 from hifi.deltas.row_names import shapes_of
 

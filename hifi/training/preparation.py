@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hifi.backbones.devices import resolve_attention, resolve_dtype
-from hifi.backbones.models import LoadedModel, ModelSource, load_config, max_positions
+from hifi.backbones.models import (
+    LoadedModel,
+    ModelSource,
+    load_config,
+    load_for_task,
+    max_positions,
+)
 from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
 from hifi.data.splits import Source, load_split
@@ -109,17 +116,17 @@ def prepare(
     data = _load_data(
         source, config, spec=spec, train=train, validation=validation, settings=settings
     )
-    placed = load(
-        source,
+    attention = resolve_attention(
+        device=device, dtype=dtype, max_length=data.encoder.sequence_length
+    )
+    new_model = partial(
+        load_for_task,
         config=config,
         auto_class=data.task.auto_class,
-        attention=resolve_attention(
-            device=device, dtype=dtype, max_length=data.encoder.sequence_length
-        ),
+        attention=attention,
         seed=settings.seed,
-        device=device,
-        dtype=dtype,
     )
+    placed = load(source, new_model, device, dtype)
     limit = max_positions(placed.loaded.model)
     if limit is not None and settings.max_length > limit:
         raise InvalidArgumentError(

@@ -24,6 +24,7 @@ from hifi.backbones.models import (
     load_image_processor,
     load_tokenizer,
     max_positions,
+    quiet_transformers,
     resolve_model,
 )
 from hifi.errors import InvalidArgumentError, ModelError, UnsupportedArchitectureError
@@ -408,6 +409,25 @@ class TestQuiet:
         assert logging.get_verbosity() == before[0]
         assert logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
+
+
+class TestQuietTransformers:
+    def test_restores_the_previous_state(self):
+        def state():
+            return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+        before = state()
+        logging.enable_progress_bar()
+        try:
+            with quiet_transformers():
+                assert state() == (logging.ERROR, False)
+            assert state() == (before[0], True)
+            with pytest.raises(RuntimeError), quiet_transformers():
+                raise RuntimeError
+            assert state() == (before[0], True)
+        finally:
+            if not before[1]:
+                logging.disable_progress_bar()
 
 
 class TestMaxPositions:

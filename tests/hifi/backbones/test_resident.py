@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hifi.backbones import resident
 from hifi.backbones.models import LoadedModel, load_config, load_for_task, resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones
 from hifi.errors import InvalidArgumentError, JobCancelled
+from hifi.training import preparation
 from hifi.training.events import Control, TrainingEvent
 from tests.architectures import ARCHITECTURES, NAMES
 from tests.tiny_runs import file_of, run, stop_at
@@ -33,20 +35,21 @@ def backbones() -> ResidentBackbones:
     return ResidentBackbones(max_bytes=ROOM)
 
 
-def load(lend: Load, folder: Path, *, num_labels: int = 2, dtype: torch.dtype = torch.float32):
+def load(
+    lend: Load,
+    folder: Path,
+    *,
+    num_labels: int = 2,
+    dtype: torch.dtype = torch.float32,
+    load_model: Callable[..., LoadedModel] = load_for_task,
+):
     """Load a classifier as a fine-tune does."""
     source = resolve_model(folder)
     config = load_config(source)
     config.num_labels = num_labels
-    return lend(
-        source,
-        config=config,
-        auto_class=tf.AutoModelForSequenceClassification,
-        attention="eager",
-        seed=0,
-        device=torch.device("cpu"),
-        dtype=dtype,
-    )
+    auto_class = tf.AutoModelForSequenceClassification
+    new_model = partial(load_model, config=config, auto_class=auto_class, attention="eager", seed=0)
+    return lend(source, new_model, torch.device("cpu"), dtype)
 
 
 def weights_of(backbones: ResidentBackbones) -> dict[str, Tensor]:
@@ -66,7 +69,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             spoiled.append(name)
         return loaded
 
-    monkeypatch.setattr(resident, "load_for_task", load_and_spoil)
+    monkeypatch.setattr(preparation, "load_for_task", load_and_spoil)
     return spoiled
 
 
@@ -171,34 +174,30 @@ class TestSharing:
         assert first.config is not second.config
         assert ours["classifier.weight"].shape != theirs["classifier.weight"].shape
 
-    def test_tied_weights_stay_tied(
-        self, bert: Path, backbones: ResidentBackbones, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_tied_weights_stay_tied(self, bert: Path, backbones: ResidentBackbones):
         def load_tied(*arguments: Any, **options: Any) -> LoadedModel:
             loaded = load_for_task(*arguments, **options)
             lower, upper, _ = loaded.model.bert.encoder.layer
             upper.output.dense.weight = lower.output.dense.weight
             return loaded
 
-        monkeypatch.setattr(resident, "load_for_task", load_tied)
         for _ in range(2):
             with backbones.job() as lend:
-                model = load(lend, bert, dtype=torch.bfloat16).loaded.model
+                model = load(lend, bert, dtype=torch.bfloat16, load_model=load_tied).loaded.model
             lower, upper, _ = model.bert.encoder.layer
             assert upper.output.dense.weight is lower.output.dense.weight
         assert "bert.encoder.layer.1.output.dense.weight" not in weights_of(backbones)
 
     def test_what_only_a_second_kind_of_model_has_is_added(
-        self, bert: Path, backbones: ResidentBackbones, monkeypatch: pytest.MonkeyPatch
+        self, bert: Path, backbones: ResidentBackbones
     ):
         def load_without_pooler(*arguments: Any, **options: Any) -> LoadedModel:
             loaded = load_for_task(*arguments, **options)
             loaded.model.bert.pooler = None
             return loaded
 
-        with monkeypatch.context() as patch, backbones.job() as lend:
-            patch.setattr(resident, "load_for_task", load_without_pooler)
-            load(lend, bert)
+        with backbones.job() as lend:
+            load(lend, bert, load_model=load_without_pooler)
         assert "bert.pooler.dense.weight" not in weights_of(backbones)
         with backbones.job() as lend:
             model = load(lend, bert).loaded.model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import tempfile
 import pytest
 import torch
 
-from hifi.cli import demo, main, proof
+from hifi.cli import demo, main
 
 LOCAL = ("tune", "inspect", "merge", "export-lora")
 SERVED = (
@@ -64,34 +63,43 @@ def environment():
     os.environ.update(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small(backbone):
+    """Let the demo use a tiny backbone and few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_MODEL", str(backbone))
+        patch.setattr(demo, "_ROWS_PER_LIBRARY", 10)
+        yield
+
+
 @pytest.fixture(scope="module")
-def ran(backbone, tmp_path_factory):
+def ran(tmp_path_factory):
     """Run the local demo; return its folder."""
     folder = tmp_path_factory.mktemp("demo") / "here"
-    arguments = ["demo", "--local", "--dir", str(folder), "--rows", "10", "--model", str(backbone)]
-    assert main(arguments) == 0
+    assert main(["demo", "--local", "--dir", str(folder)]) == 0
     return folder
 
 
 class TestLocal:
-    def test_shows_the_commands_and_keeps_both_promises(self, backbone, tmp_path, capsys):
-        folder = tmp_path / "demo"
-        arguments = ["demo", "--local", "--dir", str(folder), "--rows", "10"]
-        assert main([*arguments, "--model", str(backbone)]) == 0
+    def test_shows_the_commands_and_keeps_both_promises(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["demo", "--local", "--dir", "demo"]) == 0
         out = capsys.readouterr().out
+        assert f"$ cd {tmp_path / 'demo'}\n" in out
+        assert "All files are in demo\n" in out
         assert tuple(re.findall(r"^\$ hifi (\S+)", out, re.MULTILINE)) == LOCAL
         assert ", the same as the tuned model" in out
         assert "bit for bit" in out
 
     @pytest.mark.usefixtures("minilm_path")
-    def test_runs_with_default_options(self, tmp_path):
-        folder = tmp_path / "demo"
-        assert main(["demo", "--local", "--dir", str(folder), "--rows", "15"]) == 0
+    def test_runs_with_its_own_backbone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(demo, "_MODEL", "all-MiniLM-L6-v2")
+        monkeypatch.setattr(demo, "_ROWS_PER_LIBRARY", 15)
+        assert main(["demo", "--local", "--dir", str(tmp_path / "demo")]) == 0
 
     def test_json_is_one_document_and_the_rest_goes_to_stderr(self, backbone, tmp_path, capfd):
         folder = tmp_path / "demo"
-        arguments = ["demo", "--local", "--rows", "10", "--model", str(backbone)]
-        assert main([*arguments, "--dir", str(folder), "--json"]) == 0
+        assert main(["demo", "--local", "--dir", str(folder), "--json"]) == 0
         captured = capfd.readouterr()
         document = json.loads(captured.out)
         assert document.pop("seconds") > 0
@@ -107,10 +115,10 @@ class TestLocal:
         assert tuple(re.findall(r"^\$ hifi (\S+)", captured.err, re.MULTILINE)) == LOCAL
         assert "task head " in captured.err  # what `hifi inspect` printed
 
-    def test_tunes_on_the_device_it_measures_on(self, backbone, monkeypatch):
+    def test_tunes_on_the_device_it_measures_on(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 0
+        assert main(["demo", "--local"]) == 0
 
     def test_keeps_all_files_in_the_given_folder(self, ran):
         assert {path.name for path in ran.iterdir()} == {
@@ -122,38 +130,24 @@ class TestLocal:
             "validation.jsonl",
         }
 
-    def test_a_different_merged_model_fails(self, backbone, monkeypatch, capsys):
-        measure = proof.measure_accuracy
-        monkeypatch.setattr(proof, "measure_accuracy", lambda *a, **k: measure(*a, **k) + 0.1)
-        assert main(["demo", "--local", "--rows", "10", "--model", str(backbone)]) == 1
+    def test_a_different_merged_model_fails(self, monkeypatch, capsys):
+        monkeypatch.setattr(demo, "predict_labels", lambda _, texts: dict.fromkeys(texts, "no"))
+        assert main(["demo", "--local"]) == 1
         assert "the merged model's accuracy is" in capsys.readouterr().err
 
-    def test_a_failing_command_stops_it(self, tmp_path, capsys):
-        assert main(["demo", "--local", "--rows", "10", "--model", str(tmp_path)]) == 1
+    def test_a_failing_command_stops_it(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(demo, "_MODEL", str(tmp_path))
+        assert main(["demo", "--local"]) == 1
         err = capsys.readouterr().err
         assert "`hifi tune` failed (exit code 1)" in err.splitlines()[-1]
 
-    def test_is_the_default_without_the_service(self, backbone, monkeypatch, capsys):
-        installed = importlib.metadata.distributions()
-        others = [found for found in installed if found.name not in ("celery", "fastapi")]
-        monkeypatch.setattr(importlib.metadata, "distributions", lambda: others)
-        assert main(["demo", "--rows", "10", "--model", str(backbone)]) == 0
-        out = capsys.readouterr().out
-        assert "The service is not installed (missing: celery, fastapi)" in out
-        assert "pip install 'hifi[service]'" in out
-        assert "$ hifi tune" in out
-
 
 class TestFolder:
-    def test_a_temporary_one_is_removed_unless_kept(self, backbone, tmp_path, monkeypatch, capsys):
+    def test_a_temporary_one_is_removed(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        arguments = ["demo", "--local", "--rows", "10", "--model", str(backbone)]
-        assert main([*arguments, "--json"]) == 0
+        assert main(["demo", "--local", "--json"]) == 0
         assert list(tmp_path.iterdir()) == []
         assert json.loads(capsys.readouterr().out)["path"] is None
-        assert main([*arguments, "--keep"]) == 0
-        (kept,) = tmp_path.iterdir()
-        assert f"All files are in {kept}" in capsys.readouterr().out
 
     def test_refuses_one_with_something_in_it(self, tmp_path, capsys):
         (tmp_path / "note.txt").write_text("mine")
@@ -178,12 +172,13 @@ class Fake:
         }
         self.say("datasets-push", f"id  {DATASET}")
         self.say("jobs-submit", f"id  {JOB}")
-        self.say("jobs-show", job)
+        self.say("datasets-list", {"object": "list", "data": [{"id": DATASET}]})
+        self.say("jobs-list", {"object": "list", "data": [job]})
         self.say("jobs-heads", "a heat map")
         self.say("jobs-download", f"sha256  {artifact['sha256']}")
-        lines = (ran / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+        lines = (ran / "validation.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in lines]
-        self.labels = proof.predict_labels(ran / "merged", texts)
+        self.labels = list(demo.predict_labels(ran / "merged", texts).values())[:4]
         self.answer(self.labels)
 
     def answer(self, labels):
@@ -226,10 +221,9 @@ def fake(ran, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def arguments(backbone, tmp_path):
-    """Return the arguments of a served demo with a tiny backbone."""
-    folder = str(tmp_path / "demo")
-    return ["demo", "--rows", "10", "--dir", folder, "--model", str(backbone)]
+def arguments(tmp_path):
+    """Return the arguments of a served demo."""
+    return ["demo", "--dir", str(tmp_path / "demo")]
 
 
 @pytest.mark.process
@@ -247,28 +241,18 @@ class TestServed:
         assert "bit for bit" in out
         assert "The merged model returns the same labels for the first task" in out
         assert fake.was_stopped
-        made = {"libraries.safetensors", "merged", "serve.log", "service", "kinds", "mixed.jsonl"}
+        made = {"libraries.safetensors", "merged", "serve.log", "kinds", "mixed.jsonl"}
         assert {path.name for path in (tmp_path / "demo").iterdir()} > made
 
-    def test_its_service_ignores_the_users_settings(
-        self, fake, arguments, backbone, tmp_path, monkeypatch
-    ):
+    def test_its_service_ignores_the_users_settings(self, fake, arguments, monkeypatch):
         monkeypatch.setenv("HIFI_AUTH", "keys")
         monkeypatch.setenv("HIFI_DATABASE_URL", "postgresql://production/hifi")
         monkeypatch.setenv("HIFI_URL", "http://production:8000")
         assert main(arguments) == 0
-        home = tmp_path / "demo" / "service"
         serve, *others = fake.calls()
         assert serve[0] == ["serve", "--home", "service", "--port", "0"]
-        assert serve[1] == {
-            "HIFI_DEVICE": "cpu",
-            "HIFI_HOME": str(home),
-            "HIFI_MODELS": str(home / "models"),
-        }
+        assert serve[1] == {"HIFI_DEVICE": "cpu"}
         assert {named["HIFI_URL"] for _, named in others} == {"http://127.0.0.1:9"}
-        assert (home / "models" / backbone.name).resolve() == backbone.resolve()
-        submitted = others[1][0]
-        assert submitted[submitted.index("--model") + 1] == backbone.name
 
     def test_json_is_one_document(self, fake, arguments, capfd):
         assert main([*arguments, "--json"]) == 0
@@ -278,22 +262,7 @@ class TestServed:
         assert "a heat map" in captured.err
         assert fake.was_stopped
 
-    def test_uses_a_running_service_and_starts_none(self, fake, arguments, monkeypatch):
-        monkeypatch.setenv("HIFI_API_KEY", "hifi_mine")
-        assert main([*arguments, "--url", "http://127.0.0.1:7"]) == 0
-        calls = fake.calls()
-        names = [" ".join(call[0][:2]) for call in calls]
-        assert names[0] == "datasets push"
-        assert all(named["HIFI_URL"] == "http://127.0.0.1:7" for _, named in calls)
-        assert all(named["HIFI_API_KEY"] == "hifi_mine" for _, named in calls)
-
-    def test_a_command_without_an_id_in_its_output_stops_it(self, fake, arguments, capfd):
-        fake.say("jobs-submit", "posted something")
-        assert main(arguments) == 1
-        assert "printed no job_… identifier" in capfd.readouterr().err
-        assert fake.was_stopped
-
-    @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-show", "jobs-download"])
+    @pytest.mark.parametrize("name", ["datasets-push", "jobs-submit", "jobs-list", "jobs-download"])
     def test_a_failing_command_stops_it_and_the_service(self, fake, arguments, name, capfd):
         fake.fail(name)
         assert main(arguments) == 1
@@ -319,15 +288,17 @@ class TestServed:
         assert "`hifi serve` ended: it will not" in capfd.readouterr().err
 
     def test_a_file_that_differs_from_the_jobs_fails(self, fake, arguments, capfd):
-        fake.say("jobs-download", f"sha256  {'0' * 64}")
+        jobs = json.loads((fake.folder / "jobs-list.out").read_text())
+        jobs["data"][0]["artifact"]["sha256"] = "0" * 64
+        fake.say("jobs-list", jobs)
         assert main(arguments) == 1
         assert "0" * 64 in capfd.readouterr().err
         assert fake.was_stopped
 
     def test_a_different_merged_model_fails(self, fake, arguments, capfd):
-        job = json.loads((fake.folder / "jobs-show.out").read_text())
-        job["result"]["metrics"]["accuracy"] += 0.1
-        fake.say("jobs-show", job)
+        jobs = json.loads((fake.folder / "jobs-list.out").read_text())
+        jobs["data"][0]["result"]["metrics"]["accuracy"] += 0.1
+        fake.say("jobs-list", jobs)
         assert main(arguments) == 1
         assert "the merged model's accuracy is" in capfd.readouterr().err
 
@@ -345,6 +316,3 @@ class TestServed:
         assert [row["input"] for row in asked[::2]] == [row["input"] for row in asked[1::2]]
         pushed = [call[0][2] for call in fake.calls() if call[0][:2] == ["datasets", "push"]]
         assert pushed == ["train.jsonl", "kinds/train.jsonl"]
-
-    def test_local_and_url_exclude_each_other(self):
-        assert main(["demo", "--local", "--url", "http://127.0.0.1:7"]) == 2

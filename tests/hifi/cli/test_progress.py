@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hifi.cli.progress import Bars, Display, Lines, Pace, open_screen, progress_display
+from hifi.cli.progress import Bars, Display, Lines, open_screen
 from hifi.training.events import TrainingEvent
 
 
@@ -90,7 +90,8 @@ class TestLines:
 def test_control_characters_of_the_data_are_replaced(kind, terminal):
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=terminal, width=200)
-    with progress_display(console) as display:
+    with open_screen(console) as screen:
+        display = Display(screen)
         display.show(TrainingEvent(kind=kind, number=1, message="by \x1b]0;pwn\nlabel"))
     assert "by ?]0;pwn?label" in drawn.getvalue()
 
@@ -104,15 +105,16 @@ def test_an_early_stop_is_reported_and_a_planned_end_is_not(lines):
     assert printed() == ["stopped after step 40"]
 
 
-class TestPace:
-    def test_estimates_from_the_duration_of_the_steps(self, clock):
-        pace = Pace(clock=clock)
-        assert pace.eta(step(10)) is None
+class TestTimeLeft:
+    def test_is_estimated_from_the_duration_of_the_steps(self, lines, clock):
+        display, _ = lines
+        assert display.eta(step(10)) is None
         clock.now = 4.0
-        assert pace.eta(step(30)) == pytest.approx(14.0)  # 20 steps in 4 s, 70 to go
+        assert display.eta(step(30)) == pytest.approx(14.0)  # 20 steps in 4 s, 70 to go
 
-    def test_the_events_own_estimate_comes_first(self, clock):
-        assert Pace(clock=clock).eta(step(10, eta_seconds=3)) == 3
+    def test_the_events_own_estimate_comes_first(self, lines):
+        display, _ = lines
+        assert display.eta(step(10, eta_seconds=3)) == 3
 
 
 class TestBars:
@@ -125,7 +127,8 @@ class TestBars:
     def test_shows_step_count_and_time_left_and_keeps_evaluations(self):
         stream = io.StringIO()
         console = Console(file=stream, force_terminal=True, width=100, color_system=None)
-        with progress_display(console) as display:
+        with open_screen(console) as screen:
+            display = Display(screen)
             display.show(TrainingEvent(kind="loading", number=1, message="loading the model"))
             display.show(step(40, loss=0.25, eta_seconds=75))
             with display.make_room():

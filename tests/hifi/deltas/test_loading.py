@@ -15,13 +15,12 @@ from transformers import (
     BertModel,
     T5Config,
 )
-from transformers.utils import logging
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.heads import HeadId
 from hifi.backbones.models import resolve_model
 from hifi.deltas.delta import HeadDelta
-from hifi.deltas.loading import load_backbone, load_bare_backbone, quiet_transformers
+from hifi.deltas.loading import load_backbone, load_bare_backbone
 from hifi.errors import (
     BackboneMismatchError,
     DeltaFileError,
@@ -234,22 +233,3 @@ class TestLoadProcessor:
         loaded = load_backbone(own_loop_delta(folder), model=str(folder), revision=None)
         assert loaded.load_processor().pad_token is None
         assert loaded.model.config.pad_token_id is None
-
-
-class TestQuietTransformers:
-    def test_restores_the_previous_state(self):
-        def state():
-            return logging.get_verbosity(), logging.is_progress_bar_enabled()
-
-        before = state()
-        logging.enable_progress_bar()
-        try:
-            with quiet_transformers():
-                assert state() == (logging.ERROR, False)
-            assert state() == (before[0], True)
-            with pytest.raises(RuntimeError), quiet_transformers():
-                raise RuntimeError
-            assert state() == (before[0], True)
-        finally:
-            if not before[1]:
-                logging.disable_progress_bar()

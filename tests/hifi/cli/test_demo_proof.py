@@ -1,4 +1,4 @@
-"""hifi.cli.proof: it measures the model that is on disk, and looks at every bit."""
+"""The demo's proof: it asks the model that is on disk, and looks at every bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hifi.cli import main
-from hifi.cli.proof import measure_accuracy, undo_is_exact
+from hifi.cli.demo import predict_labels, undo_is_exact
 from hifi.deltas.delta import HeadDelta
 from tests.tiny_tasks import write_jsonl
 
@@ -33,13 +33,19 @@ def learnt(backbone, data, tmp_path_factory):
     return folder
 
 
+def measure_accuracy(merged, data):
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    labels = predict_labels(merged, [row["text"] for row in rows])
+    return sum(labels[row["text"]] == row["library"] for row in rows) / len(rows)
+
+
 @pytest.fixture
 def delta(learnt):
     return learnt / "delta.safetensors"
 
 
-class TestMeasureAccuracy:
-    def test_is_that_of_the_model_on_disk(self, learnt, tmp_path):
+class TestPredictLabels:
+    def test_are_those_of_the_model_on_disk(self, learnt, tmp_path):
         right = measure_accuracy(learnt / "merged", learnt / "validation.jsonl")
         assert right > 0.9
         for path in (learnt / "merged").iterdir():
