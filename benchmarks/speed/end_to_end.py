@@ -78,11 +78,12 @@ def main() -> list[Row]:
         Row(f"{label}hifi.finetune, training", rate, unit="samples/s"),
         Row(f"{label}hifi.finetune, with selection", rate_with_selection, unit="samples/s"),
     ]
-    for (method, bf16), values in theirs.items():
+    medians = {rival: statistics.median(rates) for rival, rates in theirs.items()}
+    for (method, bf16), median in medians.items():
         name = f"Trainer {method} {'bf16' if bf16 else 'float32'}"
-        result.append(Row(f"{label}{name}", statistics.median(values), unit="samples/s"))
+        result.append(Row(f"{label}{name}", median, unit="samples/s"))
     for method, target in TARGETS.items():
-        best = max(statistics.median(theirs[method, bf16]) for bf16 in (False, True))
+        best = max(medians[method, bf16] for bf16 in (False, True))
         result.append(Row(f"{label}hifi.finetune / Trainer {method}", rate / best, target))
     return result
 
