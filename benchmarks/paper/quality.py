@@ -203,12 +203,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     arguments = parser.parse_args()
-    methods, tasks = arguments.methods, arguments.tasks
     if arguments.run == "search":
         run_missing(
             (task, method, 0, rate)
-            for method in methods
-            for task in tasks
+            for method in arguments.methods
+            for task in arguments.tasks
             for rate in LEARNING_RATES.get(method, ())
         )
     elif arguments.run == "table":
@@ -216,8 +215,8 @@ def main() -> None:
         run_missing(
             (task, method, seed, rates[method, task])
             for seed in arguments.seeds
-            for method in methods
-            for task in tasks
+            for method in arguments.methods
+            for task in arguments.tasks
         )
     print_search()
     print()

@@ -12,13 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from benchmarks.rows import Row, print_rows
-from benchmarks.service.deployment import (
-    Deployment,
-    embedded,
-    end_in_order,
-    networked,
-    push_words,
-)
+from benchmarks.service.deployment import Deployment, embedded, end_in_order, networked, push_words
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
 from store.states import FINISHED
@@ -41,12 +35,12 @@ def _on_redis() -> Iterator[Deployment]:
 
 def measure(
     running: AbstractContextManager[Deployment], *, samples: int
-) -> tuple[list[float], ...]:
+) -> list[tuple[float, float]]:
     """Post jobs to an idle worker, one after another, each cancelled once it is claimed.
 
     Returns:
-        Seconds from a job's creation to its claim by the database's clock; and seconds from the
-        response to the POST until a client sees that the job is no longer queued.
+        For each, the seconds from its creation to its claim by the database's clock, and those from
+        the response to the POST until a client sees that the job is no longer queued.
     """
     with running as deployment, Client(deployment.url) as client:
         spec = {
@@ -57,9 +51,7 @@ def measure(
             "training": {"batch_size": 8, "max_length": 32, "precision": "float32"},
         }
         _wait(client, spec)  # a warm-up: imports and connections
-        waits = [_wait(client, spec) for _ in range(samples)]
-    by_clock, by_client = zip(*waits, strict=True)
-    return list(by_clock), list(by_client)
+        return [_wait(client, spec) for _ in range(samples)]
 
 
 def _wait(client: Client, spec: dict[str, Any]) -> tuple[float, float]:
@@ -82,7 +74,7 @@ def main(samples: int = SAMPLES) -> Iterator[Row]:
     """Measure both kinds of deployment; takes four minutes."""
     kinds = (("embedded", embedded, "≤ 0.5"), ("Redis and Postgres", _on_redis, "≤ 0.1"))
     for kind, running, target in kinds:
-        by_clock, by_client = measure(running(), samples=samples)
+        by_clock, by_client = zip(*measure(running(), samples=samples), strict=True)
         label = f"from POST to the claim by an idle worker, {kind}, {samples} jobs"
         for whose, waits in (("database's clock", by_clock), ("seen by the client", by_client)):
             yield Row(f"{label}: {whose}, median", statistics.median(waits), target, unit="s")

@@ -100,10 +100,9 @@ def _work(url: str, name: str, hold: tuple[float, float], start: Barrier) -> lis
 
 @contextmanager
 def workers(url: str, *, hold: tuple[float, float] = (0, 0)) -> Iterator[list[Future[list[str]]]]:
-    """Run worker processes until no job is left; they and the block start when all are ready.
+    """Run worker processes until no job is left; yield the ids of each one's jobs to come.
 
-    Yields:
-        The ids of each worker's jobs.
+    They and the block start when all are ready.
     """
     context = get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(WORKERS, mp_context=context) as pool:

@@ -98,11 +98,7 @@ def database_of(deployment: Deployment) -> closing[Database]:
 
 @contextmanager
 def gateway(*, tenants: int) -> Iterator[tuple[Deployment, list[str]]]:
-    """Run one gateway with ``HIFI_AUTH=keys`` on Postgres and Redis, without a worker.
-
-    Yields:
-        The deployment, and a key of each tenant.
-    """
+    """Run a gateway on Postgres and Redis, without a worker; yield it and a key of each tenant."""
     backbone = describe_backbone(PACKAGED_MODEL, resolve_model(PACKAGED_MODEL).path)
     with networked(AUTH="keys", TENANT_MAX_QUEUED="1000000", LOG_FORMAT="json") as started:
         with database_of(started) as database:
@@ -126,9 +122,8 @@ def stopped(pid: int) -> Iterator[None]:
     """Suspend a process and its descendants during a block, so that they use no CPU."""
     pids = [pid]
     for member in pids:  # the list grows during the loop
-        pids += processes.children(member)
-    for member in pids:
         os.kill(member, signal.SIGSTOP)
+        pids += processes.children(member)
     try:
         yield
     finally:

@@ -17,13 +17,7 @@ from benchmarks.load import Order, Report, load_generator, write_request
 from benchmarks.machine import resident_megabytes
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.bare_servers import bare_server
-from benchmarks.service.deployment import (
-    Deployment,
-    database_of,
-    end_in_order,
-    gateway,
-    push_words,
-)
+from benchmarks.service.deployment import Deployment, database_of, end_in_order, gateway, push_words
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
 from store.database.identifiers import new_identifier
@@ -102,10 +96,7 @@ class Loaded:
 
 def load_gateway(load: Load, *, tenants: int, per_second: float | None = None) -> Loaded:
     """Put a new gateway on a new database under load, then count the jobs."""
-    with (
-        gateway(tenants=tenants) as (deployment, keys),
-        database_of(deployment) as database,
-    ):
+    with gateway(tenants=tenants) as (deployment, keys), database_of(deployment) as database:
         with Client(deployment.url, api_key=keys[0]) as client:
             datasets = _share(database, push_words(client))
         jobs = list(zip(datasets, keys, strict=True))

@@ -56,10 +56,10 @@ def draw_load(
 
 
 def ask_each(port: int, deltas: Sequence[DeltaOrder], *, at_once: int) -> list[float]:
-    """Request one prediction of each head delta, ``at_once`` deltas per request.
+    """Request a prediction of each head delta, ``at_once`` per request, one after another.
 
     Returns:
-        The milliseconds of each request; they are sent one after another.
+        The milliseconds of each request.
     """
     inputs = mrpc_inputs()
 

@@ -78,13 +78,13 @@ def _in_batches(
     return [answers[place] for place in range(len(names))]
 
 
-def _adapters(deltas: Sequence[HeadDelta], folder: Path) -> PeftModel:
+def _adapters(deltas: Sequence[HeadDelta], names: Sequence[str], folder: Path) -> PeftModel:
     """Load all deltas as stock PEFT adapters on one model."""
-    for number, delta in enumerate(deltas):
-        delta.to_lora(folder / str(number), minilm().eval())
-    model = PeftModel.from_pretrained(minilm(), folder / "0", adapter_name="task0")
-    for number in range(1, len(deltas)):
-        model.load_adapter(folder / str(number), adapter_name=f"task{number}")
+    for name, delta in zip(names, deltas, strict=True):
+        delta.to_lora(folder / name, minilm().eval())
+    model = PeftModel.from_pretrained(minilm(), folder / names[0], adapter_name=names[0])
+    for name in names[1:]:
+        model.load_adapter(folder / name, adapter_name=name)
     return model.eval()
 
 
@@ -94,9 +94,9 @@ def main() -> Iterator[Row]:
     rows = read_rows("mrpc", "validation")[:ROWS]
     batch = dict(tokenize_pairs(rows, padding=True, return_tensors="pt"))
     bank = HeadBank(AutoModel.from_pretrained(resolve_model(MODEL).path).eval())
-    for number, delta in enumerate(deltas):
-        bank.add(str(number), delta)
-    names = [str(number) for number in range(TASKS)]
+    names = [f"task{number}" for number in range(TASKS)]
+    for name, delta in zip(names, deltas, strict=True):
+        bank.add(name, delta)
     merged = minilm().eval()
     deltas[0].merge(merged)
     plain = minilm().eval()
@@ -118,15 +118,15 @@ def main() -> Iterator[Row]:
         far = f"{answered}: largest difference to the merged models' logits"
         yield Row(far, worst, f"≤ {CLOSE:g}")
     with tempfile.TemporaryDirectory() as folder:
-        adapters = [f"task{number}" for number in range(TASKS)]
-        tuned = _adapters(deltas, Path(folder))
-        by_adapters = partial(_logits, tuned, batch, adapter_names=adapters)
+        tuned = _adapters(deltas, names, Path(folder))
+        by_adapters = partial(_logits, tuned, batch, adapter_names=names)
         ours, peft = interleaved([mixed, by_adapters])
         yield Row(f"{label} / stock PEFT, {TASKS} adapters, adapter_names=", peft / ours, "≥ 15")
         worst = (by_adapters() - reference).abs().max().item()
         yield Row("stock PEFT: largest difference to the merged models' logits", worst)
-    size = sum(t.nbytes for t in (*deltas[0].rows.values(), *deltas[0].task_head.values()))
-    yield Row("bytes of a resident task / the delta's own", bank.bytes_of("0") / size, "≤ 1.02")
+    own = sum(t.nbytes for t in (*deltas[0].rows.values(), *deltas[0].task_head.values()))
+    resident = bank.bytes_of(names[0])
+    yield Row("bytes of a resident task / the delta's own", resident / own, "≤ 1.02")
 
 
 if __name__ == "__main__":

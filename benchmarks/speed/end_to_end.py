@@ -21,11 +21,7 @@ TARGETS = {"full": "≥ 2.0", "lora-qk": "≥ 1.5", "lora-qv": "≥ 1.5"}
 
 
 def hifi_rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Run ``hifi.finetune`` for one epoch.
-
-    Returns:
-        Samples per second of training, and of training and selection together.
-    """
+    """Return the samples per second of one epoch: of training, and with selection."""
     result = finetune(
         model=MODEL, train=rows, text=["sentence1", "sentence2"], label="label", epochs=1
     )

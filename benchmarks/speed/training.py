@@ -21,11 +21,7 @@ Batches = Sequence[Mapping[str, Tensor]]
 def measure(
     names: Sequence[str], build: Callable[[str], PreTrainedModel], batches: Batches, *, dtype: str
 ) -> dict[str, float]:
-    """Time the methods over the same batches, in turns; ``dtype`` is that of forward passes.
-
-    Returns:
-        Median seconds per method.
-    """
+    """Return the median seconds per method, over the same batches, in turns."""
     methods = {name: prepare(name, build(name)) for name in names}
     optimizers = {
         name: torch.optim.AdamW(method.parameters, lr=LEARNING_RATE, fused=True)
