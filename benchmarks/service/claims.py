@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from threading import Barrier
 
@@ -17,13 +18,14 @@ import sqlalchemy as sa
 from benchmarks.rows import Row, print_rows
 from store.database.connection import Database, database_now
 from store.database.schema import upgrade
-from store.jobs.actions import NewJob, submit
+from store.jobs.actions import submit
 from store.jobs.claims import Claimant, ClaimedJob, claim_next
 from store.jobs.leases import Lease
 from store.jobs.spec import JobSpec
 from store.states import LEASED, JobStatus
 from store.tables import Job, Tenant
 from tests.databases import fresh_postgres
+from tests.store.queues import NEW
 
 WORKERS = 16
 JOBS, TENANTS = 10_000, 500
@@ -33,16 +35,7 @@ REPETITIONS = 3
 _LEASE_SECONDS = 60.0
 _START_SECONDS = 300.0
 _MAX_RUNNING = 16
-_BACKBONE = "minilm"
-_JOB = NewJob(
-    spec=JobSpec(model=_BACKBONE, dataset="ds_0").model_dump(mode="json"),
-    model=_BACKBONE,
-    revision=None,
-    needs_hub=False,
-    dataset_id=None,
-    name=None,
-    metadata={},
-)
+_JOB = replace(NEW, spec=JobSpec(model=NEW.model, dataset="ds_0").model_dump(mode="json"))
 
 
 @contextmanager
@@ -77,7 +70,7 @@ def run_jobs(
     database: Database, worker: str, *, hold: tuple[float, float] = (0, 0)
 ) -> Iterator[ClaimedJob]:
     """Claim and finish jobs until there are none."""
-    claimant = Claimant(worker_id=worker, backbones=frozenset({_BACKBONE}))
+    claimant = Claimant(worker_id=worker, backbones=frozenset({NEW.model}))
     while job := claim_next(
         database, claimant, lease_seconds=_LEASE_SECONDS, max_running=_MAX_RUNNING
     ):
