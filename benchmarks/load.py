@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from multiprocessing import get_context
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -86,9 +86,8 @@ def write_request(path: str, body: bytes, *, key: str | None = None) -> bytes:
 class Connection(asyncio.Protocol):
     """An HTTP connection for one request at a time."""
 
-    def __init__(self) -> None:
-        self._received = b""
-        self._answer: asyncio.Future[tuple[int, Any]] | None = None
+    _received = b""
+    _answer: asyncio.Future[tuple[int, Any]] | None = None
 
     @classmethod
     async def open(cls, port: int) -> Self:
@@ -98,8 +97,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def send(self, request: bytes) -> asyncio.Future[tuple[int, Any]]:
         """Send a request; the future gets the response's status and JSON, or ConnectionError."""

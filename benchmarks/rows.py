@@ -49,11 +49,7 @@ def print_rows(rows: Iterable[Row]) -> None:
 
 
 def interleaved(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """Time tasks in turns.
-
-    Returns:
-        Median seconds of each task over :data:`REPETITIONS` turns, after a warm-up turn.
-    """
+    """Time tasks in turns, after a warm-up turn; return the median seconds of each."""
     seconds: list[list[float]] = [[] for _ in tasks]
     for turn in range(REPETITIONS + 1):
         for task, taken in zip(tasks, seconds, strict=True):

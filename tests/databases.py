@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,33 @@ from store.tables import Base
 POSTGRES = os.environ.get("HIFI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """Create a Postgres database for this run and drop it afterwards."""
+@contextmanager
+def fresh_postgres() -> Iterator[str]:
+    """Create an empty Postgres database and drop it afterwards."""
     server = sa.make_url(POSTGRES).set(drivername="postgresql+psycopg")
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     name = f"hifi_test_{secrets.token_hex(6)}"
-    try:
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    except sa.exc.OperationalError as error:
-        if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"no Postgres at {POSTGRES}: {error.orig}")
-    yield server.set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Create a Postgres database for this run and drop it afterwards."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(fresh_postgres())
+        except sa.exc.OperationalError as error:
+            if os.environ.get("HIFI_REQUIRE_SERVICES") == "1":
+                raise
+            pytest.skip(f"no Postgres at {POSTGRES}: {error.orig}")
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

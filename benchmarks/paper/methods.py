@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from hifi.tuning.first_token import first_token_only
 from hifi.tuning.tuner import HeadTuner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
@@ -39,11 +39,6 @@ class Method:
     parameters: list[nn.Parameter]
     during: Callable[[], AbstractContextManager[Any]]
 
-    @property
-    def trainable(self) -> int:
-        """The number of trained weights."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
 
 def prepare(name: str, model: PreTrainedModel, *, selection: HeadSelection | None = None) -> Method:
     """Prepare ``model`` for training with the method ``name``.
@@ -55,23 +50,23 @@ def prepare(name: str, model: PreTrainedModel, *, selection: HeadSelection | Non
         model: a sequence classifier; changed in place.
         selection: the heads; by default three random ones per layer, which cost the same.
     """
+    if name in ("tuner", "hifi", "hifi-mid-top"):
+        strategy = "mid-top" if name == "hifi-mid-top" else "layer-wise"
+        tuner = HeadTuner(model, selection or random_heads(model, k=3, seed=0, strategy=strategy))
+        during = nullcontext if name == "tuner" else partial(first_token_only, model)
+        return Method(model, tuner.parameters(), during)
+    network: nn.Module = model
     if name in LORA_TARGETS:
-        config = LoraConfig(
-            task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=LORA_TARGETS[name]
+        targets = LORA_TARGETS[name]
+        network = get_peft_model(
+            model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=targets)
         )
-        network: nn.Module = get_peft_model(model, config)
-        return Method(network, _trainable(network), nullcontext)
-    if name == "head-only":
+    elif name == "head-only":
         head = set(task_head_names(model))
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter_name in head)
-        return Method(model, _trainable(model), nullcontext)
-    if name == "full":
-        return Method(model, _trainable(model), nullcontext)
-    strategy = "mid-top" if name == "hifi-mid-top" else "layer-wise"
-    tuner = HeadTuner(model, selection or random_heads(model, k=3, seed=0, strategy=strategy))
-    during = nullcontext if name == "tuner" else partial(first_token_only, model)
-    return Method(model, tuner.parameters(), during)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return Method(network, trained, nullcontext)
 
 
 def random_heads(
@@ -89,12 +84,6 @@ def random_heads(
     return HeadSelection.from_heads(heads, num_layers=backbone.num_layers)
 
 
-@contextmanager
-def precision(name: str) -> Iterator[None]:
+def precision(name: str) -> torch.autocast:
     """Run forward passes in ``float32``, or in bfloat16 by autocast."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
-        yield
-
-
-def _trainable(network: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16")

@@ -71,11 +71,7 @@ def run(task: str, method: str, seed: int, *, learning_rate: float) -> dict[str,
     # Rivals train in autocast, so their weights are float32.
     settings = Hyperparameters(learning_rate=learning_rate, seed=seed, precision="float32")
     ready = prepare_data(
-        resolve_model(MODEL),
-        spec=spec,
-        settings=settings,
-        device=torch.device("cpu"),
-        **splits,
+        resolve_model(MODEL), spec=spec, settings=settings, device=torch.device("cpu"), **splits
     )
     return _train_rival(ready, method, settings)
 
@@ -92,7 +88,10 @@ def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[
     torch.manual_seed(settings.seed)
     step = 0
     for epoch in range(settings.epochs):
-        _training_mode(method, name, ready.loaded.model)
+        method.network.train()
+        if name == "head-only":
+            # Its features are frozen, as in HiFi's own backbone.
+            ready.loaded.model.base_model.eval()
         for indices in batches.epoch(epoch):
             batch = train.batch(indices)
             for group in optimizer.param_groups:
@@ -107,12 +106,6 @@ def _train_rival(ready: Prepared, name: str, settings: Hyperparameters) -> dict[
         if not best or metrics[task.metric] > best[task.metric]:
             best = metrics
     return best
-
-
-def _training_mode(method: Method, name: str, model: nn.Module) -> None:
-    method.network.train()
-    if name == "head-only":
-        model.base_model.eval()  # its features are frozen, as in HiFi's own backbone
 
 
 def _logits(method: Method, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -151,20 +144,14 @@ def run_missing(plan: Iterable[tuple[str, str, int, float]]) -> None:
     """Do the runs (task, method, seed, learning rate) that are not stored yet, and store them."""
     RESULTS.parent.mkdir(exist_ok=True)
     for task, method, seed, rate in plan:
-        done = {(r["task"], r["method"], r["seed"], r["learning_rate"]) for r in read_results()}
-        if (task, method, seed, rate) in done:
+        wanted = {"task": task, "method": method, "seed": seed, "learning_rate": rate}
+        if any(wanted.items() <= row.items() for row in read_results()):
             continue
         begin = time.perf_counter()
-        metrics = run(task, method, seed, learning_rate=rate)
-        row = {
-            "task": task,
-            "method": method,
-            "seed": seed,
-            "learning_rate": rate,
-            "metric": TASKS[task]["metric"],
-            "value": metrics[TASKS[task]["metric"]],
-            "seconds": round(time.perf_counter() - begin, 1),
-        }
+        metric = TASKS[task]["metric"]
+        value = run(task, method, seed, learning_rate=rate)[metric]
+        seconds = round(time.perf_counter() - begin, 1)
+        row = {**wanted, "metric": metric, "value": value, "seconds": seconds}
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)
@@ -216,22 +203,20 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     arguments = parser.parse_args()
-    methods, tasks = arguments.methods, arguments.tasks
     if arguments.run == "search":
         run_missing(
             (task, method, 0, rate)
-            for method in methods
-            if method in LEARNING_RATES
-            for task in tasks
-            for rate in LEARNING_RATES[method]
+            for method in arguments.methods
+            for task in arguments.tasks
+            for rate in LEARNING_RATES.get(method, ())
         )
     elif arguments.run == "table":
         rates = best_rates()
         run_missing(
             (task, method, seed, rates[method, task])
             for seed in arguments.seeds
-            for method in methods
-            for task in tasks
+            for method in arguments.methods
+            for task in arguments.tasks
         )
     print_search()
     print()

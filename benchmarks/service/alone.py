@@ -20,7 +20,6 @@ from worker.engine.computing import make_resident_backbones
 from worker.engine.results import write_artifacts
 
 if TYPE_CHECKING:
-    from hifi.backbones.resident import ResidentBackbones
     from hifi.deltas.delta import HeadDelta
     from hifi.training.events import TrainingEvent
 
@@ -42,21 +41,18 @@ class Run:
     costs: Mapping[str, float]
 
 
-@cache
-def _backbones() -> ResidentBackbones:
-    return make_resident_backbones("cpu")
+_backbones = cache(make_resident_backbones)
 
 
 def fine_tune(arguments: Mapping[str, Any]) -> Run:
     """Call ``hifi.finetune``; then time the service's work on the delta separately."""
-    backbones = _backbones()
     marks: dict[str, float] = {}
     start = time.perf_counter()
 
     def mark(event: TrainingEvent) -> None:
         marks.setdefault(event.kind, time.perf_counter() - start)
 
-    result = finetune(**arguments, backbones=backbones, on_event=mark)
+    result = finetune(**arguments, backbones=_backbones("cpu"), on_event=mark)
     seconds = time.perf_counter() - start
     stages = {
         "loading": marks["selecting"],

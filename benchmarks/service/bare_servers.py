@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.service.deployment import is_listening
+from benchmarks.service.deployment import START_SECONDS, is_listening
 from service.embedded.listening import free_loopback_port
 from store.jobs.spec import JobSpec  # noqa: TC001 - FastAPI needs it at run time
+from tests.waiting import eventually
 
 _KEEP_ALIVE_SECONDS = 30  # as the gateway's
 _ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-length: 16\r\n\r\n{"object":"job"}'
@@ -55,36 +56,30 @@ async def _answer_sockets(port: int) -> None:
     await server.serve_forever()
 
 
-def _serve(kind: str, port: int) -> None:
-    """Serve with the settings of the gateway's own server."""
-    if kind == "socket":
-        asyncio.run(_answer_sockets(port))
-        return
-    uvicorn.run(
-        _app(kind),
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-    )
-
-
 @contextmanager
 def bare_server(kind: str) -> Iterator[int]:
     """Run a bare server and yield its port."""
     port = free_loopback_port()
     command = [sys.executable, "-m", "benchmarks.service.bare_servers", kind, str(port)]
-    process = subprocess.Popen(command)  # noqa: S603 - this module
-    try:
-        while not is_listening(port):
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command) as process:  # noqa: S603 - this module
+        try:
+            eventually(partial(is_listening, port), seconds=START_SECONDS, message=kind)
+            yield port
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    KIND, PORT = sys.argv[1], int(sys.argv[2])
+    if KIND == "socket":
+        asyncio.run(_answer_sockets(PORT))
+    else:
+        uvicorn.run(  # with the settings of the gateway's own server
+            _app(KIND),
+            port=PORT,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )

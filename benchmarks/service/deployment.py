@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
 
-from benchmarks.service.claims import fresh_database
+from benchmarks.service.claims import migrated_postgres
+from hifi.backbones.models import resolve_model
+from hifi.backbones.packaged import PACKAGED_MODEL
 from service.embedded.listening import free_loopback_port
 from store.database.connection import Database
 from store.jobs.workers import put_backbone
 from store.tenants import create_key, create_tenant
 from tests.integration import deployment as processes
 from tests.integration.servers import RedisServer, running
+from tests.tiny_tasks import text_rows, write_jsonl
+from worker.engine.descriptions import describe_backbone
 
 if TYPE_CHECKING:
     from service.client import Client
-    from store.jobs.workers import BackboneDescription
 
 # The same number of threads inside and outside the service.
 THREADS = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -33,12 +34,7 @@ START_SECONDS = 300.0  # the first start compiles every module of torch and tran
 
 
 class Deployment(processes.Deployment):
-    """Processes on the CPU with their own port; they end with the measurement.
-
-    Args:
-        home: HIFI_HOME; the processes' output goes to files in it.
-        settings: further ``HIFI_…`` variables, without the prefix.
-    """
+    """Processes on the CPU with their own port."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.port = free_loopback_port()
@@ -67,12 +63,11 @@ def end_in_order() -> None:
 @contextmanager
 def deployed(**settings: str) -> Iterator[Deployment]:
     """Yield a deployment in a temporary folder; close it at the end of the block."""
-    with tempfile.TemporaryDirectory(prefix="hifi-bench-") as folder:
-        started = Deployment(Path(folder), **settings)
-        try:
-            yield started
-        finally:
-            started.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="hifi-bench-") as folder,
+        closing(Deployment(Path(folder), **settings)) as started,
+    ):
+        yield started
 
 
 @contextmanager
@@ -88,46 +83,32 @@ def embedded() -> Iterator[Deployment]:
 def networked(**settings: str) -> Iterator[Deployment]:
     """Yield a deployment on empty Postgres and Redis; none of our processes is started yet."""
     with (
-        fresh_database() as database_url,
+        migrated_postgres() as database_url,
         running(RedisServer) as redis,
         deployed(DATABASE_URL=database_url, BROKER_URL=redis.url, **settings) as started,
     ):
         yield started
 
 
-@contextmanager
-def database_of(deployment: Deployment) -> Iterator[Database]:
-    """Open the database of a deployment."""
+def database_of(deployment: Deployment) -> closing[Database]:
+    """Open the database of a deployment, for a block."""
     url = deployment.environment.get("HIFI_DATABASE_URL", f"sqlite:///{deployment.home}/hifi.db")
-    database = Database(url, pool_size=1)
-    try:
-        yield database
-    finally:
-        database.close()
+    return closing(Database(url, pool_size=1))
 
 
 @contextmanager
-def gateway(
-    *, tenants: int, backbone: BackboneDescription
-) -> Iterator[tuple[Deployment, subprocess.Popen[bytes], list[str]]]:
-    """Run one gateway with ``HIFI_AUTH=keys`` on Postgres and Redis, without a worker.
-
-    Args:
-        tenants: number of tenants.
-        backbone: for jobs, as a worker would have described it.
-
-    Yields:
-        The deployment, the gateway's process, and a key of each tenant.
-    """
+def gateway(*, tenants: int) -> Iterator[tuple[Deployment, list[str]]]:
+    """Run a gateway on Postgres and Redis, without a worker; yield it and a key of each tenant."""
+    backbone = describe_backbone(PACKAGED_MODEL, resolve_model(PACKAGED_MODEL).path)
     with networked(AUTH="keys", TENANT_MAX_QUEUED="1000000", LOG_FORMAT="json") as started:
         with database_of(started) as database:
-            put_backbone(database, backbone)
+            put_backbone(database, backbone)  # as a worker does
             with database.write() as session:
                 owners = [create_tenant(session, f"tenant {n}") for n in range(tenants)]
                 secrets = [create_key(session, owner.id)[1] for owner in owners]
-        process = started.start("serve", "--only", "gateway")
+        started.start("serve", "--only", "gateway")
         started.wait_until_ready(without=("worker", "inference", "broker"))
-        yield started, process, secrets
+        yield started, secrets
 
 
 def is_listening(port: int) -> bool:
@@ -141,9 +122,8 @@ def stopped(pid: int) -> Iterator[None]:
     """Suspend a process and its descendants during a block, so that they use no CPU."""
     pids = [pid]
     for member in pids:  # the list grows during the loop
-        pids += processes.children(member)
-    for member in pids:
         os.kill(member, signal.SIGSTOP)
+        pids += processes.children(member)
     try:
         yield
     finally:
@@ -151,13 +131,8 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(member, signal.SIGCONT)
 
 
-def push_words(client: Client, *, rows: int = 160) -> str:
+def push_words(client: Client) -> str:
     """Upload a small data set of two classes; return its id."""
-    words = (("dull", "slow", "flat"), ("bright", "quick", "rich"))
-    documents = [
-        {"text": f"it is {words[n % 2][n % 3]} and number {n}", "label": n % 2} for n in range(rows)
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "words.jsonl"
-        file.write_text("".join(json.dumps(document) + "\n" for document in documents), "utf-8")
+        file = write_jsonl(Path(folder) / "words.jsonl", text_rows(160))
         return str(client.datasets.push(file)["id"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,23 +17,14 @@ from benchmarks.load import Order, Report, load_generator, write_request
 from benchmarks.machine import resident_megabytes
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.bare_servers import bare_server
-from benchmarks.service.deployment import (
-    Deployment,
-    database_of,
-    end_in_order,
-    gateway,
-    push_words,
-)
-from hifi.backbones.models import resolve_model
+from benchmarks.service.deployment import Deployment, database_of, end_in_order, gateway, push_words
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.client import Client
 from store.database.identifiers import new_identifier
 from store.tables import ApiKey, Dataset, Job
-from worker.engine.descriptions import describe_backbone
 
 if TYPE_CHECKING:
     from store.database.connection import Database
-    from store.jobs.workers import BackboneDescription
 
 CLIENTS = 32
 LOAD = 0.6
@@ -65,25 +55,25 @@ FULL = Size(repetitions=3, seconds=10.0, warmup_seconds=2.0)
 QUICK = Size(repetitions=1, seconds=2.0, warmup_seconds=0.5)
 
 
+@dataclass(frozen=True)
 class Load:
     """Posts jobs from many clients through the load generator."""
 
-    def __init__(self, carry_out: Callable[[Order], Report], size: Size) -> None:
-        self._carry_out = carry_out
-        self._size = size
+    carry_out: Callable[[Order], Report]
+    size: Size
 
     def post(
         self, port: int, jobs: Sequence[tuple[str, str]], *, per_second: float | None = None
     ) -> Report:
         """Post jobs with these pairs of data set and key, in turn."""
         bodies = [(json.dumps({**_SPEC, "dataset": dataset}), key) for dataset, key in jobs]
-        return self._carry_out(
+        return self.carry_out(
             Order(
                 port=port,
                 requests=[write_request("/jobs", body.encode(), key=key) for body, key in bodies],
                 clients=CLIENTS,
-                warmup_seconds=self._size.warmup_seconds,
-                seconds=self._size.seconds,
+                warmup_seconds=self.size.warmup_seconds,
+                seconds=self.size.seconds,
                 per_second=per_second,
             )
         )
@@ -104,14 +94,9 @@ class Loaded:
     megabytes: float
 
 
-def load_gateway(
-    load: Load, *, tenants: int, backbone: BackboneDescription, per_second: float | None = None
-) -> Loaded:
+def load_gateway(load: Load, *, tenants: int, per_second: float | None = None) -> Loaded:
     """Put a new gateway on a new database under load, then count the jobs."""
-    with (
-        gateway(tenants=tenants, backbone=backbone) as (deployment, process, keys),
-        database_of(deployment) as database,
-    ):
+    with gateway(tenants=tenants) as (deployment, keys), database_of(deployment) as database:
         with Client(deployment.url, api_key=keys[0]) as client:
             datasets = _share(database, push_words(client))
         jobs = list(zip(datasets, keys, strict=True))
@@ -120,38 +105,36 @@ def load_gateway(
             stored = set(session.scalars(sa.select(Job.id)))
         twice = len(report.answered) - len(set(report.answered))
         lost = len(stored ^ set(report.answered)) + twice
-        return Loaded(report=report, lost=lost, megabytes=resident_megabytes(process.pid))
+        return Loaded(report=report, lost=lost, megabytes=_megabytes(deployment))
 
 
 def _share(database: Database, dataset: str) -> list[str]:
-    """Copy a data set to all tenants; return the ids in the order of the keys."""
+    """Copy the first tenant's data set to the others; return the ids in the order of the keys."""
     with database.write() as session:
         row = session.get_one(Dataset, dataset)
         columns = {column.key: getattr(row, column.key) for column in Dataset.__mapper__.columns}
-        owners = session.scalars(sa.select(ApiKey.tenant_id).order_by(ApiKey.created_at))
-        datasets = {owner: new_identifier("ds") for owner in owners}
-        datasets[row.tenant_id] = dataset
-        session.add_all(
-            Dataset(**{**columns, "id": identifier, "tenant_id": owner})
-            for owner, identifier in datasets.items()
-            if owner != row.tenant_id
-        )
-    return list(datasets.values())
+        owners = session.scalars(sa.select(ApiKey.tenant_id).order_by(ApiKey.created_at)).all()
+        copies = [
+            Dataset(**{**columns, "id": new_identifier("ds"), "tenant_id": owner})
+            for owner in owners[1:]
+        ]
+        session.add_all(copies)
+        return [dataset, *(copy.id for copy in copies)]
 
 
-def measure_load(load: Load, size: Size, backbone: BackboneDescription) -> Iterator[Row]:
+def measure_load(load: Load) -> Iterator[Row]:
     """Measure the gateway and the bare endpoints in turns, each in a new process."""
     bare: dict[str, list[Report]] = defaultdict(list)
     ours: dict[int, list[Loaded]] = defaultdict(list)
     partial: list[Loaded] = []
-    for _ in range(size.repetitions):
+    for _ in range(load.size.repetitions):
         for kind in ("socket", "loop", "thread"):
             with bare_server(kind) as port:
                 bare[kind].append(load.post(port, [("ds_0", "hifi_none")]))
         for tenants in (1, CLIENTS):
-            ours[tenants].append(load_gateway(load, tenants=tenants, backbone=backbone))
+            ours[tenants].append(load_gateway(load, tenants=tenants))
         rate = LOAD * ours[1][-1].report.rate
-        partial.append(load_gateway(load, tenants=1, backbone=backbone, per_second=rate))
+        partial.append(load_gateway(load, tenants=1, per_second=rate))
     yield from _rate_rows(bare, ours)
     label = f"POST /jobs arriving at random, {LOAD:.0%} of the highest rate, 1 tenant"
     for name, target in (("rate", None), ("p50", None), ("p99", "≤ 100"), ("worst", None)):
@@ -184,15 +167,15 @@ def _flaws(label: str, runs: Sequence[Loaded]) -> Iterator[Row]:
     yield Row(f"{label}: resident memory afterwards, at most", megabytes, _MEGABYTES, unit="MB")
 
 
-def measure_memory(size: Size, backbone: BackboneDescription) -> Iterator[Row]:
+def measure_memory(size: Size) -> Iterator[Row]:
     """Measure the resident memory of a gateway with little load."""
     starts, uses, torch = [], [], 0
     for _ in range(size.repetitions):
-        with gateway(tenants=1, backbone=backbone) as (deployment, process, keys):
-            starts.append(resident_megabytes(process.pid))
+        with gateway(tenants=1) as (deployment, keys):
+            starts.append(_megabytes(deployment))
             _use(deployment, keys[0])
-            uses.append(resident_megabytes(process.pid))
-            torch += _files_of_torch(process)
+            uses.append(_megabytes(deployment))
+            torch += _files_of_torch(deployment)
     label = "resident memory of the gateway"
     yield Row(f"{label} after its start", statistics.median(starts), _MEGABYTES, unit="MB")
     used = f"{label} after 100 requests and an upload"
@@ -212,17 +195,20 @@ def _use(deployment: Deployment, key: str) -> None:
             client.jobs.cancel(job["id"])
 
 
-def _files_of_torch(process: subprocess.Popen[bytes]) -> int:
-    maps = Path(f"/proc/{process.pid}/maps").read_text("utf-8")
+def _megabytes(deployment: Deployment) -> float:
+    return resident_megabytes(deployment.processes[0].pid)
+
+
+def _files_of_torch(deployment: Deployment) -> int:
+    maps = Path(f"/proc/{deployment.processes[0].pid}/maps").read_text("utf-8")
     return len({line.split()[-1] for line in maps.splitlines() if "torch" in line})
 
 
 def main(size: Size = FULL) -> Iterator[Row]:
     """Measure the gateway; takes seven minutes."""
-    backbone = describe_backbone(PACKAGED_MODEL, resolve_model(PACKAGED_MODEL).path)
-    yield from measure_memory(size, backbone)
+    yield from measure_memory(size)
     with load_generator() as carry_out:
-        yield from measure_load(Load(carry_out, size), size, backbone)
+        yield from measure_load(Load(carry_out, size))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +35,8 @@ from hifi.cli.docstrings import build_data_set
 from service.client import Client
 from store.jobs.spec import JobSpec
 from store.storage import ArtifactStorage
-from store.tables import Dataset, Job, JobEvent
+from store.tables import Dataset, Job
+from tests.tiny_tasks import write_jsonl
 from worker.engine.translation import file_data, finetune_arguments
 
 _MRPC = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
@@ -55,13 +54,7 @@ _STAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The size of the measurement.
-
-    Attributes:
-        rows: of training data, at most.
-        epochs: of the measured jobs.
-        repetitions: of both sides.
-    """
+    """The size of the measurement; ``rows`` is the most of training data."""
 
     rows: int
     epochs: int
@@ -75,74 +68,58 @@ QUICK = Size(rows=160, epochs=1, repetitions=1)
 class Service:
     """The embedded service with a data set, for one job at a time."""
 
-    def __init__(self, deployment: Deployment, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(self, deployment: Deployment, folder: Path, *, rows: int) -> None:
+        task = _write_data(folder, rows=rows)
+        train, validation = (folder / f"{split}.jsonl" for split in ("train", "validation"))
+        with Client(deployment.url) as client:
+            dataset = client.datasets.push(train, validation=validation)["id"]
         self._deployment = deployment
-        self._spec: dict[str, Any] = {"model": PACKAGED_MODEL}
-        self._stored_spec: dict[str, Any] = {}
-
-    def push(self, folder: Path, size: Size) -> None:
-        """Upload the data set."""
-        self._spec["task"] = _write_data(folder, rows=size.rows)
-        with Client(self._deployment.url) as client:
-            train, validation = (folder / f"{split}.jsonl" for split in ("train", "validation"))
-            self._spec["dataset"] = client.datasets.push(train, validation=validation)["id"]
+        self._spec = {"model": PACKAGED_MODEL, "task": task, "dataset": dataset}
 
     def run(self, *, epochs: int) -> Run:
         """Post a job and follow it to its end."""
-        spec = {**self._spec, "training": {"epochs": epochs}}
         with Client(self._deployment.url) as client:
             posted, start = time.time(), time.perf_counter()
-            identifier = client.jobs.create(spec)["id"]
-            for _ in client.jobs.watch(identifier):
-                pass
+            identifier = client.jobs.create({**self._spec, "training": {"epochs": epochs}})["id"]
+            events = list(client.jobs.watch(identifier))
             seconds, seen = time.perf_counter() - start, time.time()
             job = client.jobs.get(identifier)
-        if job["status"] != "succeeded" or job["artifact"] is None:
+        if job["status"] != "succeeded" or job["artifact"] is None or job["started_at"] is None:
             raise RuntimeError(f"{identifier} {job['status']}: {job['error']}")
-        self._stored_spec = dict(job["spec"])
+        at: dict[str, float] = {}  # the last of each kind; the database has our clock
+        for event in events:
+            kind = event["data"]["status"] if event["type"] == "status" else event["type"]
+            at[kind] = _time_of(event["created_at"])
+        names = ("selecting", "training", "message", "succeeded")
+        moments = [posted, _time_of(job["started_at"]), *(at[name] for name in names), seen]
+        lengths = (b - a for a, b in pairwise(moments))
         return Run(
             seconds=seconds,
-            stages=self._stages(identifier, posted=posted, seen=seen),
+            stages=dict(zip(_STAGES, lengths, strict=True)),
             sha256=job["artifact"]["encodings"]["float32"]["sha256"],
             costs={},
         )
 
-    def _stages(self, identifier: str, *, posted: float, seen: float) -> dict[str, float]:
-        """Return the length of each stage from the job's events; the database has our clock."""
-        with database_of(self._deployment) as database, database.read() as session:
-            job = session.get_one(Job, identifier)
-            events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == identifier)).all()
-        at = {
-            event.data["status"]: event.created_at.timestamp()
-            for event in events
-            if event.type == "status"
-        }
-        messages = [event.created_at.timestamp() for event in events if event.type == "message"]
-        if job.started_at is None:
-            raise RuntimeError(f"{identifier} was never claimed")
-        moments = [
-            *(posted, job.started_at.timestamp(), at["selecting"], at["training"]),
-            *(messages[-1], at["succeeded"], seen),
-        ]
-        lengths = (b - a for a, b in pairwise(moments))
-        return dict(zip(_STAGES, lengths, strict=True))
-
     def arguments(self, folder: Path) -> dict[str, Any]:
-        """Return the last job's arguments of ``hifi.finetune``, with copies of the same files."""
+        """Return the first job's arguments of ``hifi.finetune``, with copies of the same files."""
         storage = ArtifactStorage(str(self._deployment.home / "artifacts"))
         with database_of(self._deployment) as database, database.read() as session:
             dataset = session.get_one(Dataset, self._spec["dataset"])
+            spec = session.scalars(sa.select(Job.spec).order_by(Job.created_at)).first()
             files = {split: folder / f"{split}.parquet" for split in dataset.splits}
             for split, file in files.items():
                 storage.fetch(dataset.tenant_id, dataset.splits[split]["sha256"], to=file)
         arguments = finetune_arguments(
-            JobSpec.model_validate(self._stored_spec),
+            JobSpec.model_validate(spec),
             data=file_data(files),
             model=str(resolve_model(PACKAGED_MODEL).path),
             revision=None,
         )
         return {**arguments, "device": "cpu"}
+
+
+def _time_of(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def _write_data(folder: Path, *, rows: int) -> dict[str, Any]:
@@ -151,17 +128,8 @@ def _write_data(folder: Path, *, rows: int) -> dict[str, Any]:
         build_data_set(folder, rows_per_library=min(rows // 4, 1000), seed=0)
         return _DOCSTRINGS
     for split in ("train", "validation"):
-        lines = [json.dumps(row) for row in read_rows("mrpc", split)[:rows]]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_jsonl(folder / f"{split}.jsonl", read_rows("mrpc", split)[:rows])
     return _MRPC
-
-
-@contextmanager
-def _service(folder: Path, size: Size) -> Iterator[Service]:
-    with embedded() as deployment:
-        service = Service(deployment, deployment.processes[0])
-        service.push(folder, size)
-        yield service
 
 
 def measure(size: Size) -> Iterator[tuple[Run, Run]]:
@@ -170,35 +138,35 @@ def measure(size: Size) -> Iterator[tuple[Run, Run]]:
     The service's processes are suspended while the other side runs, so that it has the machine for
     itself.
     """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        service = stack.enter_context(_service(folder, size))
+    with (
+        tempfile.TemporaryDirectory() as name,
+        embedded() as deployment,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+    ):
+        service = Service(deployment, Path(name), rows=size.rows)
         # As in a worker.
         os.environ |= {
             "OMP_NUM_THREADS": THREADS,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
 
         def alone(arguments: Mapping[str, Any]) -> Run:
-            with stopped(service.process.pid):
+            with stopped(deployment.processes[0].pid):
                 run = pool.submit(fine_tune, arguments).result()
             time.sleep(_SETTLE_SECONDS)
             return run
 
         service.run(epochs=1)
-        arguments = service.arguments(folder)
+        arguments = service.arguments(Path(name))
         alone(arguments)
         arguments["epochs"] = size.epochs
-        sides: tuple[Callable[[], Run], Callable[[], Run]] = (
-            lambda: service.run(epochs=size.epochs),
-            lambda: alone(arguments),
-        )
         for turn in range(size.repetitions):
-            first, second = sides if turn % 2 == 0 else sides[::-1]
-            pair = first(), second()
-            yield pair if turn % 2 == 0 else pair[::-1]
+            if turn % 2 == 0:
+                served, other = service.run(epochs=size.epochs), alone(arguments)
+            else:
+                other, served = alone(arguments), service.run(epochs=size.epochs)
+            yield served, other
 
 
 def main(size: Size = FULL) -> Iterator[Row]:

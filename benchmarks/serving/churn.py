@@ -10,25 +10,24 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.data import MODEL, read_rows
 from benchmarks.load import Connection
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
 from benchmarks.serving.churn_tasks import KINDS, Answer, Task, is_right, make_tasks
-from benchmarks.serving.inference import (
-    Inference,
-    inference,
-    prediction_request,
-    write_order,
-)
+from benchmarks.serving.inference import Inference, inference, prediction_request
 from hifi.backbones.models import resolve_model
 from store.storage import ArtifactStorage
 
+if TYPE_CHECKING:
+    from store.orders import DeltaOrder
+
 SECONDS = 600.0
 TASKS, TEXTS = 48, 24
-_TENANTS = 7  # not a multiple of the kinds, so that each tenant has tasks of several kinds
 _CLIENTS = 6
 _MOST_TASKS, _MOST_INPUTS = 8, 3  # of one request, and of each of its tasks
 # The tiers have room for a quarter and a third of all head deltas' bytes.
@@ -39,7 +38,6 @@ _SAMPLE_SECONDS = 0.1
 _HANG_UPS = 0.02  # share of the requests whose caller disconnects
 _STRANGERS = 0.05  # share of the questions that use another tenant's head delta
 _JOBS = 5  # ids that all tasks share, so that nothing can be cached by id
-_LOST = "blob_lost"
 
 
 @dataclass(kw_only=True)
@@ -68,83 +66,41 @@ class Churned:
     resident: float = 0.0
     megabytes: list[float] = field(default_factory=list)
 
-    @property
-    def second_quarter(self) -> float:
-        """The median memory in the second quarter of the run."""
+    def quarter(self, number: int) -> float:
+        """Return the median memory in a quarter of the run, counted from 0."""
         size = len(self.megabytes) // 4
-        return statistics.median(self.megabytes[size : 2 * size])
-
-    @property
-    def last_quarter(self) -> float:
-        """The median memory in the last quarter of the run."""
-        return statistics.median(self.megabytes[-(len(self.megabytes) // 4) :])
+        return statistics.median(self.megabytes[number * size : (number + 1) * size])
 
 
-@dataclass(eq=False)
-class _Stored:
-    """A task, and the state of its head delta in the artifact store.
-
-    Attributes:
-        is_there: stored before all requests in flight were sent.
-        is_coming: being stored, or stored after a request in flight was sent.
-        deletions: number of deletions so far.
-    """
-
-    task: Task
-    is_there: bool = True
-    is_coming: bool = False
-    deletions: int = 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Question:
     """One input of a request.
 
     Attributes:
-        stored: the task and its delta.
+        task: has the input and its answer.
         place: index of the input in its task.
+        order: index of the request's order for the head delta.
         is_stranger: sent for a tenant that does not own the delta.
         deletions: of the delta before the request was sent; None if it was missing then.
     """
 
-    stored: _Stored
+    task: Task
     place: int
+    order: int
     is_stranger: bool
     deletions: int | None
 
-    @property
-    def was_there(self) -> bool:
-        """Whether the delta was present the whole time since the request was sent."""
-        return self.deletions == self.stored.deletions
 
+@dataclass
+class _Churn:
+    """Clients that send requests and check the answers, while deltas are deleted and added."""
 
-class Churn:
-    """Clients that send requests and check the answers, while deltas are deleted and added.
-
-    Args:
-        server: under test.
-        model: the backbone's id.
-        tasks: with all deltas in the artifact store.
-        storage: the artifact store.
-        seed: of all random choices.
-    """
-
-    def __init__(
-        self,
-        server: Inference,
-        tasks: Sequence[Task],
-        *,
-        model: str,
-        storage: ArtifactStorage,
-        seed: int = 0,
-    ) -> None:
-        self._server = server
-        self._model = model
-        self._stored = [_Stored(task) for task in tasks]
-        self._storage = storage
-        self._draw = random.Random(seed)  # noqa: S311 - not a secret
-        self._under_way: set[asyncio.Future[None]] = set()
-        self._done = Churned()
+    server: Inference
+    tasks: Sequence[Task]
+    storage: ArtifactStorage
+    done: Churned = field(default_factory=Churned)
+    draw: random.Random = field(default_factory=partial(random.Random, 0))
+    under_way: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def run(self, seconds: float) -> Churned:
         """Run clients and changes for some seconds."""
@@ -154,120 +110,115 @@ class Churn:
                 group.create_task(self._ask_on(end))
             group.create_task(self._garden(end))
             group.create_task(self._sample(end))
-        on_device = self._server.metric('hifi_inference_deltas{tier="device"}')
-        self._done.resident = on_device / len(self._stored)
-        return self._done
+        on_device = self.server.metric('hifi_inference_deltas{tier="device"}')
+        self.done.resident = on_device / len(self.tasks)
+        return self.done
 
     async def _ask_on(self, end: float) -> None:
-        connection = await Connection.open(self._server.port)
+        connection = await Connection.open(self.server.port)
         while time.monotonic() < end:
             answered = asyncio.get_running_loop().create_future()
-            self._under_way.add(answered)
+            self.under_way.add(answered)
             try:
-                if self._draw.random() < _HANG_UPS:
+                if self.draw.random() < _HANG_UPS:
                     await self._hang_up()
                 else:
                     await self._ask(connection)
             except OSError:
-                self._done.errors["connection lost"] += 1
-                connection = await Connection.open(self._server.port)
+                self.done.errors["connection lost"] += 1
+                connection = await Connection.open(self.server.port)
             finally:
-                self._under_way.discard(answered)
+                self.under_way.discard(answered)
                 answered.set_result(None)
         connection.close()
 
     async def _ask(self, connection: Connection) -> None:
-        questions = self._questions()
-        status, document = await connection.send(self._request(questions))
+        questions, request = self._draw_request()
+        status, document = await connection.send(request)
         if status != 200:
-            self._done.errors[f"{status} {document.get('code')}"] += 1
+            self.done.errors[f"{status} {document.get('code')}"] += 1
             return
         for question, answer in zip(questions, document["data"], strict=True):
             self._judge(question, answer)
 
     async def _hang_up(self) -> None:
-        connection = await Connection.open(self._server.port)
-        connection.send(self._request(self._questions()))
-        await asyncio.sleep(self._draw.uniform(0.0, 0.2))
+        connection = await Connection.open(self.server.port)
+        connection.send(self._draw_request()[1])
+        await asyncio.sleep(self.draw.uniform(0.0, 0.2))
         connection.close()
         await asyncio.sleep(1.0)  # a load that has begun is finished nevertheless
-        self._done.hung_up += 1
+        self.done.hung_up += 1
 
-    def _questions(self) -> list[_Question]:
-        """Draw some tasks and some inputs of each, in random order."""
-        questions = []
-        for stored in self._draw.sample(self._stored, self._draw.randint(1, _MOST_TASKS)):
-            deletions = stored.deletions if stored.is_there else None
-            is_stranger = self._draw.random() < _STRANGERS
-            for _ in range(self._draw.randint(1, _MOST_INPUTS)):
-                place = self._draw.randrange(len(stored.task.inputs))
-                questions.append(_Question(stored, place, is_stranger, deletions))
-        self._draw.shuffle(questions)
-        return questions
-
-    def _request(self, questions: Sequence[_Question]) -> bytes:
-        places: dict[tuple[Task, bool], int] = {}
-        items = []
-        for question in questions:
-            task = question.stored.task
-            order = places.setdefault((task, question.is_stranger), len(places))
-            items.append((order, task.inputs[question.place]))
-        orders = [
-            write_order(
-                f"{task.tenant}{'_not' * is_stranger}",
-                task.sha256,
-                job=f"job_{self._draw.randrange(_JOBS)}",
-                model=self._model,
-            )
-            for task, is_stranger in places
-        ]
-        return prediction_request(orders, items)
+    def _draw_request(self) -> tuple[list[_Question], bytes]:
+        """Draw some tasks and some inputs of each, in random order; write them as a request."""
+        orders: list[DeltaOrder] = []
+        questions: list[_Question] = []
+        for task in self.draw.sample(self.tasks, self.draw.randint(1, _MOST_TASKS)):
+            is_stranger = self.draw.random() < _STRANGERS
+            changes = {"job": f"job_{self.draw.randrange(_JOBS)}"}
+            if is_stranger:
+                changes["tenant"] = f"{task.order.tenant}_not"
+            questions += [
+                _Question(
+                    task=task,
+                    place=self.draw.randrange(len(task.inputs)),
+                    order=len(orders),
+                    is_stranger=is_stranger,
+                    deletions=task.deletions if task.is_there else None,
+                )
+                for _ in range(self.draw.randint(1, _MOST_INPUTS))
+            ]
+            orders.append(task.order.model_copy(update=changes))
+        self.draw.shuffle(questions)
+        items = [(question.order, question.task.inputs[question.place]) for question in questions]
+        return questions, prediction_request(orders, items)
 
     def _judge(self, question: _Question, answer: Answer) -> None:
-        task = question.stored.task
+        task = question.task
         expected = task.answers[question.place]
         if "error" in answer:
             code = answer["error"]["code"]
-            if code == _LOST and (question.is_stranger or not question.was_there):
-                self._done.refused += 1
+            was_there = question.deletions == task.deletions  # the whole time since it was sent
+            if code == "blob_lost" and (question.is_stranger or not was_there):
+                self.done.refused += 1
             else:
-                self._done.errors[code] += 1
+                self.done.errors[code] += 1
         elif question.is_stranger:
-            self._done.strangers += 1
+            self.done.strangers += 1
         elif is_right(answer, expected):
-            self._done.right += 1
+            self.done.right += 1
         else:
             where = f"{task.file.name}, input {question.place}"
-            self._done.wrong.append(f"{where}: {answer} instead of {expected}")
+            self.done.wrong.append(f"{where}: {answer} instead of {expected}")
 
     async def _garden(self, end: float) -> None:
         """Delete and add head deltas."""
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < end:
-                await asyncio.sleep(self._draw.expovariate(1 / _PAUSE_SECONDS))
-                stored = self._draw.choice(self._stored)
-                if stored.is_there and self._draw.random() < _DELETES:
-                    await self._delete(stored)
-                elif not stored.is_there and not stored.is_coming:
-                    stored.is_coming = True
-                    group.create_task(self._add(stored))
+                await asyncio.sleep(self.draw.expovariate(1 / _PAUSE_SECONDS))
+                task = self.draw.choice(self.tasks)
+                if task.is_there and self.draw.random() < _DELETES:
+                    await self._delete(task)
+                elif not task.is_there and not task.is_coming:
+                    task.is_coming = True
+                    group.create_task(self._add(task))
 
-    async def _delete(self, stored: _Stored) -> None:
-        stored.is_there = False
-        stored.deletions += 1
-        await asyncio.to_thread(self._storage.delete, stored.task.tenant, stored.task.sha256)
-        self._done.deleted += 1
+    async def _delete(self, task: Task) -> None:
+        task.is_there = False
+        task.deletions += 1
+        await asyncio.to_thread(self.storage.delete, task.order.tenant, task.order.sha256)
+        self.done.deleted += 1
 
-    async def _add(self, stored: _Stored) -> None:
-        await asyncio.to_thread(self._storage.put, stored.task.tenant, stored.task.file)
-        self._done.added += 1
-        if self._under_way:  # they may have found it missing, and share that with new requests
-            await asyncio.wait(set(self._under_way))
-        stored.is_there, stored.is_coming = True, False
+    async def _add(self, task: Task) -> None:
+        await asyncio.to_thread(self.storage.put, task.order.tenant, task.file)
+        self.done.added += 1
+        if self.under_way:  # they may have found it missing, and share that with new requests
+            await asyncio.wait(set(self.under_way))
+        task.is_there, task.is_coming = True, False
 
     async def _sample(self, end: float) -> None:
         while time.monotonic() < end:
-            self._done.megabytes.append(self._server.megabytes)
+            self.done.megabytes.append(self.server.megabytes)
             await asyncio.sleep(_SAMPLE_SECONDS)
 
 
@@ -276,22 +227,12 @@ def churn(
 ) -> Churned:
     """Run an inference process with room for few of its tasks, and check all answers.
 
-    Args:
-        backbone: its folder.
-        texts: the inputs, as pairs of texts.
-        count: number of tasks.
-        seconds: duration.
+    ``texts`` are the inputs, as pairs; ``count`` is the number of tasks.
     """
     with tempfile.TemporaryDirectory(prefix="hifi-churn-") as name:
         folder, artifacts = Path(name), Path(name) / "artifacts"
-        tasks = make_tasks(
-            backbone,
-            texts,
-            count=count,
-            tenants=_TENANTS,
-            folder=folder,
-            artifacts=artifacts,
-        )
+        storage = ArtifactStorage(str(artifacts))
+        tasks = make_tasks(backbone, texts, count=count, folder=folder, storage=storage)
         total = sum(task.file.stat().st_size for task in tasks)
         with inference(
             artifacts,
@@ -299,9 +240,7 @@ def churn(
             INFER_DISK_BYTES=str(total // _DISK_SHARE),
             MODELS=str(backbone.parent),
         ) as server:
-            storage = ArtifactStorage(str(artifacts))
-            clients = Churn(server, tasks, model=backbone.name, storage=storage)
-            return asyncio.run(clients.run(seconds))
+            return asyncio.run(_Churn(server, tasks, storage).run(seconds))
 
 
 def main() -> Iterator[Row]:
@@ -318,10 +257,10 @@ def main() -> Iterator[Row]:
     yield Row(f"{label}: errors other than for missing deltas{kinds}", done.errors.total(), "≤ 0")
     yield Row(f"{label}: errors for missing deltas", done.refused)
     yield Row(f"{label}: callers that disconnected", done.hung_up)
-    yield Row("resident memory: median of the second quarter", done.second_quarter, unit="MB")
-    yield Row("resident memory: median of the last quarter", done.last_quarter, unit="MB")
-    growth = done.last_quarter / done.second_quarter
-    yield Row("resident memory: last quarter / second quarter", growth, "≤ 1.05")
+    second, last = done.quarter(1), done.quarter(3)
+    yield Row("resident memory: median of the second quarter", second, unit="MB")
+    yield Row("resident memory: median of the last quarter", last, unit="MB")
+    yield Row("resident memory: last quarter / second quarter", last / second, "≤ 1.05")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import random
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    pipeline,
+)
 
-from hifi.backbones.heads import HeadId
-from hifi.selection.head_selection import HeadSelection
-from hifi.tuning.tuner import HeadTuner
-from store.storage import ArtifactStorage
+from benchmarks.serving.deltas import noise_delta
+from store.orders import DeltaOrder
 
 if TYPE_CHECKING:
     from hifi.deltas.delta import HeadDelta
+    from store.storage import ArtifactStorage
 
 Answer: TypeAlias = Mapping[str, Any]
 CLOSE = 1e-4
@@ -27,21 +28,15 @@ CLOSE = 1e-4
 # transformers' own answers differ by 1e-4 between a row alone and in a batch; with 0.1 by 6e-7.
 _NOISE = 0.1
 _APART = 10 * CLOSE
+_TENANTS = 7  # not a multiple of the kinds, so that each tenant has tasks of several kinds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of task.
+    """A kind of task, with ``k`` heads per layer and texts of at most ``max_length`` tokens."""
 
-    Attributes:
-        labels: their number; None for regression.
-        columns: 1, or 2 for pairs.
-        k: heads per layer.
-        max_length: tokens of a text.
-    """
-
-    labels: int | None
-    columns: int
+    labels: int | None  # None for regression
+    columns: int  # 2 for pairs
     k: int
     max_length: int
 
@@ -56,23 +51,27 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, kw_only=True)
 class Task:
-    """A head delta, and the answers of its merged model.
+    """A head delta, the answers of its merged model, and its state in the artifact store.
 
     Attributes:
-        tenant: the owner.
+        order: for the head delta.
         file: of the head delta.
-        sha256: of the file.
-        inputs: as JSON.
+        inputs: for predictions.
         answers: one for each input.
+        is_there: stored before all requests in flight were sent.
+        is_coming: being stored, or stored after a request in flight was sent.
+        deletions: number of deletions so far.
     """
 
-    tenant: str
+    order: DeltaOrder
     file: Path
-    sha256: str
-    inputs: Sequence[str]
+    inputs: Sequence[Mapping[str, str]]
     answers: Sequence[Answer]
+    is_there: bool = True
+    is_coming: bool = False
+    deletions: int = 0
 
 
 def make_tasks(
@@ -80,9 +79,8 @@ def make_tasks(
     texts: Sequence[tuple[str, str]],
     *,
     count: int,
-    tenants: int,
     folder: Path,
-    artifacts: Path,
+    storage: ArtifactStorage,
 ) -> list[Task]:
     """Create tasks of all kinds, and store their head deltas in an artifact store.
 
@@ -90,91 +88,73 @@ def make_tasks(
         backbone: folder of a BERT with four heads per layer or more.
         texts: the inputs; tasks on single texts take the first of each pair.
         count: number of tasks.
-        tenants: number of tenants, which get tasks in turn.
         folder: for the deltas' files.
-        artifacts: folder of the artifact store.
+        storage: the artifact store.
     """
-    storage, draw = ArtifactStorage(str(artifacts)), random.Random(0)  # noqa: S311 - not a secret
     models = {kind: _classifier(backbone, kind) for kind in KINDS}
     tasks: list[Task] = []
+    seed = 0
     while len(tasks) < count:
-        kind, tenant = KINDS[len(tasks) % len(KINDS)], f"ten_{len(tasks) % tenants}"
-        delta = noise_delta(models[kind], kind, draw=draw)
-        answers = merged_answers(models[kind], delta, texts)
+        kind, tenant = KINDS[len(tasks) % len(KINDS)], f"ten_{len(tasks) % _TENANTS}"
+        columns = ("text", "text_pair")[: kind.columns]
+        inputs = [dict(zip(columns, pair, strict=False)) for pair in texts]
+        delta = noise_delta(
+            models[kind],
+            k=kind.k,
+            noise=_NOISE,
+            seed=seed,
+            task={
+                "type": "regression" if kind.labels is None else "classification",
+                "text": list(columns),
+                "label": "label",
+                "max_length": kind.max_length,
+            },
+        )
+        seed += 1
+        answers = _merged_answers(models[kind], delta, kind=kind, inputs=inputs)
         if any(_are_alike(answers, task.answers) for task in tasks):
             continue  # the check could not distinguish them
         file = folder / f"{len(tasks)}.safetensors"
         delta.save(file)
-        inputs = [json.dumps(_input(pair, columns=kind.columns)) for pair in texts]
-        tasks.append(Task(tenant, file, storage.put(tenant, file).sha256, inputs, answers))
+        sha256 = storage.put(tenant, file).sha256
+        order = DeltaOrder(tenant=tenant, job="job_0", model=backbone.name, sha256=sha256)
+        tasks.append(Task(order=order, file=file, inputs=inputs, answers=answers))
     return tasks
 
 
 def _classifier(backbone: Path, kind: Kind) -> PreTrainedModel:
+    names = {number: f"label {number}" for number in range(kind.labels or 0)}
+    settings: dict[str, Any] = {"id2label": names} if names else {"num_labels": 1}
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        backbone, num_labels=kind.labels or 1
+        backbone, **settings
     )
     model.eval()
     return model
 
 
-def noise_delta(model: PreTrainedModel, kind: Kind, *, draw: random.Random) -> HeadDelta:
-    """Create a head delta with random noise instead of training; the model is unchanged."""
-    layers, most = model.config.num_hidden_layers, model.config.num_attention_heads
-    heads = [
-        HeadId(layer, head)
-        for layer in range(layers)
-        for head in sorted(draw.sample(range(most), kind.k))
-    ]
-    generator = torch.Generator().manual_seed(draw.getrandbits(60))
-    tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=layers))
-    for parameter in tuner.parameters():
-        parameter.data += _NOISE * torch.randn(parameter.shape, generator=generator)
-    columns = ["text", "text_pair"][: kind.columns]
-    task = {
-        "type": "regression" if kind.labels is None else "classification",
-        "text": columns,
-        "label": "label",
-        "max_length": kind.max_length,
-    }
-    labels = None if kind.labels is None else [f"label {n}" for n in range(kind.labels)]
-    delta = tuner.delta(task=task, labels=labels)
-    tuner.undo()
-    return delta
-
-
-def merged_answers(
-    model: PreTrainedModel, delta: HeadDelta, texts: Sequence[tuple[str, str]]
+def _merged_answers(
+    model: PreTrainedModel, delta: HeadDelta, *, kind: Kind, inputs: list[dict[str, str]]
 ) -> list[Answer]:
     """Return the answers of plain transformers with the delta merged; the model is unchanged."""
-    task = delta.metadata.task or {}
-    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
-    columns = list(zip(*texts, strict=True))[: len(task["text"])]
-    batch = tokenizer(
-        *map(list, columns),
+    classify: Any = pipeline(
+        "text-classification",
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(model.config.name_or_path),
+        device="cpu",
+        top_k=None,
+        function_to_apply="none" if kind.labels is None else "softmax",
         truncation=True,
-        max_length=task["max_length"],
-        padding=True,
-        return_tensors="pt",
+        max_length=kind.max_length,
     )
     displaced = delta.merge(model)
-    with torch.inference_mode():
-        logits: Tensor = model(**batch).logits.double()
+    ranked = classify(inputs)
     displaced.merge(model)
-    if task["type"] == "regression":
-        return [{"value": value} for value in logits.squeeze(-1).tolist()]
-    names = list(map(str, delta.metadata.labels or ()))
-    return [_classified(names, shares) for shares in logits.softmax(-1).tolist()]
-
-
-def _classified(labels: Sequence[str], shares: Sequence[float]) -> Answer:
-    scores = dict(zip(labels, shares, strict=True))
-    label = max(scores, key=scores.__getitem__)
-    return {"label": label, "score": scores[label], "scores": scores}
-
-
-def _input(pair: tuple[str, str], *, columns: int) -> dict[str, str]:
-    return dict(zip(("text", "text_pair")[:columns], pair, strict=False))
+    if kind.labels is None:
+        return [{"value": only["score"]} for (only,) in ranked]
+    return [
+        {**entries[0], "scores": {entry["label"]: entry["score"] for entry in entries}}
+        for entries in ranked
+    ]
 
 
 def is_right(answer: Answer, expected: Answer) -> bool:
@@ -182,39 +162,28 @@ def is_right(answer: Answer, expected: Answer) -> bool:
 
     Another label is right too if the two likeliest scores differ by less than ``CLOSE``.
     """
-    if answer.keys() != expected.keys():
+    if _distance(answer, expected) > CLOSE:
         return False
     if "value" in expected:
-        return bool(abs(answer["value"] - expected["value"]) <= CLOSE)
-    given, wanted = answer["scores"], expected["scores"]
-    if given.keys() != wanted.keys() or answer["label"] not in given:
-        return False
+        return True
+    label, wanted = answer["label"], expected["scores"]
     best, second = sorted(wanted.values(), reverse=True)[:2]
-    is_label_right = answer["label"] == expected["label"] or (
-        best - second < CLOSE and wanted[answer["label"]] >= second
-    )
-    return (
-        is_label_right
-        and answer["score"] == given[answer["label"]]
-        and all(abs(given[name] - wanted[name]) <= CLOSE for name in wanted)
-    )
+    is_tie = best - second < CLOSE and wanted.get(label, -1.0) >= second
+    is_label_right = label == expected["label"] or is_tie
+    return is_label_right and bool(answer["score"] == answer["scores"][label])
 
 
 def _are_alike(some: Sequence[Answer], others: Sequence[Answer]) -> bool:
     """Return whether at least a quarter of two tasks' answers to the same inputs are close."""
-    near = [
-        distance <= _APART
-        for one, other in zip(some, others, strict=True)
-        if (distance := _distance(one, other)) is not None
-    ]
+    near = [_distance(one, other) <= _APART for one, other in zip(some, others, strict=True)]
     return 4 * sum(near) >= len(some)
 
 
-def _distance(one: Answer, other: Answer) -> float | None:
-    """Return the largest difference of two answers; None if they are of different kinds."""
-    if "value" in one and "value" in other:
-        return float(abs(one["value"] - other["value"]))
-    given, wanted = one.get("scores"), other.get("scores")
-    if given is None or wanted is None or given.keys() != wanted.keys():
-        return None
+def _distance(one: Answer, other: Answer) -> float:
+    """Return the largest difference of two answers; infinite if they are of different kinds."""
+    if one.keys() != other.keys():
+        return math.inf
+    given, wanted = (answer.get("scores", answer) for answer in (one, other))
+    if given.keys() != wanted.keys():
+        return math.inf
     return float(max(abs(given[name] - wanted[name]) for name in wanted))

@@ -8,86 +8,58 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.load import Connection, Order, Report, error_of, load_generator, percentiles
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
-from benchmarks.serving.inference import (
-    Inference,
-    inference,
-    mrpc_inputs,
-    prediction_request,
-    store_noise_deltas,
-)
+from benchmarks.serving.deltas import store_minilm_deltas
+from benchmarks.serving.inference import Inference, inference, mrpc_inputs, prediction_request
 
-TENANTS = 64
+if TYPE_CHECKING:
+    from store.orders import DeltaOrder
+
+TASKS, TENANTS = 1024, 64
 EXPONENT = 1.0
 LOAD = 0.7
 BUSY_CLIENTS = 128  # of a closed loop: about three full batches are waiting at any time
+TURNS = 5
+SECONDS, WARMUP_SECONDS = 40.0, 4.0
+COLD = 200  # requests
 _AT_ONCE = 64
 _DRAWN = 4096  # distinct requests, repeated in a longer load
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """The size of the measurement."""
+def draw_load(
+    port: int, deltas: Sequence[DeltaOrder], *, per_second: float | None, seed: int
+) -> Order:
+    """Draw predictions of MRPC's pairs, one input per request, tasks by Zipf's law.
 
-    tasks: int
-    turns: int
-    seconds: float
-    warmup_seconds: float
-    cold: int
-
-
-FULL = Size(tasks=1024, turns=5, seconds=40.0, warmup_seconds=4.0, cold=200)
-
-
-class Load:
-    """Requests predictions of MRPC's pairs, one input per request, tasks drawn by Zipf's law.
-
-    Args:
-        carry_out: the load generator.
-        port: of the server.
-        size: has the durations.
+    Equal seeds send the same inputs at the same times.
     """
-
-    def __init__(self, carry_out: Callable[[Order], Report], *, port: int, size: Size) -> None:
-        self._carry_out = carry_out
-        self._port = port
-        self._size = size
-        self._inputs = mrpc_inputs()
-
-    def ask(self, deltas: Sequence[str], *, per_second: float | None, seed: int) -> Report:
-        """Put the server under load; equal seeds send the same inputs at the same times."""
-        weights = list(accumulate(rank**-EXPONENT for rank in range(1, len(deltas) + 1)))
-        picks, texts = (random.Random(f"{name} {seed}") for name in ("deltas", "inputs"))  # noqa: S311
-        drawn = picks.choices(deltas, cum_weights=weights, k=_DRAWN)
-        requests = [prediction_request([d], [(0, texts.choice(self._inputs))]) for d in drawn]
-        return self._carry_out(
-            Order(
-                port=self._port,
-                requests=requests,
-                clients=BUSY_CLIENTS,
-                warmup_seconds=self._size.warmup_seconds,
-                seconds=self._size.seconds,
-                per_second=per_second,
-                seed=seed,
-            )
-        )
+    inputs = mrpc_inputs()
+    weights = list(accumulate(rank**-EXPONENT for rank in range(1, len(deltas) + 1)))
+    picks, texts = (random.Random(f"{name} {seed}") for name in ("deltas", "inputs"))  # noqa: S311
+    drawn = picks.choices(deltas, cum_weights=weights, k=_DRAWN)
+    return Order(
+        port=port,
+        requests=[prediction_request([delta], [(0, texts.choice(inputs))]) for delta in drawn],
+        clients=BUSY_CLIENTS,
+        warmup_seconds=WARMUP_SECONDS,
+        seconds=SECONDS,
+        per_second=per_second,
+        seed=seed,
+    )
 
 
-def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
-    """Request one prediction of each head delta, ``at_once`` deltas per request.
+def ask_each(port: int, deltas: Sequence[DeltaOrder], *, at_once: int) -> list[float]:
+    """Request a prediction of each head delta, ``at_once`` per request, one after another.
 
     Returns:
-        The milliseconds of each request; they are sent one after another.
-
-    Raises:
-        RuntimeError: a request failed.
+        The milliseconds of each request.
     """
     inputs = mrpc_inputs()
 
@@ -108,22 +80,25 @@ def ask_each(port: int, deltas: Sequence[str], *, at_once: int) -> list[float]:
     return asyncio.run(run())
 
 
-def measure_load(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
+def measure_load(server: Inference, deltas: Sequence[DeltaOrder]) -> Iterator[Row]:
     """Measure all tasks and a single one in turns, with all deltas resident before."""
     ask_each(server.port, deltas, at_once=_AT_ONCE)
     label = f"{len(deltas):,} tasks of {TENANTS} tenants by Zipf, one input of MRPC a request"
     resident = server.metric('hifi_inference_deltas{tier="device"}')
     yield Row(f"{label}: tasks that are not resident", len(deltas) - resident, "≤ 0")
     with load_generator() as carry_out:
-        load = Load(carry_out, port=server.port, size=size)
-        full = [load.ask(deltas, per_second=None, seed=turn) for turn in range(size.turns)]
+
+        def ask(asked: Sequence[DeltaOrder], *, per_second: float | None, turn: int) -> Report:
+            return carry_out(draw_load(server.port, asked, per_second=per_second, seed=turn))
+
+        full = [ask(deltas, per_second=None, turn=turn) for turn in range(TURNS)]
         capacity = statistics.median(report.rate for report in full)
         yield Row(f"{label}: capacity, {BUSY_CLIENTS} clients", capacity, unit="/s")
         rate = LOAD * capacity
         many, one = [], []
-        for turn in range(size.turns):
-            many.append(load.ask(deltas, per_second=rate, seed=turn))
-            one.append(load.ask(deltas[:1], per_second=rate, seed=turn))
+        for turn in range(TURNS):
+            many.append(ask(deltas, per_second=rate, turn=turn))
+            one.append(ask(deltas[:1], per_second=rate, turn=turn))
     label = f"arriving at random, {LOAD:.0%} of that capacity ({rate:.1f}/s)"
     for whose, reports in ((f"{len(deltas):,} tasks", many), ("1 task", one)):
         for name in ("p50", "p95", "p99", "worst"):
@@ -150,9 +125,9 @@ def _errors(label: str, reports: Sequence[Report], *, limit: str | None) -> Row:
     return Row(f"{label} next to {answered:,} answers ({kinds or 'none'})", errors.total(), limit)
 
 
-def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterator[Row]:
+def measure_cold(server: Inference, deltas: Sequence[DeltaOrder]) -> Iterator[Row]:
     """Measure first requests for head deltas that are only in the artifact store."""
-    first, *others = deltas[-size.cold - 1 :]
+    first, *others = deltas[-COLD - 1 :]
     ask_each(server.port, [first], at_once=1)  # loads the backbone
     for what in ("that is only in the artifact store", "that is resident"):
         took = ask_each(server.port, others, at_once=1)
@@ -163,14 +138,12 @@ def measure_cold(server: Inference, deltas: Sequence[str], size: Size) -> Iterat
 
 def main() -> Iterator[Row]:
     """Measure open load and cold starts; takes fifteen minutes."""
-    size = FULL
     with tempfile.TemporaryDirectory(prefix="hifi-artifacts-") as folder:
         artifacts = Path(folder)
-        deltas = store_noise_deltas(artifacts, count=size.tasks, tenants=TENANTS)
-        with inference(artifacts) as server:
-            yield from measure_load(server, deltas, size)
-        with inference(artifacts) as server:
-            yield from measure_cold(server, deltas, size)
+        deltas = store_minilm_deltas(artifacts, count=TASKS, tenants=TENANTS)
+        for measure in (measure_load, measure_cold):
+            with inference(artifacts) as server:
+                yield from measure(server, deltas)
 
 
 if __name__ == "__main__":

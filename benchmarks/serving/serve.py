@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -15,11 +15,9 @@ from transformers import AutoModel
 
 from benchmarks.data import MODEL, minilm, read_rows, tokenize_pairs
 from benchmarks.rows import Row, interleaved, print_rows
-from hifi.backbones.heads import HeadId
+from benchmarks.serving.deltas import K, minilm_deltas
 from hifi.backbones.models import resolve_model
-from hifi.selection.head_selection import HeadSelection
 from hifi.serving.bank import HeadBank
-from hifi.tuning.tuner import HeadTuner
 from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.serving import BATCH_TOKENS
 
@@ -29,30 +27,14 @@ if TYPE_CHECKING:
     from hifi.deltas.delta import HeadDelta
 
 TASKS = ROWS = 64
-LAYERS, HEADS, K = 6, 12, 3
 CLOSE = 1e-5
-_TASK = {"type": "classification", "text": ["sentence1", "sentence2"], "label": "label"}
-
-
-def noise_deltas(model: PreTrainedModel, *, count: int) -> Iterator[HeadDelta]:
-    """Create head deltas of ``K`` heads per layer with random noise instead of training."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(count):
-        heads = [
-            HeadId(layer, int(head))
-            for layer in range(LAYERS)
-            for head in torch.randperm(HEADS, generator=generator)[:K]
-        ]
-        tuner = HeadTuner(model, HeadSelection.from_heads(heads, num_layers=LAYERS))
-        for parameter in tuner.parameters():
-            parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
-        yield tuner.delta(task=_TASK, labels=["0", "1"])
-        tuner.undo()
 
 
 @torch.inference_mode()
-def _logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    logits: Tensor = model(**batch).logits
+def _logits(
+    model: PreTrainedModel | PeftModel, batch: dict[str, Tensor], **settings: Any
+) -> Tensor:
+    logits: Tensor = model(**batch, **settings).logits
     return logits
 
 
@@ -96,50 +78,33 @@ def _in_batches(
     return [answers[place] for place in range(len(names))]
 
 
-@torch.inference_mode()
-def _by_adapters(model: PeftModel, batch: dict[str, Tensor], names: list[str]) -> Tensor:
-    logits: Tensor = model(**batch, adapter_names=names).logits
-    return logits
-
-
-def _adapters(deltas: Sequence[HeadDelta], folder: Path) -> PeftModel:
+def _adapters(deltas: Sequence[HeadDelta], names: Sequence[str], folder: Path) -> PeftModel:
     """Load all deltas as stock PEFT adapters on one model."""
-    model: PeftModel | None = None
-    for number, delta in enumerate(deltas):
-        path, name = folder / str(number), f"task{number}"
-        delta.to_lora(path, minilm().eval())
-        if model is None:
-            model = PeftModel.from_pretrained(minilm(), path, adapter_name=name)
-        else:
-            model.load_adapter(path, adapter_name=name)
-    if model is None:
-        raise ValueError("no deltas")
+    for name, delta in zip(names, deltas, strict=True):
+        delta.to_lora(folder / name, minilm().eval())
+    model = PeftModel.from_pretrained(minilm(), folder / names[0], adapter_name=names[0])
+    for name in names[1:]:
+        model.load_adapter(folder / name, adapter_name=name)
     return model.eval()
 
 
 def main() -> Iterator[Row]:
     """Measure mixed batches; takes ten minutes."""
-    deltas = list(noise_deltas(minilm().eval(), count=TASKS))
+    deltas = minilm_deltas(TASKS)
     rows = read_rows("mrpc", "validation")[:ROWS]
     batch = dict(tokenize_pairs(rows, padding=True, return_tensors="pt"))
     bank = HeadBank(AutoModel.from_pretrained(resolve_model(MODEL).path).eval())
-    for number, delta in enumerate(deltas):
-        bank.add(str(number), delta)
-    names = [str(number) for number in range(TASKS)]
+    names = [f"task{number}" for number in range(TASKS)]
+    for name, delta in zip(names, deltas, strict=True):
+        bank.add(name, delta)
     merged = minilm().eval()
     deltas[0].merge(merged)
     plain = minilm().eval()
     mixed = partial(bank.forward, batch, names)
     parts = _by_length(batch)
     served = partial(_in_batches, bank, batch, names, parts=parts)
-    one, ours, turns, cut = interleaved(
-        [
-            partial(_logits, merged, batch),
-            mixed,
-            partial(_merge_in_turn, plain, deltas, batch),
-            served,
-        ]
-    )
+    in_turn = partial(_merge_in_turn, plain, deltas, batch)
+    one, ours, turns, cut = interleaved([partial(_logits, merged, batch), mixed, in_turn, served])
     label = f"a batch of {ROWS} rows of MRPC over {TASKS} tasks (k={K}, MiniLM)"
     yield Row(f"{label}: rows per second", ROWS / ours, unit="/s")
     yield Row(f"{label} / one merged model on the same rows", one / ours, "≥ 0.85")
@@ -147,20 +112,21 @@ def main() -> Iterator[Row]:
     label_cut = f"the same {ROWS} rows in the inference process's {len(parts)} batches by length"
     yield Row(f"{label_cut}: rows per second", ROWS / cut, unit="/s")
     yield Row(f"{label_cut} / merging each task's delta in turn", turns / cut)
-    reference = _merge_in_turn(plain, deltas, batch)
+    reference = in_turn()
     for answered, way in ((label, mixed), (label_cut, served)):
         worst = (torch.stack(way()) - reference).abs().max().item()
         far = f"{answered}: largest difference to the merged models' logits"
         yield Row(far, worst, f"≤ {CLOSE:g}")
     with tempfile.TemporaryDirectory() as folder:
-        adapters = [f"task{number}" for number in range(TASKS)]
-        by_adapters = partial(_by_adapters, _adapters(deltas, Path(folder)), batch, adapters)
+        tuned = _adapters(deltas, names, Path(folder))
+        by_adapters = partial(_logits, tuned, batch, adapter_names=names)
         ours, peft = interleaved([mixed, by_adapters])
         yield Row(f"{label} / stock PEFT, {TASKS} adapters, adapter_names=", peft / ours, "≥ 15")
         worst = (by_adapters() - reference).abs().max().item()
         yield Row("stock PEFT: largest difference to the merged models' logits", worst)
-    size = sum(t.nbytes for t in (*deltas[0].rows.values(), *deltas[0].task_head.values()))
-    yield Row("bytes of a resident task / the delta's own", bank.bytes_of("0") / size, "≤ 1.02")
+    own = sum(t.nbytes for t in (*deltas[0].rows.values(), *deltas[0].task_head.values()))
+    resident = bank.bytes_of(names[0])
+    yield Row("bytes of a resident task / the delta's own", resident / own, "≤ 1.02")
 
 
 if __name__ == "__main__":

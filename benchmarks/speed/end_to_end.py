@@ -21,11 +21,7 @@ TARGETS = {"full": "≥ 2.0", "lora-qk": "≥ 1.5", "lora-qv": "≥ 1.5"}
 
 
 def hifi_rates(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Run ``hifi.finetune`` for one epoch.
-
-    Returns:
-        Samples per second of training, and of training and selection together.
-    """
+    """Return the samples per second of one epoch: of training, and with selection."""
     result = finetune(
         model=MODEL, train=rows, text=["sentence1", "sentence2"], label="label", epochs=1
     )
@@ -78,11 +74,12 @@ def main() -> list[Row]:
         Row(f"{label}hifi.finetune, training", rate, unit="samples/s"),
         Row(f"{label}hifi.finetune, with selection", rate_with_selection, unit="samples/s"),
     ]
-    for (method, bf16), values in theirs.items():
+    medians = {rival: statistics.median(rates) for rival, rates in theirs.items()}
+    for (method, bf16), median in medians.items():
         name = f"Trainer {method} {'bf16' if bf16 else 'float32'}"
-        result.append(Row(f"{label}{name}", statistics.median(values), unit="samples/s"))
+        result.append(Row(f"{label}{name}", median, unit="samples/s"))
     for method, target in TARGETS.items():
-        best = max(statistics.median(theirs[method, bf16]) for bf16 in (False, True))
+        best = max(medians[method, bf16] for bf16 in (False, True))
         result.append(Row(f"{label}hifi.finetune / Trainer {method}", rate / best, target))
     return result
 

@@ -21,17 +21,7 @@ Batches = Sequence[Mapping[str, Tensor]]
 def measure(
     names: Sequence[str], build: Callable[[str], PreTrainedModel], batches: Batches, *, dtype: str
 ) -> dict[str, float]:
-    """Time the methods over the same batches, in turns.
-
-    Args:
-        names: of the methods.
-        build: creates the model of a method by its name.
-        batches: of the training, in order; the same for all methods.
-        dtype: of forward passes.
-
-    Returns:
-        Median seconds per method.
-    """
+    """Return the median seconds per method, over the same batches, in turns."""
     methods = {name: prepare(name, build(name)) for name in names}
     optimizers = {
         name: torch.optim.AdamW(method.parameters, lr=LEARNING_RATE, fused=True)
@@ -82,17 +72,16 @@ def _same_loop(
     return rows
 
 
-def _bert_base() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**NO_DROPOUT))
-
-
 def _one_step() -> list[Row]:
+    def build(_name: str) -> PreTrainedModel:
+        torch.manual_seed(0)
+        return BertForSequenceClassification(BertConfig(**NO_DROPOUT))
+
     torch.manual_seed(0)
     ids = torch.randint(1000, 30000, (16, 128))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
     names = ("full", "tuner", "hifi", "hifi-mid-top")
-    seconds = measure(names, lambda _: _bert_base(), [batch] * 2, dtype="float32")
+    seconds = measure(names, build, [batch] * 2, dtype="float32")
     label = "one step, BERT-base shape, 16×128, float32: "
     return [
         Row(f"{label}HiFi / full", seconds["hifi"] / seconds["full"], "≤ 0.62"),

@@ -1,0 +1,85 @@
+"""Head deltas with random noise instead of training, and an artifact store full of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.data import MAX_LENGTH, MODEL, minilm
+from benchmarks.paper.methods import random_heads
+from hifi.tuning.tuner import HeadTuner
+from store.orders import DeltaOrder
+from store.storage import ArtifactStorage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.deltas.delta import HeadDelta
+
+K = 3
+NOISE = 0.01
+_TASK = {
+    "type": "classification",
+    "text": ["sentence1", "sentence2"],
+    "label": "label",
+    "max_length": MAX_LENGTH,
+}
+_SELECTIONS = 64  # of heads; more deltas reuse the heads with other weights, which is faster
+
+
+def noise_delta(
+    model: PreTrainedModel,
+    *,
+    k: int,
+    noise: float,
+    seed: int,
+    task: Mapping[str, Any],
+    labels: Sequence[str] | None = None,
+) -> HeadDelta:
+    """Create a head delta of ``k`` random heads per layer; of the model only the task head changes.
+
+    ``noise`` is its standard deviation; ``task`` and ``labels`` are those of
+    :meth:`HeadTuner.delta`.
+    """
+    tuner = HeadTuner(model, random_heads(model, k=k, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in tuner.parameters():
+        parameter.data += noise * torch.randn(parameter.shape, generator=generator)
+    delta = tuner.delta(task=task, labels=labels)
+    tuner.undo()
+    return delta
+
+
+def minilm_deltas(count: int) -> list[HeadDelta]:
+    """Create head deltas of MiniLM for MRPC."""
+    make = partial(noise_delta, minilm().eval(), k=K, noise=NOISE, task=_TASK, labels=["0", "1"])
+    return [make(seed=seed) for seed in range(count)]
+
+
+def store_minilm_deltas(artifacts: Path, *, count: int, tenants: int) -> list[DeltaOrder]:
+    """Store head deltas of MiniLM in an artifact store, for each tenant in turn."""
+    storage = ArtifactStorage(str(artifacts))
+    selections = minilm_deltas(min(count, _SELECTIONS))
+    generator = torch.Generator().manual_seed(1)
+    orders = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "delta"
+        for number in range(count):
+            delta = selections[number % len(selections)]
+            rows = {
+                name: rows + NOISE * torch.randn(rows.shape, generator=generator)
+                for name, rows in delta.rows.items()
+            }
+            replace(delta, rows=rows).save(file)
+            tenant = f"ten_{number % tenants}"
+            sha256 = storage.put(tenant, file).sha256
+            orders.append(
+                DeltaOrder(tenant=tenant, job=f"job_{number}", model=MODEL, sha256=sha256)
+            )
+    return orders
