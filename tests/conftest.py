@@ -1,12 +1,15 @@
-"""Set-up for every test: no network, one thread, an empty cache; fixtures of backbones."""
+"""Set-up for every test: no network, one thread, an empty cache; backbones."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Read once, when the library concerned is first imported: so they stand before torch and the tests.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,8 +18,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # and leaves a core to each test process. Child processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import httpcore2
 import hypothesis
 import pytest
+from xdist.scheduler import LoadGroupScheduling
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
 
 pytest_plugins = ["tests.processes"]
 _LONGEST_ID = 60
@@ -26,6 +34,28 @@ hypothesis.settings.register_profile(
     "hifi", deadline=None, derandomize="CI" in os.environ, print_blob=True
 )
 hypothesis.settings.load_profile("hifi")
+
+
+class Sharing(LoadGroupScheduling):
+    """Gives the first worker the groups, longest first, and the others the files.
+
+    A group's tests often wait for processes; tests of files compute. So the cores stay busy. A
+    file's fixtures are made once, since its tests stay together.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return super()._split_scope(nodeid).split("::")[0]
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        groups = [scope for scope in self.workqueue if not scope.endswith(".py")]
+        is_first = node is self.nodes[0]
+        if groups and (is_first or len(groups) == len(self.workqueue)):
+            longest = max(groups, key=lambda scope: len(self.workqueue[scope]))
+            self.workqueue.move_to_end(longest, last=False)
+        else:
+            file = next(scope for scope in self.workqueue if scope.endswith(".py"))
+            self.workqueue.move_to_end(file, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,12 +68,30 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> Sharing | None:
+    """Return our scheduler for ``--dist loadgroup``."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False  # else the smallest files, some of them slow, come last
+    return Sharing(config)
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Shorten the ids of long cases: some have megabytes, and each id is sent many times."""
     if not isinstance(val, str | bytes) or len(val) <= _LONGEST_ID:
         return None
     start = val[:_LONGEST_ID] if isinstance(val, str) else repr(val[:_LONGEST_ID])[2:-1]
     return f"{start}... {len(val)} long"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ssl_context() -> Iterator[None]:
+    """Read the certificates once: each HTTP client would take 20 ms for it, a gateway has two."""
+    with pytest.MonkeyPatch.context() as patch:
+        context = functools.cache(httpcore2.default_ssl_context)
+        patch.setattr(httpcore2, "default_ssl_context", context)
+        yield
 
 
 @pytest.fixture(scope="session")

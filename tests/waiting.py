@@ -12,6 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 USUAL_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
+_LONG_PAUSE_SECONDS = 0.05  # after the first second: asking takes a core from what is waited for
 
 
 def patience(seconds: float = USUAL_SECONDS) -> float:
@@ -46,7 +47,7 @@ def eventually(
     began = time.monotonic()
     while not (found := condition()):
         _check(began, seconds=seconds, message=message or str(condition))
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_pause(began))
     return found
 
 
@@ -57,7 +58,7 @@ async def eventually_async(
     began = time.monotonic()
     while not (found := condition()):
         _check(began, seconds=seconds, message=message or str(condition))
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(_pause(began))
     return found
 
 
@@ -67,6 +68,10 @@ def within(seconds: float) -> Iterator[None]:
     began = time.monotonic()
     yield
     _check(began, seconds=seconds, message="the end of the block")
+
+
+def _pause(began: float) -> float:
+    return _PAUSE_SECONDS if time.monotonic() - began < 1.0 else _LONG_PAUSE_SECONDS
 
 
 def _check(began: float, *, seconds: float, message: str) -> None:

@@ -105,7 +105,12 @@ class PostgresServer(Server):
         )
         port = free_loopback_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        settings = {
+            "port": port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",  # it is stopped, but its machine goes on
+        }
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         super().__init__([str(program), "-D", str(data), *flags], user=user)
 

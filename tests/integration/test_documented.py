@@ -27,7 +27,7 @@ PLACEHOLDER = re.compile(r"\b(ds|job)_…")
 pytestmark = [
     pytest.mark.process,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("service"),
+    pytest.mark.xdist_group("documented"),
 ]
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.databases import database, database_url, postgres_url
+from tests.databases import database, database_url, postgres_tables, sqlite_tables
 
-__all__ = ["database", "database_url", "postgres_url"]
+__all__ = ["database", "database_url", "postgres_tables", "sqlite_tables"]

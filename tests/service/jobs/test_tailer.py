@@ -14,7 +14,7 @@ from store.states import JobStatus
 from store.tables import JobEvent
 from store.tenants import create_key, revoke_key
 from tests.databases import database as either_database
-from tests.databases import database_url
+from tests.databases import database_url, postgres_tables, sqlite_tables
 from tests.service.following import begin, finish, in_time, numbers
 from tests.service.work import running_to_failure, step
 from tests.store.queues import add_job, add_tenant, claimed
@@ -22,7 +22,7 @@ from tests.store.queues import add_job, add_tenant, claimed
 if TYPE_CHECKING:
     from store.database.connection import Database
 
-__all__ = ["database_url", "either_database"]
+__all__ = ["database_url", "either_database", "postgres_tables", "sqlite_tables"]
 
 
 @pytest.fixture
