@@ -73,12 +73,15 @@ class Report:
     cpu: float
 
 
-def write_request(path: str, body: bytes, *, key: str | None = None) -> bytes:
-    """Return a POST request with a JSON body, with a bearer token if a key is given."""
+def write_request(
+    path: str, body: bytes, *, key: str | None = None, idempotency_key: str | None = None
+) -> bytes:
+    """Return a POST request with a JSON body; ``key`` is sent as a bearer token."""
     bearer = f"Authorization: Bearer {key}\r\n" if key else ""
+    once = f"Idempotency-Key: {idempotency_key}\r\n" if idempotency_key else ""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"{bearer}Content-Length: {len(body)}\r\n\r\n"
+        f"{bearer}{once}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 

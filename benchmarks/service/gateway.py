@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CLIENTS = 32
 LOAD = 0.6
+_ENOUGH_KEYS = 20_000  # more than a run posts
 _SPEC = {
     "model": PACKAGED_MODEL,
     "task": {"type": "classification", "text": ["text"], "label": "label", "metric": "f1"},
@@ -63,14 +64,23 @@ class Load:
     size: Size
 
     def post(
-        self, port: int, jobs: Sequence[tuple[str, str]], *, per_second: float | None = None
+        self,
+        port: int,
+        jobs: Sequence[tuple[str, str]],
+        *,
+        per_second: float | None = None,
+        idempotency_keys: Sequence[str | None] = (None,),
     ) -> Report:
         """Post jobs with these pairs of data set and key, in turn."""
         bodies = [(json.dumps({**_SPEC, "dataset": dataset}), key) for dataset, key in jobs]
         return self.carry_out(
             Order(
                 port=port,
-                requests=[write_request("/jobs", body.encode(), key=key) for body, key in bodies],
+                requests=[
+                    write_request("/jobs", body.encode(), key=key, idempotency_key=once)
+                    for once in idempotency_keys
+                    for body, key in bodies
+                ],
                 clients=CLIENTS,
                 warmup_seconds=self.size.warmup_seconds,
                 seconds=self.size.seconds,
@@ -94,13 +104,21 @@ class Loaded:
     megabytes: float
 
 
-def load_gateway(load: Load, *, tenants: int, per_second: float | None = None) -> Loaded:
+def load_gateway(
+    load: Load,
+    *,
+    tenants: int,
+    per_second: float | None = None,
+    idempotency_keys: Sequence[str | None] = (None,),
+) -> Loaded:
     """Put a new gateway on a new database under load, then count the jobs."""
     with gateway(tenants=tenants) as (deployment, keys), database_of(deployment) as database:
         with Client(deployment.url, api_key=keys[0]) as client:
             datasets = _share(database, push_words(client))
         jobs = list(zip(datasets, keys, strict=True))
-        report = load.post(deployment.port, jobs, per_second=per_second)
+        report = load.post(
+            deployment.port, jobs, per_second=per_second, idempotency_keys=idempotency_keys
+        )
         with database.read() as session:
             stored = set(session.scalars(sa.select(Job.id)))
         twice = len(report.answered) - len(set(report.answered))
@@ -127,6 +145,8 @@ def measure_load(load: Load) -> Iterator[Row]:
     bare: dict[str, list[Report]] = defaultdict(list)
     ours: dict[int, list[Loaded]] = defaultdict(list)
     partial: list[Loaded] = []
+    keyed: list[Loaded] = []
+    keys = [new_identifier("key") for _ in range(_ENOUGH_KEYS)]
     for _ in range(load.size.repetitions):
         for kind in ("socket", "loop", "thread"):
             with bare_server(kind) as port:
@@ -135,7 +155,11 @@ def measure_load(load: Load) -> Iterator[Row]:
             ours[tenants].append(load_gateway(load, tenants=tenants))
         rate = LOAD * ours[1][-1].report.rate
         partial.append(load_gateway(load, tenants=1, per_second=rate))
+        keyed.append(load_gateway(load, tenants=1, idempotency_keys=keys))
     yield from _rate_rows(bare, ours)
+    label = f"POST /jobs, {CLIENTS} clients, an idempotency key each: gateway, 1 tenant"
+    yield Row(label, statistics.median(run.report.rate for run in keyed), unit="/s")
+    yield from _flaws(label, keyed)
     label = f"POST /jobs arriving at random, {LOAD:.0%} of the highest rate, 1 tenant"
     for name, target in (("rate", None), ("p50", None), ("p99", "≤ 100"), ("worst", None)):
         value = statistics.median(getattr(run.report, name) for run in partial)
