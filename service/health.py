@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import httpx2
-import sqlalchemy as sa
 
 from service.embedded.home import inference_socket
 from service.embedded.listening import reachable_host
-from store.database.connection import OUTAGES, Database, database_now
+from store.database.connection import OUTAGES, Database
 from store.errors import StoreError
-from store.jobs.workers import LIVE_SECONDS
+from store.jobs.workers import live_workers
 from store.machine import machine_name
 from store.settings import read_settings
-from store.tables import Worker
 
 if TYPE_CHECKING:
     from store.settings import Settings
@@ -59,12 +56,8 @@ def worker_is_healthy(settings: Settings) -> bool:
     database = Database(settings.database_url, pool_size=1)
     try:
         with database.read() as session:
-            since = database_now(session) - timedelta(seconds=LIVE_SECONDS)
-            query = sa.select(Worker.id).where(
-                Worker.seen_at >= since,
-                Worker.id.startswith(f"{machine_name()}-", autoescape=True),
-            )
-            return session.scalars(query.limit(1)).first() is not None
+            prefix = f"{machine_name()}-"
+            return any(worker.id.startswith(prefix) for worker in live_workers(session))
     except OUTAGES:
         return False
     finally:

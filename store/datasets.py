@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from store.storage import Blob
+
 _KEEP = (
     sa.select(Dataset.id)
     .where(Dataset.id == sa.bindparam("id"), Dataset.tenant_id == sa.bindparam("tenant_id"))

@@ -98,6 +98,7 @@ class _Input(_Order):
 
 @cache
 def _input_model(_: tuple[TaskType, ...]) -> type[_Input]:
+    """Build the model of an input; the argument rebuilds it when a task type is registered."""
     fields: dict[str, Any] = {
         name: (_FIELDS[field.kind] | None, None) for name, field in request_fields().items()
     }

@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     auth: Literal["none", "keys"] = "none"
     secret_key: SecretStr | None = None
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = (
-        *("127.0.0.1", "localhost", "[::1]"),
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -103,9 +105,8 @@ class Settings(BaseSettings):
     infer_backbone_bytes: PositiveInt = 8 * _GIB
     infer_batch_tokens: PositiveInt | None = None
     infer_batch_wait_ms: NonNegativeFloat = 0.0
-    infer_max_inputs: int = Field(
-        default=4096, ge=2 * MAX_INPUTS
-    )  # so that half of it holds a full request
+    # Half of it must hold a full request.
+    infer_max_inputs: int = Field(default=4096, ge=2 * MAX_INPUTS)
     infer_timeout_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
     max_upload_bytes: PositiveInt = _GIB
     tenant_max_queued: PositiveInt = 1000
@@ -120,11 +121,9 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         """Split host names at commas."""
-        return (
-            tuple(filter(None, map(str.strip, value.split(","))))
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(filter(None, map(str.strip, value.split(","))))
 
     @model_validator(mode="before")
     @classmethod

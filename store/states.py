@@ -51,13 +51,14 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     _S.CANCELLED: frozenset(),
 }
 
-
 _PHASES = (_S.VALIDATING, _S.SELECTING, _S.TRAINING)  # in the order in which a job reaches them
 
 
 def has_reached(status: JobStatus, phase: JobStatus) -> bool:
     """Return whether a job is in a phase of its work or a later one."""
-    return {status, phase} <= set(_PHASES) and _PHASES.index(status) >= _PHASES.index(phase)
+    if status not in _PHASES or phase not in _PHASES:
+        return False
+    return _PHASES.index(status) >= _PHASES.index(phase)
 
 
 def may_follow(new: JobStatus, old: JobStatus) -> bool:

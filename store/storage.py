@@ -127,12 +127,11 @@ class ArtifactStorage:
                 for chunk in self.read(tenant_id, sha256):
                     digest.update(chunk)
                     file.write(chunk)
-            if digest.hexdigest() == sha256:
-                partial.replace(to)
+            if digest.hexdigest() != sha256:
+                raise BlobLostError(f"blob {sha256} is damaged in the artifact store")
+            partial.replace(to)
         finally:
             partial.unlink(missing_ok=True)
-        if digest.hexdigest() != sha256:
-            raise BlobLostError(f"blob {sha256} is damaged in the artifact store")
 
     def list(self) -> Iterator[StoredBlob]:
         """List all blobs; ignore other files in the same bucket or folder."""

@@ -136,8 +136,9 @@ def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None
         NotFoundError: the tenant does not exist.
     """
     tenant = lock_tenant(session, tenant_id)
-    for name in vars(OwnQuotas(**own)).keys() & own.keys():
-        setattr(tenant, name, own[name])
+    for name, limit in vars(OwnQuotas(**own)).items():
+        if name in own:
+            setattr(tenant, name, limit)
     session.flush()
     return tenant
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 import structlog
+from pydantic import ValidationError
 
 from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
 from store.jobs.leases import Progress
@@ -53,6 +54,11 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
     ):
         reporter = stack.enter_context(closing(Reporter(job, context=context)))
         try:
+            spec = JobSpec.model_validate(job.spec)
+        except ValidationError as error:  # a gateway of another version has admitted the job
+            _refuse(error, reporter=reporter)
+            return
+        try:
             folder = context.folder / job.id
             files = JobFiles(folder, storage=context.storage, tenant_id=job.tenant_id)
         except OSError as error:
@@ -62,7 +68,7 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
         stack.callback(files.remove)
         keeper = stack.enter_context(closing(CheckpointKeeper(files, reporter=reporter)))
         _log.info("job claimed", model=job.model, attempt=job.attempt, fence=job.fence)
-        run = _Run(job, context=context, files=files, reporter=reporter, keeper=keeper)
+        run = _Run(job, spec, context=context, files=files, reporter=reporter, keeper=keeper)
         try:
             _log.info("job left", status=str(run.work()))
         except LeaseLostError:
@@ -71,6 +77,14 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
         except BaseException:
             context.engine.kill()  # otherwise it would continue into the next job
             raise
+
+
+def _refuse(error: ValidationError, *, reporter: Reporter) -> None:
+    """Fail a job whose spec this worker cannot read."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    message = f"this worker cannot read the job's {field}: {first['msg']}"
+    reporter.insist(reporter.lease.fail, code="invalid_argument", message=message, param=field)
 
 
 class _Run:
@@ -83,6 +97,7 @@ class _Run:
     def __init__(
         self,
         job: ClaimedJob,
+        spec: JobSpec,
         *,
         context: WorkerContext,
         files: JobFiles,
@@ -90,7 +105,7 @@ class _Run:
         keeper: CheckpointKeeper,
     ) -> None:
         self._job = job
-        self._spec = JobSpec.model_validate(job.spec)
+        self._spec = spec
         self._context = context
         self._files = files
         self._reporter = reporter

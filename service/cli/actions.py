@@ -14,8 +14,8 @@ from store.errors import StoreError
 
 _WORD = re.compile(r"-|-\d+|-\d*\.\d+|.* .*", re.DOTALL)  # begins with a dash, but is no option
 
-_Door = TypeVar("_Door")
-Connect: TypeAlias = Callable[[argparse.Namespace], AbstractContextManager[_Door]]
+_Target = TypeVar("_Target")
+Connect: TypeAlias = Callable[[argparse.Namespace], AbstractContextManager[_Target]]
 
 
 class ActionParser(argparse.ArgumentParser):
@@ -48,13 +48,13 @@ def _is_option(word: str) -> bool:
     return word[:1] == "-" and _WORD.fullmatch(word) is None
 
 
-class Actions(Generic[_Door]):
+class Actions(Generic[_Target]):
     """The actions of a command, such as ``push`` of ``hifi datasets``.
 
     ``connect`` opens what they work on, such as a client of the server.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser, *, connect: Connect[_Door]) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, *, connect: Connect[_Target]) -> None:
         self._connect = connect
         self._actions = parser.add_subparsers(
             title="actions", metavar="ACTION", required=True, parser_class=ActionParser
@@ -63,7 +63,7 @@ class Actions(Generic[_Door]):
     def add(
         self,
         name: str,
-        act: Callable[[_Door, argparse.Namespace], int],
+        act: Callable[[_Target, argparse.Namespace], int],
         *,
         summary: str,
         notes: str = "",
@@ -75,8 +75,8 @@ class Actions(Generic[_Door]):
         """
 
         def connected(args: argparse.Namespace) -> int:
-            with self._connect(args) as door:
-                return act(door, args)
+            with self._connect(args) as target:
+                return act(target, args)
 
         parser = self.add_group(name, summary=summary, notes=notes)
         parser.set_defaults(act=connected)

@@ -17,7 +17,7 @@ from store.errors import NotFoundError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from service.cli.tenant_doors import TenantDoor
+    from service.cli.tenant_tables import Target
     from service.client.documents import Key, Quotas, Tenant, Usage
 
 run = perform
@@ -39,7 +39,7 @@ _NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi tenants``."""
     parser.description = f"Manage tenants and their keys, and show their usage. {_NOTES}"
-    actions = Actions(parser, connect=_open_door)
+    actions = Actions(parser, connect=_open)
     create = actions.add("create", _create, summary="create a tenant", notes=_NOTES)
     create.add_argument("new_name", metavar="NAME", help="must be unique")
     create.add_argument("--admin", action="store_true", help="let it manage tenants and keys")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_page(listing)
     usage = actions.add("usage", _usage, summary="show a tenant's usage", notes=_NOTES)
     group = actions.add_group("keys", summary="create, list and revoke keys")
-    keys = Actions(group, connect=_open_door)
+    keys = Actions(group, connect=_open)
     new = keys.add(
         "create", _create_key, summary="create a key; its secret is shown only once", notes=_NOTES
     )
@@ -76,22 +76,22 @@ def _add_quotas(
         action.add_argument(name, type=type_, metavar="N", help=f"limit of {of} ({note})")
 
 
-def _open_door(args: argparse.Namespace) -> AbstractContextManager[TenantDoor]:
-    from service.cli.tenant_doors import open_tables
+def _open(args: argparse.Namespace) -> AbstractContextManager[Target]:
+    from service.cli.tenant_tables import open_tables
 
     if args.url or os.environ.get("HIFI_URL"):
         return options.connect(args)
     return open_tables()
 
 
-def _find(door: TenantDoor, args: argparse.Namespace) -> str:
+def _find(target: Target, args: argparse.Namespace) -> str:
     """Return the id of the tenant of that id or name."""
     name: str = args.tenant_name
     if name.startswith("ten_"):
         return name
     after = None
     while True:
-        page = door.tenants.list(after=after, limit=_PAGE)
+        page = target.tenants.list(after=after, limit=_PAGE)
         for tenant in page["data"]:
             if tenant["name"] == name:
                 return tenant["id"]
@@ -100,10 +100,10 @@ def _find(door: TenantDoor, args: argparse.Namespace) -> str:
         after = page["last_id"]
 
 
-def _create(door: TenantDoor, args: argparse.Namespace) -> int:
+def _create(target: Target, args: argparse.Namespace) -> int:
     quotas = given(args, _QUOTAS)
-    tenant = door.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
-    key = door.keys.create(tenant["id"], name=None) if args.with_key else None
+    tenant = target.tenants.create(args.new_name, is_admin=args.admin, quotas=quotas)
+    key = target.keys.create(tenant["id"], name=None) if args.with_key else None
     document = tenant if key is None else {**tenant, "key": key}
     entries = _describe_tenant(tenant) | ({} if key is None else _describe_key(key))
     output.report(document, lambda _: entries, as_json=args.json)
@@ -119,16 +119,16 @@ def _limit(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor default") from None
 
 
-def _update(door: TenantDoor, args: argparse.Namespace) -> int:
+def _update(target: Target, args: argparse.Namespace) -> int:
     quotas = {
         name: None if limit == _DEFAULT else limit for name, limit in given(args, _QUOTAS).items()
     }
-    tenant = door.tenants.change_quotas(_find(door, args), quotas)
+    tenant = target.tenants.change_quotas(_find(target, args), quotas)
     return output.report(tenant, _describe_tenant, as_json=args.json)
 
 
-def _list(door: TenantDoor, args: argparse.Namespace) -> int:
-    page = door.tenants.list(after=args.after, limit=args.limit)
+def _list(target: Target, args: argparse.Namespace) -> int:
+    page = target.tenants.list(after=args.after, limit=args.limit)
     return report_page(page, args, columns=_TENANT_COLUMNS, what="tenants")
 
 
@@ -140,8 +140,8 @@ _TENANT_COLUMNS: dict[str, Callable[[Tenant], str]] = {
 }
 
 
-def _usage(door: TenantDoor, args: argparse.Namespace) -> int:
-    usage = door.tenants.usage(_find(door, args))
+def _usage(target: Target, args: argparse.Namespace) -> int:
+    usage = target.tenants.usage(_find(target, args))
     return output.report(usage, _describe_usage, as_json=args.json)
 
 
@@ -157,15 +157,15 @@ def _describe_usage(usage: Usage) -> dict[str, str]:
     }
 
 
-def _create_key(door: TenantDoor, args: argparse.Namespace) -> int:
-    key = door.keys.create(_find(door, args), name=args.name)
+def _create_key(target: Target, args: argparse.Namespace) -> int:
+    key = target.keys.create(_find(target, args), name=args.name)
     return output.report(
         key, lambda key: {"tenant": key["tenant"], **_describe_key(key)}, as_json=args.json
     )
 
 
-def _list_keys(door: TenantDoor, args: argparse.Namespace) -> int:
-    page = door.keys.list(_find(door, args), after=args.after, limit=args.limit)
+def _list_keys(target: Target, args: argparse.Namespace) -> int:
+    page = target.keys.list(_find(target, args), after=args.after, limit=args.limit)
     return report_page(page, args, columns=_KEY_COLUMNS, what="keys")
 
 
@@ -177,8 +177,8 @@ _KEY_COLUMNS: dict[str, Callable[[Key], str]] = {
 }
 
 
-def _revoke(door: TenantDoor, args: argparse.Namespace) -> int:
-    door.keys.revoke(args.key_id)
+def _revoke(target: Target, args: argparse.Namespace) -> int:
+    target.keys.revoke(args.key_id)
     return report_deleted(args.key_id, args, kind="api_key", verb="revoked")
 
 

@@ -144,11 +144,11 @@ class Connection:
                 refusal = self.unreachable(error)
                 refusal.__cause__ = error
                 may_repeat = is_safe or isinstance(error, _NEVER_SENT)
-            asked = getattr(refusal, "retry_after", None) or 0.0
-            if not may_repeat or attempt == ATTEMPTS or asked > _LONGEST_WAIT_SECONDS:
+            least = getattr(refusal, "retry_after", None) or 0.0
+            if not may_repeat or attempt == ATTEMPTS or least > _LONGEST_WAIT_SECONDS:
                 raise refusal
             spread = random.uniform(1.0, 1.2)  # noqa: S311 - between clients, no secret
-            self.sleep(spread * max(wait, asked))
+            self.sleep(spread * max(wait, least))
             wait *= 2
 
     def _refusal(self, response: httpx2.Response) -> ClientError:

@@ -24,7 +24,14 @@ from service.datasets.checking.exchange import SPLITS, Limits
 from service.datasets.documents import DatasetDocument, DatasetList
 from service.datasets.spool import Form, receive_form
 from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.parameters import After, DatasetId, IdempotencyKey, Limit, check_key
+from service.http.parameters import (
+    DEFAULT_LIMIT,
+    After,
+    DatasetId,
+    IdempotencyKey,
+    Limit,
+    check_key,
+)
 from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
 from service.http.responses import problems
@@ -94,7 +101,7 @@ async def _receive(request: Request, gateway: Gateway, tenant_id: str, key: str 
 
 @router.get("/datasets", responses=problems(HTTPStatus.NOT_FOUND))
 def get_datasets(
-    gateway: GatewayDep, caller: CallerDep, after: After = None, limit: Limit = 20
+    gateway: GatewayDep, caller: CallerDep, after: After = None, limit: Limit = DEFAULT_LIMIT
 ) -> DatasetList:
     """List the data sets, newest first."""
     with gateway.database.read() as session:

@@ -99,7 +99,7 @@ class _ReadyWatch:
         self._announce = announce
         self._old_workers = self._workers()  # of a previous service, which may have been killed
         self._look_at = 0.0  # never again once it is ready
-        self._tell_at = time.monotonic() + _WAITING_SECONDS
+        self._log_at = time.monotonic() + _WAITING_SECONDS
 
     def look(self) -> None:
         """Check whether the service is ready now."""
@@ -111,8 +111,8 @@ class _ReadyWatch:
         if not missing:
             self._look_at = math.inf
             self._announce(self._url)
-        elif now >= self._tell_at:
-            self._tell_at = now + _WAITING_SECONDS
+        elif now >= self._log_at:
+            self._log_at = now + _WAITING_SECONDS
             _log.info("waiting", missing=missing, models=str(self._settings.models), url=self._url)
 
     def _missing(self) -> list[str]:

@@ -23,6 +23,7 @@ _CURSOR = re.compile(r"[^\x00]{1,256}")
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _KEY_HEADER = "Idempotency-Key"
 MAX_LIMIT = 100
+DEFAULT_LIMIT = 20
 
 
 def check_identifier(value: str, *, kind: str) -> str:

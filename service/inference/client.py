@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -15,10 +15,10 @@ import structlog
 from anyio import CancelScope
 from starlette.responses import StreamingResponse
 
+from service.context import from_state
 from store.errors import ProblemError
 
 if TYPE_CHECKING:
-    from starlette.requests import HTTPConnection
     from starlette.types import Receive, Scope, Send
 
     from store.orders import DeltaOrder
@@ -81,7 +81,9 @@ class InferenceClient:
                 ``too_many_requests`` if too many requests are in flight, or the process's error.
         """
         return await _post(
-            *(self._streams, "/merged", order.to_json()),
+            self._streams,
+            "/merged",
+            order.to_json(),
             request_id=request_id,
             seconds=_MERGE_SECONDS,
             passed_on=_MERGE_STATUSES,
@@ -104,7 +106,9 @@ class InferenceClient:
                 about its load.
         """
         response = await _post(
-            *(self._predictions, "/predict", order),
+            self._predictions,
+            "/predict",
+            order,
             request_id=request_id,
             seconds=timeout_seconds + _SPARE_SECONDS,
             passed_on=_LOAD_STATUSES,
@@ -243,7 +247,4 @@ def inference_unavailable() -> ProblemError:
     )
 
 
-def inference_of(connection: HTTPConnection) -> InferenceClient:
-    """Return the client of the inference process; the lifespan stores it in the request's state."""
-    inference: InferenceClient = connection.state.inference
-    return inference
+InferenceDep = Annotated[InferenceClient, from_state("inference")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
 
 from hifi.data.task_types import TaskType, task_types
-from service.http.documents import Body
+from service.http.documents import Answer, Body
 from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS, ItemError
 
 # Valid items have five values each; the rest is room for invalid ones.
@@ -21,10 +21,10 @@ _FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
 }
 
 
-class _Answer(BaseModel):
-    """A response document."""
+class _Answer(Answer):
+    """A response document without NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 @cache

@@ -15,7 +15,7 @@ from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.downloads import TAR, content_disposition, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
-from service.inference.client import ProxiedFile, inference_of
+from service.inference.client import InferenceDep, ProxiedFile
 from service.jobs.artifacts import find_artifact
 from store.orders import DeltaOrder
 from store.waiting import while_connected
@@ -46,13 +46,18 @@ async def _hold_merge(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[N
     dependencies=[Depends(_hold_merge)],
 )
 async def get_merged(
-    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
+    request: Request,
+    gateway: GatewayDep,
+    inference: InferenceDep,
+    caller: CallerDep,
+    job_id: JobId,
 ) -> Response:
     """Download the backbone with the head delta merged into it, in a tar file."""
-    tables = (gateway.database, caller.tenant_id)
-    job, delta = await run_in_threadpool(find_artifact, *tables, job_id, encoding="float32")
+    job, delta = await run_in_threadpool(
+        find_artifact, gateway.database, caller.tenant_id, job_id, encoding="float32"
+    )
     order = DeltaOrder.of(job, delta)
-    merging = inference_of(request).merged_model(order, request_id=request.state.request_id)
+    merging = inference.merged_model(order, request_id=request.state.request_id)
     upstream = await while_connected(request.receive, merging)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
     headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}

@@ -19,7 +19,7 @@ from service.http.bodies import described, read_json
 from service.http.parameters import JobId  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.http.waiting import in_thread_if_large
-from service.inference.client import inference_of
+from service.inference.client import InferenceClient, InferenceDep  # noqa: TC001 - as above
 from service.inference.documents import (
     MAX_VALUES,
     MixedPredictionRequest,
@@ -63,14 +63,19 @@ _REFUSALS = problems(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.TOO_MANY_REQU
     dependencies=[Depends(_hold_prediction)],
 )
 async def predict(
-    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
+    request: Request,
+    gateway: GatewayDep,
+    inference: InferenceDep,
+    caller: CallerDep,
+    job_id: JobId,
 ) -> Response:
     """Predict with a job's head delta; an invalid item gets an error as its answer."""
     order = await run_in_threadpool(find_order, gateway.database, caller.tenant_id, job_id)
     body = await read_json(request, PredictionRequest, most_values=MAX_VALUES)
     seconds = gateway.settings.infer_timeout_seconds
     make_plan = partial(plan_for_job, body.value, order, timeout_seconds=seconds)
-    return await _carry_out(request, await in_thread_if_large(make_plan, size=len(body.raw)))
+    plan = await in_thread_if_large(make_plan, size=len(body.raw))
+    return await _carry_out(request, inference, plan)
 
 
 @router.post(
@@ -80,18 +85,22 @@ async def predict(
     responses=_REFUSALS,
     dependencies=[Depends(_hold_prediction)],
 )
-async def predict_mixed(request: Request, gateway: GatewayDep, caller: CallerDep) -> Response:
+async def predict_mixed(
+    request: Request, gateway: GatewayDep, inference: InferenceDep, caller: CallerDep
+) -> Response:
     """Predict with the head deltas of any jobs, mixed freely; each item names its job."""
     body = await read_json(request, MixedPredictionRequest, most_values=MAX_VALUES)
     plan = await run_in_threadpool(
         plan_mixed,
-        *(body.value, gateway.database, caller.tenant_id),
+        body.value,
+        gateway.database,
+        caller.tenant_id,
         timeout_seconds=gateway.settings.infer_timeout_seconds,
     )
-    return await _carry_out(request, plan)
+    return await _carry_out(request, inference, plan)
 
 
-async def _carry_out(request: Request, plan: Plan) -> Response:
+async def _carry_out(request: Request, inference: InferenceClient, plan: Plan) -> Response:
     """Send a plan's order to the inference process, and return the response.
 
     Raises:
@@ -100,7 +109,7 @@ async def _carry_out(request: Request, plan: Plan) -> Response:
     """
     content = None
     if plan.order is not None:
-        predicting = inference_of(request).predict(
+        predicting = inference.predict(
             plan.order,
             timeout_seconds=plan.timeout_seconds,
             request_id=request.state.request_id,

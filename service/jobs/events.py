@@ -14,7 +14,7 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when 
 
 from service.context import GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as above
+from service.http.parameters import DEFAULT_LIMIT, After, JobId, Limit
 from service.http.responses import problems
 from service.jobs.documents import EventDocument, EventList, JobProgress, event_number
 from service.jobs.tailer import ProgressSeen, Tailer, TailerDep
@@ -74,7 +74,7 @@ def get_events(
     caller: CallerDep,
     job_id: JobId,
     after: After = None,
-    limit: Limit = 20,
+    limit: Limit = DEFAULT_LIMIT,
     accept: AcceptHeader = "",
     last_event_id: Annotated[
         str | None, Header(max_length=_LONGEST_CURSOR, description="where a stream resumes")

@@ -16,6 +16,7 @@ from service.context import Gateway, GatewayDep  # noqa: TC001 - FastAPI reads i
 from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import (
+    DEFAULT_LIMIT,
     After,
     DryRun,
     IdempotencyKey,
@@ -123,7 +124,7 @@ def get_jobs(
     caller: CallerDep,
     status: Annotated[JobStatus | None, Query(description="of the jobs to list")] = None,
     after: After = None,
-    limit: Limit = 20,
+    limit: Limit = DEFAULT_LIMIT,
 ) -> JobList:
     """List the jobs, newest first."""
     with gateway.database.read() as session:

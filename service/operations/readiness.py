@@ -87,10 +87,10 @@ class Readiness:
 
     async def _look(self) -> Report:
         answers = await asyncio.gather(*(probe.ask(name) for name, probe in self._probes.items()))
-        away = [name for name, is_there in zip(self._probes, answers, strict=True) if not is_there]
+        missing = [name for name, is_up in zip(self._probes, answers, strict=True) if not is_up]
         return Report(
-            failing=tuple(name for name in away if name in _NEEDED),
-            degraded=tuple(name for name in away if name not in _NEEDED),
+            failing=tuple(name for name in missing if name in _NEEDED),
+            degraded=tuple(name for name in missing if name not in _NEEDED),
         )
 
 

@@ -80,7 +80,7 @@ class Administration:
         """Create a key; only the returned document contains its secret."""
         with self._database.write() as session:
             key, secret = create_key(session, tenant_id, name=new.name)
-        return documents.NewKeyDocument.of(key, secret=secret)
+        return documents.NewKeyDocument.of_row(key, tenant=key.tenant_id, secret=secret)
 
     def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> documents.KeyList:
         """Return a page of a tenant's keys, newest first, without their secrets."""

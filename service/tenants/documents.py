@@ -77,9 +77,9 @@ class KeyDocument(Listed):
     revoked_at: datetime | None
 
     @classmethod
-    def of(cls, key: ApiKey, **secret: str) -> Self:
-        """Build the document from a row, and for a new key its secret."""
-        return cls.of_row(key, tenant=key.tenant_id, **secret)
+    def of(cls, key: ApiKey) -> Self:
+        """Build the document from a row."""
+        return cls.of_row(key, tenant=key.tenant_id)
 
 
 class NewKeyDocument(KeyDocument):

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.auth import administrator
 from service.http.bodies import JsonBody, described, json_body
-from service.http.parameters import After, KeyId, Limit, TenantId  # noqa: TC001 - as above
+from service.http.parameters import DEFAULT_LIMIT, After, KeyId, Limit, TenantId
 from service.http.responses import problems
 from service.tenants.administration import Administration
 from service.tenants.documents import (
@@ -43,16 +43,18 @@ AdministrationDep = Annotated[Administration, Depends(_administration)]
     responses=problems(HTTPStatus.CONFLICT),
 )
 def post_tenant(
-    tables: AdministrationDep, body: Annotated[JsonBody[NewTenant], Depends(json_body(NewTenant))]
+    admin: AdministrationDep, body: Annotated[JsonBody[NewTenant], Depends(json_body(NewTenant))]
 ) -> TenantDocument:
     """Create a tenant."""
-    return tables.create(body.value)
+    return admin.create(body.value)
 
 
 @router.get("/tenants", responses=problems(HTTPStatus.NOT_FOUND))
-def get_tenants(tables: AdministrationDep, after: After = None, limit: Limit = 20) -> TenantList:
+def get_tenants(
+    admin: AdministrationDep, after: After = None, limit: Limit = DEFAULT_LIMIT
+) -> TenantList:
     """List the tenants, newest first."""
-    return tables.list(after=after, limit=limit)
+    return admin.list(after=after, limit=limit)
 
 
 @router.patch(
@@ -61,18 +63,18 @@ def get_tenants(tables: AdministrationDep, after: After = None, limit: Limit = 2
     responses=problems(HTTPStatus.NOT_FOUND),
 )
 def patch_tenant(
-    tables: AdministrationDep,
+    admin: AdministrationDep,
     tenant_id: TenantId,
     body: Annotated[JsonBody[NewQuotas], Depends(json_body(NewQuotas))],
 ) -> TenantDocument:
     """Change a tenant's quotas."""
-    return tables.change_quotas(tenant_id, body.value)
+    return admin.change_quotas(tenant_id, body.value)
 
 
 @router.get("/tenants/{tenant_id}/usage", responses=problems(HTTPStatus.NOT_FOUND))
-def get_usage(tables: AdministrationDep, tenant_id: TenantId) -> UsageDocument:
+def get_usage(admin: AdministrationDep, tenant_id: TenantId) -> UsageDocument:
     """Get a tenant's usage and quotas."""
-    return tables.usage(tenant_id)
+    return admin.usage(tenant_id)
 
 
 @router.post(
@@ -82,20 +84,20 @@ def get_usage(tables: AdministrationDep, tenant_id: TenantId) -> UsageDocument:
     responses=problems(HTTPStatus.NOT_FOUND),
 )
 def post_key(
-    tables: AdministrationDep,
+    admin: AdministrationDep,
     tenant_id: TenantId,
     body: Annotated[JsonBody[NewKey], Depends(json_body(NewKey))],
 ) -> NewKeyDocument:
     """Create a key; only this response contains its secret."""
-    return tables.create_key(tenant_id, body.value)
+    return admin.create_key(tenant_id, body.value)
 
 
 @router.get("/tenants/{tenant_id}/keys", responses=problems(HTTPStatus.NOT_FOUND))
 def get_keys(
-    tables: AdministrationDep, tenant_id: TenantId, after: After = None, limit: Limit = 20
+    admin: AdministrationDep, tenant_id: TenantId, after: After = None, limit: Limit = DEFAULT_LIMIT
 ) -> KeyList:
     """List a tenant's keys, revoked ones included, newest first, without their secrets."""
-    return tables.list_keys(tenant_id, after=after, limit=limit)
+    return admin.list_keys(tenant_id, after=after, limit=limit)
 
 
 @router.delete(
@@ -103,7 +105,7 @@ def get_keys(
     status_code=HTTPStatus.NO_CONTENT,
     responses=problems(HTTPStatus.NOT_FOUND),
 )
-def delete_key(tables: AdministrationDep, key_id: KeyId) -> Response:
+def delete_key(admin: AdministrationDep, key_id: KeyId) -> Response:
     """Revoke a key, effective at once."""
-    tables.revoke_key(key_id)
+    admin.revoke_key(key_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -34,7 +34,7 @@ CLOCK: sa.Function[datetime] = sa.func.clock_timestamp(type_=UtcDateTime)
 _NOW = sa.select(CLOCK)
 _WRITES = "hifi_writes"
 _BUSY_SECONDS = 30.0
-_IDLE_SINCE = "hifi_resting"
+_IDLE_SINCE = "hifi_idle_since"
 _IDLE_SECONDS = 1.0
 # A server that disappears without closing its connections is noticed in seconds, not by TCP's
 # timeout.

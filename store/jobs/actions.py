@@ -166,10 +166,10 @@ def artifacts_by_job(session: Session, jobs: Sequence[Job]) -> Mapping[str, Sequ
     if not finished:
         return {}
     query = sa.select(Artifact).where(Artifact.job_id.in_(finished)).order_by(Artifact.encoding)
-    found: dict[str, list[Artifact]] = {}
+    artifacts: dict[str, list[Artifact]] = {}
     for artifact in session.scalars(query):
-        found.setdefault(artifact.job_id, []).append(artifact)
-    return found
+        artifacts.setdefault(artifact.job_id, []).append(artifact)
+    return artifacts
 
 
 class JobDelta(NamedTuple):

@@ -50,7 +50,7 @@ class Claimant:
 
 
 def can_run(worker: Worker, model: str, *, is_pinned: bool, needs_hub: bool) -> bool:
-    """Return whether a worker can run a job with these columns; ``_claimable`` as Python."""
+    """Return whether a worker can run a job with these columns: the rule of ``_claimable``."""
     if worker.allows_hub:
         return model in worker.backbones or is_pinned
     return model in worker.backbones and not needs_hub

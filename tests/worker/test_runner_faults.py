@@ -14,6 +14,7 @@ from store.errors import ArtifactStorageError
 from store.jobs.actions import list_events
 from store.settings import Settings
 from store.states import JobStatus
+from store.tables import Job
 from tests.waiting import patience
 from tests.worker.scripted_engine import (
     BEGIN,
@@ -26,7 +27,7 @@ from tests.worker.scripted_engine import (
     failed,
     step,
 )
-from tests.worker.shop import DIED, Shop
+from tests.worker.shop import DIED, SPEC, Shop
 from worker import reporting, runner
 from worker.runner import UnfitError
 
@@ -112,6 +113,17 @@ class TestFailure:
         row = shop.row()
         assert row.error is not None
         assert row.error["code"] == "disk_full"
+
+    def test_of_a_spec_of_another_version_is_reported_at_once(self, shop: Shop):
+        with shop.database.write() as session:
+            session.execute(sa.update(Job).values(spec={**SPEC, "training": {"epochs": "three"}}))
+        engine = ScriptedEngine()
+        shop.run(engine)
+        error = shop.row().error
+        assert error is not None
+        assert error["code"] == "invalid_argument"
+        assert error["param"] == "training.epochs"
+        assert engine.kills == 0
 
     def test_of_a_missing_data_set_is_reported_at_once(self, shop: Shop):
         for blob in list(shop.storage.list()):

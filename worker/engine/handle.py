@@ -157,7 +157,7 @@ class EngineProcess:
             with suppress(queue.Empty):
                 self._messages.get(timeout=0.05)
 
-    def close(self, *, seconds: float = 5.0) -> None:
+    def close(self, *, seconds: float = _ENDING_SECONDS) -> None:
         """Wait for the engine to end by itself; kill it after ``seconds`` seconds."""
         if self._process is not None:
             _close(self._process.stdin)

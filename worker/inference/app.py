@@ -176,10 +176,10 @@ async def _merged(request: Request) -> Response:
 
 async def _predict(request: Request) -> Response:
     check_token(request, token=request.state.settings.infer_token)
-    asked = await read_body(request, PredictionOrder, max_bytes=_MAX_PREDICTION_BYTES)
+    order = await read_body(request, PredictionOrder, max_bytes=_MAX_PREDICTION_BYTES)
     serving: Serving = request.state.serving
     with structlog.contextvars.bound_contextvars(request_id=request.headers.get("x-request-id")):
-        answers = await while_connected(request.receive, serving.predict(asked))
+        answers = await while_connected(request.receive, serving.predict(order))
     return Response(Outcomes(data=answers).model_dump_json(), media_type="application/json")
 
 

@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def typed_problems(order: DeltaOrder) -> Iterator[None]:
+def as_problems(order: DeltaOrder) -> Iterator[None]:
     """Turn errors into problems; details about this machine stay in the log.
 
     Raises:

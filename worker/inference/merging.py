@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hifi.deltas.delta import HeadDelta
 from hifi.deltas.loading import load_backbone_at, write_merged_model
-from worker.inference.failures import typed_problems
+from worker.inference.failures import as_problems
 from worker.inference.memory.backbones import find_backbone
 from worker.tar import tar_size
 
@@ -38,7 +38,7 @@ def merge(
         ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
             ``artifact_storage`` or ``disk_full``.
     """
-    with typed_problems(order):
+    with as_problems(order):
         with deltas.hold(order.tenant, order.sha256) as file:
             delta = HeadDelta.load(file)
         source = find_backbone(settings, order.backbone)

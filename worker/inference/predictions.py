@@ -25,7 +25,7 @@ from worker.inference.executor import (
     Outcome,
     Work,
 )
-from worker.inference.failures import typed_problems
+from worker.inference.failures import as_problems
 from worker.inference.scheduler import Scheduler, Ticket
 from worker.inference.turns import FairPool
 
@@ -171,7 +171,7 @@ class PredictionHandler:
         """Answer the part of a request that is for one head delta."""
         order = part.order
         try:
-            with typed_problems(order):
+            with as_problems(order):
                 async with self._backbones.hold(order.backbone, tenant=order.tenant) as backbone:
                     await self._serve_on(backbone, part, truncate=truncate)
         except ProblemError as problem:

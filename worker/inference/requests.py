@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from starlette.requests import Request
 
-_ASIDE_BYTES = 1 << 17
+_LARGE_BYTES = 1 << 17
 _Order = TypeVar("_Order", bound=BaseModel)
 
 
@@ -58,7 +58,7 @@ async def read_body(request: Request, model: type[_Order], *, max_bytes: int) ->
             )
     content = b"".join(pieces)
     try:
-        if size > _ASIDE_BYTES:  # in a thread: it would block the event loop
+        if size > _LARGE_BYTES:  # in a thread: it would block the event loop
             return await to_thread.run_sync(model.model_validate_json, content)
         return model.model_validate_json(content)
     except ValidationError as error:

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -48,12 +47,8 @@ def run_inference(settings: Settings) -> None:
             )
         )
         # uvicorn shuts down cleanly and then raises the signal again; it is ignored here.
-        signal.signal(signal.SIGTERM, _ignore)
+        signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listener])
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    pass
 
 
 @contextmanager

@@ -31,9 +31,8 @@ class Turns:
         self._most_each = most_each
         self._spare = spare
         self._held: Counter[str] = Counter()
-        self._waiting: dict[
-            str, deque[asyncio.Future[None]]
-        ] = {}  # the next tenant in turn comes first
+        # The next tenant in turn comes first.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def hold(self, tenant: str) -> AsyncIterator[None]:

@@ -50,7 +50,7 @@ def main() -> None:
 class _WithoutPandas(MetaPathFinder):
     """Keeps pyarrow from importing pandas, which takes 34 MB and half of the startup time.
 
-    None in ``sys.modules`` does not do: pyarrow's compiled code takes it for the module.
+    None in ``sys.modules`` is not enough: pyarrow's compiled code would use it as the module.
     """
 
     def find_spec(

@@ -52,7 +52,7 @@ class Tables:
     keys: _Keys
 
 
-TenantDoor: TypeAlias = "Client | Tables"
+Target: TypeAlias = "Client | Tables"  # both manage tenants and keys
 
 
 @dataclass(frozen=True)
