@@ -136,7 +136,7 @@ class Trainer:
         self._state = start
 
     def run(self) -> Outcome:
-        """Train to the end, leave the best step's parameters in the tuner, emit ``finished``.
+        """Train to the end, put the best step's parameters in the tuner, and emit ``finished``.
 
         If the caller has already requested a pause, only step 0 is saved.
 
