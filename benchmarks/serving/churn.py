@@ -107,14 +107,14 @@ class _Churn:
         end = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             for _ in range(_CLIENTS):
-                group.create_task(self._ask_on(end))
-            group.create_task(self._garden(end))
+                group.create_task(self._ask_until(end))
+            group.create_task(self._change_deltas(end))
             group.create_task(self._sample(end))
         on_device = self.server.metric('hifi_inference_deltas{tier="device"}')
         self.done.resident = on_device / len(self.tasks)
         return self.done
 
-    async def _ask_on(self, end: float) -> None:
+    async def _ask_until(self, end: float) -> None:
         connection = await Connection.open(self.server.port)
         while time.monotonic() < end:
             answered = asyncio.get_running_loop().create_future()
@@ -191,7 +191,7 @@ class _Churn:
             where = f"{task.file.name}, input {question.place}"
             self.done.wrong.append(f"{where}: {answer} instead of {expected}")
 
-    async def _garden(self, end: float) -> None:
+    async def _change_deltas(self, end: float) -> None:
         """Delete and add head deltas."""
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < end:

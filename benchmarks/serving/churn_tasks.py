@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -162,7 +163,7 @@ def is_right(answer: Answer, expected: Answer) -> bool:
 
     Another label is right too if the two likeliest scores differ by less than ``CLOSE``.
     """
-    if _distance(answer, expected) > CLOSE:
+    if not _distance(answer, expected) <= CLOSE:  # also if it is not a number
         return False
     if "value" in expected:
         return True
@@ -186,4 +187,4 @@ def _distance(one: Answer, other: Answer) -> float:
     given, wanted = (answer.get("scores", answer) for answer in (one, other))
     if given.keys() != wanted.keys():
         return math.inf
-    return float(max(abs(given[name] - wanted[name]) for name in wanted))
+    return float(np.abs([given[name] - wanted[name] for name in wanted]).max())  # NaN if any is

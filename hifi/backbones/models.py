@@ -381,7 +381,7 @@ def _loading(failure: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and reports of transformers; we check what matters."""
+    """Silence the progress bars and reports of transformers; callers check what matters."""
     was_on = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

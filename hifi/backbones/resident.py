@@ -36,8 +36,8 @@ class PlacedModel:
     fingerprint: str
 
 
-NewModel = Callable[[ModelSource], LoadedModel]
-Load = Callable[[ModelSource, NewModel, torch.device, torch.dtype], PlacedModel]
+NewModel = Callable[[ModelSource], LoadedModel]  # load_for_task with a task's arguments
+Load = Callable[[ModelSource, NewModel, torch.device, torch.dtype], PlacedModel]  # load_on_device
 
 
 def load_on_device(
@@ -82,7 +82,7 @@ class _Resident:
     stamp: str  # identifies the version of its files
     fingerprint: str  # of the backbone as stored
     weights: dict[str, Tensor] = field(default_factory=dict)
-    checksums: dict[str, bytes] = field(default_factory=dict)
+    checksums: dict[str, bytes] = field(default_factory=dict)  # of the weights
     is_lent: bool = True  # a fine-tune may be writing into the weights
 
     @property

@@ -64,8 +64,11 @@ def _find(library: str, *, enough: int, draw: random.Random) -> dict[str, dict[s
 
 
 def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
-    with suppress(SyntaxError), warnings.catch_warnings(action="ignore", category=SyntaxWarning):
-        for node in ast.walk(ast.parse(file.read_bytes())):  # some files need a newer Python
+    with (
+        suppress(SyntaxError, ValueError),  # a template, or for a newer Python
+        warnings.catch_warnings(action="ignore", category=SyntaxWarning),
+    ):
+        for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 docstring = ast.get_docstring(node)
                 if docstring and not node.name.startswith("_"):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from hifi.data.settings import SCORED_WITH, Hyperparameters, Scoring, Setting, declared
+from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
 from hifi.data.task_types import metric_names, task_types
+from hifi.deltas import metadata
 from hifi.errors import InvalidArgumentError
 
-# Repeated here, because the module that owns them imports torch; a test compares them.
-DTYPES = ("float32", "bfloat16")
-ENCODINGS = ("float32", "bfloat16", "int8")
+DTYPES = tuple(name for name in get_args(Precision) if name != "auto")
+ENCODINGS = metadata.ENCODINGS
 NO_VALIDATION = "none"  # cannot be a file name: those have an extension
 
 _MODEL = "the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"

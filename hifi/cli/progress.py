@@ -85,7 +85,7 @@ def new_bars(console: Console) -> Progress:
 
 
 class Bars:
-    """One bar per phase, removed when the phase ends; ``progress`` is started."""
+    """One bar per phase, removed when the phase ends; ``progress`` must be started."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -190,7 +190,7 @@ class Display:
     def __init__(self, screen: Screen, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._screen = screen
         self._clock = clock
-        self._begun: dict[str, tuple[float, int]] = {}  # of each phase, its time and its step
+        self._begun: dict[str, tuple[float, int]] = {}  # when a phase began, and at which step
         self.make_room = screen.make_room
 
     def show(self, event: TrainingEvent) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
-from hifi.data.settings import Hyperparameters, Scoring, declared
+from hifi.data.settings import CHECKPOINT_SECONDS, Hyperparameters, Scoring, declared
 from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoints.add_argument(
         "--checkpoint-seconds",
         type=float,
-        default=60.0,
+        default=CHECKPOINT_SECONDS,
         metavar="SECONDS",
         help="time between checkpoints (default: %(default)s)",
     )

@@ -64,7 +64,7 @@ def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -
 
 
 def too_few(labels: Collection[Label]) -> Problem | None:
-    """Return the problem of labels with fewer than two classes; None if there are more."""
+    """Return the problem if all labels are the same, else None."""
     present = set(labels)
     if len(present) != 1:
         return None

@@ -83,7 +83,7 @@ class ColumnProfile:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` gave."""
+        """Read the result of :meth:`to_json`."""
         return cls(
             name=document["name"],
             type=document["type"],
@@ -125,6 +125,6 @@ class DatasetProfile:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` gave."""
+        """Read the result of :meth:`to_json`."""
         columns = [ColumnProfile.from_json(entry) for entry in document["columns"]]
         return cls(rows=document["splits"], columns=columns)

@@ -160,7 +160,7 @@ class ColumnScan:
         elif is_image(self.arrow_type):
             self._add_images(array, first_row)
             return
-        if self.are_whole and any(holds(self.arrow_type) for holds in _CLASS_TYPES):
+        if self.are_whole and any(test(self.arrow_type) for test in _CLASS_TYPES):
             self.distinct.add(array, first_row)
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:

@@ -23,6 +23,7 @@ Teleport = Literal["information", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 DEFAULT_XI = 0.9
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run
 _DEFAULT_SAMPLES = 300
 
 

@@ -166,14 +166,13 @@ def _from_columns(
         return Dataset.from_dict(dict(kept))
     except _UNFIT as error:
         for name, values in kept.items():
-            if not _fits(values):
-                place = first_misfit(values, fit=_fits)
-                value = values[place]
-                reason = (
-                    "does not fit the rows above it" if place else "cannot be stored in a column"
-                )
-                reason = f"{quoted(value)} ({type(value).__name__}) {reason}"
-                raise DataError(reason, split=split, row=place + 1, column=name) from error
+            if _fits(values):
+                continue
+            place = first_misfit(values, fit=_fits)
+            value = values[place]
+            why = "does not fit the rows above it" if place else "cannot be stored in a column"
+            reason = f"{quoted(value)} ({type(value).__name__}) {why}"
+            raise DataError(reason, split=split, row=place + 1, column=name) from error
         raise DataError(f"the columns cannot be converted: {error}", split=split) from error
 
 

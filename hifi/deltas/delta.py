@@ -155,7 +155,7 @@ class HeadDelta:
 
         Raises:
             BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``merge``; a
-                dtype narrower than the tuning's, which would give differences to a rounded W.
+                dtype narrower than the tuning's, because W'−W would contain rounding errors.
         """
         present = self._read_base(model)
         self._check_width(present)

@@ -98,7 +98,7 @@ def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone
 
 
 def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
-    """Load a model that the caller knows to be a delta's backbone, as :func:`load_backbone`.
+    """Load a delta's backbone as :func:`load_backbone_at` does, without comparing fingerprints.
 
     The weights are memory-mapped and read only when used; computing a fingerprint would read all
     of them.

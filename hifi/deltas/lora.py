@@ -109,8 +109,9 @@ def export_lora(
 def _updates(model: PreTrainedModel, changes: Mapping[str, Tensor]) -> Iterator[_Update]:
     for layer in describe(model).layers:
         heads = [head for head in heads_of_rows(changes) if head.layer == layer.index]
-        for module_name in layer.module_names if heads else ():
-            yield _update(model, layer, module_name, heads=heads, changes=changes)
+        if heads:
+            for module_name in layer.module_names:
+                yield _update(model, layer, module_name, heads=heads, changes=changes)
 
 
 def _update(

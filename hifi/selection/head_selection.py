@@ -143,7 +143,7 @@ class HeadSelection:
             for layer in range(self.num_layers)
         ]
         for entry, scores in zip(layers, self.layers, strict=False):
-            entry |= {name: getattr(scores, name).tolist() for name in _SCORES}
+            entry.update({name: getattr(scores, name).tolist() for name in _SCORES})
             entry["iterations"] = scores.iterations
         return {
             **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},

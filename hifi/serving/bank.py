@@ -132,7 +132,8 @@ class HeadBank:
             TaskHeadMismatchError: the task head does not fit the task.
             DeltaFileError: the delta records values that no tokenizer or model accepts.
         """
-        with torch.cuda.stream(self._side):  # on a GPU, do not wait for a running batch
+        # On a GPU, do not wait for a running batch. torch.cuda.stream(None) would initialise CUDA.
+        with nullcontext() if self._side is None else torch.cuda.stream(self._side):
             rows = delta.rows_on(self._model)
         places = RowPlaces.of(rows, model=self._model)
         head = self._head_for(delta) if delta.task_head else None

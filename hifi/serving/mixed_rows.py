@@ -79,10 +79,9 @@ class RowPlaces:
         """
         described = describe(model).layers
         numbers: list[int] = []
-        layers = {
-            index: _columns(rows, list(heads), layer=described[index], numbers=numbers)
-            for index, heads in groupby(heads_of_rows(rows), key=lambda head: head.layer)
-        }
+        layers: dict[int, _Columns] = {}
+        for index, heads in groupby(heads_of_rows(rows), key=lambda head: head.layer):
+            layers[index] = _columns(rows, list(heads), layer=described[index], numbers=numbers)
         return cls(layers, tuple(numbers))
 
     @property

@@ -72,5 +72,5 @@ def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
         inputs=spec.text if spec.image is None else (spec.image,),
         label=label,
         classes=kind.read_classes(dataset, label),
-        metric=spec.metric or kind.declaration.metrics[0],
+        metric=kind.declaration.choose_metric(spec.metric),
     )

@@ -13,7 +13,15 @@ from hifi.backbones.devices import resolve_device
 from hifi.backbones.heads import describe
 from hifi.backbones.models import resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
-from hifi.data.settings import Hyperparameters, Precision, Scoring, Strategy, Teleport, declared
+from hifi.data.settings import (
+    CHECKPOINT_SECONDS,
+    Hyperparameters,
+    Precision,
+    Scoring,
+    Strategy,
+    Teleport,
+    declared,
+)
 from hifi.errors import BackboneMismatchError, InvalidArgumentError
 from hifi.selection.head_selection import HeadSelection
 from hifi.selection.scoring import select_heads
@@ -89,7 +97,7 @@ def finetune(
     device: str | torch.device = "auto",
     revision: str | None = None,
     checkpoint_dir: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     backbones: ResidentBackbones | None = None,
     on_event: OnEvent | None = None,
 ) -> FinetuneResult:

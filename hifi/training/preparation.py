@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -186,12 +186,11 @@ def _load_data(
         targets = task.targets(dataset, split=split)
         return encoder.encode(dataset, split=split, targets=targets)
 
-    examples = encode(dataset, "train")
-    data = TaskData(task=task, encoder=encoder, train=examples, validation=None)
-    if validation is None:
-        return data
-    dataset = load_split(validation, split="validation", columns=task.columns)
-    return replace(data, validation=encode(dataset, "validation"))
+    examples, held_out = encode(dataset, "train"), None
+    if validation is not None:
+        dataset = load_split(validation, split="validation", columns=task.columns)
+        held_out = encode(dataset, "validation")
+    return TaskData(task=task, encoder=encoder, train=examples, validation=held_out)
 
 
 def calibration_batches(

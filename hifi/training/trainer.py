@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hifi.arguments import check_number
 from hifi.backbones.heads import first_token_layer
+from hifi.data.settings import CHECKPOINT_SECONDS
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches, evaluation_batches, gather
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
@@ -51,7 +52,7 @@ class CheckpointPlan:
     """
 
     directory: Path | None = None
-    seconds: float = 60.0
+    seconds: float = CHECKPOINT_SECONDS
 
     @classmethod
     def of(cls, directory: str | Path | None, *, seconds: float) -> CheckpointPlan:
@@ -136,7 +137,7 @@ class Trainer:
         self._state = start
 
     def run(self) -> Outcome:
-        """Train to the end, leave the best step's parameters in the tuner, emit ``finished``.
+        """Train to the end, put the best step's parameters in the tuner, and emit ``finished``.
 
         If the caller has already requested a pause, only step 0 is saved.
 

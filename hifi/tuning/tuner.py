@@ -285,7 +285,7 @@ class HeadTuner:
             compute_dtype=str(self._guard.dtype).removeprefix("torch."),
             task=task,
             labels=_own_labels(config) if labels is None else labels,
-            selection=replace(self.selection, fingerprint=None).to_dict(),  # it stands above
+            selection=replace(self.selection, fingerprint=None).to_dict(),  # has its own field
             training=training or {},
         )
         return HeadDelta(

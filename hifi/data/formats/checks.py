@@ -105,5 +105,5 @@ def first_misfit(values: Sequence[Any], *, fit: Callable[[Sequence[Any]], bool])
     Returns:
         Its index, from 0.
     """
-    counts = range(1, len(values))
+    counts = range(1, len(values))  # of the prefixes to try; the whole is known not to fit
     return bisect_left(counts, x=True, key=lambda count: not fit(values[:count]))

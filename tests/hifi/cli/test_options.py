@@ -9,7 +9,7 @@ import pytest
 
 from hifi.cli import options, select, tune
 from hifi.data.settings import Hyperparameters, Scoring, declared
-from hifi.deltas.metadata import COMPUTE_DTYPES, ENCODINGS
+from hifi.deltas.metadata import COMPUTE_DTYPES
 from hifi.errors import InvalidArgumentError
 from hifi.training.finetuning import finetune
 
@@ -21,8 +21,8 @@ def parse(module, *more):
 
 
 class TestChoices:
-    def test_are_those_of_the_library(self):
-        assert options.ENCODINGS == ENCODINGS
+    def test_a_model_can_be_merged_in_every_dtype(self):
+        assert options.DTYPES == ("float32", "bfloat16")
         assert set(options.DTYPES) <= set(COMPUTE_DTYPES)
 
 

@@ -369,6 +369,10 @@ class TestBank:
             assert not module._forward_pre_hooks
         assert all(torch.equal(model.state_dict()[name], old) for name, old in before.items())
 
+    def test_on_the_cpu_does_not_touch_cuda(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: pytest.fail("CUDA was initialised"))
+        assert "a" in bank_of("bert", several("bert"))
+
     def test_a_name_may_be_given_to_another_delta(self):
         tasks = several("bert")
         bank = bank_of("bert", {"x": tasks["a"]})
