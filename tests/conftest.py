@@ -24,6 +24,7 @@ import pytest
 from xdist.scheduler import LoadGroupScheduling
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
 pytest_plugins = ["tests.processes"]
@@ -69,12 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> Sharing | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing | None:
     """Return our scheduler for ``--dist loadgroup``."""
     if config.getvalue("dist") != "loadgroup":
         return None
     config.option.loadscopereorder = False  # else the smallest files, some of them slow, come last
-    return Sharing(config)
+    return Sharing(config, log)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

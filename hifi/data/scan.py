@@ -181,7 +181,9 @@ class ColumnScan:
             return
         content = array.field("bytes") if pa.types.is_struct(self.arrow_type) else array
         if not pa.types.is_binary(content.type):
-            reason = f"an image must be bytes, not {type_name(content.type)}"
+            what = type_name(content.type)
+            has_paths_only = pa.types.is_null(content.type)
+            reason = NO_BYTES if has_paths_only else f"an image must be bytes, not {what}"
             self.image = Problem(row=first_row, reason=reason)
             return
         place = first_true(pc.or_(array.is_null(), content.is_null()))

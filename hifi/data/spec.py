@@ -34,7 +34,8 @@ class TaskSpec:
                 raise InvalidArgumentError(name, value=value, limit="a text")
         object.__setattr__(self, "text", _names(self.text))
         if len(self.text) > 2 or len(set(self.text)) < len(self.text):
-            raise InvalidArgumentError("text", value=self.text, limit="one or two columns")
+            limit = "one column, or two different ones"
+            raise InvalidArgumentError("text", value=self.text, limit=limit)
         if self.text and self.image is not None:
             raise InvalidArgumentError(
                 "image", value=self.image, limit="a task has text columns or an image column"

@@ -98,7 +98,15 @@ def _spelling(name: str) -> str:
     return declared(Scoring)[name].names[0] if name in declared(Scoring) else name
 
 
-class JobSpec(_Spec, Scoring, frozen=True):
+class _Subject:
+    """The fields of a job spec that come before the settings of scoring, wherever it is shown."""
+
+    model: Text
+    dataset: Text | HubDataset
+    task: TaskFields = TaskFields()
+
+
+class JobSpec(_Spec, Scoring, _Subject, frozen=True):
     """One requested fine-tune; the settings of head scoring are at its top level."""
 
     model_config = ConfigDict(
@@ -106,9 +114,6 @@ class JobSpec(_Spec, Scoring, frozen=True):
         serialize_by_alias=True,
     )
 
-    model: Text
-    dataset: Text | HubDataset
-    task: TaskFields = TaskFields()
     training: TrainingFields = TrainingFields()
     name: Annotated[str, StringConstraints(max_length=128, pattern=_NO_NUL)] | None = None
     metadata: dict[

@@ -121,6 +121,15 @@ class TestProblems:
             row=4, reason="these bytes are not an image of a known format"
         )
 
+    def test_of_images_that_are_only_paths_say_so(self, tmp_path: Path):
+        image = pa.struct([("bytes", pa.null()), ("path", pa.string())])
+        values = pa.array([{"bytes": None, "path": "/x.png"}], type=image)
+        pq.write_table(pa.table({"a": values}), tmp_path / "a.parquet")
+        found = column(convert_here(tmp_path, train=tmp_path / "a.parquet"), "a")
+        assert found.problems["image"]["train"] == Problem(
+            row=1, reason="the image has no bytes (paths are not followed)"
+        )
+
     def test_of_splits_that_do_not_go_together(self, tmp_path: Path):
         kinds: dict[str, list[Any]] = {
             "text": ["x"],

@@ -66,6 +66,10 @@ class TestStorage:
     def test_a_stored_spec_is_read_back_unchanged(self):
         assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
 
+    def test_starts_with_model_data_set_and_task(self):
+        shown = JobSpec.model_validate(STORED).model_dump(mode="json")
+        assert list(shown)[:4] == ["model", "dataset", "task", "k"]
+
 
 class TestSpellings:
     def test_greek_and_long_names(self):
