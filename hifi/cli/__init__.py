@@ -41,7 +41,7 @@ EXTRA_COMMANDS = {
     "serve": ("run the whole service here: gateway, worker and inference", "service"),
     "migrate": ("migrate a service's database to this version", "service"),
     "worker": ("run a service's jobs on a device of this machine", "worker"),
-    "infer": ("serve a service's merged models from this machine", "worker"),
+    "infer": ("serve a service's predictions and merged models from this machine", "worker"),
     "datasets": ("upload data sets to a service and list them", "service"),
     "models": ("list the backbones that a service has", "service"),
     "jobs": ("submit jobs to a service, watch them, download the results", "service"),

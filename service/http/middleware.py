@@ -123,7 +123,7 @@ class Door:
             "request",
             method=scope["method"],
             path=scope["path"],
-            status=status,
+            status=int(status),  # an HTTPStatus would be logged by its name
             milliseconds=round(seconds * 1000, 1),
         )
 
