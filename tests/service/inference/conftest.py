@@ -15,22 +15,40 @@ from tests.service.work import finished_job
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
+    from starlette.types import Receive, Scope, Send
 
     from store.database.connection import Database
     from store.settings import Settings
     from tests.service.gateways import Member
 
 
-@pytest.fixture
-def predictor() -> Predictor:
-    return Predictor()
+class InferenceServer:
+    """One server for all tests, since each takes 0.2 s to end; every test sets its predictor."""
+
+    predictor = Predictor()
+    url: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.predictor.app(scope, receive, send)
+
+
+@pytest.fixture(scope="session")
+def inference_server() -> Iterator[InferenceServer]:
+    server = InferenceServer()
+    with served(server) as server.url:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def predictor(inference_server: InferenceServer) -> Predictor:
+    inference_server.predictor = Predictor()
+    return inference_server.predictor
 
 
 @pytest.fixture
-def settings(settings: Settings, predictor: Predictor) -> Iterator[Settings]:
-    """Yield settings with a fake inference process."""
-    with served(predictor.app) as url:
-        yield settings.model_copy(update={"infer_url": url})
+def settings(settings: Settings, inference_server: InferenceServer) -> Settings:
+    """Return settings with a fake inference process."""
+    return settings.model_copy(update={"infer_url": inference_server.url})
 
 
 @pytest.fixture

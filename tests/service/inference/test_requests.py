@@ -231,7 +231,7 @@ class TestManyAtOnce:
     def _lose_patience(self, gateway: str, member: Member, body: Any) -> None:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(
-                f"{gateway}/predict", json=body, headers=member.headers, timeout=patience(2)
+                f"{gateway}/predict", json=body, headers=member.headers, timeout=patience(1)
             )
 
     def test_answers_go_to_their_callers(self, gateway, alice, job_id):
