@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("hifi")
 
 
 class Sharing(LoadGroupScheduling):
-    """Gives the first worker the groups, longest first, and the others the files.
+    """Assign the groups, longest first, to the first worker, and the files to the others.
 
     A group's tests often wait for processes; tests of files compute. So the cores stay busy. A
     file's fixtures are made once, since its tests stay together.
