@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
+from hifi.data.formats import ENDINGS_IN_WORDS
 from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
 from hifi.data.task_types import metric_names, task_types
 from hifi.deltas import metadata
@@ -50,7 +51,7 @@ def add_delta(parser: argparse.ArgumentParser) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the source of the training split."""
-    group = parser.add_argument_group("data", "files are .jsonl, .csv, .tsv or .parquet")
+    group = parser.add_argument_group("data", f"files are {ENDINGS_IN_WORDS}")
     train = group.add_mutually_exclusive_group(required=True)
     train.add_argument("--train", metavar="FILE", help="the training split")
     train.add_argument("--hub", metavar="ID", help="use the splits of this hub data set instead")

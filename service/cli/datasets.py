@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hifi.cli import output
+from hifi.data.formats import ENDINGS_IN_WORDS
 from service.cli import options
 from service.cli.actions import Actions, perform
 from service.cli.pages import report_deleted, report_page
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "push",
         _push,
         summary="upload a data set",
-        notes="Files are .jsonl, .csv, .tsv or .parquet; the server checks every row.",
+        notes=f"Files are {ENDINGS_IN_WORDS}; the server checks every row.",
     )
     push.add_argument("train_file", type=Path, metavar="TRAIN", help="the training split")
     push.add_argument(

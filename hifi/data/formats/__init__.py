@@ -12,3 +12,4 @@ READERS: Mapping[str, str] = {
     ".parquet": "hifi.data.formats.parquet:ParquetReader",
 }
 ENDINGS = tuple(READERS)
+ENDINGS_IN_WORDS = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
