@@ -181,7 +181,8 @@ class TestCheckpoints:
 
 class TestWishes:
     def test_cancel_reaches_the_engine_and_ends_the_job(self, shop: Shop):
-        engine = ScriptedEngine([*BEGIN, step(1), shop.asks(cancel), NOTHING, stopped("cancel")])
+        noticed = Until(lambda: engine.stop_requests)
+        engine = ScriptedEngine([*BEGIN, step(1), shop.asks(cancel), noticed, stopped("cancel")])
         shop.run(engine)
         assert engine.stop_requests == ["cancel"]
         assert shop.status() is JobStatus.CANCELLED
@@ -192,7 +193,7 @@ class TestWishes:
                 *BEGIN,
                 step(1),
                 shop.asks(pause),
-                NOTHING,
+                Until(lambda: engine.stop_requests),
                 checkpoint(1, b"x"),
                 stopped("pause"),
             ]
@@ -207,9 +208,9 @@ class TestWishes:
             [
                 *BEGIN,
                 shop.asks(pause),
-                NOTHING,
+                Until(lambda: engine.stop_requests == ["pause"]),
                 shop.asks(cancel),
-                NOTHING,
+                Until(lambda: engine.stop_requests == ["pause", "cancel"]),
                 stopped("pause"),
             ]
         )
