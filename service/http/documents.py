@@ -7,9 +7,10 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from store.jobs.spec import NO_NUL
+
 _BIGGEST = 2**63 - 1
-_NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_NO_NUL)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=NO_NUL)]
 Count = Annotated[int, Field(ge=0, le=_BIGGEST)]
 
 

@@ -20,7 +20,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.task_types import PLANNED, metric_names, task_types
 
-_NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
+NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _OneOf:
 
 TaskType = Annotated[str, _OneOf(lambda: (*(each.name for each in task_types()), *PLANNED))]
 Metric = Annotated[str, _OneOf(metric_names)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_NO_NUL)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
 
 def _add_words(schema: dict[str, Any], model: type[BaseModel]) -> None:
@@ -115,8 +115,8 @@ class JobSpec(_Spec, Scoring, _Subject, frozen=True):
     )
 
     training: TrainingFields = TrainingFields()
-    name: Annotated[str, StringConstraints(max_length=128, pattern=_NO_NUL)] | None = None
+    name: Annotated[str, StringConstraints(max_length=128, pattern=NO_NUL)] | None = None
     metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)],
-        Annotated[str, StringConstraints(max_length=512, pattern=_NO_NUL)],
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)],
+        Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)],
     ] = Field(default_factory=dict, max_length=16)
