@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -20,6 +21,52 @@ from store.states import JobStatus
 from store.tables import Base
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+_STAMP = {"created_at": NOW}
+# A row of each kind, with the columns that the first revision has; owners come before the owned.
+ROWS: dict[str, dict[str, Any]] = {
+    "tenants": {"id": "ten_a", "name": "a", "is_admin": False, **_STAMP},
+    "backbones": {
+        "id": "m",
+        "architecture": "bert",
+        "fingerprint": "f",
+        "updated_at": NOW,
+        **dict.fromkeys(("num_layers", "num_heads", "num_key_value_heads", "head_dim"), 2),
+        "hidden_size": 4,
+        "parameters": 99,
+    },
+    "datasets": {
+        "id": "ds_a",
+        "tenant_id": "ten_a",
+        "splits": {},
+        "columns": {"x": "y"},
+        "bytes": 1,
+        "sha256": "0",
+        **_STAMP,
+    },
+    "jobs": {
+        "id": "job_a",
+        "tenant_id": "ten_a",
+        "status": "queued",
+        "metadata": {},
+        "spec": {"k": 3},
+        "model": "m",
+        "needs_hub": False,
+        "attempt": 1,
+        "fence": 0,
+        "last_event": 1,
+        "token_at": NOW,
+        **_STAMP,
+    },
+    "job_events": {
+        "job_id": "job_a",
+        "number": 1,
+        "type": "status",
+        "level": "info",
+        "message": "queued",
+        "data": {},
+        **_STAMP,
+    },
+}
 
 
 @pytest.fixture
@@ -66,67 +113,22 @@ def where_of(url: str) -> dict[str | None, str]:
 
 
 def add_rows(url: str) -> None:
-    """Add a row of each kind, with the columns that the first revision has."""
+    """Add a row of each kind."""
     database = Database(url)
     tables = sa.MetaData()
     tables.reflect(database.engine)
     with database.write() as session:
-        stamp = {"created_at": NOW}
-        for table, row in {
-            "tenants": {"id": "ten_a", "name": "a", "is_admin": False, **stamp},
-            "backbones": {
-                "id": "m",
-                "architecture": "bert",
-                "fingerprint": "f",
-                "updated_at": NOW,
-                **dict.fromkeys(("num_layers", "num_heads", "num_key_value_heads", "head_dim"), 2),
-                "hidden_size": 4,
-                "parameters": 99,
-            },
-            "datasets": {
-                "id": "ds_a",
-                "tenant_id": "ten_a",
-                "splits": {},
-                "columns": {"x": "y"},
-                "bytes": 1,
-                "sha256": "0",
-                **stamp,
-            },
-            "jobs": {
-                "id": "job_a",
-                "tenant_id": "ten_a",
-                "status": "queued",
-                "metadata": {},
-                "spec": {"k": 3},
-                "model": "m",
-                "needs_hub": False,
-                "attempt": 1,
-                "fence": 0,
-                "last_event": 1,
-                "token_at": NOW,
-                **stamp,
-            },
-            "job_events": {
-                "job_id": "job_a",
-                "number": 1,
-                "type": "status",
-                "level": "info",
-                "message": "queued",
-                "data": {},
-                **stamp,
-            },
-        }.items():
+        for table, row in ROWS.items():
             session.execute(sa.insert(tables.tables[table]), row)
     database.close()
 
 
 def count_rows(url: str) -> dict[str, int]:
     database = Database(url)
-    tables = ("tenants", "backbones", "datasets", "jobs", "job_events")
     with database.read() as session:
         counts = {
             table: session.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608
-            for table in tables
+            for table in ROWS
         }
     database.close()
     return counts
