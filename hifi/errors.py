@@ -55,6 +55,10 @@ class ConvergenceError(HifiError):
     """PageRank did not reach its tolerance within the allowed number of steps."""
 
 
+class ProbeError(HifiError):
+    """A linear probe cannot be fitted on a model's frozen states."""
+
+
 class CaptureError(HifiError):
     """A forward pass did not produce one output per attention layer in the expected shape."""
 
@@ -82,6 +86,7 @@ class DataError(HifiError, ValueError):
             whole file.
         column: the offending column.
         param: the argument that names the column, if there is one.
+        line: on which the row begins in a text file; None if it is not known.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class DataError(HifiError, ValueError):
         row: int | None = None,
         column: str | None = None,
         param: str | None = None,
+        line: int | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -99,11 +105,13 @@ class DataError(HifiError, ValueError):
         self.row = row
         self.column = column
         self.param = param
+        self.line = line
 
     def __str__(self) -> str:
         place = [] if self.split is None else [self.split]
         if self.row is not None:
-            place.append(f"row {self.row}")
+            line = "" if self.line is None else f" (line {self.line})"
+            place.append(f"row {self.row}{line}")
         if self.column is not None:
             place.append(f"column {self.column!r}")
         return f"{', '.join(place)}: {self.reason}" if place else self.reason
@@ -231,6 +239,10 @@ class JobStopped(HifiError):  # noqa: N818 - a requested stop is an outcome, not
 
 class JobCancelled(JobStopped):
     """``on_event`` returned CANCEL."""
+
+
+class JobTimedOut(JobStopped):
+    """``max_seconds`` ran out; with a larger one the run resumes from ``checkpoint``."""
 
 
 class JobPaused(JobStopped):

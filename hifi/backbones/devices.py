@@ -1,4 +1,17 @@
-"""Choose the device, the backbone's dtype and the attention function for a model."""
+"""Choose the device, the backbone's dtype and the attention function for a model.
+
+A backbone is stored in float32, bfloat16 or float16, and never computed in float16, whose range
+ends at 65504: activations of models that were trained in another dtype may exceed it, and gradients
+vanish without loss scaling. It is computed in
+
+- what ``precision`` says, for training and scoring: ``auto`` is bfloat16 if the device multiplies
+  it natively, else float32;
+- the stored dtype, for predictions, if that is float32; else what ``auto`` is.
+
+float32 holds float16 and bfloat16 exactly; bfloat16 rounds float16 from 11 bits to 8. Head deltas
+can be merged into a backbone in any of the three; a merged model is written in the stored dtype
+unless another is asked for.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +57,18 @@ def resolve_dtype(precision: Precision, *, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
     return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def serving_dtype(stored: torch.dtype, *, device: torch.device) -> torch.dtype:
+    """Return the dtype in which a backbone computes predictions.
+
+    Args:
+        stored: the dtype of its weights on disk.
+        device: where the model runs.
+    """
+    if stored in (torch.float16, torch.bfloat16):
+        return resolve_dtype("auto", device=device)
+    return stored
 
 
 def _has_native_bfloat16(device: torch.device) -> bool:

@@ -36,7 +36,7 @@ _ROPE = (
 )
 
 
-def backbone_fingerprint(model: PreTrainedModel) -> str:
+def backbone_fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:
     """Hash every weight of a model's backbone, at the dtype in which they are loaded.
 
     The hash is SHA-256 over, in this order: the architecture, its sizes and the other settings
@@ -52,6 +52,7 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
     Args:
         model: a transformers model. Weights are hashed as they are: a model that is loaded in
             another dtype, tuned, or merged with a delta has another fingerprint.
+        dtype: hash the weights as if the model had been loaded in this dtype.
 
     Returns:
         ``sha256:`` and 64 hexadecimal digits.
@@ -62,13 +63,28 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
     backbone = describe(model)
     total = hashlib.sha256()
     total.update(_facts(backbone, model.config))
-    for digest in _head_digests(model, backbone):
+    for digest in _head_digests(model, backbone, dtype=dtype):
         total.update(digest)
     for group in _other_parameters(model, backbone):
         total.update(b"group")
-        for digest in sorted(_digest(parameter.detach()) for parameter in group):
+        for digest in sorted(_digest(each.detach(), dtype=dtype) for each in group):
             total.update(digest)
     return PREFIX + total.hexdigest()
+
+
+def is_exact_in(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Return whether a narrower dtype holds every weight of a model's backbone exactly.
+
+    Such a model may have been stored in that dtype and loaded in a wider one.
+    """
+    backbone = describe(model)
+    others = (each for group in _other_parameters(model, backbone) for each in group)
+    return all(torch.equal(each.to(dtype).to(each.dtype), each) for each in others) and all(
+        torch.equal(part.to(dtype).to(part.dtype), part)
+        for layer in backbone.layers
+        for name in layer.module_names
+        for part in model.get_submodule(name).parameters()
+    )
 
 
 def rows_fingerprint(rows: Mapping[str, Tensor]) -> str:
@@ -86,7 +102,7 @@ def rows_fingerprint(rows: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(rows):
         total.update(name.encode("utf-8") + b"\0")
-        total.update(_digest(rows[name].detach().to(torch.bfloat16)))
+        total.update(_digest(rows[name].detach(), dtype=torch.bfloat16))
     return PREFIX + total.hexdigest()
 
 
@@ -139,13 +155,15 @@ def _windows(config: PreTrainedConfig) -> list[str]:
     return [str(getattr(config, "sliding_window", None)), *types]
 
 
-def _head_digests(model: nn.Module, backbone: Backbone) -> Iterable[bytes]:
+def _head_digests(
+    model: nn.Module, backbone: Backbone, *, dtype: torch.dtype | None
+) -> Iterable[bytes]:
     for layer in backbone.layers:
         for head in range(backbone.num_heads):
             for projection in layer.projections:
                 weight, bias = read_rows(model, projection, head)
-                yield _digest(weight)
-                yield b"no bias" if bias is None else _digest(bias)
+                yield _digest(weight, dtype=dtype)
+                yield b"no bias" if bias is None else _digest(bias, dtype=dtype)
 
 
 def _other_parameters(model: PreTrainedModel, backbone: Backbone) -> list[list[nn.Parameter]]:
@@ -174,10 +192,10 @@ def _blocks(model: PreTrainedModel, backbone: Backbone) -> list[nn.Module]:
     raise AssertionError("describe() found the layers in a ModuleList")
 
 
-def _digest(tensor: Tensor) -> bytes:
-    """Hash a tensor's dtype, shape and little-endian bytes; a CPU tensor is not copied."""
-    data = tensor.cpu().contiguous()
-    dtype = str(data.dtype).removeprefix("torch.")
-    digest = hashlib.sha256(f"{dtype}{list(data.shape)}".encode("ascii"))
+def _digest(tensor: Tensor, *, dtype: torch.dtype | None = None) -> bytes:
+    """Hash dtype, shape and little-endian bytes of a tensor, or of the tensor cast to ``dtype``."""
+    data = tensor.to(dtype=dtype or tensor.dtype).cpu().contiguous()
+    name = str(data.dtype).removeprefix("torch.")
+    digest = hashlib.sha256(f"{name}{list(data.shape)}".encode("ascii"))
     digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from hifi.errors import InvalidArgumentError, TunerError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 ProjectionName = Literal["query", "key", "value"]
 PROJECTION_NAMES: tuple[ProjectionName, ...] = ("query", "key", "value")
@@ -160,6 +160,16 @@ _LAYOUTS: dict[str, _Layout] = {
     "qwen3": _LLAMA,
 }
 SUPPORTED_ARCHITECTURES: tuple[str, ...] = tuple(sorted(_LAYOUTS))
+# The linear layer before the last one of a task head, and the function that follows it; None: the
+# configuration's classifier_activation.
+_HIDDEN_LAYERS: dict[str, tuple[str, str | None]] = {
+    "roberta": ("classifier.dense", "tanh"),
+    "xlm-roberta": ("classifier.dense", "tanh"),
+    "electra": ("classifier.dense", "gelu"),
+    "distilbert": ("pre_classifier", "relu"),
+    "modernbert": ("head.dense", None),
+}
+_POOLER_LAYER = ("dense", "tanh")  # of BERT's pooler; no other classifier has one
 
 
 def describe(model: PreTrainedModel) -> Backbone:
@@ -310,6 +320,45 @@ def plain_projection(model: nn.Module, projection: Projection) -> nn.Linear | Co
     return module
 
 
+def rows_by_head(weight: Tensor, projection: Projection, *, num_heads: int) -> Tensor:
+    """Return the rows of every head in a projection's weight, or in its gradient.
+
+    Args:
+        weight: as the architecture stores it.
+        projection: query, key or value of one layer.
+        num_heads: H.
+
+    Returns:
+        ``[H, rows, D]`` as in ``nn.Linear``; a view.
+    """
+    rows = weight.T if projection.transposed else weight
+    start, size = projection.offset, projection.rows_per_head
+    return rows[start : start + num_heads * size].view(num_heads, size, -1)
+
+
+def output_blocks(model: nn.Module, layer: AttentionLayer, *, num_query_heads: int) -> Tensor:
+    """Return the part of W^O that reads each query head.
+
+    Args:
+        model: the model that ``layer`` describes.
+        layer: one of its layers.
+        num_query_heads: H·G.
+
+    Returns:
+        ``[H·G, D', D]``, a view without gradient: ``O_h @ blocks[h]``, summed over the heads, is
+        the output projection without its bias.
+    """
+    module = model.get_submodule(layer.output_name)
+    weight = cast("Tensor", module.weight).detach()
+    columns = weight if isinstance(module, Conv1D) else weight.T
+    return columns.view(num_query_heads, -1, columns.shape[1])
+
+
+def backbone_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype of a model's backbone; that of a task head may differ."""
+    return cast("PreTrainedModel", model.base_model).dtype
+
+
 def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the task head's parameters.
 
@@ -335,15 +384,70 @@ def task_head_names(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> tup
         if name not in modules or any(id(p) in backbone for p in modules[name].parameters()):
             limit = "a module of the model that is not part of its backbone"
             raise InvalidArgumentError("task_head", value=name, limit=limit)
-    output_embeddings = model.get_output_embeddings()
-    if output_embeddings is not None:
-        frozen.update(id(parameter) for parameter in output_embeddings.parameters())
+    frozen.update(id(model.get_parameter(name)) for name in output_parameter_names(model))
     wanted = {id(parameter) for name in extra for parameter in modules[name].parameters()}
     return tuple(
         name
         for name, parameter in model.named_parameters()
         if id(parameter) in wanted or id(parameter) not in frozen
     )
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """The linear layer of a task head that stands before the last one.
+
+    Attributes:
+        name: dotted path of the ``nn.Linear`` in the model.
+        activation: the name of the function that its output goes through.
+    """
+
+    name: str
+    activation: str
+
+
+@dataclass(frozen=True)
+class TaskHeadLayers:
+    """The linear layers of a task head.
+
+    Attributes:
+        last: dotted path of the ``nn.Linear`` whose outputs are the logits.
+        hidden: the one before it; None if there is none, or none that is known.
+    """
+
+    last: str
+    hidden: HiddenLayer | None = None
+
+
+def task_head_layers(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> TaskHeadLayers | None:
+    """Locate the linear layers of a task head.
+
+    Args:
+        model: a transformers model.
+        extra: further modules of the task head, as for :func:`task_head_names`.
+
+    Returns:
+        None if the task head does not end in an ``nn.Linear`` with one output per label.
+    """
+    poolers = tuple(extra)
+    mine = set(task_head_names(model, extra=poolers))
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.weight" in mine
+    ]
+    if not linear:
+        return None
+    last = linear[-1]
+    if cast("nn.Linear", model.get_submodule(last)).out_features != model.config.num_labels:
+        return None
+    name, activation = _HIDDEN_LAYERS.get(str(model.config.model_type), ("", None))
+    if poolers:
+        name, activation = f"{poolers[0]}.{_POOLER_LAYER[0]}", _POOLER_LAYER[1]
+    if name not in linear[:-1]:
+        return TaskHeadLayers(last)
+    follows = activation or str(model.config.classifier_activation)
+    return TaskHeadLayers(last, HiddenLayer(name, follows))
 
 
 @dataclass(frozen=True)
@@ -392,10 +496,28 @@ def optional_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:
     Returns:
         Dotted names in ``model``, in its own order.
     """
-    base = model.base_model
-    prefix = _name_of(base, model=model)
-    return tuple(
-        prefix + name
-        for name, _ in base.named_parameters()
-        if name.startswith("pooler.") or name == "embeddings.mask_token"
-    )
+    return _names_in_base(model, lambda name: name == "embeddings.mask_token" or _in_pooler(name))
+
+
+def pooler_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the pooler's parameters; empty if the model has no pooler."""
+    return _names_in_base(model, _in_pooler)
+
+
+def output_parameter_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of a language model's output embedding, unless the base model shares it."""
+    output = model.get_output_embeddings()
+    mine = set() if output is None else {id(parameter) for parameter in output.parameters()}
+    mine -= {id(parameter) for parameter in model.base_model.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in mine)
+
+
+def _in_pooler(name: str) -> bool:
+    return name.startswith("pooler.")
+
+
+def _names_in_base(model: PreTrainedModel, is_wanted: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the names in ``model`` of the base model's parameters whose own name is wanted."""
+    prefix = _name_of(model.base_model, model=model)
+    names = (name for name, _ in model.base_model.named_parameters())
+    return tuple(prefix + name for name in names if is_wanted(name))

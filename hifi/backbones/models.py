@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import huggingface_hub
 import torch
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 AutoClass = type[_BaseAutoModelClass]
+HeadOrigin = Literal["new", "kept", "replaced"]
 
 _PACKAGED_HUB_ID = f"sentence-transformers/{PACKAGED_MODEL}"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # The files to download: no pickles, no copies of the weights for other frameworks.
 _SNAPSHOT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -44,7 +46,7 @@ _MOST_CHARACTERS = 300  # of another library's message
 # Held while transformers builds a model: it sets torch's default dtype, which is global to the
 # process, so two models built at once would get each other's dtype.
 BUILDING = threading.Lock()
-_INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
+INITIALISED = "_is_hf_initialized"  # transformers' flag on modules and tensors
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,10 @@ def download_model(hub_id: str, *, revision: str | None) -> ModelSource:
     except HfHubHTTPError as error:  # the hub answered
         raise ModelError(f"the Hugging Face hub refused {hub_id!r}: {error}") from error
     except Exception as error:  # disk full, or no answer: httpx's or httpx2's error, by hub version
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
             f"{hub_id!r} is not a folder here, is not in the local cache, and could not be "
-            f"downloaded from the Hugging Face hub: {error}; check the name and the network, or "
+            f"downloaded from the Hugging Face hub ({reason}): check the name and the network, or "
             "pass the path of a folder with config.json and model.safetensors"
         ) from error
     return ModelSource(hub_id, path, path.name)  # a snapshot's folder is named by its commit
@@ -190,7 +193,7 @@ def load_config(source: ModelSource) -> transformers.PreTrainedConfig:
 
 
 def _check_weights(source: ModelSource) -> None:
-    if any((source.path / name).is_file() for name in _WEIGHTS):
+    if any((source.path / name).is_file() for name in WEIGHTS):
         return
     if any((source.path / name).is_file() for name in _PICKLED_WEIGHTS):
         raise ModelError(
@@ -198,21 +201,24 @@ def _check_weights(source: ModelSource) -> None:
             "opening them can run code; convert the model once with transformers' save_pretrained, "
             "which writes model.safetensors"
         )
-    raise ModelError(f"{source.name} has no {_WEIGHTS[0]}: it has no weights to load")
+    raise ModelError(f"{source.name} has no {WEIGHTS[0]}: it has no weights to load")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with a fresh task head, on the CPU, in the dtype in which it is stored, in eval mode.
+    """A model with a task head, on the CPU, in the dtype in which it is stored, in eval mode.
 
     Attributes:
         model: the task head is float32 until the whole model is cast.
         task_head_modules: modules of the base model that the checkpoint lacked and that therefore
             belong to the task head (a pooler).
+        head: where the task head comes from: ``kept``: the checkpoint's; ``replaced``: a fresh one
+            instead of the checkpoint's; ``new``: a fresh one, the checkpoint has none of this kind.
     """
 
     model: PreTrainedModel
     task_head_modules: tuple[str, ...]
+    head: HeadOrigin = "new"
 
 
 def load_for_task(
@@ -222,16 +228,18 @@ def load_for_task(
     auto_class: AutoClass,
     attention: str,
     seed: int,
+    head_rows: Sequence[int] | None = None,
 ) -> LoadedModel:
-    """Load a backbone with a fresh task head.
+    """Load a backbone with the checkpoint's task head, or a fresh one.
 
     Args:
         source: the backbone's folder.
         config: the result of :func:`load_config`, with the task's settings added.
         auto_class: the transformers class that adds the task's head.
         attention: transformers' name of the attention function.
-        seed: of the task head, which is always initialised here. The caller's random state does
-            not change.
+        seed: of a fresh task head. The caller's random state does not change.
+        head_rows: keep the checkpoint's task head if it has a whole one with as many logits; the
+            head's logit of each of the task's labels. None: the task head is fresh.
 
     Raises:
         ModelError: weights are missing or misshapen, or transformers cannot build the model from
@@ -251,8 +259,14 @@ def load_for_task(
             output_loading_info=True,
         )
     extra = _check_report(source, model, report)
-    _initialise(model, task_head_names(model, extra=extra), seed=seed)
-    return LoadedModel(model.eval(), extra)
+    names = task_head_names(model, extra=extra)
+    has_own = _is_own_head(model, names, missing=report["missing_keys"])
+    is_misshapen = not {name for name, *_ in report["mismatched_keys"]}.isdisjoint(names)
+    if has_own and head_rows is not None and not is_misshapen:
+        _keep_head(model, names, rows=head_rows)
+        return LoadedModel(model.eval(), extra, "kept")
+    _initialise(model, names, seed=seed)
+    return LoadedModel(model.eval(), extra, "replaced" if has_own else "new")
 
 
 def _check_report(
@@ -269,16 +283,62 @@ def _check_report(
     if missing:
         raise ModelError(
             f"{source.name} lacks {len(missing)} weights of a {type(model).__name__} that no task "
-            f"trains from scratch: {_some(missing)}; it was probably saved from another kind of "
+            f"trains from scratch: {some_of(missing)}; it was probably saved from another kind of "
             "model"
         )
     misshapen = {name for name, *_ in report["mismatched_keys"]} - head
     if misshapen:
         raise ModelError(
             f"{source.name} has {len(misshapen)} weights whose shape differs from its config.json: "
-            f"{_some(misshapen)}"
+            f"{some_of(misshapen)}"
         )
     return extra
+
+
+def _is_own_head(model: PreTrainedModel, names: Sequence[str], *, missing: Collection[str]) -> bool:
+    """Return whether the checkpoint was saved from this class of model, with its whole task head.
+
+    Other classes have parameters of the same names: a classifier of tokens is none of texts.
+    """
+    architectures = model.config.architectures
+    is_of_class = architectures is None or type(model).__name__ in architectures
+    return is_of_class and bool(names) and not set(names) & set(missing)
+
+
+def _keep_head(model: PreTrainedModel, names: Sequence[str], *, rows: Sequence[int]) -> None:
+    """Put the logits of a loaded task head in the task's order, and cast the head to float32."""
+    parameters = dict(model.named_parameters())
+    order = torch.tensor(rows)
+    by_label = (
+        {} if list(rows) == sorted(rows) else _label_dimensions(model, names, num_labels=len(rows))
+    )
+    for name in names:
+        value = parameters[name].data
+        for dimension in by_label.get(name, ()):
+            value = value.index_select(dimension, order)
+        parameters[name].data = value.to(torch.float32, copy=True)
+
+
+def _label_dimensions(
+    model: PreTrainedModel, names: Sequence[str], *, num_labels: int
+) -> dict[str, list[int]]:
+    """Return the dimensions of a task head's parameters that have an entry for each label.
+
+    They are those that grow with one label more; sizes alone may coincide.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_labels = num_labels + 1
+    with BUILDING, torch.device("meta"):
+        wider = dict(type(model)(config).named_parameters())
+    parameters = dict(model.named_parameters())
+    return {
+        name: [
+            dimension
+            for dimension, size in enumerate(parameters[name].shape)
+            if size != wider[name].shape[dimension]
+        ]
+        for name in names
+    }
 
 
 def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) -> None:
@@ -290,9 +350,9 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
     head = {id(parameters[name]) for name in names}
     for module in model.modules():
         inside = {id(parameter) for parameter in module.parameters()}
-        setattr(module, _INITIALISED, head.isdisjoint(inside))
+        setattr(module, INITIALISED, head.isdisjoint(inside))
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            setattr(tensor, _INITIALISED, id(tensor) not in head)
+            setattr(tensor, INITIALISED, id(tensor) not in head)
     for name in names:
         parameters[name].data = torch.full_like(parameters[name], torch.nan, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
@@ -301,7 +361,7 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
     untouched = [name for name in names if not parameters[name].isfinite().all()]
     if untouched:
         raise ModelError(
-            f"transformers does not initialise {_some(untouched)} of a {type(model).__name__}"
+            f"transformers does not initialise {some_of(untouched)} of a {type(model).__name__}"
         )
 
 
@@ -394,7 +454,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _some(names: set[str] | list[str]) -> str:
+def some_of(names: set[str] | list[str]) -> str:
     """List up to five names, sorted, and count the rest."""
     shown = sorted(names)[:5]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

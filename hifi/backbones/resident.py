@@ -25,7 +25,7 @@ _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 @dataclass(frozen=True)
 class PlacedModel:
-    """A model with a fresh task head, on its device and in its dtype.
+    """A model with its task head, on its device and in its dtype.
 
     Attributes:
         loaded: the model; its task head has the dtype of the rest.
@@ -43,7 +43,7 @@ Load = Callable[[ModelSource, NewModel, torch.device, torch.dtype], PlacedModel]
 def load_on_device(
     source: ModelSource, new_model: NewModel, device: torch.device, dtype: torch.dtype
 ) -> PlacedModel:
-    """Load a backbone with a fresh task head, and move it to its device and dtype.
+    """Load a backbone with its task head, and move it to its device and dtype.
 
     Args:
         source: the backbone's folder.
@@ -112,7 +112,7 @@ class _Resident:
 class ResidentBackbones:
     """Keeps the weights of backbones in memory for the next fine-tune.
 
-    Every fine-tune gets its own model with a fresh task head, but all fine-tunes share the
+    Every fine-tune gets its own model with a task head of its own, but all fine-tunes share the
     backbone's weights, which are neither copied nor read again. A fine-tune changes some rows in
     place and restores them at its end. Before each further use the weights are compared with what
     was loaded. If they differ, they are read from disk again, with a warning; if the files have

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
+from hifi.backbones.checkpoint import loaded_name
+from hifi.backbones.fingerprint import rows_fingerprint
+from hifi.backbones.heads import backbone_dtype, describe
 from hifi.deltas import lora
 from hifi.deltas.encoding import add_differences, differences
 from hifi.deltas.file import read_delta_file, write_delta_file
+from hifi.deltas.identity import (
+    check_architecture,
+    check_fingerprint,
+    describe_backbone,
+    is_backbone,
+)
 from hifi.deltas.metadata import ENCODINGS, DeltaMetadata, Encoding
 from hifi.deltas.placement import (
+    check_range,
     read_matching_rows,
     read_matching_task_head,
     write_matching_rows,
@@ -121,25 +130,15 @@ class HeadDelta:
         checks every weight of the backbone and the configuration that shapes its forward pass.
 
         Args:
-            model: as stored: nothing merged into it, in the dtype of the delta's tuning.
+            model: nothing merged into it; in the dtype in which it is stored, in a wider one, or in
+                that of the delta's tuning.
 
         Raises:
-            BackboneMismatchError: another backbone, another revision or another dtype.
+            BackboneMismatchError: another backbone, another revision or a narrower dtype.
             UnsupportedArchitectureError: the model's architecture is not supported.
         """
-        found = backbone_fingerprint(model)
-        kind, ours = str(model.config.model_type), self.metadata.architecture
-        if kind != ours:
-            raise BackboneMismatchError(
-                f"the head delta was tuned on {self._backbone_name()}, which is a {ours!r}; the "
-                f"model is a {kind!r}"
-            )
-        if found != self.metadata.fingerprint:
-            raise BackboneMismatchError(
-                f"the head delta was tuned on {self._backbone_name()}, whose fingerprint is "
-                f"{self.metadata.fingerprint}; the model's is {found}: load that backbone at that "
-                "revision, in the dtype in which it was stored"
-            )
+        self._check_architecture(model)
+        check_fingerprint(self.metadata, model)
 
     def with_base(self, model: PreTrainedModel) -> HeadDelta:
         """Return the delta with the backbone's rows added, so that every encoding can be saved.
@@ -148,17 +147,19 @@ class HeadDelta:
 
         Args:
             model: the delta's backbone with any task head, without the delta merged; in the dtype
-                of the tuning (``metadata.compute_dtype``) or a wider one.
+                in which it is stored, in that of the tuning (``metadata.compute_dtype``), or in a
+                wider one.
 
         Returns:
             The same delta with ``base``; differences are converted to rows.
 
         Raises:
             BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``merge``; a
-                dtype narrower than the tuning's, because W'−W would contain rounding errors.
+                dtype narrower than the stored one and the tuning's, because W'−W would contain
+                rounding errors.
         """
         present = self._read_base(model)
-        self._check_width(present)
+        self._check_width(model, present)
         metadata = replace(self.metadata, encoding="float32")
         return replace(self, rows=self._rows_in_place_of(present), base=present, metadata=metadata)
 
@@ -166,8 +167,7 @@ class HeadDelta:
         """Return W', the rows that ``merge`` writes into a model.
 
         Args:
-            model: the delta's backbone with any task head, without the delta merged; in float32,
-                bfloat16 or float64.
+            model: the delta's backbone with any task head, without the delta merged.
 
         Returns:
             The rows by name, on the CPU, not yet rounded to the model's dtype.
@@ -186,7 +186,8 @@ class HeadDelta:
         do not notice a backbone that differs elsewhere; see ``check_backbone``.
 
         Args:
-            model: the delta's backbone in float32, bfloat16 or float64, with a matching task head.
+            model: the delta's backbone with a matching task head; in any floating dtype, but in
+                float16 only if it is stored in float16.
             task_head: False leaves the model's task head unchanged.
 
         Returns:
@@ -196,7 +197,7 @@ class HeadDelta:
         Raises:
             BackboneMismatchError: another architecture; different heads, shapes or biases; the
                 model's rows do not match ``rows_fingerprint`` (another backbone or revision, or the
-                delta is already merged); a float16 model.
+                delta is already merged); values beyond the range of the model's dtype.
             TaskHeadMismatchError: the model's task head has other names or shapes; the delta's task
                 head contains a parameter of the backbone other than a pooler's.
             TunerError: a tuner, an adapter or a quantiser wraps the model's projections.
@@ -206,6 +207,7 @@ class HeadDelta:
         head = self.task_head if task_head else {}
         displaced_head = read_matching_task_head(model, head)
         rows = self._rows_in_place_of(present)
+        check_range({**rows, **head}, dtype=backbone_dtype(model))
         merged = {name: rows[name].to(tensor.dtype) for name, tensor in present.items()}
         displaced = HeadDelta(
             rows=present,
@@ -233,8 +235,8 @@ class HeadDelta:
 
         Args:
             directory: a folder that does not exist yet, or is empty.
-            model: the delta's backbone with a matching task head, without the delta merged; in the
-                dtype of the tuning (``metadata.compute_dtype``) or a wider one.
+            model: the delta's backbone with a matching task head, without the delta merged; in a
+                dtype as in ``with_base``.
 
         Raises:
             BackboneMismatchError, TunerError, UnsupportedArchitectureError: as in ``with_base``.
@@ -266,7 +268,8 @@ class HeadDelta:
 
     def _read_base(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Copy W out of a model; raise if it is not the delta's."""
-        present = read_matching_rows(model, self.rows, architecture=self.metadata.architecture)
+        self._check_architecture(model)
+        present = read_matching_rows(model, self.rows)
         self._check_rows_fingerprint(present)
         return present
 
@@ -276,6 +279,13 @@ class HeadDelta:
             return self.rows
         return add_differences(self.rows, base=present, compute_dtype=self.metadata.compute_dtype)
 
+    def _check_architecture(self, model: PreTrainedModel) -> None:
+        check_architecture(
+            self.metadata,
+            name=loaded_name(model.config)[0],
+            architecture=describe(model).architecture,
+        )
+
     def _check_rows_fingerprint(self, present: Mapping[str, Tensor]) -> None:
         wanted, found = self.metadata.rows_fingerprint, rows_fingerprint(present)
         if found == wanted:
@@ -284,27 +294,26 @@ class HeadDelta:
         hint = (
             "the delta is already merged into this model"
             if merged
-            else "load that backbone in float32 or bfloat16; if a delta is merged into it, undo "
-            "that first by merging back what it displaced"
+            else "load that backbone in its stored dtype, in float32 or in bfloat16; if a delta is "
+            "merged into it, undo that first by merging back what it displaced"
         )
         raise BackboneMismatchError(
-            f"the head delta replaces rows of {self._backbone_name()} whose fingerprint is "
-            f"{wanted}; the model's rows have {found}: {hint}"
+            f"the head delta replaces rows of {describe_backbone(self.metadata)} whose fingerprint "
+            f"is {wanted}; the model's rows have {found}: {hint}"
         )
 
-    def _check_width(self, present: Mapping[str, Tensor]) -> None:
-        """Raise if W has a narrower dtype than the tuning's: W'−W would contain rounding errors."""
+    def _check_width(self, model: PreTrainedModel, present: Mapping[str, Tensor]) -> None:
+        """Raise if W was rounded to a dtype narrower than the tuning's: W'−W would contain that."""
         tuned_at: torch.dtype = getattr(torch, self.metadata.compute_dtype)
         for name, tensor in present.items():
-            if torch.promote_types(tensor.dtype, tuned_at) != tensor.dtype:
-                found = str(tensor.dtype).removeprefix("torch.")
-                wanted = self.metadata.compute_dtype
-                raise BackboneMismatchError(
-                    f"the rows were tuned on {self._backbone_name()} in {wanted}, but the model is "
-                    f"{found} ({name}), which is too narrow for exact differences: load the "
-                    f"backbone with dtype=torch.{wanted}"
-                )
-
-    def _backbone_name(self) -> str:
-        revision = self.metadata.revision
-        return f"{self.metadata.model!r} (revision {revision or 'not recorded'})"
+            if torch.promote_types(tensor.dtype, tuned_at) == tensor.dtype:
+                continue
+            if is_backbone(self.metadata, model):
+                return  # it was stored in the narrow dtype
+            found = str(tensor.dtype).removeprefix("torch.")
+            wanted = self.metadata.compute_dtype
+            raise BackboneMismatchError(
+                f"the rows were tuned on {describe_backbone(self.metadata)} in {wanted}, but the "
+                f"model is {found} ({name}), which is too narrow for exact differences: load the "
+                f"backbone with dtype=torch.{wanted}"
+            )

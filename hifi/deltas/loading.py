@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from hifi.backbones.devices import serving_dtype
 from hifi.backbones.fingerprint import backbone_fingerprint
+from hifi.backbones.heads import backbone_dtype
 from hifi.backbones.models import (
     ModelSource,
     find_folder,
@@ -23,8 +24,8 @@ from hifi.backbones.models import (
     resolve_model,
 )
 from hifi.backbones.packaged import PACKAGED_MODEL
+from hifi.deltas.identity import check_architecture
 from hifi.errors import (
-    BackboneMismatchError,
     DeltaFileError,
     ModelError,
     TaskNotSupportedError,
@@ -46,7 +47,7 @@ class LoadedBackbone:
     """A delta's backbone, newly loaded from disk.
 
     Attributes:
-        model: in the dtype in which it is stored; its task head has the delta's shapes.
+        model: its task head has the delta's shapes.
         source: its folder and name.
         task: the task that the delta records.
     """
@@ -54,6 +55,11 @@ class LoadedBackbone:
     model: PreTrainedModel
     source: ModelSource
     task: dict[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the backbone is stored; that of a new task head may differ."""
+        return backbone_dtype(self.model)
 
     def load_processor(self) -> PreTrainedTokenizerBase | BaseImageProcessor:
         """Load the tokenizer or image processor, with the settings of the fine-tune.
@@ -93,7 +99,7 @@ def load_backbone(delta: HeadDelta, *, model: str | None, revision: str | None) 
 def load_backbone_at(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
     """Load the backbone that a delta was tuned on from a known folder, as :func:`load_backbone`."""
     backbone = load_unchecked(source, delta=delta)
-    _check_backbone(delta, backbone.model)
+    delta.check_backbone(backbone.model)
     return backbone
 
 
@@ -102,8 +108,13 @@ def load_unchecked(source: ModelSource, *, delta: HeadDelta) -> LoadedBackbone:
 
     The weights are memory-mapped and read only when used; computing a fingerprint would read all
     of them.
+
+    Raises:
+        BackboneMismatchError: the model has another architecture.
+        TaskNotSupportedError, DeltaFileError, ModelError: as :func:`load_backbone`.
     """
     config = load_config(source)
+    check_architecture(delta.metadata, name=source.name, architecture=config.model_type)
     task = configure_for(config, delta)
     loaded = load_for_task(
         source, config=config, auto_class=task.auto_class, attention="sdpa", seed=0
@@ -116,7 +127,7 @@ class BareBackbone:
     """A backbone without a task head, on its device.
 
     Attributes:
-        model: in the dtype in which it is stored, in eval mode.
+        model: in the dtype in which it computes predictions, in eval mode.
         fingerprint: of the backbone as stored.
     """
 
@@ -146,7 +157,8 @@ def load_bare_backbone(source: ModelSource, *, device: torch.device) -> BareBack
     model = cast("PreTrainedModel", loaded.model.base_model)
     fingerprint = backbone_fingerprint(model)
     kind.set_padding(source, model.config)
-    cast_to(model, model.dtype)  # a pooler that the file lacks has another dtype
+    # All of it: a pooler that the file lacks has another dtype.
+    cast_to(model, serving_dtype(model.dtype, device=device))
     return BareBackbone(model.to(device=device), fingerprint)  # type: ignore[call-arg]
 
 
@@ -166,6 +178,7 @@ def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
     """
     record = dict(delta.metadata.task or {})
     kind, labels = _task_type(record), delta.metadata.labels
+    _check_record(delta, config=config)
     task = kind(
         inputs=(),
         label="",
@@ -174,7 +187,8 @@ def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
     )
     for name, value in task.settings().items():
         setattr(config, name, value)
-    _check_record(record, config=config)
+    if labels is None and "num_labels" in record:
+        config.num_labels = record["num_labels"]
     if "pad_token_id" in record:
         config.pad_token_id = record["pad_token_id"]
     return task
@@ -200,7 +214,7 @@ def write_merged_model(
         BackboneMismatchError, TaskHeadMismatchError: as in ``HeadDelta.merge``.
     """
     processor, model = backbone.load_processor(), backbone.model
-    delta.merge(cast_to(model, dtype or model.dtype))
+    delta.merge(cast_to(model, dtype or backbone.dtype))
     with quiet_transformers():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -228,9 +242,11 @@ def _task_type(task: dict[str, Any]) -> type[Task]:
     return get_task(name)
 
 
-def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
+def _check_record(delta: HeadDelta, *, config: PreTrainedConfig) -> None:
     """Raise for values that no tokenizer or model accepts; the file is not trusted."""
+    task = dict(delta.metadata.task or {})
     vocabulary = getattr(config, "vocab_size", 0)
+    counts = _possible_counts(delta)
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "pad_token_id": (
             lambda token: type(token) is int and 0 <= token < vocabulary,
@@ -241,6 +257,10 @@ def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
             lambda length: type(length) is int and 1 <= length <= _MOST_TOKENS,
             f"an integer from 1 to {_MOST_TOKENS}",
         ),
+        "num_labels": (
+            lambda number: type(number) is int and number in counts,
+            f"the number of its labels or logits, {' or '.join(map(str, sorted(counts)))},",
+        ),
     }
     for name, (is_allowed, limit) in checks.items():
         if name in task and not is_allowed(task[name]):
@@ -248,20 +268,11 @@ def _check_record(task: Mapping[str, Any], *, config: PreTrainedConfig) -> None:
             raise DeltaFileError(f"the head delta's task records {name}={value}: {limit} is needed")
 
 
-def _check_backbone(delta: HeadDelta, model: PreTrainedModel) -> None:
-    """Compare fingerprints in the stored dtype, and in the dtype of the tuning.
-
-    A tuner of a model in memory knows only the latter.
-    """
-    tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
-    try:
-        delta.check_backbone(model)
-    except BackboneMismatchError:
-        if tuned_at == model.dtype:
-            raise
-        cast = cast_to(copy.deepcopy(model), tuned_at)
-        if backbone_fingerprint(cast) != delta.metadata.fingerprint:
-            raise  # this error has the fingerprint as stored, which is the one that users see
+def _possible_counts(delta: HeadDelta) -> set[int]:
+    """Return the numbers of labels that fit a delta's names and its task head."""
+    if delta.metadata.labels is not None:
+        return {len(delta.metadata.labels)}
+    return {len(tensor) for tensor in delta.task_head.values() if tensor.dim()}
 
 
 def cast_to(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

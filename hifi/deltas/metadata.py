@@ -14,7 +14,7 @@ from hifi.errors import InvalidArgumentError
 
 Encoding = Literal["float32", "bfloat16", "int8"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
-COMPUTE_DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float64")
+COMPUTE_DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float64", "float16")
 FORMAT_VERSION = 1
 CREATED_BY = f"hifi/{__version__}"
 JsonObject = Mapping[str, Any]
@@ -37,8 +37,9 @@ class DeltaMetadata:
         fingerprint: ``backbone_fingerprint`` of the backbone as stored.
         rows_fingerprint: ``rows_fingerprint`` of the rows that the delta replaces.
         architecture: the configuration's ``model_type``.
-        compute_dtype: dtype of the frozen backbone while the rows were tuned: ``float32``,
-            ``bfloat16`` or ``float64``. Differences are relative to W in this dtype.
+        compute_dtype: dtype of the frozen backbone while the rows were tuned. Differences are
+            relative to W in this dtype. A tuner uses ``float32`` or ``bfloat16``; what a merge
+            displaces has the dtype of the merged model.
         task: what a prediction needs (type, num_labels, problem_type, pad token, padding side,
             max_length, text columns, …); None if the user's own loop tuned the rows.
         labels: the classes in the order of the logits; None for regression and free use.

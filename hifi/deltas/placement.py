@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,34 +26,23 @@ from hifi.errors import BackboneMismatchError, InvalidArgumentError, TaskHeadMis
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Rows of a float16 model may overflow, and their hash never equals that of float32 or bfloat16.
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
-
-def read_matching_rows(
-    model: PreTrainedModel, rows: Mapping[str, Tensor], *, architecture: str
-) -> dict[str, Tensor]:
+def read_matching_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy the rows of a model that ``rows`` would replace.
 
     Args:
         model: a transformers model whose projections are plain.
         rows: a head delta's rows; only their names and shapes are used.
-        architecture: the delta's architecture; the model must have it too.
 
     Returns:
         The model's rows under the same names, on the CPU, in the model's dtype.
 
     Raises:
-        BackboneMismatchError: another architecture, heads that the model lacks, other shapes,
-            biases on one side only, or a float16 model, which no delta can be merged into.
+        BackboneMismatchError: heads that the model lacks, other shapes, or biases on one side only.
         TunerError: a tuner, an adapter or a quantiser wraps the projections.
         UnsupportedArchitectureError: the model's architecture is not supported.
     """
     backbone = describe(model)
-    if backbone.architecture != architecture:
-        raise BackboneMismatchError(
-            f"the head delta is for {architecture!r}, the model is {backbone.architecture!r}"
-        )
     heads = heads_of_rows(rows)
     try:
         backbone.check_heads(heads)
@@ -67,8 +57,28 @@ def read_matching_rows(
             present[row_key(head, projection.name, "bias")] = bias.cpu()
     if difference := describe_difference(shapes_of(rows), shapes_of(present)):
         raise BackboneMismatchError(difference)
-    _check_dtypes(present)
     return present
+
+
+def check_range(tensors: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
+    """Raise if a finite value becomes infinite in a model's dtype.
+
+    Args:
+        tensors: a head delta's rows or task head, by name.
+        dtype: of the model.
+
+    Raises:
+        BackboneMismatchError: the message has the tensor, its largest value and the limit.
+    """
+    most = torch.finfo(dtype).max
+    for name, tensor in tensors.items():
+        found = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if most < found < math.inf:
+            narrow = str(dtype).removeprefix("torch.")
+            raise BackboneMismatchError(
+                f"{name} of the head delta has values up to {found:g}, but the model is {narrow}, "
+                f"whose largest number is {most:g}: load the backbone with dtype=torch.float32"
+            )
 
 
 def write_matching_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
@@ -150,17 +160,6 @@ def _check_outside_backbone(model: PreTrainedModel, task_head: Iterable[str]) ->
             raise TaskHeadMismatchError(
                 f"task head: {name} is part of the model's backbone, where a head delta may "
                 "replace only its heads' rows; leave the task head out with task_head=False"
-            )
-
-
-def _check_dtypes(present: Mapping[str, Tensor]) -> None:
-    for name, tensor in present.items():
-        if tensor.dtype not in _DTYPES:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise BackboneMismatchError(
-                f"the model is {dtype} ({name}), but a head delta can be merged only into float32 "
-                "or bfloat16: load the backbone with dtype=torch.float32 or torch.bfloat16, and "
-                f"convert to {dtype} after merging, if at all"
             )
 
 

@@ -13,9 +13,18 @@ import torch
 from torch import Tensor
 
 from hifi.backbones.heads import describe
+from hifi.deltas.placement import check_range
 from hifi.deltas.row_names import shapes_of
 from hifi.errors import BankClosedError, InvalidArgumentError
-from hifi.serving.mixed_batch import Group, answer_alike, arrange, blocks_of, by_head, enough_on
+from hifi.serving.mixed_batch import (
+    Group,
+    answer_alike,
+    arrange,
+    blocks_of,
+    by_head,
+    check_tokens,
+    enough_on,
+)
 from hifi.serving.mixed_rows import TASK_HEAD, BankedTask, MixedRows, RowPlaces
 from hifi.serving.slots import Layout, Slots
 from hifi.serving.task_logits import TaskLogits
@@ -135,6 +144,7 @@ class HeadBank:
         # On a GPU, do not wait for a running batch. torch.cuda.stream(None) would initialise CUDA.
         with nullcontext() if self._side is None else torch.cuda.stream(self._side):
             rows = delta.rows_on(self._model)
+        check_range({**rows, **delta.task_head}, dtype=self._model.dtype)
         places = RowPlaces.of(rows, model=self._model)
         head = self._head_for(delta) if delta.task_head else None
         if head is not None:
@@ -245,7 +255,7 @@ class HeadBank:
 
         Raises:
             InvalidArgumentError: a name is not in the bank, the numbers of names and samples
-                differ, or the model is in training mode.
+                differ, a token or token type has no embedding, or the model is in training mode.
             BankClosedError: the bank is closed.
         """
         _check_mode(self._model)
@@ -253,6 +263,7 @@ class HeadBank:
         if sizes != {len(names)} or not names:
             limit = f"one for each of the batch's {max(sizes, default=0)} samples"
             raise InvalidArgumentError("names", value=f"{len(names)} names", limit=limit)
+        check_tokens(batch, config=self._model.config)
         with self._turn, self._held(names) as tasks:
             return self._forward(batch, tasks)
 

@@ -1,16 +1,20 @@
-"""Group the samples of a mixed batch: for products of rows, and for products of task heads."""
+"""Check the samples of a mixed batch, and group them for products of rows and of task heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from hifi.errors import InvalidArgumentError
 from hifi.serving.mixed_rows import BankedTask, Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _Kind: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]  # a constant below, and RowPlaces.shape
 _BARE, _FEW, _MANY = range(3)
@@ -71,6 +75,28 @@ class Group:
 def enough_on(device: torch.device) -> int:
     """Return the number of samples from which on a task gets its own product on a device."""
     return _ENOUGH_ON_CPU if device.type == "cpu" else _ENOUGH
+
+
+def check_tokens(batch: Mapping[str, Tensor], *, config: PreTrainedConfig) -> None:
+    """Raise if a batch has a token or a token type that the backbone has no embedding for.
+
+    A CPU would raise an IndexError without a place; a GPU would make the whole process unusable.
+
+    Raises:
+        InvalidArgumentError: the message has the sample and the limit.
+    """
+    for name, field in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+        count = getattr(config, field, None)
+        if name not in batch or count is None:
+            continue
+        outside = ((batch[name] < 0) | (batch[name] >= count)).nonzero()
+        if len(outside):
+            sample, *place = outside[0].tolist()
+            raise InvalidArgumentError(
+                name,
+                value=int(batch[name][(sample, *place)]),
+                limit=f"sample {sample} of the batch: 0 to {count - 1}, the backbone's embeddings",
+            )
 
 
 def arrange(tasks: Sequence[BankedTask | None], *, enough: int) -> list[Group]:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from hifi.backbones.checkpoint import check_loaded, loaded_name, new_parameter_names
 from hifi.backbones.fingerprint import backbone_fingerprint, rows_fingerprint
 from hifi.backbones.heads import (
     AttentionLayer,
     HeadId,
     Projection,
+    backbone_dtype,
     describe,
     plain_projection,
     read_rows,
-    task_head_names,
 )
-from hifi.backbones.models import find_folder, identify_folder
 from hifi.deltas.delta import HeadDelta
 from hifi.deltas.metadata import DeltaMetadata
 from hifi.deltas.placement import write_matching_rows
 from hifi.deltas.row_names import row_key
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.tuning.row_sliced import TunedProjection, refuse_dtype_change
+from hifi.tuning.task_record import TaskFacts, complete_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
     from hifi.selection.head_selection import HeadSelection
@@ -55,8 +55,8 @@ class _Guard(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, extra: tuple[str, ...]) -> None:
         super().__init__()
-        self.dtype = model.dtype
-        self.task_head = task_head_names(model, extra=extra)
+        self.dtype = backbone_dtype(model)
+        self.task_head = new_parameter_names(model, extra=extra)
         self.projections: list[str] = []
         self.requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
         self.hooks: list[RemovableHandle] = []
@@ -112,18 +112,23 @@ class HeadTuner:
     The model is changed in place and works in any training loop, including
     ``transformers.Trainer``. All other parameters stay bit for bit the same.
 
+    The task head is everything that the model's checkpoint did not bring: the parameters outside
+    the base model, and a pooler that is not known to come from the checkpoint (see
+    ``new_parameter_names``).
+
     Args:
         model: a transformers model in float32 or bfloat16; its heads' rows and its task head are
             trained in float32 either way.
         selection: the heads to tune.
-        task_head: dotted names of further modules to train and to store: modules outside the base
-            model, or the pooler that the checkpoint lacked.
+        task_head: dotted names of further modules to train and to store: a language model's output
+            embedding, or the checkpoint's own pooler.
         fingerprint: of the backbone as stored, if the caller knows it; by default it is computed
             from the model in memory.
 
     Raises:
         TunerError: the model already has a tuner, or wrapped or quantised projections.
         InvalidArgumentError: the selection is empty, or has heads that the model lacks.
+        ModelError: the checkpoint lacked weights of the backbone.
         UnsupportedArchitectureError: the architecture is not supported.
 
     Example:
@@ -158,11 +163,12 @@ class HeadTuner:
         self._layers = backbone.layers
         for _, projection in self._places():
             plain_projection(model, projection)  # raise before anything is changed
+        check_loaded(model)
         guard = _Guard(model, extra=tuple(task_head or ()))
         self._guard = guard
         self.fingerprint = fingerprint or backbone_fingerprint(model)
         self.base_rows = self.rows()
-        self._source = _own_name(model.config)
+        self._source = loaded_name(model.config)
         model.requires_grad_(requires_grad=False)
         self._prepare_task_head()
         for layer in backbone.layers:
@@ -264,18 +270,23 @@ class HeadTuner:
                 model, a hub id, or a folder's name.
             revision: the hub commit of the backbone; by default that of the snapshot from which it
                 was loaded, if it was one.
-            task: what a prediction needs, as plain JSON.
-            labels: the classes in the order of the logits; by default the model's own, if it has
-                any.
+            task: what a prediction needs, as plain JSON. Of a model with a task head, the number of
+                labels and the problem type are added from its configuration.
+            labels: the classes in the order of the logits; by default the configuration's, unless
+                it only numbers them or the task has no classes.
             training: the hyperparameters, as plain JSON.
 
         Raises:
+            InvalidArgumentError: ``task`` or ``labels`` contradict the model's configuration.
             TunerError: after :meth:`detach`.
         """
         self._check_attached()
         config = self.model.config
         if model is None:
             model, revision = self._source[0], revision or self._source[1]
+        known = TaskFacts(task, labels)
+        if self._guard.task_head:
+            known = complete_task(task, labels, config=config)
         metadata = DeltaMetadata(
             model=model,
             revision=revision,
@@ -283,8 +294,8 @@ class HeadTuner:
             rows_fingerprint=rows_fingerprint(self.base_rows),
             architecture=str(config.model_type),
             compute_dtype=str(self._guard.dtype).removeprefix("torch."),
-            task=task,
-            labels=_own_labels(config) if labels is None else labels,
+            task=known.task,
+            labels=known.labels,
             selection=replace(self.selection, fingerprint=None).to_dict(),  # has its own field
             training=training or {},
         )
@@ -321,30 +332,15 @@ class HeadTuner:
             raise TunerError("this tuner is detached: create a new one to continue tuning")
 
 
-def _own_name(config: PreTrainedConfig) -> tuple[str, str | None]:
-    """Return name and commit of the loaded model; transformers knows no commit of a hub id."""
-    loaded_from = str(config.name_or_path or config.model_type)
-    folder = find_folder(Path(loaded_from))
-    if folder is None:
-        return loaded_from, None
-    source = identify_folder(folder)
-    return source.name, source.revision
-
-
-def _own_labels(config: PreTrainedConfig) -> list[str] | None:
-    """Return the labels of a configuration; None if it only numbers them."""
-    labels = cast("dict[int, str]", config.id2label or {})
-    numbered = {index: f"LABEL_{index}" for index in labels}
-    return None if labels == numbered else [labels[index] for index in sorted(labels)]
-
-
 def _check_model(model: PreTrainedModel) -> None:
     if hasattr(model, _GUARD):
         raise TunerError("the model already has a tuner: detach it first")
-    if model.dtype not in _DTYPES:
+    dtype = backbone_dtype(model)
+    if dtype not in _DTYPES:
+        allowed = " or ".join(f"dtype={each}" for each in _DTYPES)
         raise TunerError(
-            f"the model is {model.dtype}; rows are tuned in float32, so the backbone must be one "
-            "of " + ", ".join(str(dtype) for dtype in _DTYPES)
+            f"the model is {dtype}, in which rows cannot be tuned: load it with {allowed}, "
+            "whatever dtype it is stored in"
         )
 
 

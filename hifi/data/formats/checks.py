@@ -10,7 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hifi.data.types import is_list, is_text
+from hifi.data.formats.indexes import unnamed_column
+from hifi.data.formats.limits import MAX_CHARACTERS
+from hifi.data.formats.reader import Unfit
+from hifi.data.types import first_true, is_list, is_text
 from hifi.errors import DataError, MissingColumnError, quoted
 
 _MOST_NAME_CHARACTERS = 256  # the limit in a job spec
@@ -22,19 +25,34 @@ def wanted_names(names: Sequence[str], columns: Collection[str] | None, *, most:
 
     Args:
         names: all columns of the file.
-        columns: the requested columns; None is all of them.
+        columns: the requested columns; None is all that have a name.
         most: the maximum number of requested columns.
 
     Raises:
         MissingColumnError: a requested column does not exist.
-        DataError: as for :func:`check_names`.
+        DataError: a requested column has no name in the file; as for :func:`check_names`.
     """
+    named = [name for name in names if name.strip()]
     for column in columns or ():
-        if column not in names:
-            raise MissingColumnError(column, there=names)
-    wanted = [name for name in names if columns is None or name in columns]
+        if column not in named:
+            unnamed = unnamed_columns(names).get(column)
+            raise unnamed.error(column) if unnamed else MissingColumnError(column, there=named)
+    wanted = [name for name in named if columns is None or name in columns]
     check_names(wanted, most=most)
     return wanted
+
+
+def unnamed_columns(names: Sequence[str]) -> dict[str, Unfit]:
+    """Return the columns without a name, by the names that pandas would make up for them."""
+    reason = (
+        "it has no name in the file, like the index that pandas writes; give it one in the file "
+        "to use it"
+    )
+    return {
+        unnamed_column(place, names=names): Unfit(type=pa.null(), row=None, reason=reason)
+        for place, name in enumerate(names)
+        if not name.strip()
+    }
 
 
 def check_names(names: Sequence[str], *, most: int) -> None:
@@ -45,8 +63,8 @@ def check_names(names: Sequence[str], *, most: int) -> None:
         most: the maximum number of columns.
 
     Raises:
-        DataError: there are no columns or too many, or a name is empty, too long, not valid text
-            or a duplicate.
+        DataError: there are no columns or too many, or a name is too long, not valid text or a
+            duplicate.
     """
     if not names:
         raise DataError("there are no columns")
@@ -54,11 +72,6 @@ def check_names(names: Sequence[str], *, most: int) -> None:
         raise DataError(f"{len(names)} columns; at most {most} are allowed")
     seen: set[str] = set()
     for place, name in enumerate(names, start=1):
-        if not name.strip():
-            raise DataError(
-                f"column {place} has no name: name it, or leave it out (a table's "
-                "index is written without a name)"
-            )
         if len(name) > _MOST_NAME_CHARACTERS:
             raise DataError(
                 f"the name of column {place} has {len(name)} characters; at most "
@@ -85,6 +98,25 @@ def check_texts(array: pa.Array, *, first_row: int, column: str) -> None:
     if _has_nul(array):
         place = next(index for index in range(len(array)) if _has_nul(array.slice(index, 1)))
         raise DataError("the text holds a NUL character", row=first_row + place, column=column)
+
+
+def first_too_long(array: pa.Array, *, first_row: int) -> tuple[int, int] | None:
+    """Return the first text that is too long for every task: its row, and its characters.
+
+    A dictionary is not unpacked.
+
+    Args:
+        array: a batch of a column of texts.
+        first_row: number of its first row.
+    """
+    texts = array.dictionary if pa.types.is_dictionary(array.type) else array
+    lengths = pc.utf8_length(texts)
+    if (pc.max(lengths).as_py() or 0) <= MAX_CHARACTERS:
+        return None
+    if texts is not array:
+        lengths = pc.take(lengths, array.indices)
+    place = first_true(pc.fill_null(pc.greater(lengths, MAX_CHARACTERS), fill_value=False))
+    return None if place is None else (first_row + place, int(lengths[place].as_py()))
 
 
 def _has_nul(array: pa.Array) -> bool:

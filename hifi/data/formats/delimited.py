@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import pyarrow as pa
 from pyarrow import csv
 
-from hifi.data.formats.checks import check_texts, wanted_names
+from hifi.data.formats.checks import check_texts, unnamed_columns, wanted_names
+from hifi.data.formats.indexes import index_columns, unnamed_column
 from hifi.data.formats.reader import Reader
 from hifi.data.types import CELLS
 from hifi.errors import DataError, quoted
@@ -32,11 +33,14 @@ _RETURN = ord("\r")
 _UNCLOSED = "a quotation mark in this row is not closed"
 
 
-class _DelimitedReader(Reader):
+class DelimitedReader(Reader):
     """One split with a header.
 
     The reader appends a sentinel row to the file. If the last row read is another one, a quotation
     mark was never closed.
+
+    Attributes:
+        header: all columns of the file; one without a name is blank.
     """
 
     metadata = CELLS
@@ -55,14 +59,28 @@ class _DelimitedReader(Reader):
         limits = budget.limits
         _check_header(beginning, delimiter=self._delimiter, most=limits.max_columns)
         names = self._read_names(beginning)
-        self._names = wanted_names(names, columns, most=limits.max_columns)
+        self.header = tuple(names)
+        self._names = self._included = wanted_names(names, columns, most=limits.max_columns)
+        self.unfit = unnamed_columns(names) if columns is None else {}
+        self.index = index_columns(self._names)
         # A block is as long as the longest allowed row; pyarrow reads 32 of them ahead.
         room = min(limits.max_row_bytes, _BLOCKS * limits.max_row_bytes // len(names))
         ending = self._delimiter.join([self._token] * len(names))
         self._ending = f"\n{ending}\n".encode()
         self._block_bytes = min(room, path.stat().st_size + len(self._ending))
         self.cells = frozenset(self._names)
-        self.schema = pa.schema([(name, pa.string()) for name in self._names])
+        self.schema = _schema_of_texts(self._names)
+
+    def include_unnamed(self) -> None:
+        """Read the columns of the whole file, those without a name under their ``unfit`` names."""
+        self._names = [
+            name if name.strip() else unnamed_column(place, names=self.header)
+            for place, name in enumerate(self.header)
+        ]
+        self._included = []  # pyarrow finds columns by their names, and reads all for none
+        self.unfit = {}
+        self.cells = frozenset(self._names)
+        self.schema = _schema_of_texts(self._names)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Read all rows once."""
@@ -83,13 +101,21 @@ class _DelimitedReader(Reader):
         if _count(kept):
             yield self._to_texts(kept)
 
+    @classmethod
+    def row_lines(cls, path: Path) -> Iterator[int]:
+        """Yield the line on which each row begins; quoted line breaks and blank lines count."""
+        starts = _row_starts(path, delimiter=cls._delimiter)
+        next(starts, None)  # the header
+        return starts
+
     def _open(self) -> csv.CSVStreamingReader:
         return csv.open_csv(
             pa.PythonFile(_Ended(self._path, self._ending), mode="r"),
             read_options=csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
             parse_options=self._parse_options(self._remember),
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(self._names, pa.binary()), include_columns=self._names
+                column_types=dict.fromkeys(self.header, pa.binary()),
+                include_columns=self._included,
             ),
         )
 
@@ -147,16 +173,20 @@ class _DelimitedReader(Reader):
         raise DataError("the file cannot be parsed", row=row) from error
 
 
-class CsvReader(_DelimitedReader):
+class CsvReader(DelimitedReader):
     """Fields separated by commas."""
 
     _delimiter = ","
 
 
-class TsvReader(_DelimitedReader):
+class TsvReader(DelimitedReader):
     """Fields separated by tabs."""
 
     _delimiter = "\t"
+
+
+def _schema_of_texts(names: list[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -168,6 +198,37 @@ def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _count(batches: list[pa.RecordBatch]) -> int:
     return sum(batch.num_rows for batch in batches)
+
+
+def _row_starts(path: Path, *, delimiter: str) -> Iterator[int]:
+    """Yield the line on which the header and each row begin, as pyarrow divides a file."""
+    is_quoted = False
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if is_quoted or line != "\n":
+                if not is_quoted:
+                    yield number
+                is_quoted = _ends_quoted(line, delimiter=delimiter, is_quoted=is_quoted)
+
+
+def _ends_quoted(line: str, *, delimiter: str, is_quoted: bool) -> bool:
+    """Return whether a line ends within quotation marks, which begin a field."""
+    place = 0
+    while True:
+        if is_quoted:
+            place = line.find('"', place)
+            if place < 0:
+                return True
+            is_quoted = line.startswith('"', place + 1)  # of two, the first escapes the second
+            place += 2 if is_quoted else 1
+            continue
+        if not line.startswith('"', place) or (place and line[place - 1] != delimiter):
+            place = line.find(delimiter, place) + 1
+            if not place:
+                return False
+        if line.startswith('"', place):
+            is_quoted = True
+            place += 1
 
 
 class _Ended(io.RawIOBase):

@@ -12,8 +12,15 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hifi.data.formats.checks import check_names, check_texts, first_misfit, wanted_names
-from hifi.data.formats.reader import Reader
+from hifi.data.formats.checks import (
+    check_names,
+    check_texts,
+    first_misfit,
+    unnamed_columns,
+    wanted_names,
+)
+from hifi.data.formats.indexes import index_columns
+from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     UnfitError,
     count_leaves,
@@ -34,6 +41,7 @@ _ROUNDED = (
     "the column has fractions and whole numbers beyond 2**53, which a floating-point number would "
     "round"
 )
+_TYPES = {int: pa.int64(), dict: pa.struct([])}  # of values that do not fit into any column
 _WORDS = {
     bool: "a boolean",
     int: "a whole number",
@@ -48,12 +56,14 @@ class JsonlReader(Reader):
     """One split of JSON objects, one per line; blank lines are skipped and not counted.
 
     Integers become floating-point numbers if others in their column are; a missing key is null.
+    A column with a value that does not fit the rows above is no longer read from there on.
     """
 
     def __init__(
         self, path: Path, *, budget: Budget, columns: Collection[str] | None = None
     ) -> None:
         self._types: dict[str, pa.DataType] = {}
+        self._unfit: dict[str, Unfit] = {}
         self._budget = budget
         self._scanned = budget.fork()
         self._columns = columns
@@ -76,10 +86,16 @@ class JsonlReader(Reader):
                 stream.write_batch(batch)
             self._rows += len(rows)
             self._counts.append(len(rows))
-        names = list(self._types)
+        names = list(self._names)
         if self._rows:
-            most = self._budget.limits.max_columns
-            names = wanted_names(list(self._names), self._columns, most=most)
+            if self._unfit and not self._types:
+                name, found = next(iter(self._unfit.items()))
+                raise found.error(name)
+            wanted = wanted_names(names, self._columns, most=self._budget.limits.max_columns)
+            names = [name for name in wanted if name not in self._unfit]
+        unnamed = unnamed_columns(list(self._names)) if self._columns is None else {}
+        self.unfit = self._unfit | unnamed
+        self.index = index_columns(names)
         return pa.schema([(name, kept_type(self._types[name])) for name in names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -92,6 +108,14 @@ class JsonlReader(Reader):
                     for batch in stream:
                         yield self._fit(batch, first_row, count)
                 first_row += count
+
+    @classmethod
+    def row_lines(cls, path: Path) -> Iterator[int]:
+        """Yield the line of each row."""
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
+                    yield number
 
     def _fit(self, batch: pa.RecordBatch, first_row: int, count: int) -> pa.RecordBatch:
         arrays = []
@@ -136,7 +160,7 @@ class JsonlReader(Reader):
         """Convert rows to columns, and update the columns' types."""
         found = dict.fromkeys(name for row in rows for name in row)
         self._names.update(found)
-        names = [name for name in found if self._columns is None or name in self._columns]
+        names = [name for name in found if self._is_read(name)]
         for name in names:
             if name not in self._types:
                 self._add_column(name, rows)
@@ -144,12 +168,23 @@ class JsonlReader(Reader):
         for name in names:
             values = [row.get(name) for row in rows]
             array = self._column(name, values)
+            if isinstance(array, Unfit):
+                if self._columns is not None:
+                    raise array.error(name)
+                self._unfit[name] = array
+                del self._types[name]
+                continue
             check_texts(array, first_row=self._rows + 1, column=name)
             self._check_numbers(array, name)
             self._scanned.add(size=array.nbytes)
             arrays[name] = array
         self._check_width(rows)
         return pa.record_batch(list(arrays.values()), names=list(arrays))
+
+    def _is_read(self, name: str) -> bool:
+        if self._columns is not None:
+            return name in self._columns
+        return bool(name.strip()) and name not in self._unfit
 
     def _add_column(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Check the name of a new column and add it."""
@@ -171,7 +206,7 @@ class JsonlReader(Reader):
                 row=self._rows + 1,
             )
 
-    def _column(self, name: str, values: list[Any]) -> pa.Array:
+    def _column(self, name: str, values: list[Any]) -> pa.Array | Unfit:
         """Convert values to an array, and update the column's type."""
         known = self._types[name]
         try:
@@ -181,8 +216,10 @@ class JsonlReader(Reader):
         except _UNFIT as error:
             place = first_misfit(values, fit=lambda some: _fits(some, known))
             above = merged_type(known, pa.array(values[:place]).type)
-            reason = _why(values[place], above)
-            raise DataError(reason, row=self._rows + 1 + place, column=name) from error
+            value, row = values[place], self._rows + 1 + place
+            if isinstance(error, UnicodeEncodeError):
+                raise DataError(_why(value, above), row=row, column=name) from error
+            return Unfit(type=_shown_type(value, above), row=row, reason=_why(value, above))
         self._types[name] = merged
         return array
 
@@ -215,8 +252,12 @@ def _parse(line: bytes, row: int) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError("lists or objects are nested too deeply", row=row) from error
     except ValueError as error:
-        hint = ": NUL bytes; save the file as UTF-8" if b"\0" in line else f": {error}"
-        raise DataError(f"not JSON{hint}", row=row) from error
+        hint = f"{error}"
+        if b"\0" in line:
+            hint = "NUL bytes; save the file as UTF-8"
+        elif isinstance(error, json.JSONDecodeError):  # its own line is always the first
+            hint = f"{error.msg} at character {error.pos + 1} of the line"
+        raise DataError(f"not JSON: {hint}", row=row) from error
     if not isinstance(value, dict):
         word = _WORDS.get(type(value), "null")
         raise DataError(f"every line must be a JSON object, not {word}", row=row)
@@ -241,6 +282,16 @@ def _why(value: object, above: pa.DataType) -> str:
     if isinstance(value, list | dict):
         return f"{word} does not fit the rows above, which hold {type_name(above)}"
     return f"{quoted(value)} is {word}, the rows above hold {type_name(above)}"
+
+
+def _shown_type(value: object, above: pa.DataType) -> pa.DataType:
+    """Return the type of the rows above a value; without any that of the value itself."""
+    if not pa.types.is_null(above):
+        return above
+    try:
+        return pa.array([value]).type
+    except _UNFIT:
+        return _TYPES.get(type(value), pa.list_(pa.null()))
 
 
 def _why_alone(value: object) -> str:

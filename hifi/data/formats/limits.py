@@ -9,6 +9,9 @@ from pathlib import Path
 
 from hifi.errors import DataError
 
+# Of a text that a task reads, in training and in a prediction: tokenising a million characters
+# takes a second, although all but the first thousand are cut.
+MAX_CHARACTERS = 100_000
 _GIB = 1 << 30
 
 
@@ -17,26 +20,31 @@ class ReadLimits:
     """Limits on the files of one data set.
 
     Uploads are not trusted, so a child process of the gateway reads them within limits. The library
-    reads files that its own user chose, as a whole into memory, without limits
+    reads files that its own user chose, as a whole into memory, without limits except that of a row
     (:data:`UNLIMITED`). All other checks are the same, with one exception: if the user names all
     columns, the library ignores the others, while an upload keeps and checks all of them.
 
     Attributes:
         max_bytes: of all splits, decompressed in memory.
-        max_rows: of all splits.
+        max_rows: of all splits. A worker needs half a kilobyte for each row of a short text.
         max_columns: of each split, including entries of nested columns.
-        max_row_bytes: of one row of a text file.
+        max_row_bytes: of one row of a text file, or of the texts in one row of a Parquet file.
     """
 
     max_bytes: int = 4 * _GIB
-    max_rows: int = 20_000_000
+    max_rows: int = 5_000_000
     max_columns: int = 1000
     max_row_bytes: int = 2 << 20
 
 
 UNLIMITED = ReadLimits(
-    max_bytes=sys.maxsize, max_rows=sys.maxsize, max_columns=sys.maxsize, max_row_bytes=_GIB
+    max_bytes=sys.maxsize, max_rows=sys.maxsize, max_columns=sys.maxsize, max_row_bytes=32 << 20
 )
+
+
+def too_many_characters(characters: int) -> str:
+    """Return the message for a text that is too long for every task."""
+    return f"the text has {characters:,} characters; at most {MAX_CHARACTERS:,} are read"
 
 
 class Budget:

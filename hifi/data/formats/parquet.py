@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from hifi.data.formats.checks import check_texts, wanted_names
-from hifi.data.formats.reader import Reader
+from hifi.data.formats.checks import (
+    check_texts,
+    first_too_long,
+    unnamed_columns,
+    wanted_names,
+)
+from hifi.data.formats.indexes import index_columns, index_metadata
+from hifi.data.formats.limits import too_many_characters
+from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     CELLS,
     UnfitError,
     count_leaves,
     is_bytes,
+    is_image,
     is_list,
     is_text,
     kept_type,
@@ -52,6 +60,7 @@ class ParquetReader(Reader):
     ) -> None:
         self._budget = budget
         self._rows = 0
+        self._are_requested = columns is not None
         _check_footer(path)
         most = budget.limits.max_columns
         try:
@@ -60,12 +69,20 @@ class ParquetReader(Reader):
             _check_declared(self._file.metadata, budget)
         except _UNSOUND as error:
             raise _unsound(error) from error
-        self._names = wanted_names(declared.names, columns, most=most)
-        self.schema = pa.schema([(name, _kept(declared.field(name))) for name in self._names])
+        wanted = wanted_names(declared.names, columns, most=most)
+        kept = {name: _kept(declared.field(name)) for name in wanted}
+        unfit = {name: kind for name, kind in kept.items() if isinstance(kind, Unfit)}
+        if unfit and (columns is not None or len(unfit) == len(kept)):
+            name, found = next(iter(unfit.items()))
+            raise found.error(name)
+        self.unfit = unfit | (unnamed_columns(declared.names) if columns is None else {})
+        self._names = [name for name in wanted if name not in unfit]
+        self.schema = pa.schema([(name, kept[name]) for name in self._names])
         leaves = sum(count_leaves(field.type) for field in self.schema)
         if leaves > most:
             raise DataError(f"{leaves} columns and entries; at most {most} are allowed")
         metadata = declared.metadata or {}
+        self.index = index_columns(self._names, metadata=metadata)
         are_cells = CELLS.items() <= metadata.items()
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
         self.cells = frozenset(texts if are_cells else ())
@@ -75,10 +92,12 @@ class ParquetReader(Reader):
             for column, feature in features.items()
             if "names" in feature
         }
+        self.metadata = index_metadata(self.index)
         if self.cells:
-            self.metadata = CELLS
+            self.metadata |= CELLS
         elif features:
-            self.metadata = {_FEATURES_KEY: json.dumps({"info": {"features": features}}).encode()}
+            own = json.dumps({"info": {"features": features}}).encode()
+            self.metadata |= {_FEATURES_KEY: own}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Read all rows once."""
@@ -86,7 +105,9 @@ class ParquetReader(Reader):
             for batch in self._file.iter_batches(
                 self._batch_rows(), columns=self._leaves(), use_threads=False
             ):
-                for piece in _cut(batch.select(self._names)):
+                coded = batch.select(self._names)
+                self._check_texts(coded)
+                for piece in _cut(coded):
                     yield self._plain(piece)
         except _UNSOUND as error:
             raise _unsound(error, row=self._rows + 1) from error
@@ -107,6 +128,26 @@ class ParquetReader(Reader):
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         sizes = [group.total_byte_size / max(1, group.num_rows) for group in groups]
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max([1, *sizes]))))
+
+    def _check_texts(self, batch: pa.RecordBatch) -> None:
+        """Refuse rows of huge texts before a dictionary of them is unpacked.
+
+        A text of a requested column is one that a task reads.
+        """
+        sizes = np.zeros(batch.num_rows, dtype=np.int64)
+        for field, array in zip(self.schema, batch.columns, strict=True):
+            if self._are_requested and is_text(field.type):
+                found = first_too_long(array, first_row=self._rows + 1)
+                if found is not None:
+                    row, characters = found
+                    reason = too_many_characters(characters)
+                    raise DataError(reason, row=row, column=field.name)
+            if not is_image(field.type):
+                sizes += _row_sizes(array, counts=is_text)
+        most = self._budget.limits.max_row_bytes
+        if sizes.max(initial=0) > most:
+            row = self._rows + 1 + int((sizes > most).argmax())
+            raise DataError(f"the row has more than {most >> 20} MiB of texts", row=row)
 
     def _plain(self, piece: pa.RecordBatch) -> pa.RecordBatch:
         self._budget.add(rows=piece.num_rows)
@@ -206,16 +247,18 @@ def _check_declared(metadata: parquet.FileMetaData, budget: Budget) -> None:
     budget.fork().add(rows=metadata.num_rows, size=size)
 
 
-def _kept(field: pa.Field) -> pa.DataType:
+def _kept(field: pa.Field) -> pa.DataType | Unfit:
     try:
         return kept_type(field.type)
     except UnfitError as error:
-        raise DataError(str(error), column=field.name) from error
+        return Unfit(type=field.type, row=None, reason=str(error))
 
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Split a batch into parts that are small when decompressed; a row is never split."""
-    sizes = sum(map(_row_sizes, batch.columns), np.zeros(batch.num_rows, dtype=np.int64))
+    sizes = np.zeros(batch.num_rows, dtype=np.int64)
+    for array in batch.columns:
+        sizes += _row_sizes(array)
     ends = np.cumsum(sizes)
     start = 0
     while start < batch.num_rows:
@@ -225,19 +268,36 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         start = end
 
 
-def _row_sizes(array: pa.Array) -> NDArray[np.int64]:
-    """Return the decompressed bytes of every row, ``[rows]``."""
+def _any(_: pa.DataType) -> bool:
+    return True
+
+
+def _row_sizes(
+    array: pa.Array, *, counts: Callable[[pa.DataType], bool] = _any
+) -> NDArray[np.int64]:
+    """Return the decompressed bytes of every row, ``[rows]``; a dictionary is not unpacked.
+
+    Args:
+        array: a column, or entries of one.
+        counts: whether values of a type that is not nested are counted.
+    """
     kind = array.type
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind) and counts(kind.value_type):
         sizes = pc.take(_row_lengths(array.dictionary), array.indices)
         return np.asarray(pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False), dtype=np.int64)
     if pa.types.is_struct(kind):
-        return sum(map(_row_sizes, array.flatten()), np.zeros(len(array), dtype=np.int64))
+        total = np.zeros(len(array), dtype=np.int64)
+        for entries in array.flatten():
+            total += _row_sizes(entries, counts=counts)
+        return total
     if is_list(kind):
-        counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-        ends = np.concatenate([[0], np.cumsum(_row_sizes(array.flatten()))])
-        edges = np.concatenate([[0], np.cumsum(counts)])
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        inner = _row_sizes(array.flatten(), counts=counts)
+        ends = np.concatenate([[0], np.cumsum(inner)])
+        edges = np.concatenate([[0], np.cumsum(lengths)])
         return np.asarray(ends[edges[1:]] - ends[edges[:-1]], dtype=np.int64)
+    if not counts(kind):
+        return np.zeros(len(array), dtype=np.int64)
     return np.asarray(_row_lengths(array).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 

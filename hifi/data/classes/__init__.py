@@ -1,0 +1,1 @@
+"""Classes: which names look alike, and which a checkpoint's task head has."""
