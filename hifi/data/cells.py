@@ -1,9 +1,10 @@
 """Cells of delimited files: texts, and the type that all cells of a column look like.
 
 A delimited file does not store types; the use of a column decides how its cells are read. A text is
-the unchanged cell, a target is a number in any notation. Classes are integers or booleans if no two
-spellings would become one class, else texts; ``1.0`` is the class 1 if the user names the column as
-the label of a classification. A validation split is read with the classes of the training split.
+the unchanged cell, a target is a number in any notation. A class is the unchanged cell too, unless
+all cells of the column are booleans in one spelling, or integers, which may be written ``1.0``: one
+cell in any other notation (``1E3``, ``+1``, ``01``) makes all classes texts. Blanks around integers
+and booleans do not count. A validation split is read with the classes of the training split.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MISSING = (
 )
 _WHOLE = r"[+-]?[0-9]+"
 _INTEGER = r"0|-?[1-9][0-9]{0,17}"  # the canonical notation, of integers that fit an int64
+_INTEGRAL = rf"(?:{_INTEGER})(?:\.0*)?"  # an integer, also as programs write one as a float
 _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))"
 BOOLEANS = (r"true|false", r"True|False", r"TRUE|FALSE")
 # Notations that are certainly finite in 32 bits, or whole; all others are parsed.
@@ -62,7 +64,7 @@ class Appearance:
         self.not_finite: tuple[int, float] | None = None
         self.are_whole = True
         self._has_words = False
-        self._all = dict.fromkeys((_WHOLE, _INTEGER, _NUMBER, *BOOLEANS), True)
+        self._all = dict.fromkeys((_WHOLE, _INTEGER, _INTEGRAL, _NUMBER, *BOOLEANS), True)
 
     def add(self, cells: pa.Array, first_row: int) -> None:
         """Add a batch of the column."""
@@ -101,6 +103,11 @@ class Appearance:
                 self._all[pattern] = _all_match(words, pattern)
         if self.are_whole:
             self.are_whole = self._all[_NUMBER] and _are_whole(words)
+
+    @property
+    def are_integral(self) -> bool:
+        """Whether every cell is an integer, or one followed by ``.0``."""
+        return self._has_words and self._all[_INTEGRAL]
 
     @property
     def looks(self) -> Looks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import datasets
@@ -10,14 +10,16 @@ import pyarrow as pa
 from datasets import Dataset
 from PIL import UnidentifiedImageError
 
+from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
 from hifi.data.labels import Label, label_reader, order_classes, too_few, unknown_label
 from hifi.data.profiling import make_profile, target_problem, text_problem
-from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns
+from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, unfit_scans
 from hifi.data.types import UnfitError, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
+    from hifi.data.formats.reader import Unfit
     from hifi.data.profile import DatasetProfile, Problem
 
 T = TypeVar("T")
@@ -28,9 +30,23 @@ CELLS_FEATURE = datasets.Value("string", id="hifi.cells")
 _SCANNED_ROWS = 4096  # rows per batch
 
 
-def profile_split(dataset: Dataset) -> DatasetProfile:
-    """Return the profile of a training split: the possible uses of each column."""
-    return make_profile({"train": _scan(dataset)}, rows={"train": len(dataset)})
+def profile_split(
+    dataset: Dataset,
+    *,
+    unfit: Mapping[str, Unfit] | None = None,
+    index: Collection[str] | None = None,
+) -> DatasetProfile:
+    """Return the profile of a training split: the possible uses of each column.
+
+    Args:
+        dataset: the split.
+        unfit: further columns, which no task can use.
+        index: the columns that are a table's index; by default those with pandas' names for one.
+    """
+    if index is None:
+        index = index_columns(dataset.column_names)
+    scans = _scan(dataset, index=index) | unfit_scans(unfit or {})
+    return make_profile({"train": scans}, rows={"train": len(dataset)})
 
 
 def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:
@@ -136,12 +152,12 @@ def _scan_column(dataset: Dataset, column: str) -> ColumnScan:
     return _scan(dataset.select_columns([column]))[column]
 
 
-def _scan(dataset: Dataset) -> dict[str, ColumnScan]:
+def _scan(dataset: Dataset, *, index: Collection[str] = ()) -> dict[str, ColumnScan]:
     """Scan all columns in batches of rows, so that a large data set is never copied at once."""
     kinds = {field.name: _plain(field.type) for field in dataset.features.arrow_schema}
     schema = pa.schema([(name, kinds[name]) for name in dataset.column_names])
     cells = [name for name, feature in dataset.features.items() if feature == CELLS_FEATURE]
-    scans = scan_columns(schema, cells=cells, class_names=_class_names(dataset))
+    scans = scan_columns(schema, cells=cells, class_names=_class_names(dataset), index=index)
     table = dataset.with_format("arrow")
     for start in range(0, len(dataset), _SCANNED_ROWS):
         piece = table[start : start + _SCANNED_ROWS]

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.data.profile import misfit
+from hifi.data.profile import describe_left_out, misfit
+from hifi.data.run_warnings import are_many_classes
 from hifi.data.spec import TaskSpec
 from hifi.data.task_types import Use, find_task_type, task_types
 from hifi.errors import (
@@ -21,7 +22,7 @@ from hifi.errors import (
 )
 
 if TYPE_CHECKING:
-    from hifi.data.profile import DatasetProfile, Kind
+    from hifi.data.profile import ColumnProfile, DatasetProfile, Kind
 
 _LABEL_NAMES = ("label", "labels")
 _LABEL_KINDS: tuple[Kind, ...] = ("integer", "boolean", "float", "whole")
@@ -31,9 +32,11 @@ _RENAME = " (a column of this name is taken as the label; rename it if it is not
 def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     """Infer the parts of a task that the user did not set.
 
+    - A table's index is no column unless the user names it.
     - The image column is the only one that holds images.
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
-      booleans; with images the only other one that can be a class.
+      booleans; with images the only other one that can be a class. A column with another text in
+      every row is none.
     - The text columns are all columns of text except the label, one or two, in their order.
     - Images are classified. A label of floating-point numbers means regression, unless all of them
       are whole, which is ambiguous. Integers, booleans and texts are classes.
@@ -48,11 +51,20 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     Raises:
         AmbiguousTaskError: the columns fit more than one task; ``param`` decides between them.
         MissingColumnError: a named column does not exist.
-        DataError: the label's column is empty, or holds neither classes nor numbers.
+        DataError: the label's column is empty, or holds neither classes nor numbers; or no task
+            can use one of the columns.
         TaskNotSupportedError: the task type is unknown or not supported yet.
         InvalidArgumentError: the task type does not read these columns.
     """
+    task = _choose_task(spec, profile)
+    _refuse_unfit(task, profile)
+    return task
+
+
+def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
+    """Infer a task; it may read columns with rows that do not fit the rows above."""
     declared = None if spec.type is None else find_task_type(spec.type)
+    _refuse_unfit(spec, profile)
     for param, name in _named_columns(spec):
         if profile.column(name) is None:
             raise MissingColumnError(name, there=profile.names, split="train", param=param)
@@ -62,7 +74,7 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     elif declared is not None:
         is_about_images = declared.inputs.use == "image"
     else:
-        is_about_images = not text and any(each.kind == "image" for each in profile.columns)
+        is_about_images = not text and bool(_of_kinds(profile, ["image"], excluded=[]))
     if is_about_images:
         image = image or _only(profile, ["image"], "image", excluded=[spec.label])
     label = spec.label or _infer_label(profile, excluded=[*text, image])
@@ -71,6 +83,37 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     kind = spec.type or _infer_type(profile, label, is_about_images=is_about_images)
     _check_inputs(kind, text=text, image=image)
     return replace(spec, type=kind, text=text, label=label, image=image)
+
+
+def infer_label(profile: DatasetProfile) -> str | None:
+    """Return the label that :func:`infer_task` infers, even if the rest of the task is uncertain.
+
+    Args:
+        profile: of the data set.
+
+    Returns:
+        The column's name; None if several columns could be the label, or none.
+    """
+    images = _of_kinds(profile, ["image"], excluded=[])
+    try:
+        return _infer_label(profile, excluded=images)
+    except AmbiguousTaskError:
+        return None
+
+
+def _refuse_unfit(spec: TaskSpec, profile: DatasetProfile) -> None:
+    """Raise if no task can use one of the task's columns."""
+    params = {name: param for param, name in _named_columns(spec)}
+    for column in profile.columns:
+        if column.name in params and column.unfit is not None:
+            raise DataError(
+                column.unfit.reason,
+                split="train",
+                row=column.unfit.row,
+                line=column.unfit.line,
+                column=column.name,
+                param=params[column.name],
+            )
 
 
 def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
@@ -102,16 +145,18 @@ def check_certain_task(profile: DatasetProfile) -> None:
     """Refuse unusable rows of an upload if the columns fit only one task.
 
     The task is uncertain if there are several columns of text and the label is a number that is not
-    named as a label: another column may be the label. The job then decides.
+    named as a label: another column may be the label. It is too if no task can use one of several
+    columns of text. The job then decides.
 
     Raises:
         DataError: the task cannot use some rows.
     """
     try:
-        task = infer_task(TaskSpec(), profile)
+        task = _choose_task(TaskSpec(), profile)
     except DataError:
         return
-    if task.label not in _LABEL_NAMES and len(task.text) > 1:
+    unfit = {column.name for column in profile.columns if column.unfit is not None}
+    if len(task.text) > 1 and (task.label not in _LABEL_NAMES or unfit.intersection(task.text)):
         return
     for error in _obstacles(task, profile, splits=("train", "validation", "test")):
         if error.split != "test" or error.column != task.label:  # test needs no labels
@@ -151,10 +196,15 @@ def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
     declared = find_task_type(task.type)
     if declared.num_labels is not None:
         return declared.num_labels
-    if profile is None or declared.label.use != "label":  # other uses have no classes to count
-        return None
-    column = profile.column(str(task.label))
+    column = None if profile is None else find_class_column(task, profile)
     return None if column is None else column.num_classes
+
+
+def find_class_column(task: TaskSpec, profile: DatasetProfile) -> ColumnProfile | None:
+    """Return the column of a task's classes; None if its type has none, or is not known."""
+    if task.type is None or find_task_type(task.type).label.use != "label":
+        return None
+    return profile.column(str(task.label))
 
 
 def _named_columns(spec: TaskSpec) -> list[tuple[str, str]]:
@@ -177,14 +227,28 @@ def _check_inputs(name: str, *, text: tuple[str, ...], image: str | None) -> Non
 
 
 def _infer_label(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> str:
+    unique = [column.name for column in profile.columns if _holds_unique_texts(column, profile)]
     for name in _LABEL_NAMES:
-        if name in profile.names and name not in excluded:
-            return name
+        column = profile.column(name)
+        if column is None or name in excluded:
+            continue
+        if column.left_out == "index":  # another column would be taken silently
+            raise _doubt(profile, "label", f"the column {name!r} is the table's index")
+        if name in unique:
+            raise _doubt(profile, "label", f"every row has another text in {name!r}")
+        return name
     beside_images = any(
         column.kind == "image" and column.name in excluded for column in profile.columns
     )
     kinds: tuple[Kind, ...] = (*_LABEL_KINDS, "text") if beside_images else _LABEL_KINDS
-    return _only(profile, kinds, "label", excluded=excluded)
+    return _only(profile, kinds, "label", excluded=[*excluded, *unique])
+
+
+def _holds_unique_texts(column: ColumnProfile, profile: DatasetProfile) -> bool:
+    """Return whether a column is a text or an id of each row, rather than a class."""
+    rows = profile.rows["train"]
+    is_unique = column.kind == "text" and column.num_classes == rows
+    return is_unique and are_many_classes(rows, rows=rows)
 
 
 def _infer_text(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> tuple[str, ...]:
@@ -239,12 +303,13 @@ def _of_kinds(
     return [
         column.name
         for column in profile.columns
-        if column.kind in kinds and column.name not in excluded
+        if column.kind in kinds and column.name not in excluded and column.left_out != "index"
     ]
 
 
 def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskError:
-    return AmbiguousTaskError(f"{reason}; the columns are {listed(profile.names)}", param=param)
+    columns = f"the columns are {listed(profile.names)}{describe_left_out(profile.notes)}"
+    return AmbiguousTaskError(f"{reason}; {columns}", param=param)
 
 
 def _obstacles(
@@ -265,8 +330,15 @@ def _obstacles(
                 excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)
                 problem = excluded or problem
             if problem is not None:
-                reason, row = problem.reason, problem.row
-                found.append(DataError(reason, split=split, row=row, column=name, param=param))
+                error = DataError(
+                    problem.reason,
+                    split=split,
+                    row=problem.row,
+                    line=problem.line,
+                    column=name,
+                    param=param,
+                )
+                found.append(error)
         if split != "train":  # missing columns come before rows, and of them the inputs first
             found.sort(
                 key=lambda error: (

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hifi.data.cells import BOOLEANS, MISSING, PADDING, number
+from hifi.data.classes.names import find_alike
 from hifi.data.profile import Problem
-from hifi.errors import quoted
+from hifi.errors import quoted, shorten
 
 if TYPE_CHECKING:
     from hifi.data.scan import ColumnScan
@@ -82,6 +83,9 @@ def unknown_label(label: Label, *, row: int, known: Sequence[Label]) -> Problem:
         shown.append(name)
     classes = ", ".join([*shown, "…"] if len(known) > len(shown) else shown)
     reason = f"the label {quoted(label)} does not occur in train; known are {classes}"
+    similar = [str(name) for name in known if find_alike([str(label), str(name)])]
+    if similar:
+        reason += f"; it looks like {shorten(ascii(similar[0]), characters=_NAMED_CHARACTERS)}"
     return Problem(row=row, reason=reason)
 
 
@@ -94,10 +98,12 @@ def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable
 
     Returns:
         A function that returns integers; texts for a column of texts, of booleans (``false`` and
-        ``true``) or of numbers with names. Whole floating-point numbers become integers. It raises
-        ValueError with the reason if a value is not a label.
+        ``true``) or of numbers with names. Whole floating-point numbers become integers; of cells
+        only those written as in :mod:`hifi.data.cells`. It raises ValueError with the reason if a
+        value is not a label.
     """
     looks = column.appearance.looks
+    are_integral = column.appearance.are_integral
     class_of = {str(label): label for label in known}
     is_usable = column.kind in _USABLE or (column.are_cells and bool(known))
 
@@ -106,7 +112,7 @@ def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable
             value = (
                 _by_classes(value, class_of=class_of, are_floats=looks == "float64")
                 if known
-                else _by_looks(value, looks)
+                else _by_looks(value, looks, are_integral=are_integral)
             )
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise ValueError("the label is missing")
@@ -115,7 +121,8 @@ def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable
                 "a label must be a whole number, a text or a boolean; this column holds "
                 f"{column.type}"
             )
-        return _as_label(value, names=column.class_names)
+        label = _as_label(value, names=column.class_names)
+        return class_of.get(str(label), label)  # a file with types and one without agree
 
     return read
 
@@ -137,7 +144,7 @@ def _as_label(value: object, *, names: tuple[str, ...] | None) -> Label:
     return text
 
 
-def _by_looks(cell: str, looks: str) -> object:
+def _by_looks(cell: str, looks: str, *, are_integral: bool) -> object:
     """Convert a cell of the training split to the type that all cells of its column look like."""
     word = cell.strip(PADDING)
     if looks == "string":
@@ -145,7 +152,7 @@ def _by_looks(cell: str, looks: str) -> object:
     if word in MISSING:
         return None
     if looks == "float64":
-        return number(word)
+        return number(word) if are_integral else cell
     return int(word) if looks == "int64" else word.lower()
 
 

@@ -4,13 +4,16 @@ A profile is stored as plain JSON in the data set's row::
 
     {"version": 1, "splits": {"train": 400, "validation": 40}, "columns": [
         {"name": "label", "type": "int64", "kind": "integer", "cells": true,
-         "classes": {"count": 2},
+         "classes": {"count": 2, "labels": ["no", "yes"], "single": {"count": 1, "some": ["no"]}},
          "problems": {"label": {"validation": {"row": 3, "reason": "the label is missing"}}}}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
 (``text``, ``label``, ``target``, ``image``) and each split the first row that training would
 refuse, and the reason, which quotes only short values. Uses that a column's kind excludes have no
-entry. A column takes 100 bytes to 2 KB.
+entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and ``single`` if
+some of few classes occur in a single row. A column that is no column unless it
+is named (a table's index, or one that no task can use) has ``"left_out"``. A column takes 100 bytes
+to 3 KB.
 """
 
 from __future__ import annotations
@@ -19,19 +22,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from hifi.data.classes.names import find_alike
 from hifi.data.task_types import Use
+from hifi.errors import DataError
 
 Kind = Literal["text", "integer", "boolean", "float", "whole", "image", "null", "other"]
+LeftOut = Literal["index", "unfit"]
+INDEX_NOTE = "it is the table's index; name it to use it"
 USES: tuple[Use, ...] = get_args(Use)
 _VERSION = 1
+_NAMED_NOTES = 3  # columns that a message lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The reason why a use is not possible; row None is the whole column."""
+    """The reason why a use is not possible; row None is the whole column.
+
+    The line is that of the uploaded text file on which the row begins, if it is known.
+    """
 
     row: int | None
     reason: str
+    line: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {name: value for name, value in vars(self).items() if name != "line" or value}
+
+
+def describe_left_out(notes: Mapping[str, str]) -> str:
+    """Return the end of a message that lists the left out columns; empty if there are none.
+
+    Args:
+        notes: why each is left out, by name.
+    """
+    if not notes:
+        return ""
+    shown = [f"{name!r} ({note})" for name, note in list(notes.items())[:_NAMED_NOTES]]
+    return f"; left out: {', '.join(shown)}{', …' if len(notes) > _NAMED_NOTES else ''}"
 
 
 def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem | None:
@@ -46,6 +74,19 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
 
 
 @dataclass(frozen=True, kw_only=True)
+class SingleClasses:
+    """The classes that occur in a single row of the training split.
+
+    Attributes:
+        count: their number.
+        some: the first of them, in the order of the classes.
+    """
+
+    count: int
+    some: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnProfile:
     """One column of the training split, and the columns of that name in the other splits.
 
@@ -55,7 +96,11 @@ class ColumnProfile:
         kind: how a task can use it; ``whole``: floating-point numbers without fractions.
         are_cells: whether it comes from a delimited file, and can be read as texts in any case.
         num_classes: the number of classes if it is the label; None if too many to count.
+        labels: the classes, in the order of the logits; None if they are long or too many.
+        single_classes: those with a single row; None if there are none, or they are not known.
         problems: by use and split.
+        left_out: why it is not among the columns: it is a table's index, which a task may name, or
+            no task can use it; every use has the same problem then.
     """
 
     name: str
@@ -63,37 +108,79 @@ class ColumnProfile:
     kind: Kind
     are_cells: bool = False
     num_classes: int | None = None
+    labels: tuple[str | int, ...] | None = None
+    single_classes: SingleClasses | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
+    left_out: LeftOut | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; none if there are more than a few."""
+        return tuple(map(str, self.labels or ()))
+
+    @property
+    def classes_alike(self) -> list[list[str]]:
+        """The groups of named classes that look alike."""
+        return find_alike(self.class_names)
+
+    @property
+    def unfit(self) -> Problem | None:
+        """The problem of a column that no task can use; None for others."""
+        return self.problems["text"]["train"] if self.left_out == "unfit" else None
+
+    @property
+    def note(self) -> str | None:
+        """Why the column is left out, in words; None if it is not."""
+        if self.unfit is not None:
+            return str(DataError(self.unfit.reason, row=self.unfit.row, line=self.unfit.line))
+        return None if self.left_out is None else INDEX_NOTE
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
+        classes: dict[str, Any] = {"count": self.num_classes}
+        if self.labels is not None:
+            classes["labels"] = list(self.labels)
+        if self.single_classes is not None:
+            single = self.single_classes
+            classes["single"] = {"count": single.count, "some": list(single.some)}
         document: dict[str, Any] = {
             "name": self.name,
             "type": self.type,
             "kind": self.kind,
             "cells": self.are_cells,
-            "classes": {"count": self.num_classes},
+            "classes": classes,
         }
         problems = {
-            use: {split: vars(problem) for split, problem in found.items()}
+            use: {split: problem.to_json() for split, problem in found.items()}
             for use, found in self.problems.items()
             if found
         }
-        return {**document, "problems": problems} if problems else document
+        return {
+            **document,
+            **({"problems": problems} if problems else {}),
+            **({"left_out": self.left_out} if self.left_out else {}),
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read the result of :meth:`to_json`."""
+        classes = document["classes"]
+        labels, single = classes.get("labels"), classes.get("single")
         return cls(
             name=document["name"],
             type=document["type"],
             kind=document["kind"],
             are_cells=document["cells"],
-            num_classes=document["classes"]["count"],
+            num_classes=classes["count"],
+            labels=None if labels is None else tuple(labels),
+            single_classes=None
+            if single is None
+            else SingleClasses(count=single["count"], some=tuple(single["some"])),
             problems={
                 use: {split: Problem(**entry) for split, entry in found.items()}
                 for use, found in document.get("problems", {}).items()
             },
+            left_out=document.get("left_out"),
         )
 
 
@@ -103,7 +190,7 @@ class DatasetProfile:
 
     Attributes:
         rows: by split.
-        columns: in the order of the training split.
+        columns: in the order of the training split; those that no task can use are the last.
     """
 
     rows: Mapping[str, int]
@@ -111,8 +198,13 @@ class DatasetProfile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns' names."""
-        return tuple(column.name for column in self.columns)
+        """The columns' names, without those that are left out."""
+        return tuple(column.name for column in self.columns if column.left_out is None)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Why columns are left out, by name."""
+        return {column.name: column.note for column in self.columns if column.note is not None}
 
     def column(self, name: str) -> ColumnProfile | None:
         """Return the column of a name; None if it does not exist."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.data.labels import other_labels, train_labels
-from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem
+from hifi.data.formats.limits import too_many_characters
+from hifi.data.labels import Label, label_reader, other_labels, train_labels
+from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
+from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
 from hifi.errors import DataError, quoted
 
 if TYPE_CHECKING:
     from hifi.data.task_types import Use
 
+_NAMED_CLASSES = 20  # of more, a profile keeps no names
 _NUMBERS = frozenset({"integer", "float", "whole"})
+_LABEL_CHARACTERS = 1000  # of all labels of a column: a data set has up to a thousand columns
+_SINGLE_CLASSES = 5  # named of those that occur in a single row
 Columns = Mapping[str, ColumnScan]
 
 
@@ -28,7 +35,9 @@ def check_splits(splits: Mapping[str, Columns]) -> None:
     for split, columns in splits.items():
         for name, column in splits["train"].items():
             other = columns.get(name)
-            if other is not None and not _go_together(column, other):
+            if other is None or column.unfit or other.unfit:
+                continue
+            if not _go_together(column, other):
                 raise DataError(
                     f"the column holds {other.type}, in train it holds {column.type}",
                     column=name,
@@ -55,21 +64,31 @@ def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> D
         rows: of each split.
     """
     columns = [
-        _profile_column(name, train, {split: found.get(name) for split, found in splits.items()})
+        _profile_column(
+            name,
+            train,
+            {split: found.get(name) for split, found in splits.items()},
+            rows=rows["train"],
+        )
         for name, train in splits["train"].items()
     ]
     return DatasetProfile(rows=rows, columns=columns)
 
 
 def _profile_column(
-    name: str, train: ColumnScan, scans: Mapping[str, ColumnScan | None]
+    name: str, train: ColumnScan, scans: Mapping[str, ColumnScan | None], *, rows: int
 ) -> ColumnProfile:
-    classes, label_problem = train_labels(train)
+    classes, label_problem = (None, None) if train.unfit else train_labels(train)
+    count = None if classes is None else len(classes)
+    # The values of other columns are nobody's business.
+    labels = None if are_many_classes(count, rows=rows) else classes
     problems: dict[Use, dict[str, Problem]] = {use: {} for use in USES}
     for split, column in scans.items():
         found: dict[Use, Problem | None]
         if column is None:
             found = dict.fromkeys(USES, Problem(row=None, reason=f"{split} has no such column"))
+        elif column.unfit is not None:
+            found = dict.fromkeys(USES, column.unfit)
         else:
             is_train = split == "train"
             found = {
@@ -86,16 +105,74 @@ def _profile_column(
         type=train.type,
         kind=train.kind,
         are_cells=train.are_cells,
-        num_classes=None if classes is None else len(classes),
+        num_classes=count,
+        labels=None if labels is None else _short_labels(labels),
+        single_classes=None if labels is None else _single_classes(train, labels),
         problems=problems,
+        left_out="unfit" if train.unfit else "index" if train.is_index else None,
     )
+
+
+def _short_labels(classes: Sequence[Label]) -> tuple[Label, ...] | None:
+    """Return the classes if they are few and short enough to be stored."""
+    return tuple(classes) if len("".join(map(str, classes))) <= _LABEL_CHARACTERS else None
+
+
+def _single_classes(train: ColumnScan, classes: Sequence[Label]) -> SingleClasses | None:
+    """Return the classes that occur in a single row, if there are any."""
+    read = label_reader(train)
+    rows: Counter[Label] = Counter()
+    for value, count in train.distinct.counts.items():
+        try:
+            rows[read(value)] += count
+        except ValueError:  # the column cannot be the label, which another function reports
+            return None
+    single = [label for label in classes if rows[label] == 1]
+    if not single:
+        return None
+    return SingleClasses(count=len(single), some=tuple(single[:_SINGLE_CLASSES]))
+
+
+def rows_with_problems(profile: DatasetProfile, *, split: str) -> set[int]:
+    """Return the rows of a split that a profile names."""
+    problems = (found.get(split) for each in profile.columns for found in each.problems.values())
+    return {each.row for each in problems if each is not None and each.row is not None}
+
+
+def add_lines(profile: DatasetProfile, lines: Mapping[str, Mapping[int, int]]) -> DatasetProfile:
+    """Add to every problem the line of its row.
+
+    Args:
+        profile: without lines.
+        lines: by split and row, as far as they are known.
+    """
+
+    def located(split: str, problem: Problem) -> Problem:
+        line = None if problem.row is None else lines[split].get(problem.row)
+        return replace(problem, line=line)
+
+    columns = [
+        replace(
+            column,
+            problems={
+                use: {split: located(split, problem) for split, problem in found.items()}
+                for use, found in column.problems.items()
+            },
+        )
+        for column in profile.columns
+    ]
+    return replace(profile, columns=columns)
 
 
 def text_problem(column: ColumnScan) -> Problem | None:
     """Return the first row without a text, in a column that can be read as texts."""
     if column.misfit("text") is not None:
         return None
-    return _first([(column.blank, "the text is empty"), (column.missing, "the text is missing")])
+    rows = [(column.blank, "the text is empty"), (column.missing, "the text is missing")]
+    if column.too_long is not None:
+        row, characters = column.too_long
+        rows.append((row, too_many_characters(characters)))
+    return _first(rows)
 
 
 def target_problem(column: ColumnScan) -> Problem | None:

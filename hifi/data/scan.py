@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hifi.data.cells import MOST_FLOAT32, Appearance
+from hifi.data.formats.checks import first_too_long
 from hifi.data.profile import Kind, Problem, misfit
 from hifi.data.types import first_true, is_image, is_text, type_name
 
 if TYPE_CHECKING:
+    from hifi.data.formats.reader import Unfit
     from hifi.data.task_types import Use
 
 Value = str | int | float | bool
@@ -51,16 +54,18 @@ _BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
 
 @dataclass
 class FirstRows:
-    """Distinct values and the first row of each, up to a limit.
+    """Distinct values, the first row of each and the number of its rows, up to a limit.
 
     Attributes:
         most: the limit.
-        rows: by value.
+        rows: the first row, by value.
+        counts: the number of rows, by value.
         is_full: whether there are more values.
     """
 
     most: int
     rows: dict[Value, int] = field(default_factory=dict)
+    counts: Counter[Value] = field(default_factory=Counter)
     is_full: bool = False
     _bytes: int = 0
 
@@ -77,10 +82,14 @@ class FirstRows:
             array = array.cast(pa.float32())
         codes = array.dictionary_encode()
         places = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        numbers, firsts = np.unique(places, return_index=True)
-        for code, place in sorted(zip(numbers, firsts, strict=True), key=lambda pair: pair[1]):
-            if code >= 0 and not self._keep(codes.dictionary[code].as_py(), first_row + int(place)):
+        found = np.unique(places, return_index=True, return_counts=True)
+        for code, place, count in sorted(zip(*found, strict=True), key=lambda entry: entry[1]):
+            if code < 0:
+                continue
+            value = codes.dictionary[code].as_py()
+            if not self._keep(value, first_row + int(place)):
                 return
+            self.counts[value] += int(count)
 
     def _keep(self, value: Value, row: int) -> bool:
         if value in self.rows or (isinstance(value, float) and math.isnan(value)):
@@ -106,10 +115,13 @@ class ColumnScan:
         missing: row of a null.
         nan: row of a NaN.
         blank: row of an empty text, or one of only white space.
+        too_long: row and characters of a text that is too long for every task.
         not_finite: row and value of a number that is not finite in 32 bits.
         image: the first value that is not an image.
         appearance: of cells; a null is an empty cell.
         are_whole: whether floating-point numbers are all whole.
+        is_index: whether the column is a table's index.
+        unfit: why no task can use the column, which is not scanned then.
     """
 
     arrow_type: pa.DataType
@@ -119,10 +131,13 @@ class ColumnScan:
     missing: int | None = None
     nan: int | None = None
     blank: int | None = None
+    too_long: tuple[int, int] | None = None
     not_finite: tuple[int, float] | None = None
     image: Problem | None = None
     appearance: Appearance = field(default_factory=Appearance)
     are_whole: bool = True
+    is_index: bool = False
+    unfit: Problem | None = None
 
     @property
     def type(self) -> str:
@@ -155,6 +170,8 @@ class ColumnScan:
             if self.blank is None:
                 trimmed = pc.utf8_trim(array, characters=BLANKS)
                 self.blank = first_true(pc.equal(trimmed, ""), start=first_row)
+            if self.too_long is None:
+                self.too_long = first_too_long(array, first_row=first_row)
         elif pa.types.is_floating(self.arrow_type):
             self._add_floats(array, first_row)
         elif is_image(self.arrow_type):
@@ -207,8 +224,24 @@ def _is_image(content: bytes) -> bool:
     return is_image(content)
 
 
+def unfit_scans(columns: Mapping[str, Unfit]) -> dict[str, ColumnScan]:
+    """Return the scans of the columns of a split that no task can use."""
+    return {
+        name: ColumnScan(
+            arrow_type=found.type,
+            distinct=FirstRows(0),
+            unfit=Problem(row=found.row, reason=found.reason),
+        )
+        for name, found in columns.items()
+    }
+
+
 def scan_columns(
-    schema: pa.Schema, *, cells: Collection[str], class_names: Mapping[str, tuple[str, ...]]
+    schema: pa.Schema,
+    *,
+    cells: Collection[str],
+    class_names: Mapping[str, tuple[str, ...]],
+    index: Collection[str] = (),
 ) -> dict[str, ColumnScan]:
     """Return empty scans for the columns of a split, in their order.
 
@@ -216,6 +249,7 @@ def scan_columns(
         schema: of the split.
         cells: the columns that hold a delimited file's cells.
         class_names: of columns that name their classes.
+        index: the columns that are a table's index.
     """
     most = max(100, min(_MOST_DISTINCT, _ALL_DISTINCT // max(1, len(schema))))
     return {
@@ -224,6 +258,7 @@ def scan_columns(
             distinct=FirstRows(most),
             are_cells=field.name in cells,
             class_names=class_names.get(field.name),
+            is_index=field.name in index,
         )
         for field in schema
     }

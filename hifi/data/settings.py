@@ -7,7 +7,7 @@ job spec, the OpenAPI document and the options of the commands are built from th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cache
 from operator import ge, gt, le, lt
 from types import MappingProxyType, NoneType
@@ -16,15 +16,30 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 from annotated_types import BaseMetadata, GroupedMetadata, Interval
 
 from hifi.arguments import check_count, check_integer, check_number
+from hifi.data.allotments import (
+    DEFAULT_K,
+    Allotment,
+    Budget,
+    LayerWise,
+    Strategy,
+    make_allotment,
+)
 from hifi.errors import InvalidArgumentError
 
-Strategy = Literal["layer-wise", "mid-top"]
+Score = Literal["pagerank", "information", "gradient", "gradient-ratio", "output-norm", "random"]
 Teleport = Literal["information", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
+HeadStart = Literal["auto", "keep", "probe", "random"]
 
 DEFAULT_XI = 0.9
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run
 _DEFAULT_SAMPLES = 300
+
+# The scores of the loss's gradient: they need labels, and a backbone in float32.
+GRADIENT_SCORES: tuple[Score, ...] = ("gradient", "gradient-ratio")
+
+# Settings that records leave out where they have these values, as records of before them do.
+IMPLIED: Mapping[str, Any] = MappingProxyType({"score": "pagerank", "budget": None})
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Setting(GroupedMetadata):
         of: what it counts, if a model or a data set has only so many.
         names: its names in documents and options; the first is used in output.
         unset: the meaning of None, if allowed.
+        is_recorded: whether head deltas and checkpoints record it; not if no result depends on it.
         name: of the field, and of the argument of ``finetune``.
         type: ``int``, ``float``, or ``str`` for a choice.
         choices: the allowed texts; empty for a number.
@@ -60,6 +76,7 @@ class Setting(GroupedMetadata):
     of: str | None = None
     names: tuple[str, ...] = ()
     unset: str | None = None
+    is_recorded: bool = True
     name: str = ""
     type: type = str
     choices: tuple[str, ...] = ()
@@ -157,15 +174,33 @@ def _read_declarations(kind: type) -> Mapping[str, Setting]:
 class Scoring(RunSettings):
     """How heads are scored and selected."""
 
+    score: Annotated[
+        Score,
+        Setting(
+            "the number that ranks heads: pagerank is the paper's; the gradients need labels and "
+            "float32"
+        ),
+    ] = "pagerank"
     k: Annotated[
-        int,
+        int | None,
         Setting(
             "heads to select per layer (key-value groups if keys are grouped)",
             ge=1,
             most=1024,
-            of="heads of a layer",
+            of=LayerWise.counts,
+            unset=f"{DEFAULT_K}, unless there is a budget",
         ),
-    ] = 3
+    ] = None
+    budget: Annotated[
+        int | None,
+        Setting(
+            "heads to select in the whole model, instead of k; with strategy budget",
+            ge=1,
+            most=1_000_000,
+            of=Budget.counts,
+            unset="none",
+        ),
+    ] = None
     xi: Annotated[
         float | None,
         Setting(
@@ -180,7 +215,11 @@ class Scoring(RunSettings):
         float, Setting("d of Eq. (10), PageRank's damping", ge=0, lt=1, names=("d", "damping"))
     ] = 0.85
     strategy: Annotated[
-        Strategy, Setting("select in every layer, or in the upper half of the layers only")
+        Strategy,
+        Setting(
+            "select k heads in every layer, or in those of the upper half only, or as many heads "
+            "as the budget says wherever they are"
+        ),
     ] = "layer-wise"
     teleport: Annotated[
         Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
@@ -195,6 +234,50 @@ class Scoring(RunSettings):
             unset=f"{_DEFAULT_SAMPLES}, or all rows if there are fewer",
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.allotment  # raises if k, budget and strategy do not go together
+
+    @property
+    def allotment(self) -> Allotment:
+        """How many heads each layer gets.
+
+        Raises:
+            InvalidArgumentError: ``k``, ``budget`` and ``strategy`` do not go together.
+        """
+        return make_allotment(self.strategy, k=self.k, budget=self.budget)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise if the score cannot be computed on a backbone in a dtype.
+
+        Args:
+            dtype: its name, such as ``bfloat16``.
+
+        Raises:
+            InvalidArgumentError: a gradient in fewer than 32 bits, where small ones vanish.
+        """
+        if self._is_too_narrow(dtype):
+            limit = f'float32 weights, and these are {dtype}; load them with dtype="float32"'
+            raise InvalidArgumentError("score", value=self.score, limit=f"a gradient needs {limit}")
+
+    def check_precision(self, precision: Precision, *, dtype: str) -> None:
+        """Raise if the score cannot be computed with a run's precision.
+
+        Args:
+            precision: of the run.
+            dtype: that of the backbone with this precision.
+
+        Raises:
+            InvalidArgumentError: a gradient in fewer than 32 bits, where small ones vanish.
+        """
+        if self._is_too_narrow(dtype):
+            reason = "" if precision == dtype else f", and {precision} is {dtype} on this device"
+            limit = f'score={self.score!r} needs precision="float32"{reason}'
+            raise InvalidArgumentError("precision", value=precision, limit=limit)
+
+    def _is_too_narrow(self, dtype: str) -> bool:
+        return self.score in GRADIENT_SCORES and dtype not in ("float32", "float64")
 
     @property
     def share(self) -> float:
@@ -222,16 +305,36 @@ class Scoring(RunSettings):
         Raises:
             InvalidArgumentError: more samples than rows.
         """
-        return {
-            **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
+        given = {name: getattr(self, name) for name in declared(Scoring)}
+        meant = {
+            "k": self.allotment.k,
             "xi": self.share,
             "n_samples": self.count_samples(rows=rows),
         }
+        return describe_scoring(Scoring(**{**given, **meant}))  # of a subclass, this part alone
+
+
+def describe_scoring(settings: object) -> dict[str, Any]:
+    """Return the settings of scoring for a record, by their first names.
+
+    Args:
+        settings: has them as attributes.
+
+    Returns:
+        Plain JSON, without the settings that :data:`IMPLIED` stands for; a score of None is left
+        out too.
+    """
+    entries = {each.names[0]: getattr(settings, name) for name, each in declared(Scoring).items()}
+    return {
+        name: value
+        for name, value in entries.items()
+        if name not in IMPLIED or value not in (None, IMPLIED[name])
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters(RunSettings):
-    """The hyperparameters of training; they are stored in the head delta."""
+    """The hyperparameters of training; the recorded ones are stored in the head delta."""
 
     epochs: Annotated[int, Setting("passes over the training split", ge=1, most=1000)] = 3
     learning_rate: Annotated[
@@ -254,7 +357,8 @@ class Hyperparameters(RunSettings):
     seed: Annotated[
         int,
         Setting(
-            "random seed of task head, calibration samples, the order of the data and dropout",
+            "random seed of task head, linear probe, calibration samples, score random, the order "
+            "of the data and dropout",
             ge=0,
             most=2**63 - 1,
         ),
@@ -269,11 +373,28 @@ class Hyperparameters(RunSettings):
         int | None,
         Setting("stop after this many evaluations without gain", ge=1, most=1000, unset="never"),
     ] = None
+    head_start: Annotated[
+        HeadStart,
+        Setting(
+            "where the task head starts: keep the model's own, which must fit the labels; from a "
+            "linear probe of the frozen model; at random; auto keeps one that fits, else probes"
+        ),
+    ] = "auto"
+    max_seconds: Annotated[
+        float | None,
+        Setting(
+            "stop with an error after this many seconds of running",
+            gt=0,
+            unset="no limit",
+            is_recorded=False,
+        ),
+    ] = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the hyperparameters as plain JSON."""
-        return asdict(self)
+        """Return the recorded hyperparameters as plain JSON."""
+        settings = declared(Hyperparameters).items()
+        return {name: getattr(self, name) for name, each in settings if each.is_recorded}
 
 
 # Hyperparameters that also affect the scores of the heads.
-SCORED_WITH = ("precision", "seed", "max_length", "batch_size")
+SCORED_WITH = ("precision", "seed", "max_length", "batch_size", "head_start")

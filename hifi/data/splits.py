@@ -11,22 +11,28 @@ stored as Parquet without loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
+from PIL import Image
 
-from hifi.data.columns import CELLS_FEATURE
+from hifi.data.columns import CELLS_FEATURE, profile_split
 from hifi.data.formats import ENDINGS
 from hifi.data.formats.checks import first_misfit
 from hifi.data.formats.limits import UNLIMITED, Budget
-from hifi.data.formats.reader import open_reader
+from hifi.data.formats.reader import Reader, Unfit, find_lines, open_reader
+from hifi.data.images import upright
 from hifi.errors import DataError, MissingColumnError, in_split, quoted
+
+if TYPE_CHECKING:
+    from hifi.data.profile import DatasetProfile
 
 Source: TypeAlias = (
     str | Path | Dataset | pd.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -37,7 +43,50 @@ _HUB_KEYS = frozenset({"hub", "config", "revision", "split"})
 _UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, OSError)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedSplit:
+    """One split.
+
+    Attributes:
+        dataset: its rows.
+        unfit: further columns of the source, which no task can use.
+        index: the columns that are a table's index; None if only their names can show it.
+    """
+
+    dataset: Dataset
+    unfit: Mapping[str, Unfit]
+    index: Collection[str] | None
+
+    @property
+    def profile(self) -> DatasetProfile:
+        """The profile of the split, if it is the training split."""
+        return profile_split(self.dataset, unfit=self.unfit, index=self.index)
+
+
+@contextmanager
+def named_lines(sources: Mapping[str, Source | None]) -> Iterator[None]:
+    """Add the line of the file to every :class:`DataError` from the block that names a row.
+
+    Args:
+        sources: by split.
+    """
+    try:
+        yield
+    except DataError as error:
+        source = sources.get(error.split or "")
+        if isinstance(source, str | Path) and error.row is not None and error.line is None:
+            path, ending = _find_file(Path(source))
+            with suppress(OSError):
+                error.line = find_lines(path, ending=ending, rows={error.row}).get(error.row)
+        raise
+
+
 def load_split(source: Source, *, split: str, columns: Sequence[str] | None = None) -> Dataset:
+    """Load the rows of one split into memory, as :func:`read_split` does."""
+    return read_split(source, split=split, columns=columns).dataset
+
+
+def read_split(source: Source, *, split: str, columns: Sequence[str] | None = None) -> LoadedSplit:
     """Load one split into memory.
 
     Args:
@@ -47,35 +96,37 @@ def load_split(source: Source, *, split: str, columns: Sequence[str] | None = No
             of rows; a dict of columns; a pandas DataFrame.
         split: ``train``, ``validation`` or ``test``; for messages and for the hub.
         columns: the required columns, which must exist and be well-formed; others are dropped. By
-            default all columns are kept.
+            default all columns that a task can use are kept.
 
     Returns:
-        A data set of at least one row.
+        At least one row.
 
     Raises:
         DataError: the split cannot be read; the error has row and column if they are the cause.
     """
+    unfit: dict[str, Unfit] = {}
+    index: Collection[str] | None = None
     if isinstance(source, str | Path):
-        with in_split(split):
-            dataset = _read_file(Path(source), columns=columns)
+        with named_lines({split: source}), in_split(split):
+            dataset, reader = _read_file(Path(source), columns=columns)
+            unfit, index = dict(reader.unfit), reader.index
     elif isinstance(source, Mapping) and isinstance(source.get("hub"), str):
         dataset = _read_hub(source, split=split)
     else:
-        dataset = _read_memory(source, split=split, columns=columns)
+        with in_split(split):
+            dataset, unfit = _read_memory(source, columns=columns)
     if len(dataset) == 0:
         raise DataError("there are no rows", split=split)
-    if columns is None:
-        return dataset
-    for name in columns:
-        if name not in dataset.column_names:
-            raise MissingColumnError(name, there=dataset.column_names, split=split)
-    return dataset.select_columns(list(dict.fromkeys(columns)))
+    if columns is not None:
+        for name in columns:
+            if name not in dataset.column_names:
+                raise MissingColumnError(name, there=dataset.column_names, split=split)
+        dataset = dataset.select_columns(list(dict.fromkeys(columns)))
+    return LoadedSplit(dataset=dataset, unfit=unfit, index=index)
 
 
-def _read_file(path: Path, *, columns: Sequence[str] | None) -> Dataset:
-    with suppress(RuntimeError, ValueError):  # a file may be called "~stranger/x" literally
-        path = path.expanduser()
-    ending = path.suffix.lower()
+def _read_file(path: Path, *, columns: Sequence[str] | None) -> tuple[Dataset, Reader]:
+    path, ending = _find_file(path)
     if ending not in ENDINGS:
         raise DataError(
             f"{str(path)!r} does not end with one of {', '.join(ENDINGS)}; for a hub data set use "
@@ -91,17 +142,25 @@ def _read_file(path: Path, *, columns: Sequence[str] | None) -> Dataset:
     table = table.replace_schema_metadata(dict(reader.metadata))
     features = datasets.Features.from_arrow_schema(table.schema)
     cells = dict.fromkeys(reader.cells, CELLS_FEATURE)
-    return Dataset(
+    dataset = Dataset(
         datasets.table.InMemoryTable(table),
         info=datasets.DatasetInfo(features=datasets.Features({**features, **cells})),
         fingerprint="in-memory",
     )
+    return dataset, reader
 
 
-def _refuse_twice(names: Sequence[str], *, split: str) -> None:
+def _find_file(path: Path) -> tuple[Path, str]:
+    """Return the path that a user means, and its ending."""
+    with suppress(RuntimeError, ValueError):  # a file may be called "~stranger/x" literally
+        path = path.expanduser()
+    return path, path.suffix.lower()
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise DataError("the column occurs more than once", split=split, column=name)
+            raise DataError("the column occurs more than once", column=name)
 
 
 def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
@@ -126,13 +185,15 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
     return dataset
 
 
-def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -> Dataset:
+def _read_memory(
+    source: object, *, columns: Sequence[str] | None
+) -> tuple[Dataset, dict[str, Unfit]]:
     if isinstance(source, datasets.DatasetDict):
-        raise DataError(f"several splits were passed, {sorted(source)}; pass one", split=split)
+        raise DataError(f"several splits were passed, {sorted(source)}; pass one")
     if isinstance(source, Dataset):
-        return source
+        return source, {}
     if isinstance(source, pd.DataFrame):
-        _refuse_twice([str(name) for name in source.columns], split=split)
+        _refuse_twice([str(name) for name in source.columns])
         whole = source.astype(object).where(source.notna(), None)
         source = {str(name): whole[name].tolist() for name in whole.columns}
     elif isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
@@ -141,39 +202,49 @@ def _read_memory(source: object, *, split: str, columns: Sequence[str] | None) -
     if not isinstance(source, Mapping):
         raise DataError(
             f"a {type(source).__name__} is not a data set; pass a path, a hub data set, a "
-            "datasets.Dataset, a list of rows, a dict of columns or a DataFrame",
-            split=split,
+            "datasets.Dataset, a list of rows, a dict of columns or a DataFrame"
         )
     for name, values in source.items():
         if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-            raise DataError("a list of values is needed", split=split, column=str(name))
+            raise DataError("a list of values is needed", column=str(name))
     table = {name: list(values) for name, values in source.items()}
-    return _from_columns(table, split=split, columns=columns)
+    return _from_columns(table, columns=columns)
 
 
 def _from_columns(
-    table: Mapping[Any, list[Any]], *, split: str, columns: Sequence[str] | None
-) -> Dataset:
-    _refuse_twice([str(name) for name in table], split=split)
-    table = {str(name): values for name, values in table.items()}
-    lengths = {name: len(values) for name, values in table.items()}
+    table: Mapping[Any, list[Any]], *, columns: Sequence[str] | None
+) -> tuple[Dataset, dict[str, Unfit]]:
+    _refuse_twice([str(name) for name in table])
+    kept = {str(name): [_upright(value) for value in values] for name, values in table.items()}
+    lengths = {name: len(values) for name, values in kept.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"columns of different lengths: {lengths}", split=split)
-    kept = table
-    if columns is not None and set(columns) <= set(table):  # a missing column is reported later
-        kept = {name: table[name] for name in columns}
+        raise DataError(f"columns of different lengths: {lengths}")
+    if columns is not None and set(columns) <= set(kept):  # a missing column is reported later
+        kept = {name: kept[name] for name in columns}
     try:
-        return Dataset.from_dict(dict(kept))
+        return Dataset.from_dict(kept), {}
     except _UNFIT as error:
-        for name, values in kept.items():
-            if _fits(values):
-                continue
-            place = first_misfit(values, fit=_fits)
-            value = values[place]
-            why = "does not fit the rows above it" if place else "cannot be stored in a column"
-            reason = f"{quoted(value)} ({type(value).__name__}) {why}"
-            raise DataError(reason, split=split, row=place + 1, column=name) from error
-        raise DataError(f"the columns cannot be converted: {error}", split=split) from error
+        unfit = {name: _find_misfit(values) for name, values in kept.items() if not _fits(values)}
+        if not unfit:
+            raise DataError(f"the columns cannot be converted: {error}") from error
+        if columns is not None or len(unfit) == len(kept):
+            name, found = next(iter(unfit.items()))
+            raise found.error(name) from error
+    return Dataset.from_dict({name: kept[name] for name in kept if name not in unfit}), unfit
+
+
+def _upright(value: object) -> object:
+    """Turn a decoded image upright; its EXIF data would not be stored."""
+    return upright(value, like=value) if isinstance(value, Image.Image) else value
+
+
+def _find_misfit(values: Sequence[Any]) -> Unfit:
+    place = first_misfit(values, fit=_fits)
+    value = values[place]
+    why = "does not fit the rows above it" if place else "cannot be stored in a column"
+    above = Dataset.from_dict({"column": values[:place]}).features.arrow_schema.field(0).type
+    reason = f"{quoted(value)} ({type(value).__name__}) {why}"
+    return Unfit(type=above, row=place + 1, reason=reason)
 
 
 def _fits(values: Sequence[Any]) -> bool:

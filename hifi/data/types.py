@@ -89,8 +89,8 @@ def _scalar_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
     if any(test(kind) for test in _SCALARS) and not pa.types.is_interval(kind):
         return kind
     raise UnfitError(
-        f"no task reads columns of {type_name(whole)}: leave the column out, or convert it to "
-        "texts, numbers, booleans, images, or lists of these"
+        f"no task reads columns of {type_name(whole)}, only texts, numbers, booleans, images, and "
+        "lists of these"
     )
 
 

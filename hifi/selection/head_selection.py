@@ -12,11 +12,13 @@ from torch import Tensor
 
 from hifi.arguments import as_integer
 from hifi.backbones.heads import HeadId
-from hifi.data.settings import Scoring, Strategy, Teleport, declared
+from hifi.data.allotments import Strategy, make_allotment
+from hifi.data.settings import IMPLIED, Score, Scoring, Teleport, declared, describe_scoring
 from hifi.errors import InvalidArgumentError
 
+_ANY_NUMBER = 2**31  # of heads; a selection without scores does not say how many there are
 _DECIMALS = 12  # scores that agree to this many decimals are ties; the lower index wins
-_SCORES = ("information_richness", "correlation", "importance")  # tensors of LayerScores
+_PAPER_SCORES = ("information_richness", "correlation", "importance")  # tensors of LayerScores
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,6 +26,8 @@ class LayerScores:
     """The scores of one layer's heads; H counts key-value groups if keys are grouped.
 
     Attributes:
+        values: the numbers that ranked the heads, float64 ``[H]``; with score ``pagerank`` and no
+            budget they are the importance.
         information_richness: I, float64 ``[H]``, mean over the samples (Eq. 3).
         correlation: r, float64 ``[H, H]``, mean over the samples (Eq. 7), zero diagonal.
         importance: p*, float64 ``[H]``, sums to 1 (Eq. 10).
@@ -32,6 +36,7 @@ class LayerScores:
             frozen.
     """
 
+    values: Tensor
     information_richness: Tensor
     correlation: Tensor
     importance: Tensor
@@ -47,10 +52,12 @@ class HeadSelection:
         heads: the selected heads, ascending, each once.
         num_layers: L.
         layers: the scores of every layer, bottom first; empty for a selection made by hand.
-        k: heads per layer; None if the heads were chosen by hand.
-        xi: the share ξ; None for a selection made by hand, like the settings below.
+        score: what ranked the heads; None for a selection made by hand, like the settings below.
+        k: heads per layer; None with a budget too.
+        budget: heads of the whole model; None for the other strategies.
+        xi: the share ξ.
         damping: d.
-        strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
+        strategy: ``layer-wise``, ``mid-top`` for the upper half of the layers only, or ``budget``.
         teleport: ``information`` or ``uniform``.
         n_samples: number of calibration samples, n.
         fingerprint: of the backbone whose heads these are, if recorded; ``finetune`` then refuses
@@ -60,7 +67,9 @@ class HeadSelection:
     heads: tuple[HeadId, ...]
     num_layers: int
     layers: tuple[LayerScores, ...] = ()
+    score: Score | None = None
     k: int | None = None
+    budget: int | None = None
     xi: float | None = None
     damping: float | None = None
     strategy: Strategy | None = None
@@ -92,18 +101,24 @@ class HeadSelection:
 
     @classmethod
     def from_scores(
-        cls, scores: Tensor, *, k: int, strategy: Strategy = Scoring.strategy
+        cls,
+        scores: Tensor,
+        *,
+        k: int | None = Scoring.k,
+        strategy: Strategy = Scoring.strategy,
+        budget: int | None = Scoring.budget,
     ) -> HeadSelection:
-        """Select the ``k`` heads with the highest score in every layer.
+        """Select the heads with the highest scores: in every layer, or in the whole model.
 
-        This is for ablations: scores can express any ordering of heads. A layer's scores are
-        divided by the sum of their magnitudes, which is the scale of p*, and rounded to 12
-        decimals; ties go to the lower index.
+        Scores can express any ordering of heads, so this makes ablations too. The scores of the
+        heads that compete are divided by the sum of their magnitudes, which is the scale of p*, and
+        rounded to 12 decimals; ties go to the lower layer, then to the lower head.
 
         Args:
-            scores: ``[L, H]``, finite.
-            k: heads per layer, 1 to H.
-            strategy: ``layer-wise`` or ``mid-top``.
+            scores: ``[L, H]``, finite; with a budget, comparable between layers.
+            k: heads per layer, 1 to H; 3 by default, and none with a budget.
+            strategy: ``layer-wise``, ``mid-top`` or ``budget``.
+            budget: heads of the whole model, 1 to L·H; with strategy ``budget``.
 
         Raises:
             InvalidArgumentError: an argument outside its range.
@@ -115,16 +130,22 @@ class HeadSelection:
         shape = tuple(scores.shape)
         if len(shape) != 2 or 0 in shape or not bool(scores.isfinite().all()):
             raise InvalidArgumentError("scores", value=shape, limit="finite scores of shape [L, H]")
-        k = declared(Scoring)["k"].check(k, most=shape[1])
-        check_strategy(strategy, num_layers=shape[0])
+        declared(Scoring)["strategy"].check(strategy)
+        allotment = make_allotment(strategy, k=k, budget=budget)
+        allotment = allotment.fitted(num_layers=shape[0], num_heads=shape[1])
         scores = scores.detach().to("cpu", torch.float64)
-        scores = scores / scores.abs().amax(1, keepdim=True).clamp(
-            min=torch.finfo(torch.float64).tiny
+        heads = [
+            HeadId(pool[place // shape[1]], place % shape[1])
+            for pool in allotment.pools(num_layers=shape[0])
+            for place in _top(scores[list(pool)].flatten(), count=allotment.count)
+        ]
+        return cls(
+            heads=tuple(heads),
+            num_layers=shape[0],
+            strategy=strategy,
+            k=allotment.k,
+            budget=allotment.budget,
         )
-        scores = scores / scores.abs().sum(1, keepdim=True).clamp(min=1)
-        layers = range((shape[0] + 1) // 2 if strategy == "mid-top" else 0, shape[0])
-        heads = [HeadId(layer, head) for layer in layers for head in _top(scores[layer], k=k)]
-        return cls(heads=tuple(heads), num_layers=shape[0], k=k, strategy=strategy)
 
     def selected_in(self, layer: int) -> tuple[int, ...]:
         """Return the indices of the selected heads of one layer, ascending."""
@@ -135,18 +156,22 @@ class HeadSelection:
 
         Returns:
             ``k, xi, d, strategy, teleport, n_samples, num_layers`` and ``layers``: one object per
-            layer with ``layer``, ``selected`` and, unless made by hand, its scores; and
-            ``fingerprint`` if it is recorded.
+            layer with ``layer``, ``selected`` and, unless made by hand, its scores;
+            ``fingerprint`` if it is recorded; ``score``, ``budget`` and each layer's ``values``
+            only where they are not those of the paper's method.
         """
         layers: list[dict[str, Any]] = [
             {"layer": layer, "selected": list(self.selected_in(layer))}
             for layer in range(self.num_layers)
         ]
+        settings = describe_scoring(self)
         for entry, scores in zip(layers, self.layers, strict=False):
-            entry.update({name: getattr(scores, name).tolist() for name in _SCORES})
+            if settings.keys() & IMPLIED.keys():
+                entry["values"] = scores.values.tolist()
+            entry.update({name: getattr(scores, name).tolist() for name in _PAPER_SCORES})
             entry["iterations"] = scores.iterations
         return {
-            **{each.names[0]: getattr(self, name) for name, each in declared(Scoring).items()},
+            **settings,
             "num_layers": self.num_layers,
             "layers": layers,
             **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
@@ -172,23 +197,12 @@ class HeadSelection:
             ) from error
 
 
-def check_strategy(strategy: object, *, num_layers: int) -> None:
-    """Raise for an unknown strategy, or one that needs more layers than the model has.
-
-    Raises:
-        InvalidArgumentError: neither ``layer-wise`` nor ``mid-top``, or ``mid-top`` for one layer.
-    """
-    declared(Scoring)["strategy"].check(strategy)
-    if strategy == "mid-top" and num_layers < 2:
-        raise InvalidArgumentError(
-            "strategy", value=strategy, limit="a model of two layers or more"
-        )
-
-
-def _top(scores: Tensor, *, k: int) -> list[int]:
-    """Return the indices of the ``k`` best heads of one layer, ascending."""
-    rounded = [round(score, _DECIMALS) for score in scores.tolist()]
-    return sorted(sorted(range(len(rounded)), key=lambda head: (-rounded[head], head))[:k])
+def _top(scores: Tensor, *, count: int) -> list[int]:
+    """Return the places of the best scores ``[n]``, ascending."""
+    shares = scores / scores.abs().amax().clamp(min=torch.finfo(torch.float64).tiny)
+    shares = shares / shares.abs().sum().clamp(min=1)
+    rounded = [round(share, _DECIMALS) for share in shares.tolist()]
+    return sorted(sorted(range(len(rounded)), key=lambda place: (-rounded[place], place))[:count])
 
 
 def _read(entry: Mapping[str, Any]) -> HeadSelection:
@@ -207,13 +221,14 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
         num_layers=len(layers),
     )
     scored = layers if any("importance" in scores for scores in layers) else []
+    settings = {**(IMPLIED if scored else dict.fromkeys(IMPLIED)), **entry}
     selection = replace(
         named,
         layers=tuple(
             _read_layer(scores, selected=named.selected_in(layer))
             for layer, scores in enumerate(scored)
         ),
-        **{name: entry[each.names[0]] for name, each in declared(Scoring).items()},
+        **{name: settings[each.names[0]] for name, each in declared(Scoring).items()},
         fingerprint=entry.get("fingerprint"),
     )
     _check_settings(selection)
@@ -222,31 +237,48 @@ def _read(entry: Mapping[str, Any]) -> HeadSelection:
 
 def _check_settings(selection: HeadSelection) -> None:
     """Raise for settings outside their range; settings are None if there are no scores."""
-    is_scored = bool(selection.layers)
-    heads = len(selection.layers[0].importance) if is_scored else None
+    is_scored, has_strategy = bool(selection.layers), selection.strategy is not None
     for name, setting in declared(Scoring).items():
         value = getattr(selection, name)
+        if name in ("k", "budget") and (value is None or has_strategy):
+            continue  # the strategy's allotment checks them below
         if value is not None:
-            setting.check(value, most=heads if name == "k" else None)
+            setting.check(value)
         elif is_scored:
             raise InvalidArgumentError(name, value=None, limit="required if there are scores")
     if selection.strategy is not None:
-        check_strategy(selection.strategy, num_layers=selection.num_layers)
+        _check_allotment(selection, strategy=selection.strategy)
     if not isinstance(selection.fingerprint, str | None):
         raise InvalidArgumentError("fingerprint", value=selection.fingerprint, limit="a text")
 
 
+def _check_allotment(selection: HeadSelection, *, strategy: Strategy) -> None:
+    """Raise unless the counts are those of the strategy, and the model has so many heads."""
+    allotment = make_allotment(strategy, k=selection.k, budget=selection.budget)
+    if selection.layers and getattr(selection, allotment.param) is None:
+        limit = "required if there are scores"
+        raise InvalidArgumentError(allotment.param, value=None, limit=limit)
+    heads = len(selection.layers[0].importance) if selection.layers else _ANY_NUMBER
+    allotment.fitted(num_layers=selection.num_layers, num_heads=heads)
+
+
 def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> LayerScores:
-    tensors = [torch.tensor(entry[name], dtype=torch.float64) for name in _SCORES]
+    tensors = [torch.tensor(entry[name], dtype=torch.float64) for name in _PAPER_SCORES]
     information, correlation, importance = tensors
+    values = torch.tensor(entry.get("values", entry["importance"]), dtype=torch.float64)
     heads = len(importance)
-    if information.shape != (heads,) or correlation.shape != (heads, heads):
+    shapes = (information.shape, values.shape, correlation.shape)
+    if shapes != ((heads,), (heads,), (heads, heads)):
         raise ValueError("the scores have different numbers of heads")
     if not bool(((importance >= 0) & (importance <= 1)).all()):
         raise InvalidArgumentError(
             f"layers[{entry['layer']}].importance",
             value=importance.tolist(),
             limit="shares in [0, 1], one per head",
+        )
+    if not bool(values.isfinite().all()):
+        raise InvalidArgumentError(
+            f"layers[{entry['layer']}].values", value=values.tolist(), limit="finite numbers"
         )
     if selected and selected[-1] >= heads:
         raise InvalidArgumentError(
@@ -255,6 +287,7 @@ def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> Layer
             limit=f"heads 0..{heads - 1}, as many as have scores",
         )
     return LayerScores(
+        values=values,
         information_richness=information,
         correlation=correlation,
         importance=importance,
