@@ -7,6 +7,7 @@ do not import torch.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -15,14 +16,21 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from hifi import __version__
-from hifi.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, fail
+from hifi.cli.output import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    fail,
+    make_output_encodable,
+)
 from hifi.errors import AmbiguousTaskError, HifiError, InvalidArgumentError
 
 Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ENTRY_POINT_GROUP = "hifi.commands"
 
 # Name to module and the line that --help shows.
@@ -56,6 +64,15 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with the exit code for usage errors."""
+        message = message.removeprefix("argument ")
+        raise SystemExit(fail(f"{message}; see `{self.prog} --help`", code=EXIT_USAGE))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -67,15 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments; 130 after Ctrl-C. ``HIFI_DEBUG=1`` raises unexpected exceptions.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    make_output_encodable()
     try:
         with _plain_warnings():
             code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return fail("interrupted; nothing was left half-written", code=EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of stdout is gone; discard the buffer too
+    except OSError as error:  # of stdout; discard its buffer too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        if isinstance(error, BrokenPipeError):  # its reader wants no more
+            return EXIT_ERROR
+        return fail(_describe_unexpected(error))
     return code
 
 
@@ -115,7 +135,7 @@ def _is_debugging() -> bool:
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Build the parser, with the arguments of the requested command only."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="hifi",
         description="Fine-tune only the attention heads that matter for a task.",
         epilog="Set HIFI_DEBUG=1 to see the traceback of an unexpected error.",
@@ -219,6 +239,9 @@ def _option_hint(param: str, args: argparse.Namespace) -> str:
 
 def _describe_unexpected(error: Exception) -> str:
     text = str(error).strip() or "no message"
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        place = "the output" if error.filename is None else str(error.filename)
+        return f"no space left for {place}; free some and try again"
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory: {text.splitlines()[0]}; try a smaller --batch-size or --max-length"
     return (

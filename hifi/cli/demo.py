@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         stack.enter_context(redirect_stdout(sys.stderr if args.json else sys.stdout))
         if args.dir is not None:
             output.check_new_directory(args.dir)
-            args.dir.mkdir(exist_ok=True)
+            args.dir.mkdir(mode=0o700, exist_ok=True)
         folder = args.dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="hifi-demo-"))
         stack.enter_context(chdir(folder))
         rows = build_data_set(Path(), rows_per_library=_ROWS_PER_LIBRARY, seed=0)

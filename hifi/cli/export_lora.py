@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)
     tuned_at = getattr(torch, delta.metadata.compute_dtype)
-    cast_to(backbone.model, torch.promote_types(backbone.model.dtype, tuned_at))
+    cast_to(backbone.model, torch.promote_types(backbone.dtype, tuned_at))
     delta.to_lora(args.out, backbone.model)
     document = {
         "object": "lora_adapter",

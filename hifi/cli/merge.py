@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hifi.cli import options, output
+from hifi.data.task_types import find_task_type
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     delta = HeadDelta.load(args.delta)
     backbone = load_backbone(delta, model=args.model, revision=args.revision)
-    dtype: torch.dtype = getattr(torch, args.dtype) if args.dtype else backbone.model.dtype
+    dtype: torch.dtype = getattr(torch, args.dtype) if args.dtype else backbone.dtype
     with write_directory_atomically(args.out) as folder:
         write_merged_model(folder, delta=delta, backbone=backbone, dtype=dtype)
         output.open_to_others(folder)
@@ -46,15 +47,24 @@ def run(args: argparse.Namespace) -> int:
         "fingerprint": delta.metadata.fingerprint,
         "dtype": str(dtype).removeprefix("torch."),
         "heads": len(delta.heads),
+        "task": backbone.task["type"],
+        "num_labels": backbone.model.config.num_labels,
         "labels": delta.metadata.labels,
     }
     return output.report(document, _describe, as_json=args.json)
 
 
 def _describe(merged: dict[str, Any]) -> dict[str, str]:
-    labels = merged["labels"]
     return {
         "merged": f"{merged['heads']} heads into {merged['model']}",
         "model": f"{merged['path']}  {output.format_bytes(merged['bytes'])}  {merged['dtype']}",
-        "labels": ", ".join(map(str, labels)) if labels else "none, a number",
+        "labels": _describe_labels(merged),
     }
+
+
+def _describe_labels(merged: dict[str, Any]) -> str:
+    if merged["labels"]:
+        return ", ".join(map(str, merged["labels"]))
+    if find_task_type(merged["task"]).has_classes:
+        return f"{merged['num_labels']} without names"
+    return "none, a number"

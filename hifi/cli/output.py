@@ -10,6 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,20 @@ from hifi.errors import StorageError
 _Document = TypeVar("_Document", bound=Mapping[str, Any])
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def make_output_encodable() -> None:
+    r"""Let stdout and stderr accept every character, in whatever encoding they have.
+
+    A character that the encoding lacks is written as ``\u6570``: it must not make a command fail
+    whose work is done. A stream that was closed by the caller is replaced by an empty one.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str, *, code: int = EXIT_ERROR) -> int:
@@ -38,9 +54,19 @@ def print_line(text: str) -> None:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print the one JSON document of a command on stdout."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print the one JSON document of a command on stdout; escaped where its encoding needs it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    if not _can_show(text, encoding=sys.stdout.encoding):
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(f"{text}\n")
+
+
+def _can_show(text: str, *, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def report(
@@ -122,8 +148,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_moment(moment: str | None) -> str:
-    """Format a timestamp of the API without fractions of a second."""
-    return "" if moment is None else f"{moment[:10]} {moment[11:19]}"
+    """Format a timestamp of the API in local time with its zone, to the second."""
+    if moment is None:
+        return ""
+    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -24,12 +24,13 @@ LINE_SECONDS = 10.0  # between two plain lines about the same phase
 _TITLES = {
     "queued": "waiting",
     "loading": "loading",
+    "probing": "linear probe",
     "selecting": "scoring heads",
     "training": "training",
     "evaluating": "evaluating",
     "writing": "writing",
 }
-COUNTING = frozenset({"selecting", "training"})  # phases whose step counts up to a total
+COUNTING = frozenset({"probing", "selecting", "training"})  # phases whose step counts up to a total
 _INTERRUPTED = "training"  # its bar stays during other phases
 
 
@@ -191,6 +192,7 @@ class Display:
         self._screen = screen
         self._clock = clock
         self._begun: dict[str, tuple[float, int]] = {}  # when a phase began, and at which step
+        self._warned: set[str] = set()
         self.make_room = screen.make_room
 
     def show(self, event: TrainingEvent) -> None:
@@ -200,6 +202,10 @@ class Display:
             self._screen.clear()
             if line := _line(event):
                 self._screen.say(line)
+            for warning in event.warnings:
+                if warning.message not in self._warned:
+                    self._warned.add(warning.message)
+                    self._screen.say(printable(f"warning: {warning.message}"))
             return
         rest = event.message
         if phase in COUNTING:
@@ -225,6 +231,6 @@ def _line(event: TrainingEvent) -> str:
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
     is_early = event.kind == "finished" and event.step < event.total_steps
-    if is_early or event.kind in ("loaded", "resumed"):
+    if is_early or event.kind in ("loaded", "resumed", "yardsticks"):
         return printable(event.message)  # it names columns and classes
     return ""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
-from hifi.data.settings import SCORED_WITH, Hyperparameters, Scoring, declared
+from hifi.data.settings import GRADIENT_SCORES, SCORED_WITH, Hyperparameters, Scoring, declared
 
 if TYPE_CHECKING:
     import torch
 
+    from hifi.cli.progress import Display
     from hifi.selection.head_selection import HeadSelection
     from hifi.training.preparation import Prepared
 
@@ -45,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
     from hifi.cli.progress import Display, open_screen
     from hifi.files import write_atomically
     from hifi.training.events import TrainingEvent
-    from hifi.training.finetuning import select_prepared
+    from hifi.training.finetuning import check_precision
     from hifi.training.reproducibility import reproducible_kernels
 
     splits = options.split_arguments(args)
     device = resolve_device(args.device)
     settings = Hyperparameters(**options.given(args, SCORED_WITH))
     scoring = Scoring(**options.given(args, declared(Scoring)))
+    check_precision(settings, scoring=scoring, device=device)
     # The same kernels as `hifi tune`, so that both select the same heads.
     with reproducible_kernels(device), open_screen(Console(stderr=True)) as screen:
         display = Display(screen)
@@ -59,12 +61,10 @@ def run(args: argparse.Namespace) -> int:
             TrainingEvent(kind="loading", number=1, message=f"loading the data and {args.model}")
         )
         ready = _prepare(args, splits=splits, settings=settings, device=device)
-        display.show(TrainingEvent(kind="loaded", number=2, message=ready.summary()))
-
-        def show(seen: int, total: int) -> None:
-            display.show(TrainingEvent(kind="selecting", number=3, step=seen, total_steps=total))
-
-        selection = select_prepared(ready, settings=settings, scoring=scoring, on_batch=show)
+        display.show(
+            TrainingEvent(kind="loaded", number=2, message=ready.summary(), warnings=ready.warnings)
+        )
+        selection = _select(ready, settings=settings, scoring=scoring, display=display)
     document = _describe(ready, selection=selection)
     if args.out is not None:
         with write_atomically(args.out) as temporary:
@@ -104,6 +104,28 @@ def _prepare(
         device=device,
         **splits,
     )
+
+
+def _select(
+    ready: Prepared, *, settings: Hyperparameters, scoring: Scoring, display: Display
+) -> HeadSelection:
+    """Score the heads as ``hifi tune`` does: a gradient with the task head that it starts from."""
+    from hifi.training.events import TrainingEvent
+    from hifi.training.finetuning import check_heads, select_prepared
+    from hifi.training.head_start import start_head
+
+    def probe(done: int, total: int) -> None:
+        display.show(TrainingEvent(kind="probing", number=3, step=done, total_steps=total))
+
+    def show(seen: int, total: int) -> None:
+        display.show(TrainingEvent(kind="selecting", number=5, step=seen, total_steps=total))
+
+    if scoring.score in GRADIENT_SCORES:
+        check_heads(ready, scoring=scoring)
+        started = start_head(ready, settings=settings, on_batch=probe)
+        warned = ready.warnings + started.warnings
+        display.show(TrainingEvent(kind="yardsticks", number=4, warnings=warned))
+    return select_prepared(ready, settings=settings, scoring=scoring, on_batch=show)
 
 
 def _describe(ready: Prepared, *, selection: HeadSelection) -> dict[str, Any]:

@@ -159,11 +159,13 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         },
         "result": {
             "metrics": dict(result.metrics),
+            "yardsticks": {name: dict(known) for name, known in result.yardsticks.items()},
             "best_step": result.best_step,
             "train_seconds": result.train_seconds,
             "selection_seconds": result.selection_seconds,
             "samples_per_second": result.samples_per_second,
         },
+        "warnings": [warning.to_json() for warning in result.warnings],
         "artifact": {
             "path": str(args.out),
             "encoding": args.encoding,
@@ -176,17 +178,12 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
     metrics = output.format_metrics(result.metrics) if result.metrics else "no validation split"
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
+        **{name: output.format_metrics(known) for name, known in result.yardsticks.items()},
         "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
         f"parameters, in {output.format_seconds(result.train_seconds)}, "
         f"{result.samples_per_second:.0f} samples/s",
         "written": f"{args.out}  {output.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",
     }
-    if result.metrics.get("matthews") == 0.0:
-        training = delta.metadata.training
-        entries["hint"] = (
-            "no better than predicting one class: try another --learning-rate (this was "
-            f"{training['learning_rate']:g}) or more --epochs (this was {training['epochs']})"
-        )
     console.print()
     output.print_facts(entries)

@@ -14,6 +14,8 @@ from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hifi.data.profile import DatasetProfile
+
 __all__ = [
     "Batch",
     "Encoder",
@@ -54,19 +56,20 @@ def infer(spec: TaskSpec, dataset: Dataset) -> TaskSpec:
     return infer_task(spec, profile_split(dataset))
 
 
-def make_task(spec: TaskSpec, dataset: Dataset) -> Task:
+def make_task(spec: TaskSpec, dataset: Dataset, *, profile: DatasetProfile | None = None) -> Task:
     """Build a task from a spec and the training split.
 
     Args:
         spec: missing parts are inferred, see :func:`infer`.
         dataset: the training split.
+        profile: of the training split; by default made from its rows.
 
     Raises:
         DataError: the columns are ambiguous, or the labels cannot be used.
         TaskNotSupportedError: the task type is unknown or not supported yet.
         InvalidArgumentError: the task type does not have these columns or this metric.
     """
-    spec = infer(spec, dataset)
+    spec = infer(spec, dataset) if profile is None else infer_task(spec, profile)
     kind, label = get_task(str(spec.type)), str(spec.label)
     return kind(
         inputs=spec.text if spec.image is None else (spec.image,),

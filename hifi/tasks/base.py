@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hifi.backbones.models import AutoClass, ModelSource
     from hifi.data.labels import Label
     from hifi.data.task_types import TaskType
+    from hifi.tasks.probe import ProbeKind
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -136,16 +137,20 @@ class Task(ABC):
         inputs: the input columns.
         label: the label column.
         metric: a declared metric; the step with the highest value is the best.
-        classes: in the order of the logits; None for a task without classes.
+        classes: the data's labels, in the order of the logits; None for a task without classes.
+        names: what answers call the classes, if not by the data's labels: those of a checkpoint's
+            task head that is kept.
     """
 
     declaration: ClassVar[TaskType]
     auto_class: ClassVar[AutoClass]  # builds a model with this task's head
+    probe: ClassVar[ProbeKind | None] = None  # how its linear probe is fitted, if it has one
 
     inputs: tuple[str, ...]
     label: str
     metric: str
     classes: tuple[Label, ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self.declaration.choose_metric(self.metric)
@@ -172,6 +177,11 @@ class Task(ABC):
     def columns(self) -> tuple[str, ...]:
         """All columns that the task reads."""
         return (*self.inputs, self.label)
+
+    @property
+    def labels(self) -> tuple[Label, ...] | None:
+        """The classes as answers and head deltas name them, in the order of the logits."""
+        return self.names or self.classes
 
     @property
     def num_labels(self) -> int:
@@ -252,6 +262,15 @@ class Task(ABC):
             targets: of all samples, on the CPU.
         """
 
+    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:  # noqa: ARG002 - as above
+        """Return the class that all samples get although their targets differ; else None.
+
+        Args:
+            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            targets: of all samples, on the CPU.
+        """
+        return None
+
     @staticmethod
     def logits_of(output: Any) -> Tensor:  # noqa: ANN401 - each model has an output class
         """Return the logits in the output of the task's model."""
@@ -289,9 +308,9 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """Return the configuration entries for a transformers model with this task's head."""
         settings: dict[str, Any] = {"problem_type": self.declaration.problem_type}
-        if not self.classes:
+        if not self.labels:
             return {**settings, "num_labels": self.num_labels}
-        names = [str(name) for name in self.classes]
+        names = [str(name) for name in self.labels]
         return {
             **settings,
             "id2label": dict(enumerate(names)),  # num_labels is its length

@@ -13,6 +13,7 @@ from hifi.data.columns import label_indices, label_order, read_labels
 from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
 from hifi.tasks.base import Answer, Sample, Task
+from hifi.tasks.probe import ClassProbe, ProbeKind
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ClassTask(Task):
     """Base class of classifications, for any kind of input."""
+
+    probe: ClassVar[ProbeKind | None] = ClassProbe()
 
     @classmethod
     def read_classes(cls, dataset: Dataset, label: str) -> tuple[Label, ...]:
@@ -52,10 +55,17 @@ class ClassTask(Task):
             num_classes=self.num_labels,
         )
 
+    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:
+        """Return the class that all samples get although their targets differ; else None."""
+        predicted = logits.argmax(-1).unique()
+        if len(predicted) > 1 or len(targets.unique()) == 1:
+            return None
+        return str((self.labels or ())[int(predicted)])
+
     def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest class, its softmax share, and that of every class by name."""
         shares = logits.softmax(-1).tolist()
-        names = [str(name) for name in self.classes or ()]
+        names = [str(name) for name in self.labels or ()]
         best = int(logits.argmax())
         scores = dict(zip(names, shares, strict=True))
         return {"label": names[best], "score": shares[best], "scores": scores}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hifi.data.columns import read_targets
 from hifi.data.task_types import REGRESSION, TaskType
 from hifi.tasks import metrics
+from hifi.tasks.probe import NumberProbe, ProbeKind
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Regression(TextTask):
 
     declaration: ClassVar[TaskType] = REGRESSION
     auto_class: ClassVar[AutoClass] = transformers.AutoModelForSequenceClassification
+    probe: ClassVar[ProbeKind | None] = NumberProbe()
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the numbers, float32 ``[n]``."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,14 @@ from torch import Tensor
 from hifi.backbones.models import load_tokenizer, usable_pad_token
 from hifi.data.columns import read_texts
 from hifi.data.task_types import IMAGE_INPUT, TEXT_INPUT
-from hifi.errors import DataError, InputError, InvalidArgumentError, ModelError, TextTooLongError
+from hifi.errors import (
+    DataError,
+    InputError,
+    InvalidArgumentError,
+    ModelError,
+    TextTooLongError,
+    quoted,
+)
 from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task, digest_of
 
 if TYPE_CHECKING:
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
     from hifi.data.task_types import Request
 
 _IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
+# Tokenised at a time: until its tokens are in an array, a text takes 50 bytes for each character.
+_PORTION_CHARACTERS = 1_000_000
 _IMAGE = IMAGE_INPUT.fields[0].name
 
 
@@ -51,6 +60,10 @@ class TextTask(Task):
             config.pad_token_id = pad
             if pad != tokenizer.pad_token_id and pad < len(tokenizer):
                 tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        if not has_token_types(config) and _TYPES in tokenizer.model_input_names:
+            names = [name for name in tokenizer.model_input_names if name != _TYPES]
+            # Only what is in init_kwargs is saved.
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
         tokenizer.padding_side = record.get("padding_side", tokenizer.padding_side)
         tokenizer.model_max_length = record.get("max_length", tokenizer.model_max_length)
         return tokenizer
@@ -68,12 +81,18 @@ class TextTask(Task):
         )
 
 
+def has_token_types(config: PreTrainedConfig) -> bool:
+    """Return whether a model tells the two texts of a pair apart by token types."""
+    return getattr(config, "type_vocab_size", 0) > 1
+
+
 @dataclass(frozen=True)
 class TokenizedTexts:
     """Tokenised texts, or pairs of texts.
 
     Attributes:
-        tokens: ``input_ids``, and ``token_type_ids`` if the tokenizer makes them, of each sample.
+        tokens: ``input_ids``, and ``token_type_ids`` if tokenizer and model have them, of each
+            sample.
         lengths: tokens of each sample before truncation to ``max_length``.
     """
 
@@ -84,6 +103,9 @@ class TokenizedTexts:
 class TextEncoder(Encoder):
     """A tokenizer with its settings; they do not change, so it is thread-safe.
 
+    Token types are left out for a model that has at most one: it would have no embedding for the
+    second text's, and uses its own if there are none.
+
     Args:
         source: the model.
         config: its configuration; gets the pad token, which pads a batch on the right.
@@ -91,6 +113,9 @@ class TextEncoder(Encoder):
         max_length: the most tokens of a sample, including special tokens; longer samples are
             truncated, of a pair the longer text first.
         request: names the texts of an input for a prediction.
+
+    Attributes:
+        pads: the padding value of each of the tokenizer's outputs, by name.
 
     Raises:
         InvalidArgumentError: ``max_length`` leaves a text without a token.
@@ -126,23 +151,60 @@ class TextEncoder(Encoder):
         }
         self._tokenizer = tokenizer
         self._columns = tuple(columns)
-        self._pad_token_id = pad_token_id
+        self.pads: Mapping[str, int] = {_IDS: pad_token_id}
+        if has_token_types(config):
+            self.pads = {_IDS: pad_token_id, _TYPES: 0}
+        self._model_name = source.name
+        self._vocabulary = int(config.vocab_size)
         self._names = tuple(field.name for field in request.fields[: len(columns)])
         self.tokenize([["a"]] * len(columns))  # the first call fixes the tokenizer's settings
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
-        """Check the texts of a split and tokenise them."""
+        """Check the texts of a split and tokenise them.
+
+        Raises:
+            DataError: a text has no token, or a token for which the model has no embedding.
+        """
         texts = [read_texts(dataset, column, split=split) for column in self._columns]
-        tokens = self.tokenize(texts).tokens
-        lengths = np.array([len(row) for row in tokens[_IDS]], dtype=np.int64)
-        if not lengths.all():
-            row = int(lengths.argmin()) + 1
-            raise DataError("the tokenizer produces no token for this text", split=split, row=row)
-        flat = {
-            name: np.array(list(chain.from_iterable(rows)), dtype=np.int64)
-            for name, rows in tokens.items()
-        }
-        return EncodedTexts(lengths=lengths, tokens=flat, pads=self.pads, targets=targets)
+        lengths: list[NDArray[np.int64]] = []
+        tokens: dict[str, list[NDArray[np.int64]]] = {}
+        for rows in _portions(texts):
+            portion = [column[rows] for column in texts]
+            found = self.tokenize(portion).tokens
+            lengths.append(np.array([len(ids) for ids in found[_IDS]], dtype=np.int64))
+            self._check_ids(found[_IDS], portion, split=split, first_row=rows.start + 1)
+            for name, values in found.items():
+                flat = np.array(list(chain.from_iterable(values)), dtype=np.int64)
+                tokens.setdefault(name, []).append(flat)
+        return EncodedTexts(
+            lengths=np.concatenate(lengths),
+            tokens={name: np.concatenate(tokens.pop(name)) for name in list(tokens)},
+            pads=self.pads,
+            targets=targets,
+        )
+
+    def _check_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[str]],
+        *,
+        split: str,
+        first_row: int,
+    ) -> None:
+        """Raise for the first row without a token, or with one that has no embedding."""
+        for place, row in enumerate(ids):
+            if not row:
+                reason = "the tokenizer produces no token for this text"
+                raise DataError(reason, split=split, row=first_row + place)
+            if max(row) >= self._vocabulary:
+                token = self._first_unknown(row)
+                text = self._text_with(token, [column[place] for column in texts])
+                raise DataError(
+                    self._describe_unknown(token),
+                    split=split,
+                    row=first_row + place,
+                    column=self._columns[text],
+                )
 
     def read(
         self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
@@ -157,7 +219,8 @@ class TextEncoder(Encoder):
             for index, place in enumerate(sound):
                 row = {name: rows[index] for name, rows in tokenized.tokens.items()}
                 whole = tokenized.lengths[index]
-                read[place] = self._sample(row, whole_length=whole, truncate=truncate)
+                sample = self._sample(row, whole_length=whole, truncate=truncate)
+                read[place] = self._check_tokens(row, inputs[place]) or sample
         return [entry for entry in read if entry is not None]
 
     def _check(self, given: Mapping[str, str]) -> InputError | None:
@@ -175,6 +238,32 @@ class TextEncoder(Encoder):
             return InputError(f"the task reads {what}, not {name}", param=name)
         return None
 
+    def _check_tokens(
+        self, row: Mapping[str, list[int]], given: Mapping[str, str]
+    ) -> InputError | None:
+        """Return an error for a token without an embedding: on a GPU it would end the process."""
+        if max(row[_IDS], default=0) < self._vocabulary:
+            return None
+        token = self._first_unknown(row[_IDS])
+        text = self._text_with(token, [given[name] for name in self._names])
+        return InputError(self._describe_unknown(token), param=self._names[text])
+
+    def _first_unknown(self, ids: Sequence[int]) -> int:
+        return next(token for token in ids if token >= self._vocabulary)
+
+    def _text_with(self, token: int, texts: Sequence[str]) -> int:
+        """Return the place of the first text that has a token; special tokens are in any."""
+        found = (token in self._call([[text]], truncation=False)[_IDS][0] for text in texts)
+        return next((place for place, has_it in enumerate(found) if has_it), 0)
+
+    def _describe_unknown(self, token: int) -> str:
+        name = quoted(self._tokenizer.convert_ids_to_tokens(token))
+        return (
+            f"the token {name} has the number {token}, but {self._model_name} has embeddings for "
+            f"{self._vocabulary} tokens, its tokenizer {len(self._tokenizer)}: remove the token, "
+            "or save the model after model.resize_token_embeddings(len(tokenizer))"
+        )
+
     def _sample(
         self, row: Mapping[str, list[int]], *, whole_length: int, truncate: bool
     ) -> Sample | InputError:
@@ -191,11 +280,6 @@ class TextEncoder(Encoder):
         inputs = {name: torch.tensor(values) for name, values in row.items()}
         inputs[_MASK] = torch.ones(length, dtype=torch.int64)
         return Sample(inputs, {**self.pads, _MASK: 0}, length)
-
-    @property
-    def pads(self) -> Mapping[str, int]:
-        """The padding value of each of the tokenizer's outputs, by name."""
-        return {_IDS: self._pad_token_id, _TYPES: 0}
 
     def tokenize(self, texts: Sequence[Sequence[str]]) -> TokenizedTexts:
         """Tokenise texts, or pairs of them, cut to ``max_length`` tokens.
@@ -249,6 +333,19 @@ class TextEncoder(Encoder):
         return sorted(kept)
 
 
+def _portions(texts: Sequence[Sequence[str]]) -> Iterator[slice]:
+    """Divide rows into consecutive portions of about ``_PORTION_CHARACTERS``.
+
+    Args:
+        texts: a sequence for each column, all of the same length.
+    """
+    sizes = sum(np.fromiter(map(len, column), np.int64, len(column)) for column in texts)
+    portions = np.cumsum(sizes) // _PORTION_CHARACTERS
+    edges = [0, *(np.flatnonzero(np.diff(portions)) + 1).tolist(), len(portions)]
+    for start, end in pairwise(edges):
+        yield slice(start, end)
+
+
 def _shares(room: int, first: int, second: int) -> tuple[int, int]:
     """Divide tokens between two texts as the tokenizers library does: the longer one is truncated.
 
@@ -268,7 +365,7 @@ class EncodedTexts(Examples):
 
     Attributes:
         lengths: tokens of each sample, ``[n]``.
-        tokens: ``input_ids``, and ``token_type_ids`` if the tokenizer makes them, each
+        tokens: ``input_ids``, and ``token_type_ids`` if tokenizer and model have them, each
             ``[Σ lengths]``.
         pads: the padding value of each.
         targets: ``[n, …]``.

@@ -19,17 +19,22 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load, save_file
 
 from hifi.canonical import canonical_json, parse_json_object
+from hifi.data.run_warnings import RunWarning
 from hifi.errors import CheckpointError, StorageError
 from hifi.files import TEMPORARY_PREFIX, write_directory_atomically
 from hifi.selection.head_selection import HeadSelection
+from hifi.training.convergence import LossThirds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
+# Of working files that nobody asked for, whatever the umask is; it decides about results.
+_FOLDER_MODE = 0o700
+_FILE_MODE = 0o600
 _STATE = "state.json"
 _NUMBERS = (  # fields of a checkpoint that its JSON holds under their own names
     "step",
@@ -49,11 +54,13 @@ class Best:
         step: optimizer steps done.
         metrics: of the validation split.
         parameters: tuned rows and task head, by name.
+        only_answer: the class that every validation row got although their labels differ, if so.
     """
 
     step: int
     metrics: Mapping[str, float]
     parameters: Mapping[str, Tensor]
+    only_answer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +74,8 @@ class Checkpoint:
             only an equal job can resume.
         selection: the heads that are tuned.
         step: optimizer steps done.
-        parameters: tuned rows and task head, by name.
+        parameters: tuned rows and task head, by name; before the first step only those with which
+            a run starts instead of the model's.
         optimizer: the optimizer's tensors of each parameter.
         random: the state of each random generator, uint8.
         best: the best step so far; None before the first evaluation.
@@ -76,6 +84,9 @@ class Checkpoint:
         train_seconds: time spent in steps, without evaluations.
         selection_seconds: time spent in selection.
         samples: number of samples seen in steps.
+        losses: of the steps, in sums.
+        yardsticks: what the metrics are compared with, by name.
+        warnings: about the start of the task head.
     """
 
     job: Mapping[str, str]
@@ -90,13 +101,16 @@ class Checkpoint:
     train_seconds: float = 0.0
     selection_seconds: float = 0.0
     samples: int = 0
+    losses: LossThirds = field(default_factory=LossThirds)
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[RunWarning, ...] = ()
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and remove the older ones.
+    """Write a checkpoint, for this user only, and remove the older ones.
 
     Args:
-        directory: holds the checkpoints of one run; created if missing.
+        directory: holds the checkpoints of one run; created if missing, for this user only.
         checkpoint: tensors may be on any device.
 
     Returns:
@@ -107,7 +121,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         StorageError: the checkpoint cannot be written; the previous one still exists.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create the folder {directory}: {error.strerror}") from error
     path = checkpoint_folder(directory, step=checkpoint.step)
@@ -122,6 +136,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             state = _state(checkpoint, digest=digest)
             own = hashlib.sha256(canonical_json(state)).hexdigest()
             (folder / _STATE).write_bytes(canonical_json({"sha256": own, "state": state}))
+            for file in folder.iterdir():
+                file.chmod(_FILE_MODE)
+            folder.chmod(_FOLDER_MODE)
     _remove_all(directory, but=path)
     return path
 
@@ -259,7 +276,16 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "job": dict(checkpoint.job),
         "selection": checkpoint.selection.to_dict(),
-        "best": None if best is None else {"step": best.step, "metrics": dict(best.metrics)},
+        "best": None
+        if best is None
+        else {
+            "step": best.step,
+            "metrics": dict(best.metrics),
+            "only_answer": best.only_answer,
+        },
+        "losses": checkpoint.losses.to_json(),
+        "yardsticks": {name: dict(metrics) for name, metrics in checkpoint.yardsticks.items()},
+        "warnings": [warning.to_json() for warning in checkpoint.warnings],
         **{name: getattr(checkpoint, name) for name in _NUMBERS},
         "tensors_sha256": digest,
     }
@@ -282,8 +308,9 @@ def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         parameters=groups["parameters"],
         optimizer=optimizer,
         random=groups["random"],
-        best=None
-        if best is None
-        else Best(step=best["step"], metrics=best["metrics"], parameters=groups["best"]),
+        best=None if best is None else Best(parameters=groups["best"], **best),
+        losses=LossThirds.of(state["losses"]),
+        yardsticks=state["yardsticks"],
+        warnings=tuple(RunWarning(**warning) for warning in state["warnings"]),
         **{name: state[name] for name in _NUMBERS},
     )

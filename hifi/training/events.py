@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
+from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused, JobTimedOut
 
 if TYPE_CHECKING:
+    from hifi.data.run_warnings import RunWarning
     from hifi.selection.head_selection import HeadSelection
 
 EventKind = Literal[
     "loading",
     "loaded",
     "resumed",
+    "probing",
+    "yardsticks",
     "selecting",
     "selected",
     "step",
@@ -39,18 +44,22 @@ class Control(Enum):
 class TrainingEvent:
     """One progress report of a fine-tune.
 
-    ``(kind, step)`` identifies an event, even if a resumed run repeats it. Only ``evaluating`` is
-    not unique: there is one per validation batch.
+    ``(kind, step)`` identifies an event, even if a resumed run repeats it. Only ``evaluating``, one
+    per validation batch, and the last try of ``probing``, if it is repeated, are not unique.
 
     Attributes:
         kind: ``loading`` the model and the data; ``loaded``, with task, columns, rows and precision
-            in the message; ``resumed``, if the run resumes from a checkpoint; ``selecting``, once
-            per calibration batch; ``selected``, with the selection; ``step``, after every optimizer
-            step; ``evaluating``, once per validation batch; ``evaluated``, with the metrics;
-            ``checkpoint``, after one was written; ``finished``.
+            in the message, and with warnings; ``resumed``, if the run resumes from a checkpoint;
+            ``probing``, once per batch of the frozen passes and per try of the probe's fit;
+            ``yardsticks``, with what the metrics
+            will be compared with and where the task head starts;
+            ``selecting``, once per calibration batch; ``selected``, with the selection; ``step``,
+            after every optimizer step; ``evaluating``, once per validation batch; ``evaluated``,
+            with the metrics; ``checkpoint``, after one was written; ``finished``.
         number: counts the events of a run from 1. A resumed run continues from the number of its
             checkpoint's event, so numbers repeat if the previous run went further than that.
-        step: optimizer steps done; in ``selecting``, calibration samples seen.
+        step: optimizer steps done; in ``selecting``, calibration samples seen; in ``probing``,
+            batches and tries.
         total_steps: the final value of ``step``; 0 while it is unknown.
         epoch: epochs done, a fraction.
         loss: of this step's batch.
@@ -65,6 +74,10 @@ class TrainingEvent:
         fraction: in ``selected``, trained weights over all weights of the model, including the task
             head.
         head_dim: in ``selected``, D', the width of a head.
+        yardsticks: in ``yardsticks``, as ``FinetuneResult`` has them.
+        warnings: in ``loaded``, ``yardsticks`` and ``finished``, all that the caller should know so
+            far about the data, the task head and the result; if the run resumes, those of its
+            checkpoint too.
     """
 
     kind: EventKind
@@ -82,6 +95,8 @@ class TrainingEvent:
     trainable_parameters: int | None = None
     fraction: float | None = None
     head_dim: int | None = None
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[RunWarning, ...] = ()
 
 
 OnEvent = Callable[[TrainingEvent], Control | None]
@@ -92,6 +107,7 @@ class Emitter:
 
     Args:
         on_event: the caller's function; without it every answer is CONTINUE.
+        max_seconds: how long the run may take from now on; None for any time.
 
     Attributes:
         number: of the last event.
@@ -99,8 +115,10 @@ class Emitter:
         is_pause_wanted: whether the caller has answered PAUSE.
     """
 
-    def __init__(self, on_event: OnEvent | None) -> None:
+    def __init__(self, on_event: OnEvent | None, *, max_seconds: float | None = None) -> None:
         self._on_event = on_event
+        self._max_seconds = max_seconds
+        self._ends_at = math.inf if max_seconds is None else time.monotonic() + max_seconds
         self.number = 0
         self.checkpoint: Path | None = None
         self.is_pause_wanted = False
@@ -126,11 +144,22 @@ class Emitter:
             )
         self.is_pause_wanted |= answer is Control.PAUSE
 
-    def stop_if_paused(self, message: str) -> None:
-        """Stop here if the caller has requested a pause.
+    @property
+    def has_to_stop(self) -> bool:
+        """Whether the caller has requested a pause, or the time is up."""
+        return self.is_pause_wanted or time.monotonic() >= self._ends_at
+
+    def stop_if_requested(self, place: str) -> None:
+        """Stop here if the caller has requested a pause, or the time is up.
+
+        Args:
+            place: where the run is, and what is lost; part of the error's message.
 
         Raises:
-            JobPaused: it has; the error has the message and the newest checkpoint.
+            JobPaused, JobTimedOut: it stops; the error has the newest checkpoint.
         """
         if self.is_pause_wanted:
-            raise JobPaused(message, checkpoint=self.checkpoint)
+            raise JobPaused(f"paused {place}", checkpoint=self.checkpoint)
+        if self.has_to_stop:
+            message = f"max_seconds={self._max_seconds:g} ran out {place}"
+            raise JobTimedOut(message, checkpoint=self.checkpoint)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hifi.backbones.devices import resolve_device
+from hifi.backbones.devices import resolve_device, resolve_dtype
 from hifi.backbones.heads import describe
 from hifi.backbones.models import resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
 from hifi.data.settings import (
     CHECKPOINT_SECONDS,
+    HeadStart,
     Hyperparameters,
     Precision,
+    Score,
     Scoring,
-    Strategy,
     Teleport,
     declared,
 )
@@ -28,7 +29,14 @@ from hifi.selection.scoring import select_heads
 from hifi.tasks import TaskSpec
 from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.training.events import Emitter, OnEvent, TrainingEvent
-from hifi.training.preparation import Prepared, calibration_batches, describe_job, prepare
+from hifi.training.head_start import StartedHead, start_head
+from hifi.training.preparation import (
+    Prepared,
+    calibration_batches,
+    calibration_loss,
+    describe_job,
+    prepare,
+)
 from hifi.training.reproducibility import reproducible_kernels
 from hifi.training.trainer import CheckpointPlan, Trainer
 from hifi.tuning.tuner import HeadTuner
@@ -36,6 +44,8 @@ from hifi.tuning.tuner import HeadTuner
 if TYPE_CHECKING:
     import torch
 
+    from hifi.data.allotments import Strategy
+    from hifi.data.run_warnings import RunWarning
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
 
@@ -49,12 +59,17 @@ class FinetuneResult:
         selection: the tuned heads and their scores.
         metrics: all metrics of the task, and ``loss``, of ``delta`` on the validation split; empty
             without one.
+        yardsticks: the same of what ``delta`` is compared with, by name: ``majority``, the most
+            frequent class or the mean; ``probe``, a linear model on the frozen states that the task
+            head reads; ``untuned``, the model before the fine-tune, if its own task head was kept.
+            Empty without a validation split.
         best_step: the step of ``delta``: the best on validation, else the last.
         train_seconds: time spent in training steps, without evaluations and loading.
         selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.
         trainable_parameters: number of trained weights: rows of the tuned heads, and the task head.
         fraction: trained weights over all weights of the model, including the task head.
+        warnings: what the caller should know about the data, the task head and the result.
     """
 
     delta: HeadDelta
@@ -66,6 +81,8 @@ class FinetuneResult:
     samples_per_second: float
     trainable_parameters: int
     fraction: float
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[RunWarning, ...] = ()
 
 
 def finetune(
@@ -78,7 +95,9 @@ def finetune(
     label: str | None = None,
     image: str | None = None,
     metric: str | None = None,
-    k: int = Scoring.k,
+    score: Score = Scoring.score,
+    k: int | None = Scoring.k,
+    budget: int | None = Scoring.budget,
     xi: float | None = Scoring.xi,
     damping: float = Scoring.damping,
     n_samples: int | None = Scoring.n_samples,
@@ -94,6 +113,8 @@ def finetune(
     seed: int = Hyperparameters.seed,
     precision: Precision = Hyperparameters.precision,
     early_stopping_patience: int | None = Hyperparameters.early_stopping_patience,
+    head_start: HeadStart = Hyperparameters.head_start,
+    max_seconds: float | None = Hyperparameters.max_seconds,
     device: str | torch.device = "auto",
     revision: str | None = None,
     checkpoint_dir: str | Path | None = None,
@@ -102,6 +123,11 @@ def finetune(
     on_event: OnEvent | None = None,
 ) -> FinetuneResult:
     """Select the heads that matter for a task, tune them and a task head, return a head delta.
+
+    A task head of the checkpoint is kept if its labels are the task's: the same names, or integers
+    0..n-1 for its n labels, which answers then call by its names (a warning says which). Otherwise
+    the task head starts from a linear probe: a regularised linear model on the frozen states that
+    its last layer reads. The probe is also what the result is compared with (``yardsticks``).
 
     Equal calls on one machine (device, thread count, library versions) return deltas that are equal
     byte for byte, even if one was stopped and resumed, or found the backbone in memory.
@@ -121,42 +147,54 @@ def finetune(
         metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
             else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
             or ``spearman``.
-        k: heads per layer to select (key-value groups if keys are grouped).
+        score: what ranks the heads: ``pagerank``, the paper's importance; ``information``,
+            ``gradient``, ``gradient-ratio``, ``output-norm`` or ``random``, as in ``select_heads``.
+            A gradient needs a backbone in float32; it is that of the task's loss.
+        k: heads per layer to select (key-value groups if keys are grouped); 3 by default, and none
+            with a budget.
+        budget: heads to select in the whole model; with strategy ``budget``.
         xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 by default.
         damping: d of Eq. (10), 0 ≤ d < 1.
         n_samples: calibration samples; by default 300, or all rows if there are fewer.
-        strategy: ``layer-wise``, or ``mid-top`` for the upper half of the layers only.
+        strategy: ``layer-wise``; ``mid-top`` for the upper half of the layers only; or ``budget``
+            for the best heads wherever they are.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
         selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
-            scored then, and the six arguments before this one have no effect.
+            scored then, and the eight arguments before this one have no effect.
         epochs: passes over the training split.
         learning_rate: the highest; after warm-up it decreases linearly.
         batch_size: samples per step.
         max_length: the most tokens of a text, or of a pair.
         warmup_ratio: share of the steps in which the learning rate increases.
         weight_decay: of AdamW; not for biases and norms.
-        seed: of the task head, the calibration samples, the order of the data and dropout. The
-            caller's random state does not change.
+        seed: of a new task head, the rows and the split of the linear probe, the calibration
+            samples, score ``random``, the order of the data and dropout. The caller's random state
+            does not change.
         precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 if the device supports it.
             Tuned rows and task head are always float32.
         early_stopping_patience: stop after so many evaluations without gain on ``validation``.
+        head_start: ``keep`` the checkpoint's task head, which must fit the labels; start from the
+            ``probe``; or at ``random``. ``auto`` keeps a task head that fits, else probes.
+        max_seconds: stop with a JobTimedOut after so many seconds of this call, at the end of a
+            step; by default never. The head delta does not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: branch, tag or commit of a hub id.
         checkpoint_dir: a folder for this run only; created if missing. The run resumes from a
             checkpoint in it. The folder is not removed at the end: call
             ``hifi.training.checkpoint.remove_checkpoints`` when the result is saved.
-        checkpoint_seconds: time between checkpoints; one more is saved after selection and at a
-            pause.
+        checkpoint_seconds: time between checkpoints; one more is saved after selection, at a pause
+            and when ``max_seconds`` are up.
         backbones: keeps the backbone in memory for the next call with the same object; None reads
             it from disk. The backbone is restored even if this call fails.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
             returns a Control, or None to continue.
 
     Returns:
-        The head delta with selection, metrics and timings.
+        The head delta with selection, metrics, timings and warnings.
 
     Raises:
-        InvalidArgumentError: an argument is outside its range.
+        InvalidArgumentError: an argument is outside its range, or the model has no task head to
+            ``keep``.
         BackboneMismatchError: ``selection`` records another backbone.
         DataError: a split cannot be used; the error has row and column.
         TaskNotSupportedError: the task type is unknown or not supported yet.
@@ -168,6 +206,7 @@ def finetune(
         TrainingDivergedError: a loss or a trained weight is not finite.
         StorageError: a checkpoint cannot be written.
         JobPaused: ``on_event`` returned PAUSE; call again with the same arguments to resume.
+        JobTimedOut: ``max_seconds`` are up; call again with more of them to resume.
         JobCancelled: ``on_event`` returned CANCEL.
 
     Example:
@@ -186,8 +225,10 @@ def finetune(
     plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
     spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
     where = resolve_device(device)
+    if given is None:
+        check_precision(settings, scoring=scoring, device=where)
     found = None if plan.directory is None else load_checkpoint(plan.directory)
-    emitter = Emitter(on_event)
+    emitter = Emitter(on_event, max_seconds=settings.max_seconds)
     if found is not None:
         emitter.checkpoint, emitter.number = found[0], found[1].event_number
     _emit(emitter, TrainingEvent(kind="loading", message=f"loading the data and {model}"))
@@ -202,9 +243,31 @@ def finetune(
             device=where,
             load=load,
         )
-        _emit(emitter, TrainingEvent(kind="loaded", message=ready.summary()))
+        known = ready.warnings if found is None else ready.warnings + found[1].warnings
+        loaded = TrainingEvent(kind="loaded", message=ready.summary(), warnings=known)
+        _emit(emitter, loaded)
         start = _start(ready, settings, scoring=scoring, given=given, found=found, emitter=emitter)
         return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
+
+
+def check_precision(settings: Hyperparameters, *, scoring: Scoring, device: torch.device) -> None:
+    """Refuse a score that cannot be computed in the backbone's dtype, before anything is loaded.
+
+    Raises:
+        InvalidArgumentError: a gradient in bfloat16.
+    """
+    dtype = resolve_dtype(settings.precision, device=device)
+    scoring.check_precision(settings.precision, dtype=str(dtype).removeprefix("torch."))
+
+
+def check_heads(ready: Prepared, *, scoring: Scoring) -> None:
+    """Refuse a number of heads that the model does not have, before the head start's passes.
+
+    Raises:
+        InvalidArgumentError: fewer than one head, or more than there are.
+    """
+    backbone = describe(ready.loaded.model)
+    scoring.allotment.fitted(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
 
 
 def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load]:
@@ -232,7 +295,7 @@ def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> 
 
 def _emit(emitter: Emitter, event: TrainingEvent) -> None:
     emitter.emit(event)
-    emitter.stop_if_paused("paused while loading; there was nothing new to save")
+    emitter.stop_if_requested("while loading; there was nothing new to save")
 
 
 def _start(
@@ -244,7 +307,10 @@ def _start(
     found: tuple[Path, Checkpoint] | None,
     emitter: Emitter,
 ) -> Checkpoint:
-    """Return the checkpoint to resume from; without one select heads and return step 0."""
+    """Return the checkpoint to resume from; without one start the task head, select, return step 0.
+
+    A selection comes last, so that a score may use the task head.
+    """
     rows = len(ready.data.train)
     wanted = scoring.describe(rows=rows) if given is None else given.to_dict()
     job = describe_job(ready, settings=settings, selection=wanted)
@@ -257,12 +323,51 @@ def _start(
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
     _check_backbone(ready, selection=given)
+    if given is None:
+        check_heads(ready, scoring=scoring)
+    head = _start_head(ready, settings, emitter=emitter)
     started = time.perf_counter()
     selection = given or _select(ready, settings, scoring=scoring, emitter=emitter)
     seconds = time.perf_counter() - started
     return Checkpoint(
-        job=job, selection=selection, step=0, parameters={}, selection_seconds=seconds
+        job=job,
+        selection=selection,
+        step=0,
+        parameters=head.parameters,
+        selection_seconds=seconds,
+        yardsticks=head.yardsticks,
+        warnings=head.warnings,
     )
+
+
+def _start_head(ready: Prepared, settings: Hyperparameters, *, emitter: Emitter) -> StartedHead:
+    def emit(batch: int, total: int) -> None:
+        message = f"step {batch} of {total} of the linear probe"
+        emitter.emit(TrainingEvent(kind="probing", message=message, step=batch, total_steps=total))
+        emitter.stop_if_requested("during the linear probe; the next call starts it over")
+
+    head = start_head(ready, settings=settings, on_batch=emit)
+    if head.yardsticks or head.parameters or head.warnings:
+        emitter.emit(
+            TrainingEvent(
+                kind="yardsticks",
+                message=_describe_start(ready, head),
+                yardsticks=head.yardsticks,
+                warnings=ready.warnings + head.warnings,
+            )
+        )
+    return head
+
+
+def _describe_start(ready: Prepared, head: StartedHead) -> str:
+    """Describe in one line for people where the task head starts, and what it has to beat."""
+    origin = "the linear probe" if head.parameters else "random weights"
+    if ready.kept_head is not None:
+        origin = "the model's own weights"
+    metric = ready.data.task.metric
+    parts = [f"{name} {metrics[metric]:.4f}" for name, metrics in head.yardsticks.items()]
+    compared = f"; {metric} to compare with: {', '.join(parts)}" if parts else ""
+    return f"the task head starts from {origin}{compared}"
 
 
 def _check_backbone(ready: Prepared, *, selection: HeadSelection | None) -> None:
@@ -294,7 +399,7 @@ def _tune(
     )
     try:
         trained = sum(parameter.numel() for parameter in tuner.parameters())
-        if not start.parameters:  # a new run, which has not reported its heads yet
+        if not start.event_number:  # a new run, which has not reported its heads yet
             emitter.emit(
                 TrainingEvent(
                     kind="selected",
@@ -306,14 +411,20 @@ def _tune(
                 )
             )
         trainer = Trainer(
-            tuner, data=ready.data, settings=settings, start=start, plan=plan, emitter=emitter
+            tuner,
+            data=ready.data,
+            settings=settings,
+            start=start,
+            plan=plan,
+            emitter=emitter,
+            warnings=ready.warnings + start.warnings,
         )
         outcome = trainer.run()
         delta = tuner.delta(
             model=ready.source.name,
             revision=ready.source.revision,
             task=ready.data.describe(),
-            labels=ready.data.task.classes,
+            labels=ready.data.task.labels,
             training=settings.describe(),
         )
     finally:
@@ -328,6 +439,8 @@ def _tune(
         samples_per_second=outcome.samples_per_second,
         trainable_parameters=trained,
         fraction=trained / weights,
+        yardsticks=start.yardsticks,
+        warnings=outcome.warnings,
     )
 
 
@@ -337,7 +450,7 @@ def _select(
     def emit(seen: int, total: int) -> None:
         message = f"scored {seen} of {total} samples"
         emitter.emit(TrainingEvent(kind="selecting", message=message, step=seen, total_steps=total))
-        emitter.stop_if_paused("paused during selection; the next call starts it over")
+        emitter.stop_if_requested("during selection; the next call starts it over")
 
     return select_prepared(ready, settings=settings, scoring=scoring, on_batch=emit)
 
@@ -353,7 +466,8 @@ def select_prepared(
 
     Args:
         ready: the encoded data and the model.
-        settings: ``seed`` draws the calibration samples, ``batch_size`` is that of a forward pass.
+        settings: ``seed`` draws the calibration samples and random scores, ``batch_size`` is that
+            of a forward pass.
         scoring: how heads are scored and selected.
         on_batch: called after each batch with the samples seen so far and with n.
 
@@ -367,11 +481,15 @@ def select_prepared(
     selection = select_heads(
         ready.loaded.model,
         calibration_batches(ready, n=n, settings=settings),
+        score=scoring.score,
         k=scoring.k,
+        budget=scoring.budget,
         xi=scoring.xi,
         damping=scoring.damping,
         strategy=scoring.strategy,
         teleport=scoring.teleport,
+        seed=settings.seed,
+        loss=calibration_loss(ready.data.task),
         on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
     )
     return replace(selection, fingerprint=ready.fingerprint)

@@ -1,16 +1,17 @@
-"""Prepare a fine-tune: encode the data and load the model with a fresh task head."""
+"""Prepare a fine-tune: encode the data and load the model with its task head."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hifi.backbones.devices import resolve_attention, resolve_dtype
+from hifi.backbones.heads import task_head_names
 from hifi.backbones.models import (
     LoadedModel,
     ModelSource,
@@ -20,10 +21,23 @@ from hifi.backbones.models import (
 )
 from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
-from hifi.data.splits import Source, load_split
-from hifi.errors import InvalidArgumentError, shorten
+from hifi.data.classes.names import describe_classes, find_alike
+from hifi.data.classes.stored_head import StoredHead, fit_labels
+from hifi.data.columns import profile_split
+from hifi.data.profile import describe_left_out
+from hifi.data.run_warnings import (
+    RunWarning,
+    refuse_to_keep,
+    warn_of_classes,
+    warn_of_few_rows,
+    warn_of_labels_by_number,
+    warn_of_replaced_head,
+)
+from hifi.data.splits import Source, load_split, named_lines, read_split
+from hifi.errors import InvalidArgumentError
 from hifi.selection.scoring import sample_indices
 from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
+from hifi.tasks.base import digest_of
 from hifi.training.batching import evaluation_batches
 
 if TYPE_CHECKING:
@@ -35,18 +49,24 @@ if TYPE_CHECKING:
     from hifi.backbones.resident import Load
     from hifi.data.settings import Hyperparameters
 
-_NAMED_CLASSES, _CHARACTERS = 6, 30  # classes in a summary, and characters of each
 _SETTING_BYTES = 30  # longer settings are hashed, and not quoted in error messages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskData:
-    """The encoded splits."""
+    """The encoded splits.
+
+    Attributes:
+        warnings: about the labels.
+        notes: why columns were left out, by name.
+    """
 
     task: Task
     encoder: Encoder
     train: Examples
     validation: Examples | None
+    warnings: tuple[RunWarning, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Return the record of the task for predictions, as plain JSON."""
@@ -59,29 +79,33 @@ class Prepared:
 
     Attributes:
         fingerprint: of the backbone as stored.
+        kept_head: hash of the checkpoint's task head, which the fingerprint does not cover; None if
+            the task head is fresh.
+        warnings: about the labels and the task head.
     """
 
     source: ModelSource
     loaded: LoadedModel
     data: TaskData
     fingerprint: str
+    kept_head: str | None = None
+    warnings: tuple[RunWarning, ...] = ()
 
     def summary(self) -> str:
         """Describe the inferred task and the data in one line for people."""
         task, validation = self.data.task, self.data.validation
-        classes = task.classes or ()
-        names = ", ".join(
-            shorten(str(name), characters=_CHARACTERS) for name in classes[:_NAMED_CLASSES]
-        )
-        more = ", …" if len(classes) > _NAMED_CLASSES else ""
+        names = [str(name) for name in task.labels or ()]
+        classes = describe_classes(len(names), names=names, alike=find_alike(names))
         rows = f"{len(self.data.train)} rows"
         if validation is not None:
             rows += f", {len(validation)} validation rows"
         model = self.loaded.model
         return (
             f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
-            + (f" ({len(classes)} classes: {names}{more})" if classes else "")
+            + (f" ({classes})" if names else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+            + ("" if self.kept_head is None else "; keeps the model's own task head")
+            + describe_left_out(self.data.notes)
         )
 
 
@@ -107,24 +131,31 @@ def prepare(
         load: loads the model; by default every call loads a new one.
 
     Raises:
-        InvalidArgumentError: ``max_length`` is more than the model reads.
+        InvalidArgumentError: ``max_length`` is more than the model reads, or ``head_start`` keeps
+            a task head that the model does not have.
         DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: the data or the
             model cannot be used.
     """
     dtype = resolve_dtype(settings.precision, device=device)
     config = load_config(source)
-    data = _load_data(
-        source, config, spec=spec, train=train, validation=validation, settings=settings
-    )
+    own_head = StoredHead.of(config.id2label)
+    may_keep = settings.head_start in ("auto", "keep")
+    with named_lines({"train": train, "validation": validation}):
+        data = _load_data(
+            source, config, spec=spec, train=train, validation=validation, settings=settings
+        )
     attention = resolve_attention(
         device=device, dtype=dtype, max_length=data.encoder.sequence_length
     )
+    classes = data.task.classes
+    fit = fit_labels(own_head, classes=classes, num_labels=data.task.num_labels)
     new_model = partial(
         load_for_task,
         config=config,
         auto_class=data.task.auto_class,
         attention=attention,
         seed=settings.seed,
+        head_rows=fit.rows if fit is not None and may_keep else None,
     )
     placed = load(source, new_model, device, dtype)
     limit = max_positions(placed.loaded.model)
@@ -132,7 +163,39 @@ def prepare(
         raise InvalidArgumentError(
             "max_length", value=settings.max_length, limit=f"{source.name} reads {limit} tokens"
         )
-    return Prepared(source=source, loaded=placed.loaded, data=data, fingerprint=placed.fingerprint)
+    loaded, warnings = placed.loaded, data.warnings
+    is_kept = loaded.head == "kept"
+    if is_kept:
+        if fit is not None and fit.names is not None:
+            data = replace(data, task=replace(data.task, names=fit.names))
+            _configure(loaded.model.config, data.task)
+            warnings += (warn_of_labels_by_number(source.name, names=fit.names),)
+    elif settings.head_start == "keep":
+        replaced = own_head if loaded.head == "replaced" else None
+        raise refuse_to_keep(source.name, head=replaced, classes=classes)
+    elif loaded.head == "replaced" and may_keep:
+        warnings += (warn_of_replaced_head(source.name, head=own_head, classes=classes),)
+    return Prepared(
+        source=source,
+        loaded=loaded,
+        data=data,
+        fingerprint=placed.fingerprint,
+        kept_head=_head_digest(loaded) if is_kept else None,
+        warnings=warnings,
+    )
+
+
+def _head_digest(loaded: LoadedModel) -> str:
+    """Hash the values from which the task head starts."""
+    names = task_head_names(loaded.model, extra=loaded.task_head_modules)
+    values = (loaded.model.get_parameter(name).detach().float().cpu() for name in names)
+    return digest_of([value.numpy() for value in values])
+
+
+def _configure(config: PreTrainedConfig, task: Task) -> None:
+    """Enter a task's settings in a model's configuration."""
+    for name, value in task.settings().items():
+        setattr(config, name, value)
 
 
 def describe_job(
@@ -149,8 +212,9 @@ def describe_job(
         Names to texts: settings as text, everything else as a hash.
     """
     source, data, model = ready.source, ready.data, ready.loaded.model
-    job = {
-        "model": [source.name, source.revision, ready.fingerprint, str(model.dtype)],
+    kept_head = [] if ready.kept_head is None else [data.task.names, ready.kept_head]
+    job: dict[str, Any] = {
+        "model": [source.name, source.revision, ready.fingerprint, str(model.dtype), *kept_head],
         "device": model.device.type,  # types differ in computed bits and random states
         "task": [data.describe(), data.task.classes],
         "train": data.train.digest(),
@@ -175,11 +239,11 @@ def _load_data(
 ) -> TaskData:
     """Read and encode the splits, and add the task's settings to the configuration."""
     columns = spec.columns if spec.names_all_columns else None
-    dataset = load_split(train, split="train", columns=columns)
-    task = make_task(spec, dataset)
+    split = read_split(train, split="train", columns=columns)
+    dataset, profile = split.dataset, split.profile
+    task = make_task(spec, dataset, profile=profile)
     task.check_reads(source, config)
-    for name, value in task.settings().items():
-        setattr(config, name, value)
+    _configure(config, task)
     encoder = task.load_encoder(source, config, max_length=settings.max_length)
 
     def encode(dataset: Dataset, split: str) -> Examples:
@@ -187,10 +251,34 @@ def _load_data(
         return encoder.encode(dataset, split=split, targets=targets)
 
     examples, held_out = encode(dataset, "train"), None
+    warnings = _find_label_warnings(task, dataset, targets=examples.targets)
     if validation is not None:
         dataset = load_split(validation, split="validation", columns=task.columns)
         held_out = encode(dataset, "validation")
-    return TaskData(task=task, encoder=encoder, train=examples, validation=held_out)
+    notes = {name: note for name, note in profile.notes.items() if name not in task.columns}
+    return TaskData(
+        task=task,
+        encoder=encoder,
+        train=examples,
+        validation=held_out,
+        warnings=warnings,
+        notes=notes,
+    )
+
+
+def _find_label_warnings(
+    task: Task, dataset: Dataset, *, targets: Tensor
+) -> tuple[RunWarning, ...]:
+    """Return the warnings about the labels of the training split, as an upload's profile does."""
+    if task.declaration.label.use != "label":
+        return ()
+    profile = profile_split(dataset.select_columns([task.label]))
+    warnings = warn_of_classes(profile.columns[0], rows=len(dataset))
+    if any(warning.code == "many_classes" for warning in warnings):
+        return warnings
+    names = [str(label) for label in task.labels or ()]
+    counts = dict(zip(names, targets.bincount(minlength=len(names)).tolist(), strict=True))
+    return warnings + warn_of_few_rows(task.label, counts=counts)
 
 
 def calibration_batches(
@@ -199,9 +287,20 @@ def calibration_batches(
     """Iterate over ``n`` calibration samples of the training split, drawn by the seed (Alg. 1).
 
     Yields:
-        Batches as ``select_heads`` takes them, on the model's device, the longest first.
+        Batches as ``select_heads`` takes them, on the model's device, the longest first, with the
+        task's ``targets``, which no model reads.
     """
     train, model = ready.data.train, ready.loaded.model
     drawn = np.array(sample_indices(len(train), n=n, seed=settings.seed))
     for chosen in evaluation_batches(train.lengths[drawn], batch_size=settings.batch_size):
-        yield train.batch(drawn[chosen]).to(model.device, dtype=model.dtype).inputs
+        batch = train.batch(drawn[chosen]).to(model.device, dtype=model.dtype)
+        yield {**batch.inputs, "targets": batch.targets}
+
+
+def calibration_loss(task: Task) -> Callable[[Any, Mapping[str, Tensor]], Tensor]:
+    """Return the loss of a task for gradient scores, of batches of :func:`calibration_batches`."""
+
+    def loss(output: Any, batch: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401 - of any model
+        return task.loss(task.logits_of(output), batch["targets"])
+
+    return loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -15,11 +14,17 @@ from torch import Tensor, nn
 
 from hifi.arguments import check_number
 from hifi.backbones.heads import first_token_layer
+from hifi.data.run_warnings import (
+    warn_of_falling_loss,
+    warn_of_less_than_probe,
+    warn_of_one_class,
+)
 from hifi.data.settings import CHECKPOINT_SECONDS
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
-from hifi.training.batching import Indices, TrainingBatches, evaluation_batches, gather
+from hifi.training.batching import Indices, TrainingBatches
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
+from hifi.training.forward import Forward, measure
 from hifi.training.learning_rate import learning_rate_at
 from hifi.training.reproducibility import (
     own_random_state,
@@ -32,13 +37,14 @@ from hifi.tuning.first_token import first_token_only
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hifi.data.run_warnings import RunWarning
     from hifi.data.settings import Hyperparameters
     from hifi.tasks import Batch, Examples
     from hifi.training.events import Emitter, EventKind
     from hifi.training.preparation import TaskData
     from hifi.tuning.tuner import HeadTuner
 
-_MAX_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 _REMEDY = "lower the learning rate, or check the data for extreme values"
 
 
@@ -85,12 +91,14 @@ class Outcome:
         metrics: of that step on validation; empty without a validation split.
         train_seconds: time spent in steps over all attempts, without evaluations.
         samples_per_second: samples of all steps divided by that time.
+        warnings: all of the run: the given ones, and those about the result.
     """
 
     best_step: int
     metrics: Mapping[str, float]
     train_seconds: float
     samples_per_second: float
+    warnings: tuple[RunWarning, ...] = ()
 
 
 class Trainer:
@@ -106,6 +114,7 @@ class Trainer:
         start: step 0 of a new run, or the checkpoint to resume from.
         plan: where and how often to save checkpoints.
         emitter: sends events to the caller and receives requests to pause or cancel.
+        warnings: those that are known before.
     """
 
     def __init__(
@@ -117,13 +126,15 @@ class Trainer:
         start: Checkpoint,
         plan: CheckpointPlan,
         emitter: Emitter,
+        warnings: tuple[RunWarning, ...] = (),
     ) -> None:
+        self._warnings = warnings
         self._model = tuner.model
         self._device = tuner.model.device
         self._parameters = dict(tuner.named_parameters())
         self._optimizer = _make_optimizer(self._parameters, settings=settings)
-        self._arguments = set(inspect.signature(tuner.model.forward).parameters)
         self._task = data.task
+        self._forward = Forward(tuner.model, task=data.task)
         self._train = data.train
         self._validation = data.validation
         self._settings = settings
@@ -139,10 +150,12 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the end, put the best step's parameters in the tuner, and emit ``finished``.
 
-        If the caller has already requested a pause, only step 0 is saved.
+        If the caller has already requested a pause, only step 0 is saved. A run that has done all
+        its steps is finished, even if its time is up.
 
         Raises:
             JobPaused: the caller requested it; the error has the checkpoint.
+            JobTimedOut: the time is up; the error has the checkpoint.
             JobCancelled: the caller requested it.
             TrainingDivergedError: a loss or a trained weight is not finite.
             StorageError: a checkpoint cannot be written.
@@ -153,16 +166,17 @@ class Trainer:
             if self._state.step == 0:
                 self._save()
             saved = time.monotonic()
-            while not self._emitter.is_pause_wanted and not self._is_done():
+            while not self._emitter.has_to_stop and not self._is_done():
                 self._step()
                 if self._state.step % self._batches.per_epoch == 0 and self._validation is not None:
                     self._evaluate(self._validation)
                 is_due = time.monotonic() - saved >= self._plan.seconds
-                if is_due or self._emitter.is_pause_wanted:
+                if is_due or self._emitter.has_to_stop:
                     self._save()
                     saved = time.monotonic()
         kept = "" if self._emitter.checkpoint else "; nothing was saved without checkpoint_dir"
-        self._emitter.stop_if_paused(f"paused after step {self._state.step}{kept}")
+        if self._emitter.is_pause_wanted or not self._is_done():
+            self._emitter.stop_if_requested(f"after step {self._state.step}{kept}")
         return self._finish()
 
     def _is_done(self) -> bool:
@@ -180,16 +194,18 @@ class Trainer:
         if not self._model.training:
             _set_training_mode(self._model)
         batch = self._next_batch()
-        loss = self._task.loss(self._logits(batch), batch.targets)
-        value = _finite(loss, where=f"the training loss at step {step + 1}")
+        loss = self._task.loss(self._forward.logits(batch), batch.targets)
+        value = loss.item()
+        _check_finite(value, where=f"the training loss at step {step + 1}")
         loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters.values(), _MAX_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._state = replace(
             self._state,
             step=step + 1,
             samples=self._state.samples + len(batch.targets),
+            losses=self._state.losses.add(value, step=step, total_steps=self._total_steps),
             train_seconds=self._state.train_seconds + time.perf_counter() - started,
         )
         self._emit_step(loss=value, rate=rate)
@@ -223,35 +239,26 @@ class Trainer:
         epoch, index = divmod(self._state.step, self._batches.per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._batches.epoch(epoch))
-        return self._train.batch(self._order[1][index]).to(self._device, dtype=self._model.dtype)
-
-    def _logits(self, batch: Batch) -> Tensor:
-        inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
-        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
-        return self._task.logits_of(self._model(**inputs, **quiet))
+        return self._forward.batch(self._train, self._order[1][index])
 
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
-        self._model.eval()
-        parts: list[Tensor] = []
-        batches = evaluation_batches(examples.lengths, batch_size=self._settings.batch_size)
-        for number, indices in enumerate(batches, start=1):
-            batch = examples.batch(indices).to(self._device, dtype=self._model.dtype)
-            with torch.no_grad():
-                parts.append(self._logits(batch).float().cpu())
-            message = f"validation batch {number} of {len(batches)}"
-            self._emitter.emit(self._event("evaluating", message))
-        logits = gather(parts, batches)
-        loss = self._task.loss(logits, examples.targets)
-        value = _finite(loss, where=f"the validation loss at step {self._state.step}")
-        metrics = {**self._task.evaluate(logits, examples.targets), "loss": value}
-        self._keep_best(dict(sorted(metrics.items())))
 
-    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        def emit(number: int, total: int) -> None:
+            message = f"validation batch {number} of {total}"
+            self._emitter.emit(self._event("evaluating", message))
+
+        size = self._settings.batch_size
+        logits = self._forward.over(examples, batch_size=size, on_batch=emit)
+        metrics = measure(self._task, logits, examples.targets)
+        _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
+        self._keep_best(metrics, only=self._task.only_answer(logits, examples.targets))
+
+    def _keep_best(self, metrics: Mapping[str, float], *, only: str | None) -> None:
         state, metric = self._state, self._task.metric
         if state.best is None or metrics[metric] > state.best.metrics[metric]:
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
-            best = Best(step=state.step, metrics=metrics, parameters=copies)
+            best = Best(step=state.step, metrics=metrics, parameters=copies, only_answer=only)
             self._state = replace(state, best=best, evaluations_without_gain=0)
         else:
             stale = state.evaluations_without_gain + 1
@@ -307,13 +314,47 @@ class Trainer:
             metrics={} if state.best is None else state.best.metrics,
             train_seconds=state.train_seconds,
             samples_per_second=self._samples_per_second,
+            warnings=self._warnings + self._judge(),
         )
         is_early = state.step < self._total_steps
         verb = f"stopped early, after step {state.step}" if is_early else "finished"
         event = self._event("finished", f"{verb}; the best step is {outcome.best_step}")
         rate = outcome.samples_per_second
-        self._emitter.emit(replace(event, metrics=outcome.metrics, samples_per_second=rate))
+        self._emitter.emit(
+            replace(
+                event,
+                metrics=outcome.metrics,
+                samples_per_second=rate,
+                warnings=outcome.warnings,
+            )
+        )
         return outcome
+
+    def _judge(self) -> tuple[RunWarning, ...]:
+        """Return what the caller should know about the result."""
+        best, settings, found = self._state.best, self._settings, []
+        probe = self._state.yardsticks.get("probe")
+        if best is not None and best.only_answer is not None:
+            found.append(
+                warn_of_one_class(
+                    best.only_answer,
+                    learning_rate=settings.learning_rate,
+                    epochs=settings.epochs,
+                )
+            )
+        if best is not None and probe is not None and self._validation is not None:
+            metric, rows = self._task.metric, len(self._validation)
+            found += warn_of_less_than_probe(
+                metric,
+                tuned=best.metrics[metric],
+                probe=probe[metric],
+                rows=rows,
+                is_from_probe=settings.head_start != "random"
+                and "untuned" not in self._state.yardsticks,
+            )
+        if self._state.losses.is_falling and (best is None or best.step == self._total_steps):
+            found.append(warn_of_falling_loss(epochs=settings.epochs))
+        return tuple(found)
 
     def _check_parameters(self) -> None:
         """Raise if a parameter is not finite: no loss is computed after the last step."""
@@ -352,8 +393,6 @@ def _set_training_mode(model: PreTrainedModel) -> None:
         model.get_submodule(last.output).training = True
 
 
-def _finite(loss: Tensor, *, where: str) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingDivergedError(f"{where} is {value}: {_REMEDY}")
-    return value
+def _check_finite(loss: float, *, where: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDivergedError(f"{where} is {loss}: {_REMEDY}")

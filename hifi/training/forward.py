@@ -1,0 +1,86 @@
+"""Forward passes of a task's model, of one batch or all samples of a split, and their metrics."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hifi.training.batching import evaluation_batches, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hifi.tasks import Batch, Examples, Task
+    from hifi.training.batching import Indices
+
+
+class Forward:
+    """Computes a model's logits.
+
+    Args:
+        model: on its device, in its dtype, tuned or not.
+        task: its task.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, task: Task) -> None:
+        self._model = model
+        self._task = task
+        self._arguments = set(inspect.signature(model.forward).parameters)
+
+    def batch(self, examples: Examples, indices: Indices) -> Batch:
+        """Collate some samples on the model's device, in its dtype."""
+        return examples.batch(indices).to(self._model.device, dtype=self._model.dtype)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch, as the task's loss takes them."""
+        inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
+        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
+        return self._task.logits_of(self._model(**inputs, **quiet))
+
+    def over(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        rows: Indices | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Return the logits of many samples in eval mode, float32, on the CPU.
+
+        Args:
+            examples: the split.
+            batch_size: samples per batch.
+            rows: the samples; by default all of them.
+            on_batch: called after each batch with the number of batches so far, and of all.
+
+        Returns:
+            ``[n, …]``, in the order of ``rows``.
+        """
+        self._model.eval()
+        chosen = np.arange(len(examples)) if rows is None else rows
+        batches = evaluation_batches(examples.lengths[chosen], batch_size=batch_size)
+        parts: list[Tensor] = []
+        for number, indices in enumerate(batches, start=1):
+            with torch.no_grad():
+                parts.append(self.logits(self.batch(examples, chosen[indices])).float().cpu())
+            if on_batch is not None:
+                on_batch(number, len(batches))
+        return gather(parts, batches)
+
+
+def measure(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return every metric of a task and ``loss``, by name in alphabetical order.
+
+    Args:
+        task: of the logits.
+        logits: float32, of all samples, on the CPU.
+        targets: of all samples, on the CPU.
+    """
+    loss = task.loss(logits, targets).item()
+    return dict(sorted({**task.evaluate(logits, targets), "loss": loss}.items()))
