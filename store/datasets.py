@@ -11,17 +11,20 @@ import sqlalchemy as sa
 
 from store.database.connection import database_now
 from store.database.identifiers import new_identifier
-from store.database.pages import Page, newest_first
-from store.errors import DatasetInUseError, QuotaExceededError, found
+from store.database.pages import Page, delete_listed, matching, newest_first
+from store.errors import DatasetAmbiguousError, DatasetInUseError, found
 from store.states import LIVE
+from store.storage.space import check_room, end_held, used_bytes
+from store.storage.unnamed import release, sizes
 from store.tables import Dataset, Job
-from store.tenants import lock_tenant, stored_bytes
+from store.tenants import lock_tenant, quota
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from store.storage import Blob
 
+_SHOWN = 5  # ids of data sets of the same name
 _KEEP = (
     sa.select(Dataset.id)
     .where(Dataset.id == sa.bindparam("id"), Dataset.tenant_id == sa.bindparam("tenant_id"))
@@ -46,6 +49,7 @@ def add_dataset(
     columns: Mapping[str, str],
     profile: Mapping[str, Any],
     max_bytes: int,
+    reservation_id: str | None = None,
 ) -> Dataset:
     """Add a data set of stored blobs to a tenant.
 
@@ -57,20 +61,19 @@ def add_dataset(
         columns: name to type.
         profile: describes the columns' values, as plain JSON.
         max_bytes: the quota of a tenant without its own.
+        reservation_id: under which the blobs were stored; it ends.
 
     Raises:
         NotFoundError: the tenant does not exist.
-        QuotaExceededError: the data set would exceed the tenant's quota of bytes.
+        SpaceExceededError: the data set would exceed the tenant's quota of bytes.
+        ArtifactStorageError: the reservation has expired.
     """
     tenant = lock_tenant(session, tenant_id)
-    limit = max_bytes if tenant.max_bytes is None else tenant.max_bytes
+    limit = quota(tenant.max_bytes, default=max_bytes)
     size = sum(split.blob.bytes for split in splits.values())
-    stored = stored_bytes(session, tenant_id)
-    if stored + size > limit:
-        raise QuotaExceededError(
-            f"{stored:,} bytes are stored and the data set needs {size:,} more; the tenant's quota "
-            f"max_bytes is {limit:,}"
-        )
+    if reservation_id is not None:
+        end_held(session, reservation_id, named=[split.blob.sha256 for split in splits.values()])
+    check_room(used_bytes(session, tenant_id), size, limit=limit)
     digest = hashlib.sha256()
     for split in sorted(splits):
         digest.update(f"{split}:{splits[split].blob.sha256}\n".encode())
@@ -103,6 +106,29 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     return found(session.scalars(query).one_or_none(), "dataset", dataset_id)
 
 
+def find_dataset(session: Session, tenant_id: str, reference: str) -> Dataset:
+    """Load the tenant's data set of that id, or else the only one of that name.
+
+    Raises:
+        NotFoundError: none of the tenant's data sets has this id or name.
+        DatasetAmbiguousError: several have the name.
+    """
+    mine = sa.select(Dataset).where(Dataset.tenant_id == tenant_id)
+    of_id = session.scalars(mine.where(Dataset.id == reference)).one_or_none()
+    if of_id is not None:
+        return of_id
+    named = session.scalars(
+        mine.where(Dataset.name == reference).order_by(Dataset.created_at.desc()).limit(_SHOWN + 1)
+    ).all()
+    if len(named) > 1:
+        ids = ", ".join(dataset.id for dataset in named[:_SHOWN])
+        more = ", …" * (len(named) > _SHOWN)
+        raise DatasetAmbiguousError(
+            f"several data sets are named {reference!r}: use an id ({ids}{more})"
+        )
+    return found(named[0] if named else None, "dataset", reference)
+
+
 def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
     """Prevent a tenant's data set from being deleted until the transaction ends.
 
@@ -114,19 +140,34 @@ def keep_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
 
 
 def list_datasets(
-    session: Session, tenant_id: str, *, after: str | None, limit: int
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str | None = None,
+    after: str | None,
+    limit: int,
 ) -> Page[Dataset]:
-    """Return a page of a tenant's data sets, newest first.
+    """Return a page of a tenant's data sets, newest first; ``name`` selects those of that name.
 
     Raises:
-        NotFoundError: ``after`` is not one of them.
+        NotFoundError: ``after`` was never one of them.
     """
     query = sa.select(Dataset).where(Dataset.tenant_id == tenant_id)
-    return newest_first(session, query, Dataset, after=after, limit=limit)
+    filters = matching((Dataset.name, name))
+    return newest_first(
+        session,
+        query,
+        Dataset,
+        after=after,
+        limit=limit,
+        tenant_id=tenant_id,
+        filters=filters,
+        long=(Dataset.columns, Dataset.profile),
+    )
 
 
 def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
-    """Delete a data set; the sweep removes its blobs when no row names them.
+    """Delete a data set; its blobs are removed soon if no other row names them.
 
     Raises:
         NotFoundError: it does not exist, or belongs to another tenant.
@@ -140,4 +181,5 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
     ).one_or_none()
     if user is not None:
         raise DatasetInUseError(f"job {user} still needs dataset {dataset_id}")
-    session.delete(dataset)
+    delete_listed(session, dataset)
+    release(session, tenant_id, sizes(dataset.splits))

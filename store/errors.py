@@ -11,6 +11,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
 _RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
+_ACRONYMS = {"json": "JSON", "http": "HTTP"}
+
 _Row = TypeVar("_Row")
 
 
@@ -61,10 +63,20 @@ class QuotaExceededError(StoreError):
     code = "quota_exceeded"
 
 
+class SpaceExceededError(QuotaExceededError):
+    """A tenant's quota of bytes has no room; waiting does not help, it must delete something."""
+
+
 class DatasetInUseError(StoreError):
     """An unfinished job still needs the data set."""
 
     code = "dataset_in_use"
+
+
+class DatasetAmbiguousError(StoreError):
+    """Several data sets of the tenant have the name."""
+
+    code = "dataset_ambiguous"
 
 
 class LeaseLostError(StoreError):
@@ -74,9 +86,18 @@ class LeaseLostError(StoreError):
 
 
 class ArtifactStorageError(StoreError):
-    """The artifact store cannot be reached, or is full."""
+    """The artifact store cannot be reached, or is full.
+
+    Args:
+        message: the whole, for the log of the operator.
+        detail: what callers are told; None if the message names no address, path or cause.
+    """
 
     code = "artifact_storage"
+
+    def __init__(self, message: str, *, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail or message
 
 
 class BlobLostError(ArtifactStorageError):
@@ -94,13 +115,31 @@ class SettingsError(StoreError):
 class SchemaError(StoreError):
     """The tables are not those of this version, or cannot be migrated."""
 
-    code = "schema"
+    code = "tables_version"
 
 
 class ConflictError(StoreError):
     """The name is already taken."""
 
     code = "conflict"
+
+
+class TenantInvalidError(StoreError):
+    """A field of a tenant is invalid."""
+
+    code = "invalid_request"
+
+
+class OwnTenantError(StoreError):
+    """An administrator would end their own access."""
+
+    code = "own_tenant"
+
+
+class KeyInvalidError(StoreError):
+    """A key is revoked or expired, or would be."""
+
+    code = "key_invalid"
 
 
 class IdempotencyKeyReusedError(StoreError):
@@ -113,6 +152,12 @@ class RequestTakenOverError(StoreError):
     """A request with an idempotency key took so long that a duplicate has finished it."""
 
     code = "request_taken_over"
+
+
+def _title_of(code: str) -> str:
+    """Return a code in words: ``invalid_json`` is *Invalid JSON*."""
+    title = " ".join(_ACRONYMS.get(word, word) for word in code.split("_"))
+    return title[0].upper() + title[1:]
 
 
 class ProblemError(Exception):
@@ -162,7 +207,7 @@ class ProblemError(Exception):
         """
         document = {
             "type": f"urn:hifi:problem:{self.code}",
-            "title": self.code.replace("_", " ").capitalize(),
+            "title": _title_of(self.code),
             "status": self.status,
             "detail": self.detail,
             "code": self.code,

@@ -38,10 +38,11 @@ def begin(
         session: a separate write transaction, because others must see the record at once.
         key: of the request.
         request_sha256: of its canonical body.
-        lock_seconds: how long the work may take before a duplicate takes over.
+        lock_seconds: how long the caller may stop working before a duplicate takes over.
 
     Returns:
-        ``started``: do the work, and call :func:`finish` in its transaction or :func:`forget`;
+        ``started``: do the work, call :func:`extend` meanwhile, and :func:`finish` in its
+        transaction or :func:`forget`;
         ``running``: a duplicate is at work, retry soon; otherwise the response to repeat.
 
     Raises:
@@ -77,6 +78,21 @@ def begin(
     record.request_sha256, record.response, record.created_at = request_sha256, None, now
     record.locked_until = now + timedelta(seconds=lock_seconds)
     return "started"
+
+
+def is_known(session: Session, key: RequestKey) -> bool:
+    """Return whether a request with the key is running or has been answered."""
+    query = sa.select(IdempotencyRecord.key).where(*_is(key))
+    return session.scalars(query).first() is not None
+
+
+def extend(session: Session, key: RequestKey, *, lock_seconds: float) -> None:
+    """Lock a running request for ``lock_seconds`` seconds from now; a finished one is unchanged."""
+    session.execute(
+        sa.update(IdempotencyRecord)
+        .where(*_is(key), IdempotencyRecord.response.is_(None))
+        .values(locked_until=database_now(session) + timedelta(seconds=lock_seconds))
+    )
 
 
 def finish(session: Session, key: RequestKey, response: Mapping[str, Any]) -> None:

@@ -15,11 +15,13 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
+    TypeAdapter,
     create_model,
     model_validator,
 )
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
+from hifi.data.formats.limits import MAX_CHARACTERS
 from hifi.data.task_types import TaskType, request_fields, task_types
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 256
 MAX_SECONDS = 300.0  # the longest timeout of a request
-# Tokenising a million characters takes a second, although all but the first thousand are cut.
-MAX_CHARACTERS = 100_000  # of a text
 
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -49,8 +49,8 @@ class _Order(BaseModel):
     model_config = _EXACT
 
     def to_json(self) -> bytes:
-        """Return the order as JSON."""
-        return self.model_dump_json().encode()
+        """Return the order as JSON, without a copy of it as a string."""
+        return TypeAdapter(type(self)).dump_json(self)
 
 
 class DeltaOrder(_Order):
@@ -153,6 +153,25 @@ class PredictionOrder(_Order):
             truncate=truncate,
             timeout_seconds=timeout_seconds,
         )
+
+    def to_json_within(self, seconds: float) -> bytes:
+        """Return the order as JSON, with another timeout."""
+        return self.model_copy(update={"timeout_seconds": seconds}).to_json()
+
+    def part(self, orders: Sequence[int]) -> tuple[Self, list[int]]:
+        """Return the part for some of the head deltas, and the indices of its items here."""
+        numbers = {order: number for number, order in enumerate(orders)}
+        places = [place for place, item in enumerate(self.items) if item["order"] in numbers]
+        items = [
+            (numbers[item["order"]], item["input"]) for item in map(self.items.__getitem__, places)
+        ]
+        part = self.of_checked(
+            [self.orders[order] for order in orders],
+            items,
+            truncate=self.truncate,
+            timeout_seconds=self.timeout_seconds,
+        )
+        return part, places
 
     @model_validator(mode="after")
     def _check_orders(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -37,7 +38,11 @@ _REASONS = {
     "int_parsing": "a whole number is needed",
 }
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-_PRIVATE = frozenset({"database_url", "broker_url", "artifacts_url", "secret_key", "infer_token"})
+_PRIVATE = frozenset({"database_url", "broker_url", "artifacts_url", "infer_token"})
+WHERE_MODELS_GO = (
+    "copy a folder with config.json and safetensors into HIFI_MODELS (by default `models` in "
+    "HIFI_HOME) on the workers' machine; it is listed within seconds"
+)
 _GIB = 1 << 30
 
 
@@ -52,11 +57,12 @@ class Settings(BaseSettings):
         models: a folder whose subfolders are backbones; ``models`` in ``home`` if unset.
         allow_hub: whether backbones and data sets may come from the Hugging Face hub.
         auth: ``none`` is one tenant ``default``, on loopback only; ``keys`` requires a key.
-        secret_key: signs data that a browser stores; random at each start if unset.
         allowed_hosts: host names to which the gateway answers.
         host, port: where the gateway listens.
         device: of a worker: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        infer_url: where the inference process listens: ``http://host:port`` or ``unix:///socket``.
+        infer_url: the inference processes, separated by commas: ``http://host:port`` or
+            ``unix:///socket``.
+        infer_listen: where an inference process listens; ``infer_url`` if that names only one.
         infer_token: required by the inference process unless it listens on loopback.
         infer_device_bytes: the most bytes of head deltas on the inference process's device.
         infer_host_bytes: the most bytes of head deltas in host memory for a GPU; unused on a CPU.
@@ -66,11 +72,19 @@ class Settings(BaseSettings):
         infer_batch_wait_ms: how long an input waits for others while nothing is computed.
         infer_max_inputs: inputs in flight; a tenant may hold as many as remain free for others.
         infer_timeout_seconds: how long a prediction may take if its request sets no timeout.
+        max_connections: open connections of a gateway, of all callers together.
+        max_connections_per_address: of one address, or of one /64 network of IPv6 addresses.
         max_upload_bytes: of one upload, all files together.
+        converter_seconds: how long reading one upload may take.
+        converter_memory_bytes: the most memory of the process that reads one upload.
         tenant_max_queued, tenant_max_running, tenant_max_bytes: of tenants without own quotas.
+        job_max_seconds: how long a job may run in all, whatever its spec allows.
+        turn_seconds: how long a job runs before it makes room for a tenant that waits.
         lease_seconds: how long a worker may be silent before its job is taken back.
         checkpoint_seconds: between two checkpoints of a job.
         engine_stall_seconds: how long an engine may make no progress before it is replaced.
+        engine_memory_bytes: the most memory of an engine; if unset, on a CPU half of the machine's.
+        infer_memory_bytes: the same of the inference process; if unset, on a CPU three eighths.
         log_format: ``json``, or ``text`` for people.
     """
 
@@ -88,7 +102,6 @@ class Settings(BaseSettings):
     models: Path = Path()
     allow_hub: bool = False
     auth: Literal["none", "keys"] = "none"
-    secret_key: SecretStr | None = None
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = (
         "127.0.0.1",
         "localhost",
@@ -98,6 +111,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     infer_url: str = "http://127.0.0.1:8001"
+    infer_listen: str = ""
     infer_token: SecretStr | None = None
     infer_device_bytes: PositiveInt = 4 * _GIB
     infer_host_bytes: PositiveInt = 4 * _GIB
@@ -108,22 +122,28 @@ class Settings(BaseSettings):
     # Half of it must hold a full request.
     infer_max_inputs: int = Field(default=4096, ge=2 * MAX_INPUTS)
     infer_timeout_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
+    max_connections: PositiveInt = 500
+    max_connections_per_address: PositiveInt = 250
     max_upload_bytes: PositiveInt = _GIB
+    converter_seconds: PositiveFloat = 300.0  # a GiB of short JSON lines takes 95 s of a core
+    converter_memory_bytes: int = Field(default=_GIB, ge=_GIB // 4)
     tenant_max_queued: PositiveInt = 1000
     tenant_max_running: PositiveInt = 16
     tenant_max_bytes: PositiveInt = 100 * _GIB
+    job_max_seconds: PositiveFloat = 24 * 3600.0
+    turn_seconds: PositiveFloat = 300.0
     lease_seconds: PositiveFloat = 60.0
     checkpoint_seconds: PositiveFloat = 60.0
     engine_stall_seconds: PositiveFloat = 120.0
+    engine_memory_bytes: int | None = Field(default=None, ge=_GIB)
+    infer_memory_bytes: int | None = Field(default=None, ge=_GIB)
     log_format: Literal["json", "text"] = "text"
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Split host names at commas."""
-        if not isinstance(value, str):
-            return value
-        return tuple(filter(None, map(str.strip, value.split(","))))
+        return _split_at_commas(value) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -146,19 +166,60 @@ class Settings(BaseSettings):
                 f"HIFI_HOST={self.host} accepts connections from other machines and HIFI_AUTH=none "
                 "requires no key: set HIFI_AUTH=keys, or listen on 127.0.0.1"
             )
-        address = urlsplit(self.infer_url)
-        is_private = address.scheme == "unix" or address.hostname in _LOOPBACK
-        if not is_private and self.infer_token is None:
-            raise ValueError(
-                f"HIFI_INFER_URL={self.infer_url} accepts connections from other machines: set "
-                "HIFI_INFER_TOKEN, or use 127.0.0.1 or unix:///a/socket"
-            )
+        repeated = [url for url, count in Counter(self.infer_urls).items() if count > 1]
+        if repeated or not self.infer_urls:
+            fault = f"names {repeated[0]} twice" if repeated else "names no process"
+            raise ValueError(f"HIFI_INFER_URL={self.infer_url} {fault}")
+        for name, url in (
+            *(("HIFI_INFER_URL", url) for url in self.infer_urls),
+            ("HIFI_INFER_LISTEN", self.infer_listen),
+        ):
+            if url and not _is_private(url) and self.infer_token is None:
+                raise ValueError(
+                    f"{name}={url} accepts connections from other machines: set "
+                    "HIFI_INFER_TOKEN, or use 127.0.0.1 or unix:///a/socket"
+                )
         return self
+
+    @property
+    def work(self) -> Path:
+        """The folder in which each worker of this home has its own, named by the worker's id."""
+        return self.home / "work"
+
+    @property
+    def infer_urls(self) -> tuple[str, ...]:
+        """The addresses of the inference processes."""
+        return _split_at_commas(self.infer_url)
+
+    def own_infer_url(self) -> str:
+        """The address on which an inference process with these settings listens.
+
+        Raises:
+            SettingsError: the settings name several processes, and do not tell which this one is.
+        """
+        if self.infer_listen:
+            return self.infer_listen
+        if len(self.infer_urls) > 1:
+            raise SettingsError(
+                f"HIFI_INFER_URL={self.infer_url} names {len(self.infer_urls)} inference "
+                "processes: set HIFI_INFER_LISTEN, or --listen, to the address of this one"
+            )
+        return self.infer_urls[0]
 
     @property
     def is_embedded(self) -> bool:
         """Whether the broker is a file in ``home`` that needs no server."""
         return not self.broker_url
+
+
+def _split_at_commas(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _is_private(url: str) -> bool:
+    """Return whether only this machine can connect to the address."""
+    address = urlsplit(url)
+    return address.scheme == "unix" or address.hostname in _LOOPBACK
 
 
 def _place(path: str | Path) -> Path:

@@ -1,4 +1,8 @@
-"""The sweep: remove blobs that no row names, after a grace period."""
+"""The sweep: remove blobs that no row knows of, after a grace period.
+
+Such blobs exist after a crash, after a restored backup, or if their rows were changed by hand. All
+others are removed by :func:`store.storage.unnamed.remove_unnamed` as soon as nothing needs them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from store.database.connection import Database, database_now
-from store.tables import Artifact, Dataset, Job
+from store.storage.unnamed import release, remove_unnamed
+from store.tables import Artifact, Dataset, Job, Reservation
 
 if TYPE_CHECKING:
     from store.storage import ArtifactStorage
@@ -21,8 +26,8 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     """Remove blobs that no row names.
 
     A blob is stored before a row names it, and storing it again resets its age: blobs younger than
-    the grace period are kept. The age is checked again just before removal, so a blob that is
-    stored again meanwhile is kept, except in the short time between check and removal.
+    the grace period are kept. The others are noted as unnamed and removed as such, so one that is
+    being stored again meanwhile is kept.
 
     Args:
         database: where the rows are.
@@ -41,17 +46,16 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
     old = [blob for blob in storage.list() if blob.modified_at < before]
     named = _named(database)
     unnamed = [blob for blob in old if (blob.tenant_id, blob.sha256) not in named]
-    removed = storage.remove_unfinished(before=before)
     for blob in unnamed:
         modified_at = storage.modified_at(blob.tenant_id, blob.sha256)
         if modified_at is not None and modified_at < before:
-            storage.delete(blob.tenant_id, blob.sha256)
-            removed += 1
-    return removed
+            with database.write() as session:
+                release(session, blob.tenant_id, {blob.sha256: blob.bytes})
+    return storage.remove_unfinished(before=before) + remove_unnamed(database, storage)
 
 
 def _named(database: Database) -> set[Name]:
-    """Return the blobs that rows name: splits, artifacts, and checkpoints of unfinished jobs."""
+    """Return the blobs that rows name: splits, artifacts, checkpoints, and those just stored."""
     with database.read() as session:
         artifacts = session.execute(sa.select(Artifact.tenant_id, Artifact.sha256))
         named: set[Name] = {(tenant_id, sha256) for tenant_id, sha256 in artifacts}
@@ -60,6 +64,9 @@ def _named(database: Database) -> set[Name]:
         query = sa.select(Job.tenant_id, Job.checkpoint).where(Job.checkpoint.is_not(None))
         for tenant_id, checkpoint in session.execute(query):
             named |= _hashes(tenant_id, checkpoint["files"].values())
+        reserved = session.execute(sa.select(Reservation.tenant_id, Reservation.blobs))
+        for tenant_id, blobs in reserved:
+            named |= {(tenant_id, sha256) for sha256 in blobs or ()}
     return named
 
 

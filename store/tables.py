@@ -63,6 +63,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: Json,
         list[str]: Json,
+        list[dict[str, Any]]: Json,
         int: sa.BigInteger,
     }
 
@@ -73,6 +74,8 @@ class Tenant(Base):
     Attributes:
         max_queued, max_running, max_bytes: its quotas; None is the server's setting.
         last_claim_at: when one of its jobs was last claimed; None if never, so it is first in turn.
+        suspended_at: since then its keys are refused and its jobs wait.
+        deleted_at: since then it is gone for callers; its rows follow when no job of it runs.
     """
 
     __tablename__ = "tenants"
@@ -84,6 +87,8 @@ class Tenant(Base):
     max_running: Mapped[int | None]
     max_bytes: Mapped[int | None]
     last_claim_at: Mapped[datetime | None]
+    suspended_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -97,7 +102,36 @@ class ApiKey(Base):
     name: Mapped[str | None]
     sha256: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class AuditEvent(Base):
+    """Who did what; a trigger refuses to change or remove a row.
+
+    The tenants and keys that it names may be gone, so nothing refers to them.
+
+    Attributes:
+        actor_tenant_id, actor_key_id: who; None for the command line on the server.
+        tenant_id, subject_id: to what: a tenant, or its key, data set or job.
+    """
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    action: Mapped[str]
+    actor_tenant_id: Mapped[str | None]
+    actor_key_id: Mapped[str | None]
+    request_id: Mapped[str | None]
+    tenant_id: Mapped[str]
+    subject_id: Mapped[str]
+    details: Mapped[dict[str, Any]]
+
+    __table_args__ = (
+        sa.Index(None, "created_at", "id"),
+        sa.Index(None, "tenant_id", "created_at", "id"),
+    )
 
 
 class Backbone(Base):
@@ -109,7 +143,8 @@ class Backbone(Base):
         task_heads: by task type ``{"base", "per_label"}``, the trained weights of a task head
             without labels and per label; unsupported types are left out. ``"file"`` has the bytes
             of a delta file by encoding, ``{"base", "per_head", "per_label"}``; rows of older
-            workers do not have it.
+            workers do not have it. ``"stored"`` is the checkpoint's own task head of this kind, if
+            it has one: ``{"num_labels", "names"}``.
     """
 
     __tablename__ = "backbones"
@@ -166,8 +201,11 @@ class Job(Base):
         fence: grows with every claim; a write with an older fence is refused.
         token_at: when a token was last published for it.
         lease_until: the time, by the database's clock, until which its worker may be silent.
+        claimed_at: when its worker claimed it; None without a worker.
+        ran_seconds: how long workers have had it, over all its claims.
         checkpoint: ``{"step", "files": {name: {"bytes", "sha256"}}}`` of the newest one.
         heads: scores and selection, in the form of ``GET /jobs/{id}/heads``.
+        warnings: ``[{"code", "message", "param"}]``; None of jobs of earlier versions.
         last_event: number of its newest event.
     """
 
@@ -205,11 +243,14 @@ class Job(Base):
     token_at: Mapped[datetime]
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    ran_seconds: Mapped[float] = mapped_column(server_default=sa.text("0"))
     checkpoint: Mapped[dict[str, Any] | None]
     selection: Mapped[dict[str, Any] | None]
     heads: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
+    warnings: Mapped[list[dict[str, Any]] | None]
     last_event: Mapped[int] = mapped_column(default=0)
 
     __table_args__ = (
@@ -223,6 +264,7 @@ class Job(Base):
         ),
         sa.Index("ix_jobs_leased", "tenant_id", postgresql_where=IS_LEASED, sqlite_where=IS_LEASED),
         sa.Index(None, "dataset_id"),
+        sa.Index(None, "created_at", "id"),
     )
 
 
@@ -264,17 +306,76 @@ class Artifact(Base):
     created_at: Mapped[datetime]
 
 
+class Reservation(Base):
+    """Space in a tenant's quota, for what is stored before a row names it.
+
+    Attributes:
+        id: of a job until it is finished; random for an upload.
+        bytes: count against the quota.
+        blobs: ``{sha256: bytes}`` of those stored under it; None until they are known.
+        expires_at: by the database's clock, if its holder does not renew it; None for a job.
+    """
+
+    __tablename__ = "reservations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    # No foreign key: checking it would wait for a locked tenant while the job is locked.
+    tenant_id: Mapped[str] = mapped_column(index=True)
+    bytes: Mapped[int]
+    blobs: Mapped[dict[str, Any] | None]
+    expires_at: Mapped[datetime | None]
+
+
+class UnnamedBlob(Base):
+    """A blob that lost the row that named it, until it is removed; it counts against the quota.
+
+    Attributes:
+        removed_until: while a process removes it; after that time another may try.
+    """
+
+    __tablename__ = "unnamed_blobs"
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)  # as in Reservation
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    bytes: Mapped[int]
+    removed_until: Mapped[datetime | None]
+
+
 class Worker(Base):
-    """A worker process that is, or was, alive; backbones are the ids that it can load."""
+    """A worker process that is, or was, alive.
+
+    Attributes:
+        backbones: the ids that it can load.
+        unavailable: other folders of models that it has found, by id: ``{"status", "reason"}``;
+            None of workers of earlier versions.
+    """
 
     __tablename__ = "workers"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     device: Mapped[str]
     backbones: Mapped[list[str]]
+    unavailable: Mapped[dict[str, Any] | None]
     allows_hub: Mapped[bool]
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+
+
+class DeletedRow(Base):
+    """The place that a deleted row had in its list, kept for callers that are paging through it.
+
+    Attributes:
+        kind: the row's table.
+        created_at: of the row; with its id this is its place.
+    """
+
+    __tablename__ = "deleted_rows"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Counter(Base):
@@ -292,7 +393,7 @@ class IdempotencyRecord(Base):
     Attributes:
         request_sha256: of the canonical body.
         response: ``{"status", "headers", "body"}``; None while the first request is running.
-        locked_until: how long that request may run; after that another may take over.
+        locked_until: extended while that request runs; after that another may take over.
     """
 
     __tablename__ = "idempotency_records"

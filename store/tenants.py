@@ -1,9 +1,8 @@
-"""Tenants and their keys."""
+"""Tenants and their quotas."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ import sqlalchemy as sa
 from store.database.connection import database_now, insert_into
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, newest_first
-from store.errors import ConflictError, found
-from store.tables import ApiKey, Artifact, Dataset, Tenant
+from store.errors import ConflictError, TenantInvalidError, found
+from store.tables import Tenant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,15 +21,34 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-_SECRET_PREFIX = "hifi_"  # noqa: S105 - a prefix, not a secret
-_SECRET_BYTES = 32
-# Run for every request: selecting columns is faster than building rows.
-_HOLDER = (
-    sa.select(ApiKey.id, Tenant.id, Tenant.is_admin)
-    .join(Tenant, ApiKey.tenant_id == Tenant.id)
-    .where(ApiKey.sha256 == sa.bindparam("sha256"), ApiKey.revoked_at.is_(None))
+_MOST_CHARACTERS = 128
+# Categories of characters that cannot be seen: control, format, surrogate, private, unassigned, and
+# separators of lines and paragraphs.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters, marks and symbols that cannot be seen either, first and last of each range: those that
+# Unicode calls Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 16.0) beyond the
+# categories above, the Braille pattern without dots, and the two that stand for what could not be
+# shown: an object (U+FFFC), and bytes that are no text (U+FFFD).
+_BLANK = (
+    (0x034F, 0x034F),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0),
+    (0xFFFC, 0xFFFD),
+    (0xE0100, 0xE01EF),
 )
-_LOCK = sa.select(Tenant).where(Tenant.id == sa.bindparam("id")).with_for_update()
+_SPACES = frozenset("\t\n\r")  # typed or pasted; they become spaces
+_EXISTS = Tenant.deleted_at.is_(None)
+_LOCK = sa.select(Tenant).where(Tenant.id == sa.bindparam("id"), _EXISTS).with_for_update()
+
+
+def quota(own: int | None, *, default: int) -> int:
+    """Return the quota that holds for a tenant: its own, or else the server's setting."""
+    return default if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +72,7 @@ class Quotas:
         """Return a tenant's quotas; these are the defaults for those that it does not set."""
         return Quotas(
             **{
-                name: limit if getattr(tenant, name) is None else getattr(tenant, name)
+                name: quota(getattr(tenant, name), default=limit)
                 for name, limit in vars(self).items()
             }
         )
@@ -69,13 +87,32 @@ class OwnQuotas:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The tenant that sends a request, and its key; the key is None if none is required."""
+def normal_name(name: str) -> str:
+    """Return the one form of a tenant's name, so that names which look alike are equal.
 
-    key_id: str | None
-    tenant_id: str
-    is_admin: bool
+    It is in Unicode's form NFKC, with single spaces and none at its ends.
+
+    Raises:
+        TenantInvalidError: the name is empty or too long, or has characters that cannot be seen.
+    """
+    normal = unicodedata.normalize("NFKC", name)
+    # Looked for first: for `split`, line separators and some control characters are white space.
+    hidden = [each for each in normal if _is_invisible(each)]
+    if hidden:
+        reason = f"name has a character that cannot be seen, U+{ord(hidden[0]):04X}"
+        raise TenantInvalidError(reason, param="name")
+    normal = " ".join(normal.split())
+    if not 0 < len(normal) <= _MOST_CHARACTERS:
+        raise TenantInvalidError(f"name must have 1 to {_MOST_CHARACTERS} characters", param="name")
+    return normal
+
+
+def _is_invisible(character: str) -> bool:
+    if character in _SPACES:
+        return False
+    if unicodedata.category(character) in _INVISIBLE:
+        return True
+    return any(first <= ord(character) <= last for first, last in _BLANK)
 
 
 def create_tenant(
@@ -85,7 +122,9 @@ def create_tenant(
 
     Raises:
         ConflictError: another tenant has the name.
+        TenantInvalidError: the name cannot be one.
     """
+    name = normal_name(name)
     tenant = _insert_tenant(session, name, is_admin=is_admin, own=own or OwnQuotas())
     if tenant is None:
         raise ConflictError(f"a tenant named {name!r} already exists", param="name")
@@ -117,7 +156,30 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     Raises:
         NotFoundError: it does not exist.
     """
-    return found(session.get(Tenant, tenant_id), "tenant", tenant_id)
+    query = sa.select(Tenant).where(Tenant.id == tenant_id, _EXISTS)
+    return found(session.scalars(query).one_or_none(), "tenant", tenant_id)
+
+
+def suspend_tenant(session: Session, tenant_id: str) -> Tenant:
+    """Refuse a tenant's keys and leave its queued jobs waiting; its running jobs go on.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    tenant.suspended_at = tenant.suspended_at or database_now(session)
+    return tenant
+
+
+def resume_tenant(session: Session, tenant_id: str) -> Tenant:
+    """End a tenant's suspension.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    tenant = lock_tenant(session, tenant_id)
+    tenant.suspended_at = None
+    return tenant
 
 
 def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Tenant]:
@@ -126,7 +188,9 @@ def list_tenants(session: Session, *, after: str | None, limit: int) -> Page[Ten
     Raises:
         NotFoundError: ``after`` is not one of them.
     """
-    return newest_first(session, sa.select(Tenant), Tenant, after=after, limit=limit)
+    return newest_first(
+        session, sa.select(Tenant), Tenant, after=after, limit=limit, filters=[_EXISTS]
+    )
 
 
 def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None]) -> Tenant:
@@ -143,64 +207,6 @@ def change_quotas(session: Session, tenant_id: str, own: Mapping[str, int | None
     return tenant
 
 
-def create_key(session: Session, tenant_id: str, *, name: str | None = None) -> tuple[ApiKey, str]:
-    """Add a key.
-
-    Returns:
-        The row, and the secret, which is not stored and cannot be shown again.
-
-    Raises:
-        NotFoundError: the tenant does not exist.
-    """
-    get_tenant(session, tenant_id)
-    secret = _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    key = ApiKey(
-        id=new_identifier("key"),
-        tenant_id=tenant_id,
-        name=name,
-        sha256=_hash(secret),
-        created_at=database_now(session),
-    )
-    session.add(key)
-    session.flush()
-    return key, secret
-
-
-def list_keys(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
-    """Return a page of a tenant's keys, newest first, including revoked ones.
-
-    Raises:
-        NotFoundError: the tenant does not exist, or ``after`` is not one of its keys.
-    """
-    get_tenant(session, tenant_id)
-    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
-    return newest_first(session, query, ApiKey, after=after, limit=limit)
-
-
-def revoke_key(session: Session, key_id: str) -> None:
-    """Revoke a key, with immediate effect.
-
-    Raises:
-        NotFoundError: it does not exist.
-    """
-    key = found(session.get(ApiKey, key_id), "key", key_id)
-    key.revoked_at = key.revoked_at or database_now(session)
-
-
-def authenticate(session: Session, secret: str) -> Caller | None:
-    """Return the holder of an unrevoked key; None if the secret is not one.
-
-    The query looks for the secret's hash, so that its duration does not reveal how much of a guess
-    was right.
-    """
-    row = session.execute(_HOLDER, {"sha256": _hash(secret)}).one_or_none()
-    return None if row is None else Caller(*row)
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
 def lock_tenant(session: Session, tenant_id: str) -> Tenant:
     """Load a tenant and lock its quotas until the transaction ends.
 
@@ -210,10 +216,7 @@ def lock_tenant(session: Session, tenant_id: str) -> Tenant:
     return found(session.scalars(_LOCK, {"id": tenant_id}).one_or_none(), "tenant", tenant_id)
 
 
-def stored_bytes(session: Session, tenant_id: str) -> int:
-    """Return the bytes of a tenant's data sets and artifacts."""
-    total = 0
-    for table in (Dataset, Artifact):
-        query = sa.select(sa.func.coalesce(sa.func.sum(table.bytes), 0))
-        total += int(session.scalars(query.where(table.tenant_id == tenant_id)).one())
-    return total
+def lock_even_deleted(session: Session, tenant_id: str) -> Tenant | None:
+    """Load and lock a tenant, also a deleted one, whose last jobs may still store something."""
+    query = sa.select(Tenant).where(Tenant.id == tenant_id).with_for_update()
+    return session.scalars(query).one_or_none()

@@ -15,7 +15,7 @@ class CallerLeftError(Exception):
 
 
 async def while_connected(receive: _Receive, work: Coroutine[Any, Any, _Done]) -> _Done:
-    """Wait for work; cancel it if its caller disconnects.
+    """Wait for work; cancel it if its caller disconnects, and wait for its end.
 
     Args:
         receive: of ASGI, for a request whose body is already read.
@@ -37,8 +37,9 @@ async def while_connected(receive: _Receive, work: Coroutine[Any, Any, _Done]) -
             raise CallerLeftError
         return task.result()
     finally:
-        task.cancel()
         leaving.cancel()
+        if task.cancel():
+            await asyncio.wait([task])
 
 
 async def _wait_for_hang_up(receive: _Receive) -> None:

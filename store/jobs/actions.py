@@ -5,6 +5,7 @@ Those on one job raise NotFoundError if it does not exist, or belongs to another
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,13 +15,17 @@ from sqlalchemy.orm import Session, undefer
 
 from store.database.connection import CLOCK, database_now
 from store.database.identifiers import new_identifier
-from store.database.pages import Page, newest_first
+from store.database.pages import Page, delete_listed, matching, newest_first
 from store.datasets import keep_dataset
 from store.errors import IllegalTransitionError, QuotaExceededError, found
 from store.jobs.life import add_job, lock_job, move
 from store.states import JobStatus
+from store.storage.space import reserve_for_job
+from store.storage.unnamed import release
 from store.tables import IS_QUEUED, Artifact, Job, JobEvent
-from store.tenants import lock_tenant
+from store.tenants import get_tenant, lock_tenant, quota
+
+_LONG = (Job.spec, Job.meta)  # columns that a tenant can make long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,29 +39,49 @@ class NewJob:
     dataset_id: str | None
     name: str | None
     meta: dict[str, Any]
+    warnings: Sequence[Mapping[str, Any]] = ()
 
 
-def submit(session: Session, tenant_id: str, new: NewJob, *, max_queued: int) -> Job:
+def submit(
+    session: Session,
+    tenant_id: str,
+    new: NewJob,
+    *,
+    max_queued: int,
+    max_bytes: int = sys.maxsize,
+    artifact_bytes: int = 0,
+) -> Job:
     """Put a job into its tenant's queue; publish a token after the commit.
 
-    The tenant and the data set stay locked until the transaction ends. ``max_queued`` is the quota
-    of a tenant without its own.
+    The tenant and the data set stay locked until the transaction ends.
+
+    Args:
+        session: a write transaction.
+        tenant_id: the owner.
+        new: the job.
+        max_queued: the quota of waiting jobs of a tenant without its own.
+        max_bytes: likewise, of stored bytes.
+        artifact_bytes: the estimated size of what the job will leave; 0 if unknown.
 
     Raises:
         NotFoundError: the tenant or data set does not exist, or belongs to another tenant.
-        QuotaExceededError: the tenant's queue is full.
+        QuotaExceededError: the tenant's queue is full, or its quota of bytes has no room for the
+            artifacts.
     """
     tenant = lock_tenant(session, tenant_id)
     if new.dataset_id is not None:
         keep_dataset(session, tenant_id, new.dataset_id)
-    limit = max_queued if tenant.max_queued is None else tenant.max_queued
+    limit = quota(tenant.max_queued, default=max_queued)
     waiting, now = session.execute(_COUNT_WAITING, {"tenant_id": tenant_id}).one()
     if waiting >= limit:
         raise QuotaExceededError(
             f"{waiting:,} jobs are already waiting; the tenant's quota max_queued is {limit:,}"
         )
     identifier = new_identifier("job")
-    job = Job(id=identifier, tenant_id=tenant_id, **vars(new), created_at=now, token_at=now)
+    room = quota(tenant.max_bytes, default=max_bytes)
+    reserve_for_job(session, identifier, tenant_id=tenant_id, size=artifact_bytes, limit=room)
+    columns = {**vars(new), "warnings": [dict(warning) for warning in new.warnings]}
+    job = Job(id=identifier, tenant_id=tenant_id, **columns, created_at=now, token_at=now)
     add_job(session, job, message="the job is queued")
     return job
 
@@ -79,17 +104,52 @@ def get_job(session: Session, tenant_id: str, job_id: str, *, with_heads: bool =
 
 
 def list_jobs(
-    session: Session, tenant_id: str, *, status: JobStatus | None, after: str | None, limit: int
+    session: Session,
+    tenant_id: str,
+    *,
+    status: JobStatus | None,
+    name: str | None = None,
+    after: str | None,
+    limit: int,
 ) -> Page[Job]:
-    """Return a page of a tenant's jobs, newest first.
+    """Return a page of a tenant's jobs, newest first: those with that status and that name.
 
     Raises:
-        NotFoundError: ``after`` is not one of them.
+        NotFoundError: ``after`` was never one of them.
     """
     query = sa.select(Job).where(Job.tenant_id == tenant_id)
-    if status is not None:
-        query = query.where(Job.status == status)
-    return newest_first(session, query, Job, after=after, limit=limit)
+    filters = matching((Job.status, status), (Job.name, name))
+    return newest_first(
+        session,
+        query,
+        Job,
+        after=after,
+        limit=limit,
+        tenant_id=tenant_id,
+        filters=filters,
+        long=_LONG,
+    )
+
+
+def list_all_jobs(
+    session: Session,
+    *,
+    tenant_id: str | None,
+    status: JobStatus | None,
+    after: str | None,
+    limit: int,
+) -> Page[Job]:
+    """Return a page of all tenants' jobs, or of one tenant's, newest first; for administrators.
+
+    Raises:
+        NotFoundError: the tenant does not exist, or ``after`` was never one of all jobs.
+    """
+    if tenant_id is not None:
+        get_tenant(session, tenant_id)
+    filters = matching((Job.tenant_id, tenant_id), (Job.status, status))
+    return newest_first(
+        session, sa.select(Job), Job, after=after, limit=limit, filters=filters, long=_LONG
+    )
 
 
 def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
@@ -98,11 +158,24 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     Raises:
         IllegalTransitionError: it is finished or already being cancelled.
     """
-    job = lock_job(session, job_id, tenant_id=tenant_id)
+    return _cancel(session, lock_job(session, job_id, tenant_id=tenant_id), by="its owner")
+
+
+def cancel_as_administrator(session: Session, job_id: str) -> Job:
+    """Cancel any tenant's job, as :func:`cancel` does; its events name an administrator.
+
+    Raises:
+        NotFoundError: it does not exist.
+        IllegalTransitionError: it is finished or already being cancelled.
+    """
+    return _cancel(session, lock_job(session, job_id), by="an administrator")
+
+
+def _cancel(session: Session, job: Job, *, by: str) -> Job:
     if job.status in (JobStatus.QUEUED, JobStatus.PAUSED):
-        move(session, job, JobStatus.CANCELLED, message="cancelled by its owner")
+        move(session, job, JobStatus.CANCELLED, message=f"cancelled by {by}")
     else:
-        move(session, job, JobStatus.CANCELLING, message="cancellation requested by its owner")
+        move(session, job, JobStatus.CANCELLING, message=f"cancellation requested by {by}")
     return job
 
 
@@ -133,7 +206,7 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def delete(session: Session, tenant_id: str, job_id: str) -> None:
-    """Delete a finished job with its events and artifacts; the sweep removes unnamed blobs.
+    """Delete a finished job with its events and artifacts; unnamed blobs are removed soon.
 
     Raises:
         IllegalTransitionError: it is not finished.
@@ -141,9 +214,11 @@ def delete(session: Session, tenant_id: str, job_id: str) -> None:
     job = lock_job(session, job_id, tenant_id=tenant_id)
     if not job.status.is_finished:
         raise IllegalTransitionError(f"job {job.id} is {job.status}: cancel it first")
-    for table in (JobEvent, Artifact):
-        session.execute(sa.delete(table).where(table.job_id == job_id))
-    session.delete(job)
+    session.execute(sa.delete(JobEvent).where(JobEvent.job_id == job_id))
+    artifacts = sa.delete(Artifact).where(Artifact.job_id == job_id)
+    blobs = session.execute(artifacts.returning(Artifact.sha256, Artifact.bytes))
+    release(session, tenant_id, {row.sha256: row.bytes for row in blobs})
+    delete_listed(session, job)
 
 
 def list_events(

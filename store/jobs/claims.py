@@ -16,7 +16,7 @@ from sqlalchemy.orm import load_only
 from store.database.connection import CLOCK, Database
 from store.jobs.life import move
 from store.states import JobStatus
-from store.tables import IS_LEASED, IS_QUEUED, Job, Tenant
+from store.tables import IS_LEASED, IS_QUEUED, Job, JobEvent, Tenant
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -57,12 +57,30 @@ def can_run(worker: Worker, model: str, *, is_pinned: bool, needs_hub: bool) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextInTurn:
+    """The job that a claimant would get next.
+
+    Attributes:
+        running: how many jobs its tenant runs.
+        since: when it was queued.
+    """
+
+    tenant_id: str
+    running: int
+    model: str
+    is_pinned: bool
+    needs_hub: bool
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClaimedJob:
     """A claimed job, as its worker gets it.
 
     Attributes:
         fence: sent with every write to prove that the claim is still valid.
         checkpoint: where to resume, from the last worker; None to start from the beginning.
+        ran_seconds: how long earlier claims ran.
     """
 
     id: str
@@ -74,6 +92,7 @@ class ClaimedJob:
     model: str
     revision: str | None
     checkpoint: Mapping[str, Any] | None
+    ran_seconds: float
 
 
 def claim_next(
@@ -110,6 +129,28 @@ def claim_next(
         time.sleep(random.uniform(*_WAIT_SECONDS))  # noqa: S311 - spreads claimants, not a secret
 
 
+def next_in_turn(session: Session, claimant: Claimant, *, max_running: int) -> NextInTurn | None:
+    """Return the job that :func:`claim_next` would claim now, without claiming it."""
+    turn = session.execute(_in_turn(claimant), {"max_running": max_running}).first()
+    if turn is None:
+        return None
+    job = session.execute(_first_waiting(claimant), {"tenant_id": turn.tenant_id}).first()
+    return None if job is None else NextInTurn(**turn._asdict(), **job._asdict())
+
+
+@lru_cache(maxsize=8)
+def _first_waiting(claimant: Claimant) -> sa.Select[str, bool, bool, datetime]:
+    """Select a tenant's oldest job, and when its last event queued it."""
+    is_pinned = Job.revision.is_not(None).label("is_pinned")
+    return (
+        sa.select(Job.model, is_pinned, Job.needs_hub, JobEvent.created_at.label("since"))
+        .join(JobEvent, (JobEvent.job_id == Job.id) & (JobEvent.number == Job.last_event))
+        .where(Job.tenant_id == sa.bindparam("tenant_id"), _claimable(claimant))
+        .order_by(Job.created_at, Job.id)
+        .limit(_ONE)
+    )
+
+
 def _claimable(claimant: Claimant) -> sa.ColumnElement[bool]:
     # Not with IN: SQLAlchemy would render its list into the statement each time.
     models = (Job.model == backbone for backbone in sorted(claimant.backbones))
@@ -138,7 +179,10 @@ def _in_turn(claimant: Claimant) -> sa.Select[str, int]:
     order = (
         sa.select(Tenant.id, running.label("running"), Tenant.last_claim_at)
         .outerjoin(counts, counts.c.tenant_id == Tenant.id)
-        .where(running < sa.func.coalesce(Tenant.max_running, sa.bindparam("max_running")))
+        .where(
+            running < sa.func.coalesce(Tenant.max_running, sa.bindparam("max_running")),
+            Tenant.suspended_at.is_(None),
+        )
         .order_by(running, Tenant.last_claim_at.nulls_first(), Tenant.id)
         .offset(_ZERO)
         .subquery("in_order")
@@ -177,7 +221,7 @@ def _oldest(claimant: Claimant) -> sa.Select[Job, datetime]:
             load_only(  # each further column costs time
                 *(Job.tenant_id, Job.status, Job.started_at, Job.attempt, Job.fence),
                 *(Job.spec, Job.dataset_id, Job.model, Job.revision),
-                *(Job.checkpoint, Job.last_event),
+                *(Job.checkpoint, Job.ran_seconds, Job.last_event),
             )
         )
         .where(
@@ -198,6 +242,7 @@ def _take(
     changes = {
         "fence": job.fence + 1,
         "worker_id": claimant.worker_id,
+        "claimed_at": now,
         "lease_until": now + timedelta(seconds=lease_seconds),
     }
     message = "a worker has taken the job"

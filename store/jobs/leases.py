@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from store.errors import LeaseLostError
 from store.jobs.life import WorkEvent, append_event, move
 from store.jobs.telemetry import ENGINE_CRASHES, count
 from store.states import STOPPING, JobStatus, has_reached
-from store.tables import IS_LEASED, Artifact, Job
+from store.storage.space import clear, end
+from store.storage.unnamed import release, sizes
+from store.tables import IS_LEASED, Artifact, Job, Tenant
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -40,7 +43,7 @@ _MINE = (
     sa.select(Job, CLOCK)
     .options(
         load_only(  # the columns that the calls below read; each further one costs time
-            *(Job.tenant_id, Job.status, Job.started_at),
+            *(Job.tenant_id, Job.status, Job.started_at, Job.ran_seconds),
             *(Job.attempt, Job.checkpoint, Job.last_event),
         )
     )
@@ -48,12 +51,29 @@ _MINE = (
     .with_for_update()
 )
 
+_IS_OWNER = (
+    Tenant.id
+    == sa.select(Job.tenant_id)
+    .where(Job.id == sa.bindparam("job_id"), Job.fence == sa.bindparam("fence"), IS_LEASED)
+    .scalar_subquery()
+)
+_END_TURN = (
+    sa.update(Tenant)
+    .where(_IS_OWNER)
+    .values(last_claim_at=CLOCK)
+    .execution_options(synchronize_session=False)
+)
+# As the check of an artifact's foreign key locks it.
+_LOCK_OWNER = sa.select(Tenant.id).where(_IS_OWNER).with_for_update(read=True, key_share=True)
+
 
 class Lease:
     """The right to write one job until another worker claims it.
 
-    Every call is one transaction that checks the fence and renews the lease. It raises
-    LeaseLostError if the worker no longer holds the job; otherwise most return the job's state.
+    Every call is one transaction that checks the fence, renews the lease and adds the time since
+    the last call to the time that the job has run: a crash loses the count of that time only. It
+    raises LeaseLostError if the worker no longer holds the job; otherwise most return the job's
+    state.
 
     Args:
         database: where the job is.
@@ -67,6 +87,8 @@ class Lease:
         self._job_id = job_id
         self._fence = fence
         self._seconds = seconds
+        # This clock stops while the machine is suspended, which runs nothing then.
+        self._counted_at = time.monotonic()
 
     def report(self, progress: Progress, *, events: Sequence[WorkEvent] = ()) -> JobStatus:
         """Write progress and events.
@@ -102,9 +124,18 @@ class Lease:
         with self._held() as (_, job, _now):
             job.selection, job.heads = dict(selection), dict(heads)
 
+    def keep_warnings(self, warnings: Sequence[Mapping[str, Any]]) -> None:
+        """Store what the job's owner should know, instead of what was known at its admission."""
+        with self._held() as (_, job, _now):
+            job.warnings = [dict(warning) for warning in warnings]
+
     def keep_checkpoint(self, *, step: int, files: Mapping[str, Blob]) -> None:
         """Record a newer checkpoint and its stored files, which resets the count of attempts."""
-        with self._held() as (_, job, _now):
+        with self._held() as (session, job, _now):
+            named = {blob.sha256 for blob in files.values()}
+            clear(session, job.id, named=named)
+            if job.checkpoint is not None:
+                release(session, job.tenant_id, sizes(job.checkpoint["files"]), named=named)
             if job.checkpoint is None or step > job.checkpoint["step"]:
                 job.attempt = 1
             entries = {name: vars(blob) for name, blob in files.items()}
@@ -120,7 +151,7 @@ class Lease:
         Returns:
             ``succeeded``; ``cancelled`` or ``paused`` if that was requested meanwhile.
         """
-        with self._held() as (session, job, now):
+        with self._held(first=_LOCK_OWNER) as (session, job, now):
             if job.status in STOPPING:
                 return _stop(session, job, now=now)
             session.add_all(
@@ -134,6 +165,8 @@ class Lease:
                 )
                 for encoding, blob in artifacts.items()
             )
+            session.flush()
+            end(session, job.id, named={blob.sha256 for blob in artifacts.values()})
             message, changes = "the head delta is stored", {"result": dict(result)}
             move(session, job, JobStatus.SUCCEEDED, message=message, changes=changes, now=now)
             return job.status
@@ -192,17 +225,41 @@ class Lease:
             move(session, job, JobStatus.QUEUED, message=message, now=now)
             return job.status
 
+    def end_turn(self, *, message: str) -> JobStatus:
+        """Return the job to the queue as :meth:`hand_back` does, and its tenant to the last turn.
+
+        Otherwise the tenant could be the next in turn again, since its last claim may be older than
+        that of the tenant that waits.
+        """
+        with self._held(first=_END_TURN) as (session, job, now):
+            if job.status in STOPPING:
+                return _stop(session, job, now=now)
+            move(session, job, JobStatus.QUEUED, message=message, now=now)
+            return job.status
+
     @contextmanager
-    def _held(self) -> Iterator[tuple[Session, Job, datetime]]:
-        """Yield a transaction that holds the job and renews the lease, the job, and the time."""
+    def _held(
+        self, *, first: sa.Update | sa.Select[str] | None = None
+    ) -> Iterator[tuple[Session, Job, datetime]]:
+        """Yield a transaction that holds the job and renews the lease, the job, and the time.
+
+        Args:
+            first: a statement that locks the job's tenant. Whoever locks both begins with the
+                tenant: two that did it in different order would wait for each other.
+        """
         mine = {"job_id": self._job_id, "fence": self._fence}
+        moment = time.monotonic()
         with self._database.write() as session:
+            if first is not None:
+                session.execute(first, mine)
             row = session.execute(_MINE, mine).one_or_none()
             if row is None:
                 raise LeaseLostError(f"job {self._job_id} is no longer this worker's")
             job, now = row
             job.lease_until = now + timedelta(seconds=self._seconds)
+            job.ran_seconds += moment - self._counted_at
             yield session, job, now
+        self._counted_at = moment
 
 
 def fail(

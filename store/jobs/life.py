@@ -13,6 +13,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from store.database.connection import database_now, is_sqlite
 from store.errors import IllegalTransitionError, found
 from store.states import JobStatus, may_follow
+from store.storage.space import end
+from store.storage.unnamed import release, sizes
 from store.tables import Job, JobEvent
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _VERBS = {  # for the owner's requests
     JobStatus.CANCELLING: "be cancelled",
     JobStatus.CANCELLED: "be cancelled",
 }
-_OF_WORK = ("worker_id", "lease_until", "eta_seconds", "steps_per_second")
+_OF_WORK = ("worker_id", "lease_until", "claimed_at", "eta_seconds", "steps_per_second")
 _JOBS = sa.Table(Job.__tablename__, Job.metadata)
 _EVENTS = sa.Table(JobEvent.__tablename__, JobEvent.metadata)
 _COLUMNS = {attribute.key: attribute.columns[0].name for attribute in sa.inspect(Job).column_attrs}
@@ -99,7 +101,7 @@ def move(
     """Move a locked job to another state and write the event.
 
     When no worker holds the job any more, its lease and speed are cleared; when the job is
-    finished, its checkpoint too.
+    finished, its checkpoint too, and its reserved space is free.
 
     Args:
         session: the transaction that holds the lock.
@@ -122,6 +124,9 @@ def move(
         values["started_at"] = now
     if to.is_finished:
         values |= {"finished_at": now, "checkpoint": None}
+        end(session, job.id)
+        if job.checkpoint is not None:
+            release(session, job.tenant_id, sizes(job.checkpoint["files"]))
     if not to.is_leased:
         values |= dict.fromkeys(_OF_WORK)
     event = WorkEvent(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from store.database.connection import Database, database_now, is_sqlite
+from store.database.pages import forget_deleted
 from store.errors import NotFoundError
 from store.idempotency import KEPT
 from store.jobs.leases import MAX_ATTEMPTS, fail
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _LOCK = 0x48694669  # Postgres's advisory lock for this purpose
 _FORGOTTEN = timedelta(days=1)  # workers not seen for this long are deleted
+_PAGED = timedelta(days=1)  # how long callers may take from one page of a list to the next
 _TOKEN_SECONDS = 10.0  # a token that no worker takes in this time counts as lost
 
 
@@ -40,10 +42,14 @@ def take_back_expired(database: Database, *, before: datetime) -> int:
     Returns:
         The number of jobs taken back.
     """
+    expired = sa.select(Job.id).where(IS_LEASED, Job.lease_until < before)
+    # Every worker asks every few seconds: only one that finds something may lock the database.
+    with database.read() as session:
+        if session.scalars(expired.limit(1)).first() is None:
+            return 0
     with database.write() as session:
         if not _lock(session):
             return 0
-        expired = sa.select(Job.id).where(IS_LEASED, Job.lease_until < before)
         jobs = session.scalars(expired).all()
         return _take_back_all(session, jobs, now=database_now(session), before=before)
 
@@ -73,6 +79,10 @@ def renew_tokens(database: Database) -> int:
     One token per job is not enough: a worker without the job's backbone may take it. Only one
     process does this at a time. The caller must publish the tokens.
     """
+    with database.read() as session:  # as above
+        lost = sa.select(Job.id).where(_has_lost_token(database_now(session)))
+        if session.scalars(lost.limit(1)).first() is None:
+            return 0
     with database.write() as session:
         if not _lock(session):
             return 0
@@ -82,7 +92,7 @@ def renew_tokens(database: Database) -> int:
             return 0
         waiting = session.scalars(
             sa.select(Job)
-            .where(IS_QUEUED, Job.token_at <= now - timedelta(seconds=_TOKEN_SECONDS))
+            .where(_has_lost_token(now))
             .order_by(Job.token_at)
             .limit(idle)
             .with_for_update(skip_locked=True)
@@ -92,6 +102,10 @@ def renew_tokens(database: Database) -> int:
         return idle if waiting else 0
 
 
+def _has_lost_token(now: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(IS_QUEUED, Job.token_at <= now - timedelta(seconds=_TOKEN_SECONDS))
+
+
 def _count_idle(session: Session, *, since: datetime) -> int:
     busy = sa.select(Job.worker_id).where(IS_LEASED, Job.worker_id.is_not(None))
     query = sa.select(sa.func.count()).select_from(Worker)
@@ -99,13 +113,14 @@ def _count_idle(session: Session, *, since: datetime) -> int:
 
 
 def forget_old_records(database: Database) -> None:
-    """Delete stored responses to old requests, and workers that have not been seen for long."""
+    """Delete old records: responses, places of deleted rows, workers not seen for long."""
     with database.write() as session:
         now = database_now(session)
         session.execute(
             sa.delete(IdempotencyRecord).where(IdempotencyRecord.created_at < now - KEPT)
         )
         session.execute(sa.delete(Worker).where(Worker.seen_at < now - _FORGOTTEN))
+        forget_deleted(session, before=now - _PAGED)
 
 
 def _lock(session: Session) -> bool:

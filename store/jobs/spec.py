@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AliasChoices,
@@ -20,18 +20,27 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.task_types import PLANNED, metric_names, task_types
 
+if TYPE_CHECKING:
+    from hifi.data.run_warnings import RunWarning
+
 NO_NUL = r"^[^\x00]*$"  # Postgres cannot store NUL
 
 
 @dataclass(frozen=True)
 class _OneOf:
-    """A string out of a list that is read at each use, because task types can be registered."""
+    """A string out of a list that is read at each use, because task types can be registered.
+
+    Attributes:
+        names: the values to choose from.
+        others: values that no list offers; a later check refuses them with its own reason.
+    """
 
     names: Callable[[], tuple[str, ...]]
+    others: tuple[str, ...] = ()
 
     def check(self, value: object) -> object:
         names = self.names()
-        if value not in names:
+        if value not in names and value not in self.others:
             first, last = ", ".join(map(repr, names[:-1])), names[-1]
             raise PydanticKnownError("literal_error", {"expected": f"{first} or {last!r}"})
         return value
@@ -43,8 +52,9 @@ class _OneOf:
         return {"type": "string", "enum": list(self.names())}
 
 
-TaskType = Annotated[str, _OneOf(lambda: (*(each.name for each in task_types()), *PLANNED))]
+TaskType = Annotated[str, _OneOf(lambda: tuple(each.name for each in task_types()), PLANNED)]
 Metric = Annotated[str, _OneOf(metric_names)]
+_FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
 
@@ -120,3 +130,20 @@ class JobSpec(_Spec, Scoring, _Subject, frozen=True):
         Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)],
         Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)],
     ] = Field(default_factory=dict, max_length=16)
+
+
+def spec_field(argument: str) -> str | None:
+    """Return the job spec's field for an argument of ``finetune``."""
+    if argument in declared(Scoring):
+        return declared(Scoring)[argument].names[0]
+    if argument in declared(Hyperparameters):
+        return f"training.{argument}"
+    if argument in TaskFields.model_fields:
+        return f"task.{argument}"
+    return _FIELDS.get(argument)
+
+
+def job_warning(warning: RunWarning) -> dict[str, Any]:
+    """Return a warning as a job has it: plain JSON that names the field of the job spec."""
+    param = None if warning.param is None else spec_field(warning.param)
+    return {"code": warning.code, "message": warning.message, "param": param}

@@ -1,0 +1,1 @@
+"""What administrators do: keys, the audit trail, the removal of tenants."""
