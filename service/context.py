@@ -10,11 +10,11 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads it when it runs
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter
-
     from service.http.shares import Shares
+    from service.http.space import Space
     from store.database.connection import Database
     from store.queue import TokenPublisher
+    from store.resources.turns import FairPool, Turns
     from store.settings import Settings
     from store.storage import ArtifactStorage
 
@@ -30,9 +30,13 @@ class Gateway:
         database: the tables.
         storage: the artifact store.
         publisher: sends tokens to the workers, after the commit.
-        posting: limits concurrent posts of jobs: those of one tenant wait for each other.
-        asking_hub: limits concurrent posts that query the hub, which may take seconds.
-        converting: limits concurrent conversions of uploads: each takes a core and memory.
+        answering: turns to answer in a thread, for which tenants queue.
+        posting: the threads for posts of jobs, which tenants get in turn.
+        asking_hub: those for posts that query the hub, which may take seconds.
+        uploads: this process's folder for uploads in progress; each is removed with its request.
+        converting: turns to convert an upload, for which tenants queue: each takes a core and
+            memory.
+        space: reserves space for uploads.
         shares: limits of each tenant's open requests.
     """
 
@@ -40,15 +44,13 @@ class Gateway:
     database: Database
     storage: ArtifactStorage
     publisher: TokenPublisher
-    posting: CapacityLimiter
-    asking_hub: CapacityLimiter
-    converting: CapacityLimiter
+    answering: Turns
+    posting: FairPool
+    asking_hub: FairPool
+    uploads: Path
+    converting: Turns
+    space: Space
     shares: Shares
-
-    @property
-    def uploads(self) -> Path:
-        """The folder of uploads in progress; each file is removed with its request."""
-        return self.settings.home / "uploads"
 
 
 def from_state(name: str) -> Any:  # noqa: ANN401 - as fastapi.Depends

@@ -18,8 +18,8 @@ from service.embedded.home import inference_socket
 from service.embedded.listening import reachable_host
 from store.database.connection import OUTAGES, Database
 from store.errors import StoreError
-from store.jobs.workers import live_workers
-from store.machine import machine_name
+from store.jobs.workers import find_live_workers
+from store.machine import living_folders, machine_name
 from store.settings import read_settings
 
 if TYPE_CHECKING:
@@ -39,11 +39,16 @@ def gateway_is_healthy(settings: Settings) -> bool:
 
 
 def inference_is_healthy(settings: Settings) -> bool:
-    """Return whether the inference process is alive."""
-    address = urlsplit(settings.infer_url)
+    """Return whether the inference process of these settings is alive.
+
+    Raises:
+        SettingsError: the settings name several, and do not tell which this one is.
+    """
     embedded = inference_socket(settings.home)  # its address under `hifi serve`
-    if "infer_url" not in settings.model_fields_set and embedded.is_socket():
+    is_chosen = settings.model_fields_set & {"infer_url", "infer_listen"}
+    if not is_chosen and embedded.is_socket():
         return _answers("http://inference/healthz", uds=str(embedded))
+    address = urlsplit(settings.own_infer_url())
     if address.scheme == "unix":
         path = Path(unquote(address.path))
         return path.is_socket() and _answers("http://inference/healthz", uds=str(path))
@@ -52,12 +57,17 @@ def inference_is_healthy(settings: Settings) -> bool:
 
 
 def worker_is_healthy(settings: Settings) -> bool:
-    """Return whether a worker of this machine has sent a heartbeat recently."""
+    """Return whether the worker of this machine and ``HIFI_HOME`` has sent a heartbeat recently.
+
+    If several share the folder, all must have.
+    """
+    prefix = f"{machine_name()}-"
+    ours = {name for name in living_folders(settings.work) if name.startswith(prefix)}
+    if not ours:
+        return False
     database = Database(settings.database_url, pool_size=1)
     try:
-        with database.read() as session:
-            prefix = f"{machine_name()}-"
-            return any(worker.id.startswith(prefix) for worker in live_workers(session))
+        return ours <= set(find_live_workers(database))
     except OUTAGES:
         return False
     finally:

@@ -10,11 +10,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic.json_schema import models_json_schema
 
+from service.examples import EXAMPLES, PARAMETERS, page_of
 from service.http.auth import is_public
 from service.http.documents import Problem
 from service.http.responses import REFERENCE, problems
 from service.inference.documents import INPUTS, JobInput, MixedPredictionRequest, PredictionRequest
-from service.tenants.documents import NewKey, NewQuotas, NewTenant
+from service.tenants.documents import KeyReplacement, NewKey, NewQuotas, NewTenant
 from store.jobs.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _ABOUT = (
 )
 # Models of bodies that routes parse themselves, and of the error document.
 _EXTRA_MODELS = (
-    *(JobSpec, NewTenant, NewQuotas, NewKey, Problem),
+    *(JobSpec, NewTenant, NewQuotas, NewKey, KeyReplacement, Problem),
     *(PredictionRequest, MixedPredictionRequest, JobInput, *INPUTS),
 )
 # Errors that the middleware or any route can return.
@@ -77,9 +78,25 @@ def document(app: FastAPI, *, requires_keys: bool) -> dict[str, Any]:
     models = [(model, "validation") for model in _EXTRA_MODELS]
     _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
     schemas.update(definitions["$defs"])
+    _add_examples(whole)
     if requires_keys:
         components["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "hifi_…"}
         }
         whole["security"] = [{"key": []}]
     return whole
+
+
+def _add_examples(whole: dict[str, Any]) -> None:
+    """Add an example to every document, list, upload and id in a path."""
+    schemas = whole["components"]["schemas"]
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
+        listed = name.removesuffix("Document") + "List"
+        if listed in schemas:
+            schemas[listed].setdefault("examples", [page_of(example)])
+    for item in whole["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["example"] = PARAMETERS[parameter["name"]]

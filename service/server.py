@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from service.app import build_app
-from service.embedded.outages import outages_in_one_line
+from service.connections.limits import Connections, raise_descriptor_limit, within_descriptors
+from service.connections.protocol import limited_by
+from service.embedded.listening import BACKLOG
+from store.database.outages import outages_in_one_line
 from store.errors import StoreError
+from store.resources.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 _GRACE_SECONDS = 10  # to finish sending responses at shutdown
 _KEEP_ALIVE_SECONDS = 30
+_ACCEPTED_AT_ONCE = 32
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
@@ -40,14 +45,22 @@ def run_gateway(settings: Settings, listener: socket.socket) -> None:
         StoreError: the gateway cannot start; the message says what to do.
         KeyboardInterrupt: after Ctrl-C.
     """
+    return_large_blocks()
     app = _Startup(build_app(settings))
-    server = uvicorn.Server(
+    most = within_descriptors(settings.max_connections, descriptors=raise_descriptor_limit())
+    connections = Connections(most=most, most_per_caller=settings.max_connections_per_address)
+    server = _Server(
         uvicorn.Config(
             app,
             log_config=None,  # the caller has configured one stream for all logs
             access_log=False,  # the application writes its own, with request ids
             server_header=False,
-            proxy_headers=False,  # callers are identified by their keys, not by their addresses
+            # A connection belongs to the address that opened it, whatever its requests claim.
+            proxy_headers=False,
+            http=limited_by(connections),
+            backlog=_ACCEPTED_AT_ONCE,
+            callback_notify=connections.check_all,
+            timeout_notify=0,  # at every tick of uvicorn's main loop, which is a second
             ws="none",
             lifespan="on",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
@@ -67,6 +80,16 @@ def run_gateway(settings: Settings, listener: socket.socket) -> None:
         server.run(sockets=[listener])
     except SystemExit as stop:
         raise app.failure or StartError(f"uvicorn stopped with exit code {stop.code}") from stop
+
+
+class _Server(uvicorn.Server):
+    """Accepts few connections at a time, so that their number is checked before more are open."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; asyncio takes one number for the connections that wait and those accepted."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
 
 class _Startup:

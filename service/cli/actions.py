@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Generic, TypeAlias, TypeVar
 
-from hifi.cli import add_command, output
+from hifi.cli import CommandParser, add_command, output
 from service.client import ApiError, ClientError
 from store.errors import StoreError
 
@@ -18,7 +18,7 @@ _Target = TypeVar("_Target")
 Connect: TypeAlias = Callable[[argparse.Namespace], AbstractContextManager[_Target]]
 
 
-class ActionParser(argparse.ArgumentParser):
+class ActionParser(CommandParser):
     """An action's parser, which reports unknown arguments with the action's own usage.
 
     Attributes:

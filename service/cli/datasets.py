@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hifi.cli import output
 from hifi.data.formats import ENDINGS_IN_WORDS
-from service.cli import options
+from service.cli import names, options
 from service.cli.actions import Actions, perform
 from service.cli.pages import report_deleted, report_page
 from service.cli.progress import transfer_display
@@ -39,13 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     push.add_argument("--test", type=Path, metavar="FILE", help="a split that training never sees")
     push.add_argument("--name", metavar="NAME", help="for people")
     listing = actions.add("list", _list, summary="list the data sets, newest first")
+    listing.add_argument("--name", metavar="NAME", help="list only those of this name")
     options.add_page(listing)
     show = actions.add("show", _show, summary="show a data set")
     delete = actions.add(
         "delete", _delete, summary="delete a data set that no unfinished job needs"
     )
     for action in (show, delete):
-        action.add_argument("dataset_id", metavar="DATASET", help="its id, ds_…")
+        action.add_argument(
+            "dataset_id", metavar="DATASET", help="its id, ds_…, or its name if no other has it"
+        )
     for action in (push, listing, show, delete):
         options.add_server(action)
 
@@ -63,25 +66,29 @@ def _push(client: Client, args: argparse.Namespace) -> int:
 
 
 def _list(client: Client, args: argparse.Namespace) -> int:
-    page = client.datasets.list(after=args.after, limit=args.limit)
+    page = client.datasets.list(name=args.name, after=args.after, limit=args.limit)
     return report_page(page, args, columns=_COLUMNS, what="data sets")
 
 
 def _show(client: Client, args: argparse.Namespace) -> int:
-    return output.report(client.datasets.get(args.dataset_id), _describe, as_json=args.json)
+    dataset = client.datasets.get(names.dataset_id(client, args.dataset_id))
+    return output.report(dataset, _describe, as_json=args.json)
 
 
 def _delete(client: Client, args: argparse.Namespace) -> int:
-    client.datasets.delete(args.dataset_id)
-    return report_deleted(args.dataset_id, args, kind="dataset")
+    identifier = names.dataset_id(client, args.dataset_id)
+    client.datasets.delete(identifier)
+    return report_deleted(identifier, args, kind="dataset")
 
 
 def _describe(dataset: Dataset) -> dict[str, str]:
+    notes = dataset.get("notes", [])  # a server of before has none
     return {
         "id": dataset["id"],
         "name": dataset["name"] or "",
         "rows": _rows(dataset),
         "columns": ", ".join(f"{name} ({kind})" for name, kind in dataset["columns"].items()),
+        "notes": "; ".join(f"{note['param']}: {note['message']}" for note in notes),
         "stored": output.format_bytes(dataset["bytes"]),
         "created": output.format_moment(dataset["created_at"]),
     }

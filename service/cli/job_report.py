@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from hifi.cli import output
 from hifi.cli.progress import describe_pace
+from hifi.data.classes.names import describe_classes
 from service.cli.progress import progression_of
 
 if TYPE_CHECKING:
-    from service.client.documents import Estimate, Job
+    from service.client.documents import Estimate, Job, Warned
+
+    _Yardsticks = Mapping[str, Mapping[str, float | None] | None]
 
 
 def describe_job(job: Job) -> dict[str, str]:
@@ -26,6 +29,7 @@ def describe_job(job: Job) -> dict[str, str]:
         "attempt": str(job["attempt"]) if job["attempt"] > 1 else "",
         "heads": _selection(job),
         **_outcome(job),
+        "warnings": describe_warnings(job["warnings"]),
         "created": output.format_moment(job["created_at"]),
         "finished": output.format_moment(job["finished_at"]),
     }
@@ -81,6 +85,8 @@ def _outcome(job: Job) -> dict[str, str]:
         metrics = result["metrics"]
         shown = output.format_metrics(metrics) if metrics else "no validation split"
         entries["metrics"] = f"{shown}  (step {result['best_step']})"
+        yardsticks = cast("_Yardsticks", result.get("yardsticks") or {})
+        entries |= {name: output.format_metrics(known or {}) for name, known in yardsticks.items()}
         entries["trained"] = (
             f"in {output.format_seconds(result['train_seconds'])}, "
             f"{output.format_number(result['samples_per_second'], '.0f')} samples/s"
@@ -93,11 +99,21 @@ def _outcome(job: Job) -> dict[str, str]:
     return entries
 
 
+def describe_warnings(warnings: Sequence[Warned]) -> str:
+    """Describe warnings in one line; empty if there are none."""
+    return "; ".join(f"{warning['message']} ({warning['code']})" for warning in warnings)
+
+
 def describe_estimate(estimate: Estimate) -> dict[str, str]:
     """Describe an estimate for people."""
     artifact, seconds, steps = estimate["artifact"], estimate["seconds"], estimate["steps"]
     return {
         "task": _task(estimate["spec"].get("task") or {}),
+        "classes": describe_classes(
+            classes["count"], names=classes["names"], alike=classes["alike"]
+        )
+        if (classes := estimate.get("classes"))
+        else "",
         "trains": _trained(estimate),
         "artifact": "unknown until the model is loaded"
         if artifact is None
@@ -108,6 +124,7 @@ def describe_estimate(estimate: Estimate) -> dict[str, str]:
         "time": "unknown until a job on this backbone has succeeded"
         if seconds is None
         else f"about {output.format_seconds(seconds)}",
+        "warnings": describe_warnings(estimate["warnings"]),
     }
 
 

@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("data")
     data = group.add_mutually_exclusive_group()
-    data.add_argument("--dataset", metavar="ID", help="its id from `hifi datasets push`, ds_…")
+    data.add_argument(
+        "--dataset",
+        metavar="ID",
+        help="its id from `hifi datasets push`, ds_…, or its name if no other has it",
+    )
     data.add_argument(
         "--hub", metavar="ID", help="a data set of the Hugging Face hub, if the server allows it"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,20 @@ from hifi.cli import output
 from hifi.cli.options import ENCODINGS
 from hifi.cli.progress import open_screen
 from hifi.cli.render import print_heads
-from service.cli import job_spec, options, predictions
+from hifi.data.settings import IMPLIED
+from service.cli import job_spec, names, options
 from service.cli.actions import Actions, perform
 from service.cli.job_report import describe_estimate, describe_job, describe_progress
 from service.cli.pages import report_deleted, report_page
+from service.cli.predictions import command as predictions
 from service.cli.progress import JobDisplay, transfer_display
 from service.client.resources import Jobs
 from store.states import JobStatus
 
 if TYPE_CHECKING:
+    from service.cli.tenant_tables import Tables
     from service.client import Client
-    from service.client.documents import Heads, Job
+    from service.client.documents import AdminJob, Heads, Job
 
 run = perform
 
@@ -36,16 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_submit(actions)
     listing = actions.add("list", _list, summary="list the jobs, newest first")
     listing.add_argument("--status", choices=STATUSES, help="list only jobs in this state")
+    listing.add_argument("--name", metavar="NAME", help="list only those of this name")
+    _add_all_tenants(listing)
+    listing.add_argument(
+        "--tenant", metavar="TENANT", help="with --all-tenants: only jobs of this id, ten_…"
+    )
     options.add_page(listing)
     options.add_server(listing)
+    cancel = actions.add(
+        "cancel",
+        _cancel,
+        summary="cancel a job: at once if no worker runs it, else at its worker's next step",
+    )
+    _add_all_tenants(cancel)
+    _add_job(cancel)
+    options.add_server(cancel)
     for name, act, summary in (
         ("show", _calling(Jobs.get), "show a job"),
         ("watch", _watch, "show a job's progress live; the exit code is 0 only if it succeeds"),
-        (
-            "cancel",
-            _calling(Jobs.cancel),
-            "cancel a job: at once if no worker runs it, else at its worker's next step",
-        ),
         ("pause", _calling(Jobs.pause), "pause a training job at its next step, with a checkpoint"),
         (
             "resume",
@@ -56,12 +68,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("download", _download, "download a job's head delta, adapter or merged model"),
         ("delete", _delete, "delete a finished job with its events and artifacts"),
     ):
-        action = actions.add(name, act, summary=summary)
-        action.add_argument("job_id", metavar="JOB", help="its id, job_…")
+        action = actions.add(name, _of_job(act), summary=summary)
+        _add_job(action)
         if name == "download":
             _add_download(action)
         options.add_server(action)
     predictions.add_action(actions)
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job_id", metavar="JOB", help="its id, job_…, or its name if no other job has it"
+    )
+
+
+def _add_all_tenants(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--all-tenants",
+        action="store_true",
+        help="as an administrator, for the jobs of all tenants; without --url and HIFI_URL "
+        "directly in the tables of HIFI_DATABASE_URL",
+    )
+
+
+def _administered(
+    client: Client, args: argparse.Namespace
+) -> AbstractContextManager[Client | Tables]:
+    """Return the server, if it is named, or open the tables: as `hifi tenants` does."""
+    from service.cli.tenant_tables import open_tables
+
+    return nullcontext(client) if options.names_server(args) else open_tables()
 
 
 def _add_submit(actions: Actions[Client]) -> None:
@@ -117,7 +153,17 @@ def _submit(client: Client, args: argparse.Namespace) -> int:
 
 
 def _list(client: Client, args: argparse.Namespace) -> int:
-    page = client.jobs.list(status=args.status, after=args.after, limit=args.limit)
+    if args.all_tenants and args.name is not None:
+        return output.fail("--name does not go with --all-tenants", code=output.EXIT_USAGE)
+    if args.all_tenants:
+        with _administered(client, args) as target:
+            every = target.all_jobs.list(
+                status=args.status, tenant=args.tenant, after=args.after, limit=args.limit
+            )
+        return report_page(every, args, columns=_ADMIN_COLUMNS, what="jobs")
+    if args.tenant is not None:
+        return output.fail("--tenant needs --all-tenants", code=output.EXIT_USAGE)
+    page = client.jobs.list(status=args.status, name=args.name, after=args.after, limit=args.limit)
     return report_page(page, args, columns=_COLUMNS, what="jobs")
 
 
@@ -129,6 +175,40 @@ _COLUMNS: dict[str, Callable[[Job], str]] = {
     "progress": describe_progress,
     "created": lambda job: output.format_moment(job["created_at"]),
 }
+
+
+_ADMIN_COLUMNS: dict[str, Callable[[AdminJob], str]] = {
+    "id": lambda job: job["id"],
+    "status": lambda job: job["status"],
+    "tenant": lambda job: job["tenant"],
+    "model": lambda job: job["model"] or "",
+    "created": lambda job: output.format_moment(job["created_at"]),
+    "started": lambda job: output.format_moment(job["started_at"]),
+}
+
+
+def _cancel(client: Client, args: argparse.Namespace) -> int:
+    if not args.all_tenants:
+        return _of_job(_calling(Jobs.cancel))(client, args)
+    with _administered(client, args) as target:
+        job = target.all_jobs.cancel(args.job_id)
+    return output.report(
+        job,
+        lambda job: {name: show(job) for name, show in _ADMIN_COLUMNS.items()},
+        as_json=args.json,
+    )
+
+
+def _of_job(
+    act: Callable[[Client, argparse.Namespace], int],
+) -> Callable[[Client, argparse.Namespace], int]:
+    """Return the action with the job's id in place of its name."""
+
+    def act_on_id(client: Client, args: argparse.Namespace) -> int:
+        args.job_id = names.job_id(client, args.job_id)
+        return act(client, args)
+
+    return act_on_id
 
 
 def _calling(call: Callable[[Jobs, str], Job]) -> Callable[[Client, argparse.Namespace], int]:
@@ -177,12 +257,15 @@ def _heads(client: Client, args: argparse.Namespace) -> int:
 
 def _describe_heads(heads: Heads) -> dict[str, str]:
     count = sum(len(layer["selected"]) for layer in heads["layers"])
+    score = heads.get("score", IMPLIED["score"])  # earlier servers send neither it nor a budget
+    budget = heads.get("budget")
+    count_by = f"k {heads['k']}" if budget is None else f"budget {budget}"
     return {
         "selected": f"{count} of {heads['num_layers'] * heads['num_heads']} heads, scored on "
         f"{heads['n_samples']} samples",
         "trained": f"{heads['trainable_parameters']:,} parameters with the task head, "
         f"{heads['fraction']:.2%} of the model",
-        "by": f"k {heads['k']}, xi {heads['xi']:g}, d {heads['d']:g}, {heads['strategy']}, "
+        "by": f"{score}, {count_by}, xi {heads['xi']:g}, d {heads['d']:g}, {heads['strategy']}, "
         f"teleport {heads['teleport']}",
     }
 

@@ -7,7 +7,7 @@ import os
 
 from hifi.cli.options import add_json
 from service.client import Client
-from service.client.resources import DEFAULT_LIMIT
+from service.paging import DEFAULT_LIMIT, MAX_LIMIT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -28,12 +28,27 @@ def add_page(parser: argparse.ArgumentParser) -> None:
     """Add ``--limit`` and ``--after``, which select a page of a list."""
     parser.add_argument(
         "--limit",
-        type=int,
+        type=_limit,
         default=DEFAULT_LIMIT,
         metavar="N",
-        help="show at most N, 1 to 100 (default: %(default)s)",
+        help=f"show at most N, 1 to {MAX_LIMIT} (default: %(default)s)",
     )
     parser.add_argument("--after", metavar="ID", help="continue the list after this id")
+
+
+def _limit(text: str) -> int:
+    try:
+        limit = int(text)
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= MAX_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_LIMIT}")
+    return limit
+
+
+def names_server(args: argparse.Namespace) -> bool:
+    """Return whether ``--url`` or HIFI_URL names a server."""
+    return bool(args.url or os.environ.get("HIFI_URL"))
 
 
 def connect(args: argparse.Namespace) -> Client:

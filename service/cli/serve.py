@@ -47,14 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from store.machine import private_files
     from store.settings import read_settings
 
     for name in ("home", "host", "port"):
         if getattr(args, name) is not None:  # the parts of the service read them too
             os.environ[f"HIFI_{name.upper()}"] = str(getattr(args, name))
     settings = read_settings()
-    if args.only == "gateway":
-        return _serve_gateway(settings, listener=args.listener)
+    with private_files():
+        if args.only == "gateway":
+            return _serve_gateway(settings, listener=args.listener)
+        return _serve_all(settings)
+
+
+def _serve_all(settings: Settings) -> int:
     from service.embedded.serve import serve_embedded
     from store.logs import configure_logging
 
@@ -68,12 +74,14 @@ def _announce(url: str) -> None:
 
 
 def _serve_gateway(settings: Settings, *, listener: int | None) -> int:
+    from service.embedded.home import make_home
     from service.embedded.listening import listen, url_of
-    from service.embedded.outages import open_database
     from service.server import run_gateway
+    from store.database.outages import open_database
     from store.logs import configure_logging
 
     configure_logging(settings.log_format, process="gateway")
+    make_home(settings.home)
     if listener is not None:
         run_gateway(settings, socket.socket(fileno=listener))
         return output.EXIT_OK

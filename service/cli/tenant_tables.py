@@ -1,24 +1,28 @@
-"""Manage tenants and keys directly in the tables, with the client's interface."""
+"""Manage tenants, keys and all jobs directly in the tables, with the client's interface."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from service.embedded.outages import open_database
+from service.jobs.administration import JobAdministration
 from service.tenants.administration import Administration
-from service.tenants.documents import NewKey, NewQuotas, NewTenant
+from service.tenants.documents import KeyReplacement, NewKey, NewQuotas, NewTenant
+from store.administration.audit import ON_THE_SERVER, Action
+from store.database.outages import open_database
 from store.errors import StoreError
 from store.settings import read_settings
+from store.states import JobStatus
 from store.tenants import Quotas
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.client.documents import Key, Page, Tenant, Usage
+    from service.client.documents import AdminJob, AuditEvent, Key, Page, Tenant, Usage
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -40,8 +44,14 @@ def open_tables() -> Iterator[Tables]:
     """
     settings = read_settings()
     with open_database(settings.database_url) as database:
-        administration = Administration(database, quotas=Quotas.of_settings(settings))
-        yield Tables(_Tenants(administration), _Keys(administration))
+        administration = Administration(
+            database, quotas=Quotas.of_settings(settings), actor=ON_THE_SERVER
+        )
+        yield Tables(
+            _Tenants(administration),
+            _Keys(administration),
+            _AllJobs(JobAdministration(database, actor=ON_THE_SERVER)),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,10 @@ class Tables:
 
     tenants: _Tenants
     keys: _Keys
+    all_jobs: _AllJobs
 
 
-Target: TypeAlias = "Client | Tables"  # both manage tenants and keys
+Target: TypeAlias = "Client | Tables"  # both manage tenants, keys and all jobs
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,23 @@ class _Tenants:
         new = _checked(NewQuotas, quotas)
         return cast("Tenant", _shown(self.administration.change_quotas(tenant_id, new)))
 
+    def suspend(self, tenant_id: str) -> Tenant:
+        return cast("Tenant", _shown(self.administration.suspend(tenant_id)))
+
+    def resume(self, tenant_id: str) -> Tenant:
+        return cast("Tenant", _shown(self.administration.resume(tenant_id)))
+
+    def delete(self, tenant_id: str) -> None:
+        self.administration.delete(tenant_id)
+
+    def audit(
+        self, *, tenant_id: str | None, action: str | None, after: str | None, limit: int
+    ) -> Page[AuditEvent]:
+        page = self.administration.audit(
+            tenant_id=tenant_id, action=cast("Action | None", action), after=after, limit=limit
+        )
+        return cast("Page[AuditEvent]", _shown(page))
+
     def usage(self, tenant_id: str) -> Usage:
         return cast("Usage", _shown(self.administration.usage(tenant_id)))
 
@@ -78,16 +106,43 @@ class _Tenants:
 class _Keys:
     administration: Administration
 
-    def create(self, tenant_id: str, *, name: str | None) -> Key:
-        new = _checked(NewKey, {"name": name})
+    def create(self, tenant_id: str, *, name: str | None, expires_at: datetime | None) -> Key:
+        new = _checked(NewKey, {"name": name, "expires_at": expires_at})
         return cast("Key", _shown(self.administration.create_key(tenant_id, new)))
 
-    def list(self, tenant_id: str, *, after: str | None, limit: int) -> Page[Key]:
+    def replace(self, key_id: str, *, grace_seconds: int, expires_at: datetime | None) -> Key:
+        fields = {"grace_seconds": grace_seconds, "expires_at": expires_at}
+        replacement = _checked(KeyReplacement, fields)
+        new = self.administration.replace_key(key_id, replacement, owner_id=None)
+        return cast("Key", _shown(new))
+
+    def list(self, tenant_id: str | None, *, after: str | None, limit: int) -> Page[Key]:
+        if tenant_id is None:
+            raise TenantError("no tenant: name the one whose keys to list")
         page = self.administration.list_keys(tenant_id, after=after, limit=limit)
         return cast("Page[Key]", _shown(page))
 
     def revoke(self, key_id: str) -> None:
         self.administration.revoke_key(key_id)
+
+
+@dataclass(frozen=True)
+class _AllJobs:
+    administration: JobAdministration
+
+    def list(
+        self, *, status: str | None, tenant: str | None, after: str | None, limit: int
+    ) -> Page[AdminJob]:
+        page = self.administration.list(
+            status=None if status is None else JobStatus(status),
+            tenant=tenant,
+            after=after,
+            limit=limit,
+        )
+        return cast("Page[AdminJob]", _shown(page))
+
+    def cancel(self, job_id: str) -> AdminJob:
+        return cast("AdminJob", _shown(self.administration.cancel(job_id)))
 
 
 def _shown(document: BaseModel) -> object:

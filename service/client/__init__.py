@@ -17,13 +17,22 @@ from service.client.downloads import Download
 from service.client.errors import (
     AddressError,
     ApiError,
+    BodyError,
     ClientError,
     DamagedDownloadError,
     LocalFileError,
     UnexpectedAnswerError,
     UnreachableError,
 )
-from service.client.resources import Datasets, Jobs, Keys, Models, Tenants, ask_for_predictions
+from service.client.resources import (
+    AllJobs,
+    Datasets,
+    Jobs,
+    Keys,
+    Models,
+    Tenants,
+    ask_for_predictions,
+)
 
 if TYPE_CHECKING:
     from service.client.documents import JobInput, Predictions
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressError",
     "ApiError",
+    "BodyError",
     "Client",
     "ClientError",
     "DamagedDownloadError",
@@ -50,7 +60,7 @@ class Client:
         timeout: read timeout in seconds.
 
     Attributes:
-        datasets, models, jobs, tenants, keys: the server's resources.
+        datasets, models, jobs, all_jobs, tenants, keys: the server's resources.
 
     Raises:
         AddressError: invalid URL or key.
@@ -61,6 +71,7 @@ class Client:
         self.datasets = Datasets(self._connection)
         self.models = Models(self._connection)
         self.jobs = Jobs(self._connection)
+        self.all_jobs = AllJobs(self._connection)
         self.tenants = Tenants(self._connection)
         self.keys = Keys(self._connection)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email.utils
+import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ import httpx2
 from service.client.errors import (
     AddressError,
     ApiError,
+    BodyError,
     ClientError,
     UnexpectedAnswerError,
     UnreachableError,
@@ -73,11 +76,16 @@ class Connection:
         seconds, by default the connection's.
 
         Raises:
+            BodyError: the body is not JSON, such as a number that is not finite.
             ApiError: the server refuses.
             UnreachableError: the server cannot be reached.
             UnexpectedAnswerError: the response is not from a HiFi server.
         """
+        _check_body(body)
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        content = None if body is None else _encode(body)
+        if content is not None:
+            headers["Content-Type"] = "application/json"
 
         def send() -> httpx2.Response:
             with nullcontext({}) if open_form is None else open_form() as form:
@@ -85,7 +93,7 @@ class Connection:
                     method,
                     path,
                     params=_given(query),
-                    json=body,
+                    content=content,
                     headers=headers,
                     timeout=_timeout(self._timeout if timeout is None else timeout),
                     **form,
@@ -194,6 +202,29 @@ def _check_key(api_key: str | None) -> None:
             "the API key contains invalid characters: copy it again, without line breaks "
             "(HIFI_API_KEY)"
         )
+
+
+def _check_body(value: object, path: str = "") -> None:
+    """Raise for a value that JSON does not have; ``path`` names its field, dotted."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_body(name, path)
+            _check_body(part, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            _check_body(part, f"{path}.{index}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BodyError(f"{path}={value} is not allowed: a finite number is needed")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise BodyError(f"{path} is not allowed: JSON has no {type(value).__name__}")
+
+
+def _encode(body: object) -> bytes:
+    """Encode a body as JSON, escaped where a text has half of a surrogate pair."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(body, allow_nan=False).encode()
 
 
 def _given(query: Fields | None) -> dict[str, str | int | bool]:

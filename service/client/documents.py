@@ -20,6 +20,14 @@ class Page(TypedDict, Generic[Item]):
     last_id: str | None
 
 
+class Note(TypedDict):
+    """Something about a data set that does not prevent its use; ``param`` is the column."""
+
+    code: str
+    message: str
+    param: str
+
+
 class Dataset(TypedDict):
     """An uploaded data set; each of its splits has a number of ``rows``."""
 
@@ -28,6 +36,7 @@ class Dataset(TypedDict):
     name: str | None
     splits: dict[str, dict[str, int]]
     columns: dict[str, str]
+    notes: NotRequired[list[Note]]
     bytes: int
     sha256: str
     created_at: str
@@ -48,6 +57,20 @@ class Backbone(TypedDict):
     fingerprint: str
 
 
+class UnavailableModel(TypedDict):
+    """A model that workers have found and no job can use: ``reading`` or ``unusable``."""
+
+    id: str
+    status: str
+    reason: str
+
+
+class BackbonePage(Page[Backbone]):
+    """A page of backbones, with the models that no job can use."""
+
+    unavailable: list[UnavailableModel]
+
+
 class Progress(TypedDict):
     """The progress of a job."""
 
@@ -66,10 +89,19 @@ class Selection(TypedDict):
     fraction: float
 
 
+class Yardsticks(TypedDict):
+    """All metrics of what a tuned model is compared with, by name; None where there is none."""
+
+    majority: dict[str, float | None] | None
+    probe: dict[str, float | None] | None
+    untuned: dict[str, float | None] | None
+
+
 class Result(TypedDict):
     """The metrics of a job, and its durations and speed; NaN is None."""
 
     metrics: dict[str, float | None]
+    yardsticks: Yardsticks | None
     best_step: int | None
     train_seconds: float
     selection_seconds: float
@@ -97,6 +129,14 @@ class Failure(TypedDict):
     param: str | None
 
 
+class Warned(TypedDict):
+    """What a job's owner should know; the job runs nevertheless."""
+
+    code: str
+    message: str
+    param: str | None
+
+
 class Job(TypedDict):
     """One requested fine-tune."""
 
@@ -114,8 +154,33 @@ class Job(TypedDict):
     attempt: int
     selection: Selection | None
     result: Result | None
+    warnings: list[Warned]
     artifact: Artifact | None
     error: Failure | None
+
+
+class AdminJob(TypedDict):
+    """A job as administrators see it, without what its owner has written."""
+
+    id: str
+    object: str
+    tenant: str
+    status: str
+    model: str | None
+    attempt: int
+    worker: str | None
+    error: str | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Classes(TypedDict):
+    """The classes that a job would learn; ``names`` is empty if there are many."""
+
+    count: int
+    names: list[str]
+    alike: list[list[str]]
 
 
 class Estimate(TypedDict):
@@ -125,12 +190,14 @@ class Estimate(TypedDict):
     """
 
     object: str
+    classes: NotRequired[Classes | None]
     trainable_parameters: int | None
     fraction: float | None
     artifact: dict[str, dict[str, int]] | None
     steps: int | None
     seconds: float | None
     spec: dict[str, Any]
+    warnings: list[Warned]
 
 
 class Event(TypedDict):
@@ -149,6 +216,7 @@ class LayerHeads(TypedDict):
     """Scores of a layer's heads."""
 
     layer: int
+    values: list[float | None]
     information_richness: list[float | None]
     correlation: list[list[float | None]]
     importance: list[float | None]
@@ -163,7 +231,9 @@ class Heads(TypedDict):
     job: str
     model: str
     fingerprint: str
-    k: int
+    score: str
+    k: int | None
+    budget: int | None
     xi: float
     d: float
     strategy: str
@@ -229,6 +299,7 @@ class Tenant(TypedDict):
     is_admin: bool
     quotas: Quotas
     created_at: str
+    suspended_at: str | None
 
 
 class Usage(TypedDict):
@@ -250,4 +321,26 @@ class Key(TypedDict):
     name: str | None
     secret: NotRequired[str]
     created_at: str
+    expires_at: str | None
     revoked_at: str | None
+
+
+class AuditActor(TypedDict):
+    """Who acted: a tenant with its key; neither for the command line on the server."""
+
+    tenant: str | None
+    key: str | None
+    request_id: str | None
+
+
+class AuditEvent(TypedDict):
+    """Who did what to a tenant, a key, a data set or a job."""
+
+    id: str
+    object: str
+    created_at: str
+    action: str
+    actor: AuditActor
+    tenant: str
+    subject: str
+    details: dict[str, Any]

@@ -51,6 +51,10 @@ class AddressError(ClientError, ValueError):
     """The server's URL or the key is invalid."""
 
 
+class BodyError(ClientError, ValueError):
+    """A request's body contains something that JSON does not have."""
+
+
 class UnreachableError(ClientError):
     """No server answers, or the connection broke too often."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,11 +13,14 @@ from urllib.parse import quote
 from service.client.downloads import Download, Watch, download
 from service.client.uploads import open_form
 from service.client.watching import Watcher
+from service.paging import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from service.client.connection import Connection
     from service.client.documents import (
-        Backbone,
+        AdminJob,
+        AuditEvent,
+        BackbonePage,
         Dataset,
         Estimate,
         Event,
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 _UPLOAD_SECONDS = 600.0  # the server reads every row before it answers
 _PREDICTION_SECONDS = 300.0  # the longest timeout that a server may choose
 _SPARE_SECONDS = 30.0  # for its response to arrive
-DEFAULT_LIMIT = 20
 
 
 class _Resource:
@@ -86,9 +89,11 @@ class Datasets(_Resource):
         )
         return dataset
 
-    def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Dataset]:
-        """Return a page of the data sets, newest first."""
-        return self._page("/datasets", after=after, limit=limit)
+    def list(
+        self, *, name: str | None = None, after: str | None = None, limit: int = DEFAULT_LIMIT
+    ) -> Page[Dataset]:
+        """Return a page of the data sets, newest first; ``name`` selects those of that name."""
+        return self._page("/datasets", name=name, after=after, limit=limit)
 
     def get(self, dataset_id: str) -> Dataset:
         """Return a data set."""
@@ -102,9 +107,9 @@ class Datasets(_Resource):
 class Models(_Resource):
     """The backbones that workers have."""
 
-    def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> Page[Backbone]:
-        """Return a page of the backbones."""
-        return self._page("/models", after=after, limit=limit)
+    def list(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> BackbonePage:
+        """Return a page of the backbones, and the models that no job can use."""
+        return cast("BackbonePage", self._page("/models", after=after, limit=limit))
 
 
 class Jobs(_Resource):
@@ -133,10 +138,15 @@ class Jobs(_Resource):
         return cast("Job", self._ask("GET", _path("jobs", job_id)))
 
     def list(
-        self, *, status: str | None = None, after: str | None = None, limit: int = DEFAULT_LIMIT
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_LIMIT,
     ) -> Page[Job]:
-        """Return a page of the jobs, newest first."""
-        return self._page("/jobs", status=status, after=after, limit=limit)
+        """Return a page of the jobs, newest first: those with that status and that name."""
+        return self._page("/jobs", status=status, name=name, after=after, limit=limit)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if no worker runs it, else at its worker's next step."""
@@ -241,6 +251,25 @@ class Jobs(_Resource):
         )
 
 
+class AllJobs(_Resource):
+    """The jobs of all tenants, for administrators, without what their owners have written."""
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        tenant: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ) -> Page[AdminJob]:
+        """Return a page of the jobs, newest first; ``tenant`` is a tenant's id."""
+        return self._page("/admin/jobs", status=status, tenant=tenant, after=after, limit=limit)
+
+    def cancel(self, job_id: str) -> AdminJob:
+        """Cancel a job: at once if no worker runs it, else at its worker's next step."""
+        return cast("AdminJob", self._ask("POST", _path("admin", "jobs", job_id, "cancel")))
+
+
 class Tenants(_Resource):
     """The tenants of the server, for its administrators."""
 
@@ -266,28 +295,70 @@ class Tenants(_Resource):
         path = _path("tenants", tenant_id)
         return cast("Tenant", self._ask("PATCH", path, body=dict(quotas)))
 
+    def suspend(self, tenant_id: str) -> Tenant:
+        """Refuse a tenant's keys and leave its queued jobs waiting; its running jobs go on."""
+        return cast("Tenant", self._ask("POST", _path("tenants", tenant_id, "suspend")))
+
+    def resume(self, tenant_id: str) -> Tenant:
+        """End a tenant's suspension."""
+        return cast("Tenant", self._ask("POST", _path("tenants", tenant_id, "resume")))
+
+    def delete(self, tenant_id: str) -> None:
+        """Delete a tenant with its keys, jobs, data sets and files."""
+        self._ask("DELETE", _path("tenants", tenant_id))
+
+    def audit(
+        self,
+        *,
+        tenant_id: str | None = None,
+        action: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ) -> Page[AuditEvent]:
+        """Return a page of the audit trail, newest first: of a tenant, of an action, or of all."""
+        return self._page("/admin/audit", tenant=tenant_id, action=action, after=after, limit=limit)
+
     def usage(self, tenant_id: str) -> Usage:
         """Return a tenant's usage and quotas."""
         return cast("Usage", self._ask("GET", _path("tenants", tenant_id, "usage")))
 
 
 class Keys(_Resource):
-    """The keys of the server's tenants, for its administrators."""
+    """Keys: those of all tenants for administrators, else the caller's own."""
 
-    def create(self, tenant_id: str, *, name: str | None = None) -> Key:
+    def create(
+        self, tenant_id: str, *, name: str | None = None, expires_at: datetime | None = None
+    ) -> Key:
         """Create a key; only this response contains its secret."""
-        body = {} if name is None else {"name": name}
+        body = _given(name=name, expires_at=expires_at)
         return cast("Key", self._ask("POST", _path("tenants", tenant_id, "keys"), body=body))
 
+    def replace(
+        self, key_id: str, *, grace_seconds: int = 0, expires_at: datetime | None = None
+    ) -> Key:
+        """Create a key in place of another one, which ends after ``grace_seconds``."""
+        body = _given(grace_seconds=grace_seconds, expires_at=expires_at)
+        return cast("Key", self._ask("POST", _path("keys", key_id, "replace"), body=body))
+
     def list(
-        self, tenant_id: str, *, after: str | None = None, limit: int = DEFAULT_LIMIT
+        self, tenant_id: str | None = None, *, after: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[Key]:
-        """Return a page of a tenant's keys, newest first, without their secrets."""
-        return self._page(_path("tenants", tenant_id, "keys"), after=after, limit=limit)
+        """Return a page of a tenant's keys, by default your own, newest first, without secrets."""
+        path = "/keys" if tenant_id is None else _path("tenants", tenant_id, "keys")
+        return self._page(path, after=after, limit=limit)
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key, effective at once."""
         self._ask("DELETE", _path("keys", key_id))
+
+
+def _given(**fields: str | int | datetime | None) -> dict[str, str | int]:
+    """Return the fields of a body that are given, in JSON."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def ask_for_predictions(

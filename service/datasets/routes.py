@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+from contextlib import AsyncExitStack
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
@@ -19,29 +20,39 @@ from starlette.responses import Response
 
 from hifi.data.formats import ENDINGS
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
-from service.datasets.checking.conversion import convert
+from service.datasets.checking.conversion import ConvertedDataset, convert
 from service.datasets.checking.exchange import SPLITS, Limits
 from service.datasets.documents import DatasetDocument, DatasetList
 from service.datasets.spool import Form, receive_form
-from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.http.auth import (  # noqa: TC001 - FastAPI reads it when it runs
+    ActorDep,
+    CallerDep,
+)
 from service.http.parameters import (
-    DEFAULT_LIMIT,
     After,
     DatasetId,
     IdempotencyKey,
     Limit,
+    Name,
     check_key,
 )
 from service.http.problems import invalid_request
 from service.http.replay import Answer, Keep, Once, request_key
 from service.http.responses import problems
+from service.paging import DEFAULT_LIMIT
+from store.administration.audit import Actor, record
 from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
-from store.errors import ProblemError, QuotaExceededError
+from store.errors import ArtifactStorageError
+from store.storage.space import store_files
+from store.waiting import while_connected
+
+if TYPE_CHECKING:
+    from service.http.space import UploadSpace
+    from store.idempotency import RequestKey
 
 router = APIRouter(tags=["datasets"])
 
 UPLOAD_PATH = "/datasets"
-_LOCK_SECONDS = 120.0
 _MAX_NAME = 128
 _UNPACKED = 4  # the most that an upload may grow when unpacked
 _FILE = {
@@ -76,23 +87,37 @@ async def post_dataset(
 ) -> Response:
     """Upload a data set; every row is checked before the data set is stored."""
     check_key(request)
-    with gateway.shares.uploads.hold(caller.tenant_id):
-        return await _receive(request, gateway, caller.tenant_id, key)
+    tenant_id, length = caller.tenant_id, request.headers.get("content-length")
+    identity = request_key(key, tenant_id=tenant_id, path=UPLOAD_PATH)
+    with gateway.shares.uploads.hold(tenant_id):
+        async with gateway.space.hold(
+            tenant_id, key=identity, declared=None if length is None else int(length)
+        ) as space:
+            return await _receive(space.metered(request), gateway, tenant_id, identity, space)
 
 
-async def _receive(request: Request, gateway: Gateway, tenant_id: str, key: str | None) -> Response:
+async def _receive(
+    request: Request, gateway: Gateway, tenant_id: str, key: RequestKey | None, space: UploadSpace
+) -> Response:
     folder = await run_in_threadpool(_make_folder, gateway.uploads)
     try:
         form = await receive_form(request, folder=folder, files=SPLITS, fields=("name",))
         _check(form)
         once = Once(
             database=gateway.database,
-            key=request_key(key, tenant_id=tenant_id, path=UPLOAD_PATH),
+            key=key,
             request_sha256=_digest(form),
-            lock_seconds=_LOCK_SECONDS,
-            limiter=gateway.converting,
         )
-        return await once.answer(partial(_add, gateway, tenant_id, form, folder))
+        work = partial(
+            _convert,
+            request,
+            gateway,
+            tenant_id=tenant_id,
+            form=form,
+            folder=folder,
+            space=space,
+        )
+        return await once.answer(work)
     finally:
         # Also when the client disconnects or the server stops.
         with CancelScope(shield=True):
@@ -101,11 +126,16 @@ async def _receive(request: Request, gateway: Gateway, tenant_id: str, key: str 
 
 @router.get("/datasets", responses=problems(HTTPStatus.NOT_FOUND))
 def get_datasets(
-    gateway: GatewayDep, caller: CallerDep, after: After = None, limit: Limit = DEFAULT_LIMIT
+    *,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    name: Name = None,
+    after: After = None,
+    limit: Limit = DEFAULT_LIMIT,
 ) -> DatasetList:
     """List the data sets, newest first."""
     with gateway.database.read() as session:
-        page = list_datasets(session, caller.tenant_id, after=after, limit=limit)
+        page = list_datasets(session, caller.tenant_id, name=name, after=after, limit=limit)
     data = [DatasetDocument.of(dataset) for dataset in page.rows]
     return DatasetList.of(data, has_more=page.has_more)
 
@@ -124,16 +154,26 @@ def get_one_dataset(
     status_code=HTTPStatus.NO_CONTENT,
     responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def remove_dataset(gateway: GatewayDep, caller: CallerDep, dataset_id: DatasetId) -> Response:
+async def remove_dataset(
+    gateway: GatewayDep, caller: CallerDep, actor: ActorDep, dataset_id: DatasetId
+) -> Response:
     """Delete a data set that no unfinished job needs."""
-    with gateway.database.write() as session:
-        delete_dataset(session, caller.tenant_id, dataset_id)
+    await run_in_threadpool(_delete, gateway, actor, caller.tenant_id, dataset_id)
+    await gateway.space.free(caller.tenant_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
+def _delete(gateway: Gateway, actor: Actor, tenant_id: str, dataset_id: str) -> None:
+    with gateway.database.write() as session:
+        delete_dataset(session, tenant_id, dataset_id)
+        record(session, actor, "dataset.deleted", tenant_id=tenant_id, subject_id=dataset_id)
+
+
 def _make_folder(uploads: Path) -> Path:
-    uploads.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=uploads))
+    try:
+        return Path(tempfile.mkdtemp(prefix="upload-", dir=uploads))
+    except OSError as error:
+        raise ArtifactStorageError(f"cannot store the upload: {error.strerror}") from error
 
 
 def _check(form: Form) -> None:
@@ -154,37 +194,78 @@ def _digest(form: Form) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _add(gateway: Gateway, tenant_id: str, form: Form, folder: Path, keep: Keep) -> Answer:
-    """Convert the received files, store them as blobs, then add the data set's row."""
-    parquet = folder / "parquet"
-    parquet.mkdir()
-    unpacked = _UNPACKED * gateway.settings.max_upload_bytes
-    limits = Limits(max_bytes=max(Limits.max_bytes, unpacked))
-    converted = convert(form.files, folder=parquet, limits=limits)
+async def _convert(
+    request: Request,
+    gateway: Gateway,
+    keep: Keep,
+    *,
+    tenant_id: str,
+    form: Form,
+    folder: Path,
+    space: UploadSpace,
+) -> Answer:
+    """Convert the received files when it is the tenant's turn, and add the data set.
+
+    Raises:
+        CallerLeftError: the caller disconnected; the conversion has ended.
+    """
+    settings = gateway.settings
+    limits = Limits(
+        max_bytes=max(Limits.max_bytes, _UNPACKED * settings.max_upload_bytes),
+        seconds=settings.converter_seconds,
+        memory=settings.converter_memory_bytes,
+    )
+    async with AsyncExitStack() as held:
+        turn = gateway.converting.hold(tenant_id)
+        await while_connected(request.receive, held.enter_async_context(turn))
+        converting = convert(form.files, folder=folder, limits=limits)
+        converted = await while_connected(request.receive, converting)
+        for file in form.files.values():  # there is a copy now, and there will be a third
+            file.path.unlink()
+        add = partial(_add, gateway, tenant_id, form, converted, keep, space=space)
+        # Its own thread: the turns limit how many there are, and other requests need the others.
+        return await to_thread.run_sync(add, limiter=CapacityLimiter(1))
+
+
+def _add(
+    gateway: Gateway,
+    tenant_id: str,
+    form: Form,
+    converted: ConvertedDataset,
+    keep: Keep,
+    *,
+    space: UploadSpace,
+) -> Answer:
+    """Store the converted files as blobs, then add the data set's row."""
     profile = converted.profile
-    splits = {
-        split: Split(blob=gateway.storage.put(tenant_id, path), rows=profile.rows[split])
-        for split, path in converted.paths.items()
-    }
-    try:
-        with gateway.database.write() as session:
-            dataset = add_dataset(
-                session,
-                tenant_id,
-                name=form.fields.get("name"),
-                splits=splits,
-                columns={column.name: column.type for column in profile.columns},
-                profile=profile.to_json(),
-                max_bytes=gateway.settings.tenant_max_bytes,
-            )
-            answer = Answer(
-                status=HTTPStatus.CREATED,
-                headers={"Location": f"{UPLOAD_PATH}/{dataset.id}"},
-                body=DatasetDocument.of(dataset).model_dump_json(),
-            )
-            keep(session, answer)
-    except QuotaExceededError as error:
-        # Unlike with a full queue, waiting does not help: the tenant must delete something.
-        status = HTTPStatus.FORBIDDEN
-        raise ProblemError(error.code, status=status, detail=str(error)) from error
+    max_bytes = gateway.settings.tenant_max_bytes
+    blobs = store_files(
+        converted.paths,
+        database=gateway.database,
+        storage=gateway.storage,
+        tenant_id=tenant_id,
+        reservation_id=space.reservation_id,
+        max_bytes=max_bytes,
+    )
+    with gateway.database.write() as session:
+        dataset = add_dataset(
+            session,
+            tenant_id,
+            name=form.fields.get("name"),
+            splits={
+                split: Split(blob=blob, rows=profile.rows[split]) for split, blob in blobs.items()
+            },
+            columns={
+                column.name: column.type for column in profile.columns if column.left_out is None
+            },
+            profile=profile.to_json(),
+            max_bytes=max_bytes,
+            reservation_id=space.reservation_id,
+        )
+        answer = Answer(
+            status=HTTPStatus.CREATED,
+            headers={"Location": f"{UPLOAD_PATH}/{dataset.id}"},
+            body=DatasetDocument.of(dataset).model_dump_json(),
+        )
+        keep(session, answer)
     return answer

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -149,13 +153,12 @@ class _Reader:
         self._header = (bytearray(), bytearray())
 
     def _end_headers(self) -> None:
-        header = self._headers.get(b"content-disposition", b"")
-        _, options = parse_options_header(header.decode("latin-1"))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        filename = options.get(b"filename")
+        parameters = _parameters(self._headers.get(b"content-disposition", b""))
+        name = parameters.get("name", "")
+        filename = parameters.get("filename")
         self._check_name(name, is_file=filename is not None)
         self._name = name
-        self._filename = None if filename is None else filename.decode("utf-8", "replace")
+        self._filename = filename
         self._content = BytesIO() if filename is None else (self._folder / name).open("xb")
         self._digest = hashlib.sha256()
 
@@ -195,6 +198,32 @@ class _Reader:
 
     def _end(self) -> None:
         self._is_whole = True
+
+
+def _parameters(disposition: bytes) -> dict[str, str]:
+    """Return the parameters of a Content-Disposition, decoded.
+
+    Browsers and curl send a file's name as UTF-8 (RFC 7578). Other clients send it percent-encoded
+    as ``filename*`` (RFC 5987), which takes precedence, or as encoded words (RFC 2047).
+    """
+    message = Message()
+    message["Content-Disposition"] = disposition.decode("latin-1")
+    parameters = message.get_params([], header="Content-Disposition")
+    return {name.lower(): _decoded(value) for name, value in parameters}
+
+
+def _decoded(value: str | tuple[str | None, str | None, str]) -> str:
+    """Decode a parameter; one that cannot be decoded stays as it is."""
+    if isinstance(value, tuple):
+        try:
+            return collapse_rfc2231_value(value)
+        except ValueError:  # its character set is no name of one
+            return value[-1]
+    text = value.encode("latin-1").decode("utf-8", "replace")
+    try:
+        return str(make_header(decode_header(text)))
+    except (HeaderParseError, LookupError, ValueError):
+        return text
 
 
 def _invalid_multipart(reason: str) -> ProblemError:

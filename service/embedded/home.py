@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from service.embedded.listening import free_loopback_port
 from store.errors import StoreError
+from store.machine import make_private
 
 _SOCKET_PATH_BYTES = 107  # the capacity of a Unix socket's address, without its final zero
 
@@ -55,13 +56,13 @@ def own_home(home: Path) -> Iterator[bool]:
 
 
 def make_home(home: Path) -> None:
-    """Create the folder if it is missing, readable only by its owner.
+    """Create the folder if it is missing; only its owner may enter it.
 
     Raises:
         HomeError: it cannot be created.
     """
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(home)
     except OSError as error:
         raise _unusable(home, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from store.errors import StoreError
 if TYPE_CHECKING:
     from store.settings import Settings
 
-_BACKLOG = 2048
+BACKLOG = 2048  # connections that wait to be accepted
+_UNSENT_BYTES = 128 << 10  # of a connection in the kernel, which else takes megabytes of an answer
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address from this machine
 
 
@@ -35,19 +37,25 @@ def listen(settings: Settings, *, patience: float = 0.0) -> socket.socket:
     deadline = time.monotonic() + patience
     while True:
         try:
-            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
                 raise ListenError(
-                    f"cannot listen on {host}:{port} ({error.strerror or error}): choose another "
+                    f"cannot listen on {host}:{port} ({_reason(error)}): choose another "
                     "port with --port or HIFI_PORT, or 0 for any free port"
                 ) from error
             time.sleep(0.1)
         else:
-            # Connections inherit this option. asyncio sets it only on sockets that it creates;
-            # without it an answer of two packets waits 40 ms for the caller's acknowledgement.
+            # Connections inherit these options. asyncio sets the first only on sockets that it
+            # creates; without it an answer of two packets waits 40 ms for its acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
             return listener
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words for an error, to which Python adds the address once more."""
+    return str(error) if error.errno is None else os.strerror(error.errno)
 
 
 def url_of(listener: socket.socket) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ import structlog
 
 from service.embedded.home import choose_infer_url, own_home
 from service.embedded.listening import listen, url_of
-from service.embedded.outages import outages_in_one_line
 from service.embedded.supervisor import Part, Supervisor
 from store.database.connection import OUTAGES, Database
+from store.database.outages import outages_in_one_line
 from store.database.schema import upgrade
 from store.tables import Worker
 
@@ -45,11 +44,13 @@ def serve_embedded(settings: Settings, *, announce: Callable[[str], None]) -> in
         The number of the signal.
 
     Raises:
+        SettingsError: the settings name several inference processes and none for this service.
         HomeError: another service has the folder.
         ListenError: the port is in use.
         SchemaError, DatabaseAwayError: the tables cannot be upgraded.
         CrashLoopError: a part keeps crashing.
     """
+    settings.own_infer_url()  # raises before anything is started
     with own_home(settings.home) as is_left_over:
         patience = _LEFT_OVER_SECONDS if is_left_over else 0.0
         with listen(settings, patience=patience) as listener:
@@ -81,9 +82,7 @@ def _environment(settings: Settings, given: Mapping[str, str]) -> dict[str, str]
     """Return the environment of all parts: the operator's, plus settings that they must share."""
     environment = {**given, "HIFI_HOME": str(settings.home)}
     if "infer_url" not in settings.model_fields_set:
-        environment["HIFI_INFER_URL"] = choose_infer_url(settings.home)
-    if settings.secret_key is None:  # so that a restarted gateway keeps its sessions
-        environment["HIFI_SECRET_KEY"] = secrets.token_urlsafe(32)
+        environment["HIFI_INFER_URL"] = settings.infer_listen or choose_infer_url(settings.home)
     return environment
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -27,6 +28,7 @@ _JSON = "application/json"
 # While a body is parsed and its faults are collected, no other request is answered: 16 MiB of empty
 # lists take 2.5 s and 300 MiB; a mebibyte of zeros in place of two texts takes five seconds.
 _UNCOUNTED_BYTES = 16 << 10
+_LARGE_BYTES = 16 << 10
 _MOST_VALUES = 1000  # in a larger body; a job spec has fewer than a hundred
 # A string without its closing quote ends with the body, so that no byte is scanned twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -40,11 +42,11 @@ class JsonBody(Generic[Model]):
 
     Attributes:
         value: the parsed model.
-        raw: the received bytes.
+        raw: as it was received.
     """
 
     value: Model
-    raw: bytes
+    raw: bytearray
 
     def sha256(self) -> str:
         """Hash the body in canonical form: sorted names, no white space, 1.0 as 1."""
@@ -58,26 +60,55 @@ def _shortest(text: str) -> float | int:
     return int(number) if number.is_integer() else number
 
 
-async def read_json(
-    request: Request, model: type[Model], *, most_values: int = _MOST_VALUES
-) -> JsonBody[Model]:
-    """Read and validate a request's body; parse a large body in a thread.
+async def read_json(request: Request, model: type[Model]) -> JsonBody[Model]:
+    """Read and validate a request's body, as :func:`receive` and :func:`parse_json` do."""
+    raw = await receive(request)
+    return JsonBody(await parse_json(request, raw, model), raw)
+
+
+async def parse_json(
+    request: Request,
+    raw: bytearray,
+    model: type[Model],
+    *,
+    most_values: int = _MOST_VALUES,
+    keeps_surrogates: bool = False,
+) -> Model:
+    r"""Validate a received body; parse a large one in a thread.
 
     Args:
-        request: its body must be unread.
+        request: has the media type.
+        raw: its body.
         model: a strict pydantic model.
         most_values: the limit of values in a body of more than a few kilobytes.
+        keeps_surrogates: whether a lone surrogate (``"\ud800"``) is left to the model, whose
+            strings with a limit refuse it; otherwise such a body is not JSON.
 
     Raises:
         ProblemError: 415 ``unsupported_media_type``, 400 ``invalid_json``, or 422
             ``invalid_request`` with the invalid field.
     """
-    raw = await request.body()
     if not raw:
         raise invalid_request("the request has no body: send a JSON object")
     _check_type(request.headers.get("content-type", ""))
-    parse = partial(_parse, raw, model, most_values=most_values)
-    return JsonBody(await in_thread_if_large(parse, size=len(raw)), raw)
+    parse = partial(_parse, raw, model, most_values=most_values, keeps_surrogates=keeps_surrogates)
+    return await in_thread_if_large(parse, size=len(raw))
+
+
+async def receive(request: Request) -> bytearray:
+    """Receive a body; of large ones, which a slow client would keep in memory, only some at once.
+
+    Raises:
+        ProblemError: 429 ``too_many_requests``: the tenant is sending many large bodies.
+    """
+    raw = bytearray()
+    with ExitStack() as stack:
+        async for chunk in request.stream():
+            if len(raw) <= _LARGE_BYTES < len(raw) + len(chunk):
+                share = request.state.gateway.shares.large_bodies
+                stack.enter_context(share.hold(request.state.caller.tenant_id))
+            raw += chunk
+    return raw  # bytes would be a copy
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
@@ -106,16 +137,53 @@ def _check_type(content_type: str) -> None:
         )
 
 
-def _parse(raw: bytes, model: type[Model], *, most_values: int) -> Model:
+def _parse(
+    raw: bytearray, model: type[Model], *, most_values: int, keeps_surrogates: bool
+) -> Model:
     if len(raw) > _UNCOUNTED_BYTES:
         _check_count(raw, most=most_values)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise _refusal(error, raw) from None
+        if not _is_json_error(error):
+            raise _refusal(error, from_json(raw)) from None
+        problem = _not_json(error)
+    document = _load_with_surrogates(raw) if keeps_surrogates else None
+    if document is None:
+        raise problem
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _refusal(error, document) from None
 
 
-def _check_count(raw: bytes, *, most: int) -> None:
+def _is_json_error(error: ValidationError) -> bool:
+    """Return whether the body is not JSON; then there is no other error."""
+    if error.error_count() > 1:
+        return False
+    return error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
+
+
+def _not_json(error: ValidationError) -> ProblemError:
+    detail = f"the body: {error.errors(include_url=False)[0]['msg']}"
+    return ProblemError("invalid_json", status=HTTPStatus.BAD_REQUEST, detail=detail)
+
+
+def _load_with_surrogates(raw: bytearray) -> object:
+    """Parse JSON that may have lone surrogates, which pydantic does not read; None if it is none.
+
+    Only an escape can be a surrogate, as UTF-8 has none.
+    """
+    if b"\\u" not in raw:
+        return None
+    try:
+        document: object = json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+    return document
+
+
+def _check_count(raw: bytearray, *, most: int) -> None:
     """Raise for an unparsed body with so many values that validation would take too long."""
     if _count_marks(raw, 0, len(raw)) <= most:
         return  # even if all of them are outside strings
@@ -132,25 +200,32 @@ def _check_count(raw: bytes, *, most: int) -> None:
         raise invalid_request(f"the body has more than {most} values, which is the limit")
 
 
-def _count_marks(raw: bytes, start: int, end: int) -> int:
+def _count_marks(raw: bytearray, start: int, end: int) -> int:
     return sum(raw.count(mark, start, end) for mark in _MARKS)
 
 
-def _refusal(error: ValidationError, raw: bytes) -> ProblemError:
+def _refusal(error: ValidationError, document: object) -> ProblemError:
     if error.error_count() > _MOST_ERRORS:
         return invalid_request(f"the body's fields have {error.error_count()} errors")
     entries = error.errors(include_url=False)
-    if entries[0]["type"] == "json_invalid":
-        return ProblemError(
-            "invalid_json", status=HTTPStatus.BAD_REQUEST, detail=f"the body: {entries[0]['msg']}"
-        )
-    document = from_json(raw)
     placed = [(_field(entry, document), entry) for entry in entries]
-    # For a field of several allowed types, the deepest entry is for the intended type.
-    placed.sort(key=lambda pair: -len(pair[0]))
-    return invalid_fields(
-        [(dotted(location), describe(entry, dotted(location))) for location, entry in placed]
-    )
+    # A field of several allowed types has an entry for each of them. The intended one is the
+    # deepest, or else the one that does not object to the value's type.
+    placed.sort(key=lambda place: (-len(place[0]), _is_of_type(place[1])))
+    kept = [
+        (dotted(field), describe(entry, dotted(field)))
+        for number, (field, entry) in enumerate(placed)
+        if not _is_of_type(entry)
+        or not any(
+            other[: len(field)] == field and (len(other) > len(field) or not _is_of_type(better))
+            for other, better in placed[:number]
+        )
+    ]
+    return invalid_fields(kept)
+
+
+def _is_of_type(entry: ErrorDetails) -> bool:
+    return entry["type"].endswith("_type")
 
 
 def _field(entry: ErrorDetails, document: Any) -> list[str | int]:  # noqa: ANN401 - any JSON

@@ -56,13 +56,14 @@ class Page(Answer, Generic[_Document]):
     data: list[_Document]
 
     @classmethod
-    def of(cls, data: Sequence[_Document], *, has_more: bool) -> Self:
-        """Build a page from its documents."""
+    def of(cls, data: Sequence[_Document], *, has_more: bool, **others: Any) -> Self:  # noqa: ANN401 - values of any field
+        """Build a page from its documents, and the values of further fields."""
         return cls(
             data=list(data),
             has_more=has_more,
             first_id=data[0].id if data else None,
             last_id=data[-1].id if data else None,
+            **others,
         )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPMethod, HTTPStatus
-from itertools import chain
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from store.errors import ProblemError
+from service.connections.protocol import AnswerBrokenOffError
+from store.errors import ArtifactStorageError, ProblemError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from store.storage import Blob
 
 TAR = "application/x-tar"
-Opener = Callable[[int, int], Iterator[bytes]]
+Opener = Callable[[int, int], AsyncIterator[bytes]]
 
 _LONGEST_NAME = 100
 _UNSAFE = re.compile(r'[/\\:*?"<>|%;]')
@@ -99,14 +99,13 @@ def has_already(if_none_match: str | None, *, etag: str) -> bool:
     return header == "*" or etag in _ENTITY_TAG.findall(header)
 
 
-def answer_with_file(
+async def answer_with_file(
     request: Request, blob: Blob, *, read: Opener, name: str, media_type: str
 ) -> Response:
     """Return the response to a GET or HEAD of a stored file.
 
-    The entity tag is the file's hash, so a complete or partial copy stays valid while the file is
-    the same. Caches must nevertheless revalidate each time: the job may have been deleted, or the
-    key revoked.
+    The entity tag is the file's hash, so a complete or partial copy that the caller has stays valid
+    while the file is the same. No cache on the way may keep one.
 
     Args:
         request: ``Range``, ``If-Range`` and ``If-None-Match`` are honoured.
@@ -120,7 +119,7 @@ def answer_with_file(
         ArtifactStorageError: from ``read``, before the response has started.
     """
     etag = f'"{blob.sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Accept-Ranges": "bytes"}
+    headers = {"ETag": etag, "Accept-Ranges": "bytes"}
     if has_already(request.headers.get("if-none-match"), etag=etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     headers["Content-Disposition"] = content_disposition(name)
@@ -137,5 +136,21 @@ def answer_with_file(
     headers["Content-Length"] = str(len(span))
     chunks = read(span.start, span.stop)
     # Read the first bytes now: once the headers are sent, errors cannot be reported any more.
-    body = chain([next(chunks, b"")], chunks)
-    return StreamingResponse(body, status_code=status, headers=headers, media_type=media_type)
+    first = await anext(chunks, b"")
+    return StreamingResponse(
+        _chain(first, chunks), status_code=status, headers=headers, media_type=media_type
+    )
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a file.
+
+    Raises:
+        AnswerBrokenOffError: a later one cannot be read.
+    """
+    yield first
+    try:
+        async for chunk in rest:
+            yield chunk
+    except ArtifactStorageError as error:
+        raise AnswerBrokenOffError(str(error)) from error

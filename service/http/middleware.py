@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
 from contextlib import suppress
@@ -15,6 +14,13 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from service.connections.protocol import AnswerBrokenOffError
+from service.connections.refusals import (
+    CACHE_CONTROL,
+    CONTENT_TYPE_OPTIONS,
+    REQUEST_ID,
+    new_request_id,
+)
 from service.http.problems import internal_error, problem_response
 from store.errors import ProblemError
 from store.waiting import CallerLeftError
@@ -24,14 +30,16 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-REQUEST_ID = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
 _MAX_BODY_BYTES = 1 << 20
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# The server must keep reading for a while when a client is still sending; otherwise the client sees
-# a broken connection instead of the response.
-_LINGER_BYTES = 16 << 20
-_LINGER_SECONDS = 2.0
+# How long a body may keep the server waiting, in all: so much at first, and a second more for each
+# of so many bytes, up to the first amount again.
+_BODY_SECONDS = 30.0
+_BODY_BYTES_PER_SECOND = 1024
+# Of an answer's body passed on at a time. asyncio copies what a client does not take at once, and
+# each of a thousand clients may be slow.
+_PIECE_BYTES = 16 << 10
 
 _log = structlog.get_logger("service.access")
 
@@ -74,8 +82,11 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).append(REQUEST_ID, request_id)
-            await send(message)
+                headers = MutableHeaders(scope=message)
+                headers.append(REQUEST_ID, request_id)
+                headers.setdefault(*CACHE_CONTROL)
+                headers.setdefault(*CONTENT_TYPE_OPTIONS)
+            await _send_in_pieces(send, message)
 
         try:
             refusal = self._refuse(headers)
@@ -86,6 +97,10 @@ class Door:
                 await response(scope, receive, send_named)
         except (ClientDisconnect, CallerLeftError):
             _log.info("client_left", method=scope["method"], path=scope["path"])
+        except AnswerBrokenOffError as error:
+            place = {"method": scope["method"], "path": scope["path"]}
+            _log.error("answer_broken_off", **place, reason=str(error))
+            raise
         except Exception:
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             if status is not None:
@@ -132,7 +147,18 @@ def _request_id(headers: Headers) -> str:
     """Return the caller's request id if it is safe in a header and a log line, else a new one."""
     given = headers.get(REQUEST_ID, "")
     is_sane = _SANE_REQUEST_ID.fullmatch(given) is not None
-    return given if is_sane else f"{random.getrandbits(128):032x}"
+    return given if is_sane else new_request_id()
+
+
+async def _send_in_pieces(send: Send, message: Message) -> None:
+    """Send a message; a large part of an answer's body in pieces, as its client takes them."""
+    body = message.get("body", b"")
+    last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
+    for start in range(0, last, _PIECE_BYTES):
+        piece = bytes(body[start : start + _PIECE_BYTES])
+        await send({"type": message["type"], "body": piece, "more_body": True})
+        await asyncio.sleep(0)  # others have their turn, and news that the client has left arrives
+    await send({**message, "body": body[last:]} if last else message)
 
 
 def _without_port(host: str) -> str:
@@ -152,7 +178,7 @@ def _is_same_host(origin: str, host: str) -> bool:
 
 
 class BodyLimit:
-    """Enforce size limits on the received bytes of bodies, whatever their headers say.
+    """Limit how large bodies are, whatever their headers say, and how slowly they may arrive.
 
     Args:
         app: the wrapped application.
@@ -171,75 +197,78 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limits = (limit for path, limit in self._exceptions if path.fullmatch(scope["path"]))
-        limit = next(limits, _MAX_BODY_BYTES)
-        body = _Body(receive, headers, limit=limit)
-        is_started = False
+        body = _Body(receive, headers, limit=next(limits, _MAX_BODY_BYTES))
 
         async def send_after_body(message: Message) -> None:
             """Suppress the application's response to a body that was cut off."""
-            nonlocal is_started
-            if body.is_too_large and not is_started:
-                return
-            if not is_started and not body.is_whole:
-                await body.linger()
-            is_started = True
-            await send(message)
+            if body.problem is None or body.is_answered:
+                body.is_answered = True
+                await send(message)
 
-        if not body.is_too_large:
-            with suppress(_TooLargeError):
+        if body.problem is None:
+            with suppress(_RefusedError):
                 await self._app(scope, body.receive, send_after_body)
-        if body.is_too_large and not is_started:
-            await body.linger()
-            problem = ProblemError(
-                "body_too_large",
-                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                detail=f"the request's body is larger than the limit of {limit} bytes",
-            )
-            response = problem_response(problem, request_id=scope["state"]["request_id"])
+        if body.problem is not None and not body.is_answered:
+            response = problem_response(body.problem, request_id=scope["state"]["request_id"])
             await response(scope, receive, send)
 
 
-class _TooLargeError(Exception):
-    """Ends the reading of a body that is too large."""
+class _RefusedError(Exception):
+    """Ends the reading of a body that is too large or too slow."""
 
 
 class _Body:
-    """A request's body while it is received."""
+    """A request's body while it is received.
+
+    Attributes:
+        problem: why it is refused; None if it is not.
+        is_answered: whether the answer has begun, after which nothing can be refused.
+    """
 
     def __init__(self, receive: Receive, headers: Headers, *, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._size = 0
-        self.is_whole = False
-        # Such a client sends its body only after we ask for it.
-        self._is_held_back = headers.get("expect", "").lower() == "100-continue"
+        self._seconds = _BODY_SECONDS  # for which the client may keep us waiting
+        self._is_whole = False
+        self.is_answered = False
         declared = headers.get("content-length", "")
-        self.is_too_large = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)
+        is_too_large = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)
+        self.problem = self._too_large() if is_too_large else None
 
     async def receive(self) -> Message:
-        """Pass received messages on, up to the limit."""
-        message = await self._next()
+        """Pass received messages on, up to the limits of size and time."""
+        if self._is_whole or self.is_answered:
+            return await self._receive()
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds):
+                message = await self._receive()
+        except TimeoutError:
+            self.problem = _too_slow()
+            raise _RefusedError from None
+        size = len(message.get("body", b""))
+        self._size += size
+        self._seconds += size / _BODY_BYTES_PER_SECOND - (time.monotonic() - began)
+        self._seconds = min(self._seconds, _BODY_SECONDS)
+        self._is_whole = not message.get("more_body", False)
         if self._size > self._limit:
-            self.is_too_large = True
-            raise _TooLargeError
+            self.problem = self._too_large()
+            raise _RefusedError
         return message
 
-    async def linger(self) -> None:
-        """Read what the client still sends, for a limited time, before the response."""
-        if self._is_held_back:
-            return
-        end = self._size + _LINGER_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while not self.is_whole and self._size < end:
-                    await self._next()
+    def _too_large(self) -> ProblemError:
+        return ProblemError(
+            "body_too_large",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            detail=f"the request's body is larger than the limit of {self._limit} bytes",
+        )
 
-    async def _next(self) -> Message:
-        self._is_held_back = False
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._size += len(message.get("body", b""))
-            self.is_whole = not message.get("more_body", False)
-        else:
-            self.is_whole = True
-        return message
+
+def _too_slow() -> ProblemError:
+    return ProblemError(
+        "request_timeout",
+        status=HTTPStatus.REQUEST_TIMEOUT,
+        detail=f"the request's body arrives too slowly: {_BODY_BYTES_PER_SECOND} bytes per second "
+        f"are the least, with pauses of {_BODY_SECONDS:g} seconds in all",
+    )

@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, PlainValidator
 
 from service.http.auth import is_public
 from service.http.problems import SHOWN_CHARACTERS, invalid_request
+from service.paging import MAX_LIMIT
 from store.errors import NotFoundError
+from store.jobs.spec import NO_NUL
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -22,23 +24,21 @@ _IDENTIFIER = re.compile(r"[a-z]+_[0-9a-z]{1,64}", re.ASCII)
 _CURSOR = re.compile(r"[^\x00]{1,256}")
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _KEY_HEADER = "Idempotency-Key"
-MAX_LIMIT = 100
-DEFAULT_LIMIT = 20
 
 
-def check_identifier(value: str, *, kind: str) -> str:
+def check_identifier(value: str, *, kind: str, param: str | None = None) -> str:
     """Return a well-formed id; for any other, raise as for a missing one, without a query.
 
     Raises:
         NotFoundError: the id is malformed.
     """
     if _IDENTIFIER.fullmatch(value) is None:
-        raise NotFoundError(kind, value[:SHOWN_CHARACTERS])
+        raise NotFoundError(kind, value[:SHOWN_CHARACTERS], param=param)
     return value
 
 
-def _identifier(kind: str) -> BeforeValidator:
-    return BeforeValidator(partial(check_identifier, kind=kind))
+def _identifier(kind: str, *, param: str | None = None) -> BeforeValidator:
+    return BeforeValidator(partial(check_identifier, kind=kind, param=param))
 
 
 def _cursor(value: str | None) -> str | None:
@@ -66,13 +66,21 @@ JobId = Annotated[str, Path(description="of a job"), _identifier("job")]
 DatasetId = Annotated[str, Path(description="of a data set"), _identifier("dataset")]
 TenantId = Annotated[str, Path(description="of a tenant"), _identifier("tenant")]
 KeyId = Annotated[str, Path(description="of a key"), _identifier("key")]
+TenantFilter = Annotated[
+    str | None, Query(description="id of a tenant"), _identifier("tenant", param="tenant")
+]
 After = Annotated[
     str | None,
     Query(description="id of the last row of the previous page"),
     BeforeValidator(_cursor),
 ]
+Name = Annotated[
+    str | None, Query(description="list only those of this name", min_length=1, pattern=NO_NUL)
+]
 Limit = Annotated[
-    int, Query(description="rows per page", ge=1, le=MAX_LIMIT), BeforeValidator(_whole_number)
+    int,
+    Query(description="rows per page, fewer if they are long", ge=1, le=MAX_LIMIT),
+    BeforeValidator(_whole_number),
 ]
 DryRun = Annotated[
     bool,

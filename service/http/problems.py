@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from store.database.connection import OUTAGES
-from store.errors import MEDIA_TYPE, ProblemError, StoreError
+from store.errors import (
+    MEDIA_TYPE,
+    ArtifactStorageError,
+    ProblemError,
+    SchemaError,
+    SpaceExceededError,
+    StoreError,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,10 +37,15 @@ _STATUS_BY_CODE = {
     "blob_lost": HTTPStatus.SERVICE_UNAVAILABLE,
     "conflict": HTTPStatus.CONFLICT,
     "dataset_in_use": HTTPStatus.CONFLICT,
+    "dataset_ambiguous": HTTPStatus.CONFLICT,
     "idempotency_key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
     "illegal_transition": HTTPStatus.CONFLICT,
+    "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "key_invalid": HTTPStatus.CONFLICT,
     "not_found": HTTPStatus.NOT_FOUND,
+    "own_tenant": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
+    "tables_version": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 # Replacements for pydantic's messages; `given` is the length of the received value.
 _REASONS = {
@@ -95,13 +109,31 @@ def internal_error() -> ProblemError:
 
 def install(app: FastAPI) -> None:
     """Register a handler that turns every error into a problem document."""
-    for kind in (ProblemError, StoreError, RequestValidationError, HTTPException, *OUTAGES):
+    for kind in (ProblemError, StoreError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
+    for failure in (DBAPIError, *OUTAGES):
+        app.add_exception_handler(failure, _answer_failed_query)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", None)
     return problem_response(_problem(request, error), request_id=request_id)
+
+
+async def _answer_failed_query(request: Request, error: Exception) -> Response:
+    """Answer for a failed query: the tables may have been changed, or the database be away.
+
+    SQLite reports a missing column as it reports an unreadable file.
+    """
+    is_outage = isinstance(error, OUTAGES)
+    if not is_outage or isinstance(getattr(error, "orig", None), sqlite3.Error):
+        try:
+            await request.state.tables.admit_after_error()
+        except SchemaError as changed:
+            return await _answer(request, changed)
+    if not is_outage:
+        raise error
+    return await _answer(request, error)
 
 
 def _problem(request: Request, error: Exception) -> ProblemError:
@@ -125,12 +157,15 @@ def _problem(request: Request, error: Exception) -> ProblemError:
 
 def _store_problem(error: StoreError) -> ProblemError:
     status = _STATUS_BY_CODE.get(error.code)
+    if isinstance(error, SpaceExceededError):
+        status = HTTPStatus.FORBIDDEN
     if status is None:
         _log.error("unexpected_store_error", code=error.code, error=str(error))
         return internal_error()
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("artifact_store_failed", error=str(error))
-    return ProblemError(error.code, status=status, detail=str(error), param=error.param)
+        _log.error("request_refused", code=error.code, error=str(error))
+    detail = error.detail if isinstance(error, ArtifactStorageError) else str(error)
+    return ProblemError(error.code, status=status, detail=detail, param=error.param)
 
 
 def _http_problem(request: Request, error: HTTPException) -> ProblemError:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
-from anyio import to_thread
+from anyio import CancelScope, to_thread
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from store.database.connection import OUTAGES
 from store.errors import RETRY_SECONDS, ProblemError, RequestTakenOverError
-from store.idempotency import RequestKey, begin, finish, forget
+from store.idempotency import RequestKey, begin, extend, finish, forget
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter
     from sqlalchemy.orm import Session
 
     from store.database.connection import Database
 
-_WAIT_SECONDS = 30.0
+# A gateway that was killed extends its locks no longer: a repeated request waits for the lock to
+# expire, and then does the work.
+_LOCK_SECONDS = 15.0
+_EXTENSIONS_PER_LOCK = 4  # so many in a row may fail or be late before the lock expires
+_WAIT_SECONDS = 30.0  # longer than a lock
 _FIRST_POLL_SECONDS = 0.02
 _LAST_POLL_SECONDS = 0.5
 _log = structlog.get_logger(__name__)
@@ -52,7 +56,7 @@ def request_key(key: str | None, *, tenant_id: str, path: str) -> RequestKey | N
 
 
 Keep = Callable[["Session", Answer], None]
-Work = Callable[[Keep], Answer]
+Work = Callable[[Keep], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,36 +66,33 @@ class Once:
     Attributes:
         key: identity of the request; None without an idempotency key: then it always runs.
         request_sha256: of the canonical body.
-        lock_seconds: how long the work may take before a repeated request takes over.
-        limiter: limits how many such requests run at once; None: only the number of threads.
+        lock_seconds: how long this process may stop working before a repeated request takes over.
     """
 
     database: Database
     key: RequestKey | None
     request_sha256: str
-    lock_seconds: float
-    limiter: CapacityLimiter | None = None
+    lock_seconds: float = _LOCK_SECONDS
 
     async def answer(self, work: Work) -> Response:
         """Run the work, or wait for a running request with the same key and return its answer.
 
         Args:
-            work: runs in a thread. It passes its answer to its argument, inside the transaction
-                that must happen once, and returns it.
+            work: passes its answer to its argument, inside the transaction that must happen once,
+                and returns it.
 
         Raises:
             IdempotencyKeyReusedError: the key was used with another body.
             ProblemError: 409 ``idempotency_in_progress``, the other request takes too long.
         """
         if self.key is None:
-            answer = await to_thread.run_sync(work, _keep_nothing, limiter=self.limiter)
-            return answer.respond()
+            return (await work(_keep_nothing)).respond()
         end = time.monotonic() + _WAIT_SECONDS
         pause = _FIRST_POLL_SECONDS
         while time.monotonic() < end:
             found = await to_thread.run_sync(self._begin, self.key)
             if found == "started":
-                done = await to_thread.run_sync(self._do, self.key, work, limiter=self.limiter)
+                done = await self._do(self.key, work)
                 if done is not None:
                     return done.respond()
             elif found != "running":
@@ -117,15 +118,32 @@ class Once:
                 lock_seconds=self.lock_seconds,
             )
 
-    def _do(self, key: RequestKey, work: Work) -> Answer | None:
+    async def _do(self, key: RequestKey, work: Work) -> Answer | None:
         """Run the work; return None if a repeated request took over meanwhile."""
+        extending = asyncio.create_task(self._extend(key))
         try:
-            return work(lambda session, answer: finish(session, key, vars(answer)))
+            return await work(lambda session, answer: finish(session, key, vars(answer)))
         except RequestTakenOverError:
             return None
         except BaseException:
-            self._forget(key)
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self._forget, key)
             raise
+        finally:
+            extending.cancel()
+
+    async def _extend(self, key: RequestKey) -> None:
+        """Extend the lock as long as this process works on the request."""
+        while True:
+            await asyncio.sleep(self.lock_seconds / _EXTENSIONS_PER_LOCK)
+            try:
+                await to_thread.run_sync(self._lock_again, key)
+            except SQLAlchemyError:  # also of tables that are not ours for a while
+                _log.warning("idempotency_lock_not_extended", seconds=self.lock_seconds)
+
+    def _lock_again(self, key: RequestKey) -> None:
+        with self.database.write() as session:
+            extend(session, key, lock_seconds=self.lock_seconds)
 
     def _forget(self, key: RequestKey) -> None:
         try:

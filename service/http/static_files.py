@@ -75,7 +75,6 @@ def answer_with_file(request: Request, name: str) -> Response:
         "Cache-Control": "no-cache",  # revalidate each time: an upgrade may change the file
         "Content-Security-Policy": _POLICY.format(images=_IMAGES_OF.get(name, _IMAGES)),
         "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
     }
     if has_already(request.headers.get("if-none-match"), etag=file.etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)

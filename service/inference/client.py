@@ -1,37 +1,59 @@
-"""The gateway's HTTP client of the inference process."""
+"""The gateway's HTTP client of the inference processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import httpx2
 import structlog
 from anyio import CancelScope
 from starlette.responses import StreamingResponse
 
+from service.connections.protocol import AnswerBrokenOffError
 from service.context import from_state
+from service.http.waiting import in_thread_if_large
+from service.inference.processes import (
+    CONNECT_SECONDS,
+    HungError,
+    Process,
+    Processes,
+    ProcessState,
+)
 from store.errors import ProblemError
+from store.orders import MAX_SECONDS
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from store.orders import DeltaOrder
+    from store.orders import DeltaOrder, PredictionOrder
     from store.settings import Settings
 
-_CONNECT_SECONDS = 2.0
-_PROBE_SECONDS = 1.0
 # Before the first byte: one model is merged at a time, and its backbone may have to be loaded.
 _MERGE_SECONDS = 600.0
 _SPARE_SECONDS = 10.0  # beyond the time that the inference process has for predictions
-_MAX_STREAMS = 32  # each keeps a merged model in the memory of the inference process
-_MAX_PREDICTIONS = 128  # each keeps the inputs in our memory
-_KEEPALIVE_SECONDS = 2.0  # below uvicorn's five, so that it does not close while we send
+# A process that was away for longer than any request may wait is not waited for. A restart loads
+# torch, which takes 5 to 20 seconds, and minutes on a machine that is busy with other work.
+_RESTART_SECONDS = MAX_SECONDS
+# A request whose connection breaks may have ended the process: its last try is made alone, so that
+# it takes no other request with it again.
+_MOST_TRIES = 3
+_MOST_WAITING = 128  # requests that wait for a restart at a time,
+_MOST_WAITING_BYTES = 32 << 20  # and their size together
 _MAX_PROBLEM_BYTES = 1 << 16
 # Errors about the head delta, the backbone or the load are passed on. Errors about the gateway's
 # own token or request are not: callers get a 503.
@@ -42,29 +64,57 @@ _MERGE_STATUSES = _LOAD_STATUSES | {
 _GATEWAY_FAULT = "invalid_request"
 _SECONDS = re.compile(r"[0-9]{1,6}", re.ASCII)
 
+_Done = TypeVar("_Done")
 _log = structlog.get_logger(__name__)
 
 
-class InferenceClient:
-    """HTTP client over TCP or a Unix socket.
+class _LostError(Exception):
+    """A process cannot be reached, or has ended or hung before its answer.
 
-    Merged models and predictions use separate connection pools, so neither can starve the other.
+    Attributes:
+        was_sent: whether it may have begun to work on the request.
+    """
+
+    def __init__(self, *, was_sent: bool) -> None:
+        super().__init__()
+        self.was_sent = was_sent
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for some items of a request.
+
+    Attributes:
+        places: indices of the items.
+        content: the response's body, unparsed; or why there is none.
+    """
+
+    places: Sequence[int]
+    content: bytes | ProblemError
+
+
+class InferenceClient:
+    """HTTP client of all inference processes.
+
+    If a process ends before its answer, the request is sent again: to the process that takes over,
+    or to the same one once it has restarted. Until then the request waits, within its own deadline.
 
     Args:
-        settings: address and token of the inference process.
+        settings: addresses and token of the inference processes.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._streams = _connect(settings, most=_MAX_STREAMS + 1)
-        self._predictions = _connect(settings, most=_MAX_PREDICTIONS)
+        self._processes = Processes(settings)
+        self._alone = asyncio.Lock()
+        self._waiting: list[int] = []  # sizes
 
     async def is_reachable(self) -> bool:
-        """Return whether the inference process answers within about a second."""
-        try:
-            response = await self._streams.get("/healthz", timeout=_PROBE_SECONDS)
-        except httpx2.TransportError:
-            return False
-        return response.status_code == HTTPStatus.OK
+        """Return whether an inference process answers within about a second."""
+        return await self._processes.is_one_reachable()
+
+    def states(self) -> list[ProcessState]:
+        """Return the state of each process."""
+        return self._processes.states()
 
     async def merged_model(self, order: DeltaOrder, *, request_id: str) -> httpx2.Response:
         """Request a merged model.
@@ -77,40 +127,94 @@ class InferenceClient:
             The response with its body, a tar file, unread; the caller must close it.
 
         Raises:
-            ProblemError: 503 ``inference_unavailable`` if the process does not answer, 429
+            ProblemError: 503 ``inference_unavailable`` if no process answers, 429
                 ``too_many_requests`` if too many requests are in flight, or the process's error.
         """
-        return await _post(
-            self._streams,
-            "/merged",
-            order.to_json(),
-            request_id=request_id,
-            seconds=_MERGE_SECONDS,
-            passed_on=_MERGE_STATUSES,
-        )
+        content = order.to_json()
+        tries = _Tries(seconds=_RESTART_SECONDS)
+        while True:
+            process = self._processes.choose(order)
+            ask = partial(
+                _post,
+                process.streams,
+                "/merged",
+                content,
+                request_id=request_id,
+                seconds=_MERGE_SECONDS,
+                passed_on=_MERGE_STATUSES,
+            )
+            try:
+                return await self._try(process, ask, tries)
+            except _LostError as lost:
+                await self._prepare_retry(tries, lost, size=len(content))
 
-    async def predict(self, order: bytes, *, timeout_seconds: float, request_id: str) -> bytes:
-        """Request predictions; cancelling this closes the connection, which drops the inputs.
+    async def predict(self, order: PredictionOrder, *, size: int, request_id: str) -> list[Reply]:
+        """Request predictions; cancelling this closes the connections, which drops the inputs.
 
         Args:
-            order: a ``PredictionOrder`` as JSON.
-            timeout_seconds: the order's timeout.
-            request_id: used in the logs of both processes.
+            order: each process gets the items of its head deltas.
+            size: of the order, in bytes, roughly.
+            request_id: used in the logs of all processes.
 
         Returns:
-            The response's body, unparsed.
-
-        Raises:
-            ProblemError: 503 ``inference_unavailable`` if the process does not answer, 429
-                ``too_many_requests`` if too many requests are in flight, or the process's error
-                about its load.
+            Replies that cover all items. An error is 503 ``inference_unavailable`` if no process
+            answers, 429 ``too_many_requests`` if too many requests are in flight, or a process's
+            error about its load.
         """
+        tries = _Tries(seconds=order.timeout_seconds)
+        return await self._predict(order, range(len(order.items)), tries, size, request_id)
+
+    async def _predict(
+        self,
+        order: PredictionOrder,
+        places: Sequence[int],
+        tries: _Tries,
+        size: int,
+        request_id: str,
+    ) -> list[Reply]:
+        """Answer a part of a request; divide it as long as it is for several processes."""
+        while True:
+            parts = self._processes.divide(order.orders)
+            if len(parts) > 1:
+                break
+            (process,) = parts
+            ask = partial(self._ask, process, order, tries, size=size, request_id=request_id)
+            try:
+                return [Reply(places, await self._try(process, ask, tries))]
+            except ProblemError as problem:
+                return [Reply(places, problem)]
+            except _LostError as lost:
+                try:
+                    await self._prepare_retry(tries, lost, size=size)
+                except ProblemError as problem:
+                    return [Reply(places, problem)]
+        pending = []
+        for deltas in parts.values():
+            part, mine = order.part(deltas)
+            share = size * len(mine) // len(places)
+            at = [places[index] for index in mine]
+            pending.append(self._predict(part, at, tries.copy(), share, request_id))
+        return [reply for replies in await asyncio.gather(*pending) for reply in replies]
+
+    async def _ask(
+        self,
+        process: Process,
+        order: PredictionOrder,
+        tries: _Tries,
+        *,
+        size: int,
+        request_id: str,
+    ) -> bytes:
+        """Send an order with the time that is left to a process, and return the response's body."""
+        seconds = tries.seconds_left
+        dump = partial(order.to_json_within, seconds)
+        content = await in_thread_if_large(dump, size=size)
         response = await _post(
-            self._predictions,
+            process.predictions,
             "/predict",
-            order,
+            content,
             request_id=request_id,
-            seconds=timeout_seconds + _SPARE_SECONDS,
+            seconds=seconds + _SPARE_SECONDS,
             passed_on=_LOAD_STATUSES,
         )
         try:
@@ -119,24 +223,119 @@ class InferenceClient:
         finally:
             await response.aclose()
 
+    async def _try(
+        self, process: Process, ask: Callable[[], Awaitable[_Done]], tries: _Tries
+    ) -> _Done:
+        """Try once, and note whether the process answers.
+
+        Raises:
+            ProblemError: as it answers.
+            _LostError: it cannot be reached, or has ended or hung.
+        """
+        try:
+            async with self._alone_if_last(tries):
+                done = await _unless_hung(process, ask())
+        except _LostError as lost:
+            self._processes.note_failure(process, was_reached=lost.was_sent)
+            raise
+        self._processes.note_answer(process)
+        return done
+
+    @asynccontextmanager
+    async def _alone_if_last(self, tries: _Tries) -> AsyncIterator[None]:
+        """Make a last try alone: wait for those of other requests, within the deadline.
+
+        Raises:
+            ProblemError: 503 ``inference_unavailable``, they take too long.
+        """
+        if not tries.is_last:
+            yield
+            return
+        try:
+            async with asyncio.timeout(tries.seconds_left):
+                await self._alone.acquire()
+        except TimeoutError:
+            raise inference_unavailable() from None
+        try:
+            yield
+        finally:
+            self._alone.release()
+
+    async def _prepare_retry(self, tries: _Tries, lost: _LostError, *, size: int) -> None:
+        """Wait until another try makes sense.
+
+        Raises:
+            ProblemError: 503 ``inference_unavailable``, it does not.
+        """
+        tries.note(lost)
+        with self._wait_in_line(size):
+            while tries.are_left and not self._processes.can_try:
+                if not self._processes.were_here(seconds=_RESTART_SECONDS):
+                    break
+                await self._processes.wait_for_change(min(tries.seconds_left, 1.0))
+        if not tries.are_left or not self._processes.can_try:
+            raise inference_unavailable()
+
+    @contextmanager
+    def _wait_in_line(self, size: int) -> Iterator[None]:
+        """Count a waiting request.
+
+        Raises:
+            ProblemError: 503 ``inference_unavailable``, too many requests wait.
+        """
+        is_full = sum(self._waiting) + size > _MOST_WAITING_BYTES
+        if is_full or len(self._waiting) >= _MOST_WAITING:
+            raise inference_unavailable()
+        self._waiting.append(size)
+        try:
+            yield
+        finally:
+            self._waiting.remove(size)
+
     async def close(self) -> None:
         """Close all connections."""
-        await self._streams.aclose()
-        await self._predictions.aclose()
+        await self._processes.close()
 
 
-def _connect(settings: Settings, *, most: int) -> httpx2.AsyncClient:
-    address = urlsplit(settings.infer_url)
-    is_socket = address.scheme == "unix"
-    token = settings.infer_token
-    return httpx2.AsyncClient(
-        base_url="http://inference" if is_socket else settings.infer_url,
-        transport=httpx2.AsyncHTTPTransport(
-            uds=unquote(address.path) if is_socket else None,
-            limits=httpx2.Limits(max_connections=most, keepalive_expiry=_KEEPALIVE_SECONDS),
-        ),
-        headers={} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"},
-    )
+class _Tries:
+    """The tries of a request: how many broke, and until when it may be sent again."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._broken = 0
+
+    def copy(self) -> _Tries:
+        """Return the tries of a part of the request."""
+        tries = _Tries(seconds=self.seconds_left)
+        tries._broken = self._broken
+        return tries
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the deadline, at least a moment."""
+        return max(self._deadline - asyncio.get_running_loop().time(), 0.001)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the next try is the last one that may break."""
+        return self._broken == _MOST_TRIES - 1
+
+    @property
+    def are_left(self) -> bool:
+        """Whether the request may be sent again."""
+        is_early = asyncio.get_running_loop().time() < self._deadline
+        return is_early and self._broken < _MOST_TRIES
+
+    def note(self, lost: _LostError) -> None:
+        """Count a try during which the process ended."""
+        self._broken += lost.was_sent
+
+
+async def _unless_hung(process: Process, request: Awaitable[_Done]) -> _Done:
+    try:
+        return await process.unless_hung(request)
+    except HungError as error:
+        raise _LostError(was_sent=True) from error
 
 
 async def _post(
@@ -152,6 +351,7 @@ async def _post(
 
     Raises:
         ProblemError: the process's own error if its status is in ``passed_on``; else 503.
+        _LostError: it cannot be reached, has ended, or does not answer in time.
     """
     request = client.build_request(
         "POST",
@@ -162,7 +362,7 @@ async def _post(
             "Content-Type": "application/json",
             "X-Request-Id": request_id,
         },
-        timeout=httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
+        timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
     )
     with _as_problems():
         response = await client.send(request, stream=True)
@@ -176,7 +376,7 @@ async def _post(
 
 @contextmanager
 def _as_problems() -> Iterator[None]:
-    """Convert connection errors to problems."""
+    """Convert connection errors to problems, or to _LostError."""
     try:
         yield
     except httpx2.PoolTimeout as error:
@@ -185,6 +385,10 @@ def _as_problems() -> Iterator[None]:
             status=HTTPStatus.TOO_MANY_REQUESTS,
             detail="too many requests in flight at the inference process; retry later",
         ) from error
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise _LostError(was_sent=False) from error
+    except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout) as error:
+        raise _LostError(was_sent=True) from error
     except httpx2.RequestError as error:
         _log.warning("inference_unavailable", error=repr(error))
         raise inference_unavailable() from error
@@ -205,7 +409,7 @@ class ProxiedFile(StreamingResponse):
         self._upstream = upstream
         length = upstream.headers.get("content-length")
         known = {} if length is None else {"Content-Length": length}
-        chunks = upstream.aiter_raw()
+        chunks = _pass_on(upstream)
         super().__init__(chunks, headers={**headers, **known}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,6 +419,19 @@ class ProxiedFile(StreamingResponse):
         finally:
             with CancelScope(shield=True):
                 await self._upstream.aclose()
+
+
+async def _pass_on(upstream: httpx2.Response) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives.
+
+    Raises:
+        AnswerBrokenOffError: the inference process does not complete it.
+    """
+    try:
+        async for chunk in upstream.aiter_raw():
+            yield chunk
+    except httpx2.TransportError as error:
+        raise AnswerBrokenOffError(f"the inference process broke off: {error!r}") from error
 
 
 async def _problem(response: httpx2.Response, *, passed_on: Collection[int]) -> ProblemError:

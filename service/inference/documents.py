@@ -6,17 +6,38 @@ from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    create_model,
+)
 
+from hifi.data.formats.limits import MAX_CHARACTERS
 from hifi.data.task_types import TaskType, task_types
 from service.http.documents import Answer, Body
-from store.orders import MAX_CHARACTERS, MAX_INPUTS, MAX_SECONDS, ItemError
+from store.orders import MAX_INPUTS, MAX_SECONDS, ItemError
 
 # Valid items have five values each; the rest is room for invalid ones.
 MAX_VALUES = 10_000
 
+
+def _refuse_nul(text: str) -> str:
+    """Refuse a NUL character, as in the data of a fine-tune: tokenizers do not read it."""
+    if "\0" in text:
+        raise ValueError("the text has a NUL character; remove it")
+    return text
+
+
 _FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
-    "text": Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)],
+    "text": Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=MAX_CHARACTERS),
+        AfterValidator(_refuse_nul),
+    ],
     "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
 }
 

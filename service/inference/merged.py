@@ -60,5 +60,5 @@ async def get_merged(
     merging = inference.merged_model(order, request_id=request.state.request_id)
     upstream = await while_connected(request.receive, merging)
     name = file_name(job.name, fallback=job.id, suffix="-merged.tar")
-    headers = {"Content-Disposition": content_disposition(name), "Cache-Control": "no-store"}
+    headers = {"Content-Disposition": content_disposition(name)}
     return ProxiedFile(upstream, headers=headers, media_type=TAR)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from hifi.data.task_types import task_types
 from service.http.parameters import check_identifier
 from service.http.problems import SHOWN_CHARACTERS, describe, dotted
-from service.inference.client import inference_unavailable
+from service.inference.client import Reply, inference_unavailable
 from service.inference.documents import (
     JobInput,
     MixedPredictionRequest,
@@ -63,11 +63,11 @@ class Item:
     @property
     def shown_job(self) -> str | None:
         """The job's id, cut if it is longer than any id."""
-        return None if self.job is None else self.job[:SHOWN_CHARACTERS]
+        return None if self.job is None else _shown(self.job[:SHOWN_CHARACTERS])
 
-    def refused(self, code: str, message: str, *, param: str | None) -> Item:
-        """Return a copy that is invalid for the given reason."""
-        error = ItemError(code=code, message=message, param=param)
+    def refused(self, code: str, message: str, *, param: str) -> Item:
+        """Return a copy that is invalid for the given reason, which may quote any characters."""
+        error = ItemError(code=code, message=_shown(message), param=_shown(param))
         return replace(self, input=None, error=error)
 
 
@@ -77,13 +77,11 @@ class Plan:
 
     Attributes:
         items: all items.
-        order: the order for the valid items, as JSON; None if there are none.
-        timeout_seconds: the request's timeout.
+        order: the order for the valid items; None if there are none.
     """
 
     items: Sequence[Item]
-    order: bytes | None
-    timeout_seconds: float
+    order: PredictionOrder | None
 
 
 def find_order(database: Database, tenant_id: str, job_id: str) -> DeltaOrder:
@@ -130,23 +128,31 @@ def plan_mixed(
     return _plan(body, items, orders=orders, timeout_seconds=timeout_seconds)
 
 
-def answer(plan: Plan, content: bytes | None) -> bytes:
-    """Combine the inference process's answers with the errors of invalid items.
+def answer(plan: Plan, replies: Sequence[Reply]) -> bytes:
+    """Combine the answers of the inference processes with the errors of invalid items.
 
     Args:
         plan: of the request.
-        content: the inference process's response to ``plan.order``; None if there was no order.
+        replies: to ``plan.order``; none if there was no order. If only some of them are errors,
+            these are the errors of their items.
 
     Returns:
         The response as JSON.
 
     Raises:
-        ProblemError: 503 ``inference_unavailable``, the content has another format.
+        ProblemError: all replies are errors; or 503 ``inference_unavailable``, the content of one
+            has another format.
     """
+    problems = [reply.content for reply in replies if isinstance(reply.content, ProblemError)]
+    if problems and len(problems) == len(replies):
+        raise problems[0]
     asked = [index for index, item in enumerate(plan.items) if item.input is not None]
     try:
-        outcomes = [] if content is None else Outcomes.model_validate_json(content).data
-        by_index = dict(zip(asked, outcomes, strict=True))
+        by_index = {
+            asked[place]: outcome
+            for reply in replies
+            for place, outcome in zip(reply.places, _outcomes(reply), strict=True)
+        }
         answers = [
             {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.shown_job}
             for index, item in enumerate(plan.items)
@@ -156,6 +162,15 @@ def answer(plan: Plan, content: bytes | None) -> bytes:
         _log.warning("inference_answers_strangely", error=type(error).__name__)
         raise inference_unavailable() from error
     return document.model_dump_json().encode()
+
+
+def _outcomes(reply: Reply) -> Sequence[Mapping[str, Any]]:
+    """Return the outcome of each item of a reply."""
+    problem = reply.content
+    if not isinstance(problem, ProblemError):
+        return Outcomes.model_validate_json(problem).data
+    error = ItemError(code=problem.code, message=problem.detail, param=None)
+    return [{"error": error.model_dump()}] * len(reply.places)
 
 
 def _outcome(item: Item, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -187,7 +202,7 @@ def _plan(
         truncate=body.truncate,
         timeout_seconds=seconds,
     )
-    return Plan(items=items, order=order.to_json() if asked else None, timeout_seconds=seconds)
+    return Plan(items=items, order=order if asked else None)
 
 
 def _find_orders(
@@ -242,6 +257,11 @@ def _read_input(item: Item, given: object) -> Item:
     return replace(item, input=checked.model_dump(exclude_none=True))
 
 
+def _shown(text: str) -> str:
+    """Return a caller's text as Unicode: UTF-8, and so a response, cannot have a lone surrogate."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _names(fields: Mapping[str, object]) -> str:
     names = [f"`{name[:SHOWN_CHARACTERS]}`" for name in fields]
     return " and ".join(names) if len(names) <= _SHOWN_NAMES else f"{len(names)} fields"
@@ -261,4 +281,5 @@ def _check(model: type[_Model], given: object, item: Item, *, place: str) -> _Mo
         entry = error.errors(include_url=False)[0]
         field = dotted(str(part)[:SHOWN_CHARACTERS] for part in entry["loc"])
         code = _TOO_LONG if entry["type"] == "string_too_long" else _INVALID
-        return item.refused(code, describe(entry, field), param=f"{place}.{field}")
+        param = f"{place}.{field}" if field else place  # pydantic names no field whose name is bad
+        return item.refused(code, describe(entry, field), param=param)

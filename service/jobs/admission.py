@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from hifi.data.profile import DatasetProfile
+from hifi.data.run_warnings import refuse_to_keep
 from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request, unprocessable
 from service.jobs import hub
-from service.jobs.task_completion import complete_task, complete_unseen_task, count_labels
-from store.datasets import get_dataset
-from store.errors import NotFoundError
+from service.jobs.findings import find_warnings
+from service.jobs.task_completion import (
+    complete_task,
+    complete_unseen_task,
+    count_labels,
+    find_class_column,
+)
+from store.datasets import find_dataset
+from store.errors import DatasetAmbiguousError, NotFoundError, ProblemError
 from store.jobs.actions import NewJob
-from store.jobs.spec import HubDataset
+from store.jobs.spec import HubDataset, spec_field
+from store.jobs.workers import find_unavailable, live_workers
+from store.settings import WHERE_MODELS_GO
 from store.tables import Backbone
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from hifi.data.profile import ColumnProfile
     from store.jobs.spec import JobSpec, TaskFields
     from store.settings import Settings
+    from store.tables import Dataset
 
 _NAMED_MODELS = 10
 
@@ -37,6 +51,7 @@ class Admission:
         task: completed; for a data set of the hub only with the fields of the request.
         train_rows: None if unknown.
         num_labels: logits of the task head; None if unknown.
+        label_column: the column of classes; None if the task has none, or it is unknown.
     """
 
     new_job: NewJob
@@ -44,6 +59,7 @@ class Admission:
     task: TaskFields
     train_rows: int | None
     num_labels: int | None
+    label_column: ColumnProfile | None = None
 
 
 def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings) -> Admission:
@@ -58,20 +74,26 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         settings: of the server.
 
     Raises:
-        ProblemError: 422 with the invalid field: ``model_not_found``, ``model_not_suitable``,
-            ``pickled_weights``, ``hub_not_allowed``, ``hub_unavailable``, ``dataset_not_found``,
-            ``dataset_invalid``, ``task_ambiguous``, ``task_not_supported``,
-            ``column_not_found``, ``invalid_request``.
+        ProblemError: 503 ``no_worker``; 422 with the invalid field: ``model_not_found``,
+            ``model_unusable``, ``model_not_ready``, ``model_not_suitable``, ``pickled_weights``,
+            ``hub_not_allowed``, ``hub_unavailable``, ``dataset_not_found``, ``dataset_invalid``,
+            ``task_ambiguous``, ``task_not_supported``, ``column_not_found``, ``invalid_request``.
         NotFoundError: the data set does not exist, or belongs to another tenant.
+        DatasetAmbiguousError: several data sets of the tenant have the name.
     """
+    _check_scoring(spec)
+    _check_time(spec, settings=settings)
     is_pinned = settings.allow_hub and hub.is_hub_id(spec.model)
     revision = hub.pin_model(spec.model) if is_pinned else None
     source = _pin_dataset(spec, settings=settings)
     backbone = _find_backbone(session, spec, is_pinned=is_pinned)
     document = spec.model_dump(mode="json")
     document["xi"] = spec.share
+    document["k"] = spec.allotment.k
     if source is None:
-        profile = _find_profile(session, tenant_id, document["dataset"])
+        dataset = _find_dataset(session, tenant_id, document["dataset"])
+        document["dataset"] = dataset.id
+        profile = DatasetProfile.from_json(dataset.profile)
         task = complete_task(spec.task, profile)
         document["n_samples"] = _count_samples(spec, profile)
     else:
@@ -81,6 +103,9 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
     document["task"] = task.model_dump(mode="json")
     if backbone is not None:
         _check_backbone(spec, task, backbone)
+    warnings = []
+    if profile is not None:
+        warnings = _find_warnings(spec, task, profile=profile, backbone=backbone)
     return Admission(
         new_job=NewJob(
             spec=document,
@@ -90,12 +115,42 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
             dataset_id=document["dataset"] if source is None else None,
             name=spec.name,
             meta=spec.metadata,
+            warnings=warnings,
         ),
         backbone=backbone,
         task=task,
         train_rows=None if profile is None else profile.rows["train"],
         num_labels=count_labels(task, profile),
+        label_column=None if profile is None else find_class_column(task, profile),
     )
+
+
+@contextmanager
+def _as_invalid_request(reason: str = "") -> Iterator[None]:
+    """Convert a refusal of the library to a problem that names the field of the job spec."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise invalid_request(f"{error}{reason}", param=spec_field(error.param)) from error
+
+
+def _check_scoring(spec: JobSpec) -> None:
+    """Raise if settings of scoring do not go together, on any backbone."""
+    precision = spec.training.precision
+    with _as_invalid_request():
+        _ = spec.allotment
+        if precision != "auto":
+            spec.check_precision(precision, dtype=precision)
+
+
+def _check_time(spec: JobSpec, *, settings: Settings) -> None:
+    most, given = settings.job_max_seconds, spec.training.max_seconds
+    if given is not None and given > most:
+        raise invalid_request(
+            f"max_seconds={given:,g} is not allowed: a job of this server may run for {most:,g} "
+            "seconds",
+            param="training.max_seconds",
+        )
 
 
 def _pin_dataset(spec: JobSpec, *, settings: Settings) -> dict[str, Any] | None:
@@ -116,26 +171,57 @@ def _find_backbone(session: Session, spec: JobSpec, *, is_pinned: bool) -> Backb
     backbone = session.get(Backbone, spec.model)
     if backbone is not None or is_pinned:
         return backbone
-    query = sa.select(Backbone.id).order_by(Backbone.id).limit(_NAMED_MODELS + 1)
-    names = session.scalars(query).all()
-    known = ", ".join([repr(name) for name in names[:_NAMED_MODELS]] or ["none yet"])
-    more = ", …" * (len(names) > _NAMED_MODELS)
     if hub.is_hub_id(spec.model):
         reason = f"{spec.model!r} is a model of the hub, which this server does not use"
     elif "/" in spec.model or "\\" in spec.model or spec.model.startswith((".", "~")):
         reason = f"{spec.model!r} is a path; use an id that GET /models lists"
     else:
+        _refuse_unavailable(session, spec.model)
         reason = f"no model {spec.model!r}"
-    detail = f"{reason}; available: {known}{more}"
-    raise unprocessable("model_not_found", detail, param="model")
+    raise unprocessable("model_not_found", f"{reason}; {_available(session)}", param="model")
+
+
+def _refuse_unavailable(session: Session, model: str) -> None:
+    """Refuse a model that workers have found but cannot use, or that no worker can know yet.
+
+    Raises:
+        ProblemError: 422 ``model_unusable`` or ``model_not_ready``, 503 ``no_worker``.
+    """
+    entry = find_unavailable(session).get(model)
+    if entry is not None and entry["status"] == "unusable":
+        detail = f"the model {model!r} cannot be used: {entry['reason']}"
+        raise unprocessable("model_unusable", detail, param="model")
+    if entry is not None:
+        detail = f"the model {model!r} is not ready: {entry['reason']}; retry when GET /models "
+        raise unprocessable("model_not_ready", f"{detail}lists it", param="model")
+    if not _names(session) and not live_workers(session):
+        raise ProblemError(
+            "no_worker",
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            detail="no worker has reported its models yet: a worker that was just started reads "
+            "them first, which takes minutes if they are large; if there is none, start one with "
+            "`hifi serve` or `hifi worker`",
+        )
+
+
+def _available(session: Session) -> str:
+    """Describe the models that a job may name."""
+    names = _names(session)
+    more = ", …" * (len(names) > _NAMED_MODELS)
+    if names:
+        return f"available: {', '.join(map(repr, names[:_NAMED_MODELS]))}{more}"
+    return f"the workers have none: {WHERE_MODELS_GO}"
+
+
+def _names(session: Session) -> Sequence[str]:
+    query = sa.select(Backbone.id).order_by(Backbone.id).limit(_NAMED_MODELS + 1)
+    return session.scalars(query).all()
 
 
 def _count_samples(spec: JobSpec, profile: DatasetProfile) -> int:
     """Return the number of calibration samples; raise if the splits do not allow the settings."""
-    try:
+    with _as_invalid_request():
         samples = spec.count_samples(rows=profile.rows["train"])
-    except InvalidArgumentError as error:
-        raise invalid_request(str(error), param="n_samples") from error
     if spec.training.early_stopping_patience is not None and "validation" not in profile.rows:
         raise invalid_request(
             "early stopping needs a validation split",
@@ -144,13 +230,21 @@ def _count_samples(spec: JobSpec, profile: DatasetProfile) -> int:
     return samples
 
 
-def _find_profile(session: Session, tenant_id: str, dataset_id: str) -> DatasetProfile:
+def _find_warnings(
+    spec: JobSpec, task: TaskFields, *, profile: DatasetProfile, backbone: Backbone | None
+) -> list[dict[str, Any]]:
+    """Return the warnings; raise if the backbone's task head shall be kept and does not fit."""
+    start = spec.training.head_start
+    with _as_invalid_request():
+        return find_warnings(task, profile=profile, backbone=backbone, head_start=start)
+
+
+def _find_dataset(session: Session, tenant_id: str, reference: str) -> Dataset:
     try:
-        dataset = get_dataset(session, tenant_id, dataset_id)
-    except NotFoundError as error:
+        return find_dataset(session, tenant_id, reference)
+    except (DatasetAmbiguousError, NotFoundError) as error:
         error.param = "dataset"
         raise
-    return DatasetProfile.from_json(dataset.profile)
 
 
 def _check_backbone(spec: JobSpec, task: TaskFields, backbone: Backbone) -> None:
@@ -160,14 +254,15 @@ def _check_backbone(spec: JobSpec, task: TaskFields, backbone: Backbone) -> None
         name = f"{backbone.id!r} ({backbone.architecture})"
         reason = f"{name} supports {supported}, not {task.type}"
         raise unprocessable("model_not_suitable", reason, param="model")
-    heads = backbone.num_key_value_heads
-    if spec.k > heads:
-        raise invalid_request(
-            f"k={spec.k} is not allowed: a layer of {backbone.id!r} has {heads} selectable heads",
-            param="k",
-        )
-    if spec.strategy == "mid-top" and backbone.num_layers < 2:
-        raise invalid_request("mid-top needs a model with at least two layers", param="strategy")
+    keeps_head = task.type is not None and spec.training.head_start == "keep"
+    if keeps_head and not backbone.task_heads[str(task.type)].get("stored"):
+        with _as_invalid_request():
+            raise refuse_to_keep(backbone.id, head=None, classes=None)
+    layers, heads = backbone.num_layers, backbone.num_key_value_heads
+    with _as_invalid_request(
+        f" (a layer of {backbone.id!r} has {heads} selectable heads, layers: {layers})"
+    ):
+        spec.allotment.fitted(num_layers=layers, num_heads=heads)
     limit = backbone.max_positions
     if limit is not None and spec.training.max_length > limit:
         raise invalid_request(

@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from hifi.data.settings import IMPLIED
 from service.http.documents import Answer, Listed, Page
 from service.http.problems import SHOWN_CHARACTERS
 from store.errors import NotFoundError
@@ -57,10 +58,26 @@ class JobSelection(Answer):
     fraction: float
 
 
+class JobYardsticks(Answer):
+    """All metrics of what a tuned model is compared with, on the validation split.
+
+    The majority class, or the mean; a linear probe of the frozen model; and the model before the
+    fine-tune, if its own task head was kept. None: there is no such thing.
+    """
+
+    majority: dict[str, float | None] | None = None
+    probe: dict[str, float | None] | None = None
+    untuned: dict[str, float | None] | None = None
+
+
 class JobResult(Answer):
-    """The metrics of a job, and its durations and speed."""
+    """The metrics of a job, what they are compared with, and its durations and speed.
+
+    Yardsticks are None without a validation split, and for jobs of earlier versions.
+    """
 
     metrics: dict[str, float | None]
+    yardsticks: JobYardsticks | None = None
     best_step: int | None
     train_seconds: float
     selection_seconds: float
@@ -88,6 +105,14 @@ class JobFailure(Answer):
     param: str | None
 
 
+class JobWarning(Answer):
+    """What a job's owner should know; the job runs nevertheless."""
+
+    code: str
+    message: str
+    param: str | None
+
+
 class JobDocument(Listed):
     """One requested fine-tune."""
 
@@ -104,6 +129,7 @@ class JobDocument(Listed):
     attempt: int
     selection: JobSelection | None
     result: JobResult | None
+    warnings: list[JobWarning]
     artifact: JobArtifact | None
     error: JobFailure | None
 
@@ -115,6 +141,7 @@ class JobDocument(Listed):
             tenant=job.tenant_id,
             metadata=job.meta,
             progress=JobProgress.of(job),
+            warnings=job.warnings or [],
             artifact=_artifact(artifacts),
         )
 
@@ -129,6 +156,45 @@ def _artifact(artifacts: Sequence[Artifact]) -> JobArtifact | None:
 
 class JobList(Page[JobDocument]):
     """A page of jobs, newest first."""
+
+
+class AdminJobDocument(Listed):
+    """A job as administrators see it: whose it is, its state and its age.
+
+    What its owner has written stays the owner's: names, data, columns, metadata, a model of the
+    hub, results and messages.
+
+    Attributes:
+        model: the backbone of the server; null for a model of the hub.
+        worker: the one that runs it.
+        error: the code of a failure.
+    """
+
+    object: Literal["admin.job"] = "admin.job"
+    tenant: str
+    status: JobStatus
+    model: str | None
+    attempt: int
+    worker: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job) -> AdminJobDocument:
+        """Build the document from a row."""
+        return cls.of_row(
+            job,
+            tenant=job.tenant_id,
+            model=job.model if job.revision is None else None,
+            worker=job.worker_id,
+            error=None if job.error is None else job.error["code"],
+        )
+
+
+class AdminJobList(Page[AdminJobDocument]):
+    """A page of all tenants' jobs, newest first."""
 
 
 class EventDocument(Listed):
@@ -179,9 +245,17 @@ def event_number(job: Job, identifier: str, *, param: str) -> int:
 
 
 class LayerHeads(Answer):
-    """The scores of a layer's H heads."""
+    """The scores of a layer's H heads.
+
+    Attributes:
+        values: what ranked them, whichever the score.
+        information_richness: I of the paper.
+        correlation: r of the paper.
+        importance: p* of the paper.
+    """
 
     layer: int
+    values: Scores
     information_richness: Scores
     correlation: list[Scores]
     importance: Scores
@@ -196,13 +270,21 @@ class HeadsArtifact(StoredFile):
 
 
 class HeadsDocument(Answer):
-    """All scores of a job's selection, and the selected heads."""
+    """All scores of a job's selection, and the selected heads.
+
+    Attributes:
+        score: what ranked the heads.
+        k: heads per layer; null with a budget.
+        budget: heads of the whole model; null without.
+    """
 
     object: Literal["job.heads"] = "job.heads"
     job: str
     model: str
     fingerprint: str
-    k: int
+    score: str
+    k: int | None
+    budget: int | None
     xi: float
     d: float
     strategy: str
@@ -218,7 +300,14 @@ class HeadsDocument(Answer):
 
     @classmethod
     def of(cls, job: Job, artifacts: Sequence[Artifact]) -> HeadsDocument:
-        """Build the document from a job's stored scores, and its artifact if there is one."""
+        """Build the document from a job's stored scores, and its artifact if there is one.
+
+        Stored scores leave out what is the paper's, as those of earlier versions do.
+        """
         stored = next((file for file in artifacts if file.encoding == "float32"), None)
         artifact = stored and HeadsArtifact.of_row(stored, url=f"/jobs/{job.id}/heads/delta")
-        return cls.model_validate({**(job.heads or {}), "artifact": artifact})
+        heads = {**IMPLIED, **(job.heads or {})}
+        heads["layers"] = [
+            {"values": layer["importance"], **layer} for layer in heads.get("layers", ())
+        ]
+        return cls.model_validate({**heads, "artifact": artifact})

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
+from hifi.data.allotments import make_allotment
+from hifi.data.classes.names import shown_names
 from service.http.documents import Answer
+from service.jobs.documents import JobWarning
 from store.states import JobStatus
 from store.tables import Job
 
@@ -27,23 +30,40 @@ class ArtifactEstimate(Answer):
     bytes: dict[str, int]
 
 
+class ClassesEstimate(Answer):
+    """The classes that a job would learn.
+
+    Attributes:
+        names: the first of them; none if there are more than a few.
+        alike: groups of different classes whose names look alike.
+    """
+
+    count: int
+    names: list[str]
+    alike: list[list[str]]
+
+
 class EstimateDocument(Answer):
     """The estimated cost of a job; unknown values are null.
 
     Attributes:
+        classes: null if the task has none.
         fraction: trained weights over all weights of the model, task head included.
         seconds: of selection and training steps, at the speed of the last jobs on this backbone;
             without loading and evaluations.
         spec: as it would be stored.
+        warnings: what is known about the labels and the task head before the job runs.
     """
 
     object: Literal["job.estimate"] = "job.estimate"
+    classes: ClassesEstimate | None
     trainable_parameters: int | None
     fraction: float | None
     artifact: ArtifactEstimate | None
     steps: int | None
     seconds: float | None
     spec: dict[str, Any]
+    warnings: list[JobWarning]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +115,28 @@ def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
         seconds = round(scoring + rows * epochs / rates.samples_per_second, 1)
     return EstimateDocument(
         **_sizes(admission),
+        classes=_classes(admission),
         steps=None if rows is None else -(-rows // spec["training"]["batch_size"]) * epochs,
         seconds=seconds,
         spec=spec,
+        warnings=[JobWarning.model_validate(each) for each in admission.new_job.warnings],
+    )
+
+
+def estimate_artifact_bytes(admission: Admission) -> int:
+    """Return the bytes of all encodings together that an admitted job will leave; 0 if unknown."""
+    artifact: ArtifactEstimate | None = _sizes(admission)["artifact"]
+    return 0 if artifact is None else sum(artifact.bytes.values())
+
+
+def _classes(admission: Admission) -> ClassesEstimate | None:
+    column = admission.label_column
+    if column is None or column.num_classes is None:
+        return None
+    return ClassesEstimate(
+        count=column.num_classes,
+        names=shown_names(column.class_names),
+        alike=[shown_names(group) for group in column.classes_alike],
     )
 
 
@@ -110,8 +149,8 @@ def _sizes(admission: Admission) -> Mapping[str, Any]:
     if backbone is None or labels is None or admission.task.type is None:
         return {"trainable_parameters": None, "fraction": None, "artifact": None}
     spec = admission.new_job.spec
-    layers = backbone.num_layers
-    heads = spec["k"] * (layers // 2 if spec["strategy"] == "mid-top" else layers)
+    allotment = make_allotment(spec["strategy"], k=spec["k"], budget=spec["budget"])
+    heads = allotment.count_heads(num_layers=backbone.num_layers)
     known = backbone.task_heads[admission.task.type]
     task_head = known["base"] + known["per_label"] * labels
     trainable = heads * backbone.weights_per_head + task_head

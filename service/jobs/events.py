@@ -14,10 +14,11 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads it when 
 
 from service.context import GatewayDep  # noqa: TC001 - as above
 from service.http.auth import CallerDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.parameters import DEFAULT_LIMIT, After, JobId, Limit
+from service.http.parameters import After, JobId, Limit  # noqa: TC001 - as above
 from service.http.responses import problems
 from service.jobs.documents import EventDocument, EventList, JobProgress, event_number
 from service.jobs.tailer import ProgressSeen, Tailer, TailerDep
+from service.paging import DEFAULT_LIMIT
 from store.jobs.actions import get_job, list_events
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ _STREAM_DESCRIPTION = (
     "With `Accept: text/event-stream`, the response is a live stream. Each event is a message with "
     "its id, and its document as data. Whenever the job's `progress` changes, there is a message "
     "`progress` without an id. Every 15 seconds there is a comment. The stream ends after the "
-    "job's last event, or when the job is deleted or the key is revoked. A tenant may have a "
-    "hundred open streams per gateway process; further ones are refused with `too_many_streams`."
+    "job's last event, or when the job is deleted, the key ends or its tenant is suspended. A "
+    "tenant may have a hundred open streams per gateway process; further ones are refused with "
+    "`too_many_streams`."
 )
 
 

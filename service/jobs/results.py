@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
@@ -18,8 +20,10 @@ from service.jobs.artifacts import find_artifact, not_ready
 from service.jobs.documents import HeadsDocument
 from store.jobs.actions import get_job, list_artifacts
 from store.storage import Blob
+from store.waiting import while_connected
 
 if TYPE_CHECKING:
+    from store.administration.keys import Caller
     from store.tables import Artifact, Job
 
 Encoding = Literal["float32", "bfloat16", "int8"]
@@ -27,6 +31,16 @@ Encoding = Literal["float32", "bfloat16", "int8"]
 _OCTETS = "application/octet-stream"
 
 router = APIRouter(tags=["results"])
+
+
+async def _hold_download(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[None]:
+    """Count a download against its tenant's limit until it is sent or the caller disconnects.
+
+    Raises:
+        ProblemError: 429 ``too_many_downloads``.
+    """
+    with gateway.shares.downloads.hold(caller.tenant_id):
+        yield
 
 
 def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
@@ -40,6 +54,7 @@ def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
             HTTPStatus.NOT_FOUND,
             HTTPStatus.CONFLICT,
             HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            HTTPStatus.TOO_MANY_REQUESTS,
             HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     }
@@ -56,8 +71,13 @@ def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDoc
 
 
 @router.head("/jobs/{job_id}/heads/delta", include_in_schema=False)
-@router.get("/jobs/{job_id}/heads/delta", response_class=Response, responses=_file_answers(_OCTETS))
-def get_delta(
+@router.get(
+    "/jobs/{job_id}/heads/delta",
+    response_class=Response,
+    responses=_file_answers(_OCTETS),
+    dependencies=[Depends(_hold_download)],
+)
+async def get_delta(
     request: Request,
     gateway: GatewayDep,
     caller: CallerDep,
@@ -66,19 +86,34 @@ def get_delta(
 ) -> Response:
     """Download the head delta, a safetensors file, or the part of it that ``Range`` names."""
     suffix = ".safetensors" if encoding == "float32" else f".{encoding}.safetensors"
-    found = find_artifact(gateway.database, caller.tenant_id, job_id, encoding=encoding)
-    return _stored(request, gateway, *found, suffix=suffix, media_type=_OCTETS)
+    found = await _find(gateway, caller, job_id, encoding=encoding)
+    return await _stored(request, gateway, *found, suffix=suffix, media_type=_OCTETS)
 
 
 @router.head("/jobs/{job_id}/heads/lora", include_in_schema=False)
-@router.get("/jobs/{job_id}/heads/lora", response_class=Response, responses=_file_answers(TAR))
-def get_lora(request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
+@router.get(
+    "/jobs/{job_id}/heads/lora",
+    response_class=Response,
+    responses=_file_answers(TAR),
+    dependencies=[Depends(_hold_download)],
+)
+async def get_lora(
+    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
+) -> Response:
     """Download the head delta as a PEFT adapter, in a tar file."""
-    found = find_artifact(gateway.database, caller.tenant_id, job_id, encoding="lora")
-    return _stored(request, gateway, *found, suffix="-lora.tar", media_type=TAR)
+    found = await _find(gateway, caller, job_id, encoding="lora")
+    return await _stored(request, gateway, *found, suffix="-lora.tar", media_type=TAR)
 
 
-def _stored(
+async def _find(
+    gateway: Gateway, caller: Caller, job_id: str, *, encoding: str
+) -> tuple[Job, Artifact]:
+    return await run_in_threadpool(
+        find_artifact, gateway.database, caller.tenant_id, job_id, encoding=encoding
+    )
+
+
+async def _stored(
     request: Request,
     gateway: Gateway,
     job: Job,
@@ -87,12 +122,13 @@ def _stored(
     suffix: str,
     media_type: str,
 ) -> Response:
-    return answer_with_file(
+    answering = answer_with_file(
         request,
         Blob(sha256=artifact.sha256, bytes=artifact.bytes),
-        read=lambda start, end: gateway.storage.read(
+        read=lambda start, end: gateway.storage.stream(
             artifact.tenant_id, artifact.sha256, start=start, end=end
         ),
         name=file_name(job.name, fallback=job.id, suffix=suffix),
         media_type=media_type,
     )
+    return await while_connected(request.receive, answering)

@@ -7,44 +7,45 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it runs
 from starlette.responses import Response
 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.auth import CallerDep  # noqa: TC001 - as above
+from service.http.auth import ActorDep, CallerDep  # noqa: TC001 - as above
 from service.http.bodies import described, read_json
 from service.http.parameters import (
-    DEFAULT_LIMIT,
     After,
     DryRun,
     IdempotencyKey,
     JobId,
     Limit,
+    Name,
     check_key,
 )
 from service.http.replay import Answer, Keep, Once, request_key
 from service.http.responses import problems
 from service.jobs.admission import admit
 from service.jobs.documents import JobDocument, JobList
-from service.jobs.estimates import EstimateDocument, estimate
+from service.jobs.estimates import EstimateDocument, estimate, estimate_artifact_bytes
 from service.jobs.hub import is_hub_id
+from service.paging import DEFAULT_LIMIT
+from store.administration.audit import Actor, record
 from store.jobs import actions as jobs
 from store.jobs.spec import HubDataset, JobSpec
 from store.states import JobStatus  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter
     from sqlalchemy.orm import Session
 
+    from store.administration.keys import Caller
+    from store.resources.turns import FairPool
     from store.tables import Job
-    from store.tenants import Caller
 
 router = APIRouter(tags=["jobs"])
 
 PATH = "/jobs"
-_LOCK_SECONDS = 20.0  # longer than the timeout of the hub
 _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
@@ -60,6 +61,7 @@ _ACTED_UPON = problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
             HTTPStatus.CONFLICT,
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             HTTPStatus.TOO_MANY_REQUESTS,
+            HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     },
 )
@@ -74,22 +76,22 @@ async def post_job(
     """Queue a fine-tune; with `dry_run=true` only estimate its cost."""
     check_key(request)
     body = await read_json(request, JobSpec)
-    limiter = _limiter_of(gateway, body.value)
+    posts = _posts_of(gateway, body.value)
+    in_turn = partial(posts.run, tenant=caller.tenant_id)
     if dry_run:
-        document = await to_thread.run_sync(_estimate, gateway, caller, body.value, limiter=limiter)
+        document = await in_turn(partial(_estimate, gateway, caller, body.value))
         return Response(document.model_dump_json(), media_type="application/json")
     once = Once(
         database=gateway.database,
         key=request_key(key, tenant_id=caller.tenant_id, path=PATH),
         request_sha256=body.sha256(),
-        lock_seconds=_LOCK_SECONDS,
-        limiter=limiter,
     )
-    return await once.answer(partial(queue_job, gateway, caller.tenant_id, body.value))
+    queue = partial(queue_job, gateway, caller.tenant_id, body.value)
+    return await once.answer(lambda keep: in_turn(partial(queue, keep)))
 
 
-def _limiter_of(gateway: Gateway, spec: JobSpec) -> CapacityLimiter:
-    """Return the limiter of a post; posts that wait for the hub must not block the others."""
+def _posts_of(gateway: Gateway, spec: JobSpec) -> FairPool:
+    """Return the threads of a post; posts that wait for the hub must not block the others."""
     asks_hub = is_hub_id(spec.model) or isinstance(spec.dataset, HubDataset)
     return gateway.asking_hub if gateway.settings.allow_hub and asks_hub else gateway.posting
 
@@ -99,8 +101,14 @@ def queue_job(gateway: Gateway, tenant_id: str, spec: JobSpec, keep: Keep) -> An
     settings = gateway.settings
     with gateway.database.write() as session:
         admission = admit(session, tenant_id=tenant_id, spec=spec, settings=settings)
-        limit = settings.tenant_max_queued
-        job = jobs.submit(session, tenant_id, admission.new_job, max_queued=limit)
+        job = jobs.submit(
+            session,
+            tenant_id,
+            admission.new_job,
+            max_queued=settings.tenant_max_queued,
+            max_bytes=settings.tenant_max_bytes,
+            artifact_bytes=estimate_artifact_bytes(admission),
+        )
         answer = Answer(
             status=HTTPStatus.ACCEPTED,
             headers={"Location": f"{PATH}/{job.id}"},
@@ -123,12 +131,15 @@ def get_jobs(
     gateway: GatewayDep,
     caller: CallerDep,
     status: Annotated[JobStatus | None, Query(description="of the jobs to list")] = None,
+    name: Name = None,
     after: After = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> JobList:
     """List the jobs, newest first."""
     with gateway.database.read() as session:
-        page = jobs.list_jobs(session, caller.tenant_id, status=status, after=after, limit=limit)
+        page = jobs.list_jobs(
+            session, caller.tenant_id, status=status, name=name, after=after, limit=limit
+        )
         return JobList.of(_show(session, page.rows), has_more=page.has_more)
 
 
@@ -141,17 +152,30 @@ def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocumen
 
 
 @router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT, responses=_ACTED_UPON)
-def delete_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
+async def delete_job(
+    gateway: GatewayDep, caller: CallerDep, actor: ActorDep, job_id: JobId
+) -> Response:
     """Delete a finished job with its events and artifacts."""
-    with gateway.database.write() as session:
-        jobs.delete(session, caller.tenant_id, job_id)
+    await run_in_threadpool(_delete, gateway, actor, caller.tenant_id, job_id)
+    await gateway.space.free(caller.tenant_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
+def _delete(gateway: Gateway, actor: Actor, tenant_id: str, job_id: str) -> None:
+    with gateway.database.write() as session:
+        jobs.delete(session, tenant_id, job_id)
+        record(session, actor, "job.deleted", tenant_id=tenant_id, subject_id=job_id)
+
+
 @router.post("/jobs/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)
-def cancel_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> JobDocument:
+def cancel_job(
+    gateway: GatewayDep, caller: CallerDep, actor: ActorDep, job_id: JobId
+) -> JobDocument:
     """Cancel a job: at once if no worker runs it, else at its worker's next step."""
-    return _act(gateway, caller, job_id, jobs.cancel)
+    with gateway.database.write() as session:
+        job = jobs.cancel(session, caller.tenant_id, job_id)
+        record(session, actor, "job.cancelled", tenant_id=caller.tenant_id, subject_id=job_id)
+        return JobDocument.of(job)
 
 
 @router.post("/jobs/{job_id}/pause", status_code=HTTPStatus.ACCEPTED, responses=_ACTED_UPON)

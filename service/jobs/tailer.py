@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.context import from_state
-from store.tables import ApiKey, Job, JobEvent
+from store.administration.keys import find_admitted
+from store.tables import Job, JobEvent
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 _Answer = TypeVar("_Answer")
 
-_RECHECK_SECONDS = 2.0  # until a stream whose key was revoked ends
+_RECHECK_SECONDS = 2.0  # until a stream whose key admits no requests any more ends
 _LONGEST_WAIT_SECONDS = 5.0  # between two attempts while the database is unreachable
 _RECENT = 256  # events kept per feed, far more than a job writes between two polls
 _PAGE = 200  # events per query of a stream that is behind
@@ -59,6 +60,18 @@ class _Look:
 
     state: _State | None
     events: Sequence[JobEvent]
+
+
+@dataclass(eq=False)
+class _KeyedStream:
+    """An open stream of a key; refused when the key was found to admit no requests any more.
+
+    The mark is the stream's and not the key's: the tenant of the key may be resumed, and the next
+    stream of the key is admitted then.
+    """
+
+    key_id: str
+    is_refused: bool = False
 
 
 class _Feed:
@@ -129,8 +142,7 @@ class Tailer:
         self._database = database
         self._interval = interval
         self._feeds: dict[str, _Feed] = {}
-        self._keys: Counter[str] = Counter()
-        self._revoked: frozenset[str] = frozenset()
+        self._keyed: set[_KeyedStream] = set()
         self._polling: asyncio.Task[None] | None = None
         self._is_away = False
         self._pollers = CapacityLimiter(1)
@@ -142,7 +154,7 @@ class Tailer:
         """Yield a job's events after a number, and its progress when that changes.
 
         The events arrive in order, each once, and end with the job's last event. The stream also
-        ends when the job is deleted, the key is revoked or the tailer is closed.
+        ends when the job is deleted, the key ends, its tenant is suspended or the tailer is closed.
 
         Args:
             job_id: of the job; the caller has been checked to own it.
@@ -150,8 +162,9 @@ class Tailer:
             key_id: the key that opened the stream; None if none was required.
         """
         shown: ProgressSeen | None = None
-        with self._joined(job_id, key_id) as feed:
-            while not feed.is_closed and key_id not in self._revoked:
+        stream = None if key_id is None else _KeyedStream(key_id)
+        with self._joined(job_id, stream) as feed:
+            while not feed.is_closed and not (stream and stream.is_refused):
                 changed = feed.changed
                 seen = feed.look(after)
                 if seen is None:
@@ -191,11 +204,11 @@ class Tailer:
             await asyncio.wait([self._polling])
 
     @contextmanager
-    def _joined(self, job_id: str, key_id: str | None) -> Iterator[_Feed]:
+    def _joined(self, job_id: str, stream: _KeyedStream | None) -> Iterator[_Feed]:
         feed = self._feeds.setdefault(job_id, _Feed())
         feed.streams += 1
-        keys = [] if key_id is None else [key_id]
-        self._keys.update(keys)
+        keyed = set() if stream is None else {stream}
+        self._keyed |= keyed
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll_while_followed())
             self._polling.add_done_callback(self._end)
@@ -205,7 +218,7 @@ class Tailer:
             feed.streams -= 1
             if not feed.streams and self._feeds.get(job_id) is feed:
                 del self._feeds[job_id]
-            self._keys -= Counter(keys)  # this drops keys without streams
+            self._keyed -= keyed
 
     async def _poll_while_followed(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -217,7 +230,7 @@ class Tailer:
                 # All streams may have left during the poll; later ones have queried the database.
                 if job_id in self._feeds:
                     self._feeds[job_id].take(look)
-            if self._keys and clock() - checked_at >= _RECHECK_SECONDS:
+            if self._keyed and clock() - checked_at >= _RECHECK_SECONDS:
                 await self._recheck()
                 checked_at = clock()
             await asyncio.sleep(self._interval)
@@ -238,10 +251,17 @@ class Tailer:
             feed.wake()
 
     async def _recheck(self) -> None:
-        keys = list(self._keys)
-        valid = await self._ask(partial(_valid_keys, ids=keys), self._pollers)
-        self._revoked = frozenset(keys) - valid
-        if self._revoked:
+        """End the streams whose keys admit no requests any more.
+
+        Streams that open during the query are left to the next one: their keys were valid later.
+        """
+        asked = list(self._keyed)
+        keys = {stream.key_id for stream in asked}
+        admitted = await self._ask(partial(find_admitted, key_ids=keys), self._pollers)
+        refused = [stream for stream in asked if stream.key_id not in admitted]
+        for stream in refused:
+            stream.is_refused = True
+        if refused:
             for feed in self._feeds.values():
                 feed.wake()
 
@@ -320,11 +340,6 @@ def _read(session: Session, *, job_id: str, after: int) -> _Look:
 def _state(row: sa.Row[*tuple[Any, ...]]) -> _State:
     _, last_event, *progress = row
     return _State(last_event, ProgressSeen(*progress))
-
-
-def _valid_keys(session: Session, *, ids: Sequence[str]) -> frozenset[str]:
-    query = sa.select(ApiKey.id).where(ApiKey.id.in_(ids), ApiKey.revoked_at.is_(None))
-    return frozenset(session.scalars(query))
 
 
 TailerDep = Annotated[Tailer, from_state("tailer")]

@@ -20,7 +20,7 @@ from service.http.problems import invalid_request, unprocessable
 from store.jobs.spec import TaskFields
 
 if TYPE_CHECKING:
-    from hifi.data.profile import DatasetProfile
+    from hifi.data.profile import ColumnProfile, DatasetProfile
 
 
 def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
@@ -53,6 +53,11 @@ def complete_unseen_task(fields: TaskFields) -> TaskFields:
 def count_labels(task: TaskFields, profile: DatasetProfile | None) -> int | None:
     """Count the logits of a task's head, as :func:`hifi.data.inference.count_labels` does."""
     return inference.count_labels(_spec(task), profile)
+
+
+def find_class_column(task: TaskFields, profile: DatasetProfile) -> ColumnProfile | None:
+    """Find a task's classes, as :func:`hifi.data.inference.find_class_column` does."""
+    return inference.find_class_column(_spec(task), profile)
 
 
 def _spec(fields: TaskFields) -> TaskSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from service.http.documents import Listed, Page
+from service.http.documents import Answer, Listed, Page
 
 
 class BackboneDocument(Listed):
@@ -21,5 +21,24 @@ class BackboneDocument(Listed):
     fingerprint: str
 
 
+class UnavailableModel(Answer):
+    """A folder of a model that workers have found and no job can use.
+
+    Attributes:
+        status: ``reading``: a worker waits until it is whole, or reads it.
+        reason: why it cannot be used, in one line.
+    """
+
+    id: str
+    status: Literal["reading", "unusable"]
+    reason: str
+
+
 class BackboneList(Page[BackboneDocument]):
-    """A page of backbones."""
+    """A page of backbones.
+
+    Attributes:
+        unavailable: models that jobs cannot use now, the same on every page.
+    """
+
+    unavailable: list[UnavailableModel]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from store.states import JobStatus
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from service.inference.processes import ProcessState
     from store.jobs.telemetry import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,10 +56,11 @@ class Metrics:
         known = method if method in HTTPMethod.__members__ else "other"
         self._latencies.labels(known, route, str(status)).observe(seconds)
 
-    def render(self, telemetry: Telemetry | None) -> bytes:
+    def render(self, telemetry: Telemetry | None, *, inference: Sequence[ProcessState]) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4.
 
         Args:
+            inference: the inference processes, as this gateway sees them.
             telemetry: measured from the tables; None if they cannot be read: then their metrics are
                 missing, not outdated, and ``hifi_database_up`` is 0.
         """
@@ -66,7 +68,31 @@ class Metrics:
         registry.register(self._latencies)
         registry.register(self._process)
         registry.register(_Tables(telemetry))
+        registry.register(_Inference(inference))
         return generate_latest(registry)
+
+
+class _Inference:
+    """A collector for the inference processes."""
+
+    def __init__(self, states: Sequence[ProcessState]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of each process."""
+        up = GaugeMetricFamily(
+            "hifi_inference_up", "1 if this gateway uses the process.", labels=["url"]
+        )
+        failures = CounterMetricFamily(
+            "hifi_inference_connection_failures",
+            "Connections to the process that failed or broke, including probes.",
+            labels=["url"],
+        )
+        for state in self._states:
+            up.add_metric([state.url], float(state.is_up))
+            failures.add_metric([state.url], state.failures)
+        yield up
+        yield failures
 
 
 class _Tables:

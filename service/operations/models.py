@@ -7,10 +7,11 @@ from http import HTTPStatus
 from fastapi import APIRouter
 
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
-from service.http.parameters import DEFAULT_LIMIT, After, Limit
+from service.http.parameters import After, Limit  # noqa: TC001 - as above
 from service.http.responses import problems
-from service.operations.documents import BackboneDocument, BackboneList
-from store.jobs.workers import list_backbones
+from service.operations.documents import BackboneDocument, BackboneList, UnavailableModel
+from service.paging import DEFAULT_LIMIT
+from store.jobs.workers import find_unavailable, list_backbones
 
 router = APIRouter(tags=["models"])
 
@@ -19,8 +20,12 @@ router = APIRouter(tags=["models"])
 def get_models(
     gateway: GatewayDep, after: After = None, limit: Limit = DEFAULT_LIMIT
 ) -> BackboneList:
-    """List the backbones that a job can use."""
+    """List the backbones that a job can use, and the models that it cannot use, with the reason."""
     with gateway.database.read() as session:
         page = list_backbones(session, after=after, limit=limit)
+        others = find_unavailable(session)
     data = [BackboneDocument.of_row(backbone) for backbone in page.rows]
-    return BackboneList.of(data, has_more=page.has_more)
+    unavailable = [
+        UnavailableModel.model_validate({"id": name, **entry}) for name, entry in others.items()
+    ]
+    return BackboneList.of(data, has_more=page.has_more, unavailable=unavailable)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 from anyio import CapacityLimiter, to_thread
 
 from service.context import from_state
+from service.http.tables import TablesWatch
 from store.database.schema import check
 from store.jobs.workers import live_workers
 
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from store.storage import ArtifactStorage
 
 _DEADLINE_SECONDS = 2.0
-_NEEDED = frozenset({"tables", "artifacts"})
+_NEEDED = frozenset({"tables", "artifacts", "home"})
 _FRESH_SECONDS = 1.0  # the route is public and must not cause load
+_WRITTEN_SECONDS = 5.0  # the same of checks that write a small file
+_PROBE_BYTES = 64 << 10
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +52,7 @@ class Readiness:
 
     Args:
         database, storage, publisher, inference: of this gateway.
+        home: the folder of uploads on their way in, and of everything else on this machine.
     """
 
     def __init__(
@@ -56,10 +62,12 @@ class Readiness:
         storage: ArtifactStorage,
         publisher: TokenPublisher,
         inference: InferenceClient,
+        home: Path,
     ) -> None:
         self._probes = {
             "tables": _Probe(_in_thread(partial(check, database))),
-            "artifacts": _Probe(_in_thread(storage.check)),
+            "artifacts": _Probe(_in_thread(storage.check_writable), fresh=_WRITTEN_SECONDS),
+            "home": _Probe(_in_thread(partial(_check_folder, home)), fresh=_WRITTEN_SECONDS),
             "broker": _Probe(_in_thread(lambda: publisher.is_reachable)),
             "worker": _Probe(_in_thread(partial(_has_worker, database))),
             "inference": _Probe(inference.is_reachable),
@@ -95,14 +103,32 @@ class Readiness:
 
 
 class _Probe:
-    """One check that may hang; it fails by False or an error. It never runs twice at a time."""
+    """One check that may hang; it fails by False or an error. It never runs twice at a time.
 
-    def __init__(self, question: Callable[[], Awaitable[bool | None]]) -> None:
+    Args:
+        question: the check.
+        fresh: the seconds for which an answer is returned again.
+    """
+
+    def __init__(
+        self, question: Callable[[], Awaitable[bool | None]], *, fresh: float = 0.0
+    ) -> None:
         self._question = question
+        self._fresh = fresh
         self._asked: asyncio.Future[bool | None] | None = None
+        self._last = False
+        self._fresh_until = 0.0
 
     async def ask(self, name: str) -> bool:
         """Start the check or wait for the running one; a timeout or an error counts as False."""
+        clock = asyncio.get_running_loop().time
+        if self._asked is None and clock() < self._fresh_until:
+            return self._last
+        self._last = await self._ask(name)
+        self._fresh_until = clock() + self._fresh
+        return self._last
+
+    async def _ask(self, name: str) -> bool:
         if self._asked is None:
             self._asked = asyncio.ensure_future(self._question())
         done, _ = await asyncio.wait([self._asked], timeout=_DEADLINE_SECONDS)
@@ -131,9 +157,21 @@ def _in_thread(question: Callable[[], bool | None]) -> Callable[[], Awaitable[bo
     return ask
 
 
+def _check_folder(folder: Path) -> None:
+    """Check that a small file can be written to a folder; it is removed again.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".hifi-probe-", buffering=0) as file:
+        file.write(bytes(_PROBE_BYTES))
+
+
 def _has_worker(database: Database) -> bool:
     with database.read() as session:
         return bool(live_workers(session))
 
 
 ReadinessDep = Annotated[Readiness, from_state("readiness")]
+TablesDep = Annotated[TablesWatch, from_state("tables")]

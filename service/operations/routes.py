@@ -13,10 +13,15 @@ from starlette.responses import Response
 from service.context import GatewayDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.http.auth import administrator, public
 from service.http.responses import problems
+from service.http.tables import without_tables
+from service.inference.client import InferenceDep  # noqa: TC001 - FastAPI reads it when it runs
 from service.operations.metrics import CONTENT_TYPE, MetricsDep
-from service.operations.readiness import ReadinessDep  # noqa: TC001 - FastAPI reads it when it runs
+from service.operations.readiness import (  # noqa: TC001 - FastAPI reads them when it runs
+    ReadinessDep,
+    TablesDep,
+)
 from store.database.connection import OUTAGES
-from store.errors import ProblemError
+from store.errors import ProblemError, SchemaError
 from store.jobs.telemetry import measure
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +49,7 @@ class Ready(BaseModel):
 
 @router.get("/healthz")
 @public
+@without_tables
 async def get_health() -> Health:
     """Return that the process is alive, whatever the state of its dependencies."""
     return Health()
@@ -51,14 +57,24 @@ async def get_health() -> Health:
 
 @router.get("/readyz", responses=problems(HTTPStatus.SERVICE_UNAVAILABLE))
 @public
-async def get_readiness(readiness: ReadinessDep) -> Ready:
-    """Report whether tables and artifact store answer, and which other dependencies are missing."""
+@without_tables
+async def get_readiness(readiness: ReadinessDep, tables: TablesDep) -> Ready:
+    """Report whether tables, artifact store and disk can be written, and what else is missing.
+
+    Tables of another version have the code `tables_version`.
+    """
     report = await readiness.report()
     if report.failing:
+        code = "unavailable"
+        detail = f"no answer in time, or an error, from: {', '.join(report.failing)}"
+        try:
+            await tables.admit()
+        except SchemaError as error:
+            code, detail = error.code, str(error)
         raise ProblemError(
-            "unavailable",
+            code,
             status=HTTPStatus.SERVICE_UNAVAILABLE,
-            detail=f"no answer in time, or an error, from: {', '.join(report.failing)}",
+            detail=detail,
             extra={"failing": report.failing, "degraded": report.degraded},
         )
     return Ready.model_validate({"degraded": report.degraded})
@@ -73,12 +89,13 @@ async def get_readiness(readiness: ReadinessDep) -> Ready:
         **problems(HTTPStatus.FORBIDDEN),
     },
 )
-def get_metrics(gateway: GatewayDep, metrics: MetricsDep) -> Response:
-    """Return the metrics of the queue and of this process."""
+def get_metrics(gateway: GatewayDep, metrics: MetricsDep, inference: InferenceDep) -> Response:
+    """Return the metrics of the queue, of this process, and of its inference processes."""
     telemetry = None
     try:
         with gateway.database.read() as session:
             telemetry = measure(session)
     except OUTAGES as error:
         _log.warning("metrics_without_tables", error=str(error))
-    return Response(metrics.render(telemetry), headers={"Content-Type": CONTENT_TYPE})
+    content = metrics.render(telemetry, inference=inference.states())
+    return Response(content, headers={"Content-Type": CONTENT_TYPE})

@@ -1,4 +1,4 @@
-// Two SVG charts: curves over steps, and a heat map of all heads by importance.
+// Charts: curves over steps, bars beside a yardstick, and a heat map of all heads by importance.
 
 import { el, number, svg } from "./dom.js";
 
@@ -70,20 +70,44 @@ export function curve(title, lines) {
 // Ten shades from lowest to highest, defined in style.css.
 const shade = (value, low, high) => Math.round((9 * (value - low)) / (high - low || 1));
 
-// Draw layers × heads of a heads document; shaded by importance within the layer, selected ringed.
+// Draw one bar for each {name, value} of a metric whose highest value is 1; below 0 it is empty.
+export function bars(title, entries) {
+  return el(
+    "figure",
+    { class: "bars" },
+    el("figcaption", {}, title),
+    entries.map(({ name, value }) =>
+      el(
+        "div",
+        { class: `bar-row bar-${name}` },
+        el("span", {}, name),
+        el("meter", { min: 0, max: 1, value: Math.max(0, Math.min(1, value)), "aria-label": `${name} ${title}` }),
+        el("b", {}, number(value)),
+      ),
+    ),
+  );
+}
+
+// Draw layers × heads of a heads document; shaded by the score within the heads that compete (those
+// of a layer, or with a budget of the model), selected ringed. The paper's numbers are in the words.
 export function heatMap(heads) {
+  const score = heads.score === "pagerank" && heads.budget === null ? "importance" : heads.score;
+  const whole = heads.layers.flatMap((layer) => layer.values);
   const size = Math.max(10, Math.min(38, Math.floor(456 / heads.num_heads)));
   const left = 34;
   const top = 20;
   const read = el("p", { class: "muted reading", role: "status" }, "Point at a head to read its scores.");
-  const cells = heads.layers.flatMap((layer, row) => {
-    const known = layer.importance.filter((value) => value !== null);
+  const layers = heads.layers.toReversed(); // layer 0 at the bottom, as the command line has it
+  const cells = layers.flatMap((layer, row) => {
+    const rivals = heads.budget === null ? layer.values : whole;
+    const known = rivals.filter((value) => value !== null);
     const low = Math.min(...known);
     const high = Math.max(...known);
-    return layer.importance.map((importance, head) => {
+    return layer.values.map((value, head) => {
       const isSelected = layer.selected.includes(head);
       const text =
-        `layer ${layer.layer}, head ${head}: importance ${number(importance)}, ` +
+        `layer ${layer.layer}, head ${head}: ${score} ${number(value)}, ` +
+        (score === "importance" ? "" : `importance ${number(layer.importance[head])}, `) +
         `information richness ${number(layer.information_richness[head])}` +
         (isSelected ? ", selected" : "");
       const tell = () => (read.textContent = text);
@@ -91,7 +115,7 @@ export function heatMap(heads) {
         "rect",
         {
           x: left + head * size + 1, y: top + row * size + 1, width: size - 2, height: size - 2,
-          rx: 3, tabindex: "0", class: `head shade-${shade(importance, low, high)}${isSelected ? " selected" : ""}`,
+          rx: 3, tabindex: "0", class: `head shade-${shade(value, low, high)}${isSelected ? " selected" : ""}`,
           "aria-label": text, pointerenter: tell, focus: tell,
         },
         svg("title", {}, text),
@@ -100,7 +124,7 @@ export function heatMap(heads) {
   });
   const every = Math.ceil(heads.num_heads / 16);
   const names = [
-    ...heads.layers.map((layer, row) =>
+    ...layers.map((layer, row) =>
       svg("text", { x: left - 6, y: top + row * size + size / 2 + 4, "text-anchor": "end" }, layer.layer),
     ),
     ...Array.from({ length: heads.num_heads }, (_, head) =>
@@ -123,7 +147,7 @@ export function heatMap(heads) {
     el(
       "figcaption",
       { class: "scale" },
-      "importance within its layer: low ",
+      `${score} within ${heads.budget === null ? "its layer" : "the model"}: low `,
       Array.from({ length: 10 }, (_, step) => el("i", { class: `swatch shade-${step}` })),
       " high · ",
       el("i", { class: "swatch shade-0 selected" }),

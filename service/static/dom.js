@@ -46,8 +46,11 @@ export function seconds(value) {
 export function moment(text) {
   if (!text) return "–";
   const when = new Date(text);
-  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  const isToday = when.toDateString() === new Date().toDateString();
-  const shown = isToday ? time : `${when.toLocaleDateString()} ${time}`;
-  return el("time", { datetime: text, title: text }, shown);
+  const day = { year: "numeric", month: "2-digit", day: "2-digit" };
+  const time = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+  return el("time", { datetime: text, title: text }, when.toLocaleString([], { ...day, ...time }));
+}
+
+export function title(...parts) {
+  document.title = [...parts, "HiFi"].join(" · ");
 }

@@ -1,11 +1,13 @@
 // The page of one job: live progress, curves, heads, events and downloads.
 
-import { download, follow, get, post, remove } from "./api.js";
-import { curve, heatMap } from "./charts.js";
-import { bytes, el, moment, number, seconds, show } from "./dom.js";
-import { chip, duration, isFinished, progressBar } from "./jobs.js";
+import { Problem, download, follow, get, post, remove } from "./api.js";
+import { bars, curve, heatMap } from "./charts.js";
+import { bytes, el, moment, number, seconds, show, title } from "./dom.js";
+import { chip, duration, isFinished, progressBar, waited } from "./jobs.js";
 
 const SHOWN_EVENTS = 200;
+const LOSS = "loss"; // has an axis of its own: it is no share
+const RELOADED = new Set(["status", "selection", "warning"]); // events that change the job
 const ACTIONS = {
   cancel: ["queued", "validating", "selecting", "training", "pausing", "paused"],
   pause: ["training"],
@@ -24,10 +26,19 @@ function card(title, ...content) {
   return el("section", { class: "card" }, el("h2", {}, title), content);
 }
 
-export async function jobPage(page, id) {
-  const path = `/jobs/${id}`;
+// An address has a job's id, or its name if no other job has it.
+async function find(reference, signal) {
+  if (/^job_[a-z0-9]+$/.test(reference)) return reference;
+  const { data } = await get(`/jobs?${new URLSearchParams({ name: reference, limit: 2 })}`, { signal });
+  if (data.length === 1) return data[0].id;
+  throw new Problem(404, { detail: `${data.length ? "Several jobs are" : "No job is"} named ${reference}.` });
+}
+
+export async function jobPage(page, reference) {
+  const path = `/jobs/${await find(reference, page.signal)}`;
   const job = await get(path, { signal: page.signal });
   const live = new JobView(page, path, job);
+  live.nameDataset().catch(page.fail);
   await follow(path, {
     signal: page.signal,
     onEvent: (event) => live.take(event),
@@ -40,8 +51,12 @@ class JobView {
   constructor(page, path, job) {
     this.page = page;
     this.path = path;
+    const { dataset } = job.spec;
+    this.dataset = typeof dataset === "string" ? dataset : JSON.stringify(dataset);
     this.losses = [];
     this.metrics = new Map();
+    this.yardsticks = null;
+    this.compared = el("div");
     this.head = el("div");
     this.spec = el("div");
     this.curves = el("div", { class: "charts" }, el("p", { class: "muted" }, "No step yet."));
@@ -55,12 +70,25 @@ class JobView {
       el(
         "div",
         { class: "grid" },
-        el("div", {}, card("Training", this.curves), card("Job", this.spec)),
+        el("div", {}, card("Training", this.curves, this.compared), card("Job", this.spec)),
         el("div", {}, card("Heads", this.heads), card("Downloads", this.files)),
       ),
       card("Events", this.log),
     );
     this.draw(job);
+  }
+
+  // A data set that was deleted meanwhile keeps its id only.
+  async nameDataset() {
+    const { dataset } = this.job.spec;
+    if (typeof dataset !== "string") return;
+    const known = await get(`/datasets/${dataset}`, { signal: this.page.signal }).catch((error) => {
+      if (error instanceof Problem && error.status === 404) return null;
+      throw error;
+    });
+    if (!known?.name) return;
+    this.dataset = `${known.name} (${dataset})`;
+    this.drawSpec();
   }
 
   async reload() {
@@ -73,6 +101,8 @@ class JobView {
     this.job = job;
     this.drawHead();
     this.drawSpec();
+    this.yardsticks = job.result?.yardsticks ?? this.yardsticks;
+    this.drawComparison();
     if (job.selection) this.showHeads();
     if (job.artifact) this.drawFiles();
   }
@@ -85,6 +115,7 @@ class JobView {
     if (isFinished(job)) {
       buttons.push(el("button", { type: "button", click: () => this.delete() }, "delete"));
     }
+    title(job.name || job.id, job.status);
     this.bar = el("div", {}, isFinished(job) ? null : this.drawnProgress(job.progress));
     show(
       this.head,
@@ -92,6 +123,9 @@ class JobView {
       el("p", { class: "muted" }, job.id),
       this.bar,
       job.error ? el("p", { class: "error" }, `${job.error.code}: ${job.error.message}`) : null,
+      job.warnings.length
+        ? el("ul", { class: "warnings" }, job.warnings.map(({ message }) => el("li", {}, message)))
+        : null,
     );
   }
 
@@ -106,21 +140,38 @@ class JobView {
     const { job } = this;
     const { spec, result, selection } = job;
     const task = spec.task ?? {};
+    const settings = Object.entries(spec.training ?? {});
     const results = Object.entries(result?.metrics ?? {}).map(([k, v]) => [k, number(v)]);
     show(
       this.spec,
       facts([
         ["backbone", spec.model],
-        ["data set", typeof spec.dataset === "string" ? spec.dataset : JSON.stringify(spec.dataset)],
+        ["data set", this.dataset],
         ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? []].flat().join(" + ")} → ${task.label ?? ""}`],
-        ["heads", `k = ${spec.k}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
+        ["score", spec.score ?? "pagerank"],
+        ["heads", `${spec.budget == null ? `k = ${spec.k}` : `budget ${spec.budget}`}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
         ["trained weights", selection ? `${number(selection.trainable_parameters)} (${(100 * selection.fraction).toFixed(2)} %)` : "–"],
         ["posted", moment(job.created_at)],
-        ["time", duration(job)],
+        ["waited", waited(job)],
+        ["ran", duration(job)],
+        ["trained", seconds(result?.train_seconds)],
         ["samples/s", number(result?.samples_per_second ?? null, 3)],
         ...results,
       ]),
+      el("h3", {}, "Settings"),
+      facts(settings.map(([name, value]) => [name.replaceAll("_", " "), value ?? "none"])),
     );
+  }
+
+  // The task's metric: of the simple models, and of the best step so far.
+  drawComparison() {
+    const metric = this.job.spec.task?.metric;
+    const entry = (name, value) => (Number.isFinite(value) ? [{ name, value }] : []);
+    const known = Object.entries(this.yardsticks ?? {}).flatMap(([name, all]) => entry(name, all?.[metric]));
+    if (!known.length) return;
+    const seen = (this.metrics.get(metric) ?? []).map(([, value]) => value);
+    const tuned = this.job.result?.metrics[metric] ?? (seen.length ? Math.max(...seen) : null);
+    show(this.compared, bars(metric, [...known, ...entry("tuned", tuned)]));
   }
 
   async showHeads() {
@@ -169,8 +220,12 @@ class JobView {
     );
     while (this.log.childElementCount > SHOWN_EVENTS) this.log.lastChild.remove();
     if (event.type === "step" || event.type === "metrics") this.note(event);
+    if (event.type === "yardsticks") {
+      this.yardsticks = event.data;
+      this.drawComparison();
+    }
     // Many past events arrive at once: reload the job after the last of them.
-    if (event.type === "status" || event.type === "selection") {
+    if (RELOADED.has(event.type)) {
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.reload().catch(this.page.fail), 100);
     }
@@ -189,12 +244,16 @@ class JobView {
     if (this.drawing) return;
     this.drawing = requestAnimationFrame(() => {
       this.drawing = null;
-      const lines = [...this.metrics].map(([name, points]) => ({ name, points }));
+      const line = (name, points) => (points?.length ? [{ name, points }] : []);
+      const losses = [...line("training", this.losses), ...line("validation", this.metrics.get(LOSS))];
+      const others = [...this.metrics].filter(([name]) => name !== LOSS);
+      const shares = others.flatMap(([name, points]) => line(name, points));
       show(
         this.curves,
-        this.losses.length ? curve("loss", [{ name: "loss", points: this.losses }]) : null,
-        lines.length ? curve("validation", lines) : null,
+        losses.length ? curve(LOSS, losses) : null,
+        shares.length ? curve("validation", shares) : null,
       );
+      this.drawComparison();
     });
   }
 

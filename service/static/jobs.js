@@ -1,7 +1,7 @@
 // The list of jobs, newest first, refreshed regularly.
 
 import { get } from "./api.js";
-import { el, moment, seconds, show } from "./dom.js";
+import { el, moment, seconds, show, title } from "./dom.js";
 
 const REFRESH = 2000;
 const PAGE = 25;
@@ -9,7 +9,7 @@ const STATES = [
   "queued", "validating", "selecting", "training", "pausing", "paused", "cancelling",
   "succeeded", "failed", "cancelled",
 ];
-const COUNTING = new Set(["selecting", "training"]); // phases whose step counts up
+const COUNTING = new Set(["probing", "selecting", "training"]); // phases whose step counts up
 const FINISHED = new Set(["succeeded", "failed", "cancelled"]);
 
 export const isFinished = (job) => FINISHED.has(job.status);
@@ -23,6 +23,11 @@ export function progressBar(progress) {
   const count = counts ? `${progress.step ?? 0} / ${progress.total_steps}` : "";
   const phase = progress.phase ? `${progress.phase} ${count}` : "";
   return el("div", { class: "progress" }, bar, el("span", { class: "muted" }, phase));
+}
+
+export function waited(job) {
+  const end = job.started_at ?? job.finished_at;
+  return seconds(((end ? Date.parse(end) : Date.now()) - Date.parse(job.created_at)) / 1000);
 }
 
 export function duration(job) {
@@ -64,7 +69,7 @@ export async function jobsPage({ view, signal, fail, notice }, query) {
   for (const name of ["status", "after"]) if (query.get(name)) asked.set(name, query.get(name));
   const rows = el("tbody");
   const foot = el("p", { class: "foot" });
-  const heads = ["Job", "State", "Progress", "Backbone", "Task", "Result", "Time", "Posted"];
+  const heads = ["Job", "State", "Progress", "Backbone", "Task", "Result", "Ran", "Posted"];
   const table = el(
     "table",
     {},
@@ -78,14 +83,14 @@ export async function jobsPage({ view, signal, fail, notice }, query) {
     show(
       foot,
       page.data.length ? null : el("span", { class: "muted" }, "No jobs here yet."),
-      query.get("after") ? el("a", { href: "#/" }, "Newest") : null,
+      query.get("after") ? el("a", { href: `#/?${new URLSearchParams({ status })}` }, "Newest") : null,
       page.has_more ? el("a", { href: `#/?${next}` }, "Older") : null,
     );
     notice.hidden = true;
   };
   await draw();
-  const title = el("div", { class: "title" }, el("h1", {}, "Jobs"), filter(status));
-  show(view, title, el("div", { class: "card wide" }, table), foot);
+  title("Jobs");
+  show(view, el("div", { class: "title" }, el("h1", {}, "Jobs"), filter(status)), el("div", { class: "card wide" }, table), foot);
   const timer = setInterval(() => document.hidden || draw().catch(fail), REFRESH);
   signal.addEventListener("abort", () => clearInterval(timer));
 }

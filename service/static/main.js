@@ -1,7 +1,7 @@
 // The page: routing, sign-in and errors.
 
 import { Problem, key } from "./api.js";
-import { el, show } from "./dom.js";
+import { el, show, title } from "./dom.js";
 import { jobPage } from "./job.js";
 import { jobsPage } from "./jobs.js";
 
@@ -26,6 +26,7 @@ function fail(error) {
 function signIn(reason) {
   leave.abort();
   signOut.hidden = true;
+  title("Sign in");
   const secret = el("input", {
     id: "key", type: "password", autocomplete: "current-password", placeholder: "hifi_…",
     required: "", spellcheck: "false",
@@ -64,12 +65,13 @@ function route() {
   leave.abort();
   leave = new AbortController();
   notice.hidden = true;
+  title();
   show(view);
   signOut.hidden = !key.get();
   const page = { view, signal: leave.signal, fail, notice };
   const address = location.hash.slice(1) || "/";
-  const job = address.match(/^\/jobs\/([a-z0-9_]+)$/);
-  if (job) jobPage(page, job[1]).catch(fail);
+  const job = address.match(/^\/jobs\/([^/]+)$/);
+  if (job) jobPage(page, decodeURIComponent(job[1])).catch(fail);
   else jobsPage(page, new URLSearchParams(address.split("?")[1])).catch(fail);
 }
 

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from service.http.documents import Answer, Body, Count, Listed, Name, Page
-from store.states import JobStatus  # noqa: TC001 - pydantic reads it when it runs
+from store.administration.audit import Action  # noqa: TC001 - pydantic reads it when it runs
+from store.errors import TenantInvalidError
+from store.states import JobStatus  # noqa: TC001 - as above
+from store.tenants import normal_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from store.tables import ApiKey
+    from store.tables import ApiKey, AuditEvent
+
+MOST_GRACE_SECONDS = 30 * 24 * 3600
+
+
+def _normal_name(name: str) -> str:
+    try:
+        return normal_name(name)
+    except TenantInvalidError as error:
+        raise ValueError(str(error)) from error
 
 
 class NewQuotas(Body):
@@ -29,7 +43,7 @@ class NewQuotas(Body):
 class NewTenant(NewQuotas):
     """A tenant to create; missing quotas are the server's settings."""
 
-    name: Name
+    name: Annotated[str, StringConstraints(max_length=4 * 128), AfterValidator(_normal_name)]
     is_admin: bool = False
 
 
@@ -49,6 +63,7 @@ class TenantDocument(Listed):
     is_admin: bool
     quotas: QuotasDocument
     created_at: datetime
+    suspended_at: datetime | None
 
 
 class UsageDocument(Answer):
@@ -62,9 +77,17 @@ class UsageDocument(Answer):
 
 
 class NewKey(Body):
-    """A key to create."""
+    """A key to create; it never expires unless ``expires_at`` is set."""
 
     name: Name | None = None
+    expires_at: AwareDatetime | None = None
+
+
+class KeyReplacement(Body):
+    """How a key is replaced: how long the old one still works, and when the new one expires."""
+
+    grace_seconds: Annotated[int, Field(ge=0, le=MOST_GRACE_SECONDS)] = 0
+    expires_at: AwareDatetime | None = None
 
 
 class KeyDocument(Listed):
@@ -74,6 +97,7 @@ class KeyDocument(Listed):
     tenant: str
     name: str | None
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
 
     @classmethod
@@ -94,3 +118,35 @@ class TenantList(Page[TenantDocument]):
 
 class KeyList(Page[KeyDocument]):
     """A page of a tenant's keys, newest first."""
+
+
+class AuditActor(Answer):
+    """Who acted: a tenant with its key; neither for the command line on the server."""
+
+    tenant: str | None
+    key: str | None
+    request_id: str | None
+
+
+class AuditDocument(Listed):
+    """Who did what to a tenant, a key, a data set or a job."""
+
+    object: Literal["audit_event"] = "audit_event"
+    created_at: datetime
+    action: Action
+    actor: AuditActor
+    tenant: str
+    subject: str
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: AuditEvent) -> Self:
+        """Build the document from a row."""
+        actor = AuditActor(
+            tenant=event.actor_tenant_id, key=event.actor_key_id, request_id=event.request_id
+        )
+        return cls.of_row(event, actor=actor, tenant=event.tenant_id, subject=event.subject_id)
+
+
+class AuditList(Page[AuditDocument]):
+    """A page of the audit trail, newest first."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hifi.errors import DataError
-from service.datasets.checking.exchange import Limits, Request
+from service.datasets.checking.exchange import OUT_OF_MEMORY, Limits, Request
+from store.resources.memory import limit_memory
 
 _WATCH_SECONDS = 0.5
 _MARGIN = 256 << 20  # for temporary files, and for Parquet that is larger than its content
@@ -36,10 +37,15 @@ def main() -> None:
         profile = convert_all(request, send=_send)
         done: dict[str, Any] = {"kind": "done", "profile": profile.to_json()}
     except DataError as error:
-        place = {"split": error.split, "row": error.row, "column": error.column}
+        place = {
+            "split": error.split,
+            "row": error.row,
+            "line": error.line,
+            "column": error.column,
+        }
         done = {"kind": "refused", "reason": error.reason, **place}
     except MemoryError:
-        raise
+        os._exit(OUT_OF_MEMORY)  # there may be no memory left to write a message
     except OSError as error:
         done = {"kind": "failed", "errno": error.errno}
     except Exception as error:  # noqa: BLE001 - our own bug; its message may quote the data
@@ -84,8 +90,8 @@ def _watch_parent(parent: int) -> None:
 
 def _limit(limits: Limits) -> None:
     """Limit this process's memory, processor time and file sizes."""
+    limit_memory(limits.memory)
     for kind, most in (
-        (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CPU, math.ceil(limits.seconds)),
         (resource.RLIMIT_FSIZE, limits.max_bytes + _MARGIN),
         (resource.RLIMIT_CORE, 0),  # a core file would hold rows of data

@@ -1,4 +1,4 @@
-"""The error for an invalid data set."""
+"""The errors for an invalid data set, and for one that takes too long to read."""
 
 from __future__ import annotations
 
@@ -25,9 +25,34 @@ class DatasetInvalidError(ProblemError):
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
             detail=str(error),
             param=param or error.split,
-            extra={"split": error.split, "row": error.row, "column": error.column},
+            extra={
+                "split": error.split,
+                "row": error.row,
+                "line": error.line,
+                "column": error.column,
+            },
         )
         self.reason = error.reason
         self.split = error.split
         self.row = error.row
+        self.line = error.line
         self.column = error.column
+
+
+class UploadTooSlowError(ProblemError):
+    """Reading an upload takes longer than it may.
+
+    Args:
+        split: the one that was being read.
+        seconds: the limit.
+    """
+
+    def __init__(self, split: str, *, seconds: float) -> None:
+        super().__init__(
+            "upload_too_slow",
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            detail=f"{split}: reading the upload takes more than {seconds:g} seconds, the most "
+            "allowed: upload fewer rows, or fewer columns",
+            param=split,
+            extra={"split": split},
+        )

@@ -9,7 +9,8 @@ from pathlib import Path
 from hifi.data.formats.limits import ReadLimits
 
 SPLITS = ("train", "validation", "test")
-_GIB = 1 << 30
+# The child's exit status when it is out of memory; Python itself exits with 0 to 2.
+OUT_OF_MEMORY = 86
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +19,21 @@ class UploadedFile:
 
     Attributes:
         path: of the file on this machine.
-        filename: from the sender; only the ending is used.
+        filename: from the sender; its ending selects the reader, the rest is only shown.
     """
 
     path: Path
     filename: str
 
     @property
+    def name(self) -> str:
+        """The file's name without the folders of the sender's machine."""
+        return self.filename.replace("\\", "/").rpartition("/")[2]
+
+    @property
     def ending(self) -> str:
         """The ending in lower case; empty if there is none."""
-        name = self.filename.replace("\\", "/").rpartition("/")[2]
-        _, dot, ending = name.rpartition(".")
+        _, dot, ending = self.name.rpartition(".")
         return f"{dot}{ending}".lower()
 
 
@@ -38,11 +43,19 @@ class Limits(ReadLimits):
 
     Attributes:
         seconds: of wall-clock time, and of processor time.
-        memory: the child's address space in bytes; Python and pyarrow take 0.3 GiB of it.
+        memory: of the child's own memory in bytes; Python and pyarrow take 50 MiB of it.
     """
 
-    seconds: float = 600.0
-    memory: int = 3 * _GIB // 2
+    seconds: float
+    memory: int
+
+
+def needs_memory(limits: Limits) -> str:
+    """Return what is wrong with a file that exceeds the memory limit."""
+    return (
+        f"needs more than {limits.memory} bytes of memory to read, the most allowed: one "
+        "of its rows or pages is huge"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

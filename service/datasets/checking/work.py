@@ -11,16 +11,21 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from hifi.data.formats.limits import Budget
-from hifi.data.formats.reader import Reader, open_reader
-from hifi.data.profiling import Columns, check_splits, make_profile
-from hifi.data.scan import scan_columns
+from hifi.data.formats.reader import Reader, find_lines, open_reader
+from hifi.data.profiling import (
+    Columns,
+    add_lines,
+    check_splits,
+    make_profile,
+    rows_with_problems,
+)
+from hifi.data.scan import scan_columns, unfit_scans
 from hifi.errors import DataError, in_split
-from service.datasets.checking.exchange import SPLITS, Request, parquet_name
+from service.datasets.checking.exchange import SPLITS, Request, needs_memory, parquet_name
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile
 
-_TOO_LARGE = "the file needs more memory than an upload may use: one of its rows or pages is huge"
 _TOO_MUCH = "the unpacked file exceeds the size limit of an upload"
 
 
@@ -44,7 +49,16 @@ def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> 
         with in_split(split):
             scans[split], rows[split] = _convert(request, split, budget)
     check_splits(scans)
-    return make_profile(scans, rows=rows)
+    return _with_lines(make_profile(scans, rows=rows), request)
+
+
+def _with_lines(profile: DatasetProfile, request: Request) -> DatasetProfile:
+    """Add the lines of the rows that a profile names, because only the rows are stored."""
+    lines = {
+        split: find_lines(Path(path), ending=ending, rows=rows_with_problems(profile, split=split))
+        for split, (path, ending) in request.files.items()
+    }
+    return add_lines(profile, lines)
 
 
 def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int]:
@@ -53,8 +67,12 @@ def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int
     try:
         reader = open_reader(Path(path), ending=ending, budget=budget)
         return _write(reader, Path(request.folder, parquet_name(split)), budget=budget)
+    except DataError as error:
+        if error.row is not None:
+            error.line = find_lines(Path(path), ending=ending, rows={error.row}).get(error.row)
+        raise
     except MemoryError as error:
-        raise DataError(_TOO_LARGE) from error
+        raise DataError(f"the file {needs_memory(request.limits)}") from error
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise DataError(_TOO_MUCH) from error
@@ -62,7 +80,9 @@ def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int
 
 
 def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, int]:
-    scans = scan_columns(reader.schema, cells=reader.cells, class_names=reader.class_names)
+    scans = scan_columns(
+        reader.schema, cells=reader.cells, class_names=reader.class_names, index=reader.index
+    )
     schema = reader.schema.with_metadata(dict(reader.metadata))
     rows = 0
     with parquet.ParquetWriter(
@@ -80,4 +100,4 @@ def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, in
             rows += batch.num_rows
     if rows == 0:
         raise DataError("there are no rows")
-    return scans, rows
+    return scans | unfit_scans(reader.unfit), rows

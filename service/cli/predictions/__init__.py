@@ -1,0 +1,1 @@
+"""``hifi jobs predict``: predict for texts, images, or the rows of a file of any length."""

@@ -1,0 +1,215 @@
+"""``--out``: the rows of a file with their answers beside them, written once all are there.
+
+The answers so far are kept in ``OUT.part``, so that the same command continues where an earlier one
+stopped. The output appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hifi.canonical import canonical_json
+from hifi.cli import output
+from hifi.files import write_atomically
+from service.cli.predictions.rows import RowsError
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
+
+    from hifi.data.task_types import AnswerField
+    from service.cli.predictions.display import RowErrors
+    from service.cli.predictions.rows import RowFile
+    from service.client.documents import Prediction
+
+_PREFIX = "predicted_"
+_ADDRESS = ("index", "job")  # of an answer: it stands beside its row
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_BATCH_BYTES, _BATCH_ROWS = 64 << 20, 1 << 16  # of Parquet in memory at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredFile:
+    """The output of ``--out``.
+
+    Attributes:
+        path: of the output; it has the format of ``source``.
+        source: the rows.
+        fields: of the job's answers; unused for JSON Lines, whose rows may name several jobs.
+        request: what else the answers depend on: the job, and the options.
+    """
+
+    path: Path
+    source: RowFile
+    fields: Sequence[AnswerField]
+    request: Mapping[str, Any]
+
+    @property
+    def journal(self) -> Path:
+        """The file of the answers so far."""
+        return self.path.with_name(f"{self.path.name}.part")
+
+    def check(self) -> None:
+        """Check that the output can be written, before any work is done.
+
+        Raises:
+            StorageError: its folder is missing or not writable.
+            RowsError: it has another format than the source, is the source, or has answers.
+        """
+        output.check_new_file(self.path)
+        if self.path.suffix.lower() != self.source.ending:
+            reason = f"must end with {self.source.ending}, as the file of the rows"
+            raise RowsError(f"--out {self.path} {reason}")
+        if self.path.exists() and self.path.samefile(self.source.path):
+            raise RowsError(f"--out {self.path} is the file of the rows; name another one")
+        taken = [name for name in self.source.names() if name.startswith(_PREFIX)]
+        if taken:
+            raise RowsError(f"{self.source.name} has answers already: the column {taken[0]!r}")
+
+    @contextmanager
+    def open_journal(self) -> Iterator[Journal]:
+        """Open the journal, behind the answers of an earlier run.
+
+        Raises:
+            RowsError: the journal is that of other rows, another job or other options.
+        """
+        sha256 = output.describe_file(self.source.path)["sha256"]
+        head = canonical_json({**self.request, "sha256": sha256}) + b"\n"
+        with self.journal.open("a+b") as file:
+            file.seek(0)
+            found = file.readline()
+            if found.endswith(b"\n") and found != head:
+                raise RowsError(
+                    f"{self.journal} has answers for other rows, another job or other options: "
+                    "remove it, or choose another --out"
+                )
+            if found != head:  # new, or stopped within its first line
+                file.truncate(0)
+                file.write(head)
+            yield Journal(file)
+
+    def write(self, errors: RowErrors) -> dict[str, Any]:
+        """Write the output from the source and the journal, and return a description.
+
+        Args:
+            errors: empty; gets every answer.
+        """
+        with write_atomically(self.path) as temporary, self.journal.open("rb") as file:
+            answers = islice(map(json.loads, file), 1, None)
+            counted = _counted(answers, errors)
+            if self.source.ending in _DELIMITERS:
+                self._write_delimited(counted, temporary)
+            elif self.source.ending == ".parquet":
+                self._write_parquet(counted, temporary)
+            else:
+                self._write_lines(counted, temporary)
+        self.journal.unlink()
+        counts = {"rows": errors.rows, "errors": errors.failed}
+        return {**counts, **output.describe_file(self.path)}
+
+    def _write_lines(self, answers: Iterator[Prediction], path: Path) -> None:
+        # Half of a surrogate pair is written as JSON's own escape, because UTF-8 has none.
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for row, answer in zip(self.source.documents(), answers, strict=True):
+                added = {
+                    f"{_PREFIX}{name}": value
+                    for name, value in answer.items()
+                    if name not in _ADDRESS
+                }
+                file.write(f"{_to_json({**row, **added})}\n")
+
+    def _write_delimited(self, answers: Iterator[Prediction], path: Path) -> None:
+        delimiter = _DELIMITERS[self.source.ending]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer.writerow([*self.source.names(), *self._columns()])
+            for row, answer in zip(self.source.documents(), answers, strict=True):
+                writer.writerow([*row.values(), *self._cells(answer)])
+
+    def _write_parquet(self, answers: Iterator[Prediction], path: Path) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = [*(pa.float64() if field.type is float else pa.string() for field in self.fields)]
+        added = list(zip(self._columns(), [*kinds, pa.string()], strict=True))
+        with self.source.open_parquet() as source:
+            schema = source.schema_arrow
+            for name, kind in added:
+                schema = schema.append(pa.field(name, kind))
+            with parquet.ParquetWriter(path, schema) as writer:
+                for batch in source.iter_batches(batch_size=_rows_at_once(source.metadata)):
+                    cells = [self._cells(answer) for answer in islice(answers, batch.num_rows)]
+                    columns = zip(*cells, strict=True)
+                    arrays = [
+                        pa.array(values, kind)
+                        for values, (_, kind) in zip(columns, added, strict=True)
+                    ]
+                    whole = pa.record_batch([*batch.columns, *arrays], schema=schema)
+                    writer.write_batch(whole)
+
+    def _columns(self) -> list[str]:
+        return [f"{_PREFIX}{name}" for name in (*(each.name for each in self.fields), "error")]
+
+    def _cells(self, answer: Prediction) -> list[Any]:
+        """Return an answer's fields and its error; what is no text or number is JSON."""
+        error = answer.get("error")
+        values = [answer.get(each.name) for each in self.fields]
+        cells = [_to_json(value) if isinstance(value, dict | list) else value for value in values]
+        cells += [None if error is None else f"{error['message']} ({error['code']})"]
+        return [_to_unicode(cell) if isinstance(cell, str) else cell for cell in cells]
+
+
+class Journal:
+    """The answers so far, one per line, in the order of the rows.
+
+    Attributes:
+        done: the number of rows that have an answer.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Read the answers after the first line; cut off one that was not written whole."""
+        self._file = file
+        self.done = 0
+        end = file.tell()
+        for line in file:
+            if line.endswith(b"\n"):
+                self.done += 1
+                end += len(line)
+        file.truncate(end)
+
+    def add(self, answers: Sequence[Prediction]) -> None:
+        """Append the answers of a request."""
+        lines = (f"{json.dumps(answer)}\n".encode() for answer in answers)
+        self._file.write(b"".join(lines))
+        self._file.flush()
+        self.done += len(answers)
+
+
+def _counted(answers: Iterator[Prediction], errors: RowErrors) -> Iterator[Prediction]:
+    """Yield answers, and add each to the errors."""
+    for answer in answers:
+        errors.add(answer)
+        yield answer
+
+
+def _rows_at_once(metadata: parquet.FileMetaData) -> int:
+    """Return how many rows of a file take about ``_BATCH_BYTES``; images are large."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    size: int = sum(group.total_byte_size for group in groups)
+    rows: int = metadata.num_rows
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, size)))
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _to_unicode(text: str) -> str:
+    """Escape halves of surrogate pairs, which neither UTF-8 nor Arrow has."""
+    return text.encode(errors="backslashreplace").decode()

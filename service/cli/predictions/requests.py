@@ -1,0 +1,74 @@
+"""Requests of many rows, within the limits of one request; late items are sent again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from service.client.errors import ClientError
+
+if TYPE_CHECKING:
+    from service.cli.predictions.rows import Row
+    from service.client.documents import Prediction, Predictions
+
+# Limits of one request; the server accepts twice the bytes.
+_MOST_ROWS, _MOST_BYTES = 256, 8 << 20
+_MOST_ATTEMPTS = 5
+
+Ask: TypeAlias = "Callable[[Sequence[Any]], Predictions]"
+
+
+def predict_rows(rows: Iterable[Row], ask: Ask) -> Iterator[tuple[list[Row], list[Prediction]]]:
+    """Yield the rows of each request with their answers, whose index is that among all rows."""
+    for chunk in _chunks(rows):
+        yield chunk, _answers(chunk, ask)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        if len(chunk) == _MOST_ROWS or (chunk and size + row.size > _MOST_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += row.size
+    if chunk:
+        yield chunk
+
+
+def _answers(rows: Sequence[Row], ask: Ask) -> list[Prediction]:
+    """Return an answer for each row of a request, in order.
+
+    Items that miss the deadline are retried, a few times and as long as some are answered. Only
+    the first request may fail.
+    """
+    answers: dict[int, Prediction] = {}
+    late = list(range(len(rows)))
+    for attempt in range(_MOST_ATTEMPTS):
+        asked = late
+        try:
+            given = ask([rows[place].item for place in asked])["data"]
+        except ClientError:
+            if not attempt:
+                raise
+            break
+        answers |= dict(zip(asked, given, strict=True))
+        late = [place for place in asked if _is_late(answers[place])]
+        if len(late) in (0, len(asked)):
+            break
+    return [_placed(answers[place], row.number - 1) for place, row in enumerate(rows)]
+
+
+def _is_late(answer: Prediction) -> bool:
+    return "error" in answer and answer["error"]["code"] == "deadline_exceeded"
+
+
+def _placed(answer: Prediction, index: int) -> Prediction:
+    """Change an answer's index, and the path of its error, to the index among all rows."""
+    placed: Prediction = {**answer, "index": index}
+    error = answer.get("error")
+    if error is not None and error["param"] is not None:
+        here, there = f"inputs.{answer['index']}", f"inputs.{placed['index']}"
+        placed["error"] = {**error, "param": there + error["param"].removeprefix(here)}
+    return placed

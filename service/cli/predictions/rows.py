@@ -1,0 +1,282 @@
+"""Rows to predict: of the command line, or of a file whose other columns are left alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
+from hifi.data.formats.limits import UNLIMITED, Budget
+from hifi.data.formats.reader import find_lines
+from hifi.data.task_types import find_task_type, request_fields
+from hifi.errors import DataError
+from service.client.errors import ClientError, LocalFileError, reading
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from hifi.data.formats.delimited import DelimitedReader
+    from hifi.data.formats.reader import Reader
+    from service.client.documents import Job
+
+_SHOWN_CHARACTERS = 60
+_BATCH_ROWS = 256
+_JSONL, _PARQUET = ".jsonl", ".parquet"
+
+
+class RowsError(ClientError):
+    """The options do not form rows, or a row cannot be sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An item of a request.
+
+    Attributes:
+        item: what is sent.
+        shown: its text in the table.
+        size: its bytes in a request.
+        number: counted from 1, without a header and blank lines.
+    """
+
+    item: Any
+    shown: str
+    size: int
+    number: int
+
+
+def place_of(number: int, line: int | None) -> str:
+    """Return the name of a row in messages, with its line in the file where the two differ."""
+    return f"row {number}" + ("" if line in (None, number) else f" (line {line})")
+
+
+def make_row(item: object, *, number: int, shown: str = "") -> Row:
+    """Make the row of an item; ``shown`` is by default the beginning of its texts.
+
+    Raises:
+        RowsError: JSON cannot represent the item, as an infinite number; the reason without the
+            row.
+    """
+    try:
+        text = json.dumps(item, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RowsError(f"cannot be sent ({error})") from error
+    size = len(text.encode(errors="surrogatepass"))
+    return Row(item=item, shown=shown or _shown(item), size=size, number=number)
+
+
+def _shown(item: object) -> str:
+    given = item.get("input", item) if isinstance(item, dict) else item
+    fields = given if isinstance(given, dict) else {}
+    texts = [fields[name] for name in ("text", "text_pair") if isinstance(fields.get(name), str)]
+    if not texts:
+        return "image" if "image" in fields else ""
+    most = _SHOWN_CHARACTERS // len(texts)
+    return " | ".join(_beginning(text, most=most) for text in texts)
+
+
+def _beginning(text: str, *, most: int) -> str:
+    line = " ".join(text[: 10 * most].split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def image_item(encoded: bytes) -> dict[str, str]:
+    """Return the input of an image file."""
+    return {"image": base64.b64encode(encoded).decode()}
+
+
+def input_columns(job: Job) -> dict[str, str]:
+    """Return the columns that a job was trained on, by the fields of an input: ``text``, …."""
+    task = job["spec"].get("task") or {}
+    if not task.get("type"):
+        return {}
+    task_type = find_task_type(task["type"])
+    named = task.get(task_type.inputs.field) or []
+    columns = [named] if isinstance(named, str) else named
+    return dict(zip((field.name for field in task_type.request.fields), columns, strict=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFile:
+    """A file of rows, read from its beginning every time.
+
+    Attributes:
+        path: the file.
+        name: of the file, for messages.
+        ending: its format.
+        columns: the training columns by the fields of an input; None if each row names its job:
+            ``{"job": …, "input": …}``.
+    """
+
+    path: Path
+    name: str
+    ending: str
+    columns: Mapping[str, str] | None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows of the file.
+
+        Raises:
+            RowsError: a line cannot be read, or a row has no input.
+            LocalFileError: the file cannot be read.
+        """
+        with reading(self.name):
+            for number, values in enumerate(self._values(), start=1):
+                try:
+                    row = make_row(self._item(values), number=number)
+                except RowsError as error:
+                    place = place_of(number, self.find_lines({number}).get(number))
+                    raise RowsError(f"{place} {error}") from error
+                yield row
+
+    def find_lines(self, rows: Collection[int]) -> dict[int, int]:
+        """Return the line on which each of some rows begins; nothing for Parquet.
+
+        Raises:
+            LocalFileError: the file cannot be read.
+        """
+        with reading(self.name):
+            return find_lines(self.path, ending=self.ending, rows=rows)
+
+    def documents(self) -> Iterator[dict[str, Any]]:
+        """Yield every row of a file of lines, with all of its columns."""
+        with reading(self.name):
+            yield from self._values()
+
+    @contextmanager
+    def open_parquet(self) -> Iterator[parquet.ParquetFile]:
+        """Open a Parquet file, with all of its columns."""
+        from pyarrow import parquet
+
+        with reading(self.name), parquet.ParquetFile(self.path) as file:
+            yield file
+
+    def names(self) -> list[str]:
+        """Return the names of all columns; those of JSON Lines are the first row's."""
+        if self.ending == _PARQUET:
+            with self.open_parquet() as file:
+                return list(file.schema_arrow.names)
+        if self.ending == _JSONL:
+            return list(next(self.documents(), ()))
+        with reading(self.name), self._refusing():
+            return list(self._open_delimited().header)
+
+    def _values(self) -> Iterator[dict[str, Any]]:
+        """Yield rows; those of Parquet with the columns of the input only."""
+        if self.ending == _JSONL:
+            yield from _read_lines(self.path, name=self.name)
+            return
+        with self._refusing():
+            for batch in self._batches():
+                yield from batch.to_pylist()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            if error.row is not None:
+                error.line = self.find_lines({error.row}).get(error.row)
+            raise RowsError(f"{self.name}: {error}") from error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        reader = self._open_columns() if self.ending == _PARQUET else self._open_delimited()
+        for batch in reader.batches():
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
+
+    def _open_columns(self) -> Reader:
+        """Open a Parquet file, whose other columns may be of types that no task reads."""
+        from hifi.data.formats.parquet import ParquetReader
+
+        wanted = {*(self.columns or {}).values(), *request_fields()}
+        columns = [name for name in self.names() if name in wanted]
+        return ParquetReader(self.path, budget=Budget(UNLIMITED), columns=columns)
+
+    def _open_delimited(self) -> DelimitedReader:
+        from hifi.data.formats.delimited import CsvReader, TsvReader
+
+        opened = CsvReader if self.ending == ".csv" else TsvReader
+        reader = opened(self.path, budget=Budget(UNLIMITED))
+        reader.include_unnamed()
+        return reader
+
+    def _item(self, values: dict[str, Any]) -> object:
+        """Return the input of a row, from the training columns or else the request's own names.
+
+        Raises:
+            RowsError: it has none; the reason without the row.
+        """
+        if self.columns is None:
+            if "job" not in values:
+                hint = 'pass the job\'s id, or {"job": …, "input": …}'
+                raise RowsError(f"does not name its job: {hint}")
+            return values
+        if "job" in values and "input" in values:
+            raise RowsError("names its own job: remove it, or the job's id before --file")
+        fields = request_fields()
+        for names in (self.columns, {name: name for name in fields}):
+            found = {field: values[name] for field, name in names.items() if name in values}
+            if any(fields[field].is_required for field in found):
+                return {field: _sendable(value) for field, value in found.items()}
+        wanted = next(iter(self.columns.values()), "text")
+        there = ", ".join(map(repr, values)) or "none"
+        raise RowsError(f"has no column {wanted!r}, which the job reads; it has {there}")
+
+
+def _sendable(value: object) -> object:
+    """Encode an image as a request has it; a Parquet image is bytes, or a struct of them."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    return image_item(value)["image"] if isinstance(value, bytes) else value
+
+
+def _read_lines(path: Path, *, name: str) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line, parse_constant=_refuse)
+            except (ValueError, RecursionError) as error:
+                raise RowsError(f"{name}: line {number} is not JSON ({error})") from error
+            if not isinstance(values, dict):
+                raise RowsError(f"{name}: line {number} is not a JSON object")
+            yield values
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+@contextmanager
+def open_row_file(name: str, *, columns: Mapping[str, str] | None) -> Iterator[RowFile]:
+    """Find a file of rows; ``-`` is JSON Lines from stdin, kept in a temporary file.
+
+    Raises:
+        RowsError: the file has another format.
+    """
+    if name == "-":
+        with tempfile.NamedTemporaryFile(suffix=_JSONL) as spooled:
+            shutil.copyfileobj(sys.stdin.buffer, spooled)
+            spooled.flush()
+            yield RowFile(path=Path(spooled.name), name="stdin", ending=_JSONL, columns=columns)
+        return
+    path = Path(name)
+    ending = path.suffix.lower()
+    if path.is_dir():
+        raise LocalFileError(f"cannot read {path}: it is a folder")
+    if ending not in ENDINGS:
+        raise RowsError(f"{path} does not end with {ENDINGS_IN_WORDS}")
+    if columns is None and ending != _JSONL:
+        raise RowsError(f"{path}: rows that name their jobs are JSON Lines; pass a job's id")
+    yield RowFile(path=path, name=name, ending=ending, columns=columns)
