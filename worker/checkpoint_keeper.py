@@ -25,6 +25,9 @@ class CheckpointKeeper:
     """Stores one checkpoint at a time; of those that arrive meanwhile, it keeps only the last.
 
     :meth:`go_on` and :meth:`settle` raise LeaseLostError if the worker no longer holds the job.
+
+    Attributes:
+        newest: the step of the newest one that is stored and recorded; None before the first.
     """
 
     def __init__(self, files: JobFiles, *, reporter: Reporter) -> None:
@@ -34,7 +37,7 @@ class CheckpointKeeper:
         self._next: tuple[int, Path] | None = None
         self._current: tuple[int, Path, Future[dict[str, Blob]]] | None = None
         self._not_before = 0.0
-        self.kept = 0  # how many are stored and recorded
+        self.newest: int | None = None
 
     def close(self) -> None:
         """Release the thread."""
@@ -81,6 +84,20 @@ class CheckpointKeeper:
             if is_failed:
                 return
 
+    def abandon(self) -> None:
+        """Forget the newest checkpoint: wait until none is being stored, whatever becomes of it.
+
+        One that were stored after the job has ended would stay without a row.
+        """
+        self._next = None
+        while self._current is not None:
+            try:
+                self._current[2].exception(timeout=0.25)
+            except TimeoutError:
+                self._reporter.beat()
+            else:
+                self._current = None
+
     def _finish(self, step: int, pinned: Path, future: Future[dict[str, Blob]]) -> None:
         self._current = None
         try:
@@ -96,4 +113,4 @@ class CheckpointKeeper:
         self._files.unpin(pinned)
         self._reporter.flush()  # first the earlier events: a resumed job does not repeat them
         self._reporter.insist(self._reporter.lease.keep_checkpoint, step=step, files=blobs)
-        self.kept += 1
+        self.newest = step

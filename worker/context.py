@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from store.jobs.claims import Claimant
 from store.jobs.workers import register
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class WorkerContext:
     Attributes:
         worker_id: its row in the table of workers.
         folder: for its jobs' files; used by this worker only, and emptied after each job.
-        backbones: id to folder.
+        backbones: id to folder, of those that jobs may use now.
         stopping: set when the worker must stop.
     """
 
@@ -36,6 +37,15 @@ class WorkerContext:
     folder: Path
     backbones: Mapping[str, Path]
     stopping: threading.Event
+
+    @property
+    def claimant(self) -> Claimant:
+        """This worker, as it claims jobs."""
+        return Claimant(
+            worker_id=self.worker_id,
+            backbones=frozenset(self.backbones),
+            allows_hub=self.settings.allow_hub,
+        )
 
     def sign_on(self) -> None:
         """Register this worker in the table of workers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ class JobFiles:
         folder: created, and emptied if it exists.
         storage: the artifact store.
         tenant_id: the owner of the blobs.
+        put: stores files in the name of the job, and returns their blobs by the same names.
 
     Attributes:
         data: the folder of the splits.
@@ -31,10 +32,18 @@ class JobFiles:
         OSError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, *, storage: ArtifactStorage, tenant_id: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        storage: ArtifactStorage,
+        tenant_id: str,
+        put: Callable[[Mapping[str, Path]], dict[str, Blob]],
+    ) -> None:
         self._folder = folder
         self._storage = storage
         self._tenant_id = tenant_id
+        self._put = put
         self._pins = 0
         self.data = folder / "data"
         self.checkpoints = folder / "checkpoints"
@@ -81,10 +90,7 @@ class JobFiles:
 
     def put_checkpoint(self, pinned: Path) -> dict[str, Blob]:
         """Store a pinned checkpoint's files."""
-        return {
-            f"{pinned.name}/{file.name}": self._storage.put(self._tenant_id, file)
-            for file in sorted(pinned.iterdir())
-        }
+        return self._put({f"{pinned.name}/{file.name}": file for file in sorted(pinned.iterdir())})
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints, so that the library starts over."""
@@ -93,10 +99,7 @@ class JobFiles:
 
     def put_artifacts(self, artifacts: Mapping[str, str]) -> dict[str, Blob]:
         """Store the artifacts' files."""
-        return {
-            encoding: self._storage.put(self._tenant_id, Path(path))
-            for encoding, path in artifacts.items()
-        }
+        return self._put({encoding: Path(path) for encoding, path in artifacts.items()})
 
     def remove(self) -> None:
         """Remove the folder."""

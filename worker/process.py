@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from store.database.connection import OUTAGES, Database
 from store.database.schema import check
-from store.jobs.claims import Claimant, claim_next
+from store.errors import SchemaError
+from store.jobs.claims import claim_next
 from store.jobs.reconciler import take_back_from
-from store.jobs.workers import BackboneDescription, leave, put_backbone
+from store.jobs.workers import change_offer, leave, put_backbone
 from store.machine import machine_name
 from store.queue import TokenPublisher, consume, make_app
+from store.resources.scratch import own_folder
 from store.storage import ArtifactStorage
+from worker.catalog import Catalog, CatalogKeeper, Offer, describe_all
 from worker.context import WorkerContext
-from worker.engine.handle import EngineDiedError, EngineProcess
-from worker.engine.messages import DescribeBackbones, Described, Ready
-from worker.models import find_backbones
+from worker.describing import Describer
+from worker.engine.handle import EngineProcess
 from worker.runner import UnfitError, run_job
-from worker.scratch import own_folder
 from worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from store.settings import Settings
 
-_DESCRIBE_SECONDS = 1800.0  # per backbone; hashing a large one takes minutes
+_ASIDE_NICENESS = 5  # a third of a job's share of a core; at 19 it would starve next to a job
 _UNFIT_SECONDS = 10.0  # how long a broken worker takes no jobs
 _log = structlog.get_logger(__name__)
 
@@ -52,14 +53,16 @@ def run_worker(settings: Settings) -> None:
         device=settings.device,
         log_format=settings.log_format,
         environment=_engine_environment(settings),
+        memory=settings.engine_memory_bytes,
     )
+    with suppress(OSError):  # others may own it
+        settings.models.mkdir(mode=0o700, parents=True, exist_ok=True)
+    catalog = Catalog(settings)
     try:
         dead: list[str] = []
-        work = settings.home / "work"
-        with own_folder(work, label=machine_name(), on_orphan=dead.append) as folder:
+        with own_folder(settings.work, label=machine_name(), on_orphan=dead.append) as folder:
             _take_back_from(dead, database=database)
-            engine.start()
-            engine.wait_until_ready()
+            _describe_backbones(catalog, settings=settings, engine=engine)
             context = WorkerContext(
                 worker_id=folder.name,
                 settings=settings,
@@ -67,10 +70,10 @@ def run_worker(settings: Settings) -> None:
                 storage=storage,
                 engine=engine,
                 folder=folder,
-                backbones=_describe_backbones(settings, engine=engine, database=database),
+                backbones=catalog,
                 stopping=threading.Event(),
             )
-            _consume(context)
+            _consume(context, catalog)
     finally:
         engine.close()
         database.close()
@@ -98,29 +101,48 @@ def _engine_environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **hub}
 
 
-def _describe_backbones(
-    settings: Settings, *, engine: EngineProcess, database: Database
-) -> Mapping[str, Path]:
-    """Store the backbones' descriptions in the tables; return the usable ones, id to folder."""
-    found = find_backbones(settings)
-    engine.send(DescribeBackbones(backbones={name: str(path) for name, path in found.items()}))
-    usable: dict[str, Path] = {}
-    while not isinstance(message := engine.receive(timeout=_DESCRIBE_SECONDS), Ready):
-        if not isinstance(message, Described):
-            raise EngineDiedError("the engine did not describe its backbones in time")
-        if message.description is None:
-            _log.warning("backbone left out", backbone=message.id, reason=message.error)
-            continue
-        put_backbone(database, BackboneDescription(**message.description))
-        usable[message.id] = found[message.id]
-    if not usable and not settings.allow_hub:
+def _describe_backbones(catalog: Catalog, *, settings: Settings, engine: EngineProcess) -> None:
+    """Describe the backbones that are here at the start, with the engine that has no job yet."""
+    describe_all(catalog, Describer(engine))
+    if not engine.is_ready:  # there was none to describe, or the last one ended the engine
+        engine.start()
+        engine.wait_until_ready()
+    if not catalog and not settings.allow_hub:
         _log.warning("no backbone here: no job can be claimed", models=str(settings.models))
-    return usable
 
 
-def _consume(context: WorkerContext) -> None:
+def _keep(context: WorkerContext, catalog: Catalog) -> CatalogKeeper:
+    """Return what keeps the catalog, with a process of its own that uses no GPU."""
+    settings = context.settings
+    aside = EngineProcess(
+        device="cpu",
+        log_format=settings.log_format,
+        environment={**_engine_environment(settings), "CUDA_VISIBLE_DEVICES": ""},
+        niceness=_ASIDE_NICENESS,
+    )
+    publish = partial(_publish, context)
+    return CatalogKeeper(catalog, describer=Describer(aside), publish=publish)
+
+
+def _publish(context: WorkerContext, offer: Offer) -> None:
+    check(context.database)
+    change_offer(
+        context.database,
+        context.worker_id,
+        backbones=list(offer.backbones.values()),
+        unavailable=offer.unavailable,
+    )
+    _log.info("backbones", usable=sorted(offer.backbones), others=sorted(offer.unavailable))
+
+
+def _consume(context: WorkerContext, catalog: Catalog) -> None:
     """Consume tokens until Celery is stopped."""
+    for description in catalog.offer.backbones.values():  # before this worker counts as ready
+        put_backbone(context.database, description)
     context.sign_on()
+    keeper = _keep(context, catalog)
+    _publish(context, catalog.offer)
+    keeper.start()
     app = make_app(context.settings)
     publisher = TokenPublisher(app)
     upkeep = Upkeep(context, publisher=publisher)
@@ -133,6 +155,7 @@ def _consume(context: WorkerContext) -> None:
             on_stop=context.stopping.set,
         )
     finally:
+        keeper.close()
         upkeep.close()
         publisher.close()
         try:
@@ -143,15 +166,16 @@ def _consume(context: WorkerContext) -> None:
 
 def _run_jobs(context: WorkerContext) -> None:
     """Run jobs as long as there are any for this worker, not only the one of the token."""
-    claimant = Claimant(
-        worker_id=context.worker_id,
-        backbones=frozenset(context.backbones),
-        allows_hub=context.settings.allow_hub,
-    )
     while not context.stopping.is_set():
+        try:
+            check(context.database)
+        except SchemaError as error:
+            _log.error("no job is claimed", reason=str(error))
+            context.stopping.wait(_UNFIT_SECONDS)
+            return
         job = claim_next(
             context.database,
-            claimant,
+            context.claimant,
             lease_seconds=context.settings.lease_seconds,
             max_running=context.settings.tenant_max_running,
         )

@@ -46,6 +46,7 @@ class Reporter:
         lease: for immediate writes, through :meth:`insist`.
         status: the job's last known state.
         progress: written with the next report.
+        is_turn_over: whether the job makes room for another tenant's.
     """
 
     def __init__(self, job: ClaimedJob, *, context: WorkerContext) -> None:
@@ -54,6 +55,7 @@ class Reporter:
         self.lease = Lease(context.database, job.id, fence=job.fence, seconds=self._seconds)
         self.status = JobStatus.VALIDATING
         self.progress = Progress(phase="loading")
+        self.is_turn_over = False
         self._events: list[WorkEvent] = []
         self._due = 0.0
         self._end: float | None = None  # when a stopping worker stops waiting
@@ -65,8 +67,9 @@ class Reporter:
 
     @property
     def stop_request(self) -> StopRequest | None:
-        """The stop request of the job's owner, or else of the worker's shutdown."""
-        default: StopRequest | None = "pause" if self._context.stopping.is_set() else None
+        """The stop request of the job's owner, else of the worker's shutdown or another tenant."""
+        must_leave = self.is_turn_over or self._context.stopping.is_set()
+        default: StopRequest | None = "pause" if must_leave else None
         return _STOP_REQUESTS.get(self.status, default)
 
     @property
@@ -126,11 +129,11 @@ class Reporter:
             time.sleep(_PAUSE_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Wait and keep the lease; return early if the worker is stopping."""
+        """Wait and keep the lease; return early if the job must stop."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._context.stopping.is_set():
-            self._context.stopping.wait(min(left, self._seconds / 3))
-            self.flush()
+        while (left := end - time.monotonic()) > 0 and self.stop_request is None:
+            self._context.stopping.wait(min(left, _REPORT_SECONDS))
+            self.beat()
 
     def meanwhile(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a slow function in a thread, and keep the lease meanwhile.

@@ -1,10 +1,11 @@
-"""Run one claimed job: pass the engine's messages to the store, and stop requests to the engine."""
+"""Run one claimed job: start it in the engine, pass stop requests on, and settle how it ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -15,17 +16,32 @@ from store.errors import ArtifactStorageError, BlobLostError, LeaseLostError
 from store.jobs.leases import Progress
 from store.jobs.life import WorkEvent
 from store.jobs.spec import HubDataset, JobSpec
-from store.states import JobStatus
+from store.storage.space import store_files
 from store.tables import Dataset
 from worker.checkpoint_keeper import CheckpointKeeper
+from worker.clock import JobClock
 from worker.engine.handle import EngineDiedError
-from worker.engine.messages import Control, Done, EngineEvent, Failed, RunJob, Stopped, StopRequest
-from worker.engine.translation import file_data, heads_document, hub_data, is_reported_step
+from worker.engine.messages import (
+    TIME_LIMIT_EXCEEDED,
+    Control,
+    Done,
+    EngineEvent,
+    Failed,
+    RunJob,
+    Stopped,
+    StopRequest,
+)
+from worker.engine.translation import file_data, hub_data
+from worker.events import EventHandler
 from worker.job_files import JobFiles
 from worker.reporting import Reporter, StopWantedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from store.jobs.claims import ClaimedJob
+    from store.states import JobStatus
+    from store.storage import Blob
     from worker.context import WorkerContext
 
 _LISTEN_SECONDS = 0.05
@@ -33,8 +49,23 @@ _LOADING_SECONDS = 1800.0  # loading a large model from a slow disk reports no p
 _STORAGE_SECONDS = 600.0  # how long the artifact store may be unreachable, or the disk full
 _PAUSE_SECONDS = 2.0  # between two attempts
 _LONG_PAUSE_SECONDS = 30.0
+_LEAST_SECONDS = 0.001  # for a job whose time is up just now
+# What a job's owner is told when waiting has not helped.
+_NO_STORE = "the artifact store stayed unavailable; post the job again later"
+_NO_ROOM = "the worker's disk stayed full; post the job again later"
+# And when it begins.
+_STORE_AWAY = "the artifact store is unavailable; the worker tries again for some minutes"
+_RESULT_WAITS = (
+    "the head delta is ready, but the artifact store does not accept it; the worker tries again "
+    "for some minutes"
+)
+_DISK_FULL = "the worker's disk is full; the worker tries again for some minutes"
 _QUIET_PHASES = frozenset({"loading", "writing"})
 _log = structlog.get_logger(__name__)
+
+
+class _TimeUpError(Exception):
+    """The job has run for its longest time, and the engine has not stopped it."""
 
 
 class UnfitError(Exception):
@@ -60,7 +91,7 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
             return
         try:
             folder = context.folder / job.id
-            files = JobFiles(folder, storage=context.storage, tenant_id=job.tenant_id)
+            files = _files_of(job, folder, context=context, reporter=reporter)
         except OSError as error:
             message = "the worker's disk is broken; the job is queued again"
             reporter.insist(reporter.lease.hand_back, message=message)
@@ -79,12 +110,43 @@ def run_job(job: ClaimedJob, *, context: WorkerContext) -> None:
             raise
 
 
+def _files_of(
+    job: ClaimedJob, folder: Path, *, context: WorkerContext, reporter: Reporter
+) -> JobFiles:
+    def put(files: Mapping[str, Path]) -> dict[str, Blob]:
+        return reporter.insist(
+            store_files,
+            files,
+            database=context.database,
+            storage=context.storage,
+            tenant_id=job.tenant_id,
+            reservation_id=job.id,
+        )
+
+    return JobFiles(folder, storage=context.storage, tenant_id=job.tenant_id, put=put)
+
+
 def _refuse(error: ValidationError, *, reporter: Reporter) -> None:
     """Fail a job whose spec this worker cannot read."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     message = f"this worker cannot read the job's {field}: {first['msg']}"
     reporter.insist(reporter.lease.fail, code="invalid_argument", message=message, param=field)
+
+
+@dataclass
+class _Trouble:
+    """What a job waits out.
+
+    Attributes:
+        start: by the monotonic clock.
+        newest: the step of the newest checkpoint stored by then.
+        told: what the job's owner was told.
+    """
+
+    start: float
+    newest: int | None
+    told: set[str] = field(default_factory=set)
 
 
 class _Run:
@@ -113,9 +175,12 @@ class _Run:
         self._run = ""  # the name of the engine's run
         self._runs = 0
         self._stop_sent: StopRequest | None = None  # the last one sent to the engine
-        self._trouble: tuple[float, int] | None = None  # its start; checkpoints stored by then
+        self._trouble: _Trouble | None = None
         self._last_event = time.monotonic()
         self._checkpoint = job.checkpoint  # still to be fetched
+        self._clock = JobClock(job, spec, context=context)
+        self._events = EventHandler(job, spec, reporter=reporter, keeper=keeper, clock=self._clock)
+        self._model = str(context.backbones.get(job.model, job.model))
 
     def work(self) -> JobStatus:
         """Work until this worker no longer holds the job; return the job's state then.
@@ -125,17 +190,23 @@ class _Run:
         """
         data: dict[str, Any] | None = None
         while self._reporter.stop_request is None:
+            if self._clock.left <= 0:
+                return self._fail_for_time()
             try:
                 data = data or self._fetch()
                 status = self._settle(self._compute(data))
             except StopWantedError:
                 self._context.engine.kill()
                 break
+            except _TimeUpError:
+                self._context.engine.kill()
+                return self._fail_for_time()
             except BlobLostError as error:
                 message = f"the data set's files are missing; upload it again: {error}"
                 status = self._fail("dataset_lost", message, param="dataset")
             except (ArtifactStorageError, OSError) as error:
-                status = self._wait_out("artifact_storage", str(error))
+                code = ArtifactStorageError.code
+                status = self._wait_out(code, str(error), first=_STORE_AWAY, last=_NO_STORE)
             except EngineDiedError as error:
                 _log.error("engine died", reason=str(error))
                 self._context.engine.kill()
@@ -188,6 +259,7 @@ class _Run:
         self._runs += 1
         self._run, self._stop_sent = f"{self._job.id}.{self._job.fence}.{self._runs}", None
         self._last_event = time.monotonic()
+        self._clock.restart_turn()
         engine.send(self._order(data))
         while True:
             message = engine.receive(timeout=_LISTEN_SECONDS)
@@ -195,7 +267,7 @@ class _Run:
                 return message
             if isinstance(message, EngineEvent) and message.run == self._run:
                 self._last_event = time.monotonic()
-                self._handle(message)
+                self._events.handle(message)
             self._check_silence()
             self._beat()
 
@@ -205,12 +277,13 @@ class _Run:
             run=self._run,
             spec=self._spec,
             data=data,
-            model=str(self._context.backbones.get(job.model, job.model)),
+            model=self._model,
             revision=job.revision,
             device=settings.device,
             checkpoints=str(self._files.checkpoints),
             checkpoint_seconds=settings.checkpoint_seconds,
             output=str(self._files.output),
+            max_seconds=max(self._clock.left, _LEAST_SECONDS),
         )
 
     def _await_engine(self) -> None:
@@ -243,6 +316,10 @@ class _Run:
         """Report periodically, and pass stop requests on to the engine."""
         self._reporter.beat()
         self._keeper.go_on()
+        if self._clock.is_overdue:
+            raise _TimeUpError
+        if not self._reporter.is_turn_over:
+            self._reporter.is_turn_over = self._clock.is_turn_over()
         stop_request = self._reporter.stop_request
         if stop_request is None or stop_request == self._stop_sent:
             return
@@ -251,92 +328,57 @@ class _Run:
         self._context.engine.send(Control(run=self._run, stop_request=stop_request))
         self._stop_sent = stop_request
 
-    def _handle(self, event: EngineEvent) -> None:
-        """Handle an event of the engine; write at once what must not be lost."""
-        reporter = self._reporter
-        if event.kind == "loaded":
-            self._note("message", event, step=0)
-        elif event.kind == "selecting":
-            reporter.advance(JobStatus.SELECTING, message="scoring the heads")
-            reporter.progress = _progress("selecting", event)
-        elif event.kind == "selected":
-            self._keep_selection(event)
-            reporter.advance(JobStatus.TRAINING, message=event.text)
-        elif event.kind == "resumed":
-            self._handle_resumed(event)
-        elif event.kind == "step":
-            self._handle_step(event)
-        elif event.kind == "evaluating":
-            reporter.progress = _progress("evaluating", event)
-        elif event.kind == "evaluated":
-            self._note("metrics", event, data={"step": event.step, **event.metrics})
-        elif event.kind == "checkpoint":
-            self._keeper.offer(event.step, event.checkpoint)
-        elif event.kind == "finished":
-            reporter.progress = _progress("writing", event)
-            self._note("message", event)
-
-    def _handle_resumed(self, event: EngineEvent) -> None:
-        reporter = self._reporter
-        if reporter.status is JobStatus.TRAINING:  # the engine had crashed: no change of state
-            reporter.note(WorkEvent(type="message", message=event.text))
-        reporter.advance(JobStatus.TRAINING, message=event.text)
-
-    def _handle_step(self, event: EngineEvent) -> None:
-        speed = (event.samples_per_second or 0.0) / self._spec.training.batch_size
-        self._reporter.progress = _progress("training", event, steps_per_second=speed)
-        if is_reported_step(event):
-            data = {
-                "step": event.step,
-                "total_steps": event.total_steps,
-                "loss": event.loss,
-                "learning_rate": event.learning_rate,
-                "samples_per_second": event.samples_per_second,
-            }
-            self._note("step", event, data=data)
-
-    def _note(
-        self,
-        type: str,  # noqa: A002 - the contract's name
-        event: EngineEvent,
-        *,
-        step: int | None = None,
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        number = event.step if step is None else step
-        self._reporter.note(
-            WorkEvent(type=type, message=event.text, step=number, data=dict(data or {}))
-        )
-
-    def _keep_selection(self, event: EngineEvent) -> None:
-        if event.selection is None:
-            raise ValueError("the engine reported a selection without its content")
-        selection, heads = heads_document(
-            event.selection, job_id=self._job.id, model=self._job.model
-        )
-        keep = self._reporter.lease.keep_selection
-        self._reporter.insist(keep, selection=selection, heads=heads)
-        self._note("selection", event, step=0, data=selection)
-
     def _settle(self, last: Done | Failed | Stopped) -> JobStatus:
         """Write the engine's last message; return the job's state after it.
 
         Raises:
-            ArtifactStorageError, OSError: the artifacts cannot be stored.
+            OSError: the artifacts cannot be read.
         """
-        reporter = self._reporter
-        reporter.flush()
+        self._reporter.flush()
         if isinstance(last, Done):
-            artifacts = reporter.meanwhile(self._files.put_artifacts, last.artifacts)
-            return reporter.insist(reporter.lease.succeed, result=last.result, artifacts=artifacts)
+            self._keeper.abandon()
+            return self._store_result(last)
         if isinstance(last, Stopped):
             self._keeper.settle()
             return self._leave()
+        return self._settle_failure(last)
+
+    def _store_result(self, done: Done) -> JobStatus:
+        """Store the artifacts and end the job; while the store refuses them, keep them and retry.
+
+        Its turn does not end meanwhile: the next worker would have to compute them again.
+
+        Raises:
+            OSError: the artifacts cannot be read.
+        """
+        reporter = self._reporter
+        while True:
+            try:
+                artifacts = reporter.meanwhile(self._files.put_artifacts, done.artifacts)
+            except ArtifactStorageError as error:
+                status = self._wait_out(error.code, str(error), first=_RESULT_WAITS, last=_NO_STORE)
+            else:
+                result = done.result
+                return reporter.insist(reporter.lease.succeed, result=result, artifacts=artifacts)
+            if not status.is_leased:
+                return status
+            reporter.wait(_PAUSE_SECONDS)
+            if reporter.stop_request is not None:
+                return self._leave()
+
+    def _settle_failure(self, last: Failed) -> JobStatus:
         _log.warning("job failed", code=last.code)
+        if last.code == TIME_LIMIT_EXCEEDED:
+            return self._fail_for_time()
+        if last.code == "out_of_memory" and self._context.engine.jobs > 1:
+            # Backbones of earlier jobs may take the memory that this one needs. In a new engine the
+            # job has all of it: if that is not enough either, no further try succeeds.
+            self._context.engine.kill()
+            return self._reporter.status
         if last.is_lasting:
             return self._fail(last.code, last.text, param=last.param)
         if last.code == "disk_full":
-            return self._wait_out(last.code, last.text)
+            return self._wait_out(last.code, last.text, first=_DISK_FULL, last=_NO_ROOM)
         if last.code == "checkpoint_invalid":
             self._files.drop_checkpoints()
         return self._count_crash(last.code, last.text)
@@ -346,22 +388,47 @@ class _Run:
         self._reporter.flush()
         if self._reporter.is_asked_by_owner:
             return self._reporter.insist(self._reporter.lease.stop)
+        if self._reporter.is_turn_over:
+            message = "its turn is over, and another tenant's job waits; the job is queued again"
+            return self._reporter.insist(self._reporter.lease.end_turn, message=message)
         return self._hand_back("the worker is shutting down; the job is queued again")
 
     def _hand_back(self, message: str) -> JobStatus:
         return self._reporter.insist(self._reporter.lease.hand_back, message=message)
 
-    def _wait_out(self, code: str, message: str) -> JobStatus:
-        """Wait while the disk is full or the store unreachable; fail the job after ten minutes."""
-        _log.warning("waiting for room", code=code, reason=message)
+    def _wait_out(self, code: str, reason: str, *, first: str, last: str) -> JobStatus:
+        """Wait while the disk is full or the store unreachable; fail the job after ten minutes.
+
+        Only a newer checkpoint starts the time anew, and lets the owner be told again. Another
+        trouble does not, because two can alternate; nor does a checkpoint of the same step: a job
+        that starts over writes the first one again.
+
+        Args:
+            code: of the job's error.
+            reason: for the log only, because it may name addresses and paths.
+            first: what the job's owner is told at first, once.
+            last: what they are told when the job fails.
+        """
+        _log.warning("waiting for room", code=code, reason=reason)
         now = time.monotonic()
-        if self._trouble is None or self._trouble[1] != self._keeper.kept:
-            self._trouble = now, self._keeper.kept
-        seconds = now - self._trouble[0]
+        newest = self._keeper.newest
+        if self._trouble is None or self._trouble.newest != newest:
+            self._trouble = _Trouble(start=now, newest=newest)
+        trouble = self._trouble
+        if first not in trouble.told:
+            trouble.told.add(first)
+            data = {"code": code}
+            self._reporter.note(WorkEvent(type="message", message=first, data=data, level="warn"))
+        seconds = now - trouble.start
         if seconds > _STORAGE_SECONDS:
-            return self._fail(code, message)
+            return self._fail(code, last)
         self._reporter.wait(min(seconds, _LONG_PAUSE_SECONDS))
         return self._reporter.status
+
+    def _fail_for_time(self) -> JobStatus:
+        self._reporter.flush()
+        message = self._clock.describe_end(self._reporter.progress)
+        return self._fail(TIME_LIMIT_EXCEEDED, message, param=self._clock.param)
 
     def _fail(self, code: str, message: str, *, param: str | None = None) -> JobStatus:
         fail = self._reporter.lease.fail
@@ -372,13 +439,3 @@ class _Run:
         reporter.flush()
         reporter.status = reporter.insist(reporter.lease.count_crash, code=code, message=message)
         return reporter.status
-
-
-def _progress(phase: str, event: EngineEvent, *, steps_per_second: float | None = None) -> Progress:
-    return Progress(
-        phase=phase,
-        step=event.step,
-        total_steps=event.total_steps,
-        eta_seconds=event.eta_seconds,
-        steps_per_second=steps_per_second,
-    )

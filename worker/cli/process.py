@@ -23,13 +23,21 @@ def started(name: str) -> Iterator[Settings]:
     Raises:
         StartError: the process cannot be started with its settings.
     """
+    from store.database.outages import outages_in_one_line
     from store.errors import StoreError
     from store.logs import configure_logging
+    from store.machine import make_private, private_files
     from store.settings import read_settings
 
     try:
         settings = read_settings()
         configure_logging(settings.log_format, process=name)
-        yield settings
+        with outages_in_one_line(), private_files():
+            try:
+                make_private(settings.home)
+            except OSError as error:
+                reason = error.strerror or error
+                raise StartError(f"cannot use {settings.home} ({reason}): set HIFI_HOME") from error
+            yield settings
     except StoreError as error:
         raise StartError(str(error)) from error

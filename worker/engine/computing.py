@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,17 +25,23 @@ from hifi.errors import (
     InvalidArgumentError,
     JobCancelled,
     JobPaused,
+    JobTimedOut,
     ModelError,
     StorageError,
     TaskNotSupportedError,
     TrainingDivergedError,
     UnsupportedArchitectureError,
+    shorten,
 )
+from hifi.tasks import get_task, task_types
 from hifi.training.checkpoint import checkpoint_folder
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult, finetune
+from store.jobs.spec import job_warning, spec_field
+from store.resources.memory import machine_memory, memory_limit
 from worker.engine.descriptions import describe_backbone
 from worker.engine.messages import (
+    TIME_LIMIT_EXCEEDED,
     Described,
     Done,
     EngineEvent,
@@ -47,7 +52,8 @@ from worker.engine.messages import (
     StopRequest,
 )
 from worker.engine.results import write_artifacts
-from worker.engine.translation import finetune_arguments, spec_field
+from worker.engine.translation import finetune_arguments
+from worker.memory import is_out_of_memory, limit_host_memory
 
 if TYPE_CHECKING:
     from hifi.selection.head_selection import HeadSelection
@@ -59,6 +65,7 @@ _CODES: dict[type[HifiError], str] = {
     ConvergenceError: "selection_did_not_converge",
     DataError: "dataset_invalid",
     InvalidArgumentError: "invalid_argument",
+    JobTimedOut: TIME_LIMIT_EXCEEDED,
     ModelError: "model_invalid",
     StorageError: "worker_storage",
     TaskNotSupportedError: "task_not_supported",
@@ -67,19 +74,27 @@ _CODES: dict[type[HifiError], str] = {
 }
 # Another try may succeed: with more disk, or without the checkpoint.
 _TRANSIENT = (StorageError, CheckpointError)
+_MOST_FAULT = 500  # characters
 _RESIDENT_SHARE = 0.25  # of all memory, for unused backbones; chosen, not measured
+_MEMORY_SHARE = 0.5  # of the machine's memory: inference and the other processes have the rest
 _log = structlog.get_logger(__name__)
 _CONTROLS: dict[StopRequest, Control] = {"pause": Control.PAUSE, "cancel": Control.CANCEL}
 
 
-def make_resident_backbones(device: str) -> ResidentBackbones:
-    """Create the cache of backbones that stay in memory between jobs."""
+def make_resident_backbones(device: str, *, memory: int | None = None) -> ResidentBackbones:
+    """Limit this process's memory; create the cache of backbones that stay in it between jobs.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: the most bytes of host memory, as for :func:`limit_host_memory`.
+    """
     where = resolve_device(device)
+    most = limit_host_memory(where, most=memory, share=_MEMORY_SHARE)
     if where.type == "cuda":
-        memory = torch.cuda.get_device_properties(where).total_memory
+        room = torch.cuda.get_device_properties(where).total_memory
     else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return ResidentBackbones(max_bytes=int(memory * _RESIDENT_SHARE))
+        room = machine_memory() if most is None else most
+    return ResidentBackbones(max_bytes=int(room * _RESIDENT_SHARE))
 
 
 def release_memory() -> None:
@@ -107,10 +122,13 @@ def compute(
         return Control.CONTINUE if requested is None else _CONTROLS[requested]
 
     try:
+        arguments = finetune_arguments(
+            command.spec, data=command.data, model=command.model, revision=command.revision
+        )
+        # Of the time that the job may run in all, earlier attempts have used a part.
+        arguments["max_seconds"] = command.max_seconds
         result = finetune(
-            **finetune_arguments(
-                command.spec, data=command.data, model=command.model, revision=command.revision
-            ),
+            **arguments,
             device=command.device,
             checkpoint_dir=command.checkpoints,
             checkpoint_seconds=command.checkpoint_seconds,
@@ -140,7 +158,13 @@ def _engine_event(command: RunJob, event: TrainingEvent) -> EngineEvent:
         text=event.message,
         selection=None if event.selection is None else _describe(event.selection, event),
         checkpoint=_checkpoint_files(command, event) if event.kind == "checkpoint" else (),
+        yardsticks=_plain(event.yardsticks),
+        warnings=[job_warning(warning) for warning in event.warnings],
     )
+
+
+def _plain(yardsticks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: dict(metrics) for name, metrics in yardsticks.items()}
 
 
 def _checkpoint_files(command: RunJob, event: TrainingEvent) -> list[str]:
@@ -165,6 +189,7 @@ def _finish(command: RunJob, result: FinetuneResult) -> Done:
         run=command.run,
         result={
             "metrics": dict(result.metrics),
+            "yardsticks": _plain(result.yardsticks) or None,
             "best_step": result.best_step,
             "train_seconds": result.train_seconds,
             "selection_seconds": result.selection_seconds,
@@ -176,9 +201,8 @@ def _finish(command: RunJob, result: FinetuneResult) -> Done:
 
 def _failed(command: RunJob, error: Exception) -> Failed:
     run = command.run
-    if _is_out_of_memory(error):
-        text = "the device has not enough memory for this job: try a smaller training.batch_size "
-        text += "or training.max_length"
+    if is_out_of_memory(error):
+        text = _describe_lack_of_memory(error)
         return Failed(run=run, code="out_of_memory", text=text, param="training.batch_size")
     if _is_full(error):
         text = f"the worker's disk is full: {_one_line(error)}"
@@ -220,9 +244,19 @@ def _param(error: HifiError) -> str | None:
     return "dataset" if isinstance(error, DataError) else None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    is_allocator = isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_allocator
+def _describe_lack_of_memory(error: Exception) -> str:
+    remedy = "try a smaller training.batch_size or training.max_length, or upload fewer rows"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the device has not enough memory for this job: {remedy}"
+    limit = memory_limit()
+    most = "its machine has" if limit is None else f"the {limit} bytes that it may use"
+    return f"the worker's engine needs more memory for this job than {most}: {remedy}"
+
+
+def load_task_types() -> None:
+    """Import all task types: their metrics take as long as most of a first description."""
+    for name in task_types():
+        get_task(name)
 
 
 def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
@@ -231,6 +265,13 @@ def describe_all(backbones: Mapping[str, str]) -> Iterator[Described]:
         try:
             description = describe_backbone(identifier, Path(path))
         except Exception as error:  # noqa: BLE001 - a broken configuration can raise anything
-            yield Described(id=identifier, error=f"{type(error).__name__}: {_one_line(error)}")
+            yield Described(id=identifier, error=_fault(error, path=path))
         else:
             yield Described(id=identifier, description=vars(description))
+
+
+def _fault(error: Exception, *, path: str) -> str:
+    """Return why a backbone cannot be used, in words that callers of the API may read."""
+    text = _one_line(error).replace(path, Path(path).name)
+    known = text if isinstance(error, HifiError) else f"unexpected {type(error).__name__}: {text}"
+    return shorten(known, characters=_MOST_FAULT)

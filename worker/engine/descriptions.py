@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from hifi.backbones.fingerprint import backbone_fingerprint
-from hifi.backbones.heads import Backbone, HeadId, describe, read_rows, task_head_names
+from hifi.backbones.heads import (
+    Backbone,
+    HeadId,
+    backbone_dtype,
+    describe,
+    read_rows,
+    task_head_names,
+)
 from hifi.backbones.models import (
     AutoClass,
     LoadedModel,
@@ -20,6 +27,9 @@ from hifi.backbones.models import (
     load_for_task,
     max_positions,
 )
+from hifi.backbones.resident import PlacedModel
+from hifi.data.classes.stored_head import StoredHead
+from hifi.deltas.loading import cast_to
 from hifi.deltas.metadata import ENCODINGS
 from hifi.errors import ModelError
 from hifi.selection.head_selection import HeadSelection, LayerScores
@@ -40,7 +50,8 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
 
     Returns:
         Its sizes, its fingerprint as stored, and for every supported task type ``base``,
-        ``per_label`` and ``file``: ``base``, ``per_head`` and ``per_label`` in bytes, by encoding.
+        ``per_label`` and ``file``: ``base``, ``per_head`` and ``per_label`` in bytes, by encoding;
+        also ``stored``, the labels of the checkpoint's own task head, if it has one of this kind.
 
     Raises:
         ModelError: it cannot be loaded, or supports no task type.
@@ -48,7 +59,7 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
     """
     source = identify_folder(path)
     load_config(source)  # raise here what is wrong for all tasks
-    heads: dict[AutoClass, tuple[LoadedModel, dict[str, Any]]] = {}
+    heads: dict[AutoClass, tuple[PlacedModel, dict[str, Any]]] = {}
     task_heads: dict[str, dict[str, Any]] = {}
     refusals: list[str] = []
     for name in task_types():
@@ -63,13 +74,14 @@ def describe_backbone(identifier: str, path: Path) -> BackboneDescription:
             task_heads[name] = heads[kind.auto_class][1]
     if not task_heads:
         raise ModelError(f"{identifier} supports no task type: {'; '.join(refusals)}")
-    loaded, _ = next(iter(heads.values()))
-    return _describe(identifier, loaded, task_heads=task_heads)
+    placed, _ = next(iter(heads.values()))
+    return _describe(identifier, placed, task_heads=task_heads)
 
 
 def _describe(
-    identifier: str, loaded: LoadedModel, *, task_heads: dict[str, dict[str, Any]]
+    identifier: str, placed: PlacedModel, *, task_heads: dict[str, dict[str, Any]]
 ) -> BackboneDescription:
+    loaded = placed.loaded
     model, backbone = loaded.model, describe(loaded.model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     return BackboneDescription(
@@ -81,7 +93,7 @@ def _describe(
         head_dim=backbone.head_dim,
         hidden_size=backbone.hidden_size,
         parameters=weights - _task_head_weights(loaded),
-        fingerprint=backbone_fingerprint(model),
+        fingerprint=placed.fingerprint,
         max_positions=max_positions(model),
         weights_per_head=_weights_per_head(loaded, backbone),
         task_heads=task_heads,
@@ -106,26 +118,39 @@ def _check_encoder(kind: type[Task], source: ModelSource) -> None:
     task.load_encoder(source, config, max_length=_MAX_LENGTH)
 
 
-def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[LoadedModel, dict[str, Any]]:
+def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[PlacedModel, dict[str, Any]]:
     """Build the task's model with two numbers of labels and return the smaller, with sizes."""
     fewer, more = (_load(kind, source, num_labels=labels) for labels in _LABELS)
-    weights = _task_head_weights(fewer)
-    per_label = _task_head_weights(more) - weights
-    return fewer, {
+    weights = _task_head_weights(fewer.loaded)
+    per_label = _task_head_weights(more.loaded) - weights
+    sizes = {
         "base": weights - _LABELS[0] * per_label,
         "per_label": per_label,
         "file": _measure_files(fewer, more),
     }
+    has_own = fewer.loaded.head == "replaced"
+    return fewer, {**sizes, "stored": _stored_labels(source)} if has_own else sizes
 
 
-def _measure_files(fewer: LoadedModel, more: LoadedModel) -> dict[str, dict[str, int]]:
+def _stored_labels(source: ModelSource) -> dict[str, Any]:
+    """Return the number of labels of a checkpoint's own task head, and their names if it has any.
+
+    Names with NUL, which Postgres cannot store, are left out.
+    """
+    head = StoredHead.of(load_config(source).id2label)
+    names = list(head.names or ())
+    is_named = bool(names) and "\0" not in "".join(names)
+    return {"num_labels": head.num_labels, "names": names if is_named else None}
+
+
+def _measure_files(fewer: PlacedModel, more: PlacedModel) -> dict[str, dict[str, int]]:
     """Measure files of untrained deltas: of one and two heads, with two numbers of labels.
 
     Returns:
         By encoding ``base``, ``per_head`` and ``per_label``: a file with n heads and m labels has
         about ``base + n · per_head + m · per_label`` bytes.
     """
-    backbone = describe(fewer.model)
+    backbone = describe(fewer.loaded.model)
     layers, of_layer = range(backbone.num_layers), range(backbone.num_heads)
     heads = [HeadId(layer, head) for layer in layers for head in of_layer][-2:]
     one = _file_bytes(fewer, heads[:1], labels=_LABELS[0])
@@ -140,12 +165,14 @@ def _measure_files(fewer: LoadedModel, more: LoadedModel) -> dict[str, dict[str,
     return files
 
 
-def _file_bytes(loaded: LoadedModel, heads: Sequence[HeadId], *, labels: int) -> Mapping[str, int]:
+def _file_bytes(placed: PlacedModel, heads: Sequence[HeadId], *, labels: int) -> Mapping[str, int]:
     """Return the file sizes of an untrained delta, with scores as long as real ones."""
+    loaded = placed.loaded
     backbone = describe(loaded.model)
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(backbone.num_heads, backbone.num_heads, generator=draw, dtype=torch.float64)
     layer = LayerScores(
+        values=scores[0],
         information_richness=scores[0],
         correlation=scores.clone().fill_diagonal_(0),
         importance=scores[0],
@@ -157,7 +184,12 @@ def _file_bytes(loaded: LoadedModel, heads: Sequence[HeadId], *, labels: int) ->
         num_layers=backbone.num_layers,
         layers=(layer,) * backbone.num_layers,
     )
-    tuner = HeadTuner(loaded.model, selection, task_head=loaded.task_head_modules)
+    tuner = HeadTuner(
+        loaded.model,
+        selection,
+        task_head=loaded.task_head_modules,
+        fingerprint=placed.fingerprint,
+    )
     delta = tuner.delta(labels=[f"label {n}" for n in range(labels)])
     tuner.undo()
     with tempfile.TemporaryDirectory() as folder:
@@ -166,12 +198,16 @@ def _file_bytes(loaded: LoadedModel, heads: Sequence[HeadId], *, labels: int) ->
         return {encoding: Path(folder, encoding).stat().st_size for encoding in ENCODINGS}
 
 
-def _load(kind: type[Task], source: ModelSource, *, num_labels: int) -> LoadedModel:
+def _load(kind: type[Task], source: ModelSource, *, num_labels: int) -> PlacedModel:
     config = load_config(source)
     config.num_labels = num_labels
-    return load_for_task(
+    loaded = load_for_task(
         source, config=config, auto_class=kind.auto_class, attention="sdpa", seed=0
     )
+    fingerprint = backbone_fingerprint(loaded.model)
+    if backbone_dtype(loaded.model) == torch.float16:  # in which no tuner works
+        cast_to(loaded.model, torch.bfloat16)
+    return PlacedModel(loaded, fingerprint)
 
 
 def _task_head_weights(loaded: LoadedModel) -> int:

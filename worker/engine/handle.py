@@ -14,10 +14,11 @@ from typing import IO
 import structlog
 
 from hifi.errors import HifiError
-from worker.engine.messages import Command, Message, Ready, decode, encode
+from worker.engine.messages import Broken, Command, Message, Ready, RunJob, decode, encode
 
 _START_SECONDS = 300.0  # importing torch from a cold disk
 _ENDING_SECONDS = 5.0
+_DYING_SECONDS = 20.0  # a killed process needs seconds to release many gigabytes
 _MOST_MESSAGES = 1000  # unread ones; the engine then blocks
 _log = structlog.get_logger(__name__)
 
@@ -41,21 +42,31 @@ class EngineProcess:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_format: of its logs, ``json`` or ``text``.
         environment: for the child, instead of this process's.
+        memory: the most bytes of its host memory; None is a share of the machine's on a CPU.
+        niceness: added to the child's once it is ready, so that its start is not slowed down.
 
     Attributes:
         is_ready: whether the running engine has loaded its libraries.
+        jobs: how many jobs the running engine has begun.
     """
 
     def __init__(
-        self, *, device: str, log_format: str = "text", environment: Mapping[str, str]
+        self,
+        *,
+        device: str,
+        log_format: str = "text",
+        environment: Mapping[str, str],
+        memory: int | None = None,
+        niceness: int = 0,
     ) -> None:
-        self._device = device
-        self._log_format = log_format
+        limit = "" if memory is None else str(memory)
+        self._arguments = [device, log_format, limit, str(niceness)]
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[Message | None] = queue.Queue(_MOST_MESSAGES)
         self._reader: threading.Thread | None = None
         self.is_ready = False
+        self.jobs = 0
 
     @property
     def pid(self) -> int | None:
@@ -73,7 +84,7 @@ class EngineProcess:
         self.kill()
         self._messages = queue.Queue(_MOST_MESSAGES)
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "worker.engine.process", self._device, self._log_format],
+            [sys.executable, "-m", "worker.engine.process", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
@@ -112,6 +123,7 @@ class EngineProcess:
             process.stdin.flush()
         except OSError as error:
             raise EngineDiedError(self._cause_of_death()) from error
+        self.jobs += isinstance(command, RunJob)
 
     def receive(self, *, timeout: float) -> Message | None:
         """Wait for the next message; return None on a timeout.
@@ -119,7 +131,7 @@ class EngineProcess:
         Messages that an engine sent before it died are still returned.
 
         Raises:
-            EngineDiedError: the engine has ended.
+            EngineDiedError: the engine has ended, or cannot start.
         """
         try:
             message = self._messages.get(timeout=timeout)
@@ -127,12 +139,20 @@ class EngineProcess:
             return None
         if message is None:
             raise EngineDiedError(self._cause_of_death())
+        if isinstance(message, Broken):
+            raise EngineDiedError(f"the engine cannot start: {message.text}")
         self.is_ready = self.is_ready or isinstance(message, Ready)
         return message
 
     def _cause_of_death(self) -> str:
         process = self._process
-        code = None if process is None else _end_of(process)
+        try:
+            code = None if process is None else process.wait(timeout=_DYING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return (
+                f"the engine closed its pipe and did not end within {_DYING_SECONDS:.0f} seconds: "
+                "see its log"
+            )
         if code is None or code >= 0:
             return f"the engine ended with exit code {code}"
         name = signal.Signals(-code).name
@@ -143,6 +163,7 @@ class EngineProcess:
         """Kill the engine, if there is one."""
         process, self._process = self._process, None
         self.is_ready = False
+        self.jobs = 0
         if process is None:
             return
         process.kill()
@@ -164,15 +185,6 @@ class EngineProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=seconds)
         self.kill()
-
-
-def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code of a child that has closed its pipe; kill it if it does not end."""
-    try:
-        return process.wait(timeout=_ENDING_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def _read(stream: IO[bytes], messages: queue.Queue[Message | None]) -> None:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from store.jobs.spec import JobSpec  # noqa: TC001 - pydantic needs it at run time
 
 StopRequest = Literal["pause", "cancel"]
+TIME_LIMIT_EXCEEDED = "time_limit_exceeded"  # the code of a job that has run for max_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class RunJob:
         checkpoints: the folder for the checkpoints.
         checkpoint_seconds: between two of them.
         output: the folder for the artifacts.
+        max_seconds: how long the run may take.
     """
 
     run: str
@@ -50,6 +52,7 @@ class RunJob:
     checkpoints: str
     checkpoint_seconds: float
     output: str
+    max_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,13 @@ class Control:
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """The engine has loaded its libraries, or has described the backbones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """The engine cannot start, and ends."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,8 @@ class EngineEvent:
     Attributes:
         run: the run that it is from.
         checkpoint: the files, in an event of the kind ``checkpoint``.
+        yardsticks: in an event of the kind ``yardsticks``.
+        warnings: as the job stores them: all that are known, in events that have news of them.
     """
 
     run: str
@@ -95,6 +107,8 @@ class EngineEvent:
     text: str = ""
     selection: Mapping[str, Any] | None = None
     checkpoint: Sequence[str] = ()
+    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +147,13 @@ class Failed:
 
 
 Command: TypeAlias = DescribeBackbones | RunJob | Control
-Message: TypeAlias = Ready | Described | EngineEvent | Done | Stopped | Failed
+Message: TypeAlias = Ready | Broken | Described | EngineEvent | Done | Stopped | Failed
 
 _KINDS: dict[str, TypeAdapter[Command | Message]] = {
     kind.__name__: TypeAdapter(kind)
     for kind in (
         *(DescribeBackbones, RunJob, Control),
-        *(Ready, Described, EngineEvent, Done, Stopped, Failed),
+        *(Ready, Broken, Described, EngineEvent, Done, Stopped, Failed),
     )
 }
 

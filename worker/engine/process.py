@@ -19,7 +19,9 @@ from typing import BinaryIO, Literal, cast
 from hifi.errors import HifiError
 from store.logs import configure_logging
 from store.machine import end_with_parent
+from store.resources.memory import keep_reservations_small
 from worker.engine.messages import (
+    Broken,
     Command,
     Control,
     DescribeBackbones,
@@ -39,10 +41,22 @@ class Engine:
         commands: where commands come from.
         messages: where messages go.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: the most bytes of host memory; None is a share of the machine's on a CPU.
+        niceness: added to the process's when it is ready for commands.
     """
 
-    def __init__(self, commands: BinaryIO, messages: BinaryIO, *, device: str) -> None:
+    def __init__(
+        self,
+        commands: BinaryIO,
+        messages: BinaryIO,
+        *,
+        device: str,
+        memory: int | None,
+        niceness: int,
+    ) -> None:
         self._device = device
+        self._memory = memory
+        self._niceness = niceness
         self._commands = commands
         self._messages = messages
         self._todo: queue.Queue[Command] = queue.Queue()
@@ -54,14 +68,18 @@ class Engine:
         from worker.engine.computing import (  # noqa: PLC0415
             compute,
             describe_all,
+            load_task_types,
             make_resident_backbones,
             release_memory,
         )
 
         try:
-            backbones = make_resident_backbones(self._device)
+            backbones = make_resident_backbones(self._device, memory=self._memory)
         except HifiError as error:
-            sys.exit(f"the engine cannot start: {error}")
+            self._send(Broken(text=str(error)))
+            sys.exit(1)
+        load_task_types()
+        os.nice(self._niceness)  # on Linux: this thread's, and that of threads that it starts
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         self._send(Ready())
         while True:
@@ -106,10 +124,12 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    device, log_format = sys.argv[1:]
+    device, log_format, memory, niceness = sys.argv[1:]
+    keep_reservations_small()
     configure_logging(cast("Literal['json', 'text']", log_format), process="engine")
     logging.captureWarnings(capture=True)
-    Engine(sys.stdin.buffer, messages, device=device).run()
+    most = int(memory) if memory else None
+    Engine(sys.stdin.buffer, messages, device=device, memory=most, niceness=int(niceness)).run()
 
 
 if __name__ == "__main__":

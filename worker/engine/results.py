@@ -47,11 +47,10 @@ def write_artifacts(delta: HeadDelta, *, model_path: Path, folder: Path) -> dict
 
 
 def _write_adapter(delta: HeadDelta, *, model_path: Path, file: Path) -> None:
-    model = load_unchecked(identify_folder(model_path), delta=delta).model
+    backbone = load_unchecked(identify_folder(model_path), delta=delta)
     tuned_at: torch.dtype = getattr(torch, delta.metadata.compute_dtype)
-    wide_enough = torch.promote_types(model.dtype, tuned_at)  # for exact differences
-    if wide_enough != model.dtype:
-        cast_to(model, wide_enough)
+    # Wide enough for exact differences.
+    model = cast_to(backbone.model, torch.promote_types(backbone.dtype, tuned_at))
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".lora-") as adapter:
         delta.to_lora(adapter, model)
         write_tar(Path(adapter), file)

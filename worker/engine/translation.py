@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hifi.data.settings import Hyperparameters, Scoring, declared
+from hifi.data.settings import Scoring, declared
 from hifi.data.spec import TaskSpec
-from store.jobs.spec import HubDataset, JobSpec, TaskFields
 
 if TYPE_CHECKING:
+    from store.jobs.spec import HubDataset, JobSpec
     from worker.engine.messages import EngineEvent
 
 SPLITS = ("train", "validation")
-_FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
 
 
 def finetune_arguments(
@@ -39,17 +38,6 @@ def finetune_arguments(
         **scoring,
         **dict(spec.training),
     }
-
-
-def spec_field(argument: str) -> str | None:
-    """Return the job spec's field for an argument of ``finetune``."""
-    if argument in declared(Scoring):
-        return declared(Scoring)[argument].names[0]
-    if argument in declared(Hyperparameters):
-        return f"training.{argument}"
-    if argument in TaskFields.model_fields:
-        return f"task.{argument}"
-    return _FIELDS.get(argument)
 
 
 def hub_data(dataset: HubDataset) -> dict[str, Any]:
@@ -80,12 +68,12 @@ def heads_document(
     heads = [[layer["layer"], head] for layer in layers for head in layer["selected"]]
     counts = {name: selection[name] for name in ("trainable_parameters", "fraction")}
     settings = (each.names[0] for each in declared(Scoring).values())
-    names = ("fingerprint", *settings, "num_layers")
+    names = ("fingerprint", *settings, "num_layers")  # a selection leaves out what is the paper's
     document = {
         "object": "job.heads",
         "job": job_id,
         "model": model,
-        **{name: selection[name] for name in names},
+        **{name: selection[name] for name in names if name in selection},
         "num_heads": len(layers[0]["importance"]),
         "head_dim": selection["head_dim"],
         **counts,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import anyio
 import structlog
 from anyio import CancelScope, to_thread
 from starlette.applications import Starlette
@@ -22,6 +21,8 @@ from starlette.routing import Route
 
 from store.errors import ProblemError
 from store.orders import DeltaOrder, Outcomes, PredictionOrder
+from store.resources.scratch import own_folder
+from store.resources.turns import Places, Turns
 from store.storage import ArtifactStorage
 from store.waiting import CallerLeftError, while_connected
 from worker.inference.memory.deltas import DeltaCache
@@ -29,7 +30,6 @@ from worker.inference.merging import merge
 from worker.inference.metrics import CONTENT_TYPE
 from worker.inference.requests import check_token, problem_response, read_body
 from worker.inference.serving import Serving, open_serving
-from worker.scratch import own_folder
 from worker.tar import stream_tar
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-# Merging, sending or waiting: each may hold a whole model on disk until it is sent.
+# Merging, sending or waiting: each may hold a whole model on disk until it is sent. A tenant has at
+# most four of them, and fewer next to others, so that a new tenant finds room.
 MAX_REQUESTS = 8
 _MAX_ORDER_BYTES = 1 << 14
 _MAX_PREDICTION_BYTES = 32 << 20  # twice a gateway's limit, since the gateway adds fields
@@ -87,6 +88,8 @@ def build_app(settings: Settings) -> Starlette:
 class MergeHandler:
     """Runs one merge at a time and lets few requests wait; a merge needs the memory of a model.
 
+    Tenants take turns, and each has a share of the requests.
+
     Args:
         settings: have the folder of backbones, and whether the hub may be used.
         deltas: the source of head deltas.
@@ -97,8 +100,8 @@ class MergeHandler:
         self._settings = settings
         self._deltas = deltas
         self._folder = folder
-        self._turn = anyio.Lock()  # first come, first served
-        self._at_work = 0
+        self._turns = Turns(1, most_each=1, spare=0)
+        self._places = Places(MAX_REQUESTS, what="models being merged or sent")
 
     async def serve(self, order: DeltaOrder, request: Request) -> Response:
         """Return the tar of a merged model; its files are removed after sending, even on failure.
@@ -106,31 +109,18 @@ class MergeHandler:
         Raises:
             ProblemError: 429 ``too_many_requests``, or as in ``merge``.
         """
-        if self._at_work >= MAX_REQUESTS:
-            raise ProblemError(
-                "too_many_requests",
-                status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{MAX_REQUESTS} models are already being merged or sent",
-            )
-        self._at_work += 1
-        try:
-            async with self._turn:
+        with ExitStack() as held:
+            held.enter_context(self._places.take({order.tenant: 1}))
+            async with self._turns.hold(order.tenant):
                 if await request.is_disconnected():
-                    self._leave()
                     return Response(status_code=_CLIENT_CLOSED)
                 started = time.perf_counter()
                 folder, size = await to_thread.run_sync(self._merge, order)
             _log.info("merged", bytes=size, seconds=round(time.perf_counter() - started, 3))
-        except BaseException:
-            self._leave()
-            raise
-        return MergedModel(folder, size=size, on_end=self._leave)
+            return MergedModel(folder, size=size, on_end=held.pop_all().close)
 
     def _merge(self, order: DeltaOrder) -> tuple[Path, int]:
         return merge(order, settings=self._settings, deltas=self._deltas, parent=self._folder)
-
-    def _leave(self) -> None:
-        self._at_work -= 1
 
 
 class MergedModel(StreamingResponse):

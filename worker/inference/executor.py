@@ -15,6 +15,7 @@ import torch
 from hifi.serving.prediction import collate
 from worker.inference.memory.tiers import Placement
 from worker.inference.scheduler import Scheduler, Ticket
+from worker.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from worker.inference.memory.backbones import ServedBackbone
     from worker.inference.memory.tiers import DeltaKey, DeviceTier
 
-# torch's CPU allocator raises a plain RuntimeError.
-_NO_MEMORY = "can't allocate memory"
 _log = structlog.get_logger(__name__)
 
 
@@ -202,7 +201,7 @@ def _settle(outcomes: Sequence[tuple[Work, Outcome]]) -> None:
 
 def _describe(error: Exception, *, samples: int) -> Failure:
     """Log an error and return it as a failure; one sample can fail a batch of several."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in str(error):
+    if is_out_of_memory(error):
         _log.warning("out of memory", samples=samples, error=str(error).partition("\n")[0])
         return NoMemoryError()
     if samples == 1:

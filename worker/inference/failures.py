@@ -19,6 +19,7 @@ from hifi.errors import (
     UnsupportedArchitectureError,
 )
 from store.errors import ArtifactStorageError, ProblemError
+from worker.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from store.orders import DeltaOrder
@@ -34,7 +35,8 @@ def as_problems(order: DeltaOrder) -> Iterator[None]:
 
     Raises:
         ProblemError: ``model_not_found``, ``backbone_mismatch``, ``delta_invalid``,
-            ``artifact_storage``, ``blob_lost``, ``disk_full`` or ``disk_failed``.
+            ``artifact_storage``, ``blob_lost``, ``disk_full``, ``disk_failed`` or
+            ``out_of_memory``.
     """
     try:
         yield
@@ -54,6 +56,11 @@ def as_problems(order: DeltaOrder) -> Iterator[None]:
     except HifiError as error:
         detail = "the head delta cannot be read, or does not record a task that can be served"
         raise _problem("delta_invalid", HTTPStatus.UNPROCESSABLE_ENTITY, detail, error) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        detail = "the inference process has too little memory for this backbone or head delta"
+        raise _problem("out_of_memory", HTTPStatus.SERVICE_UNAVAILABLE, detail, error) from error
 
 
 def _problem(code: str, status: HTTPStatus, detail: str, cause: Exception) -> ProblemError:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
-import torch
 
 from hifi.data.task_types import request_fields
-from hifi.errors import HifiError, ImageInputError, InputError, TextTooLongError
+from hifi.errors import (
+    BackboneMismatchError,
+    HifiError,
+    ImageInputError,
+    InputError,
+    TextTooLongError,
+)
 from store.errors import ProblemError
 from store.orders import ItemError
+from store.resources.turns import FairPool, Places, Turns
 from worker.inference.executor import (
     ComputationError,
     NoMemoryError,
@@ -27,7 +32,6 @@ from worker.inference.executor import (
 )
 from worker.inference.failures import as_problems
 from worker.inference.scheduler import Scheduler, Ticket
-from worker.inference.turns import FairPool
 
 if TYPE_CHECKING:
     from hifi.serving.bank import PackedDelta
@@ -39,51 +43,15 @@ if TYPE_CHECKING:
     from worker.inference.memory.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
+_Inputs: TypeAlias = Mapping[int, Mapping[str, str]]  # by their index in the request
 _ENCODERS = 2  # threads that tokenise and decode images; a tenant has at most one
 _CHUNK_CHARACTERS = 100_000  # encoded at a time, so that short requests do not wait long
-_RETRY_SECONDS = "1"
+# An encoded image takes 600 KB or more, a text 12 KB at most. So a request's images are encoded a
+# few at a time, as many as a CPU computes in one pass, and few requests at once: a tenant's, and
+# the last ones are for tenants that have none.
+_IMAGES = 8
+_IMAGES_AT_ONCE, _IMAGES_AT_ONCE_EACH, _IMAGES_AT_ONCE_SPARE = 12, 6, 4
 _log = structlog.get_logger(__name__)
-
-
-class Places:
-    """Limits the inputs in flight, from their arrival to their answer. Used on one event loop.
-
-    Args:
-        most: of all tenants together. A tenant may hold as many as remain free for others: half of
-            them if it is alone, a quarter next to a tenant with half. So a new tenant always finds
-            free places.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        """Return the number of inputs in flight."""
-        return self._taken.total()
-
-    @contextmanager
-    def take(self, wanted: Mapping[str, int]) -> Iterator[None]:
-        """Hold places during a block, as many as each tenant wants, all of them or none.
-
-        Raises:
-            ProblemError: 429 ``too_many_requests``.
-        """
-        free = self._most - len(self) - sum(wanted.values())
-        if free < 0 or any(self._taken[name] + count > free for name, count in wanted.items()):
-            raise ProblemError(
-                "too_many_requests",
-                status=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"too many inputs in flight: {len(self)} of at most {self._most}, and a "
-                f"tenant may hold only as many as remain free; retry in {_RETRY_SECONDS} s",
-                headers={"Retry-After": _RETRY_SECONDS},
-            )
-        self._taken.update(wanted)
-        try:
-            yield
-        finally:
-            self._taken.subtract(wanted)
-            self._taken += Counter()  # removes tenants without any
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +74,7 @@ class _Part:
     """
 
     order: DeltaOrder
-    inputs: Mapping[int, Mapping[str, str]]
+    inputs: _Inputs
     answers: dict[int, Answer]
 
     def fail(self, code: str, message: str, *, param: str | None = None) -> None:
@@ -138,6 +106,9 @@ class PredictionHandler:
         self._device = device
         self._scheduler = scheduler
         self._encoders = FairPool(_ENCODERS, most_each=1, spare=0, name="encoder")
+        self._images = Turns(
+            _IMAGES_AT_ONCE, most_each=_IMAGES_AT_ONCE_EACH, spare=_IMAGES_AT_ONCE_SPARE
+        )
 
     def close(self) -> None:
         """Start no further work."""
@@ -172,36 +143,64 @@ class PredictionHandler:
         order = part.order
         try:
             with as_problems(order):
-                async with self._backbones.hold(order.backbone, tenant=order.tenant) as backbone:
-                    await self._serve_on(backbone, part, truncate=truncate)
+                await self._serve_on_newest(part, truncate=truncate)
         except ProblemError as problem:
             part.fail(problem.code, problem.detail)
-        except torch.OutOfMemoryError:
-            part.fail("out_of_memory", "the device has too little memory for the job's backbone")
         except Exception:  # noqa: BLE001 - one delta's error must not fail the others
             _log.exception("a prediction failed", job=order.job)
             part.fail("internal_error", "the inference process failed; its log says why")
 
+    async def _serve_on_newest(self, part: _Part, *, truncate: bool) -> None:
+        """Serve on the loaded backbone; if the delta is of another one, on its files of now."""
+        name, tenant = part.order.backbone, part.order.tenant
+        async with self._backbones.hold(name, tenant=tenant) as backbone:
+            try:
+                await self._serve_on(backbone, part, truncate=truncate)
+            except BackboneMismatchError:
+                if not await self._backbones.has_changed(name, backbone, tenant=tenant):
+                    raise
+            else:
+                return
+        async with self._backbones.hold(name, tenant=tenant) as backbone:
+            await self._serve_on(backbone, part, truncate=truncate)
+
     async def _serve_on(self, backbone: ServedBackbone, part: _Part, *, truncate: bool) -> None:
-        samples: dict[int, Sample] | None = None
+        left = part.inputs
         record = self._device.find(backbone, part.order.key)
         if record is not None:
-            placed = _Delta(backbone, record, None)
-            samples = await self._encode(part, placed, truncate=truncate)
-            samples = await self._compute(part, placed, samples)
-        if samples is None or samples:  # it was not on the device, or was evicted meanwhile
+            left = await self._answer(part, left, _Delta(backbone, record, None), truncate=truncate)
+        if left:  # it was not on the device, or was evicted meanwhile
             async with self._loader.loaded(part.order, backbone) as loaded:
                 delta = _Delta(backbone, loaded.record, loaded.packed)
-                if samples is None:
-                    samples = await self._encode(part, delta, truncate=truncate)
-                await self._compute(part, delta, samples)
+                await self._answer(part, left, delta, truncate=truncate)
 
-    async def _encode(self, part: _Part, delta: _Delta, *, truncate: bool) -> dict[int, Sample]:
-        """Encode the inputs; set an error for each that cannot be encoded."""
+    async def _answer(
+        self, part: _Part, inputs: _Inputs, delta: _Delta, *, truncate: bool
+    ) -> _Inputs:
+        """Encode and compute inputs: texts all at once, images a few at a time.
+
+        Returns:
+            The inputs whose head delta was evicted from the device while they waited.
+        """
+        tenant, has_images = part.order.tenant, delta.record.task.declaration.input_kind == "image"
+        step = _IMAGES if has_images else len(inputs)
+        indices = list(inputs)
+        for start in range(0, len(indices), step):
+            some = {index: inputs[index] for index in indices[start : start + step]}
+            async with self._images.hold(tenant) if has_images else nullcontext():
+                samples = await self._encode(part, some, delta, truncate=truncate)
+                displaced = await self._compute(part, delta, samples)
+            if displaced:  # and so would be the others
+                return {index: inputs[index] for index in [*displaced, *indices[start + step :]]}
+        return {}
+
+    async def _encode(
+        self, part: _Part, inputs: _Inputs, delta: _Delta, *, truncate: bool
+    ) -> dict[int, Sample]:
+        """Encode inputs; set an error for each that cannot be encoded."""
         samples: dict[int, Sample] = {}
-        for chunk in _chunks(part.inputs):
-            inputs = [part.inputs[index] for index in chunk]
-            read = partial(_read, delta, inputs, truncate=truncate)
+        for chunk in _chunks(inputs):
+            read = partial(_read, delta, [inputs[index] for index in chunk], truncate=truncate)
             entries = await self._encoders.run(read, tenant=part.order.tenant)
             for index, entry in zip(chunk, entries, strict=True):
                 if isinstance(entry, InputError):
@@ -212,14 +211,14 @@ class PredictionHandler:
 
     async def _compute(
         self, part: _Part, delta: _Delta, samples: Mapping[int, Sample]
-    ) -> dict[int, Sample]:
+    ) -> list[int]:
         """Compute samples and set their answers.
 
         Returns:
-            The samples whose head delta was evicted from the device while they waited.
+            The indices of those whose head delta was evicted from the device while they waited.
         """
         if not samples:
-            return {}
+            return []
         loop = asyncio.get_running_loop()
         waiting: dict[int, asyncio.Future[Outcome]] = {}
         tickets: list[Ticket[Work]] = []
@@ -235,12 +234,12 @@ class PredictionHandler:
         finally:
             pairs = zip(tickets, waiting.values(), strict=True)
             self._scheduler.withdraw([ticket for ticket, future in pairs if not future.done()])
-            displaced = {
-                index: samples[index]
+            displaced = [
+                index
                 for index, future in waiting.items()
                 if future.done()
                 and not _set_answer(part, delta, index, samples[index], future.result())
-            }
+            ]
         return displaced
 
 
@@ -252,7 +251,7 @@ def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
     return [_Part(request.orders[order], mine, answers) for order, mine in inputs.items()]
 
 
-def _chunks(inputs: Mapping[int, Mapping[str, str]]) -> Iterator[list[int]]:
+def _chunks(inputs: _Inputs) -> Iterator[list[int]]:
     chunk: list[int] = []
     characters = 0
     for index, given in inputs.items():

@@ -6,7 +6,7 @@ import heapq
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -24,6 +24,10 @@ _LEAST_FILL = 0.9
 # the same simulation, with 128 clients that send without pause, a tenant with a seventh of the load
 # waits 36 s at most, and 31 s with one of 4 batches; without this and the next bound it was 79 s.
 _OLDEST_EVERY = 8
+
+# How long a tenant that has sent something counts as a neighbour of the others. While it does, no
+# tenant alone fills a pass, since a pass is never interrupted.
+_NEIGHBOUR_SECONDS = 10.0
 
 # How far a tenant's account may be ahead, in batches of tokens. It gets more than its share while
 # no other tenant's samples fit a batch; without a bound it would pay for that long afterwards.
@@ -53,17 +57,20 @@ class Scheduler(Generic[Work]):
     """Forms batches of samples.
 
     Each tenant has an account of computed tokens. The next batch begins with the oldest sample of
-    the tenants in turn: those that wait with the smallest account, or at most a batch of tokens
-    more. Tenants do not save up turns while they have nothing waiting. Further samples are added,
-    each from the tenant with the smallest account at that point, as long as the batch stays within
-    its limit of tokens and has little padding. So a tenant with one sample waits for a batch or
-    two, however many samples the others have. One batch in eight begins with the oldest sample of
-    all tenants, so that a sample that fits no batch does not wait forever.
+    the tenants in turn: those that wait with the smallest account, or at most half of
+    ``tenant_tokens`` more. Tenants do not save up turns while they have nothing waiting. Further
+    samples are added, each from the tenant with the smallest account at that point, as long as the
+    batch stays within its limit of tokens and has little padding. While there are other tenants,
+    one tenant adds at most ``tenant_tokens`` to a batch: so a tenant with one sample waits for a
+    short batch or two, however many samples another has. One batch in eight begins with the oldest
+    sample of all tenants, so that a sample that fits no batch does not wait forever.
 
     May be used by any number of threads.
 
     Args:
         max_tokens: of a batch, including padding; a single longer sample is a batch by itself.
+        tenant_tokens: of one tenant in a batch while other tenants send samples, at least one
+            sample.
         max_wait_seconds: how long a sample waits for others if nothing else is being computed.
         clock: in seconds.
     """
@@ -72,10 +79,12 @@ class Scheduler(Generic[Work]):
         self,
         *,
         max_tokens: int,
+        tenant_tokens: int,
         max_wait_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_tokens = max_tokens
+        self._tenant_tokens = min(tenant_tokens, max_tokens)
         self._max_wait = max_wait_seconds
         self._clock = clock
         self._changed = threading.Condition()
@@ -84,6 +93,7 @@ class Scheduler(Generic[Work]):
         self._now = 0.0  # virtual: the account of the last tenant
         self._is_closed = False
         self._formed = 0  # number of batches
+        self._seen_at: dict[str, float] = {}  # when each tenant last added samples
 
     def __len__(self) -> int:
         """Return the number of waiting samples."""
@@ -95,7 +105,7 @@ class Scheduler(Generic[Work]):
         with self._changed:
             now = self._clock()
             for ticket in tickets:
-                ticket.came_at = now
+                ticket.came_at = self._seen_at[ticket.tenant] = now
                 queue = self._queues.get(ticket.tenant)
                 if queue is None:
                     queue = self._queues[ticket.tenant] = deque()
@@ -147,25 +157,39 @@ class Scheduler(Generic[Work]):
         """Take the next batch out of the queues."""
         self._formed += 1
         self._now = min(self._tokens[tenant] for tenant in self._queues)
-        limit = self._now + self._max_tokens  # the largest account of a tenant in turn
+        each = self._tenant_tokens if self._has_neighbours() else self._max_tokens
+        limit = self._now + each / 2  # the largest account of a tenant in turn
         most = self._now + _MOST_AHEAD * self._max_tokens
         first = self._find_first(limit if self._formed % _OLDEST_EVERY else math.inf)
         batch = _Batch[Work](max_tokens=self._max_tokens)
         lines = {tenant: _Line(queue) for tenant, queue in self._queues.items()}
         order = [(-1.0 if tenant == first else self._tokens[tenant], tenant) for tenant in lines]
         heapq.heapify(order)
+        added: Counter[str] = Counter()
         while order and not batch.is_full:
             _, tenant = heapq.heappop(order)
             ticket = lines[tenant].next_fitting(batch)
             if ticket is not None:
                 batch.add(ticket)
                 self._tokens[tenant] += ticket.length
-                heapq.heappush(order, (self._tokens[tenant], tenant))
+                added[tenant] += ticket.length
+                if added[tenant] < each:
+                    heapq.heappush(order, (self._tokens[tenant], tenant))
         for tenant, line in lines.items():
             self._replace(tenant, line.rest())
             self._tokens[tenant] = min(self._tokens[tenant], most)
         self._forget_idle()
         return batch.tickets
+
+    def _has_neighbours(self) -> bool:
+        """Return whether several tenants have sent samples lately; forget those that have not."""
+        oldest = self._clock() - _NEIGHBOUR_SECONDS
+        self._seen_at = {
+            tenant: seen
+            for tenant, seen in self._seen_at.items()
+            if seen > oldest or tenant in self._queues
+        }
+        return len(self._seen_at) > 1
 
     def _find_first(self, limit: float) -> str:
         """Return the tenant of the oldest sample among tenants with accounts up to ``limit``."""

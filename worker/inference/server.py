@@ -16,6 +16,7 @@ import uvicorn
 
 from store.errors import SettingsError
 from worker.inference.app import build_app
+from worker.inference.stalling import StallingProtocol
 
 if TYPE_CHECKING:
     from store.settings import Settings
@@ -26,18 +27,19 @@ _OWNER_ONLY = 0o177  # the permission bits that the umask clears
 
 
 def run_inference(settings: Settings) -> None:
-    """Serve on ``infer_url`` until SIGTERM or Ctrl-C.
+    """Serve on this process's own address until SIGTERM or Ctrl-C.
 
     Raises:
-        SettingsError: the address cannot be used, or the artifact store's URL is of an unknown
-            kind.
+        SettingsError: the address is ambiguous or cannot be used, or the artifact store's URL is of
+            an unknown kind.
         KeyboardInterrupt: after Ctrl-C.
     """
     app = build_app(settings)
-    with listen(settings.infer_url) as listener:
+    with listen(settings.own_infer_url()) as listener:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=StallingProtocol,
                 log_config=None,  # the caller has configured one stream for all logs
                 access_log=False,
                 server_header=False,
@@ -70,7 +72,9 @@ def listen(url: str) -> Iterator[socket.socket]:
         listener = _listen_on(url) if path is None else _listen_at(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"cannot listen on HIFI_INFER_URL={url}: {reason}") from error
+        raise SettingsError(
+            f"cannot listen on {url} (HIFI_INFER_LISTEN, or HIFI_INFER_URL): {reason}"
+        ) from error
     with listener:
         try:
             yield listener

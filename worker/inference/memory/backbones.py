@@ -12,18 +12,19 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
+import torch
 
-from hifi.backbones.models import ModelSource, download_model, identify_folder
+from hifi.backbones.devices import serving_dtype
+from hifi.backbones.models import ModelSource, download_model, identify_folder, load_config
 from hifi.deltas.loading import load_bare_backbone
 from hifi.errors import BackboneMismatchError, ModelError
 from hifi.serving.bank import HeadBank
 from hifi.serving.prediction import TaskRecord
+from store.resources.turns import FairPool, SingleFlight
 from worker.inference.memory.recency import LeastRecentlyUsed
-from worker.inference.turns import FairPool, SingleFlight
-from worker.models import find_backbones
+from worker.models import find_backbones, stamp_of
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from hifi.deltas.delta import HeadDelta
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from store.settings import Settings
 
 BackboneName: TypeAlias = tuple[str, str | None]  # id, or hub id and commit
+_Key: TypeAlias = tuple[BackboneName, int]  # and the version of its files
 _LOADERS = 4  # threads: downloads wait for the hub most of the time
 _ENCODERS = 16  # of one backbone: each has a tokenizer of its own
 _log = structlog.get_logger(__name__)
@@ -74,13 +76,18 @@ class ServedBackbone:
         source: its folder and name.
         model: the backbone, in eval mode.
         fingerprint: of the backbone as stored.
+        stamp: of its files when they were read.
 
     Attributes:
+        stamp: as above.
         is_dropped: whether it was evicted; the tiers then keep none of its deltas.
     """
 
-    def __init__(self, source: ModelSource, model: PreTrainedModel, *, fingerprint: str) -> None:
+    def __init__(
+        self, source: ModelSource, model: PreTrainedModel, *, fingerprint: str, stamp: str
+    ) -> None:
         self.model = model
+        self.stamp = stamp
         self.bank = HeadBank(model)
         self.is_dropped = False
         self._source = source
@@ -147,14 +154,15 @@ class Backbones:
         self._settings = settings
         self._device = device
         self._on_drop = on_drop
-        self._kept: LeastRecentlyUsed[BackboneName, ServedBackbone] = LeastRecentlyUsed(
+        self._versions: Counter[BackboneName] = Counter()  # changes of the files that were seen
+        self._kept: LeastRecentlyUsed[_Key, ServedBackbone] = LeastRecentlyUsed(
             settings.infer_backbone_bytes
         )
-        self._users: Counter[BackboneName] = Counter()
+        self._users: Counter[_Key] = Counter()
         self._reserved = 0  # bytes of backbones that are being loaded
         self._door = asyncio.Lock()  # locked while a backbone waits for room
         self._freed = asyncio.Event()
-        self._loads: SingleFlight[BackboneName, None] = SingleFlight()
+        self._loads: SingleFlight[_Key, None] = SingleFlight()
         self._threads = FairPool(_LOADERS, most_each=1, spare=0, name="backbone")
 
     def __len__(self) -> int:
@@ -177,20 +185,42 @@ class Backbones:
         if self._door.locked():
             async with self._door:
                 pass
-        self._users[name] += 1  # counted before it is loaded, so that it is not evicted at once
+        key = name, self._versions[name]
+        self._users[key] += 1  # counted before it is loaded, so that it is not evicted at once
         try:
-            while (backbone := self._kept.use(name)) is None:
-                await self._loads.join(name, partial(self._load, name, tenant=tenant))
+            while (backbone := self._kept.use(key)) is None:
+                await self._loads.join(key, partial(self._load, key, tenant=tenant))
             yield backbone
         finally:
-            self._users[name] -= 1
-            if not self._users[name]:
-                del self._users[name]
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
                 self._freed.set()
 
-    async def _load(self, name: BackboneName, *, tenant: str) -> None:
-        find = partial(_find_with_size, self._settings, name)
-        source, size = await self._threads.run(find, tenant=tenant)
+    async def has_changed(
+        self, name: BackboneName, backbone: ServedBackbone, *, tenant: str
+    ) -> bool:
+        """Return whether a backbone's files have changed since it was loaded.
+
+        If so, the next :meth:`hold` loads them; the loaded backbone is used no more, and evicted
+        like any other.
+
+        Raises:
+            ModelError, OSError: it does not exist any more.
+        """
+        find = partial(_find_files, self._settings, name, device=self._device)
+        files = await self._threads.run(find, tenant=tenant)
+        if files.stamp == backbone.stamp:
+            return False
+        if self._kept.use((name, self._versions[name])) is backbone:
+            self._versions[name] += 1
+        return True
+
+    async def _load(self, key: _Key, *, tenant: str) -> None:
+        name = key[0]
+        find = partial(_find_files, self._settings, name, device=self._device)
+        files = await self._threads.run(find, tenant=tenant)
+        source, size = files.source, files.size
         await self._reserve(size)
         try:
             load = partial(load_bare_backbone, source, device=self._device)
@@ -199,8 +229,10 @@ class Backbones:
             self._reserved -= size
             self._freed.set()
         _log.info("backbone loaded", model=name[0], revision=name[1])
-        backbone = ServedBackbone(source, loaded.model, fingerprint=loaded.fingerprint)
-        self._kept.put(name, backbone, size=backbone.nbytes)
+        backbone = ServedBackbone(
+            source, loaded.model, fingerprint=loaded.fingerprint, stamp=files.stamp
+        )
+        self._kept.put(key, backbone, size=backbone.nbytes)
 
     async def _reserve(self, size: int) -> None:
         """Wait until there is room for ``size`` bytes."""
@@ -220,6 +252,19 @@ class Backbones:
         return is_alone or self._kept.held + taken <= self._kept.budget
 
 
-def _find_with_size(settings: Settings, name: BackboneName) -> tuple[ModelSource, int]:
+@dataclass(frozen=True)
+class _Files:
+    """A backbone on the disk: its folder, the bytes of its weights in memory, a stamp of it."""
+
+    source: ModelSource
+    size: int
+    stamp: str
+
+
+def _find_files(settings: Settings, name: BackboneName, *, device: torch.device) -> _Files:
     source = find_backbone(settings, name)
-    return source, sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
+    stored = load_config(source).dtype
+    if isinstance(stored, torch.dtype):
+        size = size * serving_dtype(stored, device=device).itemsize // stored.itemsize
+    return _Files(source, size, stamp_of(source.path))

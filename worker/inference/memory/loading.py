@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from hifi.deltas.delta import HeadDelta
+from store.resources.turns import FairPool, SingleFlight, Turns
 from worker.inference.memory.heap import Heap
-from worker.inference.turns import FairPool, SingleFlight, Turns
 
 if TYPE_CHECKING:
     from store.orders import DeltaOrder
