@@ -37,7 +37,8 @@ def data_folder() -> Path:
 def read_rows(task: str, split: str) -> list[dict[str, Any]]:
     """Read a GLUE task's rows."""
     path = data_folder() / "glue" / task / f"{split}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def tokenize_pairs(rows: Sequence[dict[str, Any]], **settings: Any) -> BatchEncoding:

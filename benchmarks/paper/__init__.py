@@ -1,1 +1,1 @@
-"""The paper's tables: task metrics of HiFi and its rivals."""
+"""The paper's tables: HiFi and its rivals on GLUE; ``python -m benchmarks.paper --help``."""

@@ -11,15 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx2
-
 from benchmarks.service.claims import migrated_postgres
 from hifi.backbones.models import resolve_model
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.embedded.listening import free_loopback_port
+from store.administration.keys import create_key
 from store.database.connection import Database
 from store.jobs.workers import put_backbone
-from store.tenants import create_key, create_tenant
+from store.tenants import create_tenant
 from tests.integration import deployment as processes
 from tests.integration.servers import RedisServer, running
 from tests.tiny_tasks import text_rows, write_jsonl
@@ -44,15 +43,11 @@ class Deployment(processes.Deployment):
 
     def wait_until_ready(self, *, without: Sequence[str] = ()) -> None:
         """Wait until the gateway is ready, apart from the components in ``without``."""
-
-        def is_ready() -> bool:
-            try:
-                answer = httpx2.get(f"{self.url}/readyz", trust_env=False)
-            except httpx2.TransportError:
-                return False
-            return answer.is_success and set(answer.json()["degraded"]) <= set(without)
-
-        self.wait_for(is_ready, seconds=START_SECONDS, message="a service that is ready")
+        self.wait_for(
+            lambda: processes.is_ready(self.url, without=without),
+            seconds=START_SECONDS,
+            message="a service that is ready",
+        )
 
 
 def end_in_order() -> None:

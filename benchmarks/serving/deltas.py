@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.data import MAX_LENGTH, MODEL, minilm
-from benchmarks.paper.methods import random_heads
+from benchmarks.speed.methods import random_heads
 from hifi.tuning.tuner import HeadTuner
 from store.orders import DeltaOrder
 from store.storage import ArtifactStorage

@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from benchmarks.data import MODEL, minilm, minilm_tokenizer, read_rows, tokenize_pairs
-from benchmarks.paper.methods import prepare
 from benchmarks.rows import Row, print_rows
+from benchmarks.speed.methods import prepare
 from hifi.training.finetuning import finetune
 
 ROWS = 1024

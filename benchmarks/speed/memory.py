@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.data import minilm, mrpc_batches
 from benchmarks.machine import resident_megabytes
-from benchmarks.paper.methods import prepare
 from benchmarks.rows import Row, print_rows
+from benchmarks.speed.methods import prepare
 from benchmarks.speed.training import LEARNING_RATE, NO_DROPOUT, train
 
 REPETITIONS = 3

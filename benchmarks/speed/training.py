@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from benchmarks.data import minilm, mrpc_batches
-from benchmarks.paper.methods import Method, precision, prepare
 from benchmarks.rows import Row, interleaved, print_rows
+from benchmarks.speed.methods import Method, precision, prepare
 
 LEARNING_RATE = 3e-4
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -1,0 +1,172 @@
+r"""Run the paper's comparison: methods × tasks × seeds, one JSON line for each run.
+
+    export HIFI_TEST_DATA=…   # has data/glue/<task>/{train,validation}.jsonl; or pass --data
+    python -m benchmarks.paper --methods full lora-qv hifi --tasks rte cola --seeds 0 1 2 \
+        --rates search --processes 2 --out results.jsonl
+    python -m benchmarks.paper.tables results.jsonl --pair hifi lora-qv
+
+The command may be killed at any moment and called again: finished runs are kept, and further calls
+with other methods, tasks or seeds add to the same file. Several calls share the work on one file.
+
+Shots: full trains on the training split (capped, --most-rows) and reports the best epoch on
+validation; 16 is 16 rows of each class, the batch all of them; another N is N rows. Of few rows, as
+many again choose the epoch, and the original validation split is reported. Few rows get more
+epochs, until there are --least-steps.
+
+Rates: search tries the same multiples of each method's usual rate, with seed 0, on a split of the
+training rows, and keeps these trials; usual; a number; auto leaves rate and epochs to the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.paper.cells import Request
+from benchmarks.paper.methods import METHODS
+from benchmarks.paper.results import Results
+from benchmarks.paper.running import Workplace, work
+from benchmarks.paper.tasks import TASKS
+from hifi.backbones.models import resolve_model
+from hifi.errors import DataError, HifiError, StorageError
+from store.machine import end_with_parent
+
+if TYPE_CHECKING:
+    from hifi.backbones.models import ModelSource
+
+ALL_ROWS = "all"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root = os.environ.get("HIFI_TEST_DATA")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=root,
+        required=root is None,
+        help="folder with data/glue/<task>/{train,validation}.jsonl; default: $HIFI_TEST_DATA",
+    )
+    parser.add_argument("--backbone", default="all-MiniLM-L6-v2", help="folder or hub id")
+    parser.add_argument(
+        "--methods", nargs="+", required=True, metavar="METHOD", help=", ".join(METHODS)
+    )
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=_count, default=[0])
+    parser.add_argument("--shots", nargs="+", default=["full"], help="full, 16, or N rows")
+    parser.add_argument(
+        "--head-starts", nargs="+", default=["own"], help="own (the method's usual), random, probe"
+    )
+    parser.add_argument("--rates", default="usual", help="search, usual, auto, or a number")
+    parser.add_argument(
+        "--most-rows", type=_most_rows, default=3668, help=f"cap of full; {ALL_ROWS} for none"
+    )
+    parser.add_argument("--epochs", type=_positive, default=3)
+    parser.add_argument("--least-steps", type=_positive, default=100)
+    parser.add_argument("--max-length", type=_positive, default=128, help="tokens")
+    parser.add_argument("--processes", type=_positive, default=1, help="of one thread each")
+    parser.add_argument("--out", type=Path, required=True, help="the result file, .jsonl")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    count = _count(text)
+    if not count:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return count
+
+
+def _most_rows(text: str) -> int | None:
+    return None if text == ALL_ROWS else _positive(text)
+
+
+def request_of(options: argparse.Namespace, *, source: ModelSource) -> Request:
+    """Return what a command line asks for."""
+    return Request(
+        backbone=source.name,
+        tasks=options.tasks,
+        methods=options.methods,
+        seeds=options.seeds,
+        shots=options.shots,
+        head_starts=options.head_starts,
+        rates=options.rates,
+        most_rows=options.most_rows,
+        epochs=options.epochs,
+        least_steps=options.least_steps,
+        max_length=options.max_length,
+    )
+
+
+def run_in_process(options: argparse.Namespace) -> None:
+    """Run all cells of a command line in this process, beside others; exit with an error's text."""
+    end_with_parent(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        source = resolve_model(options.backbone)
+        wanted = request_of(options, source=source).cells()
+        workplace = Workplace(data=folder_of(options), source=source)
+        with Results(options.out) as results:
+            work(wanted, results, workplace)
+    except HifiError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """Return the folder of the tasks' folders."""
+    return Path(options.data) / "data" / "glue"
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check a command line before anything runs.
+
+    Raises:
+        HifiError: unknown names, settings that do not go together, missing data or backbone.
+    """
+    request_of(options, source=resolve_model(options.backbone)).cells()
+    for task in options.tasks:
+        for split in ("train", "validation"):
+            path = folder_of(options) / task / f"{split}.jsonl"
+            if not path.is_file():
+                raise DataError(f"{path} does not exist", split=split)
+    if not options.out.resolve().parent.is_dir():
+        raise StorageError(f"{options.out.parent} is not a folder: --out cannot be written")
+    if options.out.is_dir():
+        raise StorageError(f"{options.out} is a folder: --out is a file")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = parse(arguments)
+    try:
+        check(options)
+    except HifiError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes below, before they import torch
+    spawn = get_context("spawn")
+    processes = [
+        spawn.Process(target=run_in_process, args=(options,)) for _ in range(options.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in processes)

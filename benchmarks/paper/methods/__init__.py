@@ -1,0 +1,74 @@
+"""The compared methods, declared as data; a new one is an entry here and its file.
+
+Usual rates: those of full, head-only, LoRA and HiFi are near the best in ``results/quality.jsonl``,
+about five times the paper's for its larger backbone (Tab. 5). The others are guesses in this
+proportion. A search tries a quarter to four times the usual rate; tables tell when the best of them
+is at an end.
+
+Methods that need packages of their own (Adapter, Compacter, SetFit) go here as well: a function
+``Run -> Outcome`` that starts the interpreter of their environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.paper.methods.adapters import (
+    QUERY_KEY,
+    QUERY_VALUE,
+    ia3,
+    lora,
+    prefix_tuning,
+    shira,
+)
+from benchmarks.paper.methods.base import Method
+from benchmarks.paper.methods.child_tuning import child_tuning
+from benchmarks.paper.methods.diff_pruning import diff_pruning
+from benchmarks.paper.methods.head_starts import AUTO, PROBE, RANDOM
+from benchmarks.paper.methods.heads import K, tuned_by_budget, tuned_heads
+from benchmarks.paper.methods.linear_probe import run_probe
+from benchmarks.paper.methods.plain import bitfit, full, head_only
+from benchmarks.paper.methods.rival import trained_by
+
+_RIVALS = {
+    "full": (full, 1e-4),
+    "head-only": (head_only, 2e-2),
+    "bitfit": (bitfit, 2e-3),
+    "lora-qk": (lora(QUERY_KEY), 1e-3),
+    "lora-qv": (lora(QUERY_VALUE), 1e-3),
+    "prefix": (prefix_tuning, 1e-2),
+    "ia3": (ia3, 1e-2),
+    "shira": (shira, 2e-3),
+    "child-tuning": (child_tuning, 1e-4),
+    "diff-pruning": (diff_pruning, 2e-4),
+}
+_OURS = {
+    "hifi": tuned_heads(score="pagerank", strategy="layer-wise", k=K),
+    "hifi-mid-top": tuned_heads(score="pagerank", strategy="mid-top", k=K),
+    "hifi-budget": tuned_by_budget(score="gradient"),
+    "hifi-random": tuned_heads(score="random", strategy="layer-wise", k=K),
+}
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="probe", run=run_probe, usual_rate=None, head_starts=(PROBE,)),
+        *(
+            Method(name=name, run=trained_by(build), usual_rate=rate, head_starts=(RANDOM, PROBE))
+            for name, (build, rate) in _RIVALS.items()
+        ),
+        *(
+            Method(
+                name=name, run=run, usual_rate=5e-4, head_starts=(PROBE, RANDOM), has_defaults=True
+            )
+            for name, run in _OURS.items()
+        ),
+        # What the library does unasked.
+        Method(
+            name="hifi-default",
+            run=tuned_heads(),
+            usual_rate=5e-4,
+            head_starts=(AUTO,),
+            has_defaults=True,
+        ),
+    )
+}

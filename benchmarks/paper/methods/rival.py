@@ -1,0 +1,216 @@
+"""How rivals train: one loop with hifi's batches, schedule and clipping, in float32."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.paper.methods.base import Metrics, Outcome, Run, encode, evaluate, file_bytes
+from benchmarks.paper.methods.head_starts import HEAD_STARTS
+from hifi.backbones.heads import task_head_names
+from hifi.errors import TrainingDivergedError
+from hifi.training.batching import TrainingBatches
+from hifi.training.learning_rate import learning_rate_at
+from hifi.training.trainer import MAX_GRADIENT_NORM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.data.settings import Hyperparameters
+    from hifi.tasks import Batch
+    from hifi.training.preparation import Prepared
+
+
+class Rival:
+    """A model prepared for training by one method; by default trains what requires a gradient.
+
+    Attributes:
+        network: called by the loop; the model, or a wrapper around it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the optimizer changes, by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: weight decay for matrices, as in ``hifi.training``."""
+        parameters = list(self.trained().values())
+        return [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+
+    def set_training(self) -> None:
+        """Enable dropout as the checkpoint has it."""
+        self.network.train()
+
+    def penalty(self) -> Tensor | float:
+        """Return what is added to the loss of a batch."""
+        return 0.0
+
+    def after_backward(self) -> None:
+        """Change the gradients of a batch before they are clipped."""
+
+    def start_epoch(self, epoch: int, *, epochs: int) -> None:
+        """Change what is trained at the beginning of an epoch, from 0."""
+
+    def counts(self, epoch: int, *, epochs: int) -> bool:  # noqa: ARG002 - for rivals with phases
+        """Return whether the weights after an epoch may be kept."""
+        return True
+
+    def count_trained(self) -> int:
+        """Return the number of trained weights."""
+        return sum(parameter.numel() for parameter in self.trained().values())
+
+    def stored_bytes(self) -> int:
+        """Return the size of a file with what one stores for a task, in float32."""
+        return file_bytes(self.trained())
+
+
+def trained_by(build: Callable[[Prepared, Hyperparameters], Rival]) -> Callable[[Run], Outcome]:
+    """Return the ``run`` of a method that trains a rival.
+
+    Args:
+        build: prepares a loaded model for training, in place. The task head has its start by then.
+    """
+
+    def run(run: Run) -> Outcome:
+        settings = run.settings
+        ready = run.prepare()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # LoRA draws its A
+            HEAD_STARTS[run.head_start](ready, settings)
+            return _Training(ready, build, run=run, settings=settings).run()
+
+    return run
+
+
+class _Training:
+    """One training of a rival."""
+
+    def __init__(
+        self,
+        ready: Prepared,
+        build: Callable[[Prepared, Hyperparameters], Rival],
+        *,
+        run: Run,
+        settings: Hyperparameters,
+    ) -> None:
+        self._ready, self._run, self._settings = ready, run, settings
+        begin = time.perf_counter()
+        self._rival = build(ready, settings)
+        self._selection_seconds = time.perf_counter() - begin
+        self._trained = self._rival.trained()
+        self._training_seconds = 0.0
+
+    def run(self) -> Outcome:
+        """Train, keep the best epoch on validation, measure it on test."""
+        ready, rival, settings = self._ready, self._rival, self._settings
+        validation = ready.data.validation
+        assert validation is not None  # noqa: S101 - every run has one
+        trained = self._trained
+        evaluations: list[Metrics] = []
+        best, kept = None, {name: p.detach().clone() for name, p in trained.items()}
+        metric = ready.data.task.metric
+        for epoch in self._epochs():
+            metrics = evaluate(ready, validation, self._logits)
+            _check(metrics["loss"], where=f"the validation loss after epoch {epoch + 1}")
+            evaluations.append(metrics)
+            if not rival.counts(epoch, epochs=settings.epochs):
+                continue
+            if best is None or metrics[metric] > evaluations[best][metric]:
+                best = epoch
+                kept = {name: p.detach().clone() for name, p in trained.items()}
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(kept[name])
+        rows = self._run.splits.test
+        test = None if rows is None else encode(ready, rows, split="test")
+        return Outcome(
+            evaluations=evaluations,
+            best=best or 0,
+            test=None if test is None else evaluate(ready, test, self._logits),
+            seconds={"selection": self._selection_seconds, "training": self._training_seconds},
+            trained_weights=rival.count_trained(),
+            stored_bytes={"float32": rival.stored_bytes()},
+            fingerprint=ready.fingerprint,
+            learning_rate=settings.learning_rate,
+            epochs=settings.epochs,
+        )
+
+    def _epochs(self) -> Iterator[int]:
+        """Train epoch by epoch; yield after each, in eval mode."""
+        settings, train = self._settings, self._ready.data.train
+        optimizer = torch.optim.AdamW(
+            self._rival.groups(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        batches = TrainingBatches(
+            lengths=train.lengths, batch_size=settings.batch_size, seed=settings.seed
+        )
+        total = batches.per_epoch * settings.epochs
+        torch.manual_seed(self._settings.seed)
+        step = 0
+        for epoch in range(settings.epochs):
+            self._rival.start_epoch(epoch, epochs=settings.epochs)
+            self._rival.set_training()
+            begin = time.perf_counter()
+            for indices in batches.epoch(epoch):
+                rate = learning_rate_at(step, total_steps=total, settings=settings)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * rate / settings.learning_rate
+                self._step(train.batch(indices), optimizer)
+                step += 1
+            self._training_seconds += time.perf_counter() - begin
+            self._rival.network.eval()
+            yield epoch
+
+    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+        loss = self._ready.data.task.loss(self._logits(batch.inputs), batch.targets)
+        loss = loss + self._rival.penalty()
+        _check(loss.item(), where="a training loss")
+        loss.backward()
+        self._rival.after_backward()
+        nn.utils.clip_grad_norm_(self._trained.values(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = self._rival.network(**inputs).logits
+        return logits
+
+
+def head_names(ready: Prepared) -> set[str]:
+    """Return the names of the task head's parameters, a pooler that was missing among them."""
+    loaded = ready.loaded
+    return set(task_head_names(loaded.model, extra=loaded.task_head_modules))
+
+
+def head_modules(ready: Prepared) -> list[str]:
+    """Return the top modules of the task head, which PEFT trains and stores beside an adapter."""
+    names = task_head_names(ready.loaded.model)
+    own = dict.fromkeys(name.partition(".")[0] for name in names)
+    return [*own, *ready.loaded.task_head_modules]
+
+
+def train_only(model: PreTrainedModel, names: set[str]) -> Rival:
+    """Return a rival that trains these parameters and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return Rival(model)
+
+
+def _check(loss: float, *, where: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDivergedError(f"{where} is {loss}")
