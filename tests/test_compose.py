@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -26,13 +28,21 @@ REQUIRED = {
     "REDIS_PASSWORD": "r" * 32,
     "S3_ACCESS_KEY": "hifi",
     "S3_SECRET_KEY": "s" * 32,
+    "S3_ROOT_PASSWORD": "o" * 32,
     "INFER_TOKEN": "i" * 32,
-    "SECRET_KEY": "k" * 32,
     "HIFI_ALLOWED_HOSTS": "hifi.example.org,127.0.0.1",
 }
 _VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
-_SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|MC_HOST|REDISCLI_AUTH|ROOT_USER")
+_SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|MC_HOST|REDISCLI_AUTH")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+USES = {  # what each of our processes may reach
+    "migrate": {"tables"},
+    "gateway": {"tables", "queue", "artifacts", "inference"},
+    "worker": {"tables", "queue", "artifacts"},
+    "inference": {"artifacts", "inference"},
+}
 
 
 def interpolate(text):
@@ -51,6 +61,11 @@ def interpolate(text):
 def settings_of(service):
     """Return the environment of a service, variables filled in."""
     return {name: interpolate(str(value)) for name, value in service["environment"].items()}
+
+
+def users_of(resource):
+    """Return the names of our services that may reach something."""
+    return {name for name in OURS if resource in USES[name.removesuffix("-gpu")]}
 
 
 class TestServices:
@@ -104,8 +119,10 @@ class TestServices:
             for other, condition in service.get("depends_on", {}).items():
                 kind = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
                 assert condition == {"condition": kind}, (name, other)
-        for name in OURS - {"migrate"}:
+        for name in ("gateway", "worker", "worker-gpu"):
             assert SERVICES[name]["depends_on"].keys() == {"migrate", "storage-bucket", "redis"}
+        for name in ("inference", "inference-gpu"):
+            assert SERVICES[name]["depends_on"].keys() == {"storage-bucket"}
 
     def test_every_volume_that_is_mounted_is_there_and_used(self):
         mounted = {
@@ -132,6 +149,30 @@ class TestServices:
         assert SERVICES["worker"]["stop_grace_period"] == "120s"
 
 
+class TestLimits:
+    @pytest.mark.parametrize("name", sorted(SERVICES))
+    def test_each_has_limits_of_memory_processes_and_cpus(self, name):
+        service = SERVICES[name]
+        assert re.fullmatch(r"\d+[mg]", interpolate(str(service["mem_limit"])))
+        assert float(interpolate(str(service["cpus"]))) > 0
+        assert int(interpolate(str(service["pids_limit"]))) > 0
+
+    @pytest.mark.parametrize("name", sorted(OURS - {"migrate"}))
+    def test_those_of_our_processes_can_be_changed(self, name):
+        for limit in ("mem_limit", "cpus", "pids_limit"):
+            assert _VARIABLE.fullmatch(SERVICES[name][limit])
+
+    @pytest.mark.parametrize("name", ["worker", "inference"])
+    def test_as_many_threads_compute_as_there_are_cpus(self, name):
+        threads = SERVICES[name]["environment"]["OMP_NUM_THREADS"]
+        assert threads == SERVICES[name]["cpus"]
+
+    @pytest.mark.parametrize("name", ["gateway", "inference", "worker"])
+    def test_several_can_run(self, name):
+        assert "container_name" not in SERVICES[name]
+        assert all("${HIFI_PUBLISH" in port for port in SERVICES[name].get("ports", ()))
+
+
 class TestSecrets:
     def test_have_no_default_anywhere(self):
         for name, mark, _ in _VARIABLE.findall(TEXT):
@@ -143,13 +184,76 @@ class TestSecrets:
             for variable, value in service.get("environment", {}).items():
                 if _SECRET.search(variable):
                     rest = _VARIABLE.sub("", str(value))
-                    assert rest in ("", "http://:@storage:9000"), (name, variable)
+                    assert rest in ("", "http://storage-root:@storage:9000"), (name, variable)
         assert not re.search(r"://\w+:\w+@", _VARIABLE.sub("", TEXT))
+
+    def test_no_process_gets_one_that_it_does_not_need(self):
+        has = {
+            "POSTGRES_PASSWORD": {"postgres", *users_of("tables")},
+            "REDIS_PASSWORD": {"redis", *users_of("queue")},
+            "S3_ROOT_PASSWORD": {"storage", "storage-bucket"},
+            "S3_SECRET_KEY": {"storage-bucket", *users_of("artifacts")},
+            "INFER_TOKEN": users_of("inference"),
+        }
+        for secret, services in has.items():
+            holders = {
+                name
+                for name, service in SERVICES.items()
+                if any(secret == found[0] for found in _VARIABLE.findall(yaml.dump(service)))
+            }
+            assert holders == services, secret
 
     def test_are_in_no_command(self):
         for name, service in SERVICES.items():
             words = " ".join(map(str, service.get("command", ())))
             assert not any(_SECRET.search(found[0]) for found in _VARIABLE.findall(words)), name
+
+
+class TestStorageUser:
+    def test_may_use_its_bucket_only(self):
+        policy = json.loads(settings_of(SERVICES["storage-bucket"])["POLICY"])
+        granted = {
+            (action, resource)
+            for statement in policy["Statement"]
+            for action in statement["Action"]
+            for resource in statement["Resource"]
+        }
+        assert all(
+            resource in ("arn:aws:s3:::hifi", "arn:aws:s3:::hifi/*") for _, resource in granted
+        )
+        assert {f"s3:{verb}Object" for verb in ("Get", "Put", "Delete")} <= {
+            action for action, resource in granted if resource.endswith("/*")
+        }
+        assert ("s3:ListBucket", "arn:aws:s3:::hifi") in granted
+
+    @pytest.mark.process
+    @pytest.mark.parametrize(
+        ("answer", "code", "expected"),
+        [("", 0, 0), ("mc: <ERROR> ... already in effect. ...", 1, 0), ("denied", 1, 1)],
+    )
+    def test_is_created_once_and_then_left(self, answer, code, expected, tmp_path):
+        # mc of this test writes its arguments down, and answers only the last command.
+        script = f"""#!/bin/sh
+echo "$@" >> {tmp_path}/calls
+case "$3" in attach) echo {shlex.quote(answer)} >&2; exit {code} ;; esac
+"""
+        (tmp_path / "mc").write_text(script)
+        (tmp_path / "mc").chmod(0o755)
+        service = SERVICES["storage-bucket"]
+        (command,) = service["command"]
+        environment = settings_of(service) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = interpolate(command).replace("/tmp/policy.json", f"{tmp_path}/policy.json")  # noqa: S108
+        done = subprocess.run(
+            [*service["entrypoint"], command], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == expected, done.stderr
+        assert (tmp_path / "calls").read_text().splitlines() == [
+            "mb --ignore-existing storage/hifi",
+            f"admin user add storage hifi {'s' * 32}",
+            f"admin policy create storage hifi {tmp_path}/policy.json",
+            "admin policy attach storage hifi --user hifi",
+        ]
+        assert json.loads((tmp_path / "policy.json").read_bytes())["Version"] == "2012-10-17"
 
 
 class TestOurProcesses:
@@ -170,10 +274,11 @@ class TestOurProcesses:
             if variable.startswith(PREFIX):
                 assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
         settings = Settings()
-        assert not settings.is_embedded
-        assert settings.database_url.startswith("postgresql://")
-        assert settings.artifacts_url == "s3://hifi"
-        assert settings.log_format == "json"
+        expected = USES[name.removesuffix("-gpu")]
+        assert settings.database_url.startswith("postgresql://") == ("tables" in expected)
+        assert settings.is_embedded == ("queue" not in expected)
+        assert (settings.artifacts_url == "s3://hifi") == ("artifacts" in expected)
+        assert (settings.infer_token is not None) == ("inference" in expected)
 
     def test_the_gateway_asks_for_keys(self):
         environment = settings_of(SERVICES["gateway"])
@@ -186,7 +291,7 @@ class TestOurProcesses:
         networks = SERVICES[name]["networks"]
         assert name == "inference" or "inference" in networks["inside"]["aliases"]
         assert asked["HIFI_INFER_URL"] == "http://inference:8001"
-        assert listens["HIFI_INFER_URL"] == "http://0.0.0.0:8001"
+        assert listens["HIFI_INFER_LISTEN"] == "http://0.0.0.0:8001"
         assert asked["HIFI_INFER_TOKEN"] == listens["HIFI_INFER_TOKEN"]
 
     @pytest.mark.parametrize("name", sorted(OURS - {"migrate"}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hifi.backbones.heads import describe, task_head_names
+from hifi.backbones.checkpoint import new_parameter_names
+from hifi.backbones.heads import describe
 from hifi.selection.head_selection import HeadSelection
 from tests.architectures import LAYERS, tiny_batch
 from tests.deltas import HEADS
@@ -28,7 +29,7 @@ def frozen_copy(model, heads=HEADS):
     """Every weight with the selected rows and the task head blanked."""
     backbone = describe(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in task_head_names(model):
+    for name in new_parameter_names(model):
         state[name].zero_()
     for head in heads:
         for projection in backbone.layers[head.layer].projections:

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from service.app import build_app
+from store.administration.keys import revoke_key
 from store.jobs.leases import Progress
 from store.jobs.life import WorkEvent
 from store.storage import ArtifactStorage
-from store.tenants import revoke_key
 from tests.browser.chromium import Page, chromium
-from tests.service.gateways import Member, served
+from tests.service.gateways import Member, add_dataset_row, served
 from tests.service.work import FILES, finished_job, running_job, select, step, succeed
 from tests.waiting import eventually
 
@@ -118,6 +119,20 @@ class TestJobs:
         lease.fail(code="out_of_memory", message="too large")
         page.wait_for("document.querySelector('.chip')?.textContent == 'failed'")
 
+    def test_newest_keeps_the_filter(self, page: Page, database: Database, alice: Member):
+        for _ in range(2):
+            _, lease = running_job(database, alice.tenant_id)
+            lease.fail(code="out_of_memory", message="too large")
+        last, lease = running_job(database, alice.tenant_id)
+        lease.fail(code="out_of_memory", message="too large")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelectorAll('tbody tr').length == 3")
+        page.evaluate(f"location.hash = '#/?status=failed&after={last}'")
+        page.wait_for("document.querySelectorAll('tbody tr').length == 2")
+        page.evaluate("document.querySelector('.foot a').click()")
+        page.wait_for("document.querySelectorAll('tbody tr').length == 3")
+        assert page.evaluate("document.querySelector('select').value") == "failed"
+
 
 class TestDocumentation:
     def test_lists_the_api_once_signed_in(self, page: Page, url: str, alice: Member):
@@ -150,23 +165,41 @@ class TestJob:
         alice: Member,
         tmp_path: Path,
     ):
-        job_id, lease = running_job(database, alice.tenant_id, name="mrpc")
+        spec = {"model": "minilm", "k": 3, "task": {"metric": "f1"}}
+        job_id, lease = running_job(database, alice.tenant_id, name="mrpc", spec=spec)
         sign_in(page, alice.secret)
         page.wait_for("document.querySelector('tbody tr')")
         open_job(page, job_id)
         select(lease, job_id)
         page.wait_for("document.querySelectorAll('rect.head').length == 8")
         assert page.evaluate("document.querySelectorAll('rect.head.selected').length") == 4
+        yardsticks = {"majority": {"f1": -0.25, "loss": 0.7}, "probe": {"f1": 0.75, "loss": 0.6}}
+        lease.report(
+            Progress(), events=[WorkEvent(type="yardsticks", message="f1", data=yardsticks)]
+        )
+        page.wait_for("document.querySelectorAll('.bars meter').length == 2")
         for number in (1, 2, 3):
             progress = Progress(phase="training", step=number * 25, total_steps=100)
             lease.report(progress, events=[step(number * 25)])
         page.wait_for("document.querySelector('polyline.curve')?.points.length == 3")
         page.wait_for("document.querySelector('progress')?.value == 75")
-        metrics = {"step": 75, "f1": 0.875}
+        metrics = {"step": 75, "f1": 0.875, "loss": 1.25}
         lease.report(
             Progress(), events=[WorkEvent(type="metrics", message="f1", step=75, data=metrics)]
         )
-        page.wait_for("document.querySelectorAll('polyline.curve').length == 2")
+        page.wait_for("document.querySelectorAll('polyline.curve').length == 3")
+        # Both losses on one axis, shares on another.
+        assert page.texts("figcaption b") == ["loss", "validation"]
+        assert page.texts(".charts figure:first-child .legend") == [
+            "training 0.01333",
+            "validation 1.250",
+        ]
+        assert page.texts(".charts figure:last-child .legend") == ["f1 0.8750"]
+        page.wait_for("document.querySelectorAll('.bars meter').length == 3")
+        assert page.texts(".bar-row span") == ["majority", "probe", "tuned"]
+        assert page.texts(".bar-row b") == ["-0.2500", "0.7500", "0.8750"]
+        values = "[...document.querySelectorAll('.bars meter')].map((bar) => bar.value)"
+        assert page.evaluate(values) == [0, 0.75, 0.875]
         succeed(lease, storage, alice.tenant_id)
         page.wait_for("document.querySelectorAll('.files a').length == 5")
         assert page.texts(".chip") == ["succeeded"]
@@ -181,6 +214,60 @@ class TestJob:
         size = len(FILES["float32"])
         eventually(lambda: file.exists() and file.stat().st_size >= size, message="the download")
         assert file.read_bytes() == FILES["float32"]
+
+    def test_is_found_by_its_name(
+        self, page: Page, database: Database, storage: ArtifactStorage, alice: Member
+    ):
+        job_id = finished_job(database, storage, alice.tenant_id, name="größe 1/2")
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        assert page.evaluate("document.title") == "Jobs · HiFi"
+        open_job(page, "gr%C3%B6%C3%9Fe%201%2F2")
+        page.wait_for("document.title == 'größe 1/2 · succeeded · HiFi'")
+        assert job_id in page.texts("main p.muted")
+        finished_job(database, storage, alice.tenant_id, name="größe 1/2")
+        page.evaluate("location.hash = '#/'")
+        page.wait_for("document.querySelectorAll('tbody tr').length == 2")
+        page.evaluate("location.hash = '#/jobs/gr%C3%B6%C3%9Fe%201%2F2'")
+        page.wait_for(
+            "document.querySelector('#notice').textContent.startsWith('Several jobs are')"
+        )
+        assert page.evaluate("document.title") == "HiFi"
+
+    def test_names_its_data_set(self, page: Page, database: Database, alice: Member):
+        dataset = add_dataset_row(database, alice, name="libs")
+        job_id, _ = running_job(
+            database, alice.tenant_id, spec={"model": "minilm", "dataset": dataset}
+        )
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        open_job(page, job_id)
+        page.wait_for("document.querySelector('main').textContent.includes('libs (')")
+        shown = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert shown["data set"] == f"libs ({dataset})"
+
+    def test_shows_its_settings_dates_and_times(
+        self, page: Page, database: Database, alice: Member
+    ):
+        training = {"epochs": 3, "learning_rate": 0.0005, "early_stopping_patience": None}
+        job_id, lease = running_job(
+            database, alice.tenant_id, spec={"model": "minilm", "training": training}
+        )
+        select(lease, job_id)
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        open_job(page, job_id)
+        shown = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert shown["learning rate"] == "0.0005"
+        assert shown["early stopping patience"] == "none"
+        assert {"waited", "ran", "trained"} <= shown.keys()
+        year = str(datetime.now(tz=UTC).year)
+        assert year in shown["posted"]
+        assert all(year in line for line in page.texts(".log li time"))
+        # Layer 0 at the bottom.
+        page.wait_for("document.querySelector('rect.head')")
+        lowest = "[...document.querySelectorAll('rect.head')].at(-1).getAttribute('aria-label')"
+        assert page.evaluate(lowest).startswith("layer 0, head 3")
 
     def test_fits_on_a_phone(
         self,

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import httpx2
 
 from tests.waiting import eventually, patience
 
@@ -108,6 +110,21 @@ def children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     tasks = Path(f"/proc/{pid}/task").glob("*/children") if path.exists() else ()
     return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def peak_megabytes(pid: int) -> float:
+    """Return the largest resident memory of a process so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def is_ready(url: str, *, without: Collection[str] = ()) -> bool:
+    """Return whether a gateway has all that it needs but these parts."""
+    try:
+        answer = httpx2.get(f"{url}/readyz", timeout=patience(5), trust_env=False)
+    except httpx2.TransportError:
+        return False
+    return answer.is_success and set(answer.json()["degraded"]) <= set(without)
 
 
 def kill(pids: Sequence[int]) -> None:

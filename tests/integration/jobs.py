@@ -125,7 +125,7 @@ class Desk:
         job = self.job(job_id)
         if phase == "validating":
             return job.started_at is not None
-        order = ("loading", "selecting", "training", "evaluating", "writing")
+        order = ("loading", "probing", "selecting", "training", "evaluating", "writing")
         return job.phase is not None and order.index(job.phase) >= order.index(phase)
 
     def is_finished(self, job_id: str) -> Job | None:

@@ -20,7 +20,7 @@ from service.client import ApiError, Client
 from service.embedded.listening import free_loopback_port
 from store.queue import make_app
 from store.settings import Settings
-from tests.integration.deployment import QUICK, Deployment, deployed
+from tests.integration.deployment import QUICK, Deployment, deployed, is_ready
 from tests.integration.jobs import write_splits
 from tests.integration.servers import PostgresServer, RedisServer, running
 from tests.root import ROOT
@@ -89,15 +89,7 @@ class Site:
         key = json.loads(deployment.run("tenants", "keys", "create", root["id"], "--json"))
         self.secret: str = key["secret"]
         self.admin = Client(self.url, api_key=self.secret)
-        deployment.wait_for(self.is_ready, message="ready")
-
-    def is_ready(self) -> bool:
-        """Return whether all services are up."""
-        try:
-            answer = httpx2.get(f"{self.url}/readyz")
-        except httpx2.TransportError:
-            return False
-        return answer.status_code == 200 and answer.json()["degraded"] == []
+        deployment.wait_for(lambda: is_ready(self.url), message="ready")
 
     def tenant(self, name: str) -> Client:
         """Create a tenant; return a client with its key."""
@@ -128,7 +120,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "PORT": str(free_loopback_port()),
             "INFER_URL": f"http://127.0.0.1:{free_loopback_port()}",
             "INFER_TOKEN": "t" * 32,
-            "SECRET_KEY": "k" * 32,
             "LOG_FORMAT": "json",
         }
         with deployed(folder / "home", **settings) as deployment:

@@ -195,7 +195,9 @@ class TestCrash:
                     {**SPEC, "dataset": main_job.dataset, "name": "posted to a killed gateway"},
                     idempotency_key=f"key-{len(seen)}",
                 )
-                assert service.client.jobs.cancel(again["id"])["status"] == "cancelled"
+                # A worker may have claimed it by then.
+                cancelled = service.client.jobs.cancel(again["id"])["status"]
+                assert cancelled in ("cancelled", "cancelling")
         assert [event["id"] for event in seen] == [
             event["id"] for event in service.client.jobs.events(job["id"], limit=100)["data"]
         ]

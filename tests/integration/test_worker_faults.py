@@ -6,9 +6,12 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from store.jobs.actions import cancel, pause, resume
 from store.states import JobStatus
 from tests.integration.deployment import QUICK, Deployment, children, deployed, kill
 from tests.integration.jobs import Desk
+from tests.integration.served import command_line
 from tests.waiting import patience
 
 DRAW = random.Random()  # noqa: S311 - moments, not secrets
@@ -36,8 +40,13 @@ class Bench:
     worker: subprocess.Popen[bytes]
 
     def engine(self) -> int:
-        """Return the process id of the worker's engine."""
-        return self.deployment.wait_for(lambda: children(self.worker.pid), message="engine")[0]
+        """Return the process id of the worker's engine, not of the nice one beside it."""
+
+        def find() -> int | None:
+            pids = children(self.worker.pid)
+            return next((pid for pid in pids if command_line(pid).endswith(" 0 ")), None)
+
+        return self.deployment.wait_for(find, message="engine")
 
     def kill_worker(self) -> None:
         """Kill the worker; wait until its engine has ended too."""
@@ -178,21 +187,96 @@ class TestDeadWorker:
         assert "jobs of dead workers taken back" in bench.deployment.logs()
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether all threads of a process have stopped, which takes a moment."""
+    states = [
+        task.read_text().rpartition(")")[2].split()[0]
+        for task in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
+def freeze(bench: Bench) -> None:
+    """Stop the worker between two transactions: within one it would lock SQLite for everybody."""
+    path = bench.desk.database.engine.url.database
+    while True:
+        os.kill(bench.worker.pid, signal.SIGSTOP)
+        bench.deployment.wait_for(lambda: is_stopped(bench.worker.pid), message="its stop")
+        with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(bench.worker.pid, signal.SIGCONT)
+                time.sleep(0.1)
+            else:
+                connection.execute("ROLLBACK")
+                return
+
+
+def freeze_amid_a_job(bench: Bench) -> str:
+    """Stop the worker while it trains, again if the job has ended before it; return the job."""
+    while True:
+        job = bench.desk.submit(bench.dataset)
+        bench.wait_until(job, "training")
+        freeze(bench)
+        if bench.desk.is_finished(job) is None:
+            return job
+        os.kill(bench.worker.pid, signal.SIGCONT)
+
+
 class TestFrozen:
     def test_past_its_lease_its_late_writes_are_refused(
         self, bench: Bench, undisturbed: Undisturbed
     ):
-        job = bench.desk.submit(bench.dataset)
-        bench.wait_until(job, "training")
+        job = freeze_amid_a_job(bench)
         frozen = bench.worker
-        os.kill(frozen.pid, signal.SIGSTOP)
-        bench.new_worker()
-        bench.deployment.wait_for(lambda: bench.desk.job(job).fence > 1, message="the second claim")
-        os.kill(frozen.pid, signal.SIGCONT)
+        try:
+            bench.new_worker()
+            bench.deployment.wait_for(
+                lambda: bench.desk.job(job).fence > 1, message="the second claim"
+            )
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
         check(bench, job, undisturbed)
         frozen.terminate()
         assert frozen.wait(timeout=patience(60)) == 0
         assert "lease lost" in bench.deployment.logs()
+
+
+class TestHealth:
+    def test_is_that_of_this_homes_worker(self, bench: Bench, tmp_path: Path):
+        """A worker that hangs is unhealthy, however well another one on this machine is."""
+
+        def is_healthy(**variables: str) -> bool:
+            command = [sys.executable, "-m", "service.health", "worker"]
+            environment = {**bench.deployment.environment, **variables}
+            return subprocess.run(command, env=environment, check=False).returncode == 0
+
+        bench.deployment.wait_for(is_healthy, message="a healthy worker")
+        elsewhere = {
+            "HIFI_HOME": str(tmp_path),
+            "HIFI_DATABASE_URL": bench.desk.settings.database_url,
+        }
+        assert not is_healthy(**elsewhere)
+        freeze(bench)
+        try:
+            bench.deployment.wait_for(lambda: not is_healthy(), seconds=60, message="unhealthy")
+        finally:
+            os.kill(bench.worker.pid, signal.SIGCONT)
+        bench.deployment.wait_for(is_healthy, message="a healthy worker again")
+
+
+class TestTimeLimit:
+    def test_fails_the_job_and_the_worker_goes_on(self, bench: Bench, undisturbed: Undisturbed):
+        job = bench.desk.submit(bench.dataset, epochs=1000, max_seconds=8.0)
+        assert bench.ends(job) is JobStatus.FAILED
+        row = bench.desk.job(job)
+        assert row.error["code"] == "time_limit_exceeded"
+        assert row.error["param"] == "training.max_seconds"
+        assert row.ran_seconds >= 8
+        assert bench.desk.hashes(job) == {}
+        limited = bench.desk.submit(bench.dataset, max_seconds=3600.0)
+        check(bench, limited, undisturbed)  # its bytes do not depend on the limit
 
 
 class TestWishes:

@@ -14,6 +14,7 @@ from store.database.connection import Database
 from store.database.schema import upgrade
 from store.queue import TokenPublisher
 from tests.databases import postgres_url
+from tests.full_disk import full_disk
 from tests.service.gateways import Member, add_backbone, add_member, opened, settings_for
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from store.settings import Settings
 
-__all__ = ["postgres_url"]
+__all__ = ["full_disk", "postgres_url"]
 
 
 @pytest.fixture(autouse=True)

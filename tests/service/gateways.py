@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import uvicorn
 from starlette.testclient import TestClient
 
 from service.app import build_app
+from store.administration.keys import create_key
 from store.database.connection import Database, database_now
 from store.datasets import Split, add_dataset
 from store.jobs.actions import NewJob, submit
@@ -25,7 +28,7 @@ from store.settings import Settings
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
 from store.tables import Backbone
-from store.tenants import OwnQuotas, create_key, create_tenant
+from store.tenants import OwnQuotas, create_tenant
 from tests.store.queues import MINILM
 
 if TYPE_CHECKING:
@@ -204,9 +207,11 @@ class PromptServer(uvicorn.Server):
     """Ends within 10 ms; the stock one checks ten times a second whether it should."""
 
     async def main_loop(self) -> None:
-        """Set the date header once, then wait for the end."""
+        """Set the date header once, then wait for the end; do often what others do now and then."""
         await self.on_tick(0)
-        while not self.should_exit:  # noqa: ASYNC110 - another thread sets it
+        while not self.should_exit:
+            if self.config.callback_notify is not None:
+                await self.config.callback_notify()
             await asyncio.sleep(0.01)
 
 
@@ -232,6 +237,19 @@ def served(app: ASGIApp) -> Iterator[str]:
     """Serve an application on a free port; yield its URL."""
     with serving(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=3) as server:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@contextmanager
+def asked_and_left(
+    url: str, *, headers: dict[str, str], method: str = "GET", body: Any = None
+) -> Iterator[None]:
+    """Send a request, and hang up at the end of the block without having read the answer."""
+    request = httpx2.Request(method, url, headers=headers, json=body)
+    lines = [f"{method} {request.url.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    with socket.create_connection((request.url.host, request.url.port)) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + request.read())
+        yield
 
 
 @contextmanager

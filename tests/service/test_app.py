@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
+from service import app as app_module
 from service.app import build_app
 from service.http.replay import Once
 from service.jobs.routes import queue_job
@@ -21,7 +24,15 @@ from store.errors import SchemaError, SettingsError
 from store.jobs import actions as jobs
 from store.jobs.spec import JobSpec
 from store.tables import Job
-from tests.service.gateways import add_dataset_row, job_spec, opened, settings_for
+from tests.service.gateways import (
+    add_dataset_row,
+    asked_and_left,
+    job_spec,
+    opened,
+    served,
+    settings_for,
+)
+from tests.waiting import eventually, patience
 
 HEAVY = ("torch", "transformers", "pyarrow", "pandas", "numpy", "worker", "datasets")
 MEASURE = """
@@ -92,6 +103,63 @@ class TestStart:
         assert "secret" not in answer.text
 
 
+class TestTurns:
+    @pytest.fixture
+    def gate(self):
+        """Yield what holds up all lists of alice's jobs until it is set."""
+        gate = threading.Event()
+        yield gate
+        gate.set()
+
+    @pytest.fixture
+    def begun(self, alice, gate, monkeypatch):
+        """Return the lists of her jobs that have begun."""
+        begun = []
+        list_jobs = jobs.list_jobs
+
+        def list_slowly(session, tenant_id, **options):
+            if tenant_id == alice.tenant_id:
+                begun.append(tenant_id)
+                gate.wait(patience(20))
+            return list_jobs(session, tenant_id, **options)
+
+        monkeypatch.setattr(jobs, "list_jobs", list_slowly)
+        return begun
+
+    def test_one_tenants_requests_leave_threads_to_others(self, settings, alice, bob, gate, begun):
+        with (
+            served(build_app(settings)) as url,
+            ThreadPoolExecutor(30) as pool,
+            httpx2.Client(base_url=url, timeout=patience(5)) as client,
+        ):
+            asked = [pool.submit(client.get, "/jobs", headers=alice.headers) for _ in range(30)]
+            try:
+                eventually(lambda: len(begun) == app_module._THREADS_EACH)
+                time.sleep(0.3)  # for the others to arrive
+                assert client.get("/jobs", headers=bob.headers).status_code == 200
+                assert len(begun) == app_module._THREADS_EACH
+            finally:
+                gate.set()
+            assert {each.result().status_code for each in asked} == {200}
+
+    def test_a_request_whose_caller_leaves_is_not_begun(self, settings, alice, gate, begun):
+        most = app_module._THREADS_EACH
+        with served(build_app(settings)) as url, ThreadPoolExecutor(most) as pool:
+            ask = partial(httpx2.get, f"{url}/jobs", headers=alice.headers, timeout=patience(20))
+            asked = [pool.submit(ask) for _ in range(most)]
+            try:
+                eventually(lambda: len(begun) == most)
+                for _ in range(20):
+                    with asked_and_left(f"{url}/jobs", headers=alice.headers):
+                        pass
+                time.sleep(0.3)  # for the news to arrive
+            finally:
+                gate.set()
+            assert {each.result().status_code for each in asked} == {200}
+            assert ask().status_code == 200
+            assert len(begun) == most + 1
+
+
 class TestEnd:
     def test_a_job_that_is_being_queued_is_queued_whole(
         self, settings, database, alice, published, monkeypatch
@@ -115,15 +183,12 @@ class TestEnd:
             app = build_app(settings)
             async with app.router.lifespan_context(app) as state:
                 gateway = state["gateway"]
-                once = Once(
-                    database=gateway.database,
-                    key=None,
-                    request_sha256="",
-                    lock_seconds=9,
-                    limiter=gateway.posting,
-                )
+                once = Once(database=gateway.database, key=None, request_sha256="")
+                queue = partial(queue_job, gateway, alice.tenant_id, spec)
                 posted = asyncio.create_task(
-                    once.answer(partial(queue_job, gateway, alice.tenant_id, spec))
+                    once.answer(
+                        lambda keep: gateway.posting.run(partial(queue, keep), tenant="ten_1")
+                    )
                 )
                 await asyncio.to_thread(begun.wait)
                 posted.cancel()  # as a server does that has waited long enough

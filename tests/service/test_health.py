@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import os
-import socket
 import socketserver
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -17,9 +17,11 @@ from service.embedded.home import choose_infer_url
 from service.embedded.listening import free_loopback_port
 from service.health import gateway_is_healthy, inference_is_healthy, main, worker_is_healthy
 from store.database.connection import Database
-from store.jobs.workers import leave, register
+from store.jobs.workers import find_live_workers, leave, register
+from store.machine import LOCK, machine_name
 from store.settings import Settings
 from tests.root import ROOT
+from tests.service.gateways import settings_for
 from tests.service.stub_server import document, stub_server
 
 
@@ -88,21 +90,67 @@ class TestInference:
         assert not inference_is_healthy(settings)
 
 
-class TestWorker:
-    def test_is_healthy_if_seen_lately_on_this_machine(self, settings):
-        database = Database(settings.database_url)
-        of = {"device": "cpu", "backbones": [], "allows_hub": False}
-        register(database, worker_id="elsewhere-1-abc", **of)
-        assert not worker_is_healthy(settings)
-        register(database, worker_id=f"{socket.gethostname()}-1-abc", **of)
-        assert worker_is_healthy(settings)
-        leave(database, f"{socket.gethostname()}-1-abc")
-        assert not worker_is_healthy(settings)
-        database.close()
+@contextmanager
+def working(settings, database, *, name="1-abc", machine=None, is_live=True):
+    """Stand in for a worker of these settings: its locked folder, and its row if it is live."""
+    worker_id = f"{machine or machine_name()}-{name}"
+    folder = settings.work / worker_id
+    folder.mkdir(parents=True)
+    if is_live:
+        register(database, worker_id=worker_id, device="cpu", backbones=[], allows_hub=False)
+    with (folder / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield worker_id
 
-    def test_is_unhealthy_without_a_database(self, tmp_path):
+
+class TestWorker:
+    @pytest.fixture
+    def database(self, settings):
+        with closing(Database(settings.database_url)) as database:
+            yield database
+
+    def test_is_healthy_while_it_is_seen(self, settings, database):
+        with working(settings, database) as worker_id:
+            assert worker_is_healthy(settings)
+            leave(database, worker_id)
+            assert not worker_is_healthy(settings)
+
+    def test_is_not_healthy_because_another_is(self, settings, database, tmp_path):
+        with working(settings_for(tmp_path / "other", settings.database_url), database):
+            assert not worker_is_healthy(settings)  # it has not begun
+            with working(settings, database, name="2-def", is_live=False):
+                assert not worker_is_healthy(settings)  # it hangs
+
+    def test_is_unhealthy_if_one_of_two_in_its_folder_is(self, settings, database):
+        with working(settings, database, name="1-abc") as first:
+            with working(settings, database, name="2-def") as second:
+                assert worker_is_healthy(settings)
+                leave(database, first)
+                assert not worker_is_healthy(settings)
+                assert second in find_live_workers(database)
+            assert not worker_is_healthy(settings)
+
+    def test_of_another_machine_does_not_count(self, settings, database):
+        with working(settings, database, machine="elsewhere"):
+            assert not worker_is_healthy(settings)
+            with (
+                working(settings, database),
+                working(settings, database, machine="e", is_live=False),
+            ):
+                assert worker_is_healthy(settings)
+
+    def test_that_was_killed_is_not_waited_for(self, settings, database):
+        with working(settings, database, name="1-abc") as killed:
+            pass
+        leave(database, killed)
+        assert not worker_is_healthy(settings)
+        with working(settings, database, name="2-def"):
+            assert worker_is_healthy(settings)  # although the killed one's folder is still there
+
+    def test_is_unhealthy_without_a_database(self, settings, database):
         url = f"postgresql://me@127.0.0.1:{free_loopback_port()}/x"
-        assert not worker_is_healthy(Settings(home=tmp_path, database_url=url))
+        with working(settings, database):
+            assert not worker_is_healthy(settings_for(settings.home, url))
 
 
 class TestMain:

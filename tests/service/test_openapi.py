@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from service.app import build_app
-from tests.service.gateways import opened, settings_for
+from service.examples import EXAMPLES
+from tests.service.gateways import add_backbone, opened, settings_for, upload
 
 
 @pytest.fixture
@@ -103,3 +105,52 @@ class TestDocument:
         document = build_app(settings).openapi()
         names = [operation["operationId"] for _, _, operation in operations(document)]
         assert len(names) == len(set(names))
+
+
+class TestExamples:
+    def test_every_call_has_them(self, document):
+        """The page of the API invents texts where there is none."""
+        schemas = document["components"]["schemas"]
+        missing = []
+        for path, method, operation in operations(document):
+            contents = [operation.get("requestBody", {}).get("content", {})]
+            contents += [
+                response.get("content", {})
+                for status, response in operation["responses"].items()
+                if status < "3"
+            ]
+            for content in contents:
+                schema = content.get("application/json", {}).get("schema", {})
+                name = schema.get("$ref", "").rpartition("/")[2]
+                if name and "examples" not in schemas[name] and name not in {"Health", "Ready"}:
+                    missing.append((method, path, name))
+            missing += [
+                (method, path, parameter["name"])
+                for parameter in operation.get("parameters", ())
+                if parameter["in"] == "path" and "example" not in parameter
+            ]
+        assert missing == []
+
+    def test_are_what_their_schemas_say(self, document):
+        seen = 0
+        for name, schema in document["components"]["schemas"].items():
+            for example in schema.get("examples", ()):
+                whole = {"$ref": f"#/components/schemas/{name}", **document}
+                Draft202012Validator(whole).validate(example)
+                seen += 1
+        assert seen > 25
+
+    @pytest.mark.process
+    def test_the_first_of_a_job_can_be_posted(self, client, alice, database):
+        """With this data set, on a worker that has the backbone."""
+        spec = EXAMPLES["JobSpec"]
+        add_backbone(database, spec["model"])
+        content = b"text,library\n" + b"".join(
+            b"text %d,%s\n" % (row, name)
+            for row, name in enumerate([b"pandas", b"scipy", b"sklearn", b"torch"] * 4)
+        )
+        upload(client, alice, content, name="libraries")
+        body = {**spec, "dataset": "libraries"}
+        answer = client.post("/jobs", json=body, headers=alice.headers)
+        assert answer.status_code == 202, answer.text
+        assert EXAMPLES["JobDocument"].keys() == answer.json().keys()

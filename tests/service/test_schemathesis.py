@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.app import build_app
+from service.http import auth
 from store.database.connection import Database
 from store.orders import MAX_INPUTS
 from tests.service.gateways import (
@@ -101,9 +102,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> 
             "tenant_id": member.tenant_id,
             "dataset_id": add_dataset_row(database, member),
             "job_id": finished_job(database, settings, member),
+            "key_id": add_member(database, "other").key_id,  # to be replaced and revoked
         }
-        yield Gateway(build_app(settings), inference=inference, member=member, ids=ids)
-        shutdown_lifespans()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(auth, "_MOST_FAILURES", 1_000_000)  # a third of the requests has no key
+            yield Gateway(build_app(settings), inference=inference, member=member, ids=ids)
+            shutdown_lifespans()
         database.close()
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,7 +22,7 @@ import pytest
 from service.embedded.listening import free_loopback_port, listen
 from store.settings import Settings
 from tests.root import ROOT
-from tests.waiting import patience
+from tests.waiting import eventually, patience
 
 pytestmark = pytest.mark.process
 
@@ -24,20 +30,22 @@ SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
 
 
 @contextmanager
-def gateway(environment, *arguments) -> Iterator[tuple[subprocess.Popen, str]]:
+def gateway(
+    environment, *arguments, stderr=subprocess.PIPE, descriptors=4096
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """Run a gateway; yield the process and the URL that it prints."""
     process = subprocess.Popen(
-        [*SERVE, *arguments],
+        ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "", *SERVE, *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     try:
         line = process.stdout.readline()
         told = re.match(r"HiFi's gateway listens at (http://\S+)", line)
-        assert told, (line, process.stderr.read())
+        assert told, (line, process.stderr and process.stderr.read())
         yield process, told[1]
     finally:
         process.kill()
@@ -69,6 +77,80 @@ def environment(tmp_path, sqlite_url):
         "HIFI_PORT": "0",
         "HIFI_DATABASE_URL": sqlite_url,
     }
+
+
+@pytest.fixture
+def many_files():
+    """Let this process have as many open files as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def answered(url, *, source):
+    """Send a request from an address; return its status and how many seconds it took."""
+    began = time.monotonic()
+    address = urlsplit(url)
+    line = http.client.HTTPConnection(
+        address.hostname, address.port, timeout=patience(20), source_address=(source, 0)
+    )
+    with closing(line):
+        line.request("GET", "/jobs")
+        return line.getresponse().status, time.monotonic() - began
+
+
+def resident_bytes(process):
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
+def open_files(process):
+    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+
+
+@pytest.mark.usefixtures("many_files")
+class TestHostileConnections:
+    @pytest.mark.parametrize(
+        ("sent", "descriptors"),
+        [
+            (b"", 512),
+            (b"GET /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n", 4096),
+            (b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999\r\n\r\n{", 4096),
+            (b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 9, 4096),
+            (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\n\r\n", 4096),
+        ],
+        ids=["silent", "half a head", "half a body", "unread answers", "refused"],
+    )
+    def test_fifteen_hundred_keep_nobody_away(self, environment, tmp_path, sent, descriptors):
+        log = tmp_path / "log"
+        with (
+            log.open("wb") as stream,
+            gateway(environment, stderr=stream, descriptors=descriptors) as (process, url),
+            ExitStack() as stack,
+        ):
+            before = open_files(process)
+            answered(url, source="127.0.0.1")  # the first request takes longer
+            _, alone = answered(url, source="127.0.0.1")
+            place = urlsplit(url)
+            for _ in range(1500):
+                line = socket.create_connection(
+                    (place.hostname, place.port), patience(20), source_address=("127.0.0.2", 0)
+                )
+                stack.enter_context(line)
+                with suppress(OSError):
+                    line.sendall(sent)
+            for _ in range(5):
+                status, seconds = answered(url, source="127.0.0.1")
+                assert status == 200
+                assert seconds < max(patience(2), 3 * alone)
+                time.sleep(0.2)
+            assert resident_bytes(process) < 200 << 20
+            stack.close()
+            eventually(lambda: open_files(process) <= before + 10)
+            assert answered(url, source="127.0.0.2")[0] == 200
+        assert log.stat().st_size < 1 << 20
+        assert b"Traceback" not in log.read_bytes()
 
 
 class TestGateway:

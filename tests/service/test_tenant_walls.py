@@ -18,10 +18,15 @@ from store.states import JobStatus
 from tests.service.gateways import CSV, add_dataset_row, finished_job, job_spec, problem_of
 
 # Parameters of paths that name a tenant's own thing, and one that names none.
-OWNED = {"job_id": "job_0000000000000000000missing", "dataset_id": "ds_0000000000000000000missing"}
+OWNED = {
+    "job_id": "job_0000000000000000000missing",
+    "dataset_id": "ds_0000000000000000000missing",
+    "key_id": "key_0000000000000000000missing",
+}
 LISTS = {"/jobs", "/datasets"}
-# Backbones are the server's, documents about the API are everybody's.
-SHARED = {"/models", "/openapi.json"}
+# Backbones are the server's, documents about the API are everybody's. Everybody has keys: a test of
+# its own says whose are listed.
+SHARED = {"/models", "/openapi.json", "/keys"}
 # What they read is in the body; tests of their own say what they must not show.
 POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
 
@@ -30,7 +35,8 @@ POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
 def owned(database, settings, alice) -> dict[str, str]:
     """Return what alice owns: a data set, and a job with everything that a job can have."""
     dataset = add_dataset_row(database, alice, name="secret set")
-    return {"dataset_id": dataset, "job_id": finished_job(database, settings, alice)}
+    job = finished_job(database, settings, alice)
+    return {"dataset_id": dataset, "job_id": job, "key_id": alice.key_id}
 
 
 def asks_administrator(dependant: Any) -> bool:
@@ -67,7 +73,8 @@ class TestRoutes:
             answers = []
             for values in (there, missing):
                 headers = {**bob.headers, "accept": accept}
-                answer = client.request(method, path.format_map(values), headers=headers)
+                body = {} if path.endswith("/replace") else None
+                answer = client.request(method, path.format_map(values), headers=headers, json=body)
                 assert answer.status_code == 404, (method, path)
                 if method != "HEAD":
                     problem = problem_of(answer)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from store.datasets import Split, add_dataset
 from store.jobs.actions import NewJob, submit
 from store.jobs.claims import Claimant, ClaimedJob, claim_next
 from store.jobs.leases import Lease
 from store.jobs.workers import BackboneDescription
 from store.tenants import create_tenant
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -65,11 +68,25 @@ def add_split(database: Database, tenant_id: str, blob: Blob) -> None:
         )
 
 
-def add_job(database: Database, tenant_id: str, **changes: Any) -> str:
+def add_job(
+    database: Database,
+    tenant_id: str,
+    *,
+    artifact_bytes: int = 0,
+    max_bytes: int = 1 << 40,
+    **changes: Any,
+) -> str:
     """Queue a job; return its id."""
     new = replace(NEW, **{"spec": {"model": "minilm", "k": 3}, **changes})
     with database.write() as session:
-        return submit(session, tenant_id, new, max_queued=10_000).id
+        return submit(
+            session,
+            tenant_id,
+            new,
+            max_queued=10_000,
+            max_bytes=max_bytes,
+            artifact_bytes=artifact_bytes,
+        ).id
 
 
 def claim(
@@ -84,3 +101,22 @@ def claimed(database: Database, **arguments: Any) -> tuple[ClaimedJob, Lease]:
     job = claim(database, **arguments)
     assert job is not None
     return job, Lease(database, job.id, fence=job.fence, seconds=arguments.get("seconds", 60))
+
+
+def wait_for_a_waiting_transaction(database: Database) -> None:
+    """Wait until another transaction waits for a lock that this thread holds.
+
+    SQLite does not tell; there, any other write transaction waits from its begin.
+    """
+    if database.engine.dialect.name == "sqlite":
+        return
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def count() -> int:
+        with database.read() as session:
+            return session.scalar(waiting) or 0
+
+    eventually(count, message="another transaction waits")

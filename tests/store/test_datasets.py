@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from store.datasets import Split, add_dataset, delete_dataset, get_dataset, list_datasets
-from store.errors import DatasetInUseError, NotFoundError, QuotaExceededError
+from store.datasets import (
+    Split,
+    add_dataset,
+    delete_dataset,
+    find_dataset,
+    get_dataset,
+    list_datasets,
+)
+from store.errors import (
+    DatasetAmbiguousError,
+    DatasetInUseError,
+    NotFoundError,
+    QuotaExceededError,
+)
 from store.jobs.actions import cancel
 from store.storage import Blob
 from tests.store.queues import add_job, add_tenant
@@ -70,6 +82,35 @@ class TestAdd:
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(attempt, range(8))) == 5
+
+
+class TestFind:
+    def test_takes_an_id_or_the_only_one_of_a_name(self, database: Database):
+        tenant = add_tenant(database, "a")
+        dataset = add(database, tenant)
+        add(database, add_tenant(database, "b"))  # of the same name
+        with database.read() as session:
+            assert find_dataset(session, tenant, dataset.id).id == dataset.id
+            assert find_dataset(session, tenant, "mrpc").id == dataset.id
+            with pytest.raises(NotFoundError, match="no dataset 'sst2'"):
+                find_dataset(session, tenant, "sst2")
+
+    def test_an_ambiguous_name_lists_the_ids(self, database: Database):
+        tenant = add_tenant(database, "a")
+        first, second = add(database, tenant), add(database, tenant)
+        with (
+            database.read() as session,
+            pytest.raises(DatasetAmbiguousError, match=f"{second.id}, {first.id}"),
+        ):
+            find_dataset(session, tenant, "mrpc")
+
+    def test_lists_those_of_a_name(self, database: Database):
+        tenant = add_tenant(database, "a")
+        dataset = add(database, tenant)
+        with database.read() as session:
+            for name, found in (("mrpc", [dataset.id]), ("sst2", [])):
+                page = list_datasets(session, tenant, name=name, after=None, limit=9)
+                assert [each.id for each in page.rows] == found
 
 
 class TestOwner:

@@ -25,6 +25,14 @@ class TestProblemError:
             "status_of": "job",
         }
 
+    @pytest.mark.parametrize(
+        ("code", "title"),
+        [("invalid_json", "Invalid JSON"), ("invalid_http", "Invalid HTTP"), ("busy", "Busy")],
+    )
+    def test_its_title_is_the_code_in_words(self, code, title):
+        error = ProblemError(code, status=400, detail="it is")
+        assert json.loads(error.to_json())["title"] == title
+
     def test_is_ascii_for_any_input(self):
         error = ProblemError("invalid_request", status=422, detail="not '\ud800'")
         assert json.loads(error.to_json().encode("ascii"))["detail"] == "not '\ud800'"

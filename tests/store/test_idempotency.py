@@ -16,6 +16,7 @@ from store.errors import IdempotencyKeyReusedError, RequestTakenOverError
 from store.idempotency import (
     RequestKey,
     begin,
+    extend,
     finish,
     forget,
 )
@@ -72,6 +73,20 @@ class TestBegin:
         time.sleep(0.01)
         assert start(database, key) == "started"
         assert start(database, key) == "running"
+
+    def test_one_that_lives_extends_its_lock(self, database, key):
+        start(database, key, seconds=0)
+        with database.write() as session:
+            extend(session, key, lock_seconds=60)
+        time.sleep(0.01)
+        assert start(database, key) == "running"
+
+    def test_a_late_extension_changes_no_answer(self, database, key):
+        start(database, key)
+        end(database, key)
+        with database.write() as session:
+            extend(session, key, lock_seconds=60)
+        assert start(database, key) == ANSWER
 
     def test_after_a_day_the_key_is_free(self, database, key):
         start(database, key)

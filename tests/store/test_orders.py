@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.orders import MAX_CHARACTERS, MAX_SECONDS, DeltaOrder, PredictionOrder
+from hifi.data.formats.limits import MAX_CHARACTERS
+from store.orders import MAX_SECONDS, DeltaOrder, PredictionOrder
 
 TEXTS = st.text(max_size=40)
 INPUTS = st.one_of(
@@ -39,6 +40,20 @@ def test_a_request_for_predictions(items, truncate, seconds):
     assert read.orders == deltas
     assert [(item["order"], item["input"]) for item in read.items] == items
     assert (read.truncate, read.timeout_seconds) == (truncate, seconds)
+
+
+def test_the_part_of_a_request_for_some_of_its_deltas():
+    deltas = [delta(number, None) for number in range(3)]
+    items = [(number, {"text": str(number)}) for number in (2, 0, 1, 2, 0)]
+    whole = PredictionOrder.of_checked(deltas, items, truncate=False, timeout_seconds=7)
+    part, places = whole.part([2, 1])
+    assert places == [0, 2, 3]
+    assert part.orders == [deltas[2], deltas[1]]
+    found = [(item["order"], item["input"]["text"]) for item in part.items]
+    assert found == [(0, "2"), (1, "1"), (0, "2")]
+    read = PredictionOrder.model_validate_json(part.to_json_within(3.5))
+    assert (read.truncate, read.timeout_seconds) == (False, 3.5)
+    assert part.timeout_seconds == 7
 
 
 @pytest.mark.parametrize("revision", [None, "0" * 40])

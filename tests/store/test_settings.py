@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -57,15 +58,14 @@ class TestValues:
         assert read_settings().allowed_hosts == hosts
 
     def test_secrets_do_not_show(self, monkeypatch):
-        monkeypatch.setenv("HIFI_SECRET_KEY", "hunter2")
         monkeypatch.setenv("HIFI_INFER_TOKEN", "hunter2")
         settings = read_settings()
         assert "hunter2" not in repr(settings)
         monkeypatch.setenv("HIFI_DATABASE_URL", "postgresql://hifi:hunter2@db/hifi")
         monkeypatch.setenv("HIFI_BROKER_URL", "redis://:hunter2@broker")
         assert "hunter2" not in repr(read_settings())
-        assert settings.secret_key is not None
-        assert settings.secret_key.get_secret_value() == "hunter2"
+        assert settings.infer_token is not None
+        assert settings.infer_token.get_secret_value() == "hunter2"
 
     @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3"])
     def test_devices(self, device, monkeypatch):
@@ -140,3 +140,42 @@ class TestRefusals:
     def test_settings_cannot_be_changed(self):
         with pytest.raises(ValueError, match="frozen"):
             Settings().port = 1
+
+
+class TestInferenceProcesses:
+    ONE, TWO = "http://127.0.0.1:8001", "unix:///run/a.sock"
+
+    def test_are_separated_by_commas(self):
+        assert Settings(infer_url=f"{self.ONE}, {self.TWO},").infer_urls == (self.ONE, self.TWO)
+
+    def test_one_listens_where_it_is_asked(self):
+        assert Settings(infer_url=self.TWO).own_infer_url() == self.TWO
+
+    def test_listens_where_it_is_told(self):
+        settings = Settings(infer_url=f"{self.ONE},{self.TWO}", infer_listen=self.TWO)
+        assert settings.own_infer_url() == self.TWO
+
+    def test_of_several_each_must_be_told(self):
+        settings = Settings(infer_url=f"{self.ONE},{self.TWO}")
+        with pytest.raises(SettingsError, match="names 2 inference processes: set HIFI"):
+            settings.own_infer_url()
+
+    @pytest.mark.parametrize(
+        ("url", "fault"),
+        [
+            (f"{ONE},{ONE}", f"names {ONE} twice"),
+            (",", "names no process"),
+            (f"{ONE},http://192.0.2.1:8001", "HIFI_INFER_URL=http://192.0.2.1:8001 accepts"),
+        ],
+    )
+    def test_are_refused(self, monkeypatch: pytest.MonkeyPatch, url: str, fault: str):
+        monkeypatch.setenv("HIFI_INFER_URL", url)
+        with pytest.raises(SettingsError, match=re.escape(fault)):
+            read_settings()
+
+    def test_listening_for_other_machines_needs_a_token(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HIFI_INFER_LISTEN", "http://0.0.0.0:8001")
+        with pytest.raises(SettingsError, match=r"HIFI_INFER_LISTEN=.*8001 accepts"):
+            read_settings()
+        monkeypatch.setenv("HIFI_INFER_TOKEN", "secret")
+        assert read_settings().own_infer_url() == "http://0.0.0.0:8001"

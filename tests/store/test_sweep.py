@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from store import sweep as module
 from store.jobs.actions import delete
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
+from store.storage.space import reserve, store_files
+from store.storage.unnamed import remove_unnamed
 from store.sweep import sweep
 from tests.store.queues import add_job, add_split, add_tenant, claimed
 
@@ -119,12 +122,38 @@ class TestSweep:
         assert sweep(database, storage, grace_seconds=60) == 0
         assert left(storage) == {blob.sha256}
 
+    def test_leaves_one_that_is_stored_again_when_its_age_is_known(
+        self, database: Database, storage: ArtifactStorage, tmp_path, monkeypatch
+    ):
+        tenant = add_tenant(database, "a")
+        blob = put(storage, tmp_path, "o", tenant=tenant)
+        age(storage, tmp_path, seconds=100)
+        ask_age = ArtifactStorage.modified_at
+
+        def ask_and_store(self: ArtifactStorage, tenant_id: str, sha256: str) -> datetime | None:
+            found = ask_age(self, tenant_id, sha256)
+            with database.write() as session:
+                held = reserve(session, tenant, size=1, max_bytes=9)
+            store_files(
+                {"train": tmp_path / "blob"},
+                database=database,
+                storage=storage,
+                tenant_id=tenant,
+                reservation_id=held,
+            )
+            return found
+
+        monkeypatch.setattr(ArtifactStorage, "modified_at", ask_and_store)
+        assert sweep(database, storage, grace_seconds=60) == 0
+        assert left(storage) == {blob.sha256}
+
     def test_two_at_once_both_finish(self, database: Database, storage: ArtifactStorage, tmp_path):
         for number in range(50):
             put(storage, tmp_path, f"{number}", tenant="ten_a")
         age(storage, tmp_path, seconds=100)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda _: sweep(database, storage, grace_seconds=60), range(2)))
+        remove_unnamed(database, storage)  # each may have left some to the other
         assert left(storage) == set()
 
     def test_leaves_what_is_stored_and_named_while_it_runs(

@@ -1,30 +1,27 @@
-"""store.tenants: keys are kept as hashes, and can be revoked."""
+"""store.tenants: names, quotas and suspension."""
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-import sqlalchemy as sa
 
-from store.errors import ConflictError, NotFoundError
+from store.errors import ConflictError, NotFoundError, TenantInvalidError
 from store.storage import Blob
-from store.tables import ApiKey
+from store.storage.space import used_bytes
 from store.tenants import (
     OwnQuotas,
     Quotas,
-    authenticate,
-    create_key,
     create_tenant,
     ensure_tenant,
     get_tenant,
     list_tenants,
-    revoke_key,
-    stored_bytes,
+    normal_name,
+    resume_tenant,
+    suspend_tenant,
 )
-from tests.store.queues import add_split, add_tenant
+from tests.store.queues import add_job, add_split, add_tenant, claim
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -66,51 +63,85 @@ class TestTenants:
         assert (page.has_more, rest.has_more) == (True, False)
 
 
-class TestKeys:
-    def test_lead_to_their_tenant(self, database: Database):
-        tenants = [add_tenant(database, name) for name in "ab"]
+class TestNames:
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ("search", "search"),
+            ("  search \t team ", "search team"),
+            ("\uff53earch", "search"),  # full width
+            ("re\u0301sume\u0301", "résumé"),  # combining accents
+            ("a\u00a0b", "a b"),  # a space that does not break
+            ("search\r\nteam\n", "search team"),
+            ("数据", "数据"),
+        ],
+    )
+    def test_have_one_form_and_are_unique_in_it(self, database: Database, given: str, kept: str):
         with database.write() as session:
-            secrets = [create_key(session, tenant)[1] for tenant in (*tenants, tenants[0])]
-        assert len(set(secrets)) == 3
-        with database.read() as session:
-            found = [authenticate(session, secret) for secret in secrets]
-        assert [holder and holder.tenant_id for holder in found] == [*tenants, tenants[0]]
+            assert create_tenant(session, given).name == kept
+        with database.write() as session, pytest.raises(ConflictError, match="already exists"):
+            create_tenant(session, kept)
 
-    @pytest.mark.parametrize("secret", ["", "hifi_", "hifi_wrong", "ü\x00"])
-    def test_anything_else_is_refused(self, database: Database, secret: str):
-        tenant = add_tenant(database, "a")
-        with database.write() as session:
-            create_key(session, tenant)
-        with database.read() as session:
-            assert authenticate(session, secret) is None
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("", "1 to 128 characters"),
+            (" \u3000 ", "1 to 128 characters"),
+            ("x" * 129, "1 to 128 characters"),
+            ("\ufdfa" * 8, "1 to 128 characters"),  # each becomes eighteen
+            ("a\u200bb", r"U\+200B"),  # a space without a width
+            ("a\u202eb", r"U\+202E"),  # turns the direction of what follows
+            ("a\x00b", r"U\+0000"),
+            ("a\x1b[31m", r"U\+001B"),
+            ("a\ue000", r"U\+E000"),
+            *[(f"a{line}b", rf"U\+{ord(line):04X}") for line in "\u2028\u2029\x0b\x0c\x1c\x1f\x85"],
+            ("a\u2028", r"U\+2028"),
+            ("a\ufffcb", r"U\+FFFC"),  # stands for an object, such as a picture
+            ("a\ufffdb", r"U\+FFFD"),  # stands for bytes that are no text
+        ],
+    )
+    def test_that_hide_something_are_refused(self, name: str, told: str):
+        with pytest.raises(TenantInvalidError, match=told):
+            normal_name(name)
 
-    def test_only_the_hash_is_kept(self, database: Database):
-        tenant = add_tenant(database, "a")
-        with database.write() as session:
-            key, secret = create_key(session, tenant, name="ci")
-        assert secret.startswith("hifi_")
-        assert len(secret) >= len("hifi_") + 43  # 32 bytes in base64
-        with database.read() as session:
-            row = session.execute(sa.select(ApiKey.__table__)).one()
-        assert row.sha256 == hashlib.sha256(secret.encode()).hexdigest()
-        assert not any(secret in str(value) or secret[5:] in str(value) for value in row)
-        assert (row.id, row.name) == (key.id, "ci")
+    @pytest.mark.parametrize(
+        "blank",
+        [
+            *("\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0"),
+            *("\u180b", "\u180e", "\u180f", "\ufe00", "\ufe0f", "\U000e0100", "\U000e01ef"),
+            *("\u00ad", "\u200d", "\u2065", "\ufeff", "\ufff0", "\U0001d173", "\U000e0fff"),
+        ],
+        ids=lambda blank: f"U+{ord(blank):04X}",
+    )
+    def test_with_a_letter_mark_or_symbol_that_shows_nothing_are_refused(self, blank: str):
+        with pytest.raises(TenantInvalidError, match="cannot be seen"):
+            normal_name(f"acme{blank}corp")
 
-    def test_a_revoked_one_is_refused_at_once(self, database: Database):
-        tenant = add_tenant(database, "a")
-        with database.write() as session:
-            (key, secret), (_, other) = (create_key(session, tenant) for _ in range(2))
-        with database.write() as session:
-            revoke_key(session, key.id)
-        with database.read() as session:
-            assert authenticate(session, secret) is None
-            assert authenticate(session, other) is not None
+    @pytest.mark.parametrize("name", ["\u1100\u1161", "\u28ff", "a\u0301", "\u17b6", "\ufe10"])
+    def test_of_their_visible_neighbours_are_kept(self, name: str):
+        assert normal_name(name)
 
-    def test_of_an_unknown_tenant_are_refused(self, database: Database):
-        with database.write() as session, pytest.raises(NotFoundError):
-            create_key(session, "ten_none")
-        with database.write() as session, pytest.raises(NotFoundError):
-            revoke_key(session, "key_none")
+
+class TestSuspension:
+    def test_leaves_queued_jobs_waiting(self, database: Database):
+        tenant, other = add_tenant(database, "a"), add_tenant(database, "b")
+        first, second = add_job(database, tenant), add_job(database, other)
+        with database.write() as session:
+            assert suspend_tenant(session, tenant).suspended_at is not None
+        claimed = claim(database)
+        assert claimed is not None
+        assert claimed.id == second
+        assert claim(database) is None
+        with database.write() as session:
+            resume_tenant(session, tenant)
+        claimed = claim(database)
+        assert claimed is not None
+        assert claimed.id == first
+
+    def test_of_an_unknown_tenant_is_refused(self, database: Database):
+        for change in (suspend_tenant, resume_tenant):
+            with database.write() as session, pytest.raises(NotFoundError):
+                change(session, "ten_none")
 
 
 class TestStoredBytes:
@@ -119,4 +150,4 @@ class TestStoredBytes:
         for tenant, size in zip((*tenants, tenants[0]), (10, 200, 3), strict=True):
             add_split(database, tenant, Blob(sha256="0" * 64, bytes=size))
         with database.read() as session:
-            assert [stored_bytes(session, tenant) for tenant in tenants] == [13, 200]
+            assert [used_bytes(session, tenant) for tenant in tenants] == [13, 200]

@@ -49,6 +49,23 @@ class TestWhileConnected:
 
         assert asyncio.run(run()) == "a body that somebody has to close"
 
+    def test_work_that_is_cancelled_has_ended_afterwards(self):
+        async def run() -> list[str]:
+            ended: list[str] = []
+
+            async def work() -> None:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    await asyncio.sleep(0.01)  # such as the end of a process
+                    ended.append("work")
+
+            with pytest.raises(CallerLeftError):
+                await while_connected(Leaving().receive, work())
+            return ended
+
+        assert asyncio.run(run()) == ["work"]
+
     def test_work_that_goes_on_is_cancelled(self):
         async def run() -> bool:
             cancelled = asyncio.Event()

@@ -25,10 +25,11 @@ def main(home: Path, broker_url: str, name: str) -> None:
     app = make_app(Settings(home=home, broker_url=broker_url))
 
     def run_one() -> None:
+        asked = home / "seconds"
+        seconds = float(asked.read_text()) if asked.exists() else 0  # a test may remove it next
         with (home / "taken").open("a") as file:
             os.write(file.fileno(), f"{name}\n".encode())
-        seconds = home / "seconds"
-        time.sleep(float(seconds.read_text()) if seconds.exists() else 0)
+        time.sleep(seconds)
 
     def note_end() -> None:
         (home / "ending").touch()

@@ -60,6 +60,7 @@ class ScriptedEngine:
     Attributes:
         sent: the commands received.
         kills: how often it was killed.
+        jobs: how many it has begun since then, those before the test included.
     """
 
     def __init__(self, *scripts: Iterable[Line]) -> None:
@@ -68,6 +69,7 @@ class ScriptedEngine:
         self._script: list[Line] = []
         self.sent: list[Command] = []
         self.kills = 0
+        self.jobs = 0
 
     def say_before_ready(self, *lines: Line) -> None:
         """Send these lines before any job."""
@@ -80,6 +82,7 @@ class ScriptedEngine:
         """Receive a command; a job starts the next script."""
         self.sent.append(command)
         if isinstance(command, RunJob):
+            self.jobs += 1
             self._script = self._scripts.pop(0)
 
     def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
@@ -102,6 +105,7 @@ class ScriptedEngine:
     def kill(self) -> None:
         """Count the kill."""
         self.kills += 1
+        self.jobs = 0
 
     @property
     def stop_requests(self) -> list[str]:
@@ -165,6 +169,7 @@ def nowhere_job(run: str) -> RunJob:
         checkpoints="/nowhere",
         checkpoint_seconds=60.0,
         output="/nowhere",
+        max_seconds=3600.0,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -52,12 +52,15 @@ class Gate(ArtifactStorage):
         self.open.set()
         self.failures = 0
 
-    def put(self, tenant_id: str, file: Path) -> Blob:
+    def put(self, tenant_id: str, file: Path, *, blob: Blob | None = None) -> Blob:
         assert self.open.wait(patience(20))
         if self.failures:
             self.failures -= 1
             raise ArtifactStorageError("the artifact store cannot be reached")
-        return super().put(tenant_id, file)
+        return super().put(tenant_id, file, blob=blob)
+
+    def put_all(self, files: Mapping[str, Path]) -> dict[str, Blob]:
+        return {name: self.put("ten_a", file) for name, file in files.items()}
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def storage(tmp_path: Path) -> Gate:
 
 @pytest.fixture
 def files(tmp_path: Path, storage: Gate) -> JobFiles:
-    return JobFiles(tmp_path / "job", storage=storage, tenant_id="ten_a")
+    return JobFiles(tmp_path / "job", storage=storage, tenant_id="ten_a", put=storage.put_all)
 
 
 @pytest.fixture
@@ -109,11 +112,24 @@ class TestKeeper:
         storage.open.set()
         keeper.settle()
         assert [step for step, _ in reports.kept] == [1, 3]
-        assert keeper.kept == 2
+        assert keeper.newest == 3
         blobs = [named[f"step-{step:08d}/state.json"] for step, named in reports.kept]
         read = [b"".join(storage.read("ten_a", blob.sha256)) for blob in blobs]
         assert read == [b"state 1", b"state 3"]
         assert pinned(files) == []
+
+    def test_none_is_stored_once_they_are_abandoned(self, keeper, files, storage, reports):
+        storage.open.clear()
+        for step in (1, 2):
+            keeper.offer(step, write(files, step))
+            keeper.go_on()
+        threading.Timer(0.1, storage.open.set).start()
+        keeper.abandon()
+        stored = list(storage.list())
+        assert len(stored) == 1
+        keeper.settle()
+        assert list(storage.list()) == stored
+        assert reports.kept == []
 
     def test_events_before_it_are_written_first(self, keeper, files, reports):
         keeper.offer(1, write(files, 1))

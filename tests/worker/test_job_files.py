@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from store.errors import BlobLostError
-from store.storage import ArtifactStorage
+from store.storage import ArtifactStorage, Blob
 from worker.job_files import JobFiles
 
 
@@ -16,16 +17,23 @@ def storage(tmp_path: Path) -> ArtifactStorage:
     return ArtifactStorage(str(tmp_path / "artifacts"))
 
 
+def make(folder: Path, storage: ArtifactStorage) -> JobFiles:
+    def put(files: Mapping[str, Path]) -> dict[str, Blob]:
+        return {name: storage.put("ten_a", file) for name, file in files.items()}
+
+    return JobFiles(folder / "work" / "job", storage=storage, tenant_id="ten_a", put=put)
+
+
 @pytest.fixture
 def files(tmp_path: Path, storage: ArtifactStorage) -> JobFiles:
-    return JobFiles(tmp_path / "work" / "job", storage=storage, tenant_id="ten_a")
+    return make(tmp_path, storage)
 
 
 class TestFolder:
     def test_is_created_empty_and_removed(self, tmp_path: Path, storage: ArtifactStorage):
         left = tmp_path / "work" / "job" / "data" / "of a try before"
         left.mkdir(parents=True)
-        files = JobFiles(tmp_path / "work" / "job", storage=storage, tenant_id="ten_a")
+        files = make(tmp_path, storage)
         assert not left.exists()
         assert all(part.is_dir() for part in (files.data, files.checkpoints, files.output))
         files.remove()

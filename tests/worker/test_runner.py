@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +14,8 @@ from store.errors import ArtifactStorageError
 from store.jobs.actions import cancel, pause
 from store.jobs.leases import Lease
 from store.states import JobStatus
+from store.storage.space import used_bytes
+from store.storage.unnamed import remove_unnamed
 from store.tables import Job
 from tests.worker.scripted_engine import (
     BEGIN,
@@ -29,6 +32,9 @@ from tests.worker.scripted_engine import (
     stopped,
 )
 from tests.worker.shop import DIED, Shop
+
+if TYPE_CHECKING:
+    from store.storage import Blob
 
 
 class TestSuccess:
@@ -56,6 +62,39 @@ class TestSuccess:
             ("message", 4),
             ("status", None),
         ]
+
+    def test_stores_and_reports_the_warnings(self, shop: Shop):
+        warnings = [
+            {"code": "rare_classes", "message": "one row of 'a'", "param": "task.label"},
+            {"code": "task_head_replaced", "message": "a new head", "param": "model"},
+        ]
+        loaded = event("loaded", text="classification", warnings=warnings)
+        shop.run(ScriptedEngine([loaded, *BEGIN[1:], done()]))
+        assert shop.row().warnings == warnings
+        assert shop.warnings() == ["one row of 'a'", "a new head"]
+        assert [number for kind, number in shop.events() if kind == "warning"] == [0, 1]
+
+    def test_warnings_of_the_end_are_added_and_none_is_reported_twice(self, shop: Shop):
+        warnings = [
+            {"code": "rare_classes", "message": "one row of 'a'", "param": "task.label"},
+            {"code": "one_class", "message": "one class", "param": "training.learning_rate"},
+        ]
+        loaded = event("loaded", text="classification", warnings=warnings[:1])
+        finished = event("finished", step=2, total_steps=2, warnings=warnings)
+        shop.run(ScriptedEngine([loaded, *BEGIN[1:], step(1), finished, done()]))
+        assert shop.row().warnings == warnings
+        assert shop.warnings() == ["one row of 'a'", "one class"]
+
+    def test_reports_the_yardsticks(self, shop: Shop):
+        yardsticks = {"majority": {"f1": 0.0}, "probe": {"f1": 0.5}}
+        probing = event("probing", step=1, total_steps=3)
+        compared = event("yardsticks", text="from the probe", yardsticks=yardsticks)
+        seen: list[str | None] = []
+        kept = Until(lambda: shop.row().phase == "probing")
+        look = [kept, lambda _: seen.append(shop.row().phase)]
+        shop.run(ScriptedEngine([BEGIN[0], probing, *look, compared, *BEGIN[1:], done()]))
+        assert seen == ["probing"]
+        assert ("yardsticks", 0) in shop.events()
 
     def test_the_engine_gets_the_files_and_the_spec(self, shop: Shop):
         read: list[bytes] = []
@@ -118,6 +157,17 @@ class TestCheckpoints:
         steps = [number for kind, number in shop.events() if kind == "step"]
         assert steps == [1, 2, 3, 4]
 
+    def test_are_removed_when_the_job_has_ended(self, shop: Shop):
+        kept = Until(lambda: shop.row().checkpoint is not None)
+        last = checkpoint(2, b"the last one")  # which nobody waits for
+        shop.run(ScriptedEngine([*BEGIN, checkpoint(1, b"one"), kept, last, done()]))
+        remove_unnamed(shop.database, shop.storage)
+        blobs = [(blob.tenant_id, blob.sha256) for blob in shop.storage.list()]
+        sizes = [len(b"".join(shop.storage.read(*blob))) for blob in blobs]
+        assert len(sizes) == 1 + len(shop.artifacts())  # the data set's, and these
+        with shop.database.read() as session:
+            assert used_bytes(session, shop.tenant) == sum(sizes)
+
     def test_a_lost_one_is_ignored(self, shop: Shop):
         def lose(_: ScriptedEngine) -> None:
             row = shop.row()
@@ -153,10 +203,10 @@ class TestCheckpoints:
     def test_a_failed_store_is_retried(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
         put, failures = shop.storage.put, iter([1, 1, 1])
 
-        def fail(tenant_id: str, file: Path) -> object:
+        def fail(tenant_id: str, file: Path, *, blob: Blob) -> object:
             if next(failures, None):
                 raise ArtifactStorageError("the artifact store is full")
-            return put(tenant_id, file)
+            return put(tenant_id, file, blob=blob)
 
         monkeypatch.setattr(shop.storage, "put", fail)
 
@@ -238,7 +288,7 @@ class TestWishes:
     ):
         ask = shop.asks(cancel)
 
-        def fail(*_: object) -> object:
+        def fail(*_: object, **__: object) -> object:
             if shop.status() is JobStatus.TRAINING:
                 ask(engine)
             raise ArtifactStorageError("away")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
 from store.errors import ArtifactStorageError
-from store.jobs.actions import list_events
+from store.jobs.actions import cancel, list_events, pause
+from store.jobs.leases import Lease
 from store.settings import Settings
 from store.states import JobStatus
 from store.tables import Job
-from tests.waiting import patience
+from tests.waiting import eventually, patience
 from tests.worker.scripted_engine import (
     BEGIN,
     NOTHING,
     SELECTED,
+    Line,
     ScriptedEngine,
+    Until,
     checkpoint,
     done,
     event,
@@ -30,6 +36,10 @@ from tests.worker.scripted_engine import (
 from tests.worker.shop import DIED, SPEC, Shop
 from worker import reporting, runner
 from worker.runner import UnfitError
+
+if TYPE_CHECKING:
+    from store.storage import Blob
+    from worker.engine.messages import Message
 
 
 class TestDeath:
@@ -61,8 +71,13 @@ class TestDeath:
         assert "SIGKILL" in row.error["message"]
 
     def test_a_newer_checkpoint_resets_the_tries(self, shop: Shop):
-        scripts = [[*BEGIN, checkpoint(number, b"x"), DIED] for number in range(1, 6)]
-        engine = ScriptedEngine(*scripts, [done()])
+        def script(number: int) -> list[Line]:
+            def is_kept() -> bool:
+                return (shop.row().checkpoint or {}).get("step") == number
+
+            return [*BEGIN, checkpoint(number, b"x"), Until(is_kept), DIED]
+
+        engine = ScriptedEngine(*map(script, range(1, 6)), [done()])
         shop.run(engine)
         assert shop.status() is JobStatus.SUCCEEDED
 
@@ -98,6 +113,27 @@ class TestFailure:
         shop.run(ScriptedEngine([*BEGIN, odd], [*BEGIN, done()]))
         assert shop.status() is JobStatus.SUCCEEDED
 
+    def test_for_lack_of_memory_is_the_jobs_at_once(self, shop: Shop):
+        shop.run(ScriptedEngine([*BEGIN, failed("out_of_memory", text="too little")]))
+        row = shop.row()
+        assert (row.status, row.error["code"]) == (JobStatus.FAILED, "out_of_memory")
+
+    def test_for_lack_of_memory_beside_earlier_jobs_is_tried_in_a_new_engine(self, shop: Shop):
+        short = failed("out_of_memory", text="too little")
+        engine = ScriptedEngine([*BEGIN, short], [*BEGIN, done()])
+        engine.jobs = 3
+        shop.run(engine)
+        row = shop.row()
+        assert (row.status, row.attempt, engine.kills) == (JobStatus.SUCCEEDED, 1, 1)
+
+    def test_for_lack_of_memory_in_a_new_engine_is_final(self, shop: Shop):
+        short = failed("out_of_memory", text="too little")
+        engine = ScriptedEngine([*BEGIN, short], [*BEGIN, short])
+        engine.jobs = 3
+        shop.run(engine)
+        row = shop.row()
+        assert (row.status, row.error["code"]) == (JobStatus.FAILED, "out_of_memory")
+
     def test_of_a_full_disk_is_waited_out(self, shop: Shop):
         full = failed("disk_full", text="no space left", is_lasting=False)
         shop.run(ScriptedEngine(*[[*BEGIN, full]] * 5, [*BEGIN, done()]))
@@ -108,11 +144,12 @@ class TestFailure:
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(runner, "_STORAGE_SECONDS", -1.0)
-        full = failed("disk_full", text="no space left", is_lasting=False)
+        full = failed("disk_full", text="no space left: '/srv/work/delta'", is_lasting=False)
         shop.run(ScriptedEngine([*BEGIN, full]))
         row = shop.row()
         assert row.error is not None
         assert row.error["code"] == "disk_full"
+        assert "/srv" not in row.error["message"]
 
     def test_of_a_spec_of_another_version_is_reported_at_once(self, shop: Shop):
         with shop.database.write() as session:
@@ -157,6 +194,176 @@ class TestFailure:
         row = shop.row()
         assert row.error is not None
         assert row.error["code"] == "artifact_storage"
+        assert str(shop.settings.home) not in row.error["message"]
+
+
+class TestRefusedResult:
+    """A store that does not accept the artifacts of a job that is trained."""
+
+    @pytest.fixture
+    def meanwhile(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+        """Let the store refuse a file for each entry, which is called then."""
+        put, calls = shop.storage.put, list[Callable[[], object]]()
+
+        def refuse(tenant_id: str, file: Path, *, blob: Blob) -> object:
+            if not calls:
+                return put(tenant_id, file, blob=blob)
+            calls.pop(0)()
+            raise ArtifactStorageError("the artifact store cannot store it: /srv is read-only")
+
+        monkeypatch.setattr(shop.storage, "put", refuse)
+        return calls
+
+    @pytest.fixture
+    def long_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runner, "_PAUSE_SECONDS", 3600.0)
+
+    def test_is_stored_later_without_training_again(
+        self, shop: Shop, meanwhile: list[Callable[[], object]]
+    ):
+        meanwhile += [lambda: None] * 4
+        engine = ScriptedEngine([*BEGIN, step(1), done(b"delta")])
+        shop.run(engine)
+        assert shop.status() is JobStatus.SUCCEEDED
+        assert shop.artifacts() == {"float32": b"delta"}
+        assert engine.kills == 0
+
+    def test_is_told_to_the_owner_once(self, shop: Shop, meanwhile: list[Callable[[], object]]):
+        meanwhile += [lambda: None] * 4
+        shop.run(ScriptedEngine([*BEGIN, done()]))
+        (told,) = shop.warnings()
+        assert "the artifact store does not accept it; the worker tries again" in told
+        assert "/srv" not in told
+
+    def test_is_told_before_the_first_pause(
+        self,
+        shop: Shop,
+        meanwhile: list[Callable[[], object]],
+        long_pauses: None,  # noqa: ARG002 - the worker waits for long
+    ):
+        meanwhile += [lambda: None]
+        job = threading.Thread(target=shop.run, args=[ScriptedEngine([*BEGIN, done()])])
+        job.start()
+        eventually(shop.warnings)
+        shop.stopping.set()
+        job.join()
+
+    @pytest.mark.parametrize(
+        ("ask", "state"), [(cancel, JobStatus.CANCELLED), (pause, JobStatus.PAUSED)]
+    )
+    def test_does_not_delay_its_owner(
+        self,
+        ask: Callable[..., Job],
+        state: JobStatus,
+        shop: Shop,
+        meanwhile: list[Callable[[], object]],
+        long_pauses: None,  # noqa: ARG002 - the worker waits for long
+    ):
+        engine = ScriptedEngine([*BEGIN, done()])
+        asking = threading.Thread(
+            target=lambda: (eventually(shop.warnings), shop.asks(ask)(engine))
+        )
+        asking.start()
+        meanwhile += [lambda: None]
+        shop.run(engine)
+        asking.join()
+        assert shop.status() is state
+        assert shop.artifacts() == {}
+
+    def test_does_not_delay_a_shutdown(
+        self,
+        shop: Shop,
+        meanwhile: list[Callable[[], object]],
+        long_pauses: None,  # noqa: ARG002 - the worker waits for long
+    ):
+        meanwhile += [shop.stopping.set]
+        shop.run(ScriptedEngine([*BEGIN, done()]))
+        row = shop.row()
+        assert (row.status, row.attempt) == (JobStatus.QUEUED, 1)
+
+    def test_is_dropped_when_another_worker_has_the_job(
+        self,
+        shop: Shop,
+        meanwhile: list[Callable[[], object]],
+        long_pauses: None,  # noqa: ARG002 - the worker waits for long
+    ):
+        def take_over() -> None:
+            with shop.database.write() as session:
+                session.execute(sa.update(Job).values(fence=Job.fence + 1, worker_id="worker-2"))
+
+        meanwhile += [take_over]
+        engine = ScriptedEngine([*BEGIN, done(b"late")])
+        shop.run(engine)
+        row = shop.row()
+        assert (row.status, row.worker_id) == (JobStatus.TRAINING, "worker-2")
+        assert shop.artifacts() == {}
+        assert engine.kills == 1
+
+    def test_fails_the_job_in_the_end(
+        self,
+        shop: Shop,
+        meanwhile: list[Callable[[], object]],
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr(runner, "_STORAGE_SECONDS", 0.2)
+        meanwhile += [lambda: None] * 10_000
+        shop.run(ScriptedEngine([*BEGIN, done()]))
+        row = shop.row()
+        assert row.status is JobStatus.FAILED
+        assert row.error is not None
+        assert row.error["code"] == "artifact_storage"
+        assert "/srv" not in row.error["message"]
+
+
+class TestTrouble:
+    def test_is_not_over_when_a_job_that_starts_over_stores_its_first_checkpoint_again(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(runner, "_STORAGE_SECONDS", 0.3)
+        kept: list[int] = []
+        keep = Lease.keep_checkpoint
+
+        def count(lease: Lease, *, step: int, files: Mapping[str, Blob]) -> None:
+            keep(lease, step=step, files=files)
+            kept.append(step)
+
+        monkeypatch.setattr(Lease, "keep_checkpoint", count)
+        full = failed("disk_full", text="no space left", is_lasting=False)
+
+        def script(number: int) -> list[Line]:
+            return [
+                *BEGIN,
+                first_checkpoint,
+                Until(lambda: len(kept) > number),
+                full,
+            ]
+
+        def first_checkpoint(engine: ScriptedEngine) -> Message | None:
+            shutil.rmtree(Path(engine.job.checkpoints) / "step-00000000", ignore_errors=True)
+            return checkpoint(0, b"x")(engine)
+
+        shop.run(ScriptedEngine(*map(script, range(100))))
+        row = shop.row()
+        assert row.error is not None
+        assert row.error["code"] == "disk_full"
+        assert len(kept) > 2
+        assert len([text for text in shop.warnings() if "disk is full" in text]) == 1
+
+    def test_of_two_kinds_by_turns_is_one(self, shop: Shop, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(runner, "_STORAGE_SECONDS", 0.3)
+        errors = cycle([ArtifactStorageError("read-only"), OSError("input/output error")])
+
+        def refuse(*_: object, **__: object) -> object:
+            raise next(errors)
+
+        monkeypatch.setattr(shop.storage, "put", refuse)
+        shop.run(ScriptedEngine(*[[*BEGIN, done()]] * 1000))
+        row = shop.row()
+        assert row.error is not None
+        assert row.error["code"] == "artifact_storage"
+        told = shop.warnings()
+        assert len([text for text in told if "the head delta is ready" in text]) == 1
+        assert len([text for text in told if "artifact store is unavailable" in text]) == 1
 
 
 class TestOutage:

@@ -12,15 +12,21 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from store.database.connection import Database
-from store.errors import ArtifactStorageError
+from store.errors import ArtifactStorageError, SchemaError
 from store.jobs.workers import leave
 from store.settings import Settings
 from store.storage import ArtifactStorage
-from store.tables import Base, Worker
+from store.storage.space import reserve, store_files
+from store.tables import Reservation, Worker
+from tests.databases import make_tables
+from tests.store.queues import add_job, add_tenant
 from tests.waiting import eventually
+from worker import process
 from worker import upkeep as module
+from worker.catalog import Offer
 from worker.context import WorkerContext
 from worker.upkeep import Upkeep
 
@@ -50,7 +56,7 @@ def context(tmp_path: Path) -> Iterator[WorkerContext]:
     settings = Settings(home=tmp_path / "home", lease_seconds=0.3)
     settings.home.mkdir()
     database = Database(settings.database_url)
-    Base.metadata.create_all(database.engine)
+    make_tables(database)
     context = WorkerContext(
         worker_id="w1",
         settings=settings,
@@ -73,6 +79,31 @@ def keep_up(context: WorkerContext, publisher: Publisher | None = None) -> Upkee
 def is_signed_on(context: WorkerContext) -> bool:
     with context.database.read() as session:
         return session.scalars(sa.select(Worker.id)).all() == [context.worker_id]
+
+
+def test_space_is_freed(context: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of an upload whose gateway has died."""
+    monkeypatch.setattr(module, "_FREE_SECONDS", 0.01)
+    tenant = add_tenant(context.database, "a")
+    file = tmp_path / "file"
+    file.write_text("stored, and named by no row")
+    with context.database.write() as session:
+        held = reserve(session, tenant, size=1, max_bytes=1000)
+    store_files(
+        {"train": file},
+        database=context.database,
+        storage=context.storage,
+        tenant_id=tenant,
+        reservation_id=held,
+        max_bytes=1000,
+    )
+    with context.database.write() as session:
+        session.execute(sa.update(Reservation).values(expires_at=datetime(2020, 1, 1, tzinfo=UTC)))
+    upkeep = keep_up(context)
+    try:
+        eventually(lambda: not list(context.storage.list()))
+    finally:
+        upkeep.close()
 
 
 class Rounds:
@@ -121,6 +152,69 @@ class TestSignOfLife:
         rounds.error = None
         eventually(lambda: rounds.renewed, seconds=5)
         upkeep.close()
+
+
+class TestTablesOfAnotherVersion:
+    @pytest.fixture
+    def set_revision(self, context: WorkerContext) -> Callable[[str], str]:
+        """Return a function that changes the tables' revision and returns the one before."""
+
+        table = sa.table("alembic_version", sa.column("version_num"))
+
+        def change(revision: str) -> str:
+            with context.database.engine.begin() as connection:
+                before = connection.execute(sa.select(table)).scalar_one()
+                connection.execute(sa.update(table).values(version_num=revision))
+            return str(before)
+
+        return change
+
+    def test_end_the_signs_of_life_until_they_fit_again(self, context: WorkerContext, set_revision):
+        before = set_revision("another")
+        upkeep = keep_up(context)
+        leave(context.database, context.worker_id)
+        time.sleep(20 * SECONDS)
+        assert not is_signed_on(context)
+        set_revision(before)
+        eventually(lambda: is_signed_on(context), seconds=5)
+        upkeep.close()
+
+    def test_take_no_offer_of_backbones(self, context: WorkerContext, set_revision):
+        offer = Offer(backbones={}, unavailable={})
+        process._publish(context, offer)
+        set_revision("another")
+        with pytest.raises(SchemaError, match="another"):
+            process._publish(context, offer)
+
+    def test_are_not_tidied_and_that_is_logged_once(
+        self, context: WorkerContext, set_revision, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(module, "_FREE_SECONDS", SECONDS)
+        monkeypatch.setattr(module, "_SWEEP_SECONDS", 3600.0)
+        set_revision("another")
+        with context.database.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE reservations"))
+        with structlog.testing.capture_logs() as entries:
+            upkeep = keep_up(context)
+            time.sleep(20 * SECONDS)
+            upkeep.close()
+        assert [entry["event"] for entry in entries] == [
+            "the tables were changed; no job is claimed"
+        ]
+
+    def test_offer_no_job(
+        self, context: WorkerContext, set_revision, monkeypatch: pytest.MonkeyPatch
+    ):
+        ran: list[str] = []
+        monkeypatch.setattr(process, "_UNFIT_SECONDS", 0.0)
+        monkeypatch.setattr(process, "run_job", lambda job, **_: ran.append(job.id))
+        job = add_job(context.database, add_tenant(context.database, "a"))
+        before = set_revision("another")
+        process._run_jobs(context)
+        assert ran == []
+        set_revision(before)
+        process._run_jobs(context)
+        assert ran == [job]
 
 
 class TestTheDeadsJobs:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hifi.backbones.devices import resolve_attention, resolve_device, resolve_dtype
+from hifi.backbones.devices import (
+    resolve_attention,
+    resolve_device,
+    resolve_dtype,
+    serving_dtype,
+)
 from hifi.errors import InvalidArgumentError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -57,6 +62,21 @@ class TestDtype:
     def test_an_unknown_dtype_is_refused(self):
         with pytest.raises(InvalidArgumentError, match=r"precision='float16'.*bfloat16"):
             resolve_dtype("float16", device=CPU)  # type: ignore[arg-type]
+
+
+class TestServingDtype:
+    def test_is_the_stored_one_if_that_is_wide(self):
+        for dtype in (torch.float32, torch.float64):
+            assert serving_dtype(dtype, device=CPU) == dtype
+
+    @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("has_bfloat16", [True, False])
+    def test_is_what_the_device_does_well_if_not(
+        self, has_bfloat16: bool, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bfloat16})
+        expected = torch.bfloat16 if has_bfloat16 else torch.float32
+        assert serving_dtype(stored, device=CPU) == expected == resolve_dtype("auto", device=CPU)
 
 
 class TestAttention:

@@ -149,7 +149,7 @@ class TestResolveModel:
             raise root("connection reset by peer")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        with pytest.raises(ModelError, match="connection reset by peer; check the name and the"):
+        with pytest.raises(ModelError, match=r"connection reset by peer\): check the name and the"):
             resolve_model("owner/model")
 
     @pytest.mark.parametrize(

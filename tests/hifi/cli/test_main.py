@@ -93,7 +93,9 @@ class TestMain:
         assert main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("usage: hifi")
+        assert captured.err.startswith("hifi: error: ")
+        assert captured.err.endswith("--help`\n")
+        assert captured.err.count("\n") == 1
 
     def test_arguments_come_from_the_process_by_default(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["hifi", "--version"])

@@ -75,6 +75,7 @@ class TestMerge:
         assert document["path"] == str(out)
         assert document["dtype"] == "float32"
         assert document["heads"] == 2
+        assert (document["task"], document["num_labels"]) == ("classification", 2)
         assert document["labels"] == ["bad", "good"]
         assert document["bytes"] == sum(path.stat().st_size for path in out.iterdir())
 
@@ -89,8 +90,24 @@ class TestMerge:
         )
         tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=3))
         path = tmp_path / "bf16.safetensors"
-        tuner.delta(task={"type": "classification"}, labels=[0, 1]).save(path)
+        tuner.delta(task={"type": "classification"}).save(path)
         assert merge(backbone, path, tmp_path / "merged") == 0
+        merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        assert merged.config.num_labels == 2  # which the delta records without names
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [("classification", "2 without names"), ("regression", "none, a number")],
+    )
+    def test_labels_without_names_are_counted(self, kind, words, backbone, tmp_path, capsys):
+        count = 2 if kind == "classification" else 1
+        model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=count)
+        tuner = HeadTuner(model, HeadSelection.from_heads([HeadId(0, 0)], num_layers=3))
+        path = tmp_path / "own.safetensors"
+        tuner.delta(task={"type": kind}).save(path)
+        assert merge(backbone, path, tmp_path / "merged") == 0
+        shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+        assert ["labels", words] in shown
 
     def test_an_image_model_is_saved_with_its_image_processor(self, test_data, tmp_path):
         backbone = test_data / "models" / "vit-cifar10-4L4H64"
@@ -151,6 +168,14 @@ class TestRefusals:
         tiny_model("bert", seed=1, max_position_embeddings=128).base_model.save_pretrained(other)
         assert merge(other, delta_file, tmp_path / "merged") == 1
         assert "fingerprint" in capsys.readouterr().err
+        assert not (tmp_path / "merged").exists()
+
+    def test_a_backbone_of_another_architecture(self, delta_file, tmp_path, capsys):
+        other = save_text_model(tmp_path / "other", "gpt2")
+        assert merge(other, delta_file, tmp_path / "merged") == 1
+        error = capsys.readouterr().err
+        assert "tuned on 'tiny-bert' (revision not recorded), whose architecture is 'bert'" in error
+        assert "that of 'other' is 'gpt2'" in error
         assert not (tmp_path / "merged").exists()
 
     def test_a_folder_with_something_in_it(self, backbone, delta_file, tmp_path, capsys):

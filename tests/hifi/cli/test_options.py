@@ -51,7 +51,7 @@ class TestSettings:
         with pytest.raises(SystemExit):
             parse(tune, "--help")
         told = " ".join(capsys.readouterr().out.split())
-        for words in ("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top}"):
+        for words in ("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top,budget}"):
             assert words in told
 
 

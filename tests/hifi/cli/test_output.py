@@ -33,6 +33,10 @@ class TestPrintJson:
         assert "ξ" in out
         assert out.endswith("}\n")
 
+    def test_what_unicode_lacks_is_escaped(self, capsys):
+        output.print_json({"path": "\udcff"})
+        assert json.loads(capsys.readouterr().out) == {"path": "\udcff"}
+
 
 class TestSizes:
     def test_a_file_is_described_by_size_and_hash(self, tmp_path):
@@ -140,8 +144,18 @@ class TestWords:
     def test_a_metric_that_is_no_number(self):
         assert output.format_metrics({"f1": None}) == "f1 no number"
 
-    def test_a_moment_has_no_fractions(self):
-        assert output.format_moment("2026-01-02T03:04:05.678901Z") == "2026-01-02 03:04:05"
+    @pytest.mark.parametrize(
+        ("zone", "moment"),
+        [
+            ("UTC0", "2026-07-02 23:04:05 UTC"),
+            ("CET-1CEST,M3.5.0,M10.5.0/3", "2026-07-03 01:04:05 CEST"),
+            ("EST5EDT,M3.2.0,M11.1.0", "2026-07-02 19:04:05 EDT"),
+            ("<+0545>-5:45", "2026-07-03 04:49:05 +0545"),
+        ],
+    )
+    def test_a_moment_is_local_with_its_zone_and_without_fractions(self, zone, moment, local_zone):
+        local_zone(zone)
+        assert output.format_moment("2026-07-02T23:04:05.678901Z") == moment
         assert output.format_moment(None) == ""
 
 

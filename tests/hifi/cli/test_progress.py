@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from hifi.cli.progress import Bars, Display, Lines, open_screen
+from hifi.data.run_warnings import RunWarning
 from hifi.training.events import TrainingEvent
 
 
@@ -115,6 +116,22 @@ class TestTimeLeft:
     def test_the_events_own_estimate_comes_first(self, lines):
         display, _ = lines
         assert display.eta(step(10, eta_seconds=3)) == 3
+
+
+class TestWarnings:
+    def test_that_later_events_repeat_are_shown_once(self):
+        stream = io.StringIO()
+        known = RunWarning(code="rare_classes", message="few rows", param="label")
+        new = RunWarning(code="one_class", message="one class", param="learning_rate")
+        with open_screen(Console(file=stream)) as screen:
+            display = Display(screen)
+            display.show(TrainingEvent(kind="loaded", warnings=(known,)))
+            display.show(TrainingEvent(kind="yardsticks", message="starts", warnings=(known,)))
+            display.show(TrainingEvent(kind="finished", warnings=(known, new)))
+        assert (
+            stream.getvalue().split("\n")
+            == [*("", "warning: few rows", "starts", "warning: one class", "")][1:]
+        )
 
 
 class TestBars:

@@ -57,6 +57,10 @@ class TestFacts:
         plain = README.lower().replace("xlm-r,", "xlm-roberta,")
         assert all(name in plain.replace("gpt-2", "gpt2") for name in SUPPORTED_ARCHITECTURES)
 
+    def test_the_cpu_torch_is_the_one_that_make_install_takes(self):
+        (pinned,) = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+        assert f"pip install {pinned} --index-url" in README
+
     @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
     def test_links_lead_somewhere(self, path):
         assert (ROOT / path).exists()

@@ -49,8 +49,58 @@ class TestHeatMap:
         text = render.heat_map([[None, 1.0]], selected=[[1]], width=80).plain
         assert text.splitlines()[0] == "layer 0   0.0 [100.0]"
 
+    def test_scores_on_any_scale_are_shares_of_their_layer(self):
+        values = [[2e-9, 6e-9], [1e308, 1e308], [0.0, None], [-1.0, 3.0]]
+        shares = [[0.25, 0.75], [0.5, 0.5], [0, 0], [-0.25, 0.75]]
+        assert render.shares_of(values, pool="layer") == [pytest.approx(row) for row in shares]
+
+    def test_scores_for_a_budget_are_shares_of_the_model(self):
+        shares = render.shares_of([[1, 2], [7, 0]], pool="model")
+        assert shares == [pytest.approx([0.1, 0.2]), pytest.approx([0.7, 0])]
+        text = render.heat_map(shares, selected=[[], [0]], width=80, pool="model")
+        assert text.plain.splitlines()[:2] == ["layer 1 [70.0]  0.0 ", "layer 0  10.0  20.0 "]
+        colours = [span.style.bgcolor.get_truecolor() for span in text.spans]  # top layer first
+        assert colours[0].green > colours[3].green >= colours[2].green > 0
+
+
+def printed(**selection):
+    stream = io.StringIO()
+    render.print_heads(Console(file=stream, width=80), selection)
+    return stream.getvalue().splitlines()
+
 
 class TestPrintHeads:
+    def test_the_papers_selection_is_one_heat_map(self):
+        layers = [{"selected": [1], "importance": [0.25, 0.75]}]
+        expected = ["layer 0  25.0 [75.0]", "head      0     1"]
+        assert printed(layers=layers) == expected
+        assert printed(layers=layers, score="pagerank", budget=None) == expected
+
+    def test_another_score_stands_above_the_papers(self):
+        layers = [{"selected": [0], "values": [3.0, 1.0], "importance": [0.25, 0.75]}]
+        assert printed(layers=layers, score="gradient") == [
+            "score gradient, its shares of the layer",
+            "layer 0 [75.0] 25.0 ",
+            "head      0     1",
+            "",
+            "importance in the paper (PageRank), its shares of the layer",
+            "layer 0 [25.0] 75.0 ",
+            "head      0     1",
+        ]
+
+    def test_a_budget_compares_all_layers(self):
+        layers = [
+            {"selected": [], "values": [3.0, 1.0], "importance": [0.75, 0.25]},
+            {"selected": [1], "values": [2.0, 4.0], "importance": [0.25, 0.75]},
+        ]
+        lines = printed(layers=layers, budget=1)
+        assert lines[:3] == [
+            "score pagerank, its shares of the model",
+            "layer 1  20.0 [40.0]",
+            "layer 0  30.0  10.0 ",
+        ]
+        assert lines[-2] == "layer 0  75.0  25.0 "
+
     def test_a_selection_made_by_hand_is_a_list(self):
         stream = io.StringIO()
         layers = [{"selected": [1]}, {"selected": []}, {"selected": [0, 2]}]

@@ -11,7 +11,9 @@ import torch
 from hifi.backbones import devices
 from hifi.cli import main
 from hifi.selection.head_selection import HeadSelection
+from hifi.tasks import probe
 from hifi.training import finetuning, preparation
+from hifi.training.finetuning import finetune
 from tests.architectures import LAYERS, QUERY_HEADS
 
 
@@ -87,6 +89,62 @@ class TestSelect:
         layers = json.loads(capsys.readouterr().out)["layers"]
         assert [len(layer["selected"]) for layer in layers] == [0, 0, 3]
 
+    @pytest.mark.parametrize(
+        "score", ["information", "gradient", "gradient-ratio", "output-norm", "random"]
+    )
+    def test_another_score_with_a_budget(self, score, backbone, data, tmp_path, capsys):
+        out = tmp_path / "selection.json"
+        arguments = ["--score", score, "--strategy", "budget", "--budget", "5"]
+        arguments += ["--precision", "float32"]
+        assert select(backbone, data, *arguments, "--out", str(out), "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["score"], document["budget"], document["k"]) == (score, 5, None)
+        values = [value for layer in document["layers"] for value in layer["values"]]
+        best = sorted(values, reverse=True)[:5]
+        chosen = [
+            layer["values"][head] for layer in document["layers"] for head in layer["selected"]
+        ]
+        assert sorted(chosen, reverse=True) == best
+        assert HeadSelection.from_dict(json.loads(out.read_text(encoding="utf-8"))).score == score
+
+    def test_a_gradient_is_that_of_the_task_head_with_which_tune_starts(
+        self, backbone, data, capsys
+    ):
+        scored = {}
+        for start in ("auto", "random"):
+            arguments = ["--score", "gradient", "--precision", "float32", "--head-start", start]
+            assert select(backbone, data, *arguments, "--json") == 0
+            layers = json.loads(capsys.readouterr().out)["layers"]
+            scored[start] = [layer["values"] for layer in layers]
+            tuned = finetune(
+                model=backbone,
+                train=data / "train.jsonl",
+                text="text",
+                label="label",
+                score="gradient",
+                precision="float32",
+                head_start=start,
+                epochs=1,
+            )
+            assert [layer["values"] for layer in tuned.selection.to_dict()["layers"]] == (
+                scored[start]
+            )
+        assert scored["auto"] != scored["random"]
+
+    def test_shows_the_probe_and_its_warnings(self, backbone, data, capsys, monkeypatch):
+        monkeypatch.setattr(probe, "_MOST_ITERATIONS", 1)
+        arguments = ["--score", "gradient", "--precision", "float32"]
+        assert select(backbone, data, *arguments) == 0
+        shown = capsys.readouterr().err
+        assert "linear probe" in shown
+        assert "warning: no linear probe could be fitted: no fit converges" in shown
+
+    def test_another_score_is_drawn_above_the_papers(self, backbone, data, capsys):
+        assert select(backbone, data, "--score", "output-norm", "--k", "1") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "score output-norm, its shares of the layer"
+        assert lines[LAYERS + 3] == "importance in the paper (PageRank), its shares of the layer"
+
     def test_xi_without_influence_is_warned_of(self, backbone, data, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -98,6 +156,12 @@ class TestSelect:
         [
             (["--k", "5"], "k=5 is not allowed: an integer from 1 to the 4 heads of a layer"),
             (["--xi", "1.5"], "xi=1.5 is not allowed"),
+            (["--strategy", "budget"], "strategy='budget' needs the number of heads"),
+            (["--strategy", "budget", "--budget", "0"], "budget=0 is not allowed"),
+            (["--strategy", "budget", "--budget", "13"], "1 to the 12 heads of the model"),
+            (["--strategy", "budget", "--budget", "3", "--k", "3"], "k=3 is given too"),
+            (["--budget", "3"], "budget=3 is not allowed: only with strategy='budget'"),
+            (["--score", "gradient", "--precision", "bfloat16"], "(change --precision)"),
             (["-d", "1"], "damping=1.0 is not allowed"),
             (["--n-samples", "49"], "49 is not allowed"),
             (["--device", "tpu9"], "device='tpu9'"),

@@ -34,6 +34,24 @@ def command(backbone, data, out, *more):
 
 
 class TestTune:
+    def test_heads_of_another_score_are_recorded_and_shown_by_inspect(
+        self, backbone, data, tmp_path, capsys
+    ):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["--score", "gradient", "--strategy", "budget", "--budget", "4"]
+        arguments += ["--precision", "float32", "--epochs", "1", "--max-length", "16"]
+        assert main(command(backbone, data, out, *arguments)) == 0
+        drawn = capsys.readouterr().out.splitlines()
+        assert drawn[0] == "score gradient, its shares of the model"
+        recorded = HeadDelta.load(out).metadata.selection
+        assert (recorded["score"], recorded["budget"], recorded["k"]) == ("gradient", 4, None)
+        assert main(["inspect", str(out)]) == 0
+        shown = capsys.readouterr().out
+        assert "score gradient" in shown
+        assert "budget 4" in shown
+        lines = shown.splitlines()
+        assert lines[lines.index(drawn[0]) :] == drawn[: drawn.index("", 6)]
+
     def test_writes_the_delta_that_finetune_returns(self, backbone, data, tmp_path, capsys):
         out = tmp_path / "delta.safetensors"
         arguments = ["--metric", "f1", "--k", "2", "--xi", "0.8", "--damping", "0.7"]
@@ -41,6 +59,7 @@ class TestTune:
         arguments += ["--learning-rate", "0.01", "--warmup-ratio", "0.2", "--weight-decay", "0.1"]
         arguments += ["--seed", "7", "--max-length", "16", "--precision", "float32"]
         arguments += ["--early-stopping-patience", "9", "--task", "classification"]
+        arguments += ["--head-start", "random"]
         assert main(command(backbone, data, out, *arguments)) == 0
         result = finetune(
             model=backbone,
@@ -64,6 +83,7 @@ class TestTune:
             batch_size=8,
             precision="float32",
             early_stopping_patience=9,
+            head_start="random",
         )
         result.delta.save(tmp_path / "python.safetensors")
         assert out.read_bytes() == (tmp_path / "python.safetensors").read_bytes()
@@ -95,7 +115,13 @@ class TestTune:
         heads = [{"layer": head.layer, "head": head.head} for head in HeadDelta.load(out).heads]
         assert document["selection"]["heads"] == heads
         assert document["result"]["best_step"] == 6
-        assert set(document["result"]["metrics"]) == {"accuracy", "f1", "matthews", "loss"}
+        names = {"accuracy", "f1", "matthews", "loss"}
+        assert set(document["result"]["metrics"]) == names
+        yardsticks = document["result"]["yardsticks"]
+        assert {name: set(known) for name, known in yardsticks.items()} == {
+            "majority": names,
+            "probe": names,
+        }
 
     def test_the_tiny_task_is_learnt(self, backbone, data, tmp_path, capsys):
         out = tmp_path / "delta.safetensors"
@@ -120,10 +146,13 @@ class TestTune:
     def test_constant_predictions_are_warned_of(self, backbone, data, tmp_path, capsys):
         for rate, count in (("1e-12", 1), ("0.02", 0)):
             more = ["--epochs", "6", "--learning-rate", rate, "--precision", "float32"]
+            more += ["--head-start", "random"]
             assert main(command(backbone, data, tmp_path / "delta.safetensors", *more)) == 0
-            told = capsys.readouterr().out
-            assert told.count("no better than predicting one class") == count
-            assert told.count("matthews 0.0000") == count
+            told = capsys.readouterr()
+            assert told.err.count("for every validation row: it has not learnt") == count
+            assert told.err.count("is below the linear probe's") == count
+            assert "\nprobe     accuracy" in told.out
+            assert "the task head starts from random weights; accuracy to compare" in told.err
 
     def test_other_things_in_the_folder_of_the_checkpoints_stay(self, backbone, data, tmp_path):
         folder = tmp_path / "checkpoints"

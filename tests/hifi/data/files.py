@@ -16,7 +16,7 @@ from hifi.errors import DataError
 from service.datasets.checking.exchange import SPLITS, Limits, Request, parquet_name
 from service.datasets.checking.work import convert_all
 
-LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60)
+LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60, memory=1 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)

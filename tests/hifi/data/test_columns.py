@@ -136,6 +136,10 @@ class TestLabels:
         assert (caught.value.split, caught.value.row) == ("validation", 3)
         assert all(name in caught.value.reason for name in ("'d'", "'a', 'b'"))
 
+    def test_an_unknown_one_that_looks_like_a_known_one_says_so(self):
+        with pytest.raises(DataError, match=r"known are 'a', 'b'; it looks like 'b'$"):
+            label_indices(["a", " B\u200b"], known=["a", "b"], column="c", split="validation")
+
     def test_an_integer_and_its_text_are_different_labels(self):
         with pytest.raises(DataError, match="'1' does not occur"):
             label_indices(["1"], known=[0, 1], column="c", split="validation")
@@ -238,9 +242,28 @@ class TestCells:
         error = error_of(read_labels, cells("a", ""))
         assert (error.row, error.reason) == (2, "the label is empty")
 
-    def test_whole_numbers_in_any_notation_are_integers(self):
-        assert read_labels(cells("1.0", " 2", "01", "2e0"), "c", split="train") == [1, 2, 1, 2]
+    def test_whole_numbers_may_have_a_point_and_zeros(self):
+        assert read_labels(cells("1.0", " 2", "1", "2."), "c", split="train") == [1, 2, 1, 2]
         assert read_labels(column(1.0, 2.0), "c", split="train") == [1, 2]
+
+    @pytest.mark.parametrize("other", ["1E3", "1e0", "+1", "01.0", ".0", "-0.0", "1" * 25 + ".0"])
+    def test_one_number_in_another_notation_makes_all_of_them_texts(self, other: str):
+        labels = ["1000", "2.0", other]
+        assert profiled(cells(*labels)).kind == "whole"  # regression targets in any notation
+        assert read_labels(cells(*labels), "c", split="train") == labels
+        read = read_labels(cells(*labels), "c", split="validation", known=labels)
+        assert read == labels
+        error = error_of(read_labels, cells("1.0", other, "NA"))
+        assert (error.row, error.reason) == (3, "the label is missing")
+
+    def test_a_file_with_types_and_one_without_agree(self):
+        known = read_labels(cells("1000", "1E3", "x"), "c", split="train")
+        assert read_labels(column(1000), "c", split="validation", known=known) == ["1000"]
+        known = read_labels(cells("0", "1"), "c", split="train")
+        assert read_labels(column("1"), "c", split="validation", known=known) == [1]
+        known = read_labels(cells("True", "False"), "c", split="train")
+        read = read_labels(column(True, False), "c", split="validation", known=known)
+        assert read == ["true", "false"]
 
     def test_numbers_with_fractions_are_no_classes(self):
         error = error_of(read_labels, cells("0.5", "1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hifi.data.inference import (
     check_unseen_task,
     complete_task,
     count_labels,
+    infer_label,
     infer_task,
 )
 from hifi.data.profile import DatasetProfile, Kind, Problem
@@ -35,6 +37,35 @@ def error_of(spec: TaskSpec, columns: DatasetProfile) -> Any:
     with pytest.raises(HifiError) as caught:
         complete_task(spec, columns)
     return caught.value
+
+
+def with_labels(kinds: dict[str, Any], *, rows: int, **counts: int) -> DatasetProfile:
+    """Make a profile in which these columns have as many different values."""
+    made = profile(**kinds)
+    columns = [replace(column, num_classes=counts.get(column.name, 2)) for column in made.columns]
+    return replace(made, rows={"train": rows}, columns=columns)
+
+
+class TestUniqueTexts:
+    def test_are_not_the_label_although_the_column_is_called_so(self):
+        columns = with_labels({"text": "text", "label": "text"}, rows=20, label=20, text=20)
+        error = error_of(TaskSpec(), columns)
+        assert isinstance(error, AmbiguousTaskError)
+        assert error.param == "label"
+        assert "every row has another text in 'label'" in str(error)
+        assert complete_task(said(label="label", text="text"), columns).type == "classification"
+
+    def test_beside_images_are_not_the_label(self):
+        kinds = {"image": "image", "file": "text", "digit": "integer"}
+        columns = with_labels(kinds, rows=20, file=20)
+        assert complete_task(TaskSpec(), columns).label == "digit"
+        only = with_labels({"image": "image", "file": "text"}, rows=20, file=20)
+        assert error_of(TaskSpec(), only).param == "label"
+
+    @pytest.mark.parametrize(("rows", "count"), [(20, 19), (9, 9)])
+    def test_others_are(self, rows: int, count: int):
+        columns = with_labels({"text": "text", "label": "text"}, rows=rows, label=count)
+        assert complete_task(TaskSpec(), columns).label == "label"
 
 
 class TestInfer:
@@ -177,6 +208,22 @@ class TestInfer:
         assert not isinstance(error, AmbiguousTaskError)
         assert (error.param, error.column) == ("label", "label")
         assert error.reason == f"a column of {kind} cannot be the label"
+
+    @pytest.mark.parametrize(
+        ("kinds", "label"),
+        [
+            ({"text": "text", "n": "whole"}, "n"),
+            ({"a": "text", "b": "text", "c": "text", "label": "text"}, "label"),
+            ({"a": "image", "b": "image", "animal": "text"}, "animal"),
+            ({"text": "text", "m": "integer", "n": "integer"}, None),
+            ({"a": "text", "b": "text"}, None),
+        ],
+    )
+    def test_a_label_may_be_certain_alone(self, kinds: dict[str, Kind], label: str | None):
+        columns = profile(**kinds)
+        with pytest.raises(AmbiguousTaskError):
+            infer_task(TaskSpec(), columns)
+        assert infer_label(columns) == label
 
     def test_many_columns_are_not_all_listed(self):
         error = error_of(said(), profile(**{f"column{n}": "text" for n in range(1000)}))

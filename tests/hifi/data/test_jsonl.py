@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hifi.data.splits import load_split
+from hifi.errors import DataError
 from tests.hifi.data.files import LIMITS, convert_here, jsonl, refusal_of, write
 from tests.waiting import within
 
@@ -46,6 +47,21 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "row", "words"),
         [
+            (["a", "\ud800"], 2, "surrogate"),
+            (["a", "b\0c"], 2, "NUL"),
+            ([["a"], ["b", "\0"]], 2, "NUL"),
+            ([{"x": "a"}, {"x": "\0"}], 2, "NUL"),
+        ],
+    )
+    def test_of_texts_name_row_and_column(self, values, row: int, words: str, tmp_path: Path):
+        path = jsonl(tmp_path / "a.jsonl", [{"a": value, "b": 0} for value in values])
+        refusal = refusal_of(tmp_path, train=path)
+        assert (refusal.row, refusal.column) == (row, "a")
+        assert words in refusal.reason
+
+    @pytest.mark.parametrize(
+        ("values", "row", "words"),
+        [
             (["a", "b", 3], 3, "3 is a whole number, the rows above hold string"),
             ([1, 2, "c", 4], 3, "'c' is a text, the rows above hold int64"),
             ([True, False, 2], 3, "2 is a whole number, the rows above hold bool"),
@@ -56,24 +72,28 @@ class TestRefusals:
             ([[1], 2], 2, "2 is a whole number, the rows above hold list<int64>"),
             ([[1], ["a"]], 2, "a list does not fit the rows above, which hold"),
             ([[1, "a"]], 1, "mixes types"),
-            (["a", "\ud800"], 2, "surrogate"),
             ([{"x": 1}, {"x": "y"}], 2, "an object does not fit the rows above, which hold"),
             ([[[1]]], 1, "no task reads"),
             ([[{"x": 1}]], 1, "no task reads"),
             ([{"x": {"y": 1}}], 1, "no task reads"),
             ([{}], 1, "no entries"),
-            (["a", "b\0c"], 2, "NUL"),
-            ([["a"], ["b", "\0"]], 2, "NUL"),
-            ([{"x": "a"}, {"x": "\0"}], 2, "NUL"),
             ([0.5, 2**53 + 1], 2, "round"),
             ([2**53 + 1, 0.5], 2, "round"),
         ],
     )
-    def test_of_values_name_row_and_column(self, values, row: int, words: str, tmp_path: Path):
+    def test_of_values_leave_the_column_out(self, values, row: int, words: str, tmp_path: Path):
         path = jsonl(tmp_path / "a.jsonl", [{"a": value, "b": 0} for value in values])
-        refusal = refusal_of(tmp_path, train=path)
-        assert (refusal.row, refusal.column) == (row, "a")
-        assert words in refusal.reason
+        converted = convert_here(tmp_path, train=path)
+        column = converted.profile.column("a")
+        assert column is not None
+        assert column.unfit is not None
+        assert (column.unfit.row, column.unfit.line) == (row, row)
+        assert words in column.unfit.reason
+        assert load_split(path, split="train").column_names == ["b"]
+        with pytest.raises(DataError) as caught:
+            load_split(path, split="train", columns=["a"])
+        assert (caught.value.row, caught.value.line, caught.value.column) == (row, row, "a")
+        assert caught.value.reason == column.unfit.reason
 
     def test_of_a_number_out_of_range(self, tmp_path: Path):
         path = write(tmp_path / "a.jsonl", '{"a": 1.5}\n{"a": 1e999}\n')
@@ -83,7 +103,6 @@ class TestRefusals:
     def test_far_down_the_file_name_the_row_too(self, tmp_path: Path):
         rows = "".join(json.dumps({"a": row}) + "\n" for row in range(50_000))
         for line, words in (
-            ('{"a": "x"}', "the rows above hold int64"),
             ('{"a": 1', "not JSON"),
             ('{"b": "\\u0000"}', "NUL"),
         ):
@@ -103,7 +122,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("", "has no name"),
             ("x" * 300, "300 characters"),
             ("a\0", "is not valid text"),
             ("\ud800", "text"),
@@ -116,7 +134,7 @@ class TestRefusals:
 
     def test_quote_short_values_at_most(self, tmp_path: Path):
         path = jsonl(tmp_path / "a.jsonl", [{"a": 1}, {"a": "secret" * 1000}])
-        assert len(refusal_of(tmp_path, train=path).reason) < 150
+        assert len(refusal_of(tmp_path, train=path).reason) < 150  # no column is left
 
     def test_of_a_row_without_end(self, tmp_path: Path):
         path = write(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 5_000_000 + b'"}\n')

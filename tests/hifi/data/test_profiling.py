@@ -80,8 +80,8 @@ class TestProblems:
             tmp_path, train=["x", "y", " ", None], validation=["x", None], test=["x", "z"]
         )
         assert column(converted, "a").problems["text"] == {
-            "train": Problem(row=3, reason="the text is empty"),
-            "validation": Problem(row=2, reason="the text is missing"),
+            "train": Problem(row=3, reason="the text is empty", line=3),
+            "validation": Problem(row=2, reason="the text is missing", line=2),
         }
         assert column(converted, "a").problems["label"]["train"].row == 3
 

@@ -12,7 +12,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from hifi import finetune
-from hifi.data.settings import Hyperparameters, RunSettings, Scoring, Setting, declared
+from hifi.data.settings import Hyperparameters, RunSettings, Score, Scoring, Setting, declared
 from hifi.errors import InvalidArgumentError
 from hifi.selection import select_heads
 
@@ -30,7 +30,9 @@ class TestRanges:
             ("weight_decay", (-0.1, math.nan, math.inf)),
             ("warmup_ratio", (-0.1, 1.1, math.nan)),
             ("precision", ("float16", None)),
-            ("k", (0, 1.0, None)),
+            ("k", (0, 1.0)),
+            ("budget", (0, 1.0, 5)),  # 5 is none of layer-wise
+            ("score", ("best", None)),
             ("xi", (0, 1, -0.1, "0.9", True)),
             ("damping", (-0.1, 1, None)),
             ("n_samples", (0, -1, 2.0, True)),
@@ -110,6 +112,28 @@ class TestDescription:
             "strategy": "layer-wise",
             "teleport": "information",
         }
+
+    def test_names_score_and_budget_where_they_are_not_the_papers(self):
+        scoring = Scoring(score="gradient", strategy="budget", budget=np.int64(18))
+        described = scoring.describe(rows=10)
+        expected = {"score": "gradient", "strategy": "budget", "budget": 18, "k": None}
+        assert {name: described[name] for name in expected} == expected
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("score", ["gradient", "gradient-ratio"])
+    def test_a_gradient_needs_32_bits(self, score: Score):
+        scoring = Scoring(score=score)
+        scoring.check_precision("auto", dtype="float32")
+        scoring.check_dtype("float64")
+        with pytest.raises(InvalidArgumentError, match=r"precision='auto'.*auto is bfloat16"):
+            scoring.check_precision("auto", dtype="bfloat16")
+        with pytest.raises(InvalidArgumentError, match=r"score=.*these are float16"):
+            scoring.check_dtype("float16")
+
+    def test_other_scores_take_any(self):
+        for score in ("pagerank", "information", "output-norm", "random"):
+            Scoring(score=score).check_precision("bfloat16", dtype="bfloat16")
 
 
 class TestDeclarations:

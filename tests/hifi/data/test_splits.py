@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import csv, parquet
 
 from hifi.data.columns import profile_split, read_labels, read_targets, read_texts
-from hifi.data.splits import load_split
+from hifi.data.splits import load_split, read_split
 from hifi.errors import DataError
 from tests.tiny_tasks import image_rows, png, write_jsonl
 
@@ -109,9 +109,13 @@ class TestSources:
     def test_unused_columns_may_be_anything(self, tmp_path: Path):
         rows = [{"text": "a", "meta": {"x": 1}}, {"text": "b", "meta": "none"}]
         path = write_jsonl(tmp_path / "rows.jsonl", rows)
-        assert load_split(path, split="train", columns=["text"])["text"][:] == ["a", "b"]
-        error = error_of(path)
-        assert (error.row, error.column) == (2, "meta")
+        for source in (path, rows):
+            assert load_split(source, split="train", columns=["text"])["text"][:] == ["a", "b"]
+            loaded = read_split(source, split="train")
+            assert loaded.dataset.column_names == ["text"]
+            assert loaded.unfit["meta"].row == 2
+            error = error_of(source, columns=["meta"])
+            assert (error.row, error.column) == (2, "meta")
 
     @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
     def test_new_content_under_an_old_name_is_read(self, kind: str, tmp_path: Path):
@@ -374,7 +378,7 @@ class TestBadFiles:
     def test_a_value_that_fits_no_column_names_its_row(self, values, row: int, tmp_path: Path):
         rows = [{"a": value, "b": 0} for value in values]
         for source in (rows, write_jsonl(tmp_path / "a.jsonl", rows)):
-            error = error_of(source)
+            error = error_of(source, columns=["a"])
             assert (error.row, error.column) == (row, "a")
 
     def test_a_column_that_occurs_twice(self, tmp_path: Path):

@@ -25,7 +25,7 @@ from hifi.errors import (
 from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model, unsupported_model
 from tests.deltas import HEADS, bits_of, equal_bits, hand_made_delta, rows_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 D = 32  # hidden size of the tiny models
 
 
@@ -226,7 +226,12 @@ class TestRefusedMerge:
 
     def test_another_architecture(self):
         delta = hand_made_delta(tiny_model("bert"))
-        self.refused(delta, tiny_model("roberta"), BackboneMismatchError, "'bert'.*'roberta'")
+        model = tiny_model("roberta")
+        model.config.name_or_path = "owner/other"
+        match = "on 'owner/tiny' .*architecture is 'bert'; that of 'owner/other' is 'roberta'"
+        self.refused(delta, model, BackboneMismatchError, match)
+        with pytest.raises(BackboneMismatchError, match=match):
+            delta.check_backbone(model)
 
     def test_an_unsupported_architecture(self):
         delta = hand_made_delta(tiny_model("bert"))
@@ -303,17 +308,22 @@ class TestRefusedMerge:
         hostile = replace(delta, task_head={"lm_head.weight": torch.zeros(99, D)})
         self.refused(hostile, model, TaskHeadMismatchError, "lm_head.weight is part of the model's")
 
-    def test_a_float16_model_says_what_to_load(self):
+    def test_a_float16_copy_of_another_dtype_says_what_to_load(self):
         delta = hand_made_delta(tiny_model("bert"))
         model = tiny_model("bert", dtype=torch.float16)
-        match = r"the model is float16 .*dtype=torch\.float32 or torch\.bfloat16"
+        match = "load that backbone in its stored dtype, in float32 or in bfloat16"
         self.refused(delta, model, BackboneMismatchError, match)
 
-    def test_a_float16_model_whose_rows_have_the_same_hash(self):
-        half = tiny_model("bert", dtype=torch.float16)
-        delta = hand_made_delta(copy.deepcopy(half).float())
-        assert rows_fingerprint(rows_of(half)) == delta.metadata.rows_fingerprint
-        self.refused(delta, half, BackboneMismatchError, "the model is float16")
+    @pytest.mark.parametrize("part", ["rows", "task_head"])
+    def test_values_beyond_float16(self, part: str):
+        model = tiny_model("bert", dtype=torch.float16)
+        delta = hand_made_delta(model)
+        tensors = dict(getattr(delta, part))
+        name = next(name for name in tensors if name.endswith("weight"))
+        tensors[name] = tensors[name].clone()
+        tensors[name][0, 0] = -70_000.0
+        match = rf"{name} .* up to 70000, but the model is float16, whose largest number is 65504"
+        self.refused(replace(delta, **{part: tensors}), model, BackboneMismatchError, match)
 
     def test_a_projection_that_something_else_holds(self):
         class Wrapped(torch.nn.Linear):
@@ -408,7 +418,10 @@ class TestComputeDtype:
     @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32])
     def test_a_narrower_model_is_refused(self, tmp_path: Path, narrow: torch.dtype, encoding: str):
         wide = torch.float32 if narrow == torch.bfloat16 else torch.float64
-        hand_made_delta(tiny_model("bert", dtype=wide)).save(tmp_path / "d", encoding=encoding)
+        tuned = tiny_model("bert", dtype=wide)
+        with torch.no_grad():  # the narrower dtype does not hold it exactly
+            tuned.bert.embeddings.word_embeddings.weight[3, 0] = 1 + torch.finfo(wide).eps
+        hand_made_delta(tuned).save(tmp_path / "d", encoding=encoding)
         delta = HeadDelta.load(tmp_path / "d")
         model = tiny_model("bert", dtype=narrow)
         wanted, found = (str(dtype).removeprefix("torch.") for dtype in (wide, narrow))

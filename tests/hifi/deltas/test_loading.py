@@ -75,8 +75,17 @@ class TestLoadBackbone:
 
     def test_another_architecture_is_named(self, delta, tmp_path):
         folder = save_text_model(tmp_path / "roberta", "roberta")
-        with pytest.raises(BackboneMismatchError, match="a 'bert'; the model is a 'roberta'"):
+        with pytest.raises(BackboneMismatchError, match="'bert'; that of 'roberta' is 'roberta'"):
             load_backbone(delta, model=str(folder), revision=None)
+
+    @pytest.mark.parametrize("name", ["vit", "gpt2"])
+    def test_another_architecture_comes_before_what_it_cannot_do(self, name, delta, tmp_path):
+        save = save_image_model if ARCHITECTURES[name].image else save_text_model
+        folder = save(tmp_path / "other", name)
+        told = recording(delta, pad_token_id=VOCABULARY + 9)  # not one of the other's tokens
+        match = f"'tiny-bert' .*'bert'; that of 'other' is '{name}'"
+        with pytest.raises(BackboneMismatchError, match=match):
+            load_backbone(told, model=str(folder), revision=None)
 
     def test_a_refusal_shows_the_fingerprint_that_the_other_commands_show(self, delta, tmp_path):
         bfloat16 = replace(delta, metadata=replace(delta.metadata, compute_dtype="bfloat16"))
@@ -116,12 +125,20 @@ class TestLoadBackbone:
             *(("pad_token_id", value) for value in ("x", [1], 1.5, True, None, -1, VOCABULARY)),
             *(("padding_side", value) for value in ("up", 3, None, ["left"])),
             *(("max_length", value) for value in ("x", 0, -4, 1.5, True, [1], 2**31)),
+            *(("num_labels", value) for value in ("2", 0, -1, 3, 10**9, 2.0, None)),
         ],
     )
     def test_a_record_that_cannot_be_is_refused_by_name(self, name, value, delta, backbone):
         foreign = recording(delta, **{name: value})
         with pytest.raises(DeltaFileError, match=rf"task records {name}="):
             load_backbone(foreign, model=str(backbone), revision=None)
+
+    @pytest.mark.parametrize("number", [0, 3, 10**9])
+    def test_a_number_of_labels_that_the_task_head_lacks_is_refused(self, number, delta, backbone):
+        foreign = recording(delta, num_labels=number)
+        unnamed = replace(foreign, metadata=replace(foreign.metadata, labels=None))
+        with pytest.raises(DeltaFileError, match=rf"task records num_labels={number}: .* 2, is"):
+            load_backbone(unnamed, model=str(backbone), revision=None)
 
     def test_a_record_at_its_limits_is_taken(self, delta, backbone):
         told = recording(delta, pad_token_id=VOCABULARY - 1, padding_side="left", max_length=1)
@@ -149,12 +166,20 @@ class TestLoadBareBackbone:
         assert bare.fingerprint == delta.metadata.fingerprint
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_has_the_stored_dtype_throughout(self, dtype, tmp_path):
+    @pytest.mark.parametrize("computed", [torch.bfloat16, torch.float32])
+    def test_of_half_precision_has_the_dtype_of_the_device(
+        self, computed, dtype, tmp_path, monkeypatch
+    ):
+        capabilities = {"avx512_bf16": computed == torch.bfloat16}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         folder = save_text_model(tmp_path)
         config = BertConfig(**ARCHITECTURES["bert"].arguments)
-        BertModel(config, add_pooling_layer=False).to(dtype).save_pretrained(folder)
-        model = load_bare_backbone(resolve_model(folder), device=CPU).model
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        stored = BertModel(config, add_pooling_layer=False).to(dtype)
+        stored.save_pretrained(folder)
+        bare = load_bare_backbone(resolve_model(folder), device=CPU)
+        assert bare.fingerprint == backbone_fingerprint(stored)
+        model = bare.model
+        assert {parameter.dtype for parameter in model.parameters()} == {computed}
         assert model.pooler is not None
         with torch.no_grad():
             model(input_ids=torch.tensor([[1, 5, 2]]))
@@ -166,9 +191,10 @@ class TestLoadBareBackbone:
         model = load_bare_backbone(resolve_model(folder), device=CPU).model
         assert model.config.pad_token_id == expected
 
-    def test_several_at_once_do_not_mix_their_dtypes(self, backbone, tmp_path):
+    def test_several_at_once_do_not_mix_their_dtypes(self, backbone, tmp_path, monkeypatch):
         half = save_text_model(tmp_path)
         tiny_model("bert", dtype=torch.bfloat16).base_model.save_pretrained(half)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
         dtypes = {backbone: torch.float32, half: torch.bfloat16}
 
         def load(folder):

@@ -39,7 +39,7 @@ class TestDeltaMetadata:
     def metadata(self, **fields: Any) -> DeltaMetadata:
         return DeltaMetadata(**{**REQUIRED, **fields})
 
-    @pytest.mark.parametrize("dtype", ["float16", "int8", "torch.float32"])
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "torch.float32"])
     def test_refuses_a_dtype_in_which_nothing_is_tuned(self, dtype: str):
         with pytest.raises(InvalidArgumentError, match=f"compute_dtype='{dtype}'"):
             self.metadata(compute_dtype=dtype)

@@ -70,6 +70,40 @@ class TestFromScores:
         selection = HeadSelection.from_scores(torch.eye(5), k=1, strategy="mid-top")
         assert selection.heads == (HeadId(3, 3), HeadId(4, 4))
 
+    def test_takes_the_highest_of_the_model_with_a_budget(self):
+        scores = torch.tensor([[0.1, 0.4], [4.0, -1], [2, 9]])
+        selection = HeadSelection.from_scores(scores, strategy="budget", budget=3)
+        assert selection.heads == (HeadId(1, 0), HeadId(2, 0), HeadId(2, 1))
+        assert (selection.k, selection.budget, selection.strategy) == (None, 3, "budget")
+
+    def test_gives_ties_of_a_budget_to_the_lower_layer_and_then_head(self):
+        scores = torch.ones(3, 2, dtype=torch.float64)
+        scores[2, 1] += 1e-12  # not told from the others
+        selection = HeadSelection.from_scores(scores, strategy="budget", budget=3)
+        assert selection.heads == (HeadId(0, 0), HeadId(0, 1), HeadId(1, 0))
+        scores[2, 1] += 1e-9
+        selection = HeadSelection.from_scores(scores, strategy="budget", budget=2)
+        assert selection.heads == (HeadId(0, 0), HeadId(2, 1))
+
+    def test_selects_three_heads_per_layer_by_default(self):
+        assert len(HeadSelection.from_scores(torch.eye(4)).heads) == 12
+
+    @pytest.mark.parametrize("budget", [0, 7, -1, True, 2.0])
+    def test_refuses_a_budget_outside_its_range(self, budget):
+        with pytest.raises(InvalidArgumentError, match=r"budget=.*1 to the 6 heads of the model"):
+            HeadSelection.from_scores(torch.ones(2, 3), strategy="budget", budget=budget)
+
+    def test_refuses_counts_that_do_not_go_together(self):
+        for arguments, reason in (
+            ({"k": 2, "budget": 3, "strategy": "budget"}, r"budget=3.*k=2 is given too"),
+            ({"strategy": "budget"}, r"budget=None.*strategy='budget' needs the number"),
+            ({"k": 2, "strategy": "budget"}, r"budget=None.*strategy='budget' needs the number"),
+            ({"budget": 3}, r"budget=3.*only with strategy='budget', not with 'layer-wise'"),
+            ({"budget": 3, "strategy": "mid-top"}, r"budget=3.*not with 'mid-top'"),
+        ):
+            with pytest.raises(InvalidArgumentError, match=reason):
+                HeadSelection.from_scores(torch.ones(2, 3), **arguments)
+
     def test_gives_ties_to_the_lower_index(self):
         selection = HeadSelection.from_scores(torch.tensor([[1, 2, 2, 2, 1]]), k=2)
         assert selection.selected_in(0) == (1, 2)
@@ -135,6 +169,40 @@ class TestDict:
             assert scores.iterations == expected.iterations
             assert scores.selected == expected.selected
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"score": "random", "k": 2},
+            {"k": None, "strategy": "budget", "budget": 5},
+            {"score": "output-norm", "k": None, "strategy": "budget", "budget": 5},
+        ],
+    )
+    def test_of_another_score_or_a_budget_comes_back_with_its_values(self, settings):
+        selection = bert_selection(**settings)
+        entry = selection.to_dict()
+        assert set(entry) - set(bert_selection().to_dict()) == {"score", "budget"} & {
+            name for name in entry if entry[name] not in (None, "pagerank")
+        }
+        back = HeadSelection.from_dict(json.loads(json.dumps(entry, allow_nan=False)))
+        assert back.to_dict() == entry
+        assert (back.heads, back.budget, back.k) == (
+            *(selection.heads, selection.budget, selection.k),
+        )
+        assert back.score == settings.get("score", "pagerank")
+        for scores, expected in zip(back.layers, selection.layers, strict=True):
+            assert torch.equal(scores.values, expected.values)
+        whole = torch.stack([layer.values for layer in back.layers])
+        allotment = {"k": back.k, "strategy": back.strategy, "budget": back.budget}
+        assert HeadSelection.from_scores(whole, **allotment).heads == selection.heads
+
+    def test_of_before_there_were_other_scores_is_pageranks(self):
+        entry = bert_selection().to_dict()
+        assert not entry.keys() & {"score", "budget"}
+        back = HeadSelection.from_dict(entry)
+        assert (back.score, back.budget) == ("pagerank", None)
+        for layer in back.layers:
+            assert torch.equal(layer.values, layer.importance)
+
     def test_of_a_selection_by_hand_has_no_scores(self):
         selection = HeadSelection.from_heads([HeadId(1, 2)], num_layers=2)
         entry = selection.to_dict()
@@ -185,6 +253,8 @@ class TestDict:
             ("xi", "0.9", r"\(0, 1\)"),
             ("d", 1.0, r"\[0, 1\)"),
             ("strategy", "top", "layer-wise, mid-top"),
+            ("score", "best", "one of pagerank, information"),
+            ("budget", 3, "k=1 is given too"),
             ("teleport", "inverse", "information, uniform"),
             ("n_samples", 0, "an integer from 1"),
             ("n_samples", True, "an integer from 1"),
@@ -200,6 +270,19 @@ class TestDict:
             HeadSelection.from_dict(entry)
         assert caught.value.param == f"selection.{param}"
         assert caught.value.value is value
+
+    def test_refuses_a_budget_without_its_count_or_of_too_many(self):
+        entry = bert_selection(k=None, strategy="budget", budget=5).to_dict()
+        for budget, reason in ((None, "needs the number"), (13, "1 to the 12 heads of the model")):
+            with pytest.raises(InvalidArgumentError, match=rf"selection\.budget=.*{reason}"):
+                HeadSelection.from_dict({**entry, "budget": budget})
+
+    @pytest.mark.parametrize("values", [[0.1], [0.1, math.nan, 0, 0], [[0.1] * 4], "0123"])
+    def test_refuses_values_that_are_not_one_number_a_head(self, values):
+        entry = bert_selection(score="random").to_dict()
+        entry["layers"][1]["values"] = values
+        with pytest.raises(InvalidArgumentError, match=r"^selection[.=]"):
+            HeadSelection.from_dict(entry)
 
     @pytest.mark.parametrize("name", ["k", "xi", "d", "strategy", "teleport", "n_samples"])
     def test_refuses_scores_without_how_they_were_found(self, name):

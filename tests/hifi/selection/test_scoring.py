@@ -359,7 +359,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("param", "values", "limit"),
         [
-            ("k", [0, -1, 5, 2.0, True, "3", float("nan"), None], "from 1 to the 4 heads"),
+            ("k", [0, -1, 5, 2.0, True, "3", float("nan")], "from 1 to the 4 heads"),
             ("xi", [0, 1, -0.5, 1.5, float("nan"), True, "0.9"], r"\(0, 1\)"),
             ("damping", [1, -0.1, float("nan"), False, "0.85", None], r"\[0, 1\)"),
             ("strategy", ["top", None, 1], "layer-wise, mid-top"),

@@ -356,7 +356,7 @@ class TestRefusals:
     def test_a_delta_of_another_backbone(self):
         bank = HeadBank(bare("bert"))
         other = tune("roberta", [HeadId(0, 0)], seed=0, labels=2)
-        with pytest.raises(BackboneMismatchError):
+        with pytest.raises(BackboneMismatchError, match="is 'roberta'; that of 'bert' is 'bert'"):
             bank.add("x", other.delta)
         assert len(bank) == 0
 

@@ -13,6 +13,7 @@ from tokenizers import normalizers, processors
 from hifi.backbones.models import load_config, load_tokenizer, resolve_model
 from hifi.data.splits import load_split
 from hifi.errors import DataError, InvalidArgumentError, ModelError
+from hifi.tasks import text
 from hifi.tasks.text import TextEncoder
 from tests.tiny_tasks import END, SPECIAL, save_text_model, text_rows, tiny_tokenizer
 
@@ -137,6 +138,39 @@ class TestBatches:
         made = load_encoder(minilm_path, max_length=16)
         rows = [{"first": "a " * 30_000, "second": "b " * 30_000}]
         assert encode(made, rows).lengths.tolist() == [16]
+
+    @pytest.mark.parametrize("characters", [1, 50, 10**6])
+    def test_do_not_depend_on_the_portions_in_which_they_are_tokenised(
+        self, characters: int, minilm_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        made, sizes = load_encoder(minilm_path, max_length=9), []
+        monkeypatch.setattr(text, "_PORTION_CHARACTERS", characters)
+        whole = made.tokenize([[row[name] for row in PAIRS] for name in ("first", "second")])
+        tokenize = made.tokenize
+
+        def note(texts):
+            sizes.append(len(texts[0]))
+            return tokenize(texts)
+
+        monkeypatch.setattr(made, "tokenize", note)
+        examples = encode(made)
+        assert sum(sizes) == len(PAIRS)
+        assert (len(sizes) == len(PAIRS)) == (characters == 1)
+        assert (len(sizes) == 1) == (characters == 10**6)
+        assert examples.lengths.tolist() == list(map(len, whole.tokens["input_ids"]))
+        for name, rows in whole.tokens.items():
+            assert examples.tokens[name].tolist() == [token for row in rows for token in row]
+
+    def test_a_fault_in_a_later_portion_has_its_row(
+        self, minilm_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        made = load_encoder(minilm_path)
+        monkeypatch.setattr(text, "_PORTION_CHARACTERS", 1)
+        monkeypatch.setattr(made, "_vocabulary", 5000)
+        rows = [{"first": "a", "second": "b"}, {"first": "c", "second": "archaeology"}]
+        with pytest.raises(DataError, match="embeddings for 5000 tokens") as caught:
+            encode(made, rows)
+        assert (caught.value.row, caught.value.column) == (2, "second")
 
     def test_may_have_one_text(self, tmp_path: Path):
         made = encoder(tmp_path, columns=("text",))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hifi.data.run_warnings import RunWarning
 from hifi.errors import CheckpointError, StorageError
 from hifi.selection.head_selection import HeadSelection
 from hifi.training import checkpoint as module
@@ -24,6 +25,7 @@ from hifi.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
+from hifi.training.convergence import LossThirds
 
 SHA = [letter * 64 for letter in "abc"]
 JOB = {"model": SHA[0], "train": SHA[1], "epochs": "3"}
@@ -37,6 +39,10 @@ def tensors(seed: int) -> dict[str, Tensor]:
     return {name: torch.randn(3, 2, generator=generator) for name in NAMES}
 
 
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
 def make(step: int = 12, **changes) -> Checkpoint:
     whole = Checkpoint(
         job=JOB,
@@ -48,12 +54,17 @@ def make(step: int = 12, **changes) -> Checkpoint:
             for name, value in tensors(step + 1).items()
         },
         random={"cpu": torch.arange(5056, dtype=torch.uint8)},
-        best=Best(step=8, metrics={"f1": 0.1 + 0.2}, parameters=tensors(step + 2)),
+        best=Best(
+            step=8, metrics={"f1": 0.1 + 0.2}, parameters=tensors(step + 2), only_answer="no"
+        ),
         evaluations_without_gain=2,
         event_number=77,
         train_seconds=1.5,
         selection_seconds=0.25,
         samples=384,
+        losses=LossThirds().add(1 / 3, step=0, total_steps=9),
+        yardsticks={"majority": {"f1": 0.1 + 0.2}, "probe": {"f1": 1 / 3}},
+        warnings=(RunWarning(code="probe_failed", message="why", param=None),),
     )
     return replace(whole, **changes)
 
@@ -107,6 +118,17 @@ class TestRoundTrip:
     def test_none_exists_at_first(self, tmp_path: Path):
         assert load_checkpoint(tmp_path) is None
         assert load_checkpoint(tmp_path / "missing") is None
+
+
+class TestModes:
+    def test_nobody_else_may_read_one_whatever_the_umask_is(self, tmp_path):
+        before = os.umask(0o022)
+        try:
+            path = save_checkpoint(tmp_path / "checkpoints", make())
+        finally:
+            os.umask(before)
+        assert mode_of(tmp_path / "checkpoints") == mode_of(path) == 0o700
+        assert {mode_of(file) for file in path.iterdir()} == {0o600}
 
 
 class TestSeries:
@@ -170,10 +192,10 @@ class TestRefusals:
         check_job(Path("step-00000012"), make(), job=dict(reversed(JOB.items())))
 
     def test_another_format_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+        monkeypatch.setattr(module, "FORMAT_VERSION", 1)
         save_checkpoint(tmp_path, make())
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="format version 2, this library has 1"):
+        with pytest.raises(CheckpointError, match="format version 1, this library has 2"):
             load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

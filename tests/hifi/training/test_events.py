@@ -28,13 +28,13 @@ class TestAnswers:
     def test_to_go_on(self, answer: Control | None):
         emitter = emit(answer)
         assert not emitter.is_pause_wanted
-        emitter.stop_if_paused("not now")
+        emitter.stop_if_requested("now")
 
     def test_to_pause(self):
         emitter = emit(Control.PAUSE)
         assert emitter.is_pause_wanted
         with pytest.raises(JobPaused, match="after step 4") as caught:
-            emitter.stop_if_paused("paused after step 4")
+            emitter.stop_if_requested("after step 4")
         assert caught.value.checkpoint == Path("step-00000003")
 
     def test_a_pause_is_remembered(self):

@@ -15,7 +15,10 @@ import transformers as tf
 
 import hifi
 from hifi import finetune
+from hifi.backbones import devices
 from hifi.backbones.heads import HeadId, describe, task_head_names
+from hifi.backbones.models import resolve_model
+from hifi.data.settings import Hyperparameters
 from hifi.data.splits import load_split
 from hifi.deltas.delta import HeadDelta
 from hifi.errors import (
@@ -27,9 +30,13 @@ from hifi.errors import (
     TaskNotSupportedError,
 )
 from hifi.selection.head_selection import HeadSelection
+from hifi.selection.scoring import select_heads
+from hifi.tasks import TaskSpec
+from hifi.tasks.probe import TRIES
 from hifi.training import finetuning
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult
+from hifi.training.preparation import calibration_batches, prepare
 from tests.architectures import ARCHITECTURES, NAMES, heads_per_layer
 from tests.tiny_runs import STEPS, TRAIN, VALIDATION, file_of, record, run, stop_at
 from tests.tiny_tasks import (
@@ -112,7 +119,7 @@ class TestResult:
         assert metadata.training["learning_rate"] == 3e-4
         assert set(metadata.training) == {
             *("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio"),
-            *("weight_decay", "seed", "precision", "early_stopping_patience"),
+            *("weight_decay", "seed", "precision", "early_stopping_patience", "head_start"),
         }
 
     def test_no_path_and_no_time_is_in_the_file(self, bert: Path, undisturbed: bytes):
@@ -224,6 +231,65 @@ class TestSelection:
         assert {head.layer for head in selection.heads} == {2}
         assert selection.n_samples == 10
 
+    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama"])
+    def test_a_gradient_is_that_of_the_tasks_loss(self, name: str, tmp_path: Path):
+        path = save_text_model(tmp_path, name)
+        settings = {"score": "gradient", "k": None, "strategy": "budget", "budget": 3}
+        result = run(path, **settings, epochs=1)
+        selection = result.selection
+        assert (selection.score, selection.budget, selection.k) == ("gradient", 3, None)
+        values = torch.stack([layer.values for layer in selection.layers])
+        assert len(result.delta.heads) == 3
+        assert sorted(values[head.layer, head.head] for head in selection.heads) == sorted(
+            values.flatten().topk(3).values
+        )
+        ready = prepare(
+            resolve_model(path),
+            spec=TaskSpec.of(None),
+            train=TRAIN,
+            validation=None,
+            settings=Hyperparameters(batch_size=8, max_length=16, precision="float32"),
+            device=torch.device("cpu"),
+        )
+        drawn = calibration_batches(ready, n=10, settings=Hyperparameters(batch_size=8))
+        labelled = [
+            {("labels" if key == "targets" else key): value for key, value in batch.items()}
+            for batch in drawn
+        ]
+        own = select_heads(ready.loaded.model, labelled, k=1, score="gradient")
+        for layer, expected in zip(selection.layers, own.layers, strict=True):
+            torch.testing.assert_close(layer.values, expected.values, rtol=1e-4, atol=1e-12)
+
+    def test_a_regression_has_a_gradient_too(self, bert: Path):
+        rows = [{"text": row["text"], "label": 0.25 * n} for n, row in enumerate(TRAIN)]
+        selection = run(
+            bert, train=rows, validation=None, task="regression", score="gradient-ratio", epochs=1
+        ).selection
+        assert all(bool((layer.values > 0).any()) for layer in selection.layers)
+
+    def test_random_heads_follow_the_seed_of_the_run(self, bert: Path):
+        draws = [run(bert, score="random", seed=seed, epochs=1).selection for seed in (0, 0, 1)]
+        values = [draw.layers[0].values for draw in draws]
+        assert values[0].equal(values[1])
+        assert not values[0].equal(values[2])
+
+    def test_a_gradient_in_bfloat16_is_refused_before_a_model_is_loaded(self, bert: Path):
+        heard: list[TrainingEvent] = []
+        with pytest.raises(InvalidArgumentError, match='needs precision="float32"') as caught:
+            run(bert, score="gradient", precision="bfloat16", on_event=record(heard))
+        assert (caught.value.param, heard) == ("precision", [])
+        chosen = HeadSelection.from_heads([HeadId(0, 3)], num_layers=3)
+        run(bert, score="gradient", precision="bfloat16", selection=chosen, epochs=1)
+
+    def test_auto_that_is_bfloat16_is_refused_with_the_reason(
+        self, bert: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(devices, "_has_native_bfloat16", lambda _: True)
+        with pytest.raises(InvalidArgumentError, match=r"and auto is bfloat16 on this device"):
+            run(bert, score="gradient", precision="auto")
+        monkeypatch.setattr(devices, "_has_native_bfloat16", lambda _: False)
+        run(bert, score="gradient", precision="auto", epochs=1)
+
     def test_the_calibration_samples_depend_on_the_seed(self, bert: Path):
         scores = [run(bert, seed=seed, epochs=1).selection.layers[0] for seed in (0, 0, 1)]
         richness = [layer.correlation for layer in scores]
@@ -237,6 +303,10 @@ class TestSelection:
         with pytest.raises(InvalidArgumentError, match=r"n_samples=25.*24 rows of train"):
             run(bert, n_samples=25)
 
+    def test_a_budget_of_more_heads_than_there_are_is_refused(self, bert: Path):
+        with pytest.raises(InvalidArgumentError, match=r"budget=13.*12 heads of the model"):
+            run(bert, k=None, strategy="budget", budget=13)
+
     def test_more_heads_than_a_layer_has_are_refused(self, bert: Path):
         with pytest.raises(InvalidArgumentError, match=r"k=5.*4 heads of a layer"):
             run(bert, k=5)
@@ -249,6 +319,8 @@ class TestSelection:
             *(("xi", value) for value in (1.0, math.nan, "0.9")),
             *(("damping", value) for value in (1.0, math.nan, None)),
             *(("strategy", value) for value in ("top", {"mid-top"})),
+            *(("score", value) for value in ("best", {"gradient"}, None)),
+            *(("budget", value) for value in (0, 2.5, 3)),  # with k=1
             *(("teleport", value) for value in ("x", {"uniform"})),
             ("selection", {}),
             ("checkpoint_seconds", "60"),
@@ -304,12 +376,15 @@ class TestReproducible:
 class TestEvents:
     def test_come_in_order(self, bert: Path):
         heard: list[TrainingEvent] = []
+        probing_steps = 3 + TRIES + 2  # batches of train, tries of the fit, batches of validation
         result = run(bert, on_event=record(heard))
         assert [event.number for event in heard] == list(range(1, len(heard) + 1))
         kinds = [event.kind for event in heard]
         assert kinds == [
             "loading",
             "loaded",
+            *["probing"] * probing_steps,
+            "yardsticks",
             *["selecting"] * 2,
             "selected",
             *(["step"] * 3 + ["evaluating"] * 2 + ["evaluated"]) * 2,
@@ -322,6 +397,13 @@ class TestEvents:
         assert all(event.loss and event.learning_rate and event.message for event in steps)
         assert steps[-1].eta_seconds == 0
         assert [event.step for event in heard if event.kind == "selecting"] == [8, 10]
+        probing = [event for event in heard if event.kind == "probing"]
+        assert [(event.step, event.total_steps) for event in probing] == [
+            (step, probing_steps) for step in range(1, probing_steps + 1)
+        ]
+        compared = next(event for event in heard if event.kind == "yardsticks")
+        assert compared.yardsticks == result.yardsticks
+        assert compared.message.startswith("the task head starts from the model's own weights; ")
         chosen = next(event for event in heard if event.kind == "selected")
         assert chosen.selection is not None
         assert chosen.selection.heads == result.selection.heads
@@ -384,7 +466,7 @@ class TestBadInput:
     def test_a_ragged_csv_names_its_row(self, bert: Path, tmp_path: Path):
         path = tmp_path / "train.csv"
         path.write_text("text,label\nw1,1\nw2\n", encoding="utf-8")
-        with pytest.raises(DataError, match="train, row 2: 1 fields, the header has 2"):
+        with pytest.raises(DataError, match=r"train, row 2 \(line 3\): 1 fields, the header has 2"):
             run(bert, train=path)
 
 

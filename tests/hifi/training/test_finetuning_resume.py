@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +20,15 @@ from safetensors.torch import save_file
 
 from hifi.errors import (
     CheckpointError,
+    InvalidArgumentError,
     JobCancelled,
     JobPaused,
     JobStopped,
+    JobTimedOut,
     StorageError,
 )
-from hifi.training import checkpoint
-from hifi.training.events import Control, TrainingEvent
+from hifi.training import checkpoint, events
+from hifi.training.events import Control, OnEvent, TrainingEvent
 from tests.root import ROOT
 from tests.tiny_runs import STEPS, TRAIN, file_of, record, run, stop_at
 from tests.tiny_tasks import (
@@ -153,6 +157,60 @@ class TestPause:
             assert file_of(resumed, tmp_path) == file_of(whole, tmp_path)
 
 
+class TestTimeLimit:
+    """``max_seconds``, on a clock that the events set."""
+
+    @pytest.fixture
+    def late_after(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], OnEvent]:
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+        def make(kind: str, step: int) -> OnEvent:
+            clock.now = 0.0
+
+            def on_event(event: TrainingEvent) -> None:
+                if (event.kind, event.step) == (kind, step):
+                    clock.now = 61.0
+
+            return on_event
+
+        return make
+
+    def test_stops_at_a_checkpoint_and_resumes_to_the_same_bytes_with_any_limit(
+        self, bert: Path, undisturbed: bytes, tmp_path: Path, late_after
+    ):
+        folder = tmp_path / "checkpoints"
+        with pytest.raises(JobTimedOut, match=r"max_seconds=60 ran out after step 2") as caught:
+            run(bert, checkpoint_dir=folder, max_seconds=60, on_event=late_after("step", 2))
+        assert caught.value.checkpoint == folder / "step-00000002"
+        result = run(bert, checkpoint_dir=folder, max_seconds=3600, on_event=late_after("x", 0))
+        assert file_of(result, tmp_path) == undisturbed
+
+    @pytest.mark.parametrize(
+        ("kind", "words"), [("loaded", "while loading"), ("selecting", "during selection")]
+    )
+    def test_stops_before_the_first_step(self, kind: str, words: str, bert: Path, late_after):
+        step = 0 if kind == "loaded" else 10
+        with pytest.raises(JobTimedOut, match=words):
+            run(bert, max_seconds=60, on_event=late_after(kind, step))
+
+    def test_after_the_last_step_changes_nothing(
+        self, bert: Path, undisturbed, tmp_path, late_after
+    ):
+        result = run(bert, max_seconds=60, on_event=late_after("step", STEPS))
+        assert file_of(result, tmp_path) == undisturbed
+
+    def test_without_a_folder_nothing_is_kept(self, bert: Path, late_after):
+        with pytest.raises(JobTimedOut, match="nothing was saved") as caught:
+            run(bert, max_seconds=60, on_event=late_after("step", 1))
+        assert caught.value.checkpoint is None
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "60"])
+    def test_of_no_time_is_refused(self, bert: Path, seconds: object):
+        with pytest.raises(InvalidArgumentError, match=r"max_seconds=.*a number above 0"):
+            run(bert, max_seconds=seconds)
+
+
 class TestCancel:
     @pytest.mark.parametrize("kind", ["loading", "selecting", "step", "evaluating", "checkpoint"])
     def test_ends_the_run_at_once(self, kind: str, bert: Path, tmp_path: Path):
@@ -256,6 +314,8 @@ class TestCheckpoints:
             ({"learning_rate": 1e-3}, r"\(learning_rate 0.0003, not 0.001\)"),
             ({"seed": 1}, r"\(seed 0, not 1\)"),
             ({"k": 2}, r"\(k 1, not 2\)"),
+            ({"score": "gradient"}, r"\(another score\)"),
+            ({"k": None, "strategy": "budget", "budget": 3}, r"k 1, not null.*another budget"),
             ({"train": text_rows(24, seed=7)}, "another train"),
             ({"validation": None}, "another validation"),
             ({"metric": "f1"}, "another task"),
@@ -272,6 +332,7 @@ class TestCheckpoints:
         ("first", "second"),
         [
             ({"xi": None}, {"xi": 0.9}),
+            ({"k": None}, {"k": 3, "score": "pagerank", "budget": None}),
             ({"n_samples": None}, {"n_samples": len(TRAIN)}),
             ({"damping": 0.5, "seed": 0}, {"damping": np.float32(0.5), "seed": np.int64(0)}),
             ({"checkpoint_seconds": 60}, {"checkpoint_seconds": 0}),

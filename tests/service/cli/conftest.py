@@ -72,11 +72,17 @@ def job() -> dict:
         },
         "result": {
             "metrics": {"loss": 0.8681, "accuracy": 0.7812, "matthews": None},
+            "yardsticks": {
+                "majority": {"loss": 1.3863, "accuracy": 0.25},
+                "probe": {"loss": 0.6512, "accuracy": 0.776},
+                "untuned": None,
+            },
             "best_step": 72,
             "train_seconds": 5.0,
             "selection_seconds": 1.0,
             "samples_per_second": 487.2,
         },
+        "warnings": [],
         "artifact": {**file, "encodings": {"float32": file}},
         "error": None,
     }
@@ -91,6 +97,8 @@ def heads() -> dict:
     ]
     return {
         **heads_of("job_1"),
+        "score": "pagerank",
+        "budget": None,
         "model": "tiny",
         "fingerprint": "sha256:0",
         "num_heads": 3,

@@ -94,17 +94,25 @@ class TestModels:
     }
 
     def test_list(self, stub, capsys):
-        stub.on("GET", "/models", document(page(self.BACKBONE)))
+        models = {**page(self.BACKBONE), "unavailable": []}
+        stub.on("GET", "/models", document(models))
         assert main(["models", "list"]) == 0
         row = capsys.readouterr().out.splitlines()[1]
-        assert row.split() == ["all-MiniLM-L6-v2", "BertModel", "6", "12", "of", "32", "22,713,216"]
+        assert row.split() == ["all-MiniLM-L6-v2", "BertModel", "6", "12", "32", "22,713,216"]
         assert main(["models", "list", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == page(self.BACKBONE)
+        assert json.loads(capsys.readouterr().out) == models
 
-    def test_an_empty_list_says_why(self, stub, capsys):
-        stub.on("GET", "/models", document(page()))
+    def test_an_empty_list_says_where_models_go(self, stub, capsys):
+        stub.on("GET", "/models", document({**page(), "unavailable": []}))
         assert main(["models", "list"]) == 0
-        assert "no worker" in capsys.readouterr().err
+        assert "no backbones yet" in (said := capsys.readouterr().err)
+        assert "HIFI_MODELS" in said
+
+    def test_unusable_ones_are_listed_with_the_reason(self, stub, capsys):
+        unusable = {"id": "t5", "status": "unusable", "reason": "it is an encoder-decoder"}
+        stub.on("GET", "/models", document({**page(self.BACKBONE), "unavailable": [unusable]}))
+        assert main(["models", "list"]) == 0
+        assert capsys.readouterr().err == "t5 is unusable: it is an encoder-decoder\n"
 
 
 class TestServer:
@@ -126,4 +134,4 @@ class TestServer:
     @pytest.mark.parametrize("arguments", [["datasets"], ["datasets", "steal"], ["models"]])
     def test_an_action_is_needed(self, arguments, capsys):
         assert main(arguments) == 2
-        assert "usage: hifi" in capsys.readouterr().err
+        assert f"see `hifi {arguments[0]} --help`" in capsys.readouterr().err

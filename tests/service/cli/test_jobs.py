@@ -48,6 +48,19 @@ def stream_of(*events):
 
 
 class TestSubmit:
+    @pytest.mark.parametrize("value", ["nan", "inf"])
+    def test_a_number_that_is_none_is_one_line(self, stub, value, capsys):
+        assert main([*SUBMIT, "--learning-rate", value]) == 1
+        err = capsys.readouterr().err
+        assert f"training.learning_rate={value} is not allowed" in err
+        assert "bug" not in err
+        assert stub.asked == []
+
+    def test_a_job_may_have_a_time_limit(self, stub, job):
+        stub.on("POST", "/jobs", document(job, status=202))
+        assert main([*SUBMIT, "--max-seconds", "90"]) == 0
+        assert posted(stub)["training"] == {"max_seconds": 90.0}
+
     def test_posts_only_the_given_fields(self, stub, job, capsys):
         stub.on("POST", "/jobs", document(job, status=202))
         assert main(SUBMIT) == 0
@@ -62,7 +75,9 @@ class TestSubmit:
         task = "--task classification --text a b --label c --metric f1"
         training = "--epochs 1 --learning-rate 1e-3 --batch-size 8 --max-length 64 --seed 5"
         more = "--warmup-ratio 0.1 --weight-decay 0 --precision float32"
-        last = "--early-stopping-patience 2 --name mrpc --metadata team=search a=b=c"
+        last = (
+            "--early-stopping-patience 2 --head-start keep --name mrpc --metadata team=search a=b=c"
+        )
         assert main([*SUBMIT, *f"{options} {task} {training} {more} {last}".split()]) == 0
         assert posted(stub) == {
             "model": "all-MiniLM-L6-v2",
@@ -84,6 +99,7 @@ class TestSubmit:
                 "seed": 5,
                 "precision": "float32",
                 "early_stopping_patience": 2,
+                "head_start": "keep",
             },
             "name": "mrpc",
             "metadata": {"team": "search", "a": "b=c"},
@@ -161,6 +177,10 @@ class TestSubmit:
             "steps": 72,
             "seconds": 65.0,
             "spec": job["spec"],
+            "warnings": [
+                {"code": "many_classes", "message": "many", "param": "task.label"},
+                {"code": "task_head_replaced", "message": "replaced", "param": "model"},
+            ],
         }
         unknown = {**estimate, **dict.fromkeys(("artifact", "trainable_parameters", "seconds"))}
         stub.on("POST", "/jobs", document(estimate), document(estimate), document(unknown))
@@ -172,11 +192,20 @@ class TestSubmit:
             "artifact  float32 2.70 MB  int8 700.00 kB",
             "steps     72",
             "time      about 1:05",
+            "warnings  many (many_classes); replaced (task_head_replaced)",
         ]
         assert main([*SUBMIT, "--dry-run", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == estimate
         assert main([*SUBMIT, "--dry-run"]) == 0
         assert capsys.readouterr().out.count("unknown until") == 3
+
+    def test_a_posted_job_shows_its_warnings(self, stub, job, capsys):
+        warning = {"code": "rare_classes", "message": "one row of 'a'", "param": "task.label"}
+        stub.on("POST", "/jobs", document({**job, "warnings": [warning]}, status=202))
+        stub.on("GET", "/jobs/job_1", document({**job, "warnings": [warning]}))
+        for arguments in (SUBMIT, ["jobs", "show", "job_1"]):
+            assert main(arguments) == 0
+            assert "warnings  one row of 'a' (rare_classes)" in capsys.readouterr().out
 
     def test_may_follow_the_job_to_its_end(self, stub, job, capsys):
         stub.on("POST", "/jobs", document({**job, "status": "queued"}, status=202))
@@ -212,6 +241,9 @@ class TestWatch:
             "succeeded: told 4",
         ]
         assert "accuracy 0.7812  matthews no number  loss 0.8681  (step 72)" in captured.out
+        rows = [line.split(maxsplit=1) for line in captured.out.splitlines()]
+        assert ["probe", "accuracy 0.7760  loss 0.6512"] in rows
+        assert "untuned" not in captured.out
 
     def test_a_failed_job_is_an_error_with_its_cause(self, stub, job, capsys):
         error = {"code": "out_of_memory", "message": "a smaller batch_size", "param": None}
@@ -242,7 +274,8 @@ class TestWatch:
 
 
 class TestList:
-    def test_is_a_table_and_names_the_next_page(self, stub, job, capsys):
+    def test_is_a_table_and_names_the_next_page(self, stub, job, capsys, local_zone):
+        local_zone("JST-9")
         running = {
             **job,
             "id": "job_2",
@@ -264,7 +297,8 @@ class TestList:
             "films",
             "all-MiniLM-L6-v2",
             "2026-01-02",
-            "03:04:05",
+            "12:04:05",
+            "JST",
         ]
         assert "--after job_1" in captured.err
 
@@ -316,6 +350,12 @@ class TestShow:
         assert "attempt" not in out
         assert "error" not in out
 
+    def test_an_earlier_server_sends_no_yardsticks(self, stub, job, capsys):
+        del job["result"]["yardsticks"]
+        stub.on("GET", "/jobs/job_1", document(job))
+        assert main(["jobs", "show", "job_1"]) == 0
+        assert "accuracy 0.7812" in capsys.readouterr().out
+
     def test_json(self, stub, job, capsys):
         stub.on("GET", "/jobs/job_1", document(job))
         assert main(["jobs", "show", "job_1", "--json"]) == 0
@@ -331,6 +371,25 @@ class TestHeads:
         assert lines[1] == "layer 0 [50.0][30.0] 20.0 "
         assert lines[2].split() == ["head", "0", "1", "2"]
         assert any("4 of 6 heads" in line for line in lines)
+
+    def test_draws_another_score_above_the_papers_and_names_the_budget(self, stub, heads, capsys):
+        layers = [{**layer, "values": [3.0, 1.0, 0.0]} for layer in heads["layers"]]
+        changes = {"score": "gradient", "k": None, "budget": 4, "layers": layers}
+        stub.on("GET", "/jobs/job_1/heads", document({**heads, **changes}))
+        assert main(["jobs", "heads", "job_1"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == [
+            "score gradient, its shares of the model",
+            "layer 1 [37.5] 12.5 [ 0.0]",
+        ]
+        assert "layer 1 [20.0]  0.0 [60.0]" in lines
+        assert any("gradient, budget 4, xi 0.9" in line for line in lines)
+
+    def test_of_an_earlier_server_are_the_papers(self, stub, heads, capsys):
+        del heads["score"], heads["budget"]
+        stub.on("GET", "/jobs/job_1/heads", document(heads))
+        assert main(["jobs", "heads", "job_1"]) == 0
+        assert "pagerank, k 2, xi 0.9" in capsys.readouterr().out
 
     def test_json(self, stub, heads, capsys):
         stub.on("GET", "/jobs/job_1/heads", document(heads))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 
 from hifi.cli import main
 from service.embedded.listening import free_loopback_port
+from store.database.connection import Database
+from store.jobs.workers import register
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,20 @@ class TestMigrate:
 
     def test_one_thing_at_a_time(self):
         assert main(["migrate", "--to", "head", "--check"]) == 2
+
+    def test_down_is_refused_while_workers_are_alive(self, home, capsys):
+        assert main(["migrate"]) == 0
+        with closing(Database(f"sqlite:///{home}/hifi.db")) as database:
+            register(database, worker_id="gpu-1-abc", device="cpu", backbones=[], allows_hub=False)
+        capsys.readouterr()
+        assert main(["migrate", "--down", "base"]) == 1
+        err = capsys.readouterr().err
+        assert "gpu-1-abc" in err
+        assert "--force" in err
+        assert main(["migrate", "--check"]) == 0
+        assert main(["migrate", "--down", "base", "--force"]) == 0
+        assert main(["migrate", "--down", "base"]) == 0  # there is no table of workers
+
+    def test_force_is_of_a_step_down(self, capsys):
+        assert main(["migrate", "--force"]) == 2
+        assert "--down" in capsys.readouterr().err

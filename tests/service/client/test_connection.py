@@ -10,6 +10,7 @@ import pytest
 from service.client import (
     AddressError,
     ApiError,
+    BodyError,
     Client,
     UnexpectedAnswerError,
     UnreachableError,
@@ -52,6 +53,22 @@ class TestAddress:
         with pytest.raises(ApiError):
             client.jobs.get("../tenants?x=1")
         assert stub.paths() == ["GET /jobs/..%2Ftenants%3Fx%3D1"]
+
+
+class TestBody:
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            ({"training": {"learning_rate": float("nan")}}, "training.learning_rate=nan"),
+            ({"training": [1, float("-inf")]}, "training.1=-inf"),
+            ({"name": {1}}, "JSON has no set"),
+        ],
+    )
+    def test_that_json_does_not_have_is_refused_by_its_field(self, client, stub, body, words):
+        with pytest.raises(BodyError) as raised:
+            client.jobs.create(body)
+        assert words in str(raised.value)
+        assert stub.asked == []
 
 
 class TestAsk:

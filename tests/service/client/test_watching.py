@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,7 +140,7 @@ class TestWatch:
 
     def test_one_that_stays_away_is_given_up(self, client, stub, monkeypatch):
         clock = itertools.count(0.0, 25.0)
-        monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         looks(stub, "training")
         stub.on("GET", EVENTS, broken_stream(sent(1)), hang_up)
         with pytest.raises(UnreachableError):
@@ -147,7 +148,7 @@ class TestWatch:
 
     def test_a_job_that_waits_for_hours_is_not_given_up_for_it(self, client, stub, monkeypatch):
         clock = itertools.count(0.0, 3600.0)
-        monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         looks(stub, "queued")
         stub.on("GET", EVENTS, broken_stream(sent(1)), broken_stream(), event_stream(LAST))
         assert ids(client.jobs.watch("job_1")) == ["1", "9"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import errno
 import socket
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
+from typing import TypeAlias
 
 import httpx2
 import pytest
@@ -16,13 +19,15 @@ import sqlalchemy as sa
 from service.app import build_app
 from service.datasets import routes as module
 from service.datasets.checking.conversion import convert
-from store.errors import ArtifactStorageError
+from store.errors import ArtifactStorageError, SettingsError
 from store.storage import ArtifactStorage
 from store.tables import Dataset, Job
+from tests.repeated_rows import repeated_rows
 from tests.service.gateways import (
     CSV,
     add_dataset_row,
     job_spec,
+    opened,
     problem_of,
     served,
     settings_for,
@@ -41,7 +46,7 @@ def post(client, alice):
 
 
 def left_over(settings) -> list[Path]:
-    return list((settings.home / "uploads").glob("*"))
+    return list((settings.home / "uploads").glob("*/upload-*"))
 
 
 @pytest.mark.process
@@ -107,6 +112,7 @@ class TestRefusals:
             ({"train": ("a.csv", CSV)}, {"name": "x" * 129}, "name"),
             ({"train": ("a.exe", CSV)}, {}, "train"),
             ({"train": ("a.pkl", b"\x80\x04.")}, {}, "train"),
+            ({"train": ("", CSV)}, {}, "train"),
         ],
     )
     def test_a_part_at_fault_is_named(self, settings, post, files, fields, param):
@@ -141,9 +147,9 @@ class TestRefusals:
     ):
         going_on = Event()
 
-        def wait_and_convert(*args, **options):
-            assert going_on.wait(patience(30))
-            return convert(*args, **options)
+        async def wait_and_convert(*args, **options):
+            assert await asyncio.to_thread(going_on.wait, patience(30))
+            return await convert(*args, **options)
 
         monkeypatch.setattr(module, "convert", wait_and_convert)
         files = {"train": ("train.csv", CSV)}
@@ -171,9 +177,17 @@ class TestRefusals:
         assert (problem["status"], problem["code"]) == (403, "quota_exceeded")
         assert left_over(settings) == []
 
+    def test_a_disk_without_room_is_no_client_error(self, post, monkeypatch):
+        def fail(**_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(module.tempfile, "mkdtemp", fail)
+        answer = post()
+        assert (answer.status_code, answer.json()["code"]) == (503, "artifact_storage")
+
     @pytest.mark.process
     def test_an_unavailable_artifact_store_is_no_client_error(self, post, monkeypatch):
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise ArtifactStorageError("the artifact store cannot be reached")
 
         monkeypatch.setattr(ArtifactStorage, "put", fail)
@@ -200,16 +214,68 @@ class TestHangingUp:
         with database.read() as session:
             assert session.scalars(sa.select(Dataset)).all() == []
 
-    def test_what_a_killed_gateway_left_is_removed_a_day_later(self, tmp_path, sqlite_url):
+    def test_a_folder_that_cannot_be_used_is_named_at_the_start(self, tmp_path, sqlite_url):
         settings = settings_for(tmp_path / "home", sqlite_url)
-        old, new = (settings.home / "uploads" / name for name in ("old", "new"))
-        for folder in (old, new):
-            folder.mkdir(parents=True)
-            (folder / "train").write_bytes(b"x")
-        day_ago = time.time() - 25 * 3600
-        os.utime(old, (day_ago, day_ago))
-        with served(build_app(settings)):
-            assert left_over(settings) == [new]
+        settings.home.mkdir()
+        (settings.home / "uploads").write_text("a file")
+        with pytest.raises(SettingsError, match=r"HIFI_HOME=.*home"), opened(settings):
+            pass
+
+
+@pytest.fixture
+def slow_file() -> bytes:
+    """Return a small file whose rows take many seconds to check."""
+    return repeated_rows("the same", rows=4_000_000)
+
+
+class Conversions:
+    """Counts the conversions that have begun and ended, with their real processes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self.ended = 0
+        monkeypatch.setattr(module, "convert", self._convert)
+
+    async def _convert(self, *args, **options):
+        self.begun += 1
+        try:
+            return await convert(*args, **options)
+        finally:
+            self.ended += 1
+
+
+Slow: TypeAlias = Iterator[tuple[str, Conversions, list[socket.socket]]]
+
+
+@pytest.mark.process
+class TestTurns:
+    @pytest.fixture
+    def slow(self, settings, slow_file, alice, monkeypatch) -> Slow:
+        """Serve a gateway that converts slow uploads of one tenant, more than it may at once."""
+        conversions = Conversions(monkeypatch)
+        with served(build_app(settings)) as url, ExitStack() as stack:
+            lines = [stack.enter_context(socket.create_connection(address(url))) for _ in range(4)]
+            for line in lines:
+                send_file(line, slow_file, alice.headers)
+            eventually(lambda: conversions.begun == 2)
+            eventually(lambda: len(left_over(settings)) == 4)
+            yield url, conversions, lines
+
+    def test_one_tenants_slow_uploads_delay_no_others(self, slow, bob):
+        url, conversions, _ = slow
+        files = {"train": ("train.csv", CSV)}
+        answer = httpx2.post(
+            f"{url}/datasets", files=files, headers=bob.headers, timeout=patience(60)
+        )
+        assert answer.status_code == 201
+        assert (conversions.begun, conversions.ended) == (3, 1)  # the others still run or wait
+
+    def test_those_of_a_caller_who_hangs_up_end(self, slow, settings):
+        _, conversions, lines = slow
+        for line in lines:
+            line.close()
+        eventually(lambda: left_over(settings) == [])
+        assert conversions.begun == conversions.ended
 
 
 @pytest.mark.process
@@ -287,3 +353,10 @@ def send_head(line: socket.socket, headers: dict[str, str]) -> None:
     }
     lines = [f"{name}: {value}" for name, value in all_headers.items()]
     line.sendall("\r\n".join(["POST /datasets HTTP/1.1", *lines, "", ""]).encode())
+
+
+def send_file(line: socket.socket, content: bytes, headers: dict[str, str]) -> None:
+    start = b'--x\r\ncontent-disposition: form-data; name="train"; filename="a.parquet"\r\n\r\n'
+    body = start + content + b"\r\n--x--\r\n"
+    send_head(line, {"content-length": str(len(body)), **headers})
+    line.sendall(body)

@@ -67,6 +67,49 @@ class TestReceiving:
         assert form.files["test"].path.read_bytes() == b""
         assert [file.filename for file in form.files.values()] == ["a.csv", ""]
 
+    @pytest.mark.parametrize(
+        ("parameter", "name"),
+        [
+            ('filename="größe.csv"', "größe.csv"),  # curl, browsers
+            ("filename*=UTF-8''gr%C3%B6%C3%9Fe.csv", "größe.csv"),
+            ("filename*=utf-8'de'gr%C3%B6%C3%9Fe.csv", "größe.csv"),
+            ("filename*=ISO-8859-1''gr%F6%DFe.csv", "größe.csv"),
+            ("filename=\"gr__e\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.csv", "größe.csv"),
+            ("filename*=UTF-8''gr%C3%B6%C3%9Fe.csv; filename=\"gr__e\"", "größe.csv"),
+            ('filename="=?UTF-8?B?Z3LDtsOfZS5jc3Y=?="', "größe.csv"),
+            ('filename="=?UTF-8?Q?gr=C3=B6=C3=9Fe.csv?="', "größe.csv"),
+            ('filename="=?UTF-8?B?Z3LDtsOfZS5j?= =?UTF-8?B?c3Y=?="', "größe.csv"),
+            ('filename*0="gr"; filename*1="oss.csv"', "gross.csv"),
+            ("filename=plain.csv", "plain.csv"),
+            ('filename="a;b\\"c.csv"', 'a;b"c.csv'),
+            ('filename="C:\\data\\x.csv"', "C:\\data\\x.csv"),
+        ],
+    )
+    def test_a_files_name_is_decoded(self, tmp_path, parameter: str, name: str):
+        form = receive(body(part(f'name="train"; {parameter}', b"x")), tmp_path)
+        assert form.files["train"].filename == name
+
+    @pytest.mark.parametrize(
+        ("parameter", "name"),
+        [
+            ("filename*=no-charset''a%FF.csv", "a\xff.csv"),
+            ("filename*=zlib''x%9C.csv", "x\x9c.csv"),
+            ("filename*=%00''a.csv", "a.csv"),
+            ("filename*=a.csv", "a.csv"),
+            ("filename*=UTF-8''%FF%00.csv", "\ufffd\x00.csv"),
+            ("filename*=UTF-8''..%2F..%2Fetc%2Fpasswd", "../../etc/passwd"),
+            ('filename="=?no-charset?B?YQ==?=.csv"', "=?no-charset?B?YQ==?=.csv"),
+            ('filename="=?UTF-8?B?=FF?="', "=?UTF-8?B?=FF?="),
+            ("filename*=", ""),
+            ('filename="' + "=?" * 1000 + '.csv"', "=?" * 1000 + ".csv"),
+            ("filename=" + "%FF" * 1000 + ".csv", "%FF" * 1000 + ".csv"),
+        ],
+    )
+    def test_a_name_that_cannot_be_decoded_harms_nothing(self, tmp_path, parameter, name):
+        form = receive(body(part(f'name="train"; {parameter}', b"x")), tmp_path)
+        assert form.files["train"].filename == name
+        assert [file.name for file in tmp_path.iterdir()] == ["train"]
+
     @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\x00b", "C:\\x", "\xff"])
     def test_no_path_is_made_of_a_file_name(self, tmp_path, name):
         receive(body(part(f'name="train"; filename="{name}"', b"x")), tmp_path)
@@ -87,6 +130,8 @@ class TestRefusals:
             ([part('name="name"', b"x" * 1025)], "name"),
             ([part('name="name"', b"\xff")], "name"),
             ([part('filename="a"', b"x")], ""),
+            ([part("", b"x")] * 10_000, ""),
+            ([part('name="train"; filename="a"', b"x")] * 10_000, "train"),
         ],
     )
     def test_a_part_that_is_not_expected_is_named(self, tmp_path, parts, param):
@@ -105,6 +150,9 @@ class TestRefusals:
             b"--xyz\r\n" + b"x-header: y\r\n" * 20 + b"\r\n--xyz--\r\n",
             b"--xyz\r\nx: " + b"y" * 10_000 + b"\r\n\r\n--xyz--\r\n",
             b"--xyz\r\n\x00: y\r\n\r\n--xyz--\r\n",
+            b"a preamble" * 1000 + b"\r\n--xyz--\r\n",
+            b"--xyz\r\n" + b"y" * (1 << 20),
+            b"\r\n" * (1 << 19),
         ],
     )
     def test_a_body_that_is_no_form_is_refused(self, tmp_path, content):

@@ -35,7 +35,8 @@ class TestListen:
     def test_a_port_in_use_is_reported_with_a_hint(self, tmp_path):
         with listen(settings(tmp_path)) as listener:
             port = listener.getsockname()[1]
-            with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port} .*--port"):
+            reason = rf"127\.0\.0\.1:{port} \(Address already in use\): .*--port"
+            with pytest.raises(ListenError, match=reason):
                 listen(settings(tmp_path, port=port))
 
     def test_a_port_that_becomes_free_is_waited_for(self, tmp_path):

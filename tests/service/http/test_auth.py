@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from service.app import build_app
+from service.http import auth
 from service.http.auth import is_public
 from store.tenants import list_tenants
 from tests.service.gateways import opened, problem_of, served, settings_for
@@ -76,6 +79,36 @@ class TestKeys:
         wrong = client.get("/jobs", headers={"Authorization": "Bearer hifi_wrong"})
         assert "invalid_token" in wrong.headers["www-authenticate"]
         assert client.get("/jobs").headers["www-authenticate"] == "Bearer"
+
+
+class TestTrying:
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch):
+        monkeypatch.setattr(auth, "_MOST_FAILURES", 3)
+
+    def try_keys(self, client, count):
+        return [
+            client.get("/jobs", headers={"Authorization": f"Bearer hifi_{number}"})
+            for number in range(count)
+        ]
+
+    def test_many_invalid_keys_of_an_address_are_refused_for_a_while(self, client, monkeypatch):
+        answers = self.try_keys(client, 5)
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+        problem = problem_of(answers[-1])
+        assert problem["code"] == "too_many_attempts"
+        assert "more than 3 invalid keys" in problem["detail"]
+        assert answers[-1].headers["retry-after"] == "60"
+        later = time.monotonic() + 61
+        monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: later))
+        assert self.try_keys(client, 1)[0].status_code == 401
+
+    def test_valid_ones_of_that_address_stay_valid(self, client, alice):
+        self.try_keys(client, 5)
+        assert client.get("/jobs", headers=alice.headers).status_code == 200
+
+    def test_a_missing_key_is_no_attempt(self, client):
+        assert {client.get("/jobs").status_code for _ in range(9)} == {401}
 
 
 class TestWithoutKeys:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-from contextlib import suppress
+import socket
+import time
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.app import build_app
 from service.http.bodies import JsonBody, _check_count
 from store.errors import ProblemError
-from tests.service.gateways import add_dataset_row, job_spec, problem_of
-from tests.waiting import within
+from tests.service.gateways import add_dataset_row, job_spec, problem_of, served
+from tests.waiting import patience, within
 
 
 @pytest.fixture
@@ -23,6 +28,32 @@ def post(client, alice, database):
         return client.post("/jobs", json=job_spec(dataset) | changes, headers=alice.headers)
 
     return post
+
+
+class TestLargeBodies:
+    def test_a_tenant_sends_some_at_a_time(self, settings, alice, bob):
+        head = (
+            "POST /jobs HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n"
+            "content-type: application/json\r\ncontent-length: 100000\r\n\r\n"
+        )
+        with served(build_app(settings)) as url, ExitStack() as stack:
+            place = urlsplit(url)
+
+            def begin(member):
+                line = socket.create_connection((place.hostname, place.port), patience(20))
+                stack.enter_context(line)
+                line.sendall(head.format(member.secret).encode() + b" " * 70_000)
+                return line
+
+            held = [begin(alice) for _ in range(16)]
+            time.sleep(0.5)
+            answer = http.client.HTTPResponse(begin(alice))
+            answer.begin()
+            assert answer.status == 429
+            assert b"16 open large request bodies" in answer.read()
+            for line in (held[0], begin(bob)):
+                line.sendall(b"x" * 30_000)
+                assert line.recv(100).startswith(b"HTTP/1.1 400")
 
 
 class TestBadBodies:
@@ -104,6 +135,19 @@ class TestBadBodies:
         assert (problem["status"], problem["code"]) == (422, "invalid_request")
         assert problem["detail"].startswith(detail)
         assert "errors" not in problem
+
+    @pytest.mark.parametrize(
+        ("text", "detail"),
+        [
+            (["a", "b", "c"], "task.text: 3 entries, at most 2 allowed"),
+            ([], "task.text: 0 entries, at least 1 required"),
+            ("", "task.text: 0 characters, at least 1 required"),
+            (["a", 1], "task.text.1: input should be a valid string, not 1"),
+        ],
+    )
+    def test_a_field_of_several_types_has_the_reason_of_the_given_one(self, post, text, detail):
+        problem = problem_of(post(task={"text": text}))
+        assert (problem["detail"], problem.get("errors", [])) == (detail, [])
 
     def test_a_large_body_of_few_values_is_read(self, post):
         metadata = {f"{number:064}": "\U0001f600" * 512 for number in range(16)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
+import select
 import socket
 import time
 from contextlib import closing
@@ -24,6 +26,7 @@ from tests.waiting import patience, within
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Message, Receive, Scope, Send
 
 UPLOAD_LIMIT = 3 << 20
 
@@ -210,11 +213,98 @@ class TestBodyLimit:
             time.sleep(0.1)
             assert line.recv(1000).startswith(b"HTTP/1.1 404")
 
-    def test_a_client_that_stops_sending_is_answered(self, app, monkeypatch):
-        monkeypatch.setattr("service.http.middleware._LINGER_SECONDS", 0.2)
+    def test_a_client_that_stops_sending_is_answered(self, app):
         with served(app) as url, socket.create_connection(address(url)) as line:
             line.sendall(b"POST /blind HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 999\r\n\r\n")
             assert line.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+class TestSlowBodies:
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch):
+        monkeypatch.setattr("service.http.middleware._BODY_SECONDS", 0.5)
+
+    def send(self, app, pieces):
+        """Send parts of a body of 99,999 bytes until there is an answer; return it."""
+        with served(app) as url, socket.create_connection(address(url)) as line:
+            line.sendall(b"POST /echo HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99999\r\n\r\n")
+            for piece in pieces:
+                line.sendall(piece)
+                if select.select([line], [], [], 0.1)[0]:
+                    break
+            line.settimeout(patience(10))
+            answer = http.client.HTTPResponse(line)
+            answer.begin()
+            return answer.status, answer.read()
+
+    @pytest.mark.parametrize("pieces", [[], [b"x"] * 9999, [b"x" * 90_000]])
+    def test_one_that_keeps_the_server_waiting_is_refused(self, app, pieces):
+        status, content = self.send(app, pieces)
+        assert (status, json.loads(content)["code"]) == (408, "request_timeout")
+        assert b"1024 bytes per second" in content
+
+    def test_a_steady_one_may_take_longer_than_any_pause(self, app):
+        began = time.monotonic()
+        assert self.send(app, [bytes(9999)] * 10 + [bytes(9)]) == (200, b"99999")
+        assert time.monotonic() - began > 0.9
+
+    def test_time_that_the_server_takes_does_not_count(self, app):
+        async def late(request: Request) -> PlainTextResponse:
+            await asyncio.sleep(1)
+            return await echo(request)
+
+        app.router.routes.append(Route("/late", late, methods=["POST"]))
+        with served(app) as url, closing(connect(url)) as connection:
+            connection.request("POST", "/late", body=bytes(9))
+            assert connection.getresponse().read() == b"9"
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        ("path", "host"),
+        [
+            ("/echo", "testserver"),
+            ("/nowhere", "testserver"),
+            ("/broken", "testserver"),
+            ("/", "b"),
+        ],
+    )
+    def test_no_answer_is_cached_or_guessed_at(self, client, path, host):
+        answer = client.get(path, headers={"host": host})
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+    def test_an_answer_may_decide_for_itself(self, app, client):
+        async def kept(_request: Request) -> PlainTextResponse:
+            return PlainTextResponse("", headers={"Cache-Control": "no-cache"})
+
+        app.router.routes.append(Route("/kept", kept))
+        assert client.get("/kept").headers.get_list("cache-control") == ["no-cache"]
+
+
+class TestLargeAnswers:
+    @pytest.mark.parametrize("size", [0, 1, (16 << 10) - 1, 16 << 10, (16 << 10) + 1, 100_000])
+    def test_are_sent_in_pieces(self, size):
+        body = bytes(range(251)) * (size // 251 + 1)
+        sent = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await PlainTextResponse(body[:size])(scope, receive, send)
+
+        door = Door(answer, allowed_hosts=["a"], observe=lambda *_: None)
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"a")]}
+        asyncio.run(door(scope, None, send))
+        start, *pieces = sent
+        assert start["type"] == "http.response.start"
+        assert b"".join(piece["body"] for piece in pieces) == body[:size]
+        assert max(len(piece["body"]) for piece in pieces) <= 16 << 10
+        assert [piece.get("more_body", False) for piece in pieces] == [
+            *([True] * (len(pieces) - 1)),
+            False,
+        ]
 
 
 class TestFailures:

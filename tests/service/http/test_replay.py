@@ -18,7 +18,8 @@ from store.database.connection import Database
 from store.database.schema import upgrade
 from store.errors import IllegalTransitionError, ProblemError
 from store.idempotency import RequestKey, begin
-from store.tables import Base, Job
+from store.tables import Job
+from tests.databases import empty_tables
 from tests.service.gateways import (
     add_backbone,
     add_dataset_row,
@@ -124,7 +125,7 @@ class TestCrashes:
         once = once_of(database, alice, lock_seconds=0.3)
         with database.write() as session:
             begin(session, once.key, request_sha256="x", lock_seconds=0.3)  # and then it died
-        answer = asyncio.run(once.answer(lambda keep: work(database, keep, "twin")))
+        answer = asyncio.run(once.answer(in_thread(work, database, name="twin")))
         assert answer.body == b'"twin"'
         assert "idempotent-replayed" not in answer.headers
 
@@ -134,23 +135,24 @@ class TestCrashes:
         with database.write() as session:
             begin(session, once.key, request_sha256="x", lock_seconds=60)
         with pytest.raises(ProblemError) as caught:
-            asyncio.run(once.answer(lambda keep: work(database, keep, "twin")))
+            asyncio.run(once.answer(in_thread(work, database, name="twin")))
         assert (caught.value.status, caught.value.code) == (409, "idempotency_in_progress")
         assert caught.value.headers["Retry-After"]
 
-    def test_one_that_was_overtaken_gives_the_twins_answer(self, database, alice):
-        # The first stalls in its work until its lock has run out and a twin has answered.
+    def test_one_that_was_overtaken_gives_the_twins_answer(self, database, alice, monkeypatch):
+        # The first stalls, with its lock, until that has run out and a twin has answered.
+        monkeypatch.setattr(Once, "_lock_again", lambda *_: None)
         overtaken = threading.Event()
 
         def slow(keep):
             assert overtaken.wait(patience(10))
-            return work(database, keep, "slow")
+            return work(database, keep, name="slow")
 
         async def run() -> tuple[bytes, bytes]:
             once = once_of(database, alice, lock_seconds=0.05)
-            first = asyncio.create_task(once.answer(slow))
+            first = asyncio.create_task(once.answer(in_thread(slow)))
             await asyncio.sleep(0.2)
-            second = await once.answer(lambda keep: work(database, keep, "quick"))
+            second = await once.answer(in_thread(work, database, name="quick"))
             overtaken.set()
             return (await first).body, second.body
 
@@ -160,12 +162,48 @@ class TestCrashes:
         once = once_of(database, alice, lock_seconds=60)
 
         def refused(keep):
-            work(database, keep, "done")
+            work(database, keep, name="done")
             raise IllegalTransitionError("late")
 
         with pytest.raises(IllegalTransitionError):
-            asyncio.run(once.answer(refused))
-        assert asyncio.run(once.answer(refused)).body == b'"done"'
+            asyncio.run(once.answer(in_thread(refused)))
+        assert asyncio.run(once.answer(in_thread(refused))).body == b'"done"'
+
+    def test_one_that_works_for_long_keeps_its_lock(self, database, alice):
+        twins_turn = threading.Event()
+
+        def slow(keep):
+            assert twins_turn.wait(patience(10))
+            return work(database, keep, name="slow")
+
+        async def run() -> tuple[bytes, bytes]:
+            once = once_of(database, alice, lock_seconds=2)
+            first = asyncio.create_task(once.answer(in_thread(slow)))
+            await asyncio.sleep(3)
+            second = asyncio.create_task(once.answer(in_thread(work, database, name="twin")))
+            await asyncio.sleep(0.5)
+            twins_turn.set()
+            return (await first).body, (await second).body
+
+        assert asyncio.run(run()) == (b'"slow"', b'"slow"')
+
+    def test_one_whose_caller_leaves_frees_its_key(self, database, alice):
+        async def run() -> bytes:
+            once = once_of(database, alice, lock_seconds=60)
+            begun = asyncio.Event()
+
+            async def endless(_keep):
+                begun.set()
+                await asyncio.sleep(600)
+
+            first = asyncio.create_task(once.answer(endless))
+            await begun.wait()
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            return (await once.answer(in_thread(work, database, name="twin"))).body
+
+        assert asyncio.run(run()) == b'"twin"'
 
 
 def once_of(database, member, *, lock_seconds) -> Once:
@@ -173,7 +211,12 @@ def once_of(database, member, *, lock_seconds) -> Once:
     return Once(database=database, key=key, request_sha256="x", lock_seconds=lock_seconds)
 
 
-def work(database, keep, name) -> Answer:
+def in_thread(work, *arguments, **options):
+    """Make work of a function that blocks."""
+    return lambda keep: asyncio.to_thread(work, *arguments, keep, **options)
+
+
+def work(database, keep, *, name) -> Answer:
     with database.write() as session:
         answer = Answer(status=201, body=f'"{name}"')
         keep(session, answer)
@@ -193,9 +236,8 @@ def server(request, tmp_path: Path) -> Iterator[tuple[str, Database]]:
         with served(build_app(settings_for(tmp_path / "home", url))) as address:
             yield address, database
     finally:
-        with database.write() as session:
-            for table in reversed(Base.metadata.sorted_tables):
-                session.execute(sa.delete(table))
+        if request.param == "postgres":  # other tests of this run use it
+            empty_tables(database)
         database.close()
 
 

@@ -13,10 +13,12 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from service.connections.protocol import AnswerBrokenOffError
 from service.inference import client as module
+from service.inference import processes
 from service.inference.client import InferenceClient, ProxiedFile
 from store.errors import ProblemError
-from store.orders import DeltaOrder
+from store.orders import DeltaOrder, PredictionOrder
 from store.settings import Settings
 from tests.service.gateways import served, serving
 from tests.waiting import patience
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 ORDER = DeltaOrder(tenant="ten_1", job="job_1", model="minilm", revision=None, sha256="a" * 64)
 TAR = bytes(range(256)) * 1000
+ASKED = PredictionOrder.of_checked([ORDER], [(0, {"text": "a"})], truncate=True, timeout_seconds=5)
 
 
 class Inference:
@@ -56,6 +59,13 @@ class Inference:
                     await asyncio.sleep(0.01)
             finally:
                 self.closed.set()
+
+        return StreamingResponse(chunks())
+
+    def half(self) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield TAR
+            raise ConnectionResetError
 
         return StreamingResponse(chunks())
 
@@ -156,13 +166,19 @@ class TestMergedModel:
 
 async def predicted(url: str, **settings: Any) -> bytes:
     async with connected(url, **settings) as client:
-        return await client.predict(b'{"orders": []}', timeout_seconds=5, request_id="req-2")
+        (reply,) = await client.predict(ASKED, size=100, request_id="req-2")
+    if isinstance(reply.content, ProblemError):
+        raise reply.content
+    assert reply.places == range(1)
+    return reply.content
 
 
 class TestPredict:
     def test_returns_the_answer(self, inference: Inference, url: str):
         assert run(predicted(url, infer_token="sesame")) == TAR  # noqa: S106 - a test's
-        assert inference.bodies == [{"orders": []}]
+        (asked,) = inference.bodies
+        assert 4 < asked.pop("timeout_seconds") <= 5
+        assert asked == ASKED.model_dump(exclude={"timeout_seconds"})
         assert inference.headers[0]["x-request-id"] == "req-2"
         assert inference.headers[0]["authorization"] == "Bearer sesame"
         assert inference.headers[0]["content-type"] == "application/json"
@@ -184,9 +200,9 @@ class TestConnections:
     def test_streams_and_predictions_do_not_wait_for_each_other(
         self, inference: Inference, url: str, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(module, "_MAX_STREAMS", 1)
-        monkeypatch.setattr(module, "_MAX_PREDICTIONS", 1)
-        monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.2)
+        monkeypatch.setattr(processes, "_MAX_STREAMS", 1)
+        monkeypatch.setattr(processes, "_MAX_PREDICTIONS", 1)
+        monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
 
         async def ask() -> None:
             async with connected(url) as client:
@@ -195,18 +211,18 @@ class TestConnections:
                 with pytest.raises(ProblemError) as merge:
                     await client.merged_model(ORDER, request_id="req-1")
                 inference.answer = lambda: Response(TAR)
-                assert await client.predict(b"{}", timeout_seconds=5, request_id="req-2") == TAR
+                (reply,) = await client.predict(ASKED, size=100, request_id="req-2")
+                assert reply.content == TAR
                 for stream in streams:
                     await stream.aclose()
                 # And the other way round: an unanswered prediction does not block a stream.
                 inference.answer = inference.endless
                 predicting = asyncio.ensure_future(
-                    client.predict(b"{}", timeout_seconds=5, request_id="req-2")
+                    client.predict(ASKED, size=100, request_id="req-2")
                 )
                 await asyncio.sleep(0.1)
-                with pytest.raises(ProblemError) as prediction:
-                    await client.predict(b"{}", timeout_seconds=5, request_id="req-2")
-                for refusal in (merge.value, prediction.value):
+                (refused,) = await client.predict(ASKED, size=100, request_id="req-2")
+                for refusal in (merge.value, refused.content):
                     assert (refusal.status, refusal.code) == (429, "too_many_requests")
                 stream = await client.merged_model(ORDER, request_id="req-1")
                 await stream.aclose()
@@ -256,6 +272,24 @@ class TestProxiedFile:
         run(proxy())
         assert sent[0]["status"] == 200
         assert sent[1]["body"]
+
+    def test_breaks_off_when_the_inference_process_does(self, inference: Inference, url: str):
+        inference.answer = inference.half
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET"}
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def proxy() -> None:
+            async with connected(url) as client:
+                upstream = await client.merged_model(ORDER, request_id="req-1")
+                response = ProxiedFile(upstream, headers={}, media_type="application/x-tar")
+                await response(scope, asyncio.Event().wait, send)
+
+        with pytest.raises(AnswerBrokenOffError, match="the inference process broke off"):
+            run(proxy())
+        assert sent[-1]["more_body"]  # it never ends
 
     def test_sends_the_length_if_known(self, inference: Inference, url: str):
         async def lengths() -> list[str | None]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.inference.client import Reply
 from service.inference.documents import MixedPredictionRequest, PredictionRequest
 from service.inference.plan import Plan, answer, plan_for_job, plan_mixed
 from store.database.connection import Database
@@ -26,10 +27,11 @@ ORDER = DeltaOrder(tenant="ten_1", job="job_1", model="minilm", revision=None, s
 VALUE = {"value": 0.5}
 ABSENCE = (HTTPStatus.SERVICE_UNAVAILABLE, "inference_unavailable")
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+texts = st.text() | st.text(st.characters(categories=["Cs", "L"]))  # with lone surrogates
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
 json_values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
 inputs = (
@@ -58,12 +60,13 @@ def plan(*inputs: Any) -> Plan:
 
 
 def asked_of(plan: Plan) -> list[Any]:
-    found: list[Any] = [] if plan.order is None else json.loads(plan.order)["items"]
+    found: list[Any] = [] if plan.order is None else json.loads(plan.order.to_json())["items"]
     return found
 
 
 def answers_of(plan: Plan, said: Any) -> list[Any]:
-    found: list[Any] = json.loads(answer(plan, json.dumps({"data": said}).encode()))["data"]
+    reply = Reply(range(len(asked_of(plan))), json.dumps({"data": said}).encode())
+    found: list[Any] = json.loads(answer(plan, [reply]))["data"]
     return found
 
 
@@ -75,7 +78,7 @@ class TestAnyItem:
         answers = (
             answers_of(looked_at, [VALUE] * len(asked))
             if asked
-            else json.loads(answer(looked_at, None))["data"]
+            else json.loads(answer(looked_at, []))["data"]
         )
         assert [item["index"] for item in answers] == list(range(len(given)))
         values = [given[item["index"]] for item in answers if "value" in item]
@@ -91,7 +94,7 @@ class TestAnyItem:
         body = MixedPredictionRequest(inputs=given)
         looked_at = plan_mixed(body, *nobody, timeout_seconds=30)
         assert looked_at.order is None
-        for item in json.loads(answer(looked_at, None))["data"]:
+        for item in json.loads(answer(looked_at, []))["data"]:
             assert item["error"]["code"] in ("invalid_input", "not_found")
 
 
@@ -112,7 +115,7 @@ class TestAnyAnswer:
     @given(st.binary())
     def test_that_is_no_json_counts_as_unavailable(self, content: bytes):
         with pytest.raises(ProblemError):
-            answer(plan({"text": "a"}), content)
+            answer(plan({"text": "a"}), [Reply([0], content)])
 
     @pytest.mark.parametrize(
         "said",
@@ -165,7 +168,7 @@ class TestPlanMixed:
         items = [{"job": name, "input": {"text": "a"}} for name in [*names, "job_none"] * 5]
         looked_at = self.look(database, alice.tenant_id, *items)
         assert len(queries) == 1
-        assert len(json.loads(looked_at.order or b"")["orders"]) == 3
+        assert len(looked_at.order.orders) == 3
         assert len(asked_of(looked_at)) == 15
 
     def test_makes_no_query_without_a_valid_item(self, database, alice, queries):
@@ -177,3 +180,33 @@ class TestPlanMixed:
             {"job": None, "input": {"text": "a"}},
         )
         assert queries == []
+
+
+class TestSeveralReplies:
+    """Of several inference processes."""
+
+    BUSY = ProblemError("too_many_requests", status=429, detail="9000 inputs wait")
+
+    def said(self, *values: float) -> bytes:
+        return json.dumps({"data": [{"value": value} for value in values]}).encode()
+
+    def test_are_put_together_in_the_order_asked(self):
+        looked_at = plan({"text": "a"}, {}, {"text": "b"}, {"text": "c"})
+        replies = [Reply([1], self.said(2.0)), Reply([0, 2], self.said(1.0, 3.0))]
+        items = json.loads(answer(looked_at, replies))["data"]
+        assert [item.get("value") for item in items] == [1.0, None, 2.0, 3.0]
+        assert items[1]["error"]["param"] == "inputs.1"
+
+    def test_a_problem_of_one_is_that_of_its_items(self):
+        looked_at = plan({"text": "a"}, {"text": "b"})
+        items = json.loads(answer(looked_at, [Reply([0], self.BUSY), Reply([1], self.said(2.0))]))
+        first, second = items["data"]
+        assert second["value"] == 2.0
+        error = {"code": "too_many_requests", "message": "9000 inputs wait", "param": None}
+        assert first["error"] == error
+
+    def test_problems_of_all_are_the_requests(self):
+        looked_at = plan({"text": "a"}, {"text": "b"})
+        with pytest.raises(ProblemError) as caught:
+            answer(looked_at, [Reply([0], self.BUSY), Reply([1], self.BUSY)])
+        assert caught.value is self.BUSY

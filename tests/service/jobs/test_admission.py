@@ -6,14 +6,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
-from hifi.data.profile import ColumnProfile, DatasetProfile, Problem
+from hifi.data.profile import ColumnProfile, DatasetProfile, Problem, SingleClasses
 from service.jobs import hub
 from service.jobs.admission import Admission, admit
 from store.database.connection import database_now
 from store.datasets import Split, add_dataset
 from store.errors import NotFoundError, ProblemError
 from store.jobs.spec import JobSpec
+from store.jobs.workers import change_offer, register
 from store.storage import Blob
 from store.tables import Backbone
 from tests.store.jobs.test_spec import STORED
@@ -134,6 +136,135 @@ def refusal(ask, **fields: Any) -> ProblemError:
     return caught.value
 
 
+def sign_on(database: Database, **unavailable: dict[str, str]) -> None:
+    """Register a worker that has found these models, and withdraw all others."""
+    register(database, worker_id="w1", device="cpu", backbones=[], allows_hub=False)
+    change_offer(database, "w1", backbones=[], unavailable=unavailable)
+
+
+def remove_backbones(database: Database) -> None:
+    with database.write() as session:
+        session.execute(sa.delete(Backbone))
+
+
+def add_labels(database: Database, owner: Member, *, rows: int = 400, **facts: Any) -> str:
+    """Add a data set whose profile has these facts of its label; return its id."""
+    label = ColumnProfile(name="label", type="string", kind="text", **facts)
+    text = ColumnProfile(name="text", type="string", kind="text", num_classes=rows)
+    profile = DatasetProfile(rows={"train": rows}, columns=[text, label])
+    with database.write() as session:
+        return add_dataset(
+            session,
+            owner.tenant_id,
+            name=None,
+            splits={"train": Split(blob=Blob(sha256="0" * 64, bytes=1), rows=rows)},
+            columns={"text": "string", "label": "string"},
+            profile=profile.to_json(),
+            max_bytes=1 << 40,
+        ).id
+
+
+class TestWarnings:
+    @pytest.fixture
+    def with_head(self, database: Database, backbones: None) -> None:  # noqa: ARG002 - made first
+        """Let the backbone ``grouped`` have a task head of its own for three labels."""
+        stored = {"num_labels": 3, "names": ["ant", "bee", "cat"]}
+        heads = {
+            "classification": {"base": 0, "per_label": 385, "stored": stored},
+            "regression": {"base": 0, "per_label": 385, "stored": stored},
+        }
+        with database.write() as session:
+            row = session.get(Backbone, "grouped")
+            assert row is not None
+            row.task_heads = heads
+
+    def codes(self, ask, **fields: Any) -> list[str]:
+        return [warning["code"] for warning in ask(**fields).new_job.warnings]
+
+    def test_name_the_field_of_the_spec(self, ask, database, alice):
+        data = add_labels(database, alice, rows=600, num_classes=500)
+        assert ask(dataset=data).new_job.warnings == [
+            {
+                "code": "many_classes",
+                "message": "the label 'label' has 500 classes in 600 rows: if it is an id or a "
+                "text, choose another column as the label",
+                "param": "task.label",
+            }
+        ]
+
+    def test_of_rare_classes(self, ask, database, alice):
+        single = SingleClasses(count=1, some=("cat",))
+        data = add_labels(
+            database, alice, num_classes=2, labels=("cat", "dog"), single_classes=single
+        )
+        assert self.codes(ask, dataset=data) == ["rare_classes"]
+
+    @pytest.mark.usefixtures("with_head")
+    def test_of_a_replaced_head(self, ask, database, alice):
+        data = add_labels(database, alice, num_classes=2, labels=("ant", "bee"))
+        (warning,) = ask(dataset=data, model="grouped").new_job.warnings
+        assert (warning["code"], warning["param"]) == ("task_head_replaced", "model")
+        assert (
+            "the task head of grouped (3 labels: 'ant', 'bee', 'cat') does not fit"
+            in (warning["message"])
+        )
+        assert self.codes(ask, dataset=data) == []  # minilm has no head of its own
+
+    @pytest.mark.usefixtures("with_head")
+    @pytest.mark.parametrize("start", ["probe", "random"])
+    def test_not_of_a_replaced_head_if_another_start_is_wanted(self, start, ask, database, alice):
+        training = {"head_start": start}
+        for labels in (("ant", "bee"), (0, 1, 2)):
+            data = add_labels(database, alice, num_classes=len(labels), labels=labels)
+            assert self.codes(ask, dataset=data, model="grouped", training=training) == []
+
+    @pytest.mark.usefixtures("with_head")
+    @pytest.mark.parametrize(
+        ("labels", "codes"),
+        [((0, 1, 2), ["labels_by_number"]), (("cat", "ant", "bee"), []), (None, [])],
+    )
+    def test_of_a_kept_head(self, labels, codes, ask, database, alice):
+        data = add_labels(database, alice, num_classes=3, labels=labels)
+        training = {"head_start": "keep"}
+        assert self.codes(ask, dataset=data, model="grouped", training=training) == codes
+
+    @pytest.mark.usefixtures("with_head")
+    @pytest.mark.parametrize("labels", [("ant", "bee"), ("ant", "bee", "dog"), (1, 2, 3)])
+    def test_a_head_that_does_not_fit_cannot_be_kept(self, labels, ask, database, alice):
+        data = add_labels(database, alice, num_classes=len(labels), labels=labels)
+        error = refusal(ask, dataset=data, model="grouped", training={"head_start": "keep"})
+        assert (error.code, error.param) == ("invalid_request", "training.head_start")
+        assert "head of grouped (3 labels: 'ant', 'bee', 'cat') does not fit" in error.detail
+
+    def test_a_head_that_is_not_there_cannot_be_kept(self, ask):
+        error = refusal(ask, training={"head_start": "keep"})
+        assert (error.code, error.param) == ("invalid_request", "training.head_start")
+        assert "minilm has no task head of this kind" in error.detail
+
+    def test_nor_for_data_of_the_hub(self, ask):
+        training = {"head_start": "keep"}
+        task = {"type": "classification", "text": ["text"], "label": "label"}
+        hub_data = {"allow_hub": True, "dataset": {"hub": "glue"}, "task": task}
+        assert refusal(ask, training=training, **hub_data).param == "training.head_start"
+        assert ask(model="org/unseen", training=training, **hub_data).backbone is None
+
+    @pytest.mark.usefixtures("with_head")
+    def test_of_labels_by_number(self, ask, database, alice):
+        data = add_labels(database, alice, num_classes=3, labels=(0, 1, 2))
+        (warning,) = ask(dataset=data, model="grouped").new_job.warnings
+        assert (warning["code"], warning["param"]) == ("labels_by_number", "task.label")
+        assert "0 is 'ant', 1 is 'bee', 2 is 'cat'" in warning["message"]
+
+    @pytest.mark.usefixtures("with_head")
+    @pytest.mark.parametrize("labels", [("ant", "bee", "cat"), None])
+    def test_a_head_that_fits_or_is_not_known_to_fit_has_none(self, labels, ask, database, alice):
+        data = add_labels(database, alice, num_classes=3, labels=labels)
+        assert self.codes(ask, dataset=data, model="grouped") == []
+
+    def test_of_the_profile_of_an_earlier_version_there_are_none(self, ask):
+        assert ask().new_job.warnings == []
+
+
 class TestAdmit:
     def test_fills_in_every_default(self, ask, dataset: str):
         admission = ask()
@@ -169,6 +300,23 @@ class TestAdmit:
         assert (new.dataset_id, new.name, new.meta) == (dataset, "mine", {"team": "search"})
         assert json.loads(json.dumps(new.spec)) == new.spec
 
+    def test_a_budget_stands_in_the_place_of_k(self, ask):
+        new = ask(score="gradient", strategy="budget", budget=72).new_job
+        expected = {"score": "gradient", "strategy": "budget", "budget": 72, "k": None}
+        assert {name: new.spec[name] for name in expected} == expected
+        assert JobSpec.model_validate(new.spec).allotment.count == 72
+
+    @pytest.mark.parametrize("precision", ["auto", "float32"])
+    def test_a_gradient_may_find_a_device_that_computes_it(self, precision: str, ask):
+        assert ask(score="gradient-ratio", training={"precision": precision})
+
+    def test_counts_that_do_not_go_together_are_refused_for_an_unseen_backbone(
+        self, ask, library: Library
+    ):
+        error = refusal(ask, allow_hub=True, model="org/model", strategy="budget")
+        assert (error.code, error.param) == ("invalid_request", "budget")
+        assert library.asked == []
+
     def test_takes_all_rows_where_there_are_fewer_than_300(self, ask, database, alice):
         few = add_data(database, alice, rows={"train": 40})
         assert ask(dataset=few).new_job.spec["n_samples"] == 40
@@ -186,7 +334,14 @@ class TestAdmit:
             ({"k": 13}, "k"),
             ({"n_samples": 401}, "n_samples"),
             ({"training": {"max_length": 513}}, "training.max_length"),
+            ({"training": {"max_seconds": 86_401}}, "training.max_seconds"),
             ({"model": "flat", "strategy": "mid-top"}, "strategy"),
+            ({"strategy": "budget"}, "budget"),
+            ({"strategy": "budget", "k": 3}, "budget"),
+            ({"strategy": "budget", "budget": 73}, "budget"),  # of 72
+            ({"strategy": "budget", "budget": 18, "k": 3}, "budget"),
+            ({"budget": 18}, "budget"),
+            ({"score": "gradient", "training": {"precision": "bfloat16"}}, "training.precision"),
         ],
     )
     @pytest.mark.usefixtures("backbones")
@@ -248,6 +403,34 @@ class TestModel:
     def test_a_path_is_never_sent_to_the_hub(self, name: str, ask, library: Library):
         assert refusal(ask, model=name, allow_hub=True).code == "model_not_found"
         assert library.asked == []
+
+    def test_that_workers_cannot_use_is_refused_with_the_reason(self, ask, database: Database):
+        sign_on(database, t5={"status": "unusable", "reason": "it is an encoder-decoder"})
+        error = refusal(ask, model="t5")
+        assert (error.code, error.param) == ("model_unusable", "model")
+        assert error.detail == "the model 't5' cannot be used: it is an encoder-decoder"
+
+    def test_that_a_worker_still_reads_is_refused_with_what_to_do(self, ask, database: Database):
+        sign_on(database, vit={"status": "reading", "reason": "a worker is reading it"})
+        error = refusal(ask, model="vit")
+        assert error.code == "model_not_ready"
+        assert "a worker is reading it; retry when GET /models lists it" in error.detail
+
+    def test_before_a_worker_has_reported_is_not_called_unknown(self, ask, database: Database):
+        remove_backbones(database)
+        with pytest.raises(ProblemError) as caught:
+            ask(model="vit")
+        error = caught.value
+        assert (error.status, error.code, error.param) == (503, "no_worker", None)
+        assert "a worker that was just started reads them first" in error.detail
+        assert "Retry-After" in error.headers
+
+    def test_of_workers_without_any_says_where_models_go(self, ask, database: Database):
+        sign_on(database)
+        error = refusal(ask, model="vit")
+        assert error.code == "model_not_found"
+        assert "no model 'vit'; the workers have none: copy a folder" in error.detail
+        assert "HIFI_MODELS" in error.detail
 
     def test_many_are_not_all_listed(self, ask, database: Database):
         with database.write() as session:

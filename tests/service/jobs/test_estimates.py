@@ -37,6 +37,7 @@ def admission(
     """Return an admitted job."""
     document: dict[str, Any] = {
         "k": 3,
+        "budget": None,
         "strategy": "layer-wise",
         "n_samples": 50,
         "training": {"epochs": 3, "batch_size": 32},
@@ -67,6 +68,7 @@ class TestSizes:
             ("minilm", "classification", TEXTS, 2, (3, "layer-wise")),
             ("minilm", "classification", text_rows(8, labels=(1, 2, 3, 4)), 4, (12, "mid-top")),
             ("minilm", "regression", NUMBERS, 1, (1, "layer-wise")),
+            ("minilm", "classification", TEXTS, 2, (7, "budget")),
             ("stories260K-llama", "classification", TEXTS, 2, (2, "mid-top")),
             ("vit-cifar10-4L4H64", "image-classification", image_rows(8), 2, (2, "layer-wise")),
         ],
@@ -74,7 +76,8 @@ class TestSizes:
     def test_are_those_of_the_library(  # noqa: PLR0917 - one table
         self, model, task, rows, labels, choice, request: pytest.FixtureRequest, tmp_path: Path
     ):
-        k, strategy = choice
+        count, strategy = choice
+        counts = {"k": None, "budget": None, "budget" if strategy == "budget" else "k": count}
         if model == "minilm":
             path = request.getfixturevalue("minilm_path")
         else:
@@ -83,7 +86,7 @@ class TestSizes:
             model=path,
             train=rows,
             task=task,
-            k=k,
+            **counts,
             strategy=strategy,
             n_samples=2,
             epochs=1,
@@ -91,7 +94,7 @@ class TestSizes:
             max_length=16,
         )
         told = estimate_at(
-            admission(described(path), task=task, labels=labels, k=k, strategy=strategy),
+            admission(described(path), task=task, labels=labels, **counts, strategy=strategy),
             rates=UNKNOWN,
         )
         assert told.trainable_parameters == result.trainable_parameters

@@ -17,12 +17,13 @@ from service.http.shares import Share, Shares
 from service.jobs import events as events_module
 from service.jobs import tailer as tailer_module
 from service.jobs.tailer import Tailer
+from store.administration.keys import revoke_key
 from store.database.connection import Database
 from store.jobs.actions import delete
 from store.jobs.leases import Progress
 from store.jobs.life import lock_job, move
 from store.states import JobStatus
-from store.tenants import ensure_tenant, revoke_key
+from store.tenants import ensure_tenant, resume_tenant, suspend_tenant
 from tests.service.gateways import Member, problem_of, served
 from tests.service.test_server import environment, gateway
 from tests.service.work import running_job, running_to_failure, step
@@ -350,6 +351,25 @@ class TestStream:
             with database.write() as session:
                 revoke_key(session, alice.key_id)
             assert [number_of(event) for event in documents(messages)] == [2]
+
+    def test_is_refused_while_the_tenant_is_suspended_and_open_again_when_it_is_resumed(
+        self, url: str, database: Database, alice: Member, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(tailer_module, "_RECHECK_SECONDS", 0.2)
+        job_id, _ = running_job(database, alice.tenant_id)
+        with Stream(url, job_id, alice) as messages:
+            assert number_of(next(documents(messages))) == 1
+            with database.write() as session:
+                suspend_tenant(session, alice.tenant_id)
+            assert [number_of(event) for event in documents(messages)] == [2]
+        answer = httpx2.get(f"{url}/jobs/{job_id}/events", headers={**STREAM, **alice.headers})
+        assert problem_of(answer)["code"] == "tenant_suspended"
+        with database.write() as session:
+            resume_tenant(session, alice.tenant_id)
+        with Stream(url, job_id, alice) as messages:
+            assert number_of(next(documents(messages))) == 1
+            fail(database, job_id)
+            assert [number_of(event) for event in documents(messages)] == [2, 3]
 
     def test_leaves_nothing_behind_when_the_client_goes(
         self, url: str, tailers: list[Tailer], database: Database, alice: Member

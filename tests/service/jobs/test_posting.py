@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -12,6 +14,7 @@ from service.app import build_app
 from service.http.problems import ProblemError
 from store.tables import IdempotencyRecord, Job, JobEvent
 from tests.service.gateways import add_dataset_row, job_spec, opened, problem_of, served
+from tests.waiting import eventually, patience
 
 
 @pytest.fixture
@@ -147,3 +150,37 @@ class TestHub:
         assert rows(database, Job) == rows(database, IdempotencyRecord) == []
         assert post().status_code == 202
         assert asked == ["far/away"]
+
+    def test_one_tenant_that_waits_for_it_holds_up_no_other(
+        self, settings, alice, bob, dataset, monkeypatch
+    ):
+        gate, begun = threading.Event(), []
+
+        def pin(model):
+            if model == "org/slow":
+                begun.append(model)
+                gate.wait(patience(20))
+            return "c" * 40
+
+        monkeypatch.setattr("service.jobs.hub.pin_model", pin)
+        settings = settings.model_copy(update={"allow_hub": True})
+        with (
+            served(build_app(settings)) as url,
+            ThreadPoolExecutor(10) as pool,
+            httpx2.Client(base_url=url, timeout=patience(5)) as client,
+        ):
+            slow = job_spec(dataset, model="org/slow")
+            asked = [
+                pool.submit(client.post, "/jobs", json=slow, headers=alice.headers)
+                for _ in range(10)
+            ]
+            try:
+                eventually(lambda: len(begun) >= 2)
+                time.sleep(0.3)  # for the others to arrive
+                answer = client.post(
+                    "/jobs", json=job_spec("ds_1", model="org/model"), headers=bob.headers
+                )
+                assert problem_of(answer)["code"] == "not_found"  # the data set, after the model
+            finally:
+                gate.set()
+            assert {each.result().status_code for each in asked} == {202}

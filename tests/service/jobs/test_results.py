@@ -15,8 +15,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.app import build_app
+from store.states import JobStatus
 from store.storage import ArtifactStorage
-from tests.service.gateways import Member, add_member, opened, problem_of, served, settings_for
+from tests.service.gateways import (
+    Member,
+    add_member,
+    asked_and_left,
+    opened,
+    problem_of,
+    served,
+    settings_for,
+)
 from tests.service.work import FILES, finished_job, heads_of, running_job, select
 from tests.waiting import eventually, patience
 
@@ -83,7 +92,22 @@ class TestHeads:
         select(lease, job_id)
         answer = client.get(f"/jobs/{job_id}/heads", headers=alice.headers)
         assert answer.status_code == 200
-        assert answer.json() == {**heads_of(job_id), "artifact": None}
+        document = {**heads_of(job_id), "score": "pagerank", "budget": None, "artifact": None}
+        for layer in document["layers"]:
+            layer["values"] = layer["importance"]
+        assert answer.json() == document
+
+    def test_are_those_of_another_score_beside_the_papers(
+        self, client: TestClient, database: Database, alice: Member
+    ):
+        job_id, lease = running_job(database, alice.tenant_id)
+        stored = {**heads_of(job_id), "score": "gradient", "k": None, "budget": 4}
+        stored["layers"] = [{**layer, "values": [9.0, 1, 8, 2]} for layer in stored["layers"]]
+        lease.advance(JobStatus.SELECTING, message="scoring the heads")
+        lease.keep_selection(selection={}, heads=stored)
+        answer = client.get(f"/jobs/{job_id}/heads", headers=alice.headers)
+        assert answer.status_code == 200
+        assert answer.json() == {**stored, "artifact": None}
 
     def test_name_the_artifact_when_it_is_there(
         self, client: TestClient, alice: Member, finished: str
@@ -334,9 +358,9 @@ class TestMerged:
         inference.is_endless = not inference.is_slow
         url = f"{merging}/jobs/{finished}/merged"
         if inference.is_slow:
-            with pytest.raises(httpx2.ReadTimeout):
-                httpx2.get(url, headers=alice.headers, timeout=0.7)
+            with asked_and_left(url, headers=alice.headers):
+                eventually(lambda: inference.asked)
         else:
             with httpx2.stream("GET", url, headers=alice.headers) as answer:
                 assert next(answer.iter_raw())
-        assert inference.gone.wait(patience(3))
+        assert inference.gone.wait(patience())

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Event
+from typing import Any
 
 import httpx2
 import pytest
@@ -46,6 +47,33 @@ def running(database):
         return Lease(database, claimed.id, fence=claimed.fence, seconds=60)
 
     return running
+
+
+class TestNames:
+    def test_a_data_set_may_be_named(self, database, alice, post):
+        named = add_dataset_row(database, alice, name="films")
+        assert post(dataset="films").json()["spec"]["dataset"] == named
+        add_dataset_row(database, alice, name="films")
+        problem = problem_of(post(dataset="films"))
+        assert (problem["status"], problem["code"]) == (409, "dataset_ambiguous")
+        assert problem["param"] == "dataset"
+        assert named in problem["detail"]
+
+    def test_of_another_tenant_mean_nothing(self, database, bob, post):
+        add_dataset_row(database, bob, name="films")
+        assert problem_of(post(dataset="films"))["code"] == "not_found"
+
+    def test_select_the_jobs_of_a_list(self, client, alice, post):
+        first, _ = post(name="films").json(), post(name="other").json()
+        for name, found in (("films", [first["id"]]), ("Films", [])):
+            answer = client.get("/jobs", params={"name": name}, headers=alice.headers).json()
+            assert [job["id"] for job in answer["data"]] == found
+
+    def test_select_the_data_sets_of_a_list(self, client, database, alice):
+        named = add_dataset_row(database, alice, name="films")
+        for name, found in (("films", [named]), ("\u6570", [])):
+            answer = client.get("/datasets", params={"name": name}, headers=alice.headers).json()
+            assert [each["id"] for each in answer["data"]] == found
 
 
 class TestPost:
@@ -115,6 +143,12 @@ class TestDryRun:
         assert (problem["status"], problem["param"]) == (422, "dry_run")
         with database.read() as session:
             assert session.scalars(sa.select(Job)).all() == []
+
+    @pytest.mark.parametrize("route", ["/jobs", "/jobs?dry_run=true"])
+    def test_refuses_what_a_post_refuses(self, client, alice, dataset, route):
+        spec = job_spec(dataset, training={"head_start": "keep"})  # the backbone has no task head
+        problem = problem_of(client.post(route, json=spec, headers=alice.headers))
+        assert (problem["status"], problem["param"]) == (422, "training.head_start")
 
 
 class TestHub:
@@ -237,8 +271,16 @@ class TestGet:
         job = client.get(f"/jobs/{job_id}", headers=alice.headers).json()
         assert (job["status"], job["progress"]["fraction"]) == ("succeeded", 1.0)
         assert job["result"]["metrics"] == {"accuracy": 0.9}
+        assert job["result"]["yardsticks"] is None  # as of jobs of earlier versions
         assert (job["artifact"]["bytes"], job["artifact"]["sha256"]) == (1, SHA)
         assert set(job["artifact"]["encodings"]) == {"float32", "bfloat16", "lora"}
+
+    def test_shows_what_its_metrics_are_compared_with(self, client, alice, post, running):
+        job_id = post().json()["id"]
+        known = {"majority": {"accuracy": 0.5}, "probe": {"accuracy": 0.8}}
+        succeed(running(), yardsticks=known)
+        job = client.get(f"/jobs/{job_id}", headers=alice.headers).json()
+        assert job["result"]["yardsticks"] == {**known, "untuned": None}
 
     def test_shows_why_it_failed(self, client, alice, post, running):
         job_id = post().json()["id"]
@@ -299,9 +341,10 @@ class TestActions:
         assert problem_of(answer)["code"] == "not_found"
 
 
-def succeed(lease: Lease) -> None:
+def succeed(lease: Lease, **changes: Any) -> None:
     """End a job as a worker would."""
     lease.advance(JobStatus.TRAINING, message="training")
     sizes = {"float32": 1, "bfloat16": 2, "lora": 3}
     artifacts = {name: Blob(sha256=SHA, bytes=size) for name, size in sizes.items()}
-    lease.succeed(result={**RESULT, "metrics": {"accuracy": 0.9}}, artifacts=artifacts)
+    result = {**RESULT, "metrics": {"accuracy": 0.9}, **changes}
+    lease.succeed(result=result, artifacts=artifacts)

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from service.jobs import tailer as tailer_module
 from service.jobs.tailer import ProgressSeen, Tailer, _Feed, _Look, _State
+from store.administration.keys import create_key, replace_key, revoke_key
 from store.jobs.actions import cancel, delete
 from store.jobs.leases import Lease, Progress
 from store.states import JobStatus
 from store.tables import JobEvent
-from store.tenants import create_key, revoke_key
+from store.tenants import resume_tenant, suspend_tenant
 from tests.databases import database as either_database
 from tests.databases import database_url, postgres_tables, sqlite_tables
 from tests.service.following import begin, finish, in_time, numbers
@@ -20,6 +23,10 @@ from tests.service.work import running_to_failure, step
 from tests.store.queues import add_job, add_tenant, claimed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
     from store.database.connection import Database
 
 __all__ = ["database_url", "either_database", "postgres_tables", "sqlite_tables"]
@@ -216,12 +223,83 @@ class TestFollow:
 
         in_time(watch())
 
-    def test_a_revoked_key_does_not_affect_the_next_one(self, database: Database, tenant: str):
+    @pytest.mark.parametrize("end", ["expiry", "suspension"])
+    def test_ends_when_the_key_admits_no_requests_any_more(
+        self, end: str, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(tailer_module, "_RECHECK_SECONDS", 0.1)
         job_id = add_job(database, tenant)
-        finish(database, tenant, job_id)
-        tailer = Tailer(database)
-        tailer._revoked = frozenset({"key_gone"})
-        assert in_time(numbers(tailer.follow(job_id, key_id=None))) == [1, 2]
+        with database.write() as session:
+            key = create_key(session, tenant)[0].id
+
+        def end_key() -> None:
+            with database.write() as session:
+                if end == "expiry":
+                    replace_key(session, key, owner_id=tenant, grace=timedelta(seconds=0.2))
+                else:
+                    suspend_tenant(session, tenant)
+
+        async def watch() -> list[int]:
+            watcher = await begin(Tailer(database, interval=0.02).follow(job_id, key_id=key))
+            await asyncio.sleep(0.3)
+            assert not watcher.done()
+            await asyncio.to_thread(end_key)
+            return await watcher
+
+        assert in_time(watch()) == [1]
+
+    def test_a_key_whose_tenant_is_resumed_gets_streams_again(
+        self, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(tailer_module, "_RECHECK_SECONDS", 0.1)
+        job_id = add_job(database, tenant)
+        with database.write() as session:
+            key = create_key(session, tenant)[0].id
+
+        def change(how: Callable[..., object]) -> None:
+            with database.write() as session:
+                how(session, tenant)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(database, interval=0.02)
+            first = await begin(tailer.follow(job_id, key_id=key))
+            await asyncio.to_thread(change, suspend_tenant)
+            assert await first == [1]
+            await asyncio.to_thread(change, resume_tenant)
+            second = await begin(tailer.follow(job_id, key_id=key))
+            await asyncio.sleep(0.3)
+            assert not second.done()
+            await asyncio.to_thread(finish, database, tenant, job_id)
+            return await second
+
+        assert in_time(watch()) == [1, 2]
+
+    def test_a_stream_that_opens_during_the_check_of_older_ones_is_left_to_the_next_check(
+        self, database: Database, tenant: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(tailer_module, "_RECHECK_SECONDS", 0.1)
+        job_id = add_job(database, tenant)
+        is_asked, go_on = threading.Event(), threading.Event()
+        answers = iter([frozenset[str]()])
+
+        def find_slowly(session: Session, key_ids: set[str]) -> frozenset[str]:  # noqa: ARG001
+            is_asked.set()
+            go_on.wait()
+            return next(answers, frozenset(key_ids))
+
+        monkeypatch.setattr(tailer_module, "find_admitted", find_slowly)
+
+        async def watch() -> list[int]:
+            tailer = Tailer(database, interval=0.02)
+            first = await begin(tailer.follow(job_id, key_id="key_1"))
+            await asyncio.to_thread(is_asked.wait)
+            second = await begin(tailer.follow(job_id, key_id="key_1"))
+            go_on.set()
+            assert await first == [1]
+            await asyncio.to_thread(finish, database, tenant, job_id)
+            return await second
+
+        assert in_time(watch()) == [1, 2]
 
 
 class TestFeed:

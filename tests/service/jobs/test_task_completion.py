@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from service.datasets.checking.errors import DatasetInvalidError
 from service.http.problems import ProblemError
 from service.jobs.task_completion import complete_task, complete_unseen_task, count_labels
 from store.jobs.spec import TaskFields
+from tests.hifi.data.files import convert_here, write
 from tests.hifi.data.profiles import PAIR, profile
 
 
@@ -110,8 +112,15 @@ class TestComplete:
         error = error_of(said(), profile({"sentence2": {"text": {"train": problem}}}, **PAIR))
         assert isinstance(error, DatasetInvalidError)
         assert (error.code, error.param) == ("dataset_invalid", "task.text")
-        assert error.extra == {"split": "train", "row": 7, "column": "sentence2"}
+        assert error.extra == {"split": "train", "row": 7, "line": None, "column": "sentence2"}
         assert error.detail == "train, row 7, column 'sentence2': it is so"
+
+    def test_rows_of_a_text_file_have_their_line(self, tmp_path: Path):
+        content = 'one,two,label\n"a\nb",x,0\n\nc,,1\n'  # a row of two lines, and a blank line
+        columns = convert_here(tmp_path, train=write(tmp_path / "a.csv", content)).profile
+        error = error_of(said(text="two", label="label"), columns)
+        assert error.extra == {"split": "train", "row": 2, "line": 5, "column": "two"}
+        assert error.detail == "train, row 2 (line 5), column 'two': the text is empty"
 
     def test_labels_are_counted(self):
         columns = profile(**PAIR)

@@ -32,7 +32,7 @@ def value(text: bytes, name: str, **labels: str) -> float | None:
 
 class TestRender:
     def test_shows_what_was_measured(self):
-        text = Metrics().render(MEASURED)
+        text = Metrics().render(MEASURED, inference=[])
         for place, status in enumerate(JobStatus):
             assert value(text, "hifi_jobs", state=status) == place
         assert value(text, "hifi_queue_age_seconds") == 12.5
@@ -45,8 +45,8 @@ class TestRender:
 
     def test_leaves_out_what_could_not_be_measured(self):
         metrics = Metrics()
-        metrics.render(MEASURED)
-        text = metrics.render(None)
+        metrics.render(MEASURED, inference=[])
+        text = metrics.render(None, inference=[])
         assert value(text, "hifi_database_up") == 0
         assert value(text, "hifi_jobs", state="queued") is None
         assert value(text, "hifi_workers") is None
@@ -61,7 +61,7 @@ class TestObserve:
         for seconds in (0.003, 0.2, 7.0):
             metrics.observe("GET", "/jobs/{job_id}", 200, seconds)
         metrics.observe("GET", "/jobs/{job_id}", 404, 0.1)
-        text = metrics.render(None)
+        text = metrics.render(None, inference=[])
         labels = {"method": "GET", "route": "/jobs/{job_id}", "status": "200"}
         name = "hifi_http_request_duration_seconds"
         assert value(text, f"{name}_count", **labels) == 3
@@ -73,7 +73,7 @@ class TestObserve:
         metrics = Metrics()
         for number in range(50):
             metrics.observe(f"BREW{number}", "unmatched", 404, 0.1)
-        text = metrics.render(None)
+        text = metrics.render(None, inference=[])
         labels = {"method": "other", "route": "unmatched", "status": "404"}
         assert value(text, "hifi_http_request_duration_seconds_count", **labels) == 50
         assert b"BREW" not in text
@@ -83,5 +83,5 @@ class TestMetrics:
     def test_of_two_gateways_in_one_process_are_two(self):
         first, second = Metrics(), Metrics()
         first.observe("GET", "/", 200, 0.1)
-        assert b"hifi_http_request_duration_seconds_count" not in second.render(None)
+        assert b"hifi_http_request_duration_seconds_count" not in second.render(None, inference=[])
         assert "hifi_http_request_duration_seconds" not in REGISTRY._names_to_collectors

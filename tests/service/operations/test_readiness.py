@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from service.operations import readiness as readiness_module
@@ -12,6 +14,7 @@ from service.operations.readiness import Readiness, Report
 from store.database.connection import Database
 from store.errors import ArtifactStorageError
 from store.jobs.workers import register
+from tests.full_disk import fill
 from tests.waiting import patience, within
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ class Parts:
     broker: Callable[[], bool] = lambda: True
     storage: Callable[[], None] = lambda: None
     inference: bool = True
+    home: Path = Path(tempfile.gettempdir())
     asked: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         with self.lock:
             self.asked += 1
         self.storage()
@@ -55,6 +59,7 @@ async def looked_after(database: Database, parts: Parts) -> AsyncIterator[Readin
         storage=cast("Any", parts),
         publisher=cast("Any", Broker(parts)),
         inference=cast("Any", parts),
+        home=parts.home,
     )
     yield readiness
     await readiness.close()
@@ -95,8 +100,9 @@ class TestReport:
     def test_does_not_block_and_probes_again_only_after_an_answer(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(readiness_module, "_DEADLINE_SECONDS", 0.2)
+        monkeypatch.setattr(readiness_module, "_DEADLINE_SECONDS", 1.0)
         monkeypatch.setattr(readiness_module, "_FRESH_SECONDS", 0.0)
+        monkeypatch.setattr(readiness_module, "_WRITTEN_SECONDS", 0.0)
         add_worker(database)
         answer = threading.Event()
         parts = Parts(storage=lambda: None if answer.wait(patience(60)) else fail())
@@ -143,6 +149,27 @@ class TestReport:
 
         assert asyncio.run(ask()) == [ALL_WELL] * 20
         assert parts.asked == 1
+
+    def test_writes_no_more_often_than_every_few_seconds(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(readiness_module, "_FRESH_SECONDS", 0.0)
+        parts = Parts()
+
+        async def ask() -> None:
+            async with looked_after(database, parts) as readiness:
+                for _ in range(3):
+                    await readiness.report()
+
+        asyncio.run(ask())
+        assert parts.asked == 1
+
+    def test_names_a_home_that_is_full(self, database: Database, full_disk: Path):
+        add_worker(database)
+        assert report(database, Parts(home=full_disk)) == ALL_WELL
+        assert list(full_disk.iterdir()) == []
+        fill(full_disk)
+        assert report(database, Parts(home=full_disk)).failing == ("home",)
 
     def test_ends_with_the_gateway_whatever_hangs(
         self, database: Database, monkeypatch: pytest.MonkeyPatch

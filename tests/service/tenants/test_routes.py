@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -17,6 +19,10 @@ ADMINISTRATIVE = [
     ("POST", "/tenants/{tenant}/keys"),
     ("GET", "/tenants/{tenant}/keys"),
     ("GET", "/tenants/{tenant}/usage"),
+    ("POST", "/tenants/{tenant}/suspend"),
+    ("POST", "/tenants/{tenant}/resume"),
+    ("DELETE", "/tenants/{tenant}"),
+    ("GET", "/admin/audit"),
     ("DELETE", "/keys/{key}"),
     ("GET", "/metrics"),
 ]
@@ -76,6 +82,8 @@ class TestTenants:
             ({"name": ""}, "name"),
             ({"name": "x" * 129}, "name"),
             ({"name": "a\x00b"}, "name"),
+            ({"name": "a\u200bb"}, "name"),
+            ({"name": " "}, "name"),
             ({"name": 5}, "name"),
             ({"name": "x", "is_admin": "yes"}, "is_admin"),
             ({"name": "x", "max_queued": -1}, "max_queued"),
@@ -192,6 +200,138 @@ class TestKeys:
         assert problem_of(listed)["code"] == "not_found"
         answer = client.post("/tenants/ten_missing/keys", json={}, headers=admin.headers)
         assert problem_of(answer)["code"] == "not_found"
+
+    def test_expire(self, client, admin, alice):
+        path = f"/tenants/{alice.tenant_id}/keys"
+        end = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        key = client.post(path, json={"expires_at": end}, headers=admin.headers).json()
+        assert datetime.fromisoformat(key["expires_at"]) == datetime.fromisoformat(end)
+        for wrong, status, code in (
+            ("2020-01-01T00:00:00Z", 409, "key_invalid"),
+            ("2099-01-01T00:00:00", 422, "invalid_request"),  # in which zone?
+            ("soon", 422, "invalid_request"),
+        ):
+            answer = client.post(path, json={"expires_at": wrong}, headers=admin.headers)
+            problem = problem_of(answer)
+            assert (problem["status"], problem["code"]) == (status, code)
+            assert problem["param"] == "expires_at"
+
+
+class TestOwnKeys:
+    def test_are_listed_by_their_owner(self, client, alice, bob):
+        answer = client.get("/keys", headers=alice.headers)
+        assert [key["id"] for key in answer.json()["data"]] == [alice.key_id]
+        assert bob.key_id not in answer.text
+
+    def test_are_replaced_by_their_owner(self, client, alice):
+        path = f"/keys/{alice.key_id}/replace"
+        answer = client.post(path, json={"grace_seconds": 60}, headers=alice.headers)
+        assert answer.status_code == 201
+        new = {"Authorization": f"Bearer {answer.json()['secret']}"}
+        for headers in (alice.headers, new):  # both during the grace
+            assert client.get("/jobs", headers=headers).status_code == 200
+        assert client.post(path, json={}, headers=new).status_code == 201
+        assert client.get("/jobs", headers=alice.headers).status_code == 401
+        problem = problem_of(client.post(path, json={}, headers=new))
+        assert (problem["status"], problem["code"]) == (409, "key_invalid")
+
+    def test_of_another_tenant_are_not_there(self, client, admin, alice, bob):
+        path = f"/keys/{bob.key_id}/replace"
+        problem = problem_of(client.post(path, json={}, headers=alice.headers))
+        assert (problem["status"], problem["code"]) == (404, "not_found")
+        assert client.get("/jobs", headers=bob.headers).status_code == 200
+        assert client.post(path, json={}, headers=admin.headers).status_code == 201
+
+    @pytest.mark.parametrize("seconds", [-1, 10**9, "60", 1.5])
+    def test_a_wrong_grace_is_named(self, client, alice, seconds):
+        path = f"/keys/{alice.key_id}/replace"
+        answer = client.post(path, json={"grace_seconds": seconds}, headers=alice.headers)
+        assert problem_of(answer)["param"] == "grace_seconds"
+
+
+class TestSuspension:
+    def test_refuses_every_key_until_it_ends(self, client, admin, alice):
+        path = f"/tenants/{alice.tenant_id}"
+        tenant = client.post(f"{path}/suspend", headers=admin.headers).json()
+        assert tenant["suspended_at"].endswith("Z")
+        problem = problem_of(client.get("/jobs", headers=alice.headers))
+        assert (problem["status"], problem["code"]) == (403, "tenant_suspended")
+        assert client.post(f"{path}/resume", headers=admin.headers).json()["suspended_at"] is None
+        assert client.get("/jobs", headers=alice.headers).status_code == 200
+
+    def test_of_the_own_tenant_is_refused(self, client, admin):
+        path = f"/tenants/{admin.tenant_id}"
+        for method, url in (("POST", f"{path}/suspend"), ("DELETE", path)):
+            problem = problem_of(client.request(method, url, headers=admin.headers))
+            assert (problem["status"], problem["code"]) == (409, "own_tenant")
+        assert client.get("/tenants", headers=admin.headers).status_code == 200
+
+
+class TestDelete:
+    def test_takes_the_tenant_with_all_it_owns(self, client, database, admin, alice):
+        path = f"/tenants/{alice.tenant_id}"
+        dataset = add_dataset_row(database, alice)
+        assert client.delete(path, headers=admin.headers).status_code == 204
+        assert client.get(f"/datasets/{dataset}", headers=alice.headers).status_code == 401
+        assert problem_of(client.get(f"{path}/usage", headers=admin.headers))["status"] == 404
+        again = client.delete(path, headers=admin.headers)
+        assert problem_of(again)["code"] == "not_found"
+
+
+class TestAudit:
+    def test_says_who_did_what(self, client, database, admin, alice):
+        client.post("/tenants", json={"name": "search"}, headers=admin.headers)
+        client.patch(f"/tenants/{alice.tenant_id}", json={"max_queued": 9}, headers=admin.headers)
+        dataset = add_dataset_row(database, alice)
+        job = client.post("/jobs", json=job_spec(dataset), headers=alice.headers).json()["id"]
+        client.post(f"/jobs/{job}/cancel", headers=alice.headers)
+        client.delete(f"/jobs/{job}", headers=alice.headers)
+        client.delete(f"/datasets/{dataset}", headers=alice.headers)
+        client.post(f"/keys/{alice.key_id}/replace", json={}, headers=alice.headers)
+        client.delete(f"/keys/{alice.key_id}", headers=admin.headers)
+        client.post(f"/tenants/{alice.tenant_id}/suspend", headers=admin.headers)
+        answer = client.delete(f"/tenants/{alice.tenant_id}", headers=admin.headers)
+        listed = client.get("/admin/audit", headers=admin.headers).json()["data"][::-1]
+        assert [(event["action"], event["subject"]) for event in listed[1:]] == [
+            ("tenant.quotas_changed", alice.tenant_id),
+            ("job.cancelled", job),
+            ("job.deleted", job),
+            ("dataset.deleted", dataset),
+            ("key.replaced", alice.key_id),
+            ("key.revoked", alice.key_id),
+            ("tenant.suspended", alice.tenant_id),
+            ("tenant.deleted", alice.tenant_id),
+        ]
+        assert listed[0]["details"] == {"name": "search", "is_admin": False}
+        by_alice = {"tenant": alice.tenant_id, "key": alice.key_id}
+        assert by_alice.items() <= listed[2]["actor"].items()
+        assert listed[-1]["actor"]["request_id"] == answer.headers["x-request-id"]
+        assert "hifi_" not in json.dumps(listed)
+
+    def test_is_filtered_and_has_pages(self, client, admin, alice):
+        for _ in range(3):
+            client.patch(
+                f"/tenants/{alice.tenant_id}", json={"max_queued": 9}, headers=admin.headers
+            )
+        client.post("/tenants", json={"name": "search"}, headers=admin.headers)
+
+        def ask(**query):
+            return client.get("/admin/audit", params=query, headers=admin.headers).json()
+
+        page = ask(tenant=alice.tenant_id, limit=2)
+        assert (len(page["data"]), page["has_more"]) == (2, True)
+        rest = ask(tenant=alice.tenant_id, after=page["last_id"])
+        assert (len(rest["data"]), rest["has_more"]) == (1, False)
+        assert len(ask(action="tenant.created")["data"]) == 1
+        wrong = client.get("/admin/audit?action=x", headers=admin.headers)
+        assert problem_of(wrong)["param"] == "action"
+        wrong = client.get("/admin/audit?tenant=%00", headers=admin.headers)
+        assert (problem_of(wrong)["status"], problem_of(wrong)["param"]) == (404, "tenant")
+
+    def test_a_refused_action_leaves_no_trace(self, client, admin):
+        client.delete(f"/tenants/{admin.tenant_id}", headers=admin.headers)
+        client.post("/tenants", json={"name": ""}, headers=admin.headers)
+        assert client.get("/admin/audit", headers=admin.headers).json()["data"] == []
 
 
 class TestUsage:

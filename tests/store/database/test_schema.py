@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,14 +14,17 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from store.administration.audit import ON_THE_SERVER, record
 from store.database.connection import Database
 from store.database.schema import check, downgrade, upgrade
 from store.errors import SchemaError
 from store.states import JobStatus
 from store.tables import Base
 
+FIRST = "0001"
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _STAMP = {"created_at": NOW}
+FIRST = "0001"  # the revision whose columns the rows below have
 # A row of each kind, with the columns that the first revision has; owners come before the owned.
 ROWS: dict[str, dict[str, Any]] = {
     "tenants": {"id": "ten_a", "name": "a", "is_admin": False, **_STAMP},
@@ -155,8 +158,8 @@ class TestUpgrade:
         upgrade(empty_url)
         assert count_rows(empty_url)["jobs"] == 1
 
-    def test_keeps_the_rows_of_the_revision_before(self, empty_url: str):
-        upgrade(empty_url, "head-1")
+    def test_keeps_the_rows_of_the_first_revision(self, empty_url: str):
+        upgrade(empty_url, FIRST)
         add_rows(empty_url)
         upgrade(empty_url)
         assert differences(empty_url) == []
@@ -180,7 +183,7 @@ class TestUpgrade:
         assert differences(empty_url) == []
 
     def test_that_fails_leaves_everything_as_it_was(self, empty_url: str):
-        upgrade(empty_url, "head-1")
+        upgrade(empty_url, FIRST)
         database = Database(empty_url)
         with database.write() as session:
             session.execute(sa.text("CREATE TABLE counters (mine INTEGER)"))  # in 0002's way
@@ -194,6 +197,42 @@ class TestUpgrade:
         with pytest.raises(SchemaError, match="9999"):
             upgrade(empty_url, "9999")
 
+    def test_brings_the_names_of_tenants_into_one_form(self, empty_url: str):
+        upgrade(empty_url, FIRST)
+        names = ["a", " a ", "\uff41", "b\u200b", "\u200b", "b"]
+        database = Database(empty_url)
+        with database.write() as session:
+            for number, name in enumerate(names):
+                later = NOW + timedelta(seconds=number)
+                row = {"id": f"ten_{number}", "name": name, "is_admin": False, "created_at": later}
+                session.execute(sa.insert(Base.metadata.tables["tenants"]), row)
+        upgrade(empty_url)
+        with database.read() as session:
+            found = dict(session.execute(sa.text("SELECT id, name FROM tenants")).all())
+        database.close()
+        assert found == {
+            "ten_0": "a",
+            "ten_1": "a ten_1",
+            "ten_2": "a ten_2",
+            "ten_3": "b",
+            "ten_4": "ten_4",
+            "ten_5": "b ten_5",
+        }
+
+    @pytest.mark.parametrize("change", ["UPDATE audit_events SET action = 'x'", "DELETE"])
+    def test_lets_nobody_change_the_audit_trail(self, empty_url: str, change: str):
+        upgrade(empty_url)
+        database = Database(empty_url)
+        with database.write() as session:
+            record(session, ON_THE_SERVER, "key.created", tenant_id="ten_a", subject_id="key_a")
+        statement = "DELETE FROM audit_events" if change == "DELETE" else change
+        refused = pytest.raises(sa.exc.DBAPIError, match="audit trail cannot be changed")
+        with database.engine.connect() as connection, refused:
+            connection.execute(sa.text(statement))
+        with database.read() as session:
+            assert session.scalar(sa.text("SELECT action FROM audit_events")) == "key.created"
+        database.close()
+
 
 class TestDowngrade:
     def test_to_base_leaves_no_table(self, empty_url: str):
@@ -201,20 +240,20 @@ class TestDowngrade:
         downgrade(empty_url, "base")
         assert set(inspect(empty_url).get_table_names()) <= {"alembic_version"}
 
-    def test_by_one_keeps_the_rows_and_leads_back(self, empty_url: str):
+    def test_keeps_the_rows_and_leads_back(self, empty_url: str):
         upgrade(empty_url)
         add_rows_of_now(empty_url)
-        checks = checks_of(empty_url)
+        checks, indexes = checks_of(empty_url), where_of(empty_url)
         downgrade(empty_url, "-1")
         assert set(count_rows(empty_url).values()) == {1}
-        assert checks_of(empty_url) == checks
+        assert (checks_of(empty_url), where_of(empty_url)) == (checks, indexes)
         upgrade(empty_url)
         assert differences(empty_url) == []
         assert set(count_rows(empty_url).values()) == {1}
 
 
 def add_rows_of_now(url: str) -> None:
-    downgrade(url, "-1")
+    downgrade(url, FIRST)
     add_rows(url)
     upgrade(url)
 
@@ -237,7 +276,7 @@ class TestCheck:
 
     def test_refuses_an_older_revision_and_takes_the_newest(self, empty_url: str):
         database = Database(empty_url)
-        upgrade(empty_url, "head-1")
+        upgrade(empty_url, FIRST)
         with pytest.raises(SchemaError, match="is at revision 0001"):
             check(database)
         upgrade(empty_url)

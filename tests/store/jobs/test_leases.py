@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,14 +13,16 @@ import sqlalchemy as sa
 
 from store.database.connection import database_now
 from store.errors import IllegalTransitionError, LeaseLostError
+from store.jobs import leases
 from store.jobs.actions import cancel, get_job, list_artifacts, list_events, pause
 from store.jobs.leases import Lease, Progress
 from store.jobs.life import WorkEvent
 from store.jobs.reconciler import take_back_expired
 from store.states import JobStatus
 from store.storage import Blob
-from store.tables import Job
-from tests.store.queues import add_job, add_tenant, claimed
+from store.tables import Job, Tenant
+from store.tenants import lock_tenant
+from tests.store.queues import add_job, add_tenant, claimed, wait_for_a_waiting_transaction
 
 if TYPE_CHECKING:
     from store.database.connection import Database
@@ -47,6 +51,19 @@ def messages(database: Database, job: Job) -> list[tuple[int, str]]:
     with database.read() as session:
         events, _ = list_events(session, job, limit=100)
         return [(event.number, event.message) for event in events]
+
+
+class TestWarnings:
+    def test_of_the_worker_replace_those_of_the_gateway(self, database, tenant):
+        known = {"code": "many_classes", "message": "many", "param": "task.label"}
+        add_job(database, tenant, warnings=[known])
+        job, lease = claimed(database)
+        assert load(database, tenant, job.id).warnings == [known]
+        found = [known, {"code": "task_head_replaced", "message": "new", "param": "model"}]
+        lease.keep_warnings(found)
+        assert load(database, tenant, job.id).warnings == found
+        lease.keep_warnings([])
+        assert load(database, tenant, job.id).warnings == []
 
 
 class TestReport:
@@ -100,6 +117,17 @@ class TestEnds:
         with database.read() as session:
             (artifact,) = list_artifacts(session, job)
         assert (artifact.encoding, artifact.sha256, artifact.bytes) == ("int8", BLOB.sha256, 10)
+
+    def test_success_does_not_hold_the_job_while_it_waits_for_the_tenant(self, database, tenant):
+        """The one that deletes the tenant holds that, and then cancels the job."""
+        job_id, lease = training(database, tenant)
+        with ThreadPoolExecutor(1) as pool:
+            with database.write() as session:
+                lock_tenant(session, tenant)
+                ending = pool.submit(lease.succeed, result={}, artifacts={"float32": BLOB})
+                wait_for_a_waiting_transaction(database)
+                cancel(session, tenant, job_id)
+            assert ending.result() is JobStatus.CANCELLED
 
     def test_failure_says_why(self, database, tenant):
         job_id, lease = training(database, tenant)
@@ -245,6 +273,72 @@ class TestRenewal:
         call(lease)
         left = load(database, tenant, job_id).lease_until - soon
         assert left > timedelta(seconds=50)
+
+
+class TestTime:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        clock = SimpleNamespace(now=100.0)
+        monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        return clock
+
+    def test_is_added_up_with_every_call_and_over_claims(self, database, tenant, clock):
+        job_id, lease = training(database, tenant)
+        clock.now += 5
+        lease.report(Progress(step=1))
+        assert load(database, tenant, job_id).ran_seconds == 5
+        clock.now += 2
+        lease.hand_back(message="x")
+        clock.now += 1000  # in the queue
+        job, lease = claimed(database)
+        assert job.ran_seconds == 7
+        clock.now += 1
+        lease.fail(code="x", message="x")
+        assert load(database, tenant, job_id).ran_seconds == 8
+
+    def test_of_a_lost_worker_counts_to_its_last_sign_of_life(self, database, tenant, clock):
+        job_id, lease = training(database, tenant)
+        clock.now += 5
+        lease.report(Progress(step=1))
+        clock.now += 9999
+        with database.write() as session:
+            past = database_now(session) - timedelta(seconds=1)
+            session.execute(sa.update(Job).values(lease_until=past))
+        take_back_expired(database, before=datetime.now(UTC))
+        with pytest.raises(LeaseLostError):
+            lease.report(Progress(step=2))
+        assert load(database, tenant, job_id).ran_seconds == 5
+
+
+class TestEndOfTurn:
+    def test_puts_the_tenant_behind_those_that_wait(self, database, tenant):
+        job_id, lease = training(database, tenant)
+        other = add_tenant(database, "b")
+        other_job = add_job(database, other)
+        first, second = claimed(database)
+        second.advance(JobStatus.TRAINING, message="")
+        second.succeed(result={}, artifacts={})
+        assert first.id == other_job
+        add_job(database, other)  # its last claim is newer than that of the first tenant
+        assert lease.end_turn(message="its turn is over") is JobStatus.QUEUED
+        assert load(database, tenant, job_id).attempt == 1
+        assert [claimed(database)[0].tenant_id for _ in range(2)] == [other, tenant]
+
+    def test_stops_a_job_that_is_to_stop(self, database, tenant):
+        job_id, lease = training(database, tenant)
+        with database.write() as session:
+            cancel(session, tenant, job_id)
+        assert lease.end_turn(message="x") is JobStatus.CANCELLED
+
+    def test_of_a_lost_job_changes_nothing(self, database, tenant):
+        _, lease = training(database, tenant)
+        with database.write() as session:
+            session.execute(sa.update(Job).values(fence=Job.fence + 1))
+            before = session.scalars(sa.select(Tenant.last_claim_at)).one()
+        with pytest.raises(LeaseLostError):
+            lease.end_turn(message="x")
+        with database.read() as session:
+            assert session.scalars(sa.select(Tenant.last_claim_at)).one() == before
 
 
 class TestCrash:

@@ -224,6 +224,23 @@ class TestTokens:
         assert renew_tokens(database) == 1
 
 
+class TestRounds:
+    def test_without_anything_to_do_lock_nothing(
+        self, database, tenant, monkeypatch: pytest.MonkeyPatch
+    ):
+        see_workers(database, 0)
+        for _ in range(2):
+            add_job(database, tenant)
+        claimed(database)
+
+        def refuse(_: Database) -> None:
+            raise AssertionError("a write transaction was opened")
+
+        monkeypatch.setattr(Database, "write", refuse)
+        assert take_back(database) == 0
+        assert renew_tokens(database) == 0
+
+
 class TestWorkers:
     def test_one_not_seen_for_a_day_is_forgotten(self, database):
         see_workers(database, 0, 23 * 3600, 25 * 3600)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hifi.data.task_types import PLANNED, task_types
 from store.jobs.spec import HubDataset, JobSpec
 
 LEAST: dict[str, Any] = {"model": "all-MiniLM-L6-v2", "dataset": "ds_1"}
@@ -23,7 +24,9 @@ STORED: dict[str, Any] = {
         "image": None,
         "metric": "f1",
     },
+    "score": "pagerank",
     "k": 3,
+    "budget": None,
     "xi": 0.9,
     "d": 0.85,
     "n_samples": 300,
@@ -39,6 +42,8 @@ STORED: dict[str, Any] = {
         "seed": 0,
         "precision": "auto",
         "early_stopping_patience": None,
+        "head_start": "auto",
+        "max_seconds": None,
     },
     "name": None,
     "metadata": {"team": "search"},
@@ -52,12 +57,13 @@ def parse(**changes: Any) -> JobSpec:
 class TestDefaults:
     def test_model_and_data_set_are_enough(self):
         spec = parse()
-        assert (spec.k, spec.damping, spec.strategy, spec.teleport) == (
-            3,
+        assert (spec.score, spec.damping, spec.strategy, spec.teleport) == (
+            "pagerank",
             0.85,
             "layer-wise",
             "information",
         )
+        assert (spec.k, spec.budget, spec.allotment.k) == (None, None, 3)
         assert (spec.xi, spec.n_samples, spec.metadata) == (None, None, {})
         assert spec.training.model_dump() == STORED["training"]
 
@@ -66,9 +72,13 @@ class TestStorage:
     def test_a_stored_spec_is_read_back_unchanged(self):
         assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
 
+    def test_a_spec_of_before_there_were_scores_means_the_papers(self):
+        old = {name: value for name, value in STORED.items() if name not in ("score", "budget")}
+        assert JobSpec.model_validate(old).model_dump(mode="json") == STORED
+
     def test_starts_with_model_data_set_and_task(self):
         shown = JobSpec.model_validate(STORED).model_dump(mode="json")
-        assert list(shown)[:4] == ["model", "dataset", "task", "k"]
+        assert list(shown)[:4] == ["model", "dataset", "task", "score"]
 
 
 class TestSpellings:
@@ -95,7 +105,9 @@ class TestRefusals:
         [
             ("model", ["", 5, None, "a\x00", "x" * 257]),
             ("dataset", ["", 5, None, {}, {"hub": ""}, {"hub": "a", "x": 1}]),
-            ("k", [0, -1, 1.0, "3", True, None, 10**30]),
+            ("k", [0, -1, 1.0, "3", True, 10**30]),
+            ("budget", [0, -1, 1.0, "3", True, 10**30]),
+            ("score", ["best", 1, None]),
             ("xi", [0, 1, -0.1, "0.9", True]),
             ("d", [-0.1, 1, "0.9", None]),
             ("n_samples", [0, 1.5, True]),
@@ -113,6 +125,19 @@ class TestRefusals:
             with pytest.raises(ValidationError) as caught:
                 parse(**{field: value})
             assert caught.value.errors()[0]["loc"][0] == field
+
+    def test_of_a_task_type_offer_only_supported_ones(self):
+        with pytest.raises(ValidationError) as caught:
+            parse(task={"type": "clasification"})
+        [error] = caught.value.errors()
+        offered = "'classification', 'regression' or 'image-classification'"
+        assert error["msg"] == f"Input should be {offered}"
+        names = [each.name for each in task_types()]
+        schema = JobSpec.model_json_schema()["$defs"]["TaskFields"]["properties"]["type"]
+        assert schema["anyOf"][0]["enum"] == names
+
+    def test_leave_planned_task_types_to_the_task(self):
+        assert [parse(task={"type": name}).task.type for name in PLANNED] == list(PLANNED)
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
     def test_a_non_finite_number(self, number: str):

@@ -73,6 +73,11 @@ class TestFailures:
                 RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
                 *("out_of_memory", "training.batch_size", True),
             ),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+                *("out_of_memory", "training.batch_size", True),
+            ),
+            (RuntimeError("shapes cannot be multiplied"), "internal_error", None, False),
             (ZeroDivisionError(ROW), "internal_error", None, False),
             (OSError(errno.EIO, "I/O error"), "internal_error", None, False),
         ],

@@ -55,6 +55,10 @@ class TestCounts:
     def test_on_the_real_backbone(self, rows: list[dict], labels: int, minilm_path: Path):
         check(minilm_path, rows, labels=labels, k=3)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_of_a_backbone_in_half_precision(self, dtype: torch.dtype, tmp_path: Path):
+        check(save_text_model(tmp_path, dtype=dtype), THREE_CLASSES, labels=3)
+
     def test_with_a_pooler_that_the_checkpoint_lacks(self, tmp_path: Path):
         model = save_text_model(tmp_path)
         tf.BertModel.from_pretrained(model, add_pooling_layer=False).save_pretrained(model)

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from store.jobs.spec import JobSpec
+from tests.hifi.data.files import jsonl
 from tests.tiny_tasks import save_text_model
 from tests.waiting import eventually, patience, within
 from tests.worker.scripted_engine import nowhere_job
@@ -24,11 +27,13 @@ from worker.engine.messages import (
     Failed,
     Message,
     Ready,
+    RunJob,
 )
 
 pytestmark = pytest.mark.process
 
 SECONDS = 120.0
+MEMORY = 1 << 30  # torch and transformers take half of it
 _WORKER = """
 import os, sys, time
 from worker.engine.handle import EngineProcess
@@ -60,6 +65,24 @@ def engine(running: EngineProcess) -> EngineProcess:
     if not running.is_ready:
         running.wait_until_ready()
     return running
+
+
+def huge_job(run: str, *, model: Path, data: dict[str, str], folder: Path) -> RunJob:
+    """Return a job whose steps need gigabytes."""
+    training = {"batch_size": 512, "max_length": 1024, "precision": "float32"}
+    spec = {"model": "m", "dataset": "ds_1", "k": 1, "n_samples": 8, "training": training}
+    return RunJob(
+        run=run,
+        spec=JobSpec.model_validate(spec),
+        data=data,
+        model=str(model),
+        revision=None,
+        device="cpu",
+        checkpoints=str(folder / "checkpoints"),
+        checkpoint_seconds=60.0,
+        max_seconds=3600.0,
+        output=str(folder / "output"),
+    )
 
 
 def hear(engine: EngineProcess) -> Message:
@@ -109,6 +132,37 @@ class TestCommands:
         assert engine.receive(timeout=0.1) is None
 
 
+class TestStart:
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    def test_loads_what_a_first_description_needs(self):
+        engine = EngineProcess(device="cpu", environment=environment())
+        engine.start()
+        try:
+            engine.wait_until_ready()
+            assert "/sklearn/" in Path(f"/proc/{engine.pid}/maps").read_text()
+        finally:
+            engine.kill()
+
+
+class TestNiceness:
+    def test_is_added_only_once_it_is_ready(self):
+        engine = EngineProcess(device="cpu", environment=environment(), niceness=3)
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        engine.start()
+        try:
+            assert engine.pid is not None
+            assert os.getpriority(os.PRIO_PROCESS, engine.pid) == mine
+            engine.wait_until_ready()
+            assert os.getpriority(os.PRIO_PROCESS, engine.pid) == mine + 3
+        finally:
+            engine.kill()
+
+    def test_is_that_of_the_worker_unless_given(self, engine: EngineProcess):
+        assert engine.pid is not None
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, engine.pid) == mine
+
+
 class TestDeath:
     def test_is_detected_and_reported_with_its_cause(self, engine: EngineProcess):
         assert engine.pid is not None
@@ -139,6 +193,28 @@ class TestDeath:
         engine.wait_until_ready()
         assert engine.pid != before
 
+    def test_a_device_that_is_not_there_is_named(self):
+        engine = EngineProcess(device="cuda:7", environment=environment())
+        engine.start()
+        with pytest.raises(EngineDiedError, match=r"the engine cannot start: .*cuda:7"):
+            engine.wait_until_ready()
+        engine.kill()
+
+    def test_one_that_does_not_end_is_not_taken_for_killed(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        program = tmp_path / "engine"
+        program.write_text("#!/bin/sh\nexec sleep 600 >&-\n")
+        program.chmod(0o700)
+        monkeypatch.setattr(module, "_DYING_SECONDS", 0.05)
+        monkeypatch.setattr(module, "sys", SimpleNamespace(executable=str(program)))
+        engine = EngineProcess(device="cpu", environment=environment())
+        engine.start()
+        with pytest.raises(EngineDiedError, match="did not end within") as caught:
+            engine.wait_until_ready()
+        assert "SIGKILL" not in str(caught.value)
+        engine.kill()
+
     def test_a_failed_start_is_reported(self, monkeypatch: pytest.MonkeyPatch):
         broken = {**environment(), "PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}
         engine = EngineProcess(device="cpu", environment=broken)
@@ -152,6 +228,27 @@ class TestDeath:
         with pytest.raises(EngineDiedError, match="not ready"):
             late.wait_until_ready()
         assert late.pid is None
+
+
+class TestMemory:
+    def test_a_job_beyond_the_limit_fails_with_it_and_the_engine_goes_on(self, tmp_path: Path):
+        save_text_model(tmp_path / "model", max_position_embeddings=1024)
+        rows = [{"text": "word " * 1000, "label": row % 2} for row in range(512)]
+        data = {"train": str(jsonl(tmp_path / "train.jsonl", rows))}
+        engine = EngineProcess(device="cpu", environment=environment(), memory=MEMORY)
+        engine.start()
+        try:
+            engine.wait_until_ready()
+            pid = engine.pid
+            for run in ("first", "second"):
+                engine.send(huge_job(run, model=tmp_path / "model", data=data, folder=tmp_path))
+                last = hear_out(engine, run)
+                assert (last.code, last.is_lasting) == ("out_of_memory", True), last.text
+                assert f"{MEMORY} bytes" in last.text
+            assert (engine.pid, engine.jobs) == (pid, 2)
+        finally:
+            engine.kill()
+        assert engine.jobs == 0
 
 
 class TestEnd:

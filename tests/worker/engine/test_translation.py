@@ -13,7 +13,7 @@ from hifi import finetune
 from hifi.data.settings import Hyperparameters, Scoring, Setting, declared
 from hifi.data.spec import TaskSpec
 from service.cli import job_spec
-from store.jobs.spec import HubDataset, JobSpec
+from store.jobs.spec import HubDataset, JobSpec, spec_field
 from tests.worker.scripted_engine import SELECTION
 from worker.engine.messages import EngineEvent
 from worker.engine.translation import (
@@ -22,7 +22,6 @@ from worker.engine.translation import (
     heads_document,
     hub_data,
     is_reported_step,
-    spec_field,
 )
 
 SPEC = {
@@ -45,6 +44,7 @@ SPEC = {
         "seed": 7,
         "precision": "float32",
         "early_stopping_patience": 2,
+        "head_start": "random",
     },
 }
 
@@ -124,6 +124,12 @@ class TestHeads:
         assert whole["layers"] == SELECTION["layers"]
         assert (whole["object"], whole["job"], whole["model"]) == ("job.heads", "job_1", "minilm")
         assert (whole["num_heads"], whole["head_dim"]) == (2, 4)
+
+    def test_name_another_score_with_its_values(self):
+        layers = [{**SELECTION["layers"][0], "values": [3.0, 5.0]}]
+        changes = {"score": "gradient", "k": None, "budget": 1, "layers": layers}
+        _, whole = heads_document({**SELECTION, **changes}, job_id="job_1", model="minilm")
+        assert {name: whole[name] for name in changes} == changes
 
 
 @pytest.mark.parametrize(("total", "told"), [(1, 1), (50, 50), (101, 52), (1000, 101), (7777, 101)])

@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hifi.cli import main
 from hifi.deltas.delta import HeadDelta
+from store.resources.turns import Turns
 from store.settings import Settings
 from tests.tiny_deltas import save_bare_backbone
-from tests.waiting import patience
+from tests.waiting import eventually, patience
 from worker.inference import app as module
 from worker.inference import merging
 from worker.inference.app import MAX_REQUESTS, build_app
@@ -28,6 +29,8 @@ from worker.inference.executor import Executor
 
 if TYPE_CHECKING:
     from tests.worker.inference.conftest import Home
+
+MOST_EACH = MAX_REQUESTS // 2  # of one tenant that is alone
 
 
 def unpack(content: bytes) -> dict[str, bytes]:
@@ -189,6 +192,17 @@ class TestRefusals:
         check_problem(client.post("/merged", json=order), 503, "disk_full")
         assert home.left_behind == []
 
+    def test_a_model_beyond_the_memory(
+        self, client: TestClient, order: dict, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fail(*_: Any, **__: Any) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(merging, "write_merged_model", fail)
+            check_problem(client.post("/merged", json=order), 503, "out_of_memory")
+        assert client.post("/merged", json=order).status_code == 200
+
     def test_an_unexpected_error(
         self, client: TestClient, order: dict, monkeypatch: pytest.MonkeyPatch
     ):
@@ -318,7 +332,7 @@ class TestTurns:
             def ask() -> None:
                 statuses.append(client.post("/merged", json=order).status_code)
 
-            threads = [threading.Thread(target=ask) for _ in range(MAX_REQUESTS + 2)]
+            threads = [threading.Thread(target=ask) for _ in range(MOST_EACH + 2)]
             for thread in threads:
                 thread.start()
             while len(statuses) < 2:
@@ -331,9 +345,48 @@ class TestTurns:
             gate.set()
             for thread in threads:
                 thread.join()
-            assert sorted(statuses) == [200] * MAX_REQUESTS + [429, 429]
+            assert sorted(statuses) == [200] * MOST_EACH + [429, 429]
             assert most == 1
             assert client.post("/merged", json=order).status_code == 200
+
+    def test_one_tenant_leaves_room_and_turns_for_others(
+        self, home: Home, order: dict, delta_file: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        gate, begun = threading.Event(), []
+        whole = module.merge
+
+        def slow(asked: Any, **kwargs: Any) -> tuple[Path, int]:
+            begun.append(asked.tenant)
+            gate.wait(patience(30))
+            return whole(asked, **kwargs)
+
+        async def take(self: Turns, tenant: str) -> None:
+            asking.append(tenant)
+            await wait(self, tenant)
+
+        asking: list[str] = []
+        wait = Turns.take
+        monkeypatch.setattr(Turns, "take", take)
+        monkeypatch.setattr(module, "merge", slow)
+        sha256 = home.put(delta_file, tenant="ten_2")
+        statuses: list[int] = []
+        with TestClient(build_app(home.settings)) as client:
+
+            def ask(asked: dict) -> threading.Thread:
+                post = lambda: statuses.append(client.post("/merged", json=asked).status_code)  # noqa: E731
+                thread = threading.Thread(target=post)
+                thread.start()
+                return thread
+
+            threads = [ask(order) for _ in range(MOST_EACH + 1)]
+            eventually(lambda: statuses == [429])
+            threads.append(ask({**order, "tenant": "ten_2", "sha256": sha256}))
+            eventually(lambda: "ten_2" in asking)
+            gate.set()
+            for thread in threads:
+                thread.join()
+        assert sorted(statuses) == [200] * (MOST_EACH + 1) + [429]
+        assert begun.index("ten_2") <= 2  # the tenant that waited before it had one more turn
 
     def test_a_refusal_frees_its_place(self, client: TestClient, order: dict):
         for _ in range(MAX_REQUESTS + 1):

@@ -49,10 +49,12 @@ class Bench:
     def __init__(self, folder: Path, *, count: int, device_bytes: int = 1 << 30) -> None:
         source = resolve_model(folder)
         bare = load_bare_backbone(source, device=torch.device("cpu"))
-        self.backbone = ServedBackbone(source, bare.model, fingerprint=bare.fingerprint)
+        self.backbone = ServedBackbone(source, bare.model, fingerprint=bare.fingerprint, stamp="")
         self.tuned: list[Tuned] = [tune(folder, seed=seed) for seed in range(count)]
         self.loaded: list[LoadedDelta] = [self.backbone.load(each.delta) for each in self.tuned]
-        self.scheduler: Scheduler[Work] = Scheduler(max_tokens=4096, max_wait_seconds=0.0)
+        self.scheduler: Scheduler[Work] = Scheduler(
+            max_tokens=4096, tenant_tokens=4096, max_wait_seconds=0.0
+        )
         self.tier = DeviceTier(device_bytes)
         self.passes: list[tuple[int, int]] = []
         self.ends: list[int] = []

@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from store.errors import ProblemError
+from store.resources import turns
 from tests.worker.inference.asking import ask, body, measured, predict
 from tests.worker.inference.conftest import order_of
 from tests.worker.inference.test_app import check_problem
 from tests.worker.inference.tuned import Tuned, tune
-from worker.inference import predictions
 from worker.inference.app import build_app
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TestMetrics:
     def test_count_refused_requests(
         self, client: TestClient, home: Home, tasks: dict[str, Tuned], monkeypatch
     ):
-        monkeypatch.setattr(predictions.Places, "take", _refuse)
+        monkeypatch.setattr(turns.Places, "take", _refuse)
         items = [(0, TEXT)] * 3
         response = client.post("/predict", json=body([home.order(tasks["two"])], items))
         check_problem(response, 429, "too_many_requests")

@@ -13,12 +13,14 @@ import pytest
 
 from hifi.serving.bank import HeadBank
 from store.errors import ArtifactStorageError, ProblemError
+from store.resources.turns import Places
 from store.storage import ArtifactStorage
 from tests.tiny_deltas import save_bare_backbone
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 from tests.worker.inference.asking import (
     TEXT,
     UNDER_WAY,
+    WAIT,
     WAITING,
     Background,
     Gate,
@@ -34,15 +36,37 @@ from tests.worker.inference.asking import (
 )
 from tests.worker.inference.conftest import order_of
 from tests.worker.inference.test_app import check_problem
-from tests.worker.inference.tuned import Tuned, image
+from tests.worker.inference.tuned import Tuned, image, tune
 from worker.inference import executor, predictions
 from worker.inference.executor import NotPlacedError
-from worker.inference.predictions import Places
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
     from tests.worker.inference.conftest import Home
+
+
+class TestNewBackbones:
+    def test_one_that_is_copied_later_is_served(self, client: TestClient, home: Home):
+        folder = home.settings.models / "later"
+        other = save_bare_backbone(folder, seed=3)
+        tuned = tune(other, seed=9)
+        (answer,) = ask(client, home.order(tuned), TEXT, timeout_seconds=patience(WAIT))
+        tuned.check(answer, TEXT)
+
+    def test_changed_weights_are_loaded_for_the_deltas_that_were_tuned_on_them(
+        self, client: TestClient, home: Home, tasks: dict[str, Tuned]
+    ):
+        old = home.order(tasks["two"])
+        assert codes(ask(client, old, TEXT)) == [None]
+        folder = save_bare_backbone(home.settings.models / "tiny-bert", seed=3)
+        assert codes(ask(client, old, TEXT)) == [None]  # nothing asked for the new weights yet
+        tuned = tune(folder, seed=9)
+        (answer,) = ask(client, home.order(tuned), TEXT)
+        tuned.check(answer, TEXT)
+        assert codes(ask(client, old, TEXT)) == ["backbone_mismatch"]
+        (answer,) = ask(client, home.order(tuned), TEXT)
+        tuned.check(answer, TEXT)
 
 
 class TestErrors:
@@ -339,7 +363,7 @@ class TestLoading:
 
 class TestPlaces:
     def test_one_tenant_leaves_places_for_others(self):
-        places = Places(10)
+        places = Places(10, what="inputs in flight")
         with places.take({"a": 5}):
             assert len(places) == 5
             for wanted in ({"a": 1}, {"b": 6}, {"b": 3}, {"b": 2, "c": 2}):
@@ -353,7 +377,7 @@ class TestPlaces:
         assert len(places) == 0
 
     def test_are_always_freed_and_no_tenant_is_remembered(self):
-        places = Places(10)
+        places = Places(10, what="inputs in flight")
         for number in range(100):
             with pytest.raises(RuntimeError), places.take({f"t{number}": 5}):
                 raise RuntimeError
@@ -396,3 +420,34 @@ class TestChunks:
         small = {number: {"text": "a", "text_pair": "b"} for number in range(7, 99)}
         chunks = list(predictions._chunks({**texts, **images, **small}))
         assert chunks == [[0, 1], [2, 3], [4], [5], [6], list(range(7, 99))]
+
+
+class TestImages:
+    def test_few_are_decoded_before_they_are_computed(
+        self, home: Home, tasks: dict[str, Tuned], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(predictions, "_IMAGES", 2)
+        monkeypatch.setattr(predictions, "_IMAGES_AT_ONCE_EACH", 2)
+        encoded: list[int] = []
+        read = predictions._read
+        monkeypatch.setattr(
+            predictions,
+            "_read",
+            lambda delta, inputs, **how: encoded.append(len(inputs)) or read(delta, inputs, **how),
+        )
+        order, other = (home.order(tasks["image"], tenant=name) for name in ("ten_1", "ten_2"))
+        given = [{"image": image(seed)} for seed in range(7)]
+        with serve(home) as client:
+            gate.open.clear()
+            asked = [Background(lambda: ask(client, order, *given)) for _ in range(3)]
+            eventually(lambda: sum(encoded) == 4)
+            eventually(lambda: measured(client)[UNDER_WAY] == 21)
+            neighbour = Background(lambda: ask(client, other, given[0]))
+            eventually(lambda: sum(encoded) == 5)
+            gate.open.set()
+            for answers in (each.result() for each in asked):
+                for answer, each in zip(answers, given, strict=True):
+                    tasks["image"].check(answer, each)
+            tasks["image"].check(neighbour.result()[0], given[0])
+            assert sum(encoded) == 22
+            check_idle(client)

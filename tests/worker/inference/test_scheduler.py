@@ -32,8 +32,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def scheduler_with(clock: Clock, *, wait: float = 0.0, tokens: int = TOKENS) -> Scheduler[object]:
-    return Scheduler(max_tokens=tokens, max_wait_seconds=wait, clock=clock)
+def scheduler_with(
+    clock: Clock, *, wait: float = 0.0, tokens: int = TOKENS, each: int | None = None
+) -> Scheduler[object]:
+    return Scheduler(
+        max_tokens=tokens, tenant_tokens=each or tokens, max_wait_seconds=wait, clock=clock
+    )
 
 
 def tickets(
@@ -72,7 +76,9 @@ class TestWhen:
         assert len(scheduler.take()) == 5
 
     def test_the_wait_ends_by_the_real_clock(self):
-        scheduler: Scheduler[object] = Scheduler(max_tokens=TOKENS, max_wait_seconds=0.05)
+        scheduler: Scheduler[object] = Scheduler(
+            max_tokens=TOKENS, tenant_tokens=TOKENS, max_wait_seconds=0.05
+        )
         started = time.monotonic()
         scheduler.add(tickets(1))
         assert len(scheduler.take()) == 1
@@ -347,7 +353,9 @@ class TestWhateverComes:
         assert Counter(map(id, taken)) == Counter(i for i in map(id, came) if i not in withdrawn)
 
     def test_from_many_threads(self):
-        scheduler: Scheduler[object] = Scheduler(max_tokens=TOKENS, max_wait_seconds=0.0)
+        scheduler: Scheduler[object] = Scheduler(
+            max_tokens=TOKENS, tenant_tokens=TOKENS, max_wait_seconds=0.0
+        )
         taken: list[Ticket[object]] = []
 
         def work() -> None:
@@ -371,3 +379,49 @@ class TestWhateverComes:
         for thread in takers:
             thread.join(patience(10))
         assert Counter(map(id, taken)) == Counter(id(t) for mine in sent for t in mine)
+
+
+class TestNeighbours:
+    """While there are other tenants, none fills a batch alone."""
+
+    def test_one_that_is_alone_fills_batches(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=20)
+        scheduler.add(tickets(20))
+        assert [len(batch) for batch in drain(scheduler)] == [10, 10]
+
+    def test_one_next_to_another_gets_small_ones(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=20)
+        scheduler.add(tickets(1, tenant="b"))
+        scheduler.take()
+        scheduler.add(tickets(10))
+        assert [len(batch) for batch in drain(scheduler)] == [2] * 5
+        clock.now += 11.0  # the other has gone
+        scheduler.add(tickets(10))
+        assert [len(batch) for batch in drain(scheduler)] == [10]
+
+    def test_several_fill_a_batch_together(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=20)
+        for tenant in "abcde":
+            scheduler.add(tickets(10, tenant=tenant))
+        assert tenants_of(scheduler.take()) == dict.fromkeys("abcde", 2)
+
+    def test_a_longer_sample_is_computed_all_the_same(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=20)
+        scheduler.add(tickets(1, tenant="b"))
+        scheduler.add(tickets(2, length=90))
+        assert sum(map(len, drain(scheduler))) == 3
+
+    def test_a_new_sample_waits_for_few_small_batches(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=20)
+        scheduler.add(tickets(1, tenant="b"))
+        scheduler.add(tickets(1000, length=20))
+        waited = []
+        for _ in range(30):
+            scheduler.take()  # is computed when the sample comes
+            clock.now += 1.0
+            scheduler.add(tickets(1, tenant="b", length=3))
+            waited.append(0)
+            while "b" not in tenants_of(batch := scheduler.take()):
+                waited[-1] += sum(ticket.length for ticket in batch)
+        assert max(waited) <= 40
+        assert waited.count(0) >= 25  # every eighth batch is that of the oldest sample

@@ -98,7 +98,7 @@ class TestListen:
         with listen("http://127.0.0.1:0") as listener:
             port = listener.getsockname()[1]
             url = f"http://127.0.0.1:{port}"
-            with pytest.raises(SettingsError, match=f"cannot listen on .*:{port}: "), listen(url):
+            with pytest.raises(SettingsError, match=f"cannot listen on .*:{port} "), listen(url):
                 pass
 
     @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ class TestListen:
         ],
     )
     def test_nowhere_else(self, url: str):
-        with pytest.raises(SettingsError, match="HIFI_INFER_URL="), listen(url):
+        with pytest.raises(SettingsError, match="HIFI_INFER_LISTEN"), listen(url):
             pass
 
 
@@ -210,12 +210,25 @@ class TestCommand:
     def test_reports_wrong_settings(
         self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ):
+        home.settings.home.chmod(0o700)
         monkeypatch.setenv("HIFI_HOME", str(home.settings.home))
         monkeypatch.setenv("HIFI_INFER_URL", "unix://nowhere")
         monkeypatch.setattr(logs, "configure_logging", lambda *_, **__: None)  # it is the process's
         monkeypatch.setenv(KERNELS, "16")
         assert main(["infer"]) == 1
-        assert "cannot listen on HIFI_INFER_URL=unix://nowhere" in capsys.readouterr().err
+        assert (
+            "cannot listen on unix://nowhere (HIFI_INFER_LISTEN, or HIFI_INFER_URL)"
+            in capsys.readouterr().err
+        )
+
+    def test_listens_where_its_argument_says(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HIFI_INFER_URL", "http://127.0.0.1:1,http://127.0.0.1:2")
+        monkeypatch.setenv("HIFI_INFER_LISTEN", "")  # so that what follows is undone
+        monkeypatch.setattr(logs, "configure_logging", lambda *_, **__: None)
+        seen = []
+        monkeypatch.setattr(server, "run_inference", lambda it: seen.append(it.own_infer_url()))
+        assert main(["infer", "--listen", "http://127.0.0.1:2"]) == 0
+        assert seen == ["http://127.0.0.1:2"]
 
     @pytest.mark.parametrize(("given", "kept"), [(None, "16"), ("512", "512")])
     def test_caches_few_kernels_by_default(

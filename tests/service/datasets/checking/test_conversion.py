@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -19,17 +20,17 @@ import pytest
 from hifi.data.splits import load_split
 from service.datasets.checking import conversion
 from service.datasets.checking.conversion import ConvertedDataset, convert
-from service.datasets.checking.errors import DatasetInvalidError
+from service.datasets.checking.errors import DatasetInvalidError, UploadTooSlowError
 from service.datasets.checking.exchange import Limits, UploadedFile
 from store.errors import ArtifactStorageError
 from tests.hifi.data.files import jsonl, write
 from tests.root import ROOT
 from tests.tiny_tasks import text_rows
-from tests.waiting import eventually, within
+from tests.waiting import eventually, eventually_async, within
 
 pytestmark = pytest.mark.process
 
-LIMITS = Limits(seconds=60)
+LIMITS = Limits(seconds=60, memory=1 << 30)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def upload(
         else UploadedFile(path=file, filename=file.name)
         for split, file in files.items()
     }
-    return convert(given, folder=folder, limits=limits)
+    return asyncio.run(convert(given, folder=folder, limits=limits))
 
 
 def refusal_of(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> DatasetInvalidError:
@@ -115,10 +116,26 @@ class TestSplits:
     ):
         path = write(tmp_path / "upload-1", "text,label\na,1\nb,0\n")
         with pytest.raises(
-            DatasetInvalidError, match=r"\.jsonl, \.csv, \.tsv, \.parquet"
+            DatasetInvalidError, match=r"'.*' must end in one of \.jsonl, \.csv, \.tsv, \.parquet"
         ) as caught:
             upload(folder, train=UploadedFile(path=path, filename=name))
         assert caught.value.param == "train"
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("größe.xlsx", "'größe.xlsx'"),
+            ("a\x1b[31m\r\n.exe", r"'a\x1b[31m\r\n.exe'"),
+            ("../" * 9 + "passwd", "'passwd'"),
+            ("x" * 5000 + ".exe", "'xxx"),
+        ],
+    )
+    def test_a_refused_name_is_shown_safely(self, name: str, shown: str, folder, tmp_path: Path):
+        path = write(tmp_path / "upload-1", "text,label\na,1\nb,0\n")
+        with pytest.raises(DatasetInvalidError) as caught:
+            upload(folder, train=UploadedFile(path=path, filename=name))
+        assert f"the file's name {shown}" in caught.value.reason
+        assert len(caught.value.reason) < 300
 
     def test_a_path_of_any_name_is_read(self, folder: Path, tmp_path: Path):
         path = write(tmp_path / "no ending; $(x)", "text,label\na,1\nb,0\n")
@@ -134,8 +151,11 @@ class TestRefusals:
             validation=write(tmp_path / "b.csv", "text,label\na,1\nb\0,0\n"),
         )
         assert (error.code, error.status, error.param) == ("dataset_invalid", 422, "validation")
-        assert error.extra == {"split": "validation", "row": 2, "column": "text"}
-        assert error.detail == "validation, row 2, column 'text': the text holds a NUL character"
+        assert error.extra == {"split": "validation", "row": 2, "line": 3, "column": "text"}
+        assert (
+            error.detail
+            == "validation, row 2 (line 3), column 'text': the text holds a NUL character"
+        )
 
     @pytest.mark.parametrize(
         ("train", "validation", "place", "words"),
@@ -222,21 +242,47 @@ class TestTheChildsEnd:
     def test_silence_is_ended(self, folder: Path, tmp_path: Path, replace_parser):
         replace_parser("import time; time.sleep(600)")
         limits = replace(LIMITS, seconds=1)
-        with within(5):
-            error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"), limits=limits)
-        assert "more than 1 seconds" in error.reason
+        with within(5), pytest.raises(UploadTooSlowError, match="more than 1 seconds") as caught:
+            upload(folder, train=write(tmp_path / "a.csv", "a\n"), limits=limits)
+        error = caught.value
+        assert (error.code, error.status, error.param) == ("upload_too_slow", 422, "train")
 
     def test_work_without_end_is_ended(self, folder: Path, tmp_path: Path, replace_parser):
         replace_parser(
             "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 9))\nwhile 1: 0"
         )
-        error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"))
-        assert "takes too long" in error.reason
+        with pytest.raises(UploadTooSlowError):
+            upload(folder, train=write(tmp_path / "a.csv", "a\n"))
+
+    def test_it_ends_with_its_caller(self, folder: Path, tmp_path: Path, replace_parser):
+        note = tmp_path / "pid"
+        replace_parser(
+            f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        )
+        file = UploadedFile(path=write(tmp_path / "a.csv", "a\n"), filename="a.csv")
+
+        async def leave() -> int:
+            caller = asyncio.create_task(convert({"train": file}, folder=folder, limits=LIMITS))
+            child = await eventually_async(lambda: note.exists() and int(note.read_text() or 0))
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            return child
+
+        assert not is_alive(asyncio.run(leave()))
 
     def test_memory_is_bounded(self, folder: Path, tmp_path: Path, replace_parser):
         replace_parser("x = bytearray(3 << 30)")
         error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"))
         assert error.code == "dataset_invalid"
+        assert f"needs more than {1 << 30} bytes of memory" in error.reason
+
+    def test_a_kill_by_the_kernel_is_reported_as_memory(
+        self, folder: Path, tmp_path: Path, replace_parser
+    ):
+        replace_parser("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        error = refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"))
+        assert "bytes of memory" in error.reason
 
     def test_noise_without_end_is_cut(
         self, folder: Path, tmp_path: Path, replace_parser, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +300,7 @@ class TestTheChildsEnd:
     def test_no_secret_is_in_its_environment(
         self, folder: Path, tmp_path: Path, replace_parser, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setenv("HIFI_SECRET_KEY", "do not tell")
+        monkeypatch.setenv("HIFI_INFER_TOKEN", "do not tell")
         monkeypatch.setenv("HIFI_DATABASE_URL", "postgresql://x:hidden@y/z")
         replace_parser(f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(os.environ))")
         refusal_of(folder, train=write(tmp_path / "a.csv", "a\n"))
@@ -271,13 +317,16 @@ class TestTheChildsEnd:
         )
         path = write(tmp_path / "a.csv", "text,label\na,1\n")
         code = f"""
+            import asyncio
             from pathlib import Path
             from service.datasets.checking import conversion
             from service.datasets.checking import exchange
             conversion._ENVIRONMENT["PYTHONPATH"] = "{module.parent}:{ROOT}"
             file = exchange.UploadedFile(path=Path("{path}"), filename="a.csv")
-            limits = exchange.Limits()
-            conversion.convert({{"train": file}}, folder=Path("{folder}"), limits=limits)
+            limits = exchange.Limits(seconds=600, memory=1 << 30)
+            asyncio.run(
+                conversion.convert({{"train": file}}, folder=Path("{folder}"), limits=limits)
+            )
         """
         gateway = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
         try:
@@ -303,7 +352,7 @@ class TestHostileParquet:
         pq.write_table(pa.table({"a": text}), path, compression="zstd", use_dictionary=False)
         assert path.stat().st_size < 1_000_000
         error = refusal_of(folder, train=path, limits=replace(LIMITS, memory=400 << 20))
-        assert "needs more memory" in error.reason
+        assert f"needs more than {400 << 20} bytes of memory" in error.reason
 
     def test_bytes_that_flip(self, folder: Path, tmp_path: Path):
         rows = {"text": [f"text {row}" for row in range(500)], "label": [0, 1] * 250}
@@ -323,13 +372,15 @@ class TestHostileParquet:
 
 class TestMemory:
     MEASURE = """
-        import resource, sys
+        import asyncio, resource, sys
         from pathlib import Path
         from service.datasets.checking import conversion
         from service.datasets.checking import exchange
         path = Path(sys.argv[1])
         file = exchange.UploadedFile(path=path, filename=path.name)
-        conversion.convert({"train": file}, folder=Path(sys.argv[2]), limits=exchange.Limits())
+        limits = exchange.Limits(seconds=600, memory=1 << 30)
+        folder = Path(sys.argv[2])
+        asyncio.run(conversion.convert({"train": file}, folder=folder, limits=limits))
         print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)
     """
 

@@ -41,7 +41,7 @@ class Kept:
 
     @property
     def names(self) -> set[module.BackboneName]:
-        return set(self.all._kept)
+        return {name for name, _ in self.all._kept}
 
     async def wait_until_idle(self) -> None:
         """Wait until nothing is used, reserved or loading; it fails if that never comes."""

@@ -6,11 +6,12 @@ import ctypes
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from worker.inference.memory import heap as heap_module
 from worker.inference.memory.heap import Heap
 
 # Batches of all shapes up to 1,024 tokens, through the activation that makes a kernel for each.
@@ -37,7 +38,7 @@ print(pages() - before)
 
 def test_is_trimmed_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch):
     heap, calls, now = Heap(), [], [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(heap_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(heap, "_trim", calls.append)
     for at, expected in ((100.0, 1), (101.9, 1), (102.0, 2), (105.0, 3)):
         now[0] = at

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def serve(folder: Path) -> ServedBackbone:
     source = resolve_model(folder)
     bare = load_bare_backbone(source, device=CPU)
-    return ServedBackbone(source, bare.model, fingerprint=bare.fingerprint)
+    return ServedBackbone(source, bare.model, fingerprint=bare.fingerprint, stamp="")
 
 
 @dataclass

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import stat
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from store.errors import ArtifactStorageError, BlobLostError, SettingsError
-from store.storage import ArtifactStorage, Blob, StoredBlob
+from store.storage import ArtifactStorage, Blob, StoredBlob, blobs
+from tests.full_disk import fill
+from tests.slow_store import Mood, SlowStore, slow_store
+from tests.waiting import patience
 
 
 @pytest.fixture(scope="session")
@@ -81,14 +88,51 @@ class TestPut:
         assert b"".join(storage.read("ten_a", blob.sha256)) == b""
 
 
-class TestRead:
-    @pytest.mark.parametrize(
-        ("start", "end"), [(0, 1), (0, 300), (1000, None), (9_000_000, 9_000_010)]
-    )
-    def test_a_range(self, storage: ArtifactStorage, tmp_path: Path, start: int, end: int | None):
-        blob = put(storage, tmp_path, DATA)
-        assert b"".join(storage.read("ten_a", blob.sha256, start=start, end=end)) == DATA[start:end]
+def streamed(storage: ArtifactStorage, sha256: str, start: int, end: int) -> bytes:
+    """Read a part of a blob of tenant ``ten_a`` on an event loop."""
 
+    async def read() -> bytes:
+        parts = storage.stream("ten_a", sha256, start=start, end=end)
+        return b"".join([part async for part in parts])
+
+    return asyncio.run(read())
+
+
+class TestStream:
+    @pytest.mark.parametrize(
+        ("start", "end"), [(0, 1), (0, 300), (1000, len(DATA)), (9_000_000, 9_000_010), (0, 0)]
+    )
+    def test_a_range(self, storage: ArtifactStorage, tmp_path: Path, start: int, end: int):
+        blob = put(storage, tmp_path, DATA)
+        assert streamed(storage, blob.sha256, start, end) == DATA[start:end]
+
+    def test_a_missing_blob_is_lost(self, storage: ArtifactStorage, tmp_path: Path):
+        put(storage, tmp_path, b"another")
+        with pytest.raises(BlobLostError, match="is not in the artifact store"):
+            streamed(storage, "0" * 64, 0, 10)
+
+    def test_a_shorter_blob_is_damaged(self, storage: ArtifactStorage, tmp_path: Path):
+        blob = put(storage, tmp_path, b"data")
+        with pytest.raises(BlobLostError, match="damaged"):
+            streamed(storage, blob.sha256, 0, 10)
+        with pytest.raises(ArtifactStorageError):
+            streamed(storage, blob.sha256, 10, 20)
+
+    def test_needs_no_thread(self, tmp_path: Path):
+        storage = ArtifactStorage(str(tmp_path / "artifacts"))
+        blob = put(storage, tmp_path, DATA)
+        before = threading.active_count()
+
+        async def read() -> int:
+            most = 0
+            async for _ in storage.stream("ten_a", blob.sha256, start=0, end=len(DATA)):
+                most = max(most, threading.active_count())
+            return most
+
+        assert asyncio.run(read()) == before
+
+
+class TestRead:
     def test_a_missing_blob_is_refused_before_the_first_byte(
         self, storage: ArtifactStorage, tmp_path: Path
     ):
@@ -164,6 +208,101 @@ class TestDelete:
         for _ in range(2):
             storage.delete("ten_a", blob.sha256)
         assert list(storage.list()) == []
+
+
+class TestFolder:
+    def test_is_private(self, tmp_path: Path):
+        folder = tmp_path / "artifacts"
+        storage = ArtifactStorage(str(folder))
+        for _ in range(2):
+            blob = put(storage, tmp_path, b"data")
+        storage.fetch("ten_a", blob.sha256, to=tmp_path / "copy")
+        made = [folder, tmp_path / "copy", *folder.rglob("*")]
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in made}
+        assert modes == {
+            "artifacts": 0o700,
+            "copy": 0o600,
+            ".hifi-artifacts": 0o600,
+            "ten_a": 0o700,
+            blob.sha256: 0o600,
+        }
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
+    """Run an S3 server that can hang; shorten the limits of time."""
+    monkeypatch.setattr(blobs, "_STREAM_SECONDS", 0.3)
+    with slow_store() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store
+
+
+class TestHangingServer:
+    @pytest.mark.parametrize("mood", ["silent", "stalled", "dripping"])
+    def test_ends_a_stream_in_time_and_leaves_the_connection(
+        self, slow: SlowStore, tmp_path: Path, mood: Mood
+    ):
+        storage = ArtifactStorage(slow.url)
+        blob = put(storage, tmp_path, DATA[:4_000_000])
+        slow.mood = lambda _method, _key: mood
+        started = time.monotonic()
+        with pytest.raises(ArtifactStorageError, match="no answer in time"):
+            streamed(storage, blob.sha256, 0, blob.bytes)
+        assert time.monotonic() - started < patience(3)
+
+    def test_is_asked_by_the_tenants_whose_blobs_work(self, slow: SlowStore, tmp_path: Path):
+        storage = ArtifactStorage(slow.url)
+        mine, theirs = (put(storage, tmp_path, b"data", f"ten_{name}") for name in "ab")
+        slow.mood = lambda _method, key: "silent" if key.startswith("ten_a") else "well"
+        for _ in range(3):
+            with pytest.raises(ArtifactStorageError, match="no answer in time"):
+                streamed(storage, mine.sha256, 0, 4)
+        started = time.monotonic()
+        with pytest.raises(ArtifactStorageError, match="failed 3 times in a row"):
+            streamed(storage, mine.sha256, 0, 4)
+        with pytest.raises(ArtifactStorageError, match="failed 3 times in a row"):
+            storage.fetch("ten_a", mine.sha256, to=tmp_path / "copy")
+        assert time.monotonic() - started < 0.3
+        assert b"".join(storage.read("ten_b", theirs.sha256)) == b"data"
+
+    def test_a_blob_that_breaks_off_is_read_again(self, slow: SlowStore, tmp_path: Path):
+        storage = ArtifactStorage(slow.url)
+        blob = put(storage, tmp_path, b"data")
+        moods = iter(["broken"])
+        slow.mood = lambda _method, _key: next(moods, "well")  # type: ignore[assignment]
+        assert streamed(storage, blob.sha256, 0, 4) == b"data"
+
+
+class TestCheckWritable:
+    def test_leaves_nothing(self, storage: ArtifactStorage, tmp_path: Path):
+        put(storage, tmp_path, b"data")
+        storage.check_writable()
+        assert len(list(storage.list())) == 1
+        assert not list(tmp_path.rglob(".hifi-probe*"))
+
+    def test_fails_where_nothing_can_be_put(self, slow: SlowStore):
+        storage = ArtifactStorage(slow.url)
+        storage.check_writable()
+        slow.mood = lambda method, _key: "refusing" if method == "PUT" else "well"
+        storage.check()
+        with pytest.raises(ArtifactStorageError, match="cannot store anything") as caught:
+            storage.check_writable()
+        assert str(slow.port) in str(caught.value)
+        assert caught.value.detail == "the artifact store is unavailable; retry later"
+
+    def test_fails_where_a_disk_may_have_to_be_mounted(self, tmp_path: Path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ArtifactStorageError, match="does not look like the") as caught:
+            ArtifactStorage(str(tmp_path / "empty")).check_writable()
+        assert str(tmp_path) not in caught.value.detail
+
+    def test_fails_on_a_full_disk(self, full_disk: Path):
+        storage = ArtifactStorage(str(full_disk / "artifacts"))
+        fill(full_disk)
+        storage.check()
+        with pytest.raises(ArtifactStorageError, match="No space left"):
+            storage.check_writable()
 
 
 class TestFailures:

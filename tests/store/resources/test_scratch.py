@@ -1,4 +1,4 @@
-"""worker.scratch: a folder belongs to its process while that lives, and is removed afterwards."""
+"""store.resources.scratch: a folder belongs to its process while that lives, and goes with it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from store.resources.scratch import own_folder
 from tests.waiting import patience
-from worker.scratch import own_folder
 
 pytestmark = pytest.mark.process
 
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import pytest
 
-from worker.scratch import own_folder
+from store.resources.scratch import own_folder
 for _ in range(60):
     with own_folder(Path(sys.argv[1]), label="w") as folder:
         (folder / "mine").write_text("x")
@@ -31,7 +31,7 @@ import sys, time
 from pathlib import Path
 import pytest
 
-from worker.scratch import own_folder
+from store.resources.scratch import own_folder
 with own_folder(Path(sys.argv[1]), label="w") as folder:
     print(folder, flush=True)
     time.sleep(60)

@@ -1,4 +1,4 @@
-"""worker.inference.turns: a few threads, tenants in turn, and no turn lost."""
+"""store.resources.turns: a few threads, tenants in turn, and no turn lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from store.resources.turns import FairPool, SingleFlight, Turns
 from tests.waiting import eventually_async, patience
-from worker.inference.turns import FairPool, SingleFlight, Turns
 
 
 class Desk:

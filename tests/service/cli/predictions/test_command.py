@@ -6,12 +6,13 @@ import base64
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hifi.cli import main
-from service.cli import predictions as module
+from service.cli.predictions import requests
 from tests.service.stub_server import document, problem
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Answering:
 
 
 @pytest.fixture
-def answering(stub) -> Answering:
+def answering(stub, job) -> Answering:
+    stub.on("GET", "/jobs", document({"object": "list", "data": [], "has_more": False}))
+    stub.on("GET", "/jobs/job_1", document(job))
     return Answering(stub, PATH, "/predict")
 
 
@@ -106,12 +109,12 @@ class TestRows:
         assert str(images[1]) in capsys.readouterr().out
 
     def test_are_the_lines_of_a_file(self, answering, file, capsys):
-        rows = [{"text": "größe\n" * 40}, {"text": "a", "text_pair": "b"}, {"image": "aGk="}]
+        rows = [{"text": "größe\n" * 40}, {"text": "a", "label": "b"}, {"image": "aGk="}]
         assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
-        assert answering.bodies[0]["inputs"] == rows
+        assert answering.bodies[0]["inputs"] == [rows[0], {"text": "a"}, rows[2]]
         lines = capsys.readouterr().out.splitlines()[1:]
         assert lines[0].endswith("größe größe…")
-        assert lines[1].endswith("a | b")
+        assert lines[1].endswith("a")
         assert lines[2].endswith("image")
 
     @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ class TestManyRows:
         assert captured.err == "hifi: error: row 301: too long (text_too_long)\n"
 
     def test_that_are_large_go_in_more(self, answering, file, monkeypatch):
-        monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+        monkeypatch.setattr(requests, "_MOST_BYTES", 1000)
         lengths = [400, 400, 400, 5000, 10, 10, 900]
         rows = [{"text": "x" * length} for length in lengths]
         assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
@@ -208,7 +211,8 @@ class TestManyRows:
 
 
 class TestLateRows:
-    def test_are_requested_again_without_the_others(self, stub, file):
+    def test_are_requested_again_without_the_others(self, stub, job, file):
+        stub.on("GET", "/jobs/job_1", document(job))
         asked: list[list[str]] = []
 
         def answer(handler: Any, request: Any) -> None:
@@ -226,7 +230,8 @@ class TestLateRows:
         assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
         assert asked == [["a", "b", "c", "d", "e"], ["c", "d", "e"], ["e"]]
 
-    def test_are_reported_as_late_if_the_server_is_gone(self, stub, file, capsys):
+    def test_are_reported_as_late_if_the_server_is_gone(self, stub, job, file, capsys):
+        stub.on("GET", "/jobs/job_1", document(job))
         late = {"code": "deadline_exceeded", "message": "too late", "param": None}
         rows = [{"index": 0, "job": "job_1", **SHORT}, {"index": 1, "job": "job_1", "error": late}]
         refused = problem(503, "inference_unavailable", "it has gone", **{"Retry-After": "0"})
@@ -261,8 +266,7 @@ class TestLateRows:
         assert main([*PREDICT, "job_1", "late", "a", "late"]) == 1
         assert [len(body["inputs"]) for body in answering.bodies] == [3, 2]
         assert capsys.readouterr().err.splitlines() == [
-            "hifi: error: row 1: too late (deadline_exceeded)",
-            "hifi: error: row 3: too late (deadline_exceeded)",
+            "hifi: error: row 1, row 3: too late (deadline_exceeded)",
         ]
 
 
@@ -282,8 +286,8 @@ class TestErrors:
         assert answering.bodies
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert len(captured.err.splitlines()) == 21
-        assert "30 of 30 rows" in captured.err
+        told = "row 1, row 2, row 3 and 27 more: too long (text_too_long)"
+        assert captured.err == f"hifi: error: {told}\n"
 
     def test_of_the_whole_request_are_one_line(self, stub, capsys):
         stub.on("POST", PATH, problem(404, "not_found", "there is no job 'job_1'"))
@@ -296,10 +300,11 @@ class TestErrors:
             ([], "nothing to predict: pass"),
             (["job_1"], "nothing to predict: pass"),
             (["--pair", "a", "b"], "no job: pass its id first"),
-            (["a text"], "'a text' is not a job's id"),
-            (["a text", "another"], "'a text' is not a job's id"),
+            (["a text"], "nothing to predict: pass"),
+            (["a text", "another"], "no job has the id or the name 'a text'; pass the job first"),
             (["job_1", "--file", "{mixed}"], "row 2 names its own job"),
-            (["--file", "{unmixed}"], "no row names its job"),
+            (["--file", "{unmixed}"], "row 1 does not name its job"),
+            (["--file", "{table}"], "rows that name their jobs are JSON Lines"),
             (["job_1", "a", "--pair", "a", "b"], "pass TEXT or --pair"),
             (["job_1", "--image", "{missing}", "--file", "-"], "pass --image or --file"),
             (["job_1", "--image", "{missing}"], "cannot read"),
@@ -310,12 +315,14 @@ class TestErrors:
             (["job_1", "--file", "{nan}"], "line 1 is not JSON"),
             (["job_1", "--file", "{infinite}"], "row 1 cannot be sent"),
             (["job_1", "--file", "{latin}"], "line 1 is not JSON"),
-            (["job_1", "--file", "{half}"], "row 2 cannot be sent: it is not valid Unicode"),
-            (["job_1", "\udcff"], "row 1 cannot be sent"),
+            (["job_1", "--file", "{number}"], "line 2 is not a JSON object"),
+            (["job_1", "--file", "{spaced}"], "row 2 (line 3) has no column 'text'"),
+            (["job_1", "--file", "{other}"], "does not end with .jsonl, .csv, .tsv or .parquet"),
+            (["job_1", "--out", "x.jsonl", "a"], "--out needs --file"),
         ],
     )
     def test_invalid_rows_are_one_line_and_send_no_request(
-        self, stub, arguments, told, tmp_path, capsys
+        self, answering, arguments, told, tmp_path, capsys
     ):
         contents = {
             "empty": b"\n\n",
@@ -325,24 +332,33 @@ class TestErrors:
             "latin": b'{"text": "\xff"}\n',
             "mixed": b'{"text": "a"}\n{"job": "job_2", "input": {"text": "a"}}\n',
             "unmixed": b'{"text": "a"}\n{"input": {"text": "a"}}\n5\n',
-            "half": b'{"text": "a"}\n{"text": "\\ud800"}\n',
+            "number": b'{"text": "a"}\n5\n',
+            "spaced": b'{"text": "a"}\n\n{"label": 1, "title": "b"}\n',
+            "table": b"text\na\n",
+            "other": b"a",
         }
-        names = {name: str(tmp_path / name) for name in ("missing", *contents)}
+        names = {name: str(tmp_path / f"{name}.jsonl") for name in ("missing", *contents)}
+        names["table"], names["other"] = str(tmp_path / "t.csv"), str(tmp_path / "t.xlsx")
         for name, content in contents.items():
-            (tmp_path / name).write_bytes(content)
+            Path(names[name]).write_bytes(content)
         command = [word.format(folder=str(tmp_path), **names) for word in arguments]
         assert main([*PREDICT, *command]) == 1
         err = capsys.readouterr().err
         assert err.startswith("hifi: error: ")
         assert told in err
         assert err.count("\n") == 1
-        assert stub.asked == []
+        assert answering.bodies == []
 
-    def test_an_unknown_option_shows_the_actions_usage(self, stub, capsys):
+    def test_half_a_surrogate_pair_is_the_servers_to_refuse(self, answering, file):
+        """One such text is that item's error, and all others have answers."""
+        rows = [{"text": "a"}, {"text": "\ud800"}, {"text": "größe"}]
+        assert main([*PREDICT, "job_1", "--file", file(*rows)]) == 0
+        assert answering.bodies[0]["inputs"] == rows
+
+    def test_an_unknown_option_names_the_actions_help(self, stub, capsys):
         assert main([*PREDICT, "job_1", "a", "--labels", "b"]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("usage: hifi jobs predict")
-        assert "unrecognized arguments: --labels" in err
+        told = "unrecognized arguments: --labels; see `hifi jobs predict --help`"
+        assert capsys.readouterr().err == f"hifi: error: {told}\n"
         assert stub.asked == []
 
     @pytest.mark.parametrize("seconds", ["soon", "nan", "inf"])

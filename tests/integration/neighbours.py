@@ -1,0 +1,165 @@
+"""A whole service with two tenants, of which one does its worst."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx2
+import sqlalchemy as sa
+
+from hifi.backbones.packaged import PACKAGED_MODEL
+from service.embedded.listening import free_loopback_port
+from store.database.connection import Database
+from store.tables import Tenant as TenantRow
+from tests.integration.deployment import Deployment, children, deployed, is_ready
+from tests.integration.finished import Tenant, add_finished, settings_of
+from tests.integration.hostile import HANGING_STORE, OVER_QUOTA
+from tests.integration.served import command_line
+from tests.slow_store import SlowStore, slow_store
+from tests.waiting import eventually, patience
+
+ROWS = b"text,label\n" + b"".join(b"row %d,%d\n" % (row, row % 2) for row in range(20))
+FILES = {"train": ("train.csv", ROWS)}
+QUOTA = 1_000_000  # bytes of the hostile tenant, when it is after them
+_PARTS = {"gateway": "--only gateway", "worker": " worker", "inference": " infer"}
+
+
+@dataclass
+class Neighbours:
+    """A service that runs, and its tenants.
+
+    Attributes:
+        url: of the gateway.
+        store: has all artifacts.
+        hostile, other: each has a finished job.
+        dataset: of the other tenant, none of whose jobs a worker takes.
+    """
+
+    deployment: Deployment
+    client: httpx2.Client
+    url: str
+    store: SlowStore
+    hostile: Tenant
+    other: Tenant
+    dataset: str = ""  # until the service runs
+
+    def seconds(self) -> dict[str, float]:
+        """Make a call of each kind as the other tenant; return how long each took.
+
+        Raises:
+            AssertionError: a call was refused.
+        """
+        spec = {"model": PACKAGED_MODEL, "dataset": self.dataset}
+        return {
+            "GET": self.time("GET", "/jobs"),
+            "POST /jobs": self.time("POST", "/jobs", json=spec),
+            "upload": self.time("POST", "/datasets", files=FILES),
+            "prediction": self.time_prediction(),
+        }
+
+    def time_prediction(self) -> float:
+        """Ask for one prediction as the other tenant; return the seconds until the answer."""
+        body = {"inputs": [{"text": "it is rather bright"}]}
+        return self.time("POST", f"/jobs/{self.other.jobs[0]}/predict", json=body)
+
+    def time(self, method: str, path: str, **content: Any) -> float:
+        """Make a call as the other tenant; return the seconds until the answer."""
+        began = time.monotonic()
+        answer = self.call(method, path, **content)
+        took = time.monotonic() - began
+        assert answer.is_success, (method, path, answer.text)
+        assert not answer.json().get("data", [{}])[0].get("error"), answer.text
+        return took
+
+    def call(self, method: str, path: str, **content: Any) -> httpx2.Response:
+        """Send a request of the other tenant on a connection of its own."""
+        headers = {**self.other.headers, "Connection": "close"}
+        return self.client.request(method, f"{self.url}{path}", headers=headers, **content)
+
+    @contextmanager
+    def under(self, act: str) -> Iterator[Counter[str]]:
+        """Let the hostile tenant do one of ``hostile.ACTS`` during a block.
+
+        Yields:
+            how often it got which status, filled when the block ends.
+        """
+        self._set_quotas(self.hostile, max_bytes=QUOTA if act == OVER_QUOTA else None)
+        if act == HANGING_STORE:
+            owner = self.hostile.member.tenant_id
+            self.store.mood = lambda _, key: "silent" if key.startswith(owner) else "well"
+        statuses: Counter[str] = Counter()
+        log = self.deployment.home / f"{act}.statuses"
+        arguments = (act, self.url, self.hostile.member.secret, self.hostile.jobs[0])
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.hostile", *arguments], stdout=output
+            )
+        try:
+            eventually(lambda: "begun" in log.read_text(), seconds=60, message=act)
+            yield statuses
+        finally:
+            process.kill()
+            process.wait()
+            self._recover()
+        statuses.update(log.read_text().split())
+
+    def _recover(self) -> None:
+        """End what the hostile tenant has left behind."""
+        self.store.mood = lambda _method, _key: "well"
+        self.store.released.set()
+        headers = self.hostile.headers
+        jobs = self.client.get(f"{self.url}/jobs", params={"limit": 100}, headers=headers)
+        for job in jobs.json()["data"]:
+            if job["finished_at"] is None:
+                self.client.post(f"{self.url}/jobs/{job['id']}/cancel", headers=headers)
+        eventually(lambda: self.store.hanging == 0)
+        self.store.released.clear()
+
+    def parts(self) -> dict[str, int]:
+        """Return the process ids of gateway, worker and inference."""
+        commands = {pid: command_line(pid) for pid in children(self.deployment.processes[0].pid)}
+        return {
+            part: next(pid for pid, command in commands.items() if word in command)
+            for part, word in _PARTS.items()
+        }
+
+    def keep_workers_from(self, tenant: Tenant) -> None:
+        """Let no job of a tenant run."""
+        self._set_quotas(tenant, max_running=0)
+
+    def _set_quotas(self, tenant: Tenant, **quotas: int | None) -> None:
+        url = settings_of(self.deployment).database_url
+        with closing(Database(url, pool_size=1)) as database, database.write() as session:
+            of_tenant = TenantRow.id == tenant.member.tenant_id
+            session.execute(sa.update(TenantRow).where(of_tenant).values(**quotas))
+
+
+@contextmanager
+def neighbours(home: Path) -> Iterator[Neighbours]:
+    """Run ``hifi serve`` with artifacts on an S3 server until a block ends."""
+    settings = {"AUTH": "keys", "DEVICE": "cpu", "PORT": str(free_loopback_port())}
+    with (
+        slow_store() as store,
+        patch.dict(os.environ, store.environment),
+        deployed(home, **settings, ARTIFACTS_URL=store.url) as deployment,
+        httpx2.Client(timeout=patience(120)) as client,
+    ):
+        deployment.run("migrate")
+        tenants = add_finished(deployment, "hostile", "other")
+        url = f"http://127.0.0.1:{settings['PORT']}"
+        found = Neighbours(deployment, client, url, store, **tenants)
+        found.keep_workers_from(found.other)
+        deployment.start("serve")
+        deployment.wait_for(lambda: is_ready(url), seconds=300, message="ready")
+        found.dataset = found.call("POST", "/datasets", files=FILES).json()["id"]
+        yield found

@@ -1,0 +1,131 @@
+"""Rows of files as practitioners have them: the input is taken, other columns are left alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from service.cli.predictions.rows import RowsError, input_columns, open_row_file, place_of
+
+PAIR = {"text": "sentence1", "text_pair": "sentence2"}
+
+
+def items(path, *, columns):
+    with open_row_file(str(path), columns=columns) as file:
+        return [row.item for row in file.rows()]
+
+
+class TestInputColumns:
+    @pytest.mark.parametrize(
+        ("task", "columns"),
+        [
+            ({"type": "classification", "text": ["a", "b"]}, {"text": "a", "text_pair": "b"}),
+            ({"type": "regression", "text": ["a"]}, {"text": "a"}),
+            ({"type": "classification", "text": "a"}, {"text": "a"}),
+            ({"type": "image-classification", "image": "photo"}, {"image": "photo"}),
+            ({"type": None}, {}),
+        ],
+    )
+    def test_are_the_training_columns_by_the_fields_of_an_input(self, task, columns):
+        assert input_columns({"spec": {"task": task}}) == columns
+
+    def test_of_a_job_without_a_task_are_unknown(self):
+        assert input_columns({"spec": {}}) == {}
+
+
+class TestTrainingFile:
+    ROWS = (
+        {"idx": 7, "sentence1": "a", "sentence2": "b", "label": 1, "meta": {"any": ["thing"]}},
+        {"idx": 8, "sentence1": "größe", "sentence2": "", "label": None, "meta": {}},
+    )
+    WANTED = ({"text": "a", "text_pair": "b"}, {"text": "größe", "text_pair": ""})
+
+    def test_json_lines(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n\n".join(map(json.dumps, self.ROWS)), encoding="utf-8")
+        assert items(path, columns=PAIR) == list(self.WANTED)
+
+    @pytest.mark.parametrize(("ending", "sign"), [(".csv", ","), (".tsv", "\t")])
+    def test_delimited(self, ending, sign, tmp_path):
+        path = tmp_path / f"rows{ending}"
+        lines = [["idx", "sentence1", "sentence2", "label"], ["7", "a", "b", "x"]]
+        lines += [["8", "größe", '""', "y"]]
+        path.write_text("\n".join(map(sign.join, lines)), encoding="utf-8")
+        assert items(path, columns=PAIR) == list(self.WANTED)
+
+    def test_parquet_with_columns_that_no_task_reads(self, tmp_path):
+        path = tmp_path / "rows.parquet"
+        table = pa.table(
+            {
+                "sentence1": ["a", "größe"],
+                "sentence2": ["b", ""],
+                "when": pa.array([1, 2], pa.duration("s")),
+                "maps": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())),
+            }
+        )
+        parquet.write_table(table, path)
+        assert items(path, columns=PAIR) == list(self.WANTED)
+
+    @pytest.mark.parametrize("is_struct", [False, True])
+    def test_pictures_of_parquet_are_encoded(self, is_struct, tmp_path):
+        path = tmp_path / "rows.parquet"
+        picture = {"bytes": b"\x89PNG", "path": "a.png"} if is_struct else b"\x89PNG"
+        parquet.write_table(pa.table({"photo": [picture], "label": [1]}), path)
+        encoded = base64.b64encode(b"\x89PNG").decode()
+        assert items(path, columns={"image": "photo"}) == [{"image": encoded}]
+
+    def test_many_batches_are_read_in_order(self, tmp_path):
+        path = tmp_path / "rows.parquet"
+        texts = [f"text {number}" for number in range(1000)]
+        parquet.write_table(pa.table({"text": texts}), path, row_group_size=300)
+        assert [item["text"] for item in items(path, columns={"text": "text"})] == texts
+
+
+class TestRequestsOwnNames:
+    def test_are_taken_where_the_training_columns_are_missing(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"text": "a", "text_pair": "b", "label": 1}\n')
+        assert items(path, columns=PAIR) == [{"text": "a", "text_pair": "b"}]
+
+    def test_the_training_columns_come_first(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"text": "wrong", "sentence1": "a", "sentence2": "b"}\n')
+        assert items(path, columns=PAIR) == [{"text": "a", "text_pair": "b"}]
+
+    def test_a_row_without_an_input_names_its_line_and_columns(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"text": "a"}\n\n{"label": 1, "title": "b"}\n')
+        told = r"row 2 \(line 3\) has no column 'sentence1', which the job reads; it has 'label', "
+        with pytest.raises(RowsError, match=told):
+            items(path, columns=PAIR)
+
+
+class TestRefusedRows:
+    """A message names the line of the file, as for the data sets of the service."""
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (b"text\na\n\xff\n", r"row 2 \(line 3\), column 'text': not UTF-8"),
+            (b'text\n"a\nb"\n\nb\0\n', r"row 2 \(line 5\), column 'text': .* NUL"),
+            (b"text,other\na,b\nc\n", r"row 2 \(line 3\): 1 fields"),
+            (b"title\na\n", r"^row 1 \(line 2\) has no column 'text'"),
+        ],
+    )
+    def test_of_delimited_files(self, content, told, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_bytes(content)
+        with pytest.raises(RowsError, match=told):
+            items(path, columns={"text": "text"})
+
+
+class TestPlace:
+    @pytest.mark.parametrize(
+        ("line", "told"), [(None, "row 2"), (2, "row 2"), (5, "row 2 (line 5)")]
+    )
+    def test_names_the_line_where_it_differs(self, line, told):
+        assert place_of(2, line) == told
