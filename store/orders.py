@@ -5,7 +5,7 @@ The inference process validates everything that it reads; nothing in an order ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 256
 MAX_SECONDS = 300.0  # the longest timeout of a request
+_CHUNK_BYTES = 64 << 10
 
 _Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -119,6 +120,9 @@ class Item(TypedDict):
     input: Annotated[dict[str, str], PlainValidator(_read_input)]
 
 
+_ITEM = TypeAdapter(Item)
+
+
 class PredictionOrder(_Order):
     """Inputs to predict; the body of ``POST /predict``.
 
@@ -154,9 +158,19 @@ class PredictionOrder(_Order):
             timeout_seconds=timeout_seconds,
         )
 
-    def to_json_within(self, seconds: float) -> bytes:
-        """Return the order as JSON, with another timeout."""
-        return self.model_copy(update={"timeout_seconds": seconds}).to_json()
+    def json_chunks(self, *, seconds: float) -> Iterator[bytes]:
+        """Yield the order as JSON, with another timeout; as a whole it would be held twice."""
+        rest = self.model_copy(update={"items": [], "timeout_seconds": seconds})
+        chunk = bytearray(TypeAdapter(type(self)).dump_json(rest, exclude={"items"}))
+        chunk[-1:] = b',"items":'
+        separator = b"["
+        for item in self.items:
+            chunk += separator + _ITEM.dump_json(item)
+            separator = b","
+            if len(chunk) >= _CHUNK_BYTES:
+                yield bytes(chunk)
+                chunk.clear()
+        yield bytes(chunk) + b"]}"
 
     def part(self, orders: Sequence[int]) -> tuple[Self, list[int]]:
         """Return the part for some of the head deltas, and the indices of its items here."""

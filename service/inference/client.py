@@ -10,6 +10,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Iterable,
     Iterator,
     Sequence,
 )
@@ -26,7 +27,6 @@ from starlette.responses import StreamingResponse
 
 from service.connections.protocol import AnswerBrokenOffError
 from service.context import from_state
-from service.http.waiting import in_thread_if_large
 from service.inference.processes import (
     CONNECT_SECONDS,
     HungError,
@@ -178,7 +178,7 @@ class InferenceClient:
             if len(parts) > 1:
                 break
             (process,) = parts
-            ask = partial(self._ask, process, order, tries, size=size, request_id=request_id)
+            ask = partial(self._ask, process, order, tries, request_id=request_id)
             try:
                 return [Reply(places, await self._try(process, ask, tries))]
             except ProblemError as problem:
@@ -202,17 +202,14 @@ class InferenceClient:
         order: PredictionOrder,
         tries: _Tries,
         *,
-        size: int,
         request_id: str,
     ) -> bytes:
         """Send an order with the time that is left to a process, and return the response's body."""
         seconds = tries.seconds_left
-        dump = partial(order.to_json_within, seconds)
-        content = await in_thread_if_large(dump, size=size)
         response = await _post(
             process.predictions,
             "/predict",
-            content,
+            _each(order.json_chunks(seconds=seconds)),
             request_id=request_id,
             seconds=seconds + _SPARE_SECONDS,
             passed_on=_LOAD_STATUSES,
@@ -341,7 +338,7 @@ async def _unless_hung(process: Process, request: Awaitable[_Done]) -> _Done:
 async def _post(
     client: httpx2.AsyncClient,
     path: str,
-    content: bytes,
+    content: bytes | AsyncIterator[bytes],
     *,
     request_id: str,
     seconds: float,
@@ -372,6 +369,12 @@ async def _post(
         raise await _problem(response, passed_on=passed_on)
     finally:
         await response.aclose()
+
+
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield chunks to a client that wants them asynchronously."""
+    for chunk in chunks:
+        yield chunk
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_the_part_of_a_request_for_some_of_its_deltas():
     assert part.orders == [deltas[2], deltas[1]]
     found = [(item["order"], item["input"]["text"]) for item in part.items]
     assert found == [(0, "2"), (1, "1"), (0, "2")]
-    read = PredictionOrder.model_validate_json(part.to_json_within(3.5))
+    read = PredictionOrder.model_validate_json(b"".join(part.json_chunks(seconds=3.5)))
     assert (read.truncate, read.timeout_seconds) == (False, 3.5)
     assert part.timeout_seconds == 7
 
@@ -68,3 +68,21 @@ def test_the_longest_text():
         [delta(0, None)], [item], truncate=True, timeout_seconds=MAX_SECONDS
     )
     assert PredictionOrder.model_validate_json(order.to_json()).items[0]["order"] == 0
+
+
+@given(
+    items=st.lists(st.tuples(st.integers(0, 1), INPUTS), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(0, MAX_CHARACTERS), max_size=8),
+    truncate=st.booleans(),
+)
+def test_chunks_are_the_request(items, lengths, truncate):
+    items += [(0, {"text": "ä" * length}) for length in lengths]
+    order = PredictionOrder.of_checked(
+        [delta(0, None), delta(1, "a" * 40)], items, truncate=truncate, timeout_seconds=5.0
+    )
+    chunks = list(order.json_chunks(seconds=2.5))
+    written = PredictionOrder.model_validate_json(b"".join(chunks))
+    assert written == order.model_copy(update={"timeout_seconds": 2.5})
+    one_item = 2 * MAX_CHARACTERS + 100
+    assert max(map(len, chunks)) < (64 << 10) + one_item
+    assert all(len(chunk) >= 64 << 10 for chunk in chunks[:-1])
