@@ -83,8 +83,10 @@ class TestSteps:
         expected = plain_loop(reference)
         assert outcome.best_step == 6
         for key, value in values(tuner.named_parameters()).items():
-            if not key.endswith("tuned_bias"):  # a key's has no gradient but rounding, and Adam
-                torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=key)
+            # Adam makes whole steps of small gradients: a key's bias has none but rounding, and
+            # another processor's rounding moves a weight by a thousandth of a step.
+            if not key.endswith("tuned_bias"):
+                torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-4, msg=key)
 
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     def test_leave_every_frozen_bit_alone(self, precision, tmp_path: Path):
