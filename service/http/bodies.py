@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -46,7 +47,7 @@ class JsonBody(Generic[Model]):
     """
 
     value: Model
-    raw: bytearray
+    raw: bytes
 
     def sha256(self) -> str:
         """Hash the body in canonical form: sorted names, no white space, 1.0 as 1."""
@@ -68,7 +69,7 @@ async def read_json(request: Request, model: type[Model]) -> JsonBody[Model]:
 
 async def parse_json(
     request: Request,
-    raw: bytearray,
+    raw: bytes,
     model: type[Model],
     *,
     most_values: int = _MOST_VALUES,
@@ -95,20 +96,20 @@ async def parse_json(
     return await in_thread_if_large(parse, size=len(raw))
 
 
-async def receive(request: Request) -> bytearray:
+async def receive(request: Request) -> bytes:
     """Receive a body; of large ones, which a slow client would keep in memory, only some at once.
 
     Raises:
         ProblemError: 429 ``too_many_requests``: the tenant is sending many large bodies.
     """
-    raw = bytearray()
+    received, size = BytesIO(), 0
     with ExitStack() as stack:
         async for chunk in request.stream():
-            if len(raw) <= _LARGE_BYTES < len(raw) + len(chunk):
+            if size <= _LARGE_BYTES < size + len(chunk):
                 share = request.state.gateway.shares.large_bodies
                 stack.enter_context(share.hold(request.state.caller.tenant_id))
-            raw += chunk
-    return raw  # bytes would be a copy
+            size += received.write(chunk)
+    return received.getvalue()  # not a copy; pydantic would make one of a bytearray
 
 
 def json_body(model: type[Model]) -> Callable[[Request], Awaitable[JsonBody[Model]]]:
@@ -137,9 +138,7 @@ def _check_type(content_type: str) -> None:
         )
 
 
-def _parse(
-    raw: bytearray, model: type[Model], *, most_values: int, keeps_surrogates: bool
-) -> Model:
+def _parse(raw: bytes, model: type[Model], *, most_values: int, keeps_surrogates: bool) -> Model:
     if len(raw) > _UNCOUNTED_BYTES:
         _check_count(raw, most=most_values)
     try:
@@ -169,7 +168,7 @@ def _not_json(error: ValidationError) -> ProblemError:
     return ProblemError("invalid_json", status=HTTPStatus.BAD_REQUEST, detail=detail)
 
 
-def _load_with_surrogates(raw: bytearray) -> object:
+def _load_with_surrogates(raw: bytes) -> object:
     """Parse JSON that may have lone surrogates, which pydantic does not read; None if it is none.
 
     Only an escape can be a surrogate, as UTF-8 has none.
@@ -183,7 +182,7 @@ def _load_with_surrogates(raw: bytearray) -> object:
     return document
 
 
-def _check_count(raw: bytearray, *, most: int) -> None:
+def _check_count(raw: bytes, *, most: int) -> None:
     """Raise for an unparsed body with so many values that validation would take too long."""
     if _count_marks(raw, 0, len(raw)) <= most:
         return  # even if all of them are outside strings
@@ -200,7 +199,7 @@ def _check_count(raw: bytearray, *, most: int) -> None:
         raise invalid_request(f"the body has more than {most} values, which is the limit")
 
 
-def _count_marks(raw: bytearray, start: int, end: int) -> int:
+def _count_marks(raw: bytes, start: int, end: int) -> int:
     return sum(raw.count(mark, start, end) for mark in _MARKS)
 
 
