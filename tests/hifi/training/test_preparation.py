@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,24 @@ class TestPrepare:
         config = make(bert, train=rows, validation=rows).loaded.model.config
         assert config.id2label == {0: "maybe", 1: "no", 2: "yes"}
         assert config.num_labels == 3
+
+    @pytest.mark.parametrize(
+        ("labels", "codes"),
+        [
+            ([0, *range(12)], ["many_classes"]),  # and none of the rows of a class
+            ("aaaaaaaabbbbbbbbc", ["rare_classes"]),
+            ("aaaaaaaabb", ["few_rows_per_class"]),
+            ("aaaaaaaabbbbbbbb", []),
+            ((0.1, 0.2, 0.3), []),
+        ],
+    )
+    def test_doubtful_labels_are_warned_of(
+        self, bert: Path, labels: Sequence[Any], codes: list[str]
+    ):
+        rows = [{"text": "w1", "label": label} for label in labels]
+        ready = make(bert, train=rows, validation=None)
+        assert [warning.code for warning in ready.data.warnings] == codes
+        assert ready.warnings[: len(codes)] == ready.data.warnings
 
     @pytest.mark.parametrize(("max_length", "name"), [(16, "eager"), (129, "sdpa")])
     @pytest.mark.usefixtures("bfloat16_processor")
