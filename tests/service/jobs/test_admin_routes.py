@@ -86,6 +86,14 @@ class TestCancel:
         assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
         events = client.get(f"/jobs/{queued}/events", headers=alice.headers).json()["data"]
         assert events[-1]["message"] == "cancelled by an administrator"
+        (entry,) = client.get("/admin/audit", headers=admin.headers).json()["data"]
+        assert (entry["action"], entry["subject"]) == ("job.cancelled", queued)
+        assert entry["tenant"] == alice.tenant_id
+        assert entry["actor"] == {
+            "tenant": admin.tenant_id,
+            "key": admin.key_id,
+            "request_id": answer.headers["x-request-id"],
+        }
 
     def test_of_a_running_job_is_requested(self, client, admin, alice, database):
         job, _ = running_job(database, alice.tenant_id)
