@@ -44,6 +44,17 @@ class TestNarrowTerminal:
         assert document["path"] == str(named)
         assert document["metadata"]["labels"] == ["悪い", "良い"]
 
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_merge_reports_its_labels(self, encoding, options, named, backbone, monkeypatch):
+        read = use_terminal(monkeypatch, encoding)
+        out = ["--model", str(backbone), "--out", str(named.with_name("merged"))]
+        assert main(["merge", "--delta", str(named), *out, *options]) == 0
+        shown = read()
+        if options:
+            assert json.loads(shown)["labels"] == ["悪い", "良い"]
+        else:
+            assert r"\u60aa\u3044, \u826f\u3044" in shown
+
     def test_an_error_keeps_its_exit_code(self, encoding, monkeypatch, capsys):
         use_terminal(monkeypatch, encoding)
         assert main(["inspect", f"{NAME}.safetensors"]) == 1

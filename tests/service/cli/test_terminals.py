@@ -14,15 +14,26 @@ NAME = "数据 📊"
 ESCAPED = r"\u6570\u636e \U0001f4ca"
 
 
+@pytest.fixture
+def uploaded(stub, dataset, tmp_path):
+    """Return a file whose upload the server accepts."""
+    stub.on("POST", "/datasets", document({**dataset, "name": NAME}, status=201))
+    train = tmp_path / "数据.csv"
+    train.write_text("text,label\na,0\n")
+    return train
+
+
 @pytest.mark.parametrize("encoding", NARROW_ENCODINGS)
 class TestNarrowTerminal:
-    def test_an_upload_is_reported(self, encoding, stub, dataset, tmp_path, monkeypatch):
-        stub.on("POST", "/datasets", document({**dataset, "name": NAME}, status=201))
-        train = tmp_path / "数据.csv"
-        train.write_text("text,label\na,0\n")
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_an_upload_is_reported(self, encoding, options, uploaded, monkeypatch):
         read = use_terminal(monkeypatch, encoding)
-        assert main(["datasets", "push", str(train), "--name", NAME]) == 0
-        assert ESCAPED in read()
+        assert main(["datasets", "push", str(uploaded), "--name", NAME, *options]) == 0
+        shown = read()
+        if options:
+            assert json.loads(shown)["name"] == NAME
+        else:
+            assert ESCAPED in shown
 
     def test_a_table_of_jobs_is_printed(self, encoding, stub, job, monkeypatch):
         jobs = {"object": "list", "data": [{**job, "name": NAME}], "has_more": False}
