@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
 from store.states import JobStatus
+from tests.full_disk import fill, small_disk
 from tests.integration.deployment import QUICK, Deployment, deployed
 from tests.integration.jobs import Desk
 from tests.integration.servers import PostgresServer, RedisServer, Server, missing, running
@@ -149,12 +148,12 @@ class TestClock:
 class TestDisk:
     def test_full_while_a_checkpoint_is_written(self, plant: Plant, tmp_path: Path):
         folder = tmp_path / "home"
-        with deployed(folder, **_settings(plant)) as small, small_disk(folder / "work") as disk:
+        disk = small_disk(folder / "work", megabytes=64)
+        with deployed(folder, **_settings(plant)) as small, disk as work:
             plant.stop_worker()
             small.start("worker")
             job = plant.training()
-            ballast = disk / "ballast"
-            _fill(ballast)
+            ballast = fill(work)
             small.wait_for(lambda: "disk_full" in small.logs(), message="the failure")
             ballast.unlink()
             plant.check(job)
@@ -162,17 +161,18 @@ class TestDisk:
     def test_full_while_artifacts_are_written(self, plant: Plant, tmp_path: Path):
         """The store's disk is full: artifacts and checkpoints wait for space."""
         folder = tmp_path / "home"
-        with small_disk(folder / "artifacts") as disk, deployed(folder, **QUICK) as small:
+        disk = small_disk(folder / "artifacts", megabytes=64)
+        with disk as artifacts, deployed(folder, **QUICK) as small:
             small.run("migrate")
             desk = Desk(small.environment)
             dataset = desk.push(tmp_path)
             small.start("worker")
             job = desk.submit(dataset)
             small.wait_for(lambda: desk.is_at(job, "training"), message="training")
-            _fill(disk / "ballast")
+            ballast = fill(artifacts)
             small.wait_for(lambda: "waiting for room" in small.logs(), message="the failure")
             assert desk.job(job).status is JobStatus.TRAINING
-            (disk / "ballast").unlink()
+            ballast.unlink()
             end = small.wait_for(lambda: desk.is_finished(job), message="the end")
             assert end.status is JobStatus.SUCCEEDED
             assert desk.hashes(job) == plant.hashes
@@ -186,27 +186,3 @@ def _settings(plant: Plant) -> dict[str, str]:
         **{name: plant.deployment.environment[f"HIFI_{name}"] for name in names},
         "ARTIFACTS_URL": plant.desk.settings.artifacts_url,
     }
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a disk of a few megabytes."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S607 - umount
-
-
-def _fill(ballast: Path) -> None:
-    """Fill a disk."""
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return

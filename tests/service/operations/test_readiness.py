@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pytest
 
 from service.operations import readiness as readiness_module
 from service.operations.readiness import Readiness, Report
 from store.database.connection import Database
 from store.errors import ArtifactStorageError
 from store.jobs.workers import register
-from tests.full_disk import fill
+from tests.full_disk import fill, make_read_only
 from tests.waiting import patience, within
-
-if TYPE_CHECKING:
-    import pytest
 
 ALL_WELL = Report(failing=(), degraded=())
 
@@ -164,11 +163,14 @@ class TestReport:
         asyncio.run(ask())
         assert parts.asked == 1
 
-    def test_names_a_home_that_is_full(self, database: Database, full_disk: Path):
+    @pytest.mark.parametrize("spoil", [fill, make_read_only])
+    def test_names_a_home_that_is_full_or_read_only(
+        self, database: Database, full_disk: Path, spoil: Callable[[Path], object]
+    ):
         add_worker(database)
         assert report(database, Parts(home=full_disk)) == ALL_WELL
         assert list(full_disk.iterdir()) == []
-        fill(full_disk)
+        spoil(full_disk)
         assert report(database, Parts(home=full_disk)).failing == ("home",)
 
     def test_ends_with_the_gateway_whatever_hangs(

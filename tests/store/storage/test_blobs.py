@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from store.errors import ArtifactStorageError, BlobLostError, SettingsError
 from store.storage import ArtifactStorage, Blob, StoredBlob, blobs
-from tests.full_disk import fill
+from tests.full_disk import fill, make_read_only
 from tests.slow_store import Mood, SlowStore, slow_store
 from tests.waiting import patience
 
@@ -297,11 +297,16 @@ class TestCheckWritable:
             ArtifactStorage(str(tmp_path / "empty")).check_writable()
         assert str(tmp_path) not in caught.value.detail
 
-    def test_fails_on_a_full_disk(self, full_disk: Path):
+    @pytest.mark.parametrize(
+        ("spoil", "reason"), [(fill, "No space left"), (make_read_only, "Read-only file system")]
+    )
+    def test_fails_on_a_disk_that_is_full_or_read_only(
+        self, full_disk: Path, spoil: Callable[[Path], object], reason: str
+    ):
         storage = ArtifactStorage(str(full_disk / "artifacts"))
-        fill(full_disk)
+        spoil(full_disk)
         storage.check()
-        with pytest.raises(ArtifactStorageError, match="No space left"):
+        with pytest.raises(ArtifactStorageError, match=reason):
             storage.check_writable()
 
 
