@@ -137,6 +137,13 @@ class TestJobs:
             assert told in err
             assert err.count("\n") == 1
 
+    def test_three_text_columns_are_a_question(self, ask, tmp_path, capsys):
+        (tmp_path / "three.csv").write_text("a,b,c,label\nx,y,z,0\nx,y,z,1\n")
+        dataset = ask("datasets", "push", str(tmp_path / "three.csv"))["id"]
+        assert main(["jobs", "submit", "--model", MODEL, "--dataset", dataset]) == 1
+        told = "3 columns hold texts; the columns are 'a', 'b', 'c', 'label': set task.text"
+        assert capsys.readouterr().err == f"hifi: error: {told} (change --text)\n"
+
     def test_a_foreign_job_is_not_there(self, ask, submit, bob, monkeypatch, capsys):
         job = ask(*submit)
         monkeypatch.setenv("HIFI_API_KEY", bob.secret)

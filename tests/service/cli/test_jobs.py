@@ -144,6 +144,13 @@ class TestSubmit:
         assert err.count("\n") == 1
         assert stub.asked == []
 
+    def test_an_unknown_task_type_is_one_line(self, capsys):
+        words = ["--model", "m", "--dataset", "ds_1", "--task", "translation"]
+        assert main(["jobs", "submit", *words]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("hifi: error: --task: invalid choice: 'translation' (choose from ")
+        assert err.count("\n") == 1
+
     def test_metadata_without_a_value_is_a_usage_error(self, capsys):
         assert main([*SUBMIT, "--metadata", "team"]) == 2
         assert "is not KEY=VALUE" in capsys.readouterr().err
