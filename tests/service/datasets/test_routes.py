@@ -142,6 +142,27 @@ class TestRefusals:
             assert left_over(settings) == []
 
     @pytest.mark.process
+    @pytest.mark.parametrize(
+        ("limit", "told"),
+        [
+            ({"converter_seconds": 0.01}, ("upload_too_slow", "0.01 seconds")),
+            (
+                {"converter_memory_bytes": 256 << 20},
+                ("dataset_invalid", f"needs more than {256 << 20} bytes of memory"),
+            ),
+        ],
+    )
+    def test_one_that_takes_too_much_to_convert_is_refused(
+        self, tmp_path, sqlite_url, alice, limit, told
+    ):
+        page = repeated_rows("x" * 120_000_000, rows=1, is_coded=False)
+        with opened(settings_for(tmp_path / "home", sqlite_url, **limit)) as client:
+            files = {"train": ("train.parquet", page)}
+            problem = problem_of(client.post("/datasets", files=files, headers=alice.headers))
+        assert (problem["status"], problem["code"]) == (422, told[0])
+        assert told[1] in problem["detail"]
+
+    @pytest.mark.process
     def test_one_more_at_a_time_than_a_tenant_may_have_is_refused(
         self, settings, alice, monkeypatch
     ):
