@@ -27,15 +27,17 @@ from tests.waiting import eventually, patience
 pytestmark = pytest.mark.process
 
 SERVE = (sys.executable, "-m", "hifi.cli", "serve", "--only", "gateway")
+FEW = 256  # open files
 
 
 @contextmanager
 def gateway(
     environment, *arguments, stderr=subprocess.PIPE, descriptors=4096
 ) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Run a gateway; yield the process and the URL that it prints."""
+    """Run a gateway with few open files, which it may change; yield it and the URL it prints."""
+    limits = f"ulimit -Sn {FEW}; ulimit -Hn {descriptors}"
     process = subprocess.Popen(
-        ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "", *SERVE, *arguments],
+        ["/bin/sh", "-c", f'{limits}; exec "$@"', "", *SERVE, *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -163,6 +165,7 @@ class TestGateway:
             answer = client.get("/healthz")  # a connection that is kept alive
             assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
             assert "server" not in answer.headers
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (4096, 4096)
             process.send_signal(number)
             _, err = process.communicate(timeout=patience(60))
         assert process.returncode == code
