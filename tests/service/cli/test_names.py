@@ -30,6 +30,14 @@ class TestJobs:
         assert main(["jobs", *words, "größe 1"]) == 0
         assert stub.paths() == ["GET /jobs?name=gr%C3%B6%C3%9Fe+1&limit=5", sent]
 
+    def test_results_take_one(self, stub, heads, tmp_path):
+        stub.on("GET", "/jobs", page("job_1"))
+        stub.on("GET", "/jobs/job_1/heads", document(heads))
+        stub.on("GET", "/jobs/job_1/heads/delta", reply(b"delta"))
+        assert main(["jobs", "heads", "films"]) == 0
+        assert main(["jobs", "download", "films", "--out", str(tmp_path / "delta")]) == 0
+        assert (tmp_path / "delta").read_bytes() == b"delta"
+
     def test_an_id_is_not_looked_up(self, stub, job):
         stub.on("GET", "/jobs/job_1", document(job))
         assert main(["jobs", "show", "job_1"]) == 0

@@ -198,6 +198,14 @@ class TestList:
         assert not page["has_more"]
         assert seen == posted[::-1]
 
+    def test_goes_on_after_a_job_that_is_deleted_meanwhile(self, client, alice, post):
+        first, second, third = (post().json()["id"] for _ in range(3))
+        client.post(f"/jobs/{second}/cancel", headers=alice.headers)
+        assert client.delete(f"/jobs/{second}", headers=alice.headers).status_code == 204
+        for after, rest in ((third, [first]), (second, [first])):
+            page = client.get(f"/jobs?after={after}", headers=alice.headers).json()
+            assert [job["id"] for job in page["data"]] == rest
+
     def test_an_empty_one_has_no_ids(self, client, alice):
         page = client.get("/jobs", headers=alice.headers).json()
         assert page == {
