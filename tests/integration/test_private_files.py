@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from service.embedded.listening import free_loopback_port
+from tests.integration.deployment import deployed, is_ready
 from tests.integration.served import SPEC, served
 from tests.root import ROOT
 
@@ -66,3 +68,15 @@ def test_hifi_serve_and_a_job(tmp_path):
         assert service.client.jobs.get(job["id"])["status"] == "succeeded"
         found = open_entries(home)
     assert [path for path in found if not path.endswith(".log")] == []  # those are the test's own
+
+
+def test_processes_that_are_started_alone(tmp_path):
+    home, port = tmp_path / "home", free_loopback_port()
+    infer_url = f"http://127.0.0.1:{free_loopback_port()}"
+    with deployed(home, PORT=str(port), INFER_URL=infer_url, DEVICE="cpu") as deployment:
+        deployment.run("migrate")
+        for command in (("worker",), ("infer",), ("serve", "--only", "gateway")):
+            deployment.start(*command)
+        deployment.wait_for(lambda: is_ready(f"http://127.0.0.1:{port}"), message="ready")
+        found = open_entries(home)
+    assert [path for path in found if not path.endswith(".log")] == []
