@@ -1,7 +1,7 @@
 """What a tenant can do that means harm: ``python -m tests.integration.hostile ACT URL SECRET JOB``.
 
-The process goes on until it is killed. It prints ``begun`` with every request, and the status of
-every answer.
+The process goes on until it is killed, or until one of its threads fails. It prints ``begun`` with
+every request, and the status of every answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,8 +160,12 @@ ACTS: dict[str, tuple[int, Callable[[Attacker], None]]] = {
 }
 
 
+# What it prints when an act has its effect, unless that is its first request: a job is queued.
+START = {"longest texts": "202", "long jobs": "202"}
+
+
 def main(act: str, url: str, secret: str, job: str) -> None:
-    """Do it until this process is killed."""
+    """Do it until this process is killed; end it with an error if a thread cannot go on."""
     threads, do = ACTS[act]
     client = httpx2.Client(timeout=_TIMEOUT_SECONDS, limits=httpx2.Limits(max_connections=None))
     attacker = Attacker(url, secret, job, client)
@@ -169,9 +174,11 @@ def main(act: str, url: str, secret: str, job: str) -> None:
         while True:
             do(attacker)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(threads):
-            pool.submit(repeat)
+    pool = ThreadPoolExecutor(threads)
+    ended = wait([pool.submit(repeat) for _ in range(threads)], return_when=FIRST_EXCEPTION).done
+    traceback.print_exception(ended.pop().exception())
+    sys.stderr.flush()
+    os._exit(1)  # without the other threads, which go on
 
 
 if __name__ == "__main__":

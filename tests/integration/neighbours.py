@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ import sqlalchemy as sa
 from hifi.backbones.packaged import PACKAGED_MODEL
 from service.embedded.listening import free_loopback_port
 from store.database.connection import Database
+from store.jobs.telemetry import ENGINE_CRASHES, measure
 from store.tables import Tenant as TenantRow
 from tests.integration.deployment import Deployment, children, deployed, is_ready
 from tests.integration.finished import Tenant, add_finished, settings_of
-from tests.integration.hostile import HANGING_STORE, OVER_QUOTA
+from tests.integration.hostile import HANGING_STORE, OVER_QUOTA, START
 from tests.integration.served import command_line
 from tests.slow_store import SlowStore, slow_store
 from tests.waiting import eventually, patience
@@ -31,7 +32,9 @@ from tests.waiting import eventually, patience
 ROWS = b"text,label\n" + b"".join(b"row %d,%d\n" % (row, row % 2) for row in range(20))
 FILES = {"train": ("train.csv", ROWS)}
 QUOTA = 1_000_000  # bytes of the hostile tenant, when it is after them
+ENGINE_BYTES, INFERENCE_BYTES = 3 << 30, 2 << 30  # of memory, at most
 _PARTS = {"gateway": "--only gateway", "worker": " worker", "inference": " infer"}
+_ENGINE = f"worker.engine.process cpu text {ENGINE_BYTES} "  # not the one that describes backbones
 
 
 @dataclass
@@ -87,41 +90,44 @@ class Neighbours:
         return self.client.request(method, f"{self.url}{path}", headers=headers, **content)
 
     @contextmanager
-    def under(self, act: str) -> Iterator[Counter[str]]:
-        """Let the hostile tenant do one of ``hostile.ACTS`` during a block.
+    def under(self, act: str) -> Iterator[Callable[[], Counter[str]]]:
+        """Let the hostile tenant do one of ``hostile.ACTS`` during a block, without a pause.
 
         Yields:
-            how often it got which status, filled when the block ends.
+            A function that returns how often it began a request, and got which status, so far.
         """
         self._set_quotas(self.hostile, max_bytes=QUOTA if act == OVER_QUOTA else None)
         if act == HANGING_STORE:
             owner = self.hostile.member.tenant_id
             self.store.mood = lambda _, key: "silent" if key.startswith(owner) else "well"
-        statuses: Counter[str] = Counter()
         log = self.deployment.home / f"{act}.statuses"
+
+        def heard() -> Counter[str]:
+            return Counter(log.read_text().split())
+
         arguments = (act, self.url, self.hostile.member.secret, self.hostile.jobs[0])
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.hostile", *arguments], stdout=output
             )
         try:
-            eventually(lambda: "begun" in log.read_text(), seconds=60, message=act)
-            yield statuses
+            start = START.get(act, "begun")
+            eventually(lambda: start in heard() or process.poll(), seconds=60, message=act)
+            yield heard
+            assert process.poll() is None, f"{act}: the attacker has failed"
         finally:
             process.kill()
             process.wait()
             self._recover()
-        statuses.update(log.read_text().split())
 
     def _recover(self) -> None:
         """End what the hostile tenant has left behind."""
         self.store.mood = lambda _method, _key: "well"
         self.store.released.set()
-        headers = self.hostile.headers
-        jobs = self.client.get(f"{self.url}/jobs", params={"limit": 100}, headers=headers)
-        for job in jobs.json()["data"]:
+        for job in self._hostile_jobs():
             if job["finished_at"] is None:
-                self.client.post(f"{self.url}/jobs/{job['id']}/cancel", headers=headers)
+                url = f"{self.url}/jobs/{job['id']}/cancel"
+                self.client.post(url, headers=self.hostile.headers)
         eventually(lambda: self.store.hanging == 0)
         self.store.released.clear()
 
@@ -133,21 +139,53 @@ class Neighbours:
             for part, word in _PARTS.items()
         }
 
+    def engine(self) -> int | None:
+        """Return the process id of the worker's engine.
+
+        None until the next job if one was cancelled while it was loaded, which ends the engine.
+        """
+        pids = children(self.parts()["worker"])
+        return next((pid for pid in pids if _ENGINE in command_line(pid)), None)
+
+    def failures(self) -> set[str]:
+        """Return the codes of the hostile tenant's failed jobs."""
+        return {job["error"]["code"] for job in self._hostile_jobs() if job["error"] is not None}
+
+    def engines_lost(self) -> int:
+        """Return how many engines have died during a job, or stopped responding."""
+        with self._tables() as database, database.read() as session:
+            return measure(session).counters[ENGINE_CRASHES]
+
+    def _hostile_jobs(self) -> list[dict[str, Any]]:
+        headers = self.hostile.headers
+        answer = self.client.get(f"{self.url}/jobs", params={"limit": 100}, headers=headers)
+        jobs: list[dict[str, Any]] = answer.json()["data"]
+        return jobs
+
     def keep_workers_from(self, tenant: Tenant) -> None:
         """Let no job of a tenant run."""
         self._set_quotas(tenant, max_running=0)
 
     def _set_quotas(self, tenant: Tenant, **quotas: int | None) -> None:
-        url = settings_of(self.deployment).database_url
-        with closing(Database(url, pool_size=1)) as database, database.write() as session:
+        with self._tables() as database, database.write() as session:
             of_tenant = TenantRow.id == tenant.member.tenant_id
             session.execute(sa.update(TenantRow).where(of_tenant).values(**quotas))
+
+    def _tables(self) -> closing[Database]:
+        url = settings_of(self.deployment).database_url
+        return closing(Database(url, pool_size=1))
 
 
 @contextmanager
 def neighbours(home: Path) -> Iterator[Neighbours]:
     """Run ``hifi serve`` with artifacts on an S3 server until a block ends."""
-    settings = {"AUTH": "keys", "DEVICE": "cpu", "PORT": str(free_loopback_port())}
+    settings = {
+        "AUTH": "keys",
+        "DEVICE": "cpu",
+        "PORT": str(free_loopback_port()),
+        "ENGINE_MEMORY_BYTES": str(ENGINE_BYTES),
+        "INFER_MEMORY_BYTES": str(INFERENCE_BYTES),
+    }
     with (
         slow_store() as store,
         patch.dict(os.environ, store.environment),

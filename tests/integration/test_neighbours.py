@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.deployment import peak_megabytes
-from tests.integration.hostile import ACTS, HANGING_STORE, OVER_QUOTA
-from tests.integration.neighbours import Neighbours, neighbours
-from tests.waiting import patience
+from tests.integration.hostile import ACTS, HANGING_STORE, OVER_QUOTA, START
+from tests.integration.neighbours import ENGINE_BYTES, INFERENCE_BYTES, Neighbours, neighbours
+from tests.waiting import eventually, patience
 
 pytestmark = [
     pytest.mark.process,
@@ -51,12 +52,25 @@ def alone(site: Neighbours) -> dict[str, float]:
 @pytest.mark.parametrize("act", ACTS)
 def test_a_hostile_tenant_delays_no_other(act: str, site: Neighbours, alone: dict[str, float]):
     before = site.parts()
-    with site.under(act) as statuses:
+    with site.under(act) as heard:
         for _ in range(ROUNDS):
             for name, seconds in site.seconds().items():
                 limit = max(PROMPT_SECONDS, 3 * alone[name])
                 assert seconds < patience(limit), (name, seconds, alone[name])
             time.sleep(1.0)
-    assert statuses.keys() - {"begun"} <= STATUSES[act], statuses
+        if STATUSES[act]:
+            eventually(lambda: heard().keys() & STATUSES[act], message=f"an answer to {act}")
+        if act in START:  # the engine has a job
+            check_memory(eventually(site.engine, message="an engine"), most=ENGINE_BYTES)
+        assert site.failures() <= {"out_of_memory"}
+        assert site.engines_lost() == 0
+    assert heard().keys() <= {"begun", *STATUSES[act]}, heard()
     assert site.parts() == before  # no process had to be started again
+    check_memory(before["inference"], most=INFERENCE_BYTES)
     assert peak_megabytes(before["gateway"]) < GATEWAY_MEGABYTES
+
+
+def check_memory(pid: int, *, most: int) -> None:
+    """Assert that a process limits its memory, as soon as it has started, and keeps to it."""
+    eventually(lambda: resource.prlimit(pid, resource.RLIMIT_DATA)[0] == most, message="a limit")
+    assert peak_megabytes(pid) < most >> 20
