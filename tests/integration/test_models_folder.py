@@ -35,6 +35,7 @@ def unavailable(service: Served) -> dict[str, tuple[str, str]]:
 
 
 def test_a_copied_backbone_is_offered_used_and_withdrawn(service: Served, tmp_path: Path):
+    eventually(lambda: listed(service), seconds=120)  # the process that reads models has started
     models = Path(service.deployment.home) / "models"
     models.mkdir(exist_ok=True)
     names = {0: "dull", 1: "bright"}
