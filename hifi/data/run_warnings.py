@@ -196,6 +196,20 @@ def warn_of_less_than_probe(
     return (RunWarning(code="below_probe", message=message, param="learning_rate"),)
 
 
+def warn_of_no_gain(*, learning_rate: float) -> RunWarning:
+    """Warn that no evaluation of a run was better than its start, which is the result.
+
+    Args:
+        learning_rate: of the run.
+    """
+    message = (
+        "no evaluation was better than the start, so the result is the task head that the run "
+        f"started from, and untuned heads; try another learning rate (this was {learning_rate:g}), "
+        "more epochs or more rows"
+    )
+    return RunWarning(code="no_gain", message=message, param="learning_rate")
+
+
 def warn_of_falling_loss(*, epochs: int) -> RunWarning:
     """Warn that training ended while its loss was still falling.
 

@@ -63,7 +63,8 @@ class FinetuneResult:
             frequent class or the mean; ``probe``, a linear model on the frozen states that the task
             head reads; ``untuned``, the model before the fine-tune, if its own task head was kept.
             Empty without a validation split.
-        best_step: the step of ``delta``: the best on validation, else the last.
+        best_step: the step of ``delta``: the best on validation, else the last. It is 0 if no
+            evaluation was better than the start, a probe or a kept task head.
         train_seconds: time spent in training steps, without evaluations and loading.
         selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.
@@ -136,8 +137,9 @@ def finetune(
         model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
         train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
             a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
-        validation: in the same forms; evaluated after every epoch to keep the best step. Without
-            one the last step is kept.
+        validation: in the same forms; evaluated after every epoch, and before the first step
+            unless the task head starts at random, to keep the best step. Without one the last step
+            is kept.
         task: the type (``classification``, ``regression``, ``image-classification``), or a
             mapping with ``type, text, label, image, metric``. Missing parts are inferred from the
             columns; if these are ambiguous, the call fails.

@@ -17,6 +17,7 @@ from hifi.backbones.heads import first_token_layer
 from hifi.data.run_warnings import (
     warn_of_falling_loss,
     warn_of_less_than_probe,
+    warn_of_no_gain,
     warn_of_one_class,
 )
 from hifi.data.settings import CHECKPOINT_SECONDS
@@ -165,6 +166,7 @@ class Trainer:
             self._model.eval()
             if self._state.step == 0:
                 self._save()
+                self._evaluate_start()
             saved = time.monotonic()
             while not self._emitter.has_to_stop and not self._is_done():
                 self._step()
@@ -240,6 +242,20 @@ class Trainer:
         if self._order[0] != epoch:
             self._order = (epoch, self._batches.epoch(epoch))
         return self._forward.batch(self._train, self._order[1][index])
+
+    def _evaluate_start(self) -> None:
+        """Let the start count as a step, unless it is random: the result is not below it."""
+        is_random = not self._is_from_probe and "untuned" not in self._state.yardsticks
+        if self._validation is None or is_random or self._emitter.has_to_stop:
+            return
+        self._evaluate(self._validation)
+
+    @property
+    def _is_from_probe(self) -> bool:
+        """Whether the task head started from the probe; False without a validation split."""
+        yardsticks = self._state.yardsticks
+        is_fresh = "untuned" not in yardsticks and "probe" in yardsticks
+        return is_fresh and self._settings.head_start != "random"
 
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
@@ -349,9 +365,10 @@ class Trainer:
                 tuned=best.metrics[metric],
                 probe=probe[metric],
                 rows=rows,
-                is_from_probe=settings.head_start != "random"
-                and "untuned" not in self._state.yardsticks,
+                is_from_probe=self._is_from_probe,
             )
+        if best is not None and best.step == 0:
+            found.append(warn_of_no_gain(learning_rate=settings.learning_rate))
         if self._state.losses.is_falling and (best is None or best.step == self._total_steps):
             found.append(warn_of_falling_loss(epochs=settings.epochs))
         return tuple(found)
