@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.style import Style
 from rich.text import Text
 
+from hifi.data.head_shares import Pool, pool_of, shares_of
 from hifi.data.settings import IMPLIED
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Pool = Literal["layer", "model"]
 
 # Dark blue to yellow, as in matplotlib's viridis; white text on the first two, black on the rest.
 _SHADES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -62,18 +61,6 @@ def heat_map(
     return drawn
 
 
-def shares_of(values: Sequence[Sequence[float | None]], *, pool: Pool) -> list[list[float]]:
-    """Divide scores ``[L][H]`` by the sum of their pool's magnitudes; None counts as 0."""
-    known = [[value or 0.0 for value in row] for row in values]
-    if pool == "model":
-        [whole] = shares_of([list(chain(*known))], pool="layer")
-        width = len(known[0])
-        return [whole[start : start + width] for start in range(0, len(whole), width)]
-    largest = [max(map(abs, row)) or 1.0 for row in known]  # the sum may be more than floats hold
-    scaled = [[value / most for value in row] for row, most in zip(known, largest, strict=True)]
-    return [[value / (sum(map(abs, row)) or 1.0) for value in row] for row in scaled]
-
-
 def _number(share: float, *, relative: float, cell: int) -> str:
     if cell == 6:
         return f"{100 * share:4.1f}"
@@ -118,7 +105,7 @@ def print_heads(console: Console, selection: Mapping[str, Any]) -> None:
     if score == "pagerank" and budget is None:
         console.print(importance, soft_wrap=True)
         return
-    pool: Pool = "layer" if budget is None else "model"
+    pool = pool_of(budget)
     console.print(f"score {score}, its shares of the {pool}", highlight=False)
     values = [layer.get("values", layer["importance"]) for layer in layers]
     console.print(draw(shares_of(values, pool=pool), pool=pool), soft_wrap=True)

@@ -49,14 +49,8 @@ class TestHeatMap:
         text = render.heat_map([[None, 1.0]], selected=[[1]], width=80).plain
         assert text.splitlines()[0] == "layer 0   0.0 [100.0]"
 
-    def test_scores_on_any_scale_are_shares_of_their_layer(self):
-        values = [[2e-9, 6e-9], [1e308, 1e308], [0.0, None], [-1.0, 3.0]]
-        shares = [[0.25, 0.75], [0.5, 0.5], [0, 0], [-0.25, 0.75]]
-        assert render.shares_of(values, pool="layer") == [pytest.approx(row) for row in shares]
-
-    def test_scores_for_a_budget_are_shares_of_the_model(self):
-        shares = render.shares_of([[1, 2], [7, 0]], pool="model")
-        assert shares == [pytest.approx([0.1, 0.2]), pytest.approx([0.7, 0])]
+    def test_colours_of_a_budget_compare_all_layers(self):
+        shares = [[0.1, 0.2], [0.7, 0]]
         text = render.heat_map(shares, selected=[[], [0]], width=80, pool="model")
         assert text.plain.splitlines()[:2] == ["layer 1 [70.0]  0.0 ", "layer 0  10.0  20.0 "]
         colours = [span.style.bgcolor.get_truecolor() for span in text.spans]  # top layer first
