@@ -31,6 +31,7 @@ from hifi.deltas.placement import (
 )
 from hifi.deltas.row_names import check_shapes, heads_of_rows, row_key, shapes_of
 from hifi.errors import BackboneMismatchError, InvalidArgumentError
+from hifi.selection.head_selection import HeadSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +87,15 @@ class HeadDelta:
     def heads(self) -> tuple[HeadId, ...]:
         """The tuned heads, in order."""
         return heads_of_rows(self.rows)
+
+    @property
+    def selection(self) -> HeadSelection:
+        """The selection that the delta records; only its heads if the record is invalid."""
+        try:
+            return HeadSelection.from_dict(self.metadata.selection)
+        except InvalidArgumentError:
+            layers = 1 + max((head.layer for head in self.heads), default=-1)
+            return HeadSelection.from_heads(self.heads, num_layers=layers)
 
     @classmethod
     def load(cls, path: str | Path) -> HeadDelta:

@@ -22,6 +22,7 @@ from hifi.errors import (
     TunerError,
     UnsupportedArchitectureError,
 )
+from hifi.selection.scoring import select_heads
 from tests.architectures import ARCHITECTURES, NAMES, tiny_batch, tiny_model, unsupported_model
 from tests.deltas import HEADS, bits_of, equal_bits, hand_made_delta, rows_of
 
@@ -183,6 +184,23 @@ class TestMerge:
         model = tiny_model("bert")
         hand_made_delta(model).merge(model)
         assert all(p.is_leaf and p.requires_grad and p.grad is None for p in model.parameters())
+
+
+class TestSelection:
+    def test_is_the_recorded_one(self):
+        model = tiny_model("bert")
+        recorded = select_heads(model, [tiny_batch("bert")], k=1)
+        delta = hand_made_delta(model, heads=recorded.heads, selection=recorded.to_dict())
+        assert delta.selection.to_dict() == recorded.to_dict()
+
+    @pytest.mark.parametrize("record", [{}, {"num_layers": 9, "layers": "none"}])
+    def test_of_an_invalid_record_has_the_heads_alone(self, record):
+        selection = hand_made_delta(tiny_model("bert"), selection=record).selection
+        assert (selection.heads, selection.num_layers, selection.layers) == (HEADS, 3, ())
+
+    def test_of_no_rows_is_empty(self):
+        delta = hand_made_delta(tiny_model("bert"), heads=[])
+        assert (delta.selection.heads, delta.selection.num_layers) == ((), 0)
 
 
 class TestRefusedMerge:
