@@ -47,6 +47,22 @@ class InvalidArgumentError(HifiError, ValueError):
         self.limit = limit
 
 
+class MissingExtraError(HifiError, ImportError):
+    """A part of hifi needs a package that comes with one of its extras.
+
+    Args:
+        what: the part, in words.
+        package: the package that is not installed.
+        extra: the extra that brings it.
+    """
+
+    def __init__(self, what: str, *, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {package}, which is not installed; pip install 'hifi[{extra}]'"
+        )
+        self.extra = extra
+
+
 class UnsupportedArchitectureError(HifiError):
     """The model's attention heads cannot be located; the message has the supported models."""
 

@@ -57,7 +57,8 @@ class TestLazyImport:
     def test_help_version_and_usage_errors_import_no_torch(self, arguments):
         code = (
             "import sys; from hifi.cli import main; main(sys.argv[1:]); "
-            "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+            "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib'}; "
+            "sys.exit(bool(heavy & set(sys.modules)))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, check=False
