@@ -9,28 +9,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
+from hifi.errors import shorten
 
 if TYPE_CHECKING:
     from hifi.deltas.delta import HeadDelta
 
 
+_TITLE_CHARACTERS = 100
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hifi inspect``."""
     parser.add_argument("delta", type=Path, metavar="FILE", help="a head delta")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="also draw scores, information richness and correlation of the heads into FILE, whose "
+        "ending is .pdf, .png or .svg; needs `pip install 'hifi[plots]'`",
+    )
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show a head delta's metadata, sizes and heads."""
+    if args.plot is not None:
+        _check_picture(args.plot)
     from hifi.deltas.delta import HeadDelta
 
     delta = HeadDelta.load(args.delta)
     document = describe_delta(delta, path=args.delta)
+    if args.plot is not None:
+        _draw(delta, path=args.delta, picture=args.plot)
+        document["plot"] = str(args.plot)
     if args.json:
         output.print_json(document)
     else:
         _show(delta, document)
     return output.EXIT_OK
+
+
+def _check_picture(path: Path) -> None:
+    """Check that a picture can be drawn and written, before any work is done for it."""
+    from hifi.plots import check_ending
+
+    check_ending(path, param="plot")
+    output.check_new_file(path)
+
+
+def _draw(delta: HeadDelta, *, path: Path, picture: Path) -> None:
+    from hifi import plots
+
+    title = f"{path.name}: {len(delta.heads)} heads of {delta.metadata.model}"
+    title = output.printable(shorten(title, characters=_TITLE_CHARACTERS))
+    plots.save(plots.overview(delta, title=title), picture)
 
 
 def describe_delta(delta: HeadDelta, *, path: Path) -> dict[str, Any]:
@@ -73,10 +105,11 @@ def _show(delta: HeadDelta, document: dict[str, Any]) -> None:
         "task head": head or "none",
         "selection": _pairs({k: v for k, v in metadata.selection.items() if k != "layers"}),
         "created by": metadata.created_by,
+        "picture": document.get("plot", ""),
     }
     output.print_facts(entries)
     console.print()
-    render.print_heads(console, selection_of(delta))
+    render.print_heads(console, delta.selection.to_dict())
 
 
 def _pairs(entries: Mapping[str, object] | None) -> str:
@@ -86,16 +119,3 @@ def _pairs(entries: Mapping[str, object] | None) -> str:
 
 def _plain(value: object) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def selection_of(delta: HeadDelta) -> dict[str, Any]:
-    """Return the selection that a delta records; only its heads if the record is invalid."""
-    from hifi.errors import InvalidArgumentError
-    from hifi.selection.head_selection import HeadSelection
-
-    try:
-        selection = HeadSelection.from_dict(delta.metadata.selection)
-    except InvalidArgumentError:
-        layers = 1 + max(head.layer for head in delta.heads)
-        selection = HeadSelection.from_heads(delta.heads, num_layers=layers)
-    return selection.to_dict()
