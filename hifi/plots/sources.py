@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -120,7 +122,7 @@ def run_of(events: EventSource) -> Run:
             metrics = {name: value for name, value in content.items() if name != "step"}
             evaluations[_step(content)] = metrics
         elif kind == "yardsticks":
-            yardsticks = {name: known for name, known in content.items() if known}
+            yardsticks = _known(content)
     return Run(
         losses=dict(sorted(losses.items())),
         evaluations=dict(sorted(evaluations.items())),
@@ -198,8 +200,17 @@ def outcome_of(source: ResultSource) -> Outcome:
     if not metrics:
         limit = f"{_RESULT}, of a run with a validation split"
         raise InvalidArgumentError("result", value=_outline(source), limit=limit)
-    known = {name: entry for name, entry in yardsticks.items() if isinstance(entry, Mapping)}
-    return Outcome(metrics=metrics, yardsticks=known, metric=task.get("metric"))
+    metric = task.get("metric")
+    return Outcome(
+        metrics=metrics,
+        yardsticks=_known(yardsticks),
+        metric=metric if isinstance(metric, str) else None,
+    )
+
+
+def _known(yardsticks: Mapping[str, Any]) -> dict[str, Metrics]:
+    """Leave out the yardsticks that a run has not: in JSON they are null."""
+    return {name: entry for name, entry in yardsticks.items() if isinstance(entry, Mapping)}
 
 
 def _entry(document: object, name: str) -> Mapping[str, Any]:
@@ -223,17 +234,18 @@ def metric_to_draw(given: str | None, *, chosen: str | None = None, there: Metri
     """
     wanted = chosen if given is None and chosen in there else given
     if wanted is None:
-        wanted = next((name for name in (*metric_names(), *there) if name in there), "loss")
+        declared = (name for name in metric_names() if name in there)
+        wanted = next(chain(declared, (name for name in there if name != "loss")), "loss")
     if wanted not in there:
         raise InvalidArgumentError("metric", value=wanted, limit=f"one of {', '.join(there)}")
     return wanted
 
 
 def number(value: object) -> float:
-    """Return a number of a document; what is none, as JSON's null for NaN, is NaN."""
+    """Return a finite number of a document; anything else, as JSON's null for NaN, is NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value)
+    return float(value) if abs(value) <= sys.float_info.max else math.nan
 
 
 def _outline(value: object) -> str:

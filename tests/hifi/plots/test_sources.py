@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from hifi import HeadDelta
 from hifi.backbones.heads import HeadId
 from hifi.errors import DeltaFileError, InvalidArgumentError
-from hifi.plots.sources import metric_to_draw, selection_of
+from hifi.plots.sources import metric_to_draw, number, outcome_of, selection_of
 from hifi.selection.head_selection import HeadSelection
 from service.jobs.documents import HeadsDocument
 from tests.hifi.plots.made import IMPORTANCE, budget_document, heads_document, selection
@@ -77,13 +78,34 @@ class TestSelectionOf:
             selection_of(document)
 
 
+class TestNumber:
+    @pytest.mark.parametrize("value", [None, "1", True, [1], float("inf"), 10**400, float("nan")])
+    def test_what_cannot_be_drawn_is_nan(self, value):
+        assert math.isnan(number(value))
+
+    def test_integers_are_numbers(self):
+        assert number(-3) == -3.0
+
+
+class TestOutcomeOf:
+    def test_ignores_what_a_foreign_document_has_in_the_place_of_a_metric(self):
+        document = {"spec": {"task": {"metric": []}}, "result": {"metrics": {"f1": 1.0}}}
+        outcome = outcome_of({**document, "result": {**document["result"], "yardsticks": 3}})
+        assert (outcome.metric, outcome.yardsticks) == (None, {})
+
+    def test_leaves_out_yardsticks_that_are_none(self):
+        yardsticks = {"majority": {"f1": 0.5}, "untuned": None, "probe": 0.5}
+        outcome = outcome_of({"result": {"metrics": {"f1": 1.0}, "yardsticks": yardsticks}})
+        assert outcome.yardsticks == {"majority": {"f1": 0.5}}
+
+
 class TestMetricToDraw:
     @pytest.mark.parametrize(
         ("there", "expected"),
         [
             (["loss", "matthews", "accuracy"], "accuracy"),
             (["loss", "spearman", "pearson"], "pearson"),
-            (["bleu", "loss"], "bleu"),
+            (["loss", "bleu"], "bleu"),
             (["loss"], "loss"),
         ],
     )
