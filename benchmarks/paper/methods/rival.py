@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.paper.methods.base import Metrics, Outcome, Run, encode, evaluate, file_bytes
-from benchmarks.paper.methods.head_starts import HEAD_STARTS
+from benchmarks.paper.methods.head_starts import HEAD_STARTS, RANDOM
 from hifi.backbones.heads import task_head_names
 from hifi.errors import TrainingDivergedError
 from hifi.training.batching import TrainingBatches
@@ -122,12 +122,13 @@ class _Training:
         metric = ready.data.task.metric
         for epoch in self._epochs():
             metrics = evaluate(ready, validation, self._logits)
-            _check(metrics["loss"], where=f"the validation loss after epoch {epoch + 1}")
+            when = "at the start" if epoch is None else f"after epoch {epoch + 1}"
+            _check(metrics["loss"], where=f"the validation loss {when}")
             evaluations.append(metrics)
-            if not rival.counts(epoch, epochs=settings.epochs):
+            if epoch is not None and not rival.counts(epoch, epochs=settings.epochs):
                 continue
             if best is None or metrics[metric] > evaluations[best][metric]:
-                best = epoch
+                best = len(evaluations) - 1
                 kept = {name: p.detach().clone() for name, p in trained.items()}
         with torch.no_grad():
             for name, parameter in trained.items():
@@ -146,8 +147,14 @@ class _Training:
             epochs=settings.epochs,
         )
 
-    def _epochs(self) -> Iterator[int]:
-        """Train epoch by epoch; yield after each, in eval mode."""
+    def _epochs(self) -> Iterator[int | None]:
+        """Train epoch by epoch; yield after each, in eval mode, and None before the first one.
+
+        As in ``hifi.training``, a start at random is not worth an evaluation.
+        """
+        if self._run.head_start != RANDOM:
+            self._rival.network.eval()
+            yield None
         settings, train = self._settings, self._ready.data.train
         optimizer = torch.optim.AdamW(
             self._rival.groups(),
