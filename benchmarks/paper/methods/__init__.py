@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.paper.methods.ablations import TABLE_3, ablation
 from benchmarks.paper.methods.adapters import (
     QUERY_KEY,
     QUERY_VALUE,
@@ -25,7 +26,7 @@ from benchmarks.paper.methods.base import Method
 from benchmarks.paper.methods.child_tuning import child_tuning
 from benchmarks.paper.methods.diff_pruning import diff_pruning
 from benchmarks.paper.methods.head_starts import AUTO, PROBE, RANDOM
-from benchmarks.paper.methods.heads import K, tuned_by_budget, tuned_heads
+from benchmarks.paper.methods.heads import tuned_heads
 from benchmarks.paper.methods.linear_probe import run_probe
 from benchmarks.paper.methods.plain import bitfit, full, head_only
 from benchmarks.paper.methods.rival import trained_by
@@ -43,10 +44,8 @@ _RIVALS = {
     "diff-pruning": (diff_pruning, 2e-4),
 }
 _OURS = {
-    "hifi": tuned_heads(score="pagerank", strategy="layer-wise", k=K),
-    "hifi-mid-top": tuned_heads(score="pagerank", strategy="mid-top", k=K),
-    "hifi-budget": tuned_by_budget(score="gradient"),
-    "hifi-random": tuned_heads(score="random", strategy="layer-wise", k=K),
+    **{name: ablation(name) for name in TABLE_3},
+    "hifi-mid-top": tuned_heads(score="pagerank", strategy="mid-top"),
 }
 METHODS: Mapping[str, Method] = {
     method.name: method

@@ -15,25 +15,30 @@ from hifi.training.finetuning import FinetuneResult, finetune
 if TYPE_CHECKING:
     from hifi.training.events import TrainingEvent
 
+RunMethod = Callable[[Run], Outcome]
 K = 3  # heads of a layer, the paper's
 
 
-def tuned_heads(**settings: Any) -> Callable[[Run], Outcome]:
-    """Return the ``run`` of a method that is ``finetune`` with these arguments."""
-    return lambda run: _run(run, settings)
+def tuned_heads(**settings: Any) -> RunMethod:
+    """Return the ``run`` of a method that is ``finetune`` with ``fitted`` arguments."""
+    return lambda run: tune(run, settings)
 
 
-def tuned_by_budget(*, score: str) -> Callable[[Run], Outcome]:
-    """Return the ``run`` of a method with a budget as large as ``K`` heads of every layer."""
+def fitted(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of ``finetune`` with the number of heads, if a strategy is among them.
 
-    def run_with_budget(run: Run) -> Outcome:
-        budget = K * load_config(run.source).num_hidden_layers
-        return _run(run, {"score": score, "strategy": "budget", "budget": budget})
+    It is ``K`` in each layer; a budget is as large as that.
+    """
+    strategy = settings.get("strategy")
+    if strategy is None:
+        return dict(settings)
+    if strategy != "budget":
+        return {"k": K, **settings}
+    return {"budget": K * load_config(run.source).num_hidden_layers, **settings}
 
-    return run_with_budget
 
-
-def _run(run: Run, settings: Mapping[str, Any]) -> Outcome:
+def tune(run: Run, settings: Mapping[str, Any]) -> Outcome:
+    """Run ``finetune`` with these arguments, and measure its result."""
     evaluations: list[Mapping[str, float]] = []
 
     def listen(event: TrainingEvent) -> None:
@@ -50,7 +55,7 @@ def _run(run: Run, settings: Mapping[str, Any]) -> Outcome:
         head_start=run.head_start,
         on_event=listen,
         **run.hyperparameters,
-        **settings,
+        **fitted(run, settings),
     )
     used = result.delta.metadata.training
     return Outcome(

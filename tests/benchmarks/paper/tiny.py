@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.paper.cells import Cell
+from benchmarks.paper.methods.base import Run
+from benchmarks.paper.splits import draw_splits
+from benchmarks.paper.tasks import TASKS
 from tests.tiny_tasks import text_rows, write_jsonl
+
+if TYPE_CHECKING:
+    from benchmarks.paper.running import Workplace
 
 CELL = Cell(
     backbone="tiny-bert",
@@ -23,6 +29,25 @@ CELL = Cell(
     least_steps=1,
     max_length=16,
 )
+
+HYPERPARAMETERS = {
+    "seed": 0,
+    "batch_size": 16,
+    "max_length": 16,
+    "epochs": 2,
+    "learning_rate": 0.01,
+}
+
+
+def tiny_run(workplace: Workplace, task: str, *, head_start: str = "random", **changes: Any) -> Run:
+    """Return a run of 40 rows for training and as many for validation, with a test split."""
+    return Run(
+        source=workplace.source,
+        task=TASKS[task],
+        splits=draw_splits(workplace.data, TASKS[task], shots="40", seed=0),
+        head_start=head_start,
+        hyperparameters={**HYPERPARAMETERS, **changes},
+    )
 
 
 def cell(**changes: Any) -> Cell:
