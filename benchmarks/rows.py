@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 REPETITIONS = 5
 
@@ -38,14 +38,20 @@ class Row:
         return self.value <= float(limit) if sign == "≤" else self.value >= float(limit)
 
 
-def print_rows(rows: Iterable[Row]) -> None:
-    """Print a Markdown table, each row as soon as it is measured."""
-    print("| what | measured | target | met |")
-    print("|---|---|---|---|")
+def markdown_rows(rows: Iterable[Row]) -> Iterator[str]:
+    """Format a Markdown table, each row as soon as it is measured."""
+    yield "| what | measured | target | met |"
+    yield "|---|---|---|---|"
     for row in rows:
         verdict = {True: "yes", False: "no", None: ""}[row.is_met]
         number = f"{row.value:,.0f}" if abs(row.value) >= 1000 else f"{row.value:.3g}"
-        print(f"| {row.what} | {number} {row.unit} | {row.target or ''} | {verdict} |", flush=True)
+        yield f"| {row.what} | {number} {row.unit} | {row.target or ''} | {verdict} |"
+
+
+def print_rows(rows: Iterable[Row]) -> None:
+    """Print a Markdown table, each row as soon as it is measured."""
+    for text in markdown_rows(rows):
+        print(text, flush=True)
 
 
 def interleaved(tasks: Sequence[Callable[[], object]]) -> list[float]:

@@ -1,4 +1,4 @@
-"""benchmarks.paper.tables: the numbers against those computed by hand."""
+"""benchmarks.paper.tables: the command, and its comparison against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper.methods import METHODS
-from benchmarks.paper.tables import Difference, Table, main, markdown, markdown_differences
+from benchmarks.paper.tables.command import main
+from benchmarks.paper.tables.comparison import markdown, markdown_differences
+from benchmarks.paper.tables.table import Difference, Table
 from hifi.errors import DataError, InvalidArgumentError
 from tests.benchmarks.paper.tiny import line
 
@@ -166,6 +168,15 @@ class TestCommand:
         assert float(rows[0]["low"]) == pytest.approx(2 - 2.4841, abs=1e-4)
         assert rows[1]["low"] == rows[1]["high"] == ""
 
+    def test_prints_another_table(self, path: Path, capsys: pytest.CaptureFixture[str]):
+        assert main([str(path), "--table", "ablation"]) == 0
+        assert "PageRank (HiFi)" in capsys.readouterr().out
+        assert main([str(path), "--table", "ablation", "--format", "csv"]) == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert [(row["ranking"], row["cola"], row["above_random"]) for row in rows] == [
+            ("pagerank", "55.0", "")
+        ]
+
     def test_filters(self, path: Path, capsys: pytest.CaptureFixture[str]):
         assert main([str(path), "--tasks", "rte", "--most-rows", "40"]) == 0
         assert "cola" not in capsys.readouterr().out
@@ -176,6 +187,9 @@ class TestCommand:
             (["--tasks", "mnli"], "no runs in .*r.jsonl are wanted"),
             (["--most-rows", "all"], "no runs in .*r.jsonl are wanted"),
             (["--pair", "hifi", "bitfit"], "pair='bitfit' is not allowed"),
+            (["--pair", "hifi", "full", "--table", "curves"], "only with the table comparison"),
+            (["--table", "curves"], "no runs of learning curves are wanted"),
+            (["--table", "stored"], "no runs that were measured in several encodings"),
         ],
     )
     def test_tells_what_is_wrong(

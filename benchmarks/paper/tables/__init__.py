@@ -1,0 +1,1 @@
+"""The tables of result files; ``python -m benchmarks.paper.tables --help``."""
