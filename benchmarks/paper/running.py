@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import processor, resident_megabytes, versions
-from benchmarks.paper.cells import Cell, ready_cells
+from benchmarks.paper.cells import AUTO, Cell, ready_cells
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.methods.base import Metrics, Outcome, Run
 from benchmarks.paper.splits import FULL, PER_CLASS, Splits, draw_splits, trial_splits
@@ -73,7 +73,7 @@ class Workplace:
             **found,
             "metric": task.metric,
             "rows": {name: None if each is None else len(each) for name, each in rows.items()},
-            "batch_size": run.hyperparameters["batch_size"],
+            "batch_size": run.settings.batch_size,
             "total_seconds": round(time.perf_counter() - begin, 2),
             "megabytes": {"before": before, "peak": resident_megabytes(field="VmHWM")},
             "machine": processor(),
@@ -114,10 +114,12 @@ def _try(cell: Cell, rate: float | None, results: Results, workplace: Workplace)
 
 
 def _hyperparameters(cell: Cell, splits: Splits, *, learning_rate: float | None) -> dict[str, Any]:
-    """Return the hyperparameters of a cell; the library's defaults if it is to choose."""
+    """Return the hyperparameters of a cell; those that the library is to choose are missing."""
     rows = len(splits.train)
     batch = rows if cell.shots == str(PER_CLASS) else min(_BATCH, rows)
-    found: dict[str, Any] = {"seed": cell.seed, "batch_size": batch, "max_length": cell.max_length}
+    found: dict[str, Any] = {"seed": cell.seed, "max_length": cell.max_length}
+    if cell.rates != AUTO or cell.shots == str(PER_CLASS):
+        found["batch_size"] = batch
     if cell.epochs is not None and cell.least_steps is not None:
         found["epochs"] = max(cell.epochs, math.ceil(cell.least_steps / math.ceil(rows / batch)))
     if learning_rate is not None:
@@ -147,6 +149,7 @@ def _describe(cell: Cell, outcome: Outcome) -> dict[str, Any]:
         "stored_bytes": dict(outcome.stored_bytes),
         "heads": None if outcome.heads is None else [list(head) for head in outcome.heads],
         "fingerprint": outcome.fingerprint,
+        "encoded": {name: dict(metrics) for name, metrics in outcome.encoded.items()},
     }
 
 

@@ -22,7 +22,7 @@ from benchmarks.paper.methods.adapters import (
     prefix_tuning,
     shira,
 )
-from benchmarks.paper.methods.base import Method
+from benchmarks.paper.methods.base import LOSSY, Method
 from benchmarks.paper.methods.child_tuning import child_tuning
 from benchmarks.paper.methods.diff_pruning import diff_pruning
 from benchmarks.paper.methods.head_starts import AUTO, PROBE, RANDOM
@@ -31,29 +31,46 @@ from benchmarks.paper.methods.linear_probe import run_probe
 from benchmarks.paper.methods.plain import bitfit, full, head_only
 from benchmarks.paper.methods.rival import trained_by
 
+# How the quality depends on the stored bytes: LoRA by rank, heads by number. `lora-qv` has rank 8,
+# `hifi-budget` as many heads as three of each layer.
+_RANKS = (1, 2, 4, 16, 32)
+_BUDGETS = (1, 2, 4, 8, 12, 24, 36)
+
 _RIVALS = {
-    "full": (full, 1e-4),
-    "head-only": (head_only, 2e-2),
-    "bitfit": (bitfit, 2e-3),
-    "lora-qk": (lora(QUERY_KEY), 1e-3),
-    "lora-qv": (lora(QUERY_VALUE), 1e-3),
-    "prefix": (prefix_tuning, 1e-2),
-    "ia3": (ia3, 1e-2),
-    "shira": (shira, 2e-3),
-    "child-tuning": (child_tuning, 1e-4),
-    "diff-pruning": (diff_pruning, 2e-4),
+    "full": (trained_by(full), 1e-4),
+    "head-only": (trained_by(head_only), 2e-2),
+    "bitfit": (trained_by(bitfit, encodings=LOSSY), 2e-3),
+    "lora-qk": (trained_by(lora(QUERY_KEY)), 1e-3),
+    "lora-qv": (trained_by(lora(QUERY_VALUE), encodings=LOSSY), 1e-3),
+    **{
+        f"lora-qv-r{rank}": (trained_by(lora(QUERY_VALUE, rank=rank), encodings=LOSSY), 1e-3)
+        for rank in _RANKS
+    },
+    "prefix": (trained_by(prefix_tuning), 1e-2),
+    "ia3": (trained_by(ia3, encodings=LOSSY), 1e-2),
+    "shira": (trained_by(shira), 2e-3),
+    "child-tuning": (trained_by(child_tuning), 1e-4),
+    "diff-pruning": (trained_by(diff_pruning), 2e-4),
 }
 _OURS = {
     **{name: ablation(name) for name in TABLE_3},
+    "hifi": ablation("hifi", encodings=LOSSY),
+    "hifi-budget": ablation("hifi-budget", encodings=LOSSY),
     "hifi-mid-top": tuned_heads(score="pagerank", strategy="mid-top"),
+    **{
+        f"hifi-heads-{budget}": tuned_heads(
+            score="gradient", strategy="budget", budget=budget, encodings=LOSSY
+        )
+        for budget in _BUDGETS
+    },
 }
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method(name="probe", run=run_probe, usual_rate=None, head_starts=(PROBE,)),
         *(
-            Method(name=name, run=trained_by(build), usual_rate=rate, head_starts=(RANDOM, PROBE))
-            for name, (build, rate) in _RIVALS.items()
+            Method(name=name, run=run, usual_rate=rate, head_starts=(RANDOM, PROBE))
+            for name, (run, rate) in _RIVALS.items()
         ),
         *(
             Method(
@@ -64,7 +81,7 @@ METHODS: Mapping[str, Method] = {
         # What the library does unasked.
         Method(
             name="hifi-default",
-            run=tuned_heads(),
+            run=tuned_heads(encodings=LOSSY),
             usual_rate=5e-4,
             head_starts=(AUTO,),
             has_defaults=True,

@@ -7,7 +7,7 @@ the library are its scores; the others are made from a selection's scores by han
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from hifi.training.finetuning import select_prepared
 
 if TYPE_CHECKING:
     from benchmarks.paper.methods.base import Outcome, Run
+    from hifi.deltas.metadata import Encoding
 
 # From a selection, with its scores, and a run's seed to other scores, float64 [L, H].
 Rank = Callable[[HeadSelection, int], Tensor]
@@ -147,21 +148,28 @@ TABLE_3: Mapping[str, tuple[str, str]] = {
 }
 
 
-def ablation(name: str) -> RunMethod:
-    """Return the ``run`` of a method of Tab. 3."""
+def ablation(name: str, *, encodings: Sequence[Encoding] = ()) -> RunMethod:
+    """Return the ``run`` of a method of Tab. 3.
+
+    Args:
+        name: of the method.
+        encodings: as in ``tuned_heads``.
+    """
     ranking, allotment = TABLE_3[name]
     chosen = RANKINGS[ranking]
     scoring = {"score": "pagerank", **chosen.scoring, "strategy": allotment}
     if chosen.rank is None:
-        return tuned_heads(**scoring)
-    return partial(_run, scoring=scoring, rank=chosen.rank)
+        return tuned_heads(encodings=encodings, **scoring)
+    return partial(_run, scoring=scoring, rank=chosen.rank, encodings=encodings)
 
 
-def _run(run: Run, *, scoring: Mapping[str, Any], rank: Rank) -> Outcome:
+def _run(
+    run: Run, *, scoring: Mapping[str, Any], rank: Rank, encodings: Sequence[Encoding]
+) -> Outcome:
     begin = time.perf_counter()
     selection = select(run, scoring=scoring, rank=rank)
     seconds = time.perf_counter() - begin
-    outcome = tune(run, {"selection": selection})
+    outcome = tune(run, {"selection": selection}, encodings=encodings)
     return replace(outcome, seconds={**outcome.seconds, "selection": seconds})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from peft import (
     IA3Config,
     LoraConfig,
@@ -15,11 +16,13 @@ from peft import (
     ShiraConfig,
     get_peft_model,
 )
+from peft.utils import ModulesToSaveWrapper
 
 from benchmarks.paper.methods.rival import Rival, head_modules
 from hifi.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from hifi.data.settings import Hyperparameters
@@ -36,6 +39,17 @@ class Adapted(Rival):
 
     network: PeftModel
 
+    def head(self) -> set[str]:
+        """Return the names of the task head's parameters, which PEFT keeps in its own modules."""
+        saved = [each for each in self.network.modules() if isinstance(each, ModulesToSaveWrapper)]
+        own = {id(parameter) for module in saved for parameter in module.parameters()}
+        return {name for name, parameter in self.trained().items() if id(parameter) in own}
+
+    def origin(self, start: Tensor) -> Tensor:
+        """Return the start if its numbers are all equal, else zero: LoRA's A is drawn."""
+        is_constant = bool((start == start.flatten()[0]).all())
+        return start.detach().clone() if is_constant else torch.zeros_like(start)
+
     def stored_bytes(self) -> int:
         """Return the size of the adapter's weights file."""
         with tempfile.TemporaryDirectory() as folder:
@@ -44,25 +58,31 @@ class Adapted(Rival):
 
 
 def add_lora(
-    model: PreTrainedModel, targets: Sequence[str], *, modules_to_save: Sequence[str] = ()
+    model: PreTrainedModel,
+    targets: Sequence[str],
+    *,
+    rank: int = RANK,
+    modules_to_save: Sequence[str] = (),
 ) -> PeftModel:
-    """Add LoRA with r=8 and alpha=16 to these projections of every layer."""
+    """Add LoRA with alpha = 2r to these projections of every layer."""
     config = LoraConfig(
         task_type=_CLASSIFIER,
-        r=RANK,
-        lora_alpha=2 * RANK,
+        r=rank,
+        lora_alpha=2 * rank,
         target_modules=list(targets),
         modules_to_save=list(modules_to_save),
     )
     return get_peft_model(model, config)
 
 
-def lora(targets: Sequence[str]) -> Callable[[Prepared, Hyperparameters], Rival]:
+def lora(
+    targets: Sequence[str], *, rank: int = RANK
+) -> Callable[[Prepared, Hyperparameters], Rival]:
     """Return the builder of LoRA on these projections."""
 
     def build(ready: Prepared, settings: Hyperparameters) -> Rival:  # noqa: ARG001 - every builder's
         saved = head_modules(ready)
-        return Adapted(add_lora(ready.loaded.model, targets, modules_to_save=saved))
+        return Adapted(add_lora(ready.loaded.model, targets, rank=rank, modules_to_save=saved))
 
     return build
 

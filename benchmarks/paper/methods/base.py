@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from benchmarks.paper.splits import Rows, Splits
     from benchmarks.paper.tasks import PaperTask
     from hifi.backbones.models import ModelSource
+    from hifi.deltas.metadata import Encoding
     from hifi.tasks import Examples
     from hifi.training.preparation import Prepared
 
 Metrics = Mapping[str, float]
+MetricsBySplit = Mapping[str, Metrics | None]
+# Encodings that lose something, so that what is read back has to be measured.
+LOSSY: tuple[Encoding, ...] = ("bfloat16", "int8")
 # Factors of the usual rate that a search tries, the same for every method.
 _TRIAL_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SIGNIFICANT = 6
@@ -85,6 +89,8 @@ class Outcome:
         learning_rate: the peak that was used; None if the method has none.
         epochs: how many were asked for; None if the method has none.
         heads: (layer, head) of the tuned heads; None for a method without.
+        encoded: the metrics of what is read back from a file in further encodings, by encoding and
+            split, ``validation`` and ``test``; empty for a method that is not measured in them.
     """
 
     evaluations: Sequence[Metrics]
@@ -97,6 +103,7 @@ class Outcome:
     learning_rate: float | None = None
     epochs: int | None = None
     heads: Sequence[tuple[int, int]] | None = None
+    encoded: Mapping[str, MetricsBySplit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

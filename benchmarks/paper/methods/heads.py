@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.paper.methods.base import Outcome, Run, encode, evaluate, logits_by
 from hifi.backbones.models import load_config
+from hifi.deltas.delta import HeadDelta
 from hifi.deltas.metadata import ENCODINGS
-from hifi.training.finetuning import FinetuneResult, finetune
+from hifi.training.finetuning import finetune
 
 if TYPE_CHECKING:
+    from benchmarks.paper.methods.base import MetricsBySplit
+    from hifi.deltas.metadata import Encoding
+    from hifi.tasks import Examples
     from hifi.training.events import TrainingEvent
+    from hifi.training.preparation import Prepared
 
 RunMethod = Callable[[Run], Outcome]
+SPLITS = ("validation", "test")
 K = 3  # heads of a layer, the paper's
 
 
-def tuned_heads(**settings: Any) -> RunMethod:
-    """Return the ``run`` of a method that is ``finetune`` with ``fitted`` arguments."""
-    return lambda run: tune(run, settings)
+def tuned_heads(*, encodings: Sequence[Encoding] = (), **settings: Any) -> RunMethod:
+    """Return the ``run`` of a method that is ``finetune`` with ``fitted`` arguments.
+
+    Args:
+        encodings: in which the delta is encoded, read back and measured too.
+        settings: arguments of ``finetune``.
+    """
+    return lambda run: tune(run, settings, encodings=encodings)
 
 
 def fitted(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def fitted(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"budget": K * load_config(run.source).num_hidden_layers, **settings}
 
 
-def tune(run: Run, settings: Mapping[str, Any]) -> Outcome:
+def tune(run: Run, settings: Mapping[str, Any], *, encodings: Sequence[Encoding] = ()) -> Outcome:
     """Run ``finetune`` with these arguments, and measure its result."""
     evaluations: list[Mapping[str, float]] = []
 
@@ -57,37 +69,58 @@ def tune(run: Run, settings: Mapping[str, Any]) -> Outcome:
         **run.hyperparameters,
         **fitted(run, settings),
     )
-    used = result.delta.metadata.training
+    used, merged = result.delta.metadata.training, _Merged(run)
+    sizes: dict[str, int] = {}
+    encoded: dict[str, MetricsBySplit] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        for encoding in ENCODINGS:
+            result.delta.save(path, encoding=encoding)
+            sizes[encoding] = path.stat().st_size
+            if encoding in encodings:
+                encoded[encoding] = merged.measure(HeadDelta.load(path))
     return Outcome(
         evaluations=evaluations,
         best=next(index for index, each in enumerate(evaluations) if each == result.metrics),
-        test=_test(run, result),
+        test=merged.measure(result.delta, ["test"])["test"] if run.splits.test else None,
         seconds={"selection": result.selection_seconds, "training": result.train_seconds},
         trained_weights=result.trainable_parameters,
-        stored_bytes=_stored_bytes(result),
+        stored_bytes=sizes,
         fingerprint=result.delta.metadata.fingerprint,
         learning_rate=used["learning_rate"],
         epochs=used["epochs"],
         heads=[(head.layer, head.head) for head in result.selection.heads],
+        encoded=encoded,
     )
 
 
-def _stored_bytes(result: FinetuneResult) -> dict[str, int]:
-    """Return the size of the delta file in every encoding."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "delta.safetensors"
-        sizes: dict[str, int] = {}
-        for encoding in ENCODINGS:
-            result.delta.save(path, encoding=encoding)
-            sizes[encoding] = path.stat().st_size
-    return sizes
+class _Merged:
+    """A fresh model of a run's task, loaded when the first delta is merged into it."""
 
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
-def _test(run: Run, result: FinetuneResult) -> Mapping[str, float] | None:
-    """Measure the merged model on the test rows."""
-    if run.splits.test is None:
-        return None
-    ready = run.prepare(has_validation=False)
-    model = ready.loaded.model
-    result.delta.merge(model)
-    return evaluate(ready, encode(ready, run.splits.test, split="test"), logits_by(model))
+    @cached_property
+    def _ready(self) -> Prepared:
+        return self._run.prepare()
+
+    @cached_property
+    def _test(self) -> Examples | None:
+        rows = self._run.splits.test
+        return None if rows is None else encode(self._ready, rows, split="test")
+
+    def _examples(self, split: str) -> Examples | None:
+        return self._test if split == "test" else self._ready.data.validation
+
+    def measure(self, delta: HeadDelta, splits: Sequence[str] = SPLITS) -> MetricsBySplit:
+        """Measure the model with a delta merged on these splits; None where there is none."""
+        ready, model = self._ready, self._ready.loaded.model.eval()
+        rows = {split: self._examples(split) for split in splits}
+        displaced = delta.merge(model)
+        try:
+            return {
+                split: None if each is None else evaluate(ready, each, logits_by(model))
+                for split, each in rows.items()
+            }
+        finally:
+            displaced.merge(model)

@@ -40,4 +40,5 @@ def bitfit(ready: Prepared, settings: Hyperparameters) -> Rival:  # noqa: ARG001
     """Train the biases, of norms too, and the task head (Ben-Zaken et al., ACL 2022)."""
     model = ready.loaded.model
     biases = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
-    return train_only(model, biases | head_names(ready))
+    head = head_names(ready)
+    return train_only(model, biases | head, head=head)

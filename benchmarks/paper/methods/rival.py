@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.paper.methods.base import Metrics, Outcome, Run, encode, evaluate, file_bytes
+from benchmarks.paper.methods.encoded import read_back
 from benchmarks.paper.methods.head_starts import HEAD_STARTS, RANDOM
 from hifi.backbones.heads import task_head_names
 from hifi.errors import TrainingDivergedError
@@ -21,20 +23,28 @@ from hifi.training.trainer import MAX_GRADIENT_NORM
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from benchmarks.paper.methods.base import MetricsBySplit
     from hifi.data.settings import Hyperparameters
-    from hifi.tasks import Batch
+    from hifi.deltas.metadata import Encoding
+    from hifi.tasks import Batch, Examples
     from hifi.training.preparation import Prepared
 
 
 class Rival:
     """A model prepared for training by one method; by default trains what requires a gradient.
 
-    Attributes:
+    Args:
         network: called by the loop; the model, or a wrapper around it.
+        head: names of the task head's parameters; only for rivals that are measured in several
+            encodings.
+
+    Attributes:
+        network: as above.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, head: Collection[str] = ()) -> None:
         self.network = network
+        self._head_names = set(head)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the optimizer changes, by name."""
@@ -66,6 +76,14 @@ class Rival:
         """Return whether the weights after an epoch may be kept."""
         return True
 
+    def head(self) -> set[str]:
+        """Return the names of the trained parameters of the task head."""
+        return self._head_names
+
+    def origin(self, start: Tensor) -> Tensor:
+        """Return what is known of a trained parameter without a file: where it started."""
+        return start.detach().clone()
+
     def count_trained(self) -> int:
         """Return the number of trained weights."""
         return sum(parameter.numel() for parameter in self.trained().values())
@@ -75,11 +93,14 @@ class Rival:
         return file_bytes(self.trained())
 
 
-def trained_by(build: Callable[[Prepared, Hyperparameters], Rival]) -> Callable[[Run], Outcome]:
+def trained_by(
+    build: Callable[[Prepared, Hyperparameters], Rival], *, encodings: Sequence[Encoding] = ()
+) -> Callable[[Run], Outcome]:
     """Return the ``run`` of a method that trains a rival.
 
     Args:
         build: prepares a loaded model for training, in place. The task head has its start by then.
+        encodings: in which what is stored is encoded, read back and measured too.
     """
 
     def run(run: Run) -> Outcome:
@@ -88,7 +109,8 @@ def trained_by(build: Callable[[Prepared, Hyperparameters], Rival]) -> Callable[
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # LoRA draws its A
             HEAD_STARTS[run.head_start](ready, settings)
-            return _Training(ready, build, run=run, settings=settings).run()
+            training = _Training(ready, build, run=run, settings=settings, encodings=encodings)
+            return training.measure_encoded(training.run())
 
     return run
 
@@ -103,13 +125,18 @@ class _Training:
         *,
         run: Run,
         settings: Hyperparameters,
+        encodings: Sequence[Encoding],
     ) -> None:
         self._ready, self._run, self._settings = ready, run, settings
+        self._encodings = encodings
         begin = time.perf_counter()
         self._rival = build(ready, settings)
         self._selection_seconds = time.perf_counter() - begin
         self._trained = self._rival.trained()
+        kept = self._trained.items() if encodings else ()
+        self._origins = {name: self._rival.origin(parameter) for name, parameter in kept}
         self._training_seconds = 0.0
+        self._test_rows: Examples | None = None
 
     def run(self) -> Outcome:
         """Train, keep the best epoch on validation, measure it on test."""
@@ -130,15 +157,11 @@ class _Training:
             if best is None or metrics[metric] > evaluations[best][metric]:
                 best = len(evaluations) - 1
                 kept = {name: p.detach().clone() for name, p in trained.items()}
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(kept[name])
-        rows = self._run.splits.test
-        test = None if rows is None else encode(ready, rows, split="test")
+        self._set(kept)
         return Outcome(
             evaluations=evaluations,
             best=best or 0,
-            test=None if test is None else evaluate(ready, test, self._logits),
+            test=self._test(),
             seconds={"selection": self._selection_seconds, "training": self._training_seconds},
             trained_weights=rival.count_trained(),
             stored_bytes={"float32": rival.stored_bytes()},
@@ -146,6 +169,35 @@ class _Training:
             learning_rate=settings.learning_rate,
             epochs=settings.epochs,
         )
+
+    def measure_encoded(self, outcome: Outcome) -> Outcome:
+        """Add bytes and metrics in further encodings to the outcome of the run."""
+        validation = self._ready.data.validation
+        assert validation is not None  # noqa: S101 - as above
+        kept = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        sizes = dict(outcome.stored_bytes)
+        encoded: dict[str, MetricsBySplit] = {}
+        for encoding in self._encodings:
+            sizes[encoding], values = read_back(
+                kept, origins=self._origins, head=self._rival.head(), encoding=encoding
+            )
+            self._set(values)
+            metrics = evaluate(self._ready, validation, self._logits)
+            encoded[encoding] = {"validation": metrics, "test": self._test()}
+        self._set(kept)
+        return replace(outcome, stored_bytes=sizes, encoded=encoded)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(values[name])
+
+    def _test(self) -> Metrics | None:
+        if self._run.splits.test is None:
+            return None
+        if self._test_rows is None:
+            self._test_rows = encode(self._ready, self._run.splits.test, split="test")
+        return evaluate(self._ready, self._test_rows, self._logits)
 
     def _epochs(self) -> Iterator[int | None]:
         """Train epoch by epoch; yield after each, in eval mode, and None before the first one.
@@ -211,11 +263,11 @@ def head_modules(ready: Prepared) -> list[str]:
     return [*own, *ready.loaded.task_head_modules]
 
 
-def train_only(model: PreTrainedModel, names: set[str]) -> Rival:
-    """Return a rival that trains these parameters and no others."""
+def train_only(model: PreTrainedModel, names: set[str], *, head: Collection[str] = ()) -> Rival:
+    """Return a rival that trains these parameters and no others, those of the task head named."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    return Rival(model)
+    return Rival(model, head=head)
 
 
 def _check(loss: float, *, where: str) -> None:

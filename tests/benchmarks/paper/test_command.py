@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.paper.command import main, parse
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.results import Results, read_lines
 from benchmarks.paper.running import Workplace, work
+from hifi.data.settings import Hyperparameters
 from hifi.errors import TrainingDivergedError
 from tests.root import ROOT
 
@@ -57,6 +59,9 @@ class TestWork:
         assert set(line["seconds"]) == {"selection", "training"}
         assert len(line["heads"]) == 9
         assert set(line["stored_bytes"]) == {"float32", "bfloat16", "int8"}
+        assert set(line["encoded"]) == {"bfloat16", "int8"}
+        assert line["encoded"]["int8"]["validation"].keys() == line["validation"].keys()
+        assert line["encoded"]["int8"]["test"] is None
         assert {"torch", "peft", "scikit-learn"} < set(line["versions"])
         assert line["machine"]
         assert line["trained_weights"] > 0
@@ -96,6 +101,23 @@ class TestWork:
         (line,) = lines_of(tmp_path / "r.jsonl", wanted, workplace)
         assert line["rate"] is None
         assert (line["learning_rate"], line["trained_epochs"]) == (3e-4, 3)
+        assert line["batch_size"] == Hyperparameters.batch_size
+
+    def test_auto_has_the_batches_of_the_paper_for_16_rows_of_each_class(
+        self, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    ):
+        given = []
+        real = METHODS["hifi-default"]
+        monkeypatch.setattr(
+            "benchmarks.paper.running.METHODS",
+            {"hifi-default": replace(real, run=lambda run: given.append(run) or real.run(run))},
+        )
+        for shots in ("16", "40"):
+            (cell,) = request(methods=["hifi-default"], rates="auto", shots=[shots])
+            workplace.run(cell, learning_rate=None)
+        settings = [set(run.hyperparameters) for run in given]
+        assert settings == [{"seed", "max_length", "batch_size"}, {"seed", "max_length"}]
+        assert given[0].hyperparameters["batch_size"] == 32
 
     def test_a_diverged_run_is_a_line_without_a_value(
         self, tmp_path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
