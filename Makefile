@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2 --dist loadgroup
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast demo serve lint bench
+.PHONY: help install test test-fast demo serve lint bench bench-quick
 
 help:
 	@echo "make install   create a ready .venv"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast run the tests that start no process and no browser, without large matrices"
 	@echo "make lint      run ruff, mypy and import-linter"
 	@echo "make bench     run the benchmarks and print their tables"
+	@echo "make bench-quick  rerun a small part of the paper's runs and check that it agrees"
 
 install: $(STAMP)
 
@@ -58,3 +59,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# The tasks' rows are no part of the repository: HIFI_TEST_DATA names their folder.
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks.paper.quick

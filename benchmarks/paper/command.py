@@ -21,24 +21,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from benchmarks.paper.cells import Request
 from benchmarks.paper.methods import METHODS
-from benchmarks.paper.results import Results
-from benchmarks.paper.running import Workplace, work
+from benchmarks.paper.processes import Work, run
 from benchmarks.paper.tasks import TASKS
 from hifi.backbones.models import resolve_model
 from hifi.errors import DataError, HifiError, StorageError
-from store.machine import end_with_parent
 
 if TYPE_CHECKING:
+    from benchmarks.paper.cells import Cell
     from hifi.backbones.models import ModelSource
 
 ALL_ROWS = "all"
@@ -51,15 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root = os.environ.get("HIFI_TEST_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=root,
-        required=root is None,
-        help="folder with data/glue/<task>/{train,validation}.jsonl; default: $HIFI_TEST_DATA",
-    )
-    parser.add_argument("--backbone", default="all-MiniLM-L6-v2", help="folder or hub id")
+    add_place(parser)
     parser.add_argument(
         "--methods", nargs="+", required=True, metavar="METHOD", help=", ".join(METHODS)
     )
@@ -73,10 +60,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--most-rows", type=_most_rows, default=3668, help=f"cap of full; {ALL_ROWS} for none"
     )
-    parser.add_argument("--epochs", type=_positive, default=3)
-    parser.add_argument("--least-steps", type=_positive, default=100)
-    parser.add_argument("--max-length", type=_positive, default=128, help="tokens")
-    parser.add_argument("--processes", type=_positive, default=1, help="of one thread each")
+    parser.add_argument("--epochs", type=positive, default=3)
+    parser.add_argument("--least-steps", type=positive, default=100)
+    parser.add_argument("--max-length", type=positive, default=128, help="tokens")
+    parser.add_argument("--processes", type=positive, default=1, help="of one thread each")
     parser.add_argument("--out", type=Path, required=True, help="the result file, .jsonl")
     return parser.parse_args(arguments)
 
@@ -87,7 +74,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
     count = _count(text)
     if not count:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -95,7 +83,7 @@ def _positive(text: str) -> int:
 
 
 def _most_rows(text: str) -> int | None:
-    return None if text == ALL_ROWS else _positive(text)
+    return None if text == ALL_ROWS else positive(text)
 
 
 def request_of(options: argparse.Namespace, *, source: ModelSource) -> Request:
@@ -115,58 +103,52 @@ def request_of(options: argparse.Namespace, *, source: ModelSource) -> Request:
     )
 
 
-def run_in_process(options: argparse.Namespace) -> None:
-    """Run all cells of a command line in this process, beside others; exit with an error's text."""
-    end_with_parent(signal.SIGTERM)
-    torch.set_num_threads(1)
-    try:
-        source = resolve_model(options.backbone)
-        wanted = request_of(options, source=source).cells()
-        workplace = Workplace(data=folder_of(options), source=source)
-        with Results(options.out) as results:
-            work(wanted, results, workplace)
-    except HifiError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+def folder_of(data: Path) -> Path:
+    """Return the folder of the tasks' folders in that of ``--data``."""
+    return data / "data" / "glue"
 
 
-def folder_of(options: argparse.Namespace) -> Path:
-    """Return the folder of the tasks' folders."""
-    return Path(options.data) / "data" / "glue"
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the data and the backbone are."""
+    root = os.environ.get("HIFI_TEST_DATA")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=root,
+        required=root is None,
+        help="folder with data/glue/<task>/{train,validation}.jsonl; default: $HIFI_TEST_DATA",
+    )
+    parser.add_argument("--backbone", default="all-MiniLM-L6-v2", help="folder or hub id")
 
 
-def check(options: argparse.Namespace) -> None:
-    """Check a command line before anything runs.
+def check(options: argparse.Namespace) -> list[Cell]:
+    """Check a command line before anything runs, and return its cells.
 
     Raises:
         HifiError: unknown names, settings that do not go together, missing data or backbone.
     """
-    request_of(options, source=resolve_model(options.backbone)).cells()
+    cells = request_of(options, source=resolve_model(options.backbone)).cells()
     for task in options.tasks:
         for split in ("train", "validation"):
-            path = folder_of(options) / task / f"{split}.jsonl"
+            path = folder_of(options.data) / task / f"{split}.jsonl"
             if not path.is_file():
                 raise DataError(f"{path} does not exist", split=split)
     if not options.out.resolve().parent.is_dir():
         raise StorageError(f"{options.out.parent} is not a folder: --out cannot be written")
     if options.out.is_dir():
         raise StorageError(f"{options.out} is a folder: --out is a file")
+    return cells
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse(arguments)
     try:
-        check(options)
+        cells = check(options)
     except HifiError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes below, before they import torch
-    spawn = get_context("spawn")
-    processes = [
-        spawn.Process(target=run_in_process, args=(options,)) for _ in range(options.processes)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return max(abs(process.exitcode or 0) for process in processes)
+    what = Work(
+        cells=cells, data=folder_of(options.data), backbone=options.backbone, out=options.out
+    )
+    return run(what, processes=options.processes)
