@@ -21,7 +21,7 @@ help:
 	@echo "make test-fast run the tests that start no process and no browser, without large matrices"
 	@echo "make lint      run ruff, mypy and import-linter"
 	@echo "make bench     run the benchmarks and print their tables"
-	@echo "make bench-quick  rerun a small part of the paper's runs and check that it agrees"
+	@echo "make bench-quick repeat a few recorded fine-tunes and check that they agree"
 
 install: $(STAMP)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.paper.cells import Request
-from benchmarks.paper.methods import METHODS
+from benchmarks.paper.methods import GROUPS, METHODS
 from benchmarks.paper.processes import Work, run
 from benchmarks.paper.tasks import TASKS
 from hifi.backbones.models import resolve_model
@@ -48,7 +48,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add_place(parser)
     parser.add_argument(
-        "--methods", nargs="+", required=True, metavar="METHOD", help=", ".join(METHODS)
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}; {' or '.join(GROUPS)} for all of a table",
     )
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--seeds", nargs="+", type=_count, default=[0])
@@ -91,7 +95,7 @@ def request_of(options: argparse.Namespace, *, source: ModelSource) -> Request:
     return Request(
         backbone=source.name,
         tasks=options.tasks,
-        methods=options.methods,
+        methods=[each for name in options.methods for each in GROUPS.get(name, (name,))],
         seeds=options.seeds,
         shots=options.shots,
         head_starts=options.head_starts,

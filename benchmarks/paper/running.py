@@ -149,6 +149,7 @@ def _describe(cell: Cell, outcome: Outcome) -> dict[str, Any]:
         "stored_bytes": dict(outcome.stored_bytes),
         "heads": None if outcome.heads is None else [list(head) for head in outcome.heads],
         "fingerprint": outcome.fingerprint,
+        "warnings": list(outcome.warnings),
         "encoded": {name: dict(metrics) for name, metrics in outcome.encoded.items()},
     }
 

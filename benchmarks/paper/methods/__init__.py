@@ -88,3 +88,15 @@ METHODS: Mapping[str, Method] = {
         ),
     )
 }
+# The methods of a table, by a name that stands for all of them on the command line.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "table-3": tuple(TABLE_3),
+    "stored": (
+        "bitfit",
+        "ia3",
+        "lora-qv",
+        *(f"lora-qv-r{rank}" for rank in _RANKS),
+        "hifi-budget",
+        *(f"hifi-heads-{budget}" for budget in _BUDGETS),
+    ),
+}

@@ -91,6 +91,7 @@ class Outcome:
         heads: (layer, head) of the tuned heads; None for a method without.
         encoded: the metrics of what is read back from a file in further encodings, by encoding and
             split, ``validation`` and ``test``; empty for a method that is not measured in them.
+        warnings: codes of what the library warned of, such as ``one_class``; none of rivals.
     """
 
     evaluations: Sequence[Metrics]
@@ -104,6 +105,7 @@ class Outcome:
     epochs: int | None = None
     heads: Sequence[tuple[int, int]] | None = None
     encoded: Mapping[str, MetricsBySplit] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

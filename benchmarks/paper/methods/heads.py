@@ -91,6 +91,7 @@ def tune(run: Run, settings: Mapping[str, Any], *, encodings: Sequence[Encoding]
         epochs=used["epochs"],
         heads=[(head.layer, head.head) for head in result.selection.heads],
         encoded=encoded,
+        warnings=[warning.code for warning in result.warnings],
     )
 
 

@@ -4,6 +4,8 @@ Random heads are drawn three times for each task and seed. A difference is paire
 these draws on the same task and seed; its interval takes all such cells for independent. The
 overlap of two sets of heads is Jaccard's, the common ones over all in either; it is with PageRank's
 heads of the same task, seed and allotment.
+
+    … --methods table-3 --tasks cola sst2 mrpc stsb rte --seeds 0 1 2 --rates usual
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The quality of an encoding is that of the model with what was read back from the file. Bytes are
 means over tasks and seeds; a row is compared if it has every task.
+
+    … --methods stored --tasks cola sst2 mrpc stsb rte --seeds 0 1 2 --rates search
 """
 
 from __future__ import annotations

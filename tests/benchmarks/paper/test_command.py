@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper.cells import Cell, Request
-from benchmarks.paper.command import main, parse
+from benchmarks.paper.command import main, parse, request_of
 from benchmarks.paper.methods import METHODS
+from benchmarks.paper.methods.ablations import TABLE_3
 from benchmarks.paper.results import Results, read_lines
 from benchmarks.paper.running import Workplace, work
+from hifi.backbones.models import resolve_model
 from hifi.data.settings import Hyperparameters
 from hifi.errors import TrainingDivergedError
 from tests.root import ROOT
@@ -65,6 +67,7 @@ class TestWork:
         assert {"torch", "peft", "scikit-learn"} < set(line["versions"])
         assert line["machine"]
         assert line["trained_weights"] > 0
+        assert ("no_gain" in line["warnings"]) == (line["best_evaluation"] == 0)
 
     def test_few_rows_are_one_batch_and_reported_on_test(
         self, tmp_path: Path, workplace: Workplace
@@ -234,6 +237,14 @@ class TestArguments:
         with pytest.raises(SystemExit):
             parse([*sound, *changes])
         assert message in capsys.readouterr().err
+
+    def test_a_groups_name_stands_for_its_methods(self, sound: list[str]):
+        options = parse([*sound, "--methods", "probe", "table-3", "stored"])
+        cells = request_of(options, source=resolve_model(options.backbone)).cells()
+        methods = [each.method for each in cells]
+        assert methods[:2] == ["probe", "hifi"]
+        assert len(methods) == len(set(methods))
+        assert {*TABLE_3, "lora-qv-r32", "hifi-heads-36", "bitfit", "ia3"} < set(methods)
 
     def test_all_rows_are_no_cap(self, sound: list[str]):
         assert parse([*sound, "--most-rows", "all"]).most_rows is None

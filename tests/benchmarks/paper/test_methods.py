@@ -300,6 +300,11 @@ class TestHeads:
         assert all(head < QUERY_HEADS for heads in chosen if heads for _, head in heads)
 
 
+def test_warnings_of_the_library_are_kept(workplace: Workplace):
+    run = tiny_run(workplace, "stsb", head_start="probe", learning_rate=1.0)
+    assert "no_gain" in METHODS["hifi"].run(run).warnings
+
+
 class TestHeadStart:
     def test_the_probe_is_in_the_last_layer_when_training_starts(self, workplace: Workplace):
         run = tiny_run(workplace, "cola", head_start="probe")
