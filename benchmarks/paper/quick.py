@@ -3,8 +3,9 @@
     python -m benchmarks.paper.quick    # or: make bench-quick
 
 The part: 64 training rows, seed 0, all tasks; the probe, HiFi as it is unasked, LoRA at its best
-rate. The trials of rates are those committed. It takes under ten minutes in two processes of one
-thread, and fails if it takes longer.
+rate; of these the shortest, as many as took ten minutes in one process. In two processes of one
+thread that leaves a slower machine as much again, and the command fails if it takes longer. The
+trials of rates are those committed.
 
 Two runs agree if
 
@@ -25,6 +26,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 SHOTS, SEED = "64", 0
-SECONDS = 600
+SECONDS = 600  # of the command, and of what it runs again as recorded
 # The methods that are run again, each with the largest difference of the metric, in points.
 BOUNDS: Mapping[str, float] = {"probe": 0.5, "hifi-default": 3.0, "lora-qv": 3.0}
 _SAME = ("rows", "batch_size", "trained_epochs", "learning_rate", "fingerprint", "trained_weights")
@@ -50,24 +52,27 @@ _OVERLAP = 0.8
 
 
 def choose(lines: Lines, *, backbone: str) -> dict[Cell, Line]:
-    """Return the committed runs that are run again.
+    """Return the committed runs that are run again, the shortest first.
 
     Raises:
         DataError: there are none.
     """
-    found = {
-        Cell.of(line): line
+    found = [
+        line
         for line in lines
         if line["kind"] == "run"
         and line["backbone"] == backbone
         and (line["shots"], line["seed"]) == (SHOTS, SEED)
         and line["method"] in BOUNDS
         and line["value"] is not None
-    }
-    if not found:
+    ]
+    found.sort(key=lambda line: line["total_seconds"])
+    ends = accumulate(line["total_seconds"] for line in found)
+    chosen = {Cell.of(line): line for line, end in zip(found, ends, strict=True) if end <= SECONDS}
+    if not chosen:
         wanted = f"{', '.join(BOUNDS)} with {SHOTS} rows, seed {SEED} and {backbone}"
         raise DataError(f"no committed runs to compare with: {wanted}")
-    return found
+    return chosen
 
 
 def disagreements(committed: Line, now: Line) -> Iterator[str]:

@@ -28,6 +28,7 @@ RUN = {
     "trained_weights": 1000,
     "stored_bytes": {"float32": 4000, "int8": 1000},
     "heads": HEADS,
+    "total_seconds": 20.0,
 }
 
 
@@ -103,6 +104,18 @@ class TestChoose:
         with pytest.raises(DataError, match="no committed runs to compare with: probe, hifi-defa"):
             choose([other], backbone="tiny-bert")
 
+    def test_takes_the_shortest_that_took_ten_minutes_together(self):
+        lines = [
+            {**RUN, "task": task, "total_seconds": seconds}
+            for task, seconds in (("cola", 300), ("rte", 100), ("mrpc", 301), ("stsb", 199))
+        ]
+        found = choose(lines, backbone="tiny-bert").values()
+        assert [each["task"] for each in found] == ["rte", "stsb", "cola"]
+
+    def test_runs_that_all_take_too_long_are_none(self):
+        with pytest.raises(DataError, match="no committed runs"):
+            choose([{**RUN, "total_seconds": 601}], backbone="tiny-bert")
+
 
 def test_a_run_that_is_missing_disagrees():
     rows = list(report({Cell.of(RUN): RUN}, {}))
@@ -152,10 +165,10 @@ class TestCommand:
         arguments = self.arguments(large, bert, tmp_path / "r.jsonl", committed)
         assert main(arguments) == 0
         rows = [text.strip("| ").split(" | ") for text in capsys.readouterr().out.splitlines()[2:]]
-        assert [(row[0], row[1], row[-1]) for row in rows] == [
-            ("cola", "probe", "yes"),
+        assert sorted((row[0], row[1], row[-1]) for row in rows) == [
             ("cola", "hifi-default", "yes"),
             ("cola", "lora-qv", "yes"),
+            ("cola", "probe", "yes"),
         ]
         assert all(row[2] == row[3] for row in rows)
 
