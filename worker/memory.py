@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from store.resources.memory import limit_memory, machine_memory
+from hifi.memory import machine_memory
+from store.resources.memory import limit_memory
 
 # RuntimeErrors of torch's CPU allocator on Linux and elsewhere, and of C++ code below it.
 _SIGNS = ("can't allocate memory", "not enough memory", "std::bad_alloc")

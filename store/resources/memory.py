@@ -5,14 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-from collections.abc import Iterator
-from pathlib import Path
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of mallopt(3)
 _LARGE_BYTES = 256 << 10
 _ARENAS = 2
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def limit_memory(most: int) -> None:
@@ -49,39 +45,3 @@ def return_large_blocks() -> None:
     if change is not None:
         change(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         change(_M_ARENA_MAX, _ARENAS)
-
-
-def memory_limit() -> int | None:
-    """Return the limit of this process's memory in bytes; None if there is none."""
-    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return None if most == resource.RLIM_INFINITY else most
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory of this machine, or of this container if it may use fewer."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_cgroup_limits(_CGROUPS, _MEMBERSHIP)])
-
-
-def _cgroup_limits(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Yield the memory limits of a process's control groups, of both versions, and their parents.
-
-    Args:
-        cgroups: where the control groups are mounted.
-        membership: the process's file ``/proc/…/cgroup``; without it there are no limits.
-    """
-    lines = membership.read_text().splitlines() if membership.is_file() else []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:  # version 2
-            root, name = cgroups, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = cgroups / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        folder = root / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            if place.is_relative_to(root) and (place / name).is_file():
-                text = (place / name).read_text().strip()
-                if text.isdigit():  # otherwise "max"
-                    yield int(text)

@@ -33,12 +33,12 @@ from hifi.errors import (
     UnsupportedArchitectureError,
     shorten,
 )
+from hifi.memory import machine_memory, memory_limit
 from hifi.tasks import get_task, task_types
 from hifi.training.checkpoint import checkpoint_folder
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult, finetune
 from store.jobs.spec import job_warning, spec_field
-from store.resources.memory import machine_memory, memory_limit
 from worker.engine.descriptions import describe_backbone
 from worker.engine.messages import (
     TIME_LIMIT_EXCEEDED,

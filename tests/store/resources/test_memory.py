@@ -1,8 +1,7 @@
-"""store.resources.memory: a process's limit holds, and a container's limit is found."""
+"""store.resources.memory: a process's limit holds."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from store.resources.memory import _cgroup_limits, machine_memory
 from tests.root import ROOT
 
 MIB = 1 << 20
@@ -100,35 +98,3 @@ def run_limited(allocation: str, *, hard: int | None = None) -> str:
         print(f"{{outcome}}, and then {{len(bytearray(1 << 20))}}")
     """
     return output_of(code)
-
-
-class TestMachine:
-    def test_has_no_more_than_its_physical_memory(self):
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        assert 0 < machine_memory() <= pages
-
-    @pytest.mark.parametrize(
-        ("membership", "files", "limits"),
-        [
-            ("0::/\n", {"memory.max": "1000"}, [1000]),
-            ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "700"}, [700]),
-            ("0::/a\n", {"a/memory.max": "5", "memory.max": "9"}, [5, 9]),
-            (
-                "4:cpu,memory:/a\n2:pids:/a\n",
-                {"memory/a/memory.limit_in_bytes": "800", "a/memory.max": "1"},
-                [800],
-            ),
-            ("0::/not/here\n", {}, []),
-        ],
-    )
-    def test_knows_the_limits_of_its_groups(self, tmp_path: Path, membership, files, limits):
-        for name, text in files.items():
-            file = tmp_path / "cgroup" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text + "\n")
-        own = tmp_path / "membership"
-        own.write_text(membership)
-        assert list(_cgroup_limits(tmp_path / "cgroup", own)) == limits
-
-    def test_without_groups_there_is_no_limit(self, tmp_path: Path):
-        assert list(_cgroup_limits(tmp_path, tmp_path / "missing")) == []
