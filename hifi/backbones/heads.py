@@ -62,11 +62,13 @@ class AttentionLayer:
 
     Attributes:
         index: the layer's position, from 0.
+        name: dotted path of the whole layer, which takes and returns hidden states ``[B, S, D]``.
         projections: query, key and value, in this order.
         output_name: dotted path of W^O, whose input is the concatenated head outputs O_h.
     """
 
     index: int
+    name: str
     projections: tuple[Projection, ...]
     output_name: str
 
@@ -237,7 +239,8 @@ def _describe_layer(
         projections.append(Projection(name, module_name, offset, rows_per_head, transposed))
         if layout.fused:
             offset += num_heads * rows_per_head
-    return AttentionLayer(index, tuple(projections), prefix + layout.output)
+    whole = prefix.removesuffix(".")
+    return AttentionLayer(index, whole, tuple(projections), prefix + layout.output)
 
 
 def _name_of(base: nn.Module, *, model: nn.Module) -> str:

@@ -1,0 +1,330 @@
+"""The frozen prefix: compute the layers below the first tuned head once per sample."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from hifi.backbones.heads import describe
+from hifi.errors import InvalidArgumentError, TunerError
+from hifi.tuning.states import StatePlaces, StateStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hifi.tuning.tuner import HeadTuner
+
+States = Mapping[Hashable, Tensor]  # by a sample's key: [S, D], on the CPU
+
+# Outputs that no layer needs, as arguments of a base model.
+_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False, "use_cache": False}
+_NOT_INPUTS = {*_RECORD_NOTHING, "return_dict", "past_key_values"}
+
+
+class _StatesSeenError(Exception):
+    """Ends a forward pass below the first tuned layer; never leaves this file."""
+
+
+class FrozenPrefix:
+    """Run a tuned model from its first tuned layer on, with the hidden states below kept.
+
+    Nothing below p, the first layer with a tuned head, is trained, so the hidden states that enter
+    it are the same in every epoch. They are computed once per sample, without dropout and without
+    gradients, and kept in memory, then in a temporary file; where there is no room they are
+    computed again. The layers from p on run as usual. With a tuned head in layer 0 the whole model
+    runs.
+
+    A sample's states are computed from this sample alone, without padding, unless :meth:`fill`
+    computed them. So they are the same bits whether they were kept or not, and no result depends on
+    the places. They differ from those of the whole model, whose batches are padded, by rounding.
+    Replicas of torch's DataParallel are not supported.
+
+    Legend: B samples, S tokens of the longest of them (or patches), D hidden size.
+
+    Args:
+        tuner: of a model on its device; its task head and its heads may be the only trained
+            parameters.
+        places: where states are kept; by default some memory, then some disk.
+
+    Attributes:
+        model: the tuner's.
+        num_layers: p.
+
+    Raises:
+        TunerError: the tuner is detached, or a parameter below layer p is trained.
+
+    Example:
+        >>> with FrozenPrefix(tuner) as prefix:
+        ...     for batch in loader:  # has the number of each sample in the data as "row"
+        ...         rows = batch.pop("row").tolist()
+        ...         prefix(batch, keys=rows).loss.backward()
+    """
+
+    def __init__(self, tuner: HeadTuner, *, places: StatePlaces | None = None) -> None:
+        tuner.parameters()  # raises if it is detached
+        self.model = model = tuner.model
+        layers = describe(model).layers
+        self.num_layers = min(head.layer for head in tuner.selection.heads)
+        self._layers = [model.get_submodule(layer.name) for layer in layers[: self.num_layers]]
+        if self._layers:
+            _check_frozen(model, first=model.get_submodule(layers[self.num_layers].name))
+        self._base_arguments = set(inspect.signature(model.base_model.forward).parameters)
+        self._arguments = set(inspect.signature(model.forward).parameters)
+        self._store = StateStore(places or StatePlaces())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget all states, and remove the temporary file."""
+        self._store.close()
+
+    def __call__(self, batch: Mapping[str, Any], *, keys: Sequence[Hashable]) -> Any:  # noqa: ANN401 - each model has an output class
+        """Run the model on a batch, as ``model(**batch)`` does.
+
+        Args:
+            batch: arguments of ``model.forward``, on its device; texts are padded on the right.
+            keys: identify the samples in all calls, such as their numbers in the data; of several
+                splits, ``(split, number)``.
+
+        Returns:
+            The model's output. Hidden states and attention shares of layers below p are not those
+            of the model.
+
+        Raises:
+            InvalidArgumentError: keys and samples do not match, or the batch has inputs that cannot
+                be divided into samples.
+        """
+        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
+        if not self._layers:
+            return self.model(**{**quiet, **batch})
+        with self.running_from(self.states(batch, keys=keys)):
+            return self.model(**{**quiet, **batch})
+
+    def states(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        keys: Sequence[Hashable],
+        compute: Callable[[int], States] | None = None,
+    ) -> Tensor:
+        """Return the hidden states that enter layer p, ``[B, S, D]``, zero at padding.
+
+        Args:
+            batch: as for a call.
+            keys: as for a call.
+            compute: computes the states of the i-th sample of the batch, and maybe of others, with
+                :meth:`fill`; by default from the sample alone.
+
+        Raises:
+            InvalidArgumentError: as for a call.
+        """
+        inputs = _Inputs.of(batch, names=self._base_arguments, keys=keys)
+        fresh: dict[Hashable, Tensor] = {}
+        found: list[Tensor] = []
+        for index, key in enumerate(keys):
+            states = fresh.get(key)
+            states = self._store.get(key) if states is None else states
+            if states is None:
+                if compute is None:
+                    fresh |= self._compute(inputs.sample(index), keys=[key])
+                else:
+                    fresh |= compute(index)
+                states = fresh[key]
+            inputs.check_length(index, len(states), key=key)
+            found.append(states)
+        width = inputs.width or len(found[0])
+        padded = found[0].new_zeros(len(found), width, found[0].shape[-1])
+        for row, states in zip(padded, found, strict=True):
+            row[: len(states)] = states
+        return padded.to(self.model.device)
+
+    def fill(self, batch: Mapping[str, Any], *, keys: Sequence[Hashable]) -> States:
+        """Compute the states of a whole batch in one pass, and keep those for which there is room.
+
+        It is faster than one sample at a time, on a GPU by far. The bits then depend on which
+        samples are in the batch, so fill with the same batches in every run.
+
+        Args:
+            batch: as for a call.
+            keys: as for a call.
+
+        Returns:
+            The states of each sample, ``[its tokens, D]``, on the CPU.
+
+        Raises:
+            InvalidArgumentError: as for a call.
+        """
+        return self._compute(_Inputs.of(batch, names=self._base_arguments, keys=keys), keys=keys)
+
+    @contextmanager
+    def running_from(self, states: Tensor) -> Iterator[None]:
+        """Let the model start at layer p with these states, during a block.
+
+        Args:
+            states: ``[B, S, D]``, of the batch that the model is called with.
+        """
+        own = [vars(layer).get("forward") for layer in self._layers]
+        for layer in self._layers[:-1]:
+            vars(layer)["forward"] = _pass_on
+        vars(self._layers[-1])["forward"] = lambda *_, **__: states
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self._layers, own, strict=True):
+                del vars(layer)["forward"]
+                if forward is not None:  # of another library
+                    vars(layer)["forward"] = forward
+
+    def _compute(self, inputs: _Inputs, *, keys: Sequence[Hashable]) -> States:
+        hidden = self._run(inputs).cpu()
+        found: dict[Hashable, Tensor] = {}
+        for index, key in enumerate(keys):
+            length = inputs.lengths[index] if inputs.lengths else hidden.shape[1]
+            found[key] = hidden[index, :length].clone()
+            self._store.put(key, found[key])
+        return found
+
+    @torch.no_grad()
+    def _run(self, inputs: _Inputs) -> Tensor:
+        """Run the prefix in eval mode; return its last layer's output ``[B, S, D]``."""
+        seen: list[Tensor] = []
+
+        def see(_module: nn.Module, _arguments: object, output: Tensor) -> None:
+            seen.append(output)
+            raise _StatesSeenError
+
+        base = self.model.base_model
+        quiet = {name: value for name, value in _RECORD_NOTHING.items() if name in self._arguments}
+        training = [module for module in base.modules() if module.training]
+        hook = self._layers[-1].register_forward_hook(see)
+        try:
+            for module in training:
+                module.training = False
+            with suppress(_StatesSeenError):
+                base(**inputs.values, **quiet)
+        finally:
+            hook.remove()
+            for module in training:
+                module.training = True
+        return seen[0]
+
+
+def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+    """Return the input of a layer that is left out."""
+    return hidden_states
+
+
+def _check_frozen(model: PreTrainedModel, *, first: nn.Module) -> None:
+    """Raise if something is trained below a layer: base models list their parameters in order."""
+    above = {id(parameter) for parameter in first.parameters()}
+    for name, parameter in model.base_model.named_parameters():
+        if id(parameter) in above:
+            return
+        if parameter.requires_grad:
+            raise TunerError(f"{name} is trained, below the first tuned head: nothing is frozen")
+
+
+class _Inputs:
+    """The inputs of a base model, and how they are divided into samples.
+
+    Attributes:
+        values: arguments of the base model.
+        width: S; None for images, whose number of patches the model knows.
+        lengths: real tokens of each sample; empty for images.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], *, samples: int, width: int | None, lengths: list[int]
+    ) -> None:
+        self.values = values
+        self.width = width
+        self.lengths = lengths
+        self._samples = samples
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any], *, names: set[str], keys: Sequence[Hashable]) -> _Inputs:
+        """Pick the base model's inputs in a batch, and check them.
+
+        Raises:
+            InvalidArgumentError: as for a call of the prefix.
+        """
+        values = {
+            name: value
+            for name, value in batch.items()
+            if name in names - _NOT_INPUTS and value is not None
+        }
+        if "pixel_values" in values:
+            samples, width = len(values["pixel_values"]), None
+        else:
+            samples, width = _find_tokens(values)
+        if len(keys) != samples:
+            limit = f"one for each of the {samples} samples in the batch"
+            raise InvalidArgumentError("keys", value=f"{len(keys)} keys", limit=limit)
+        lengths = [] if width is None else _count_tokens(values, samples=samples, width=width)
+        return cls(values, samples=samples, width=width, lengths=lengths)
+
+    def sample(self, index: int) -> _Inputs:
+        """Return one sample without its padding."""
+        width = self.lengths[index] if self.lengths else None
+        values = {
+            name: self._slice(name, value, index=index) if isinstance(value, Tensor) else value
+            for name, value in self.values.items()
+        }
+        lengths = [] if width is None else [width]
+        return _Inputs(values, samples=1, width=width, lengths=lengths)
+
+    def _slice(self, name: str, value: Tensor, *, index: int) -> Tensor:
+        """Copy a sample's part: the place of a view in memory could change the bits."""
+        whole, length = value.shape[:2], self.lengths[index] if self.lengths else None
+        if self.width is not None and whole == (self._samples, self.width):
+            return value[index : index + 1, :length].clone()
+        if self.width is not None and whole == (1, self.width):  # of all samples
+            return value[:, :length].clone()
+        if whole[:1] == (self._samples,):
+            return value[index : index + 1].clone()
+        limit = "one entry for each sample, or for each of its tokens"
+        raise InvalidArgumentError(name, value=tuple(value.shape), limit=limit)
+
+    def check_length(self, index: int, found: int, *, key: Hashable) -> None:
+        """Raise if a sample's states are of another sample."""
+        if self.lengths and found != self.lengths[index]:
+            raise InvalidArgumentError(
+                "keys",
+                value=key,
+                limit=f"a key for each sample: one of {found} tokens had this key before, "
+                f"this one has {self.lengths[index]}",
+            )
+
+
+def _find_tokens(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return B and S of texts."""
+    name = "input_ids" if "input_ids" in values else "inputs_embeds"
+    tokens = values.get(name)
+    rank = 2 if name == "input_ids" else 3
+    if not isinstance(tokens, Tensor) or tokens.ndim != rank:
+        value = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
+        limit = "input_ids [B, S], inputs_embeds [B, S, D], or pixel_values"
+        raise InvalidArgumentError("batch", value=value, limit=limit)
+    return tokens.shape[0], tokens.shape[1]
+
+
+def _count_tokens(values: Mapping[str, Any], *, samples: int, width: int) -> list[int]:
+    """Return the number of real tokens of each sample."""
+    mask = values.get("attention_mask")
+    if mask is None:
+        return [width] * samples
+    lengths = cast("Tensor", mask != 0).sum(-1)
+    places = torch.arange(width, device=mask.device)
+    if mask.shape != (samples, width) or not torch.equal(mask != 0, places < lengths[:, None]):
+        limit = f"[{samples}, {width}] with padding on the right alone"
+        raise InvalidArgumentError("attention_mask", value=tuple(mask.shape), limit=limit)
+    return [int(length) for length in lengths.tolist()]
