@@ -74,6 +74,26 @@ def evaluation_batches(lengths: Lengths, *, batch_size: int) -> list[Indices]:
     return _cut(np.argsort(-lengths, kind="stable"), batch_size)
 
 
+def length_groups(lengths: Lengths, *, tokens: int) -> list[Indices]:
+    """Divide all samples into groups of similar length, each only as large as it must be.
+
+    Args:
+        lengths: tokens of each sample, ``[n]``.
+        tokens: with padding, a group has at least so many; the last one may have fewer.
+
+    Returns:
+        Arrays of sample indices, together 0..n-1 once each; the longest samples first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[Indices] = []
+    start = 0
+    while start < len(order):
+        size = -(-tokens // max(1, int(lengths[order[start]])))
+        groups.append(order[start : start + size])
+        start += size
+    return groups
+
+
 def gather(parts: Sequence[Tensor], batches: Sequence[Indices]) -> Tensor:
     """Concatenate the results of batches in the order of the samples.
 

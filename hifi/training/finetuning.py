@@ -30,6 +30,7 @@ from hifi.tasks import TaskSpec
 from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
 from hifi.training.events import Emitter, OnEvent, TrainingEvent
 from hifi.training.head_start import StartedHead, start_head
+from hifi.training.kept_states import keeping_states
 from hifi.training.preparation import (
     Prepared,
     calibration_batches,
@@ -39,6 +40,7 @@ from hifi.training.preparation import (
 )
 from hifi.training.reproducibility import reproducible_kernels
 from hifi.training.trainer import CheckpointPlan, Trainer
+from hifi.tuning.states import StatePlaces
 from hifi.tuning.tuner import HeadTuner
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ def finetune(
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     backbones: ResidentBackbones | None = None,
+    state_places: StatePlaces | None = None,
     on_event: OnEvent | None = None,
 ) -> FinetuneResult:
     """Select the heads that matter for a task, tune them and a task head, return a head delta.
@@ -188,6 +191,11 @@ def finetune(
             and when ``max_seconds`` are up.
         backbones: keeps the backbone in memory for the next call with the same object; None reads
             it from disk. The backbone is restored even if this call fails.
+        state_places: where hidden states are kept between epochs: with no tuned head in the lowest
+            layers, these are computed once per sample. By default an eighth of the memory that
+            this process may use, then half of the free disk, in a file without a name in
+            ``checkpoint_dir`` or else in the system's temporary folder. The head delta does not
+            depend on it.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
             returns a Control, or None to continue.
 
@@ -230,6 +238,7 @@ def finetune(
     if given is None:
         check_precision(settings, scoring=scoring, device=where)
     found = None if plan.directory is None else load_checkpoint(plan.directory)
+    places = _check_places(state_places, plan=plan)
     emitter = Emitter(on_event, max_seconds=settings.max_seconds)
     if found is not None:
         emitter.checkpoint, emitter.number = found[0], found[1].event_number
@@ -249,7 +258,7 @@ def finetune(
         loaded = TrainingEvent(kind="loaded", message=ready.summary(), warnings=known)
         _emit(emitter, loaded)
         start = _start(ready, settings, scoring=scoring, given=given, found=found, emitter=emitter)
-        return _tune(ready, settings, start=start, plan=plan, emitter=emitter)
+        return _tune(ready, settings, start=start, plan=plan, places=places, emitter=emitter)
 
 
 def check_precision(settings: Hyperparameters, *, scoring: Scoring, device: torch.device) -> None:
@@ -284,6 +293,15 @@ def _check_given(selection: object) -> HeadSelection | None:
         limit = "a HeadSelection, or None to score the heads"
         raise InvalidArgumentError("selection", value=selection, limit=limit)
     return HeadSelection.from_dict(selection.to_dict())
+
+
+def _check_places(places: object, *, plan: CheckpointPlan) -> StatePlaces:
+    if places is None:
+        return StatePlaces(folder=plan.directory)
+    if not isinstance(places, StatePlaces):
+        limit = "StatePlaces, or None for the default"
+        raise InvalidArgumentError("state_places", value=places, limit=limit)
+    return places
 
 
 def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> None:
@@ -388,6 +406,7 @@ def _tune(
     *,
     start: Checkpoint,
     plan: CheckpointPlan,
+    places: StatePlaces,
     emitter: Emitter,
 ) -> FinetuneResult:
     """Train from the checkpoint, and return the head delta."""
@@ -412,16 +431,18 @@ def _tune(
                     head_dim=describe(model).head_dim,
                 )
             )
-        trainer = Trainer(
-            tuner,
-            data=ready.data,
-            settings=settings,
-            start=start,
-            plan=plan,
-            emitter=emitter,
-            warnings=ready.warnings + start.warnings,
-        )
-        outcome = trainer.run()
+        with keeping_states(tuner, data=ready.data, settings=settings, places=places) as kept:
+            trainer = Trainer(
+                tuner,
+                data=ready.data,
+                settings=settings,
+                start=start,
+                plan=plan,
+                emitter=emitter,
+                kept=kept,
+                warnings=ready.warnings + start.warnings,
+            )
+            outcome = trainer.run()
         delta = tuner.delta(
             model=ready.source.name,
             revision=ready.source.revision,

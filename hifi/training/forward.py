@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from hifi.tasks import Batch
 from hifi.training.batching import evaluation_batches, gather
 
 if TYPE_CHECKING:
@@ -16,8 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hifi.tasks import Batch, Examples, Task
+    from hifi.tasks import Examples, Task
     from hifi.training.batching import Indices
+    from hifi.training.kept_states import KeptStates
+
+
+@dataclass(frozen=True)
+class PlacedBatch(Batch):
+    """A batch on the model's device.
+
+    Attributes:
+        states: the hidden states that enter the first tuned layer, ``[B, S, D]``; None if the whole
+            model has to run.
+    """
+
+    states: Tensor | None = None
 
 
 class Forward:
@@ -26,22 +42,30 @@ class Forward:
     Args:
         model: on its device, in its dtype, tuned or not.
         task: its task.
+        kept: the states of its frozen layers; None runs the whole model.
     """
 
-    def __init__(self, model: PreTrainedModel, *, task: Task) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, task: Task, kept: KeptStates | None = None
+    ) -> None:
         self._model = model
         self._task = task
+        self._kept = kept
         self._arguments = set(inspect.signature(model.forward).parameters)
 
-    def batch(self, examples: Examples, indices: Indices) -> Batch:
+    def batch(self, examples: Examples, indices: Indices) -> PlacedBatch:
         """Collate some samples on the model's device, in its dtype."""
-        return examples.batch(indices).to(self._model.device, dtype=self._model.dtype)
+        batch = examples.batch(indices).to(self._model.device, dtype=self._model.dtype)
+        states = None if self._kept is None else self._kept.of(examples, indices, batch)
+        return PlacedBatch(batch.inputs, batch.targets, states)
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, batch: PlacedBatch) -> Tensor:
         """Return the logits of a batch, as the task's loss takes them."""
         inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
         quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
-        return self._task.logits_of(self._model(**inputs, **quiet))
+        kept, states = self._kept, batch.states
+        with nullcontext() if kept is None or states is None else kept.running_from(states):
+            return self._task.logits_of(self._model(**inputs, **quiet))
 
     def over(
         self,

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
     from hifi.data.run_warnings import RunWarning
     from hifi.data.settings import Hyperparameters
-    from hifi.tasks import Batch, Examples
+    from hifi.tasks import Examples
     from hifi.training.events import Emitter, EventKind
+    from hifi.training.forward import PlacedBatch
+    from hifi.training.kept_states import KeptStates
     from hifi.training.preparation import TaskData
     from hifi.tuning.tuner import HeadTuner
 
@@ -115,6 +117,7 @@ class Trainer:
         start: step 0 of a new run, or the checkpoint to resume from.
         plan: where and how often to save checkpoints.
         emitter: sends events to the caller and receives requests to pause or cancel.
+        kept: the states of the frozen layers; None runs the whole model in every step.
         warnings: those that are known before.
     """
 
@@ -127,6 +130,7 @@ class Trainer:
         start: Checkpoint,
         plan: CheckpointPlan,
         emitter: Emitter,
+        kept: KeptStates | None = None,
         warnings: tuple[RunWarning, ...] = (),
     ) -> None:
         self._warnings = warnings
@@ -135,7 +139,7 @@ class Trainer:
         self._parameters = dict(tuner.named_parameters())
         self._optimizer = _make_optimizer(self._parameters, settings=settings)
         self._task = data.task
-        self._forward = Forward(tuner.model, task=data.task)
+        self._forward = Forward(tuner.model, task=data.task, kept=kept)
         self._train = data.train
         self._validation = data.validation
         self._settings = settings
@@ -237,7 +241,7 @@ class Trainer:
     def _samples_per_second(self) -> float:
         return self._state.samples / max(self._state.train_seconds, 1e-9)
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self) -> PlacedBatch:
         epoch, index = divmod(self._state.step, self._batches.per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._batches.epoch(epoch))

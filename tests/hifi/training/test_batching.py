@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.training.batching import TrainingBatches, evaluation_batches, gather
+from hifi.training.batching import TrainingBatches, evaluation_batches, gather, length_groups
 
 sizes = st.integers(1, 40)
 length_lists = st.lists(st.integers(1, 128), min_size=1, max_size=300)
@@ -94,3 +94,18 @@ class TestGather:
         assert whole.shape == (3, 3, 2)
         assert whole[1].tolist() == [[1.0, 1.0]] * 3
         assert whole[0].tolist() == whole[2].tolist() == [[5.0, 5.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+class TestLengthGroups:
+    @given(lengths=length_lists, tokens=st.integers(1, 300))
+    def test_every_sample_is_in_one_group_of_just_enough_tokens(self, lengths, tokens: int):
+        groups = length_groups(np.array(lengths), tokens=tokens)
+        assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
+        longest = [max(lengths[index] for index in group) for group in groups]
+        assert longest == sorted(longest, reverse=True)
+        for group, width in zip(groups[:-1], longest, strict=False):
+            assert (len(group) - 1) * width < tokens <= len(group) * width
+
+    def test_equal_lengths_keep_their_order(self):
+        groups = length_groups(np.array([3, 9, 3, 3, 4]), tokens=8)
+        assert as_lists(groups) == [[1], [4, 0], [2, 3]]
