@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hifi.serving.bank import HeadBank
     from hifi.training.events import Control, TrainingEvent
     from hifi.training.finetuning import FinetuneResult, finetune
+    from hifi.tuning.prefix import FrozenPrefix
+    from hifi.tuning.states import StatePlaces
     from hifi.tuning.tuner import HeadTuner
 
 __version__ = "0.1.0"
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Control",
     "FinetuneResult",
+    "FrozenPrefix",
     "HeadBank",
     "HeadDelta",
     "HeadId",
     "HeadSelection",
     "HeadTuner",
     "HifiError",
+    "StatePlaces",
     "TrainingEvent",
     "__version__",
     "finetune",
@@ -42,12 +46,14 @@ __all__ = [
 _HOME_OF = {
     "Control": "hifi.training.events",
     "FinetuneResult": "hifi.training.finetuning",
+    "FrozenPrefix": "hifi.tuning.prefix",
     "HeadBank": "hifi.serving.bank",
     "HeadDelta": "hifi.deltas.delta",
     "HeadId": "hifi.backbones.heads",
     "HeadSelection": "hifi.selection.head_selection",
     "HeadTuner": "hifi.tuning.tuner",
     "HifiError": "hifi.errors",
+    "StatePlaces": "hifi.tuning.states",
     "TrainingEvent": "hifi.training.events",
     "finetune": "hifi.training.finetuning",
     "resolve_model": "hifi.backbones.models",

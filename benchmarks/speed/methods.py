@@ -8,12 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.paper.methods.adapters import QUERY_KEY, QUERY_VALUE, add_lora
 from hifi.backbones.heads import describe
 from hifi.selection.head_selection import HeadSelection
 from hifi.tuning.first_token import first_token_only
+from hifi.tuning.prefix import FrozenPrefix
 from hifi.tuning.tuner import HeadTuner
 
 if TYPE_CHECKING:
@@ -46,20 +47,34 @@ def prepare(name: str, model: PreTrainedModel) -> Method:
 
     Args:
         name: ``full``, ``lora-qk`` and ``lora-qv`` (stock PEFT, r=8), ``tuner`` (HeadTuner alone),
-            ``hifi`` (HeadTuner as ``hifi.finetune`` runs it: with ``first_token_only``) or
-            ``hifi-mid-top``. The heads are random, which costs the same.
+            ``hifi`` (HeadTuner with ``first_token_only``), ``hifi-mid-top``, or ``hifi-prefix``
+            (mid-top with the frozen layers' states kept, as ``hifi.finetune`` runs it after the
+            first epoch). The heads are random, which costs the same.
         model: a sequence classifier; changed in place.
     """
-    if name in ("tuner", "hifi", "hifi-mid-top"):
-        strategy: Strategy = "mid-top" if name == "hifi-mid-top" else "layer-wise"
-        drawn = random_heads(model, k=3, seed=0, strategy=strategy)
-        during = nullcontext if name == "tuner" else partial(first_token_only, model)
-        return Method(model, HeadTuner(model, drawn).parameters(), during)
     network: nn.Module = model
+    if name in ("tuner", "hifi", "hifi-mid-top", "hifi-prefix"):
+        strategy: Strategy = "layer-wise" if name in ("tuner", "hifi") else "mid-top"
+        tuner = HeadTuner(model, random_heads(model, k=3, seed=0, strategy=strategy))
+        during = nullcontext if name == "tuner" else partial(first_token_only, model)
+        network = _Prefixed(tuner) if name == "hifi-prefix" else model
+        return Method(network, tuner.parameters(), during)
     if name in LORA_TARGETS:
         network = add_lora(model, LORA_TARGETS[name])
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return Method(network, trained, nullcontext)
+
+
+class _Prefixed(nn.Module):
+    """A tuned model whose frozen layers are computed in its first step; it is always one batch."""
+
+    def __init__(self, tuner: HeadTuner) -> None:
+        super().__init__()
+        self._model = tuner.model
+        self._prefix = FrozenPrefix(tuner)
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self._prefix(batch, keys=range(len(batch["labels"])))
 
 
 def random_heads(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 States = Mapping[Hashable, Tensor]  # by a sample's key: [S, D], on the CPU
 
-# Outputs that no layer needs, as arguments of a base model.
-_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False, "use_cache": False}
-_NOT_INPUTS = {*_RECORD_NOTHING, "return_dict", "past_key_values"}
+# Outputs that nobody reads. Passing them as arguments leaves the configuration unchanged.
+_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
+_NOT_INPUTS = {*_RECORD_NOTHING, "return_dict", "use_cache", "past_key_values"}
 
 
 class _StatesSeenError(Exception):
@@ -96,14 +96,14 @@ class FrozenPrefix:
                 splits, ``(split, number)``.
 
         Returns:
-            The model's output. Hidden states and attention shares of layers below p are not those
-            of the model.
+            The model's output. At padding, and in the hidden states and attention shares of layers
+            below p, it is not that of the whole model.
 
         Raises:
             InvalidArgumentError: keys and samples do not match, or the batch has inputs that cannot
                 be divided into samples.
         """
-        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
+        quiet = _no_cache(self._arguments)
         if not self._layers:
             return self.model(**{**quiet, **batch})
         with self.running_from(self.states(batch, keys=keys)):
@@ -203,7 +203,7 @@ class FrozenPrefix:
             raise _StatesSeenError
 
         base = self.model.base_model
-        quiet = {name: value for name, value in _RECORD_NOTHING.items() if name in self._arguments}
+        quiet = {**_RECORD_NOTHING, **_no_cache(self._base_arguments)}
         training = [module for module in base.modules() if module.training]
         hook = self._layers[-1].register_forward_hook(see)
         try:
@@ -216,6 +216,11 @@ class FrozenPrefix:
             for module in training:
                 module.training = True
         return seen[0]
+
+
+def _no_cache(arguments: set[str]) -> dict[str, bool]:
+    """Return what keeps a decoder from caching keys and values."""
+    return {"use_cache": False} if "use_cache" in arguments else {}
 
 
 def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:

@@ -157,6 +157,22 @@ def test_a_tuned_head_in_layer_0_runs_the_whole_model():
         assert torch.equal(prefix(batch, keys=range(4)).logits, tuner.model(**batch).logits)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", "vit"])
+def test_a_model_that_records_is_run_and_goes_on_recording(name: str):
+    tuner = tuned(name, attn_implementation="eager")
+    tuner.model.config.output_hidden_states = tuner.model.config.output_attentions = True
+    batch = tiny_batch(name)
+    whole = tuner.model(**batch)
+    with FrozenPrefix(tuner) as prefix:
+        output = prefix(batch, keys=range(4))
+    torch.testing.assert_close(output.logits, whole.logits)
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else ...
+    torch.testing.assert_close(output.hidden_states[-1][real], whole.hidden_states[-1][real])
+    again = tuner.model(**batch)
+    assert len(again.hidden_states) == len(whole.hidden_states) == LAYERS + 1
+    assert len(again.attentions) == LAYERS
+
+
 def test_the_model_is_unchanged_afterwards():
     tuner = tuned()
     batch = tiny_batch("bert")
