@@ -104,11 +104,17 @@ def add_settings(group: argparse._ArgumentGroup, settings: Iterable[Setting]) ->
             *(f"--{name.replace('_', '-')}" for name in each.names),
             *short,
             dest=each.name,
-            type=each.type,
+            type=each.type if each.form is None else each.form.parse,
             choices=each.choices or None,
-            metavar=None if each.choices else "N" if each.type is int else "X",
+            metavar=_metavar(each),
             help=each.help,
         )
+
+
+def _metavar(setting: Setting) -> str | None:
+    if setting.form is not None:
+        return setting.form.metavar
+    return None if setting.choices else "N" if setting.type is int else "X"
 
 
 def add_selection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

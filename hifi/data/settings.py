@@ -6,7 +6,7 @@ job spec, the OpenAPI document and the options of the commands are built from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cache
 from operator import ge, gt, le, lt
@@ -24,6 +24,7 @@ from hifi.data.allotments import (
     Strategy,
     make_allotment,
 )
+from hifi.data.classes.weights import ClassWeights, check_class_weights, parse_class_weights
 from hifi.errors import InvalidArgumentError
 
 Score = Literal["pagerank", "information", "gradient", "gradient-ratio", "output-norm", "random"]
@@ -40,6 +41,21 @@ GRADIENT_SCORES: tuple[Score, ...] = ("gradient", "gradient-ratio")
 
 # Settings that records leave out where they have these values, as records of before them do.
 IMPLIED: Mapping[str, Any] = MappingProxyType({"score": "pagerank", "budget": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A kind of value that is neither a number nor one of a few texts.
+
+    Attributes:
+        metavar: what stands for it in a command's help.
+        parse: reads the text of an option; it raises nothing.
+        check: checks a value and returns it as plain Python; raises InvalidArgumentError.
+    """
+
+    metavar: str
+    parse: Callable[[str], object]
+    check: Callable[[object], Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Setting(GroupedMetadata):
         names: its names in documents and options; the first is used in output.
         unset: the meaning of None, if allowed.
         is_recorded: whether head deltas and checkpoints record it; not if no result depends on it.
+        form: of a value that is neither a number nor a choice; it replaces ``type``.
         name: of the field, and of the argument of ``finetune``.
         type: ``int``, ``float``, or ``str`` for a choice.
         choices: the allowed texts; empty for a number.
@@ -77,6 +94,7 @@ class Setting(GroupedMetadata):
     names: tuple[str, ...] = ()
     unset: str | None = None
     is_recorded: bool = True
+    form: Form | None = None
     name: str = ""
     type: type = str
     choices: tuple[str, ...] = ()
@@ -104,6 +122,8 @@ class Setting(GroupedMetadata):
         """
         if value is None and self.unset is not None:
             return None
+        if self.form is not None:
+            return self.form.check(value)
         if self.choices:
             if value not in self.choices:
                 limit = f"one of {', '.join(self.choices)}"
@@ -146,7 +166,7 @@ def declared(kind: type[RunSettings]) -> Mapping[str, Setting]:
     """Return the settings that a class declares, by name and in its order.
 
     Each field is ``Annotated[type, Setting(…)]`` with a default; ``type`` is ``int``, ``float`` or
-    a Literal of texts, or one of them ``| None``.
+    a Literal of texts, or one of them ``| None``, or anything that the setting's ``form`` checks.
     """
     return _read_declarations(cast("type", kind))  # mypy misses that a dataclass hashes
 
@@ -158,12 +178,12 @@ def _read_declarations(kind: type) -> Mapping[str, Setting]:
     for field in fields(kind):
         hint, setting = get_args(hints[field.name])
         plain = next(iter(get_args(hint)), hint) if NoneType in get_args(hint) else hint
-        choices = get_args(plain)
+        choices = get_args(plain) if setting.form is None else ()
         found[field.name] = replace(
             setting,
             name=field.name,
             names=setting.names or (field.name,),
-            type=str if choices else plain,
+            type=plain if setting.form is None and not choices else str,
             choices=choices,
             default=field.default,
         )
@@ -380,6 +400,15 @@ class Hyperparameters(RunSettings):
             "linear probe of the frozen model; at random; auto keeps one that fits, else probes"
         ),
     ] = "auto"
+    class_weights: Annotated[
+        ClassWeights | None,
+        Setting(
+            "weights of the classes in the training loss: balanced, in inverse proportion to their "
+            'rows, or as JSON {"label": 2.5} (1 for labels that are left out)',
+            unset="none",
+            form=Form(metavar="WEIGHTS", parse=parse_class_weights, check=check_class_weights),
+        ),
+    ] = None
     max_seconds: Annotated[
         float | None,
         Setting(

@@ -6,11 +6,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
 from hifi.backbones.models import reads
+from hifi.data.classes.weights import check_task
 from hifi.errors import AnswerError, InputError, ModelError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from hifi.backbones.models import AutoClass, ModelSource
+    from hifi.data.classes.weights import ClassWeights
     from hifi.data.labels import Label
     from hifi.data.task_types import TaskType
     from hifi.tasks.probe import ProbeKind
@@ -252,6 +254,28 @@ class Task(ABC):
             logits: ``[B, num_labels]``, or ``[B, S, num_labels]`` if every token has some.
             targets: as in :class:`Batch`.
         """
+
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that a training step lowers: of weighted classes, if they are."""
+        return self.loss(logits, targets)
+
+    def weighted(
+        self,
+        weights: ClassWeights | None,
+        *,
+        targets: Tensor,  # noqa: ARG002 - only tasks with classes count them
+    ) -> Self:
+        """Return this task with weights of its classes in the training loss.
+
+        Args:
+            weights: checked; None for none.
+            targets: of the training split.
+
+        Raises:
+            InvalidArgumentError: the task learns no classes, or not one of the labels.
+        """
+        check_task(weights, has_classes=False, task=self.type)
+        return self
 
     @abstractmethod
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:

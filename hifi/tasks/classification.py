@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
 import torch
 import transformers
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
+from hifi.data.classes.weights import BALANCED, ClassWeights, check_labels
 from hifi.data.columns import label_indices, label_order, read_labels
 from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
@@ -25,9 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTask(Task):
-    """Base class of classifications, for any kind of input."""
+    """Base class of classifications, for any kind of input.
+
+    Attributes:
+        class_weights: of each class in the training loss, in the order of the logits; their mean
+            over the training rows is 1. None for equal ones.
+    """
 
     probe: ClassVar[ProbeKind | None] = ClassProbe()
+
+    class_weights: tuple[float, ...] | None = None
 
     @classmethod
     def read_classes(cls, dataset: Dataset, label: str) -> tuple[Label, ...]:
@@ -45,6 +55,41 @@ class ClassTask(Task):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy of a batch, in float32."""
         return nn.functional.cross_entropy(logits.float(), targets)
+
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over a batch of each sample's loss times its class's weight.
+
+        torch divides by the sum of the batch's weights instead, and so by another number in each
+        batch: a batch of one class would then ignore its weight.
+        """
+        if self.class_weights is None:
+            return self.loss(logits, targets)
+        precise = logits.float()
+        weights = precise.new_tensor(self.class_weights)
+        total = nn.functional.cross_entropy(precise, targets, weight=weights, reduction="sum")
+        return total / len(targets)
+
+    def weighted(self, weights: ClassWeights | None, *, targets: Tensor) -> Self:
+        """Return this task with weights of its classes in the training loss.
+
+        They are divided by their mean over the training rows, so that the learning rate keeps its
+        meaning: only their ratios matter. ``balanced`` weights are those of scikit-learn,
+        w_c = n / (C n_c) for the C classes that occur, n_c times in n rows; their mean is 1.
+        """
+        if weights is None:
+            return self
+        names = [str(label) for label in self.classes or ()]
+        check_labels(weights, labels=names)
+        rows = targets.numpy()
+        values = np.ones(len(names))
+        if isinstance(weights, str):
+            present = np.unique(rows)
+            values[present] = compute_class_weight(BALANCED, classes=present, y=rows)
+        else:
+            values[:] = [weights.get(name, 1.0) for name in names]
+            values /= values.max()  # the sum of large ones would be infinite
+            values /= values[rows].mean()
+        return replace(self, class_weights=tuple(values.tolist()))
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Compute the declared metrics of logits ``[n, classes]``."""

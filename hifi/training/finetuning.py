@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import torch
 
     from hifi.data.allotments import Strategy
+    from hifi.data.classes.weights import ClassWeights
     from hifi.data.run_warnings import RunWarning
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
@@ -117,6 +118,7 @@ def finetune(
     precision: Precision = Hyperparameters.precision,
     early_stopping_patience: int | None = Hyperparameters.early_stopping_patience,
     head_start: HeadStart = Hyperparameters.head_start,
+    class_weights: ClassWeights | None = Hyperparameters.class_weights,
     max_seconds: float | None = Hyperparameters.max_seconds,
     device: str | torch.device = "auto",
     revision: str | None = None,
@@ -180,6 +182,10 @@ def finetune(
         early_stopping_patience: stop after so many evaluations without gain on ``validation``.
         head_start: ``keep`` the checkpoint's task head, which must fit the labels; start from the
             ``probe``; or at ``random``. ``auto`` keeps a task head that fits, else probes.
+        class_weights: of the training loss alone; metrics, validation loss, linear probe and
+            gradient scores are unweighted. ``balanced`` for w_c = n / (C n_c), as scikit-learn has
+            it, or ``{label: weight}``, 1 for labels that are left out. Only the ratios of weights
+            matter.
         max_seconds: stop with a JobTimedOut after so many seconds of this call, at the end of a
             step; by default never. The head delta does not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -203,8 +209,8 @@ def finetune(
         The head delta with selection, metrics, timings and warnings.
 
     Raises:
-        InvalidArgumentError: an argument is outside its range, or the model has no task head to
-            ``keep``.
+        InvalidArgumentError: an argument is outside its range, the model has no task head to
+            ``keep``, or ``class_weights`` are given for a regression or an unknown label.
         BackboneMismatchError: ``selection`` records another backbone.
         DataError: a split cannot be used; the error has row and column.
         TaskNotSupportedError: the task type is unknown or not supported yet.

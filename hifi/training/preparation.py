@@ -131,8 +131,8 @@ def prepare(
         load: loads the model; by default every call loads a new one.
 
     Raises:
-        InvalidArgumentError: ``max_length`` is more than the model reads, or ``head_start`` keeps
-            a task head that the model does not have.
+        InvalidArgumentError: ``max_length`` is more than the model reads, ``head_start`` keeps a
+            task head that the model does not have, or ``class_weights`` do not fit the task.
         DataError, ModelError, TaskNotSupportedError, UnsupportedArchitectureError: the data or the
             model cannot be used.
     """
@@ -251,6 +251,7 @@ def _load_data(
         return encoder.encode(dataset, split=split, targets=targets)
 
     examples, held_out = encode(dataset, "train"), None
+    task = task.weighted(settings.class_weights, targets=examples.targets)
     warnings = _find_label_warnings(task, dataset, targets=examples.targets)
     if validation is not None:
         dataset = load_split(validation, split="validation", columns=task.columns)

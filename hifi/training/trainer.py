@@ -200,7 +200,7 @@ class Trainer:
         if not self._model.training:
             _set_training_mode(self._model)
         batch = self._next_batch()
-        loss = self._task.loss(self._forward.logits(batch), batch.targets)
+        loss = self._task.training_loss(self._forward.logits(batch), batch.targets)
         value = loss.item()
         _check_finite(value, where=f"the training loss at step {step + 1}")
         loss.backward()

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from hifi.data.classes.weights import check_labels, check_task
 from hifi.data.profile import DatasetProfile
 from hifi.data.run_warnings import refuse_to_keep
+from hifi.data.task_types import find_task_type
 from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request, unprocessable
 from service.jobs import hub
@@ -101,6 +103,8 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         task = complete_unseen_task(spec.task)
         document["dataset"] = source
     document["task"] = task.model_dump(mode="json")
+    label_column = None if profile is None else find_class_column(task, profile)
+    _check_class_weights(spec, task, label_column)
     if backbone is not None:
         _check_backbone(spec, task, backbone)
     warnings = []
@@ -121,7 +125,7 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         task=task,
         train_rows=None if profile is None else profile.rows["train"],
         num_labels=count_labels(task, profile),
-        label_column=None if profile is None else find_class_column(task, profile),
+        label_column=label_column,
     )
 
 
@@ -151,6 +155,18 @@ def _check_time(spec: JobSpec, *, settings: Settings) -> None:
             "seconds",
             param="training.max_seconds",
         )
+
+
+def _check_class_weights(spec: JobSpec, task: TaskFields, column: ColumnProfile | None) -> None:
+    """Raise if class weights do not fit the task, as far as its labels are known."""
+    weights = spec.training.class_weights
+    if weights is None or task.type is None:
+        return
+    has_classes = find_task_type(task.type).label.use == "label"
+    with _as_invalid_request():
+        check_task(weights, has_classes=has_classes, task=task.type)
+        if column is not None and column.labels is not None:
+            check_labels(weights, labels=column.labels)
 
 
 def _pin_dataset(spec: JobSpec, *, settings: Settings) -> dict[str, Any] | None:

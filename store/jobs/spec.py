@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -12,13 +12,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
+    TypeAdapter,
 )
 from pydantic_core import PydanticKnownError
 from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
+from hifi.data.classes.weights import check_class_weights
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.task_types import PLANNED, metric_names, task_types
+from hifi.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from hifi.data.run_warnings import RunWarning
@@ -57,6 +61,39 @@ Metric = Annotated[str, _OneOf(metric_names)]
 _FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
+_TEXT = TypeAdapter(Text)
+_MOST_WEIGHTS = 100  # a spec is stored with each job; "balanced" names no labels
+
+
+def _check_weights(value: object) -> object:
+    """Check class weights as the library does; an error names the field, not alternatives of it.
+
+    Raises:
+        ValueError: they cannot be used, or not be stored.
+    """
+    if value is None:
+        return None
+    try:
+        weights = check_class_weights(value)
+    except InvalidArgumentError as error:
+        raise ValueError(error.limit) from error
+    if isinstance(weights, str):
+        return weights
+    if len(weights) > _MOST_WEIGHTS:
+        raise ValueError(f"{len(weights)} labels have weights: at most {_MOST_WEIGHTS} may")
+    for label in weights:
+        _TEXT.validate_python(label)
+    return weights
+
+
+_Weights = Annotated[
+    dict[Text, Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=_MOST_WEIGHTS)
+]
+ClassWeights = Annotated[
+    Any,
+    PlainValidator(_check_weights, json_schema_input_type=Literal["balanced"] | _Weights | None),
+]
+
 
 def _add_words(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Describe the settings among a model's fields by their declared help texts."""
@@ -89,6 +126,8 @@ class TaskFields(_Spec, frozen=True):
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):
     """Hyperparameters, within the limits of a server."""
+
+    class_weights: ClassWeights = None
 
 
 class HubDataset(_Spec, frozen=True):

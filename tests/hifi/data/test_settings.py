@@ -30,6 +30,7 @@ class TestRanges:
             ("weight_decay", (-0.1, math.nan, math.inf)),
             ("warmup_ratio", (-0.1, 1.1, math.nan)),
             ("precision", ("float16", None)),
+            ("class_weights", ("even", {}, {"a": 0}, {"a": "2"}, [1.0], 2.0)),
             ("k", (0, 1.0)),
             ("budget", (0, 1.0, 5)),  # 5 is none of layer-wise
             ("score", ("best", None)),
@@ -51,6 +52,7 @@ class TestRanges:
         Hyperparameters(epochs=1, batch_size=1, max_length=1, seed=0, warmup_ratio=0)
         Hyperparameters(seed=2**63 - 1, warmup_ratio=1.0, weight_decay=0, early_stopping_patience=1)
         Scoring(k=1, damping=0, n_samples=1)
+        Hyperparameters(class_weights={"a": 1e-300, "b": 1e300})
 
     def test_numbers_of_any_type_become_plain(self):
         scoring = Scoring(k=np.int64(2), xi=np.float32(0.5), damping=0)

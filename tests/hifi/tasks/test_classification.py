@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers as tf
 
 from hifi.data.splits import load_split
-from hifi.errors import DataError
+from hifi.errors import DataError, InvalidArgumentError
 from hifi.tasks import TaskSpec, make_task
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
@@ -84,6 +85,54 @@ class TestLoss:
         expected = (math.log(1 + math.exp(-2)) + math.log(2)) / 2
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+class TestWeights:
+    # -log softmax of the targets: ln(1 + e⁻²), ln 2, ln 2 and ln(1 + e²).
+    LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    TARGETS = torch.tensor([0, 0, 0, 1])
+    LOSSES = (math.log(1 + math.exp(-2)), math.log(2), math.log(2), math.log(1 + math.exp(2)))
+
+    def test_balanced_are_n_over_classes_times_count(self):
+        task = make(("no", "yes")).weighted("balanced", targets=self.TARGETS)
+        assert task.class_weights == (4 / (2 * 3), 4 / (2 * 1))
+        loss = task.training_loss(self.LOGITS, self.TARGETS)
+        weights = (2 / 3, 2 / 3, 2 / 3, 2.0)
+        expected = sum(w * each for w, each in zip(weights, self.LOSSES, strict=True)) / 4
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+    def test_given_ones_have_the_mean_1_over_the_rows(self):
+        task = make(("no", "yes")).weighted({"yes": 5.0}, targets=self.TARGETS)
+        assert task.class_weights == pytest.approx((0.5, 2.5))  # 1 and 5, whose mean is 2
+        scaled = make(("no", "yes")).weighted({"no": 3e307, "yes": 1.5e308}, targets=self.TARGETS)
+        assert scaled.class_weights == pytest.approx(task.class_weights)
+
+    def test_a_batch_of_one_class_keeps_its_weight(self):
+        task = make((0, 1)).weighted({"1": 5.0}, targets=self.TARGETS)
+        alone = task.training_loss(self.LOGITS[3:], self.TARGETS[3:])
+        assert alone.item() == pytest.approx(2.5 * self.LOSSES[3])
+
+    def test_a_class_without_rows_changes_no_other(self):
+        dataset = load_split(text_rows(12, labels="ab"), split="train")
+        names = datasets.ClassLabel(names=["a", "b", "c"])
+        task = make_task(TaskSpec(), dataset.cast_column("label", names))
+        weighted = task.weighted("balanced", targets=torch.tensor([0, 0, 0, 1]))
+        assert isinstance(weighted, Classification)
+        assert weighted.class_weights == (2 / 3, 2.0, 1.0)
+
+    def test_do_not_reach_the_loss_of_an_evaluation(self):
+        task = make((0, 1))
+        weighted = task.weighted("balanced", targets=self.TARGETS)
+        assert weighted.loss(self.LOGITS, self.TARGETS) == task.loss(self.LOGITS, self.TARGETS)
+        assert task.training_loss(self.LOGITS, self.TARGETS) == task.loss(self.LOGITS, self.TARGETS)
+
+    def test_are_float32_whatever_the_logits_are(self):
+        task = make((0, 1)).weighted({"1": 3.0}, targets=self.TARGETS)
+        assert task.training_loss(self.LOGITS.bfloat16(), self.TARGETS).dtype == torch.float32
+
+    def test_of_an_unknown_label_are_refused(self):
+        with pytest.raises(InvalidArgumentError, match="known are 'no', 'yes'"):
+            make(("no", "yes")).weighted({"maybe": 2.0}, targets=self.TARGETS)
 
 
 class TestEvaluate:

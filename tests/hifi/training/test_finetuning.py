@@ -23,6 +23,7 @@ from hifi.data.splits import load_split
 from hifi.deltas.delta import HeadDelta
 from hifi.errors import (
     BackboneMismatchError,
+    CheckpointError,
     DataError,
     InvalidArgumentError,
     JobPaused,
@@ -33,7 +34,7 @@ from hifi.selection.head_selection import HeadSelection
 from hifi.selection.scoring import select_heads
 from hifi.tasks import TaskSpec
 from hifi.tasks.probe import TRIES
-from hifi.training import finetuning
+from hifi.training import finetuning, preparation
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult
 from hifi.training.preparation import calibration_batches, prepare
@@ -120,6 +121,7 @@ class TestResult:
         assert set(metadata.training) == {
             *("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio"),
             *("weight_decay", "seed", "precision", "early_stopping_patience", "head_start"),
+            "class_weights",
         }
 
     def test_no_path_and_no_time_is_in_the_file(self, bert: Path, undisturbed: bytes):
@@ -325,6 +327,7 @@ class TestSelection:
             ("selection", {}),
             ("checkpoint_seconds", "60"),
             ("checkpoint_dir", 5),
+            *(("class_weights", value) for value in ("even", {}, {"0": 0}, {0: 1, "0": 1})),
         ],
     )
     def test_invalid_settings_are_refused_before_a_model_is_loaded(
@@ -363,6 +366,30 @@ class TestReproducible:
     ):
         assert file_of(run(bert, **change), tmp_path) != undisturbed
 
+    def test_class_weights_count_by_label(self, bert: Path, undisturbed: bytes, tmp_path: Path):
+        given = run(bert, class_weights={1: 3, 0: 0.5})
+        assert given.delta.metadata.training["class_weights"] == {"0": 0.5, "1": 3.0}
+        again = run(bert, class_weights={"0": 0.5, "1": np.float32(3)})
+        assert file_of(given, tmp_path) == file_of(again, tmp_path) != undisturbed
+        balanced = run(bert, class_weights="balanced").delta
+        assert balanced.metadata.training["class_weights"] == "balanced"
+        plain = HeadDelta.load(_written(undisturbed, tmp_path))
+        # Both classes have as many rows, so their balanced weights are 1.
+        for key, row in balanced.rows.items():
+            torch.testing.assert_close(row, plain.rows[key], rtol=1e-4, atol=1e-6)
+
+    def test_a_resumed_run_with_class_weights_is_exact(self, bert: Path, tmp_path: Path):
+        settings = {"class_weights": {0: 1, 1: 3}, "checkpoint_dir": tmp_path / "c"}
+        with pytest.raises(JobPaused):
+            run(bert, **settings, on_event=stop_at("step", 2, Control.PAUSE))
+        with pytest.raises(CheckpointError, match=r'class_weights \{"0":1.0,"1":3.0\}, not null'):
+            run(bert, **{**settings, "class_weights": None})
+        with pytest.raises(CheckpointError, match=r'"1":3.0\}, not \{"1":2.0\}'):
+            run(bert, **{**settings, "class_weights": {1: 2}})
+        resumed = run(bert, **settings)
+        whole = run(bert, class_weights={0: 1, 1: 3})
+        assert file_of(resumed, tmp_path) == file_of(whole, tmp_path)
+
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     def test_in_each_precision(self, bert: Path, precision: str, tmp_path: Path):
         first, second = (run(bert, precision=precision) for _ in range(2))
@@ -371,6 +398,12 @@ class TestReproducible:
         assert all(row.dtype == torch.float32 for row in first.delta.rows.values())
         fingerprint = first.delta.metadata.fingerprint
         assert fingerprint == run(bert, precision="float32").delta.metadata.fingerprint
+
+
+def _written(content: bytes, folder: Path) -> Path:
+    path = folder / "written.safetensors"
+    path.write_bytes(content)
+    return path
 
 
 class TestEvents:
@@ -457,6 +490,24 @@ class TestBadInput:
     def test_is_refused_by_name(self, change: dict, error: type, named: str, bert: Path):
         with pytest.raises(error, match=named):
             run(bert, **change)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"class_weights": {2: 1.0}}, r"class_weights=\{'2': 1.0\} .* known are '0', '1'"),
+            (
+                {"class_weights": "balanced", "task": "regression"},
+                "class_weights='balanced' .* and regression does not",
+            ),
+        ],
+    )
+    def test_class_weights_are_refused_before_a_model_is_loaded(
+        self, change: dict, named: str, bert: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(preparation, "load_for_task", None)
+        with pytest.raises(InvalidArgumentError, match=named) as caught:
+            run(bert, **change)
+        assert caught.value.param == "class_weights"
 
     def test_nothing_is_written_for_it(self, bert: Path, tmp_path: Path):
         with pytest.raises(DataError):

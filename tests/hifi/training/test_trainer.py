@@ -29,6 +29,7 @@ SETTINGS = Hyperparameters(
     epochs=2, batch_size=8, max_length=16, learning_rate=1e-2, precision="float32"
 )
 CHOSEN = HeadSelection.from_heads([HeadId(0, 1), HeadId(1, 3), HeadId(2, 0)], num_layers=3)
+UNEVEN = text_rows(24, seed=1, labels=(0, 0, 1))  # 16 and 8
 START = Checkpoint(job={}, selection=CHOSEN, step=0, parameters={})
 
 
@@ -88,6 +89,26 @@ class TestSteps:
             if not key.endswith("tuned_bias"):
                 torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-4, msg=key)
 
+    def test_weigh_the_classes(self, tmp_path: Path):
+        settings = replace(SETTINGS, class_weights={"0": 1.0, "1": 4.0})
+        prepared = ready(tmp_path / "one", rows=UNEVEN, settings=settings, name="gpt2")
+        tuner, _ = train(prepared, settings=settings, validate=False)
+        reference = ready(tmp_path / "two", rows=UNEVEN, name="gpt2")
+        expected = plain_loop(reference, weights=(0.5, 2.0))  # their mean over the rows is 1
+        for key, value in values(tuner.named_parameters()).items():
+            if not key.endswith("tuned_bias"):
+                torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=key)
+
+    def test_of_weighted_classes_are_evaluated_without_weights(self, tmp_path: Path):
+        settings = replace(SETTINGS, class_weights={"0": 1.0, "1": 4.0}, epochs=1)
+        prepared = ready(tmp_path, rows=UNEVEN, settings=settings)
+        tuner, outcome = train(prepared, settings=settings)
+        batch = prepared.data.train.batch(np.arange(24))
+        with torch.no_grad():
+            logits = tuner.model.eval()(**batch.inputs).logits
+        loss = nn.functional.cross_entropy(logits, batch.targets)
+        assert outcome.metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     def test_leave_every_frozen_bit_alone(self, precision, tmp_path: Path):
         settings = replace(SETTINGS, precision=precision, weight_decay=0.5)
@@ -127,7 +148,7 @@ class TestSteps:
             train(ready(tmp_path, settings=settings), settings=settings, validate=False)
 
 
-def plain_loop(prepared: Prepared) -> dict[str, Tensor]:
+def plain_loop(prepared: Prepared, *, weights: tuple[float, ...] = (1.0, 1.0)) -> dict[str, Tensor]:
     """Train as a textbook would: no fused optimizer, nothing skipped."""
     model = prepared.loaded.model.eval()
     tuner = HeadTuner(model, CHOSEN)
@@ -148,7 +169,9 @@ def plain_loop(prepared: Prepared) -> dict[str, Tensor]:
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * rate
         batch = data.batch(indices)
-        loss = nn.functional.cross_entropy(model(**batch.inputs).logits, batch.targets)
+        logits = model(**batch.inputs).logits
+        losses = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        loss = (losses * torch.tensor(weights)[batch.targets]).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()

@@ -77,6 +77,7 @@ class TestSubmit:
         more = "--warmup-ratio 0.1 --weight-decay 0 --precision float32"
         last = (
             "--early-stopping-patience 2 --head-start keep --name mrpc --metadata team=search a=b=c"
+            ' --class-weights {"c":3}'
         )
         assert main([*SUBMIT, *f"{options} {task} {training} {more} {last}".split()]) == 0
         assert posted(stub) == {
@@ -100,6 +101,7 @@ class TestSubmit:
                 "precision": "float32",
                 "early_stopping_patience": 2,
                 "head_start": "keep",
+                "class_weights": {"c": 3},
             },
             "name": "mrpc",
             "metadata": {"team": "search", "a": "b=c"},

@@ -164,6 +164,35 @@ def add_labels(database: Database, owner: Member, *, rows: int = 400, **facts: A
         ).id
 
 
+class TestClassWeights:
+    @pytest.mark.parametrize("weights", ["balanced", {"ant": 2.0}, {"ant": 1, "bee": 0.1}, None])
+    def test_are_stored_with_the_job(self, weights, ask, database, alice):
+        data = add_labels(database, alice, num_classes=2, labels=("ant", "bee"))
+        spec = ask(dataset=data, training={"class_weights": weights}).new_job.spec
+        assert spec["training"]["class_weights"] == weights
+
+    def test_of_a_class_that_is_not_in_train_are_refused(self, ask, database, alice):
+        data = add_labels(database, alice, num_classes=2, labels=(0, 1))
+        assert ask(dataset=data, training={"class_weights": {"1": 2.0}})
+        error = refusal(ask, dataset=data, training={"class_weights": {"2": 2.0}})
+        assert (error.code, error.param) == ("invalid_request", "training.class_weights")
+        assert "known are '0', '1'" in error.detail
+
+    def test_of_labels_that_the_profile_does_not_name_are_left_to_the_worker(
+        self, ask, database, alice
+    ):
+        data = add_labels(database, alice, num_classes=2, labels=None)
+        assert ask(dataset=data, training={"class_weights": {"2": 2.0}})
+
+    def test_of_a_regression_are_refused(self, ask):
+        training, task = {"class_weights": "balanced"}, {"type": "regression"}
+        error = refusal(ask, training=training, task=task)
+        assert (error.code, error.param) == ("invalid_request", "training.class_weights")
+        hub_data = {"allow_hub": True, "dataset": {"hub": "glue"}, "training": training}
+        assert refusal(ask, task=task, **hub_data).param == "training.class_weights"
+        assert ask(model="org/unseen", **hub_data)
+
+
 class TestWarnings:
     @pytest.fixture
     def with_head(self, database: Database, backbones: None) -> None:  # noqa: ARG002 - made first

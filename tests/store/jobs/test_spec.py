@@ -43,6 +43,7 @@ STORED: dict[str, Any] = {
         "precision": "auto",
         "early_stopping_patience": None,
         "head_start": "auto",
+        "class_weights": None,
         "max_seconds": None,
     },
     "name": None,
@@ -94,6 +95,11 @@ class TestSpellings:
         assert parse(task={"text": "a"}).task.text == "a"
         assert parse(task={"text": ["a", "b"]}).task.text == ("a", "b")
 
+    def test_class_weights_become_floats(self):
+        spec = parse(training={"class_weights": {"a": 2}})
+        assert json.dumps(spec.training.class_weights) == '{"a": 2.0}'
+        assert parse(training={"class_weights": "balanced"}).training.class_weights == "balanced"
+
     def test_a_hub_data_set(self):
         spec = parse(dataset={"hub": "nyu-mll/glue", "config": "mrpc"})
         assert spec.dataset == HubDataset(hub="nyu-mll/glue", config="mrpc")
@@ -125,6 +131,27 @@ class TestRefusals:
             with pytest.raises(ValidationError) as caught:
                 parse(**{field: value})
             assert caught.value.errors()[0]["loc"][0] == field
+
+    @pytest.mark.parametrize(
+        ("weights", "reason"),
+        [
+            ("even", "'balanced', or a weight above 0"),
+            ({}, "'balanced', or a weight above 0"),
+            ([1.0], "'balanced', or a weight above 0"),
+            ({"a": 0}, "the weight of 'a' must be a finite number above 0"),
+            ({"a": True}, "the weight of 'a' must be a finite number above 0"),
+            ({"": 1}, "at least 1 character"),
+            ({"x" * 257: 1}, "at most 256 characters"),
+            ({"a\x00": 1}, "match pattern"),
+            ({str(n): 1 for n in range(101)}, "101 labels have weights: at most 100 may"),
+        ],
+    )
+    def test_of_class_weights_name_the_field_and_not_a_kind_of_it(self, weights, reason: str):
+        with pytest.raises(ValidationError) as caught:
+            parse(training={"class_weights": weights})
+        [error] = caught.value.errors()
+        assert error["loc"] == ("training", "class_weights")
+        assert reason in error["msg"]
 
     def test_of_a_task_type_offer_only_supported_ones(self):
         with pytest.raises(ValidationError) as caught:

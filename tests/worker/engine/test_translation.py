@@ -45,6 +45,7 @@ SPEC = {
         "precision": "float32",
         "early_stopping_patience": 2,
         "head_start": "random",
+        "class_weights": {"no": 1.0, "yes": 3.0},
     },
 }
 
@@ -105,13 +106,17 @@ SETTINGS = [*declared(Scoring).values(), *declared(Hyperparameters).values()]
 class TestSettings:
     @pytest.mark.parametrize("setting", SETTINGS, ids=[each.name for each in SETTINGS])
     def test_each_travels_from_the_command_line_to_finetune(self, setting: Setting):
-        value = setting.choices[-1] if setting.choices else setting.type(7)
+        value: object = setting.choices[-1] if setting.choices else setting.type(7)
+        if setting.name == "class_weights":
+            value = {"no": 1.0, "yes": 2.5}
         if setting.type is float:
             value = 0.25
         parser = argparse.ArgumentParser()
         job_spec.add_arguments(parser)
         option = f"--{setting.name.replace('_', '-')}"
-        args = parser.parse_args(["--model", "m", "--dataset", "ds_1", option, str(value)])
+        args = parser.parse_args(
+            ["--model", "m", "--dataset", "ds_1", option, json.dumps(value).strip('"')]
+        )
         spec = JobSpec.model_validate_json(json.dumps(job_spec.build_spec(args)))
         given = finetune_arguments(spec, data={"train": "t"}, model="m", revision=None)
         assert given[setting.name] == value
