@@ -128,6 +128,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
         "result": {
             "metrics": {"accuracy": 0.8333, "f1": 0.8331, "matthews": 0.7779, "loss": 0.4895},
+            "test": None,
+            "report": {
+                "split": "validation",
+                "classes": 4,
+                "per_class": [
+                    {"label": label, "precision": p, "recall": r, "f1": f1, "support": 48}
+                    for label, p, r, f1 in (
+                        ("pandas", 0.8298, 0.8125, 0.8211),
+                        ("scipy", 0.8571, 0.875, 0.866),
+                        ("sklearn", 0.8333, 0.8333, 0.8333),
+                        ("torch", 0.8125, 0.8125, 0.8125),
+                    )
+                ],
+                "confusion": [[39, 3, 3, 3], [2, 42, 2, 2], [3, 1, 40, 4], [3, 3, 3, 39]],
+            },
             "yardsticks": {
                 "majority": {"accuracy": 0.25, "f1": 0.1, "matthews": 0.0, "loss": 1.3863},
                 "probe": {"accuracy": 0.7917, "f1": 0.7915, "matthews": 0.7229, "loss": 0.5593},

@@ -64,8 +64,8 @@ class EventHandler:
             self._handle_step(event)
         elif event.kind in ("probing", "evaluating"):
             reporter.progress = _progress(event.kind, event)
-        elif event.kind == "evaluated":
-            self._note("metrics", event, data={"step": event.step, **event.metrics})
+        elif event.kind in ("evaluated", "tested"):
+            self._note_metrics(event)
         elif event.kind == "checkpoint":
             self._keeper.offer(event.step, event.checkpoint)
         elif event.kind == "finished":
@@ -92,6 +92,12 @@ class EventHandler:
                 "samples_per_second": event.samples_per_second,
             }
             self._note("step", event, data=data)
+
+    def _note_metrics(self, event: EngineEvent) -> None:
+        if event.kind == "tested":  # with the best step's weights, not the last one's
+            self._note("test", event, data=event.metrics)
+        else:
+            self._note("metrics", event, data={"step": event.step, **event.metrics})
 
     def _note(
         self,

@@ -9,13 +9,14 @@ from typing import Any, get_args
 
 from hifi.data.formats import ENDINGS_IN_WORDS
 from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
+from hifi.data.spec import IfLabelled
 from hifi.data.task_types import metric_names, task_types
 from hifi.deltas import metadata
 from hifi.errors import InvalidArgumentError
 
 DTYPES = tuple(name for name in get_args(Precision) if name != "auto")
 ENCODINGS = metadata.ENCODINGS
-NO_VALIDATION = "none"  # cannot be a file name: those have an extension
+NO_SPLIT = "none"  # cannot be a file name: those have an extension
 
 _MODEL = "the backbone: a folder, all-MiniLM-L6-v2, or a Hugging Face hub id"
 _REVISION = "branch, tag or commit of a hub id"
@@ -65,13 +66,19 @@ def add_hub_details(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--hub-revision", metavar="REV", help="its revision")
 
 
-def add_validation(group: argparse._ArgumentGroup) -> None:
-    """Add the source of the validation split."""
+def add_held_out(group: argparse._ArgumentGroup) -> None:
+    """Add the sources of the validation and the test split."""
     group.add_argument(
         "--validation",
         metavar="FILE",
-        help=f"the split on which the best step is chosen, or {NO_VALIDATION!r} to keep the last "
+        help=f"the split on which the best step is chosen, or {NO_SPLIT!r} to keep the last "
         "step (default: the split 'validation' with --hub, none with --train)",
+    )
+    group.add_argument(
+        "--test",
+        metavar="FILE",
+        help="a split that is scored once, at the end, and chooses nothing, or "
+        f"{NO_SPLIT!r} (default: the split 'test' with --hub, if it has labels, none with --train)",
     )
 
 
@@ -166,9 +173,10 @@ def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
     hub = {"hub": args.hub, "config": args.hub_config, "revision": args.hub_revision}
     splits: dict[str, Any] = {"train": args.train or hub}
     if "validation" in args:
-        default = NO_VALIDATION if args.train else hub
-        validation = default if args.validation is None else args.validation
-        splits["validation"] = None if validation == NO_VALIDATION else validation
+        own = (None, None) if args.train else (hub, IfLabelled(hub))
+        for name, default in zip(("validation", "test"), own, strict=True):
+            given = getattr(args, name)
+            splits[name] = default if given is None else None if given == NO_SPLIT else given
     return splits
 
 

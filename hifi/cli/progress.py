@@ -230,6 +230,8 @@ def _line(event: TrainingEvent) -> str:
     """Return the permanent line for an event; empty if it has none."""
     if event.kind == "evaluated":
         return f"step {event.step}/{event.total_steps}  {format_metrics(event.metrics)}"
+    if event.kind == "tested":
+        return f"test  {format_metrics(event.metrics)}"
     is_early = event.kind == "finished" and event.step < event.total_steps
     if is_early or event.kind in ("loaded", "resumed", "yardsticks"):
         return printable(event.message)  # it names columns and classes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
+from hifi.cli.report import print_report
 from hifi.data.settings import CHECKPOINT_SECONDS, Hyperparameters, Scoring, declared
 from hifi.errors import InvalidArgumentError, JobCancelled, JobPaused
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "reading them needs the backbone (default: %(default)s)",
     )
     options.add_json(parser)
-    options.add_validation(options.add_data(parser))
+    options.add_held_out(options.add_data(parser))
     options.add_metric(options.add_task(parser))
     options.add_given_selection(options.add_selection(parser))
     options.add_training(parser)
@@ -159,6 +160,8 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         },
         "result": {
             "metrics": dict(result.metrics),
+            "test": dict(result.test) or None,
+            "report": None if result.report is None else result.report.to_json(),
             "yardsticks": {name: dict(known) for name, known in result.yardsticks.items()},
             "best_step": result.best_step,
             "train_seconds": result.train_seconds,
@@ -178,6 +181,7 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
     metrics = output.format_metrics(result.metrics) if result.metrics else "no validation split"
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
+        "test": output.format_metrics(result.test),
         **{name: output.format_metrics(known) for name, known in result.yardsticks.items()},
         "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
         f"parameters, in {output.format_seconds(result.train_seconds)}, "
@@ -187,3 +191,5 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
     }
     console.print()
     output.print_facts(entries)
+    if result.report is not None:
+        print_report(result.report.to_json())

@@ -12,7 +12,14 @@ from PIL import UnidentifiedImageError
 
 from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
-from hifi.data.labels import Label, label_reader, order_classes, too_few, unknown_label
+from hifi.data.labels import (
+    Label,
+    is_unlabelled,
+    label_reader,
+    order_classes,
+    too_few,
+    unknown_label,
+)
 from hifi.data.profiling import make_profile, target_problem, text_problem
 from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, unfit_scans
 from hifi.data.types import UnfitError, kept_type
@@ -80,6 +87,17 @@ def read_labels(
     """
     read = label_reader(_scan_column(dataset, column), known=known)
     return _read_each(dataset, column, read, split=split)
+
+
+def is_labelled(dataset: Dataset, column: str, *, known: Sequence[Label]) -> bool:
+    """Return whether a split has labels, as :func:`hifi.data.labels.is_unlabelled` does not.
+
+    Args:
+        dataset: contains the column.
+        column: of the labels.
+        known: the classes of the training split; none for numbers.
+    """
+    return not is_unlabelled(_scan_column(dataset, column), known=known)
 
 
 def label_order(

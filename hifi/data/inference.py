@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hifi.data.profile import describe_left_out, misfit
 from hifi.data.run_warnings import are_many_classes
-from hifi.data.spec import TaskSpec
+from hifi.data.spec import SPLITS, TaskSpec
 from hifi.data.task_types import Use, find_task_type, task_types
 from hifi.errors import (
     AmbiguousTaskError,
@@ -131,7 +131,10 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     """
     task = infer_task(spec, profile)
     declared = find_task_type(str(task.type))
-    errors = list(_obstacles(task, profile, splits=("train", "validation")))
+    label = profile.column(str(task.label))
+    is_scored = label is None or not label.test_unlabelled
+    splits = SPLITS if is_scored else SPLITS[:-1]
+    errors = list(_obstacles(task, profile, splits=splits))
     for error in errors:  # training reads the classes before it checks the metric
         if declared.label.use == "label" and (error.param, error.split) == ("label", "train"):
             raise error
@@ -158,11 +161,10 @@ def check_certain_task(profile: DatasetProfile) -> None:
     unfit = {column.name for column in profile.columns if column.unfit is not None}
     if len(task.text) > 1 and (task.label not in _LABEL_NAMES or unfit.intersection(task.text)):
         return
-    for error in _obstacles(task, profile, splits=("train", "validation", "test")):
-        if error.split != "test" or error.column != task.label:  # test needs no labels
-            if error.column in _LABEL_NAMES:
-                error.reason += _RENAME
-            raise error
+    for error in _obstacles(task, profile, splits=SPLITS):
+        if error.column in _LABEL_NAMES:
+            error.reason += _RENAME
+        raise error
 
 
 def check_unseen_task(spec: TaskSpec) -> TaskSpec:
@@ -315,7 +317,10 @@ def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskErr
 def _obstacles(
     task: TaskSpec, profile: DatasetProfile, *, splits: Sequence[str]
 ) -> Iterator[DataError]:
-    """Yield the errors that prevent a task, in the order in which training would raise them."""
+    """Yield the errors that prevent a task, in the order in which training would raise them.
+
+    That a test split has no labels is none: it is not scored then.
+    """
     declared = find_task_type(str(task.type))
     named = sorted(_named_columns(task), key=lambda each: each[0] != "label")  # the label first
     for split in splits:
@@ -323,6 +328,8 @@ def _obstacles(
         for param, name in named:
             column = profile.column(name)
             if column is None:
+                continue
+            if (param, split) == ("label", "test") and column.test_unlabelled:
                 continue
             use = declared.label.use if param == "label" else declared.inputs.use
             problem = column.problems.get(use, {}).get(split)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Label = str | int
 _NAMED_CLASSES = 20
 _NAMED_CHARACTERS = 200  # a profile has messages for up to a thousand columns
+_NO_LABEL = -1  # as data sets of the hub mark the rows of an unlabelled split
 _USABLE = ("text", "integer", "boolean", "whole", "null")
 
 
@@ -49,6 +50,27 @@ def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Prob
         return problem
     row, label = min((found[label], label) for label in unknown)
     return unknown_label(label, row=row, known=known)
+
+
+def is_unlabelled(column: ColumnScan, *, known: Sequence[Label]) -> bool:
+    """Return whether a split without labels has this label column.
+
+    Args:
+        column: of the split.
+        known: the classes of the training split; none for numbers.
+
+    Returns:
+        True if every label is missing, blank or -1, and that is no class.
+    """
+    if column.kind not in _USABLE or column.distinct.is_full or column.unfit is not None:
+        return False
+    classes = set(map(str, known))
+    return all(_is_no_label(value) and str(value) not in classes for value in column.distinct.rows)
+
+
+def _is_no_label(value: object) -> bool:
+    found = number(value) if isinstance(value, str) else value
+    return found in (None, _NO_LABEL) and not isinstance(found, bool)
 
 
 def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -> tuple[Label, ...]:

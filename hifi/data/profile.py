@@ -11,9 +11,9 @@ A profile is stored as plain JSON in the data set's row::
 (``text``, ``label``, ``target``, ``image``) and each split the first row that training would
 refuse, and the reason, which quotes only short values. Uses that a column's kind excludes have no
 entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and ``single`` if
-some of few classes occur in a single row. A column that is no column unless it
-is named (a table's index, or one that no task can use) has ``"left_out"``. A column takes 100 bytes
-to 3 KB.
+some of few classes occur in a single row. A column without labels in the test split has
+``"test_unlabelled"``. A column that is no column unless it is named (a table's index, or one that
+no task can use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class ColumnProfile:
         labels: the classes, in the order of the logits; None if they are long or too many.
         single_classes: those with a single row; None if there are none, or they are not known.
         problems: by use and split.
+        test_unlabelled: whether the test split lacks it, or has a label in no row.
         left_out: why it is not among the columns: it is a table's index, which a task may name, or
             no task can use it; every use has the same problem then.
     """
@@ -111,6 +112,7 @@ class ColumnProfile:
     labels: tuple[str | int, ...] | None = None
     single_classes: SingleClasses | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
+    test_unlabelled: bool = False
     left_out: LeftOut | None = None
 
     @property
@@ -158,6 +160,7 @@ class ColumnProfile:
         return {
             **document,
             **({"problems": problems} if problems else {}),
+            **({"test_unlabelled": True} if self.test_unlabelled else {}),
             **({"left_out": self.left_out} if self.left_out else {}),
         }
 
@@ -180,6 +183,7 @@ class ColumnProfile:
                 use: {split: Problem(**entry) for split, entry in found.items()}
                 for use, found in document.get("problems", {}).items()
             },
+            test_unlabelled=document.get("test_unlabelled", False),
             left_out=document.get("left_out"),
         )
 

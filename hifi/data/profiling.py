@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hifi.data.formats.limits import too_many_characters
-from hifi.data.labels import Label, label_reader, other_labels, train_labels
+from hifi.data.labels import Label, is_unlabelled, label_reader, other_labels, train_labels
 from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
@@ -109,8 +109,13 @@ def _profile_column(
         labels=None if labels is None else _short_labels(labels),
         single_classes=None if labels is None else _single_classes(train, labels),
         problems=problems,
+        test_unlabelled="test" in scans and _is_unlabelled(scans["test"], known=classes or ()),
         left_out="unfit" if train.unfit else "index" if train.is_index else None,
     )
+
+
+def _is_unlabelled(column: ColumnScan | None, *, known: Sequence[Label]) -> bool:
+    return column is None or is_unlabelled(column, known=known)
 
 
 def _short_labels(classes: Sequence[Label]) -> tuple[Label, ...] | None:

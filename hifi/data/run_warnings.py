@@ -141,6 +141,19 @@ def warn_of_few_rows(label: str, *, counts: Mapping[str, int]) -> tuple[RunWarni
     return (RunWarning(code="few_rows_per_class", message=message, param="label"),)
 
 
+def warn_of_unlabelled_test(label: str) -> RunWarning:
+    """Warn that the test split is not scored.
+
+    Args:
+        label: the label column.
+    """
+    message = (
+        f"the test split has no labels in {quoted(label)}, so it is not scored: add them, or leave "
+        "out the split"
+    )
+    return RunWarning(code="test_not_scored", message=message, param="test")
+
+
 def warn_of_failed_probe(reason: str) -> RunWarning:
     """Warn that there is no linear probe: nothing to compare with, and nothing to start from.
 

@@ -1,4 +1,4 @@
-"""A user's description of a task."""
+"""A user's description of a task, and of a split that may be of no use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hifi.errors import InvalidArgumentError
+
+SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,20 @@ class TaskSpec:
     def names_all_columns(self) -> bool:
         """Whether no column must be inferred."""
         return self.label is not None and bool(self.text or self.image)
+
+
+@dataclass(frozen=True)
+class IfLabelled:
+    """A test split that is scored only if it has labels, as those that come with a data set.
+
+    Such splits are often published without labels: the column is missing, or every label is
+    missing or -1. A data set of the hub may also have no such split.
+
+    Attributes:
+        source: as ``finetune`` takes it.
+    """
+
+    source: Any
 
 
 def _names(text: object) -> tuple[str, ...]:

@@ -81,6 +81,21 @@ def named_lines(sources: Mapping[str, Source | None]) -> Iterator[None]:
         raise
 
 
+def has_split(source: Source, *, split: str) -> bool:
+    """Return whether a data set of the hub has a split; True for any other source.
+
+    Args:
+        source: as for :func:`read_split`.
+        split: used if the source names no other.
+
+    Raises:
+        DataError: the data set cannot be loaded.
+    """
+    if not isinstance(source, Mapping) or not isinstance(source.get("hub"), str):
+        return True
+    return (source.get("split") or split) in _load_hub(source, split=split, wanted=None)
+
+
 def load_split(source: Source, *, split: str, columns: Sequence[str] | None = None) -> Dataset:
     """Load the rows of one split into memory, as :func:`read_split` does."""
     return read_split(source, split=split, columns=columns).dataset
@@ -171,18 +186,21 @@ def _read_hub(source: Mapping[str, Any], *, split: str) -> Dataset:
             f"{sorted(_HUB_KEYS)}",
             split=split,
         )
-    wanted = source.get("split") or split
+    return _load_hub(source, split=split, wanted=source.get("split") or split)
+
+
+def _load_hub(source: Mapping[str, Any], *, split: str, wanted: str | None) -> Any:  # noqa: ANN401 - datasets has no types
+    """Return one split, or all of them by name if none is wanted."""
     try:
-        dataset = datasets.load_dataset(
+        return datasets.load_dataset(
             source["hub"], source.get("config"), split=wanted, revision=source.get("revision")
         )
     except Exception as error:  # datasets can raise anything, and so can the hub's HTTP client
         raise DataError(
-            f"{source['hub']!r} (config {source.get('config')!r}, split {wanted!r}) cannot be "
-            f"loaded from the Hugging Face hub: {error}",
+            f"{source['hub']!r} (config {source.get('config')!r}, split {wanted or split!r}) "
+            f"cannot be loaded from the Hugging Face hub: {error}",
             split=split,
         ) from error
-    return dataset
 
 
 def _read_memory(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hifi.data.labels import Label
     from hifi.data.task_types import TaskType
     from hifi.tasks.probe import ProbeKind
+    from hifi.tasks.report import ClassReport
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -292,6 +293,22 @@ class Task(ABC):
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
             targets: of all samples, on the CPU.
+        """
+        return None
+
+    def report(
+        self,
+        logits: Tensor,  # noqa: ARG002 - only classifications have a report
+        targets: Tensor,  # noqa: ARG002 - as above
+        *,
+        split: str,  # noqa: ARG002 - as above
+    ) -> ClassReport | None:
+        """Return the scores of each class and the confusion matrix; None for other tasks.
+
+        Args:
+            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            targets: of all samples, on the CPU.
+            split: that was measured.
         """
         return None
 

@@ -17,6 +17,7 @@ from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
 from hifi.tasks.base import Answer, Sample, Task
 from hifi.tasks.probe import ClassProbe, ProbeKind
+from hifi.tasks.report import ClassReport, report_classes
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ class ClassTask(Task):
         if len(predicted) > 1 or len(targets.unique()) == 1:
             return None
         return str((self.labels or ())[int(predicted)])
+
+    def report(self, logits: Tensor, targets: Tensor, *, split: str) -> ClassReport:
+        """Return the scores of each class and the confusion matrix."""
+        names = [str(name) for name in self.labels or ()]
+        predictions = logits.argmax(-1).numpy()
+        return report_classes(names, targets.numpy(), predictions, split=split)
 
     def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest class, its softmax share, and that of every class by name."""

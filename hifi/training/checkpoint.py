@@ -23,6 +23,7 @@ from hifi.data.run_warnings import RunWarning
 from hifi.errors import CheckpointError, StorageError
 from hifi.files import TEMPORARY_PREFIX, write_directory_atomically
 from hifi.selection.head_selection import HeadSelection
+from hifi.tasks.report import ClassReport
 from hifi.training.convergence import LossThirds
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ class Best:
         metrics: of the validation split.
         parameters: tuned rows and task head, by name.
         only_answer: the class that every validation row got although their labels differ, if so.
+        report: of the classes on the validation split; None for a task without classes.
     """
 
     step: int
     metrics: Mapping[str, float]
     parameters: Mapping[str, Tensor]
     only_answer: str | None = None
+    report: ClassReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -282,6 +285,7 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
             "step": best.step,
             "metrics": dict(best.metrics),
             "only_answer": best.only_answer,
+            "report": None if best.report is None else best.report.to_json(),
         },
         "losses": checkpoint.losses.to_json(),
         "yardsticks": {name: dict(metrics) for name, metrics in checkpoint.yardsticks.items()},
@@ -308,9 +312,15 @@ def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         parameters=groups["parameters"],
         optimizer=optimizer,
         random=groups["random"],
-        best=None if best is None else Best(parameters=groups["best"], **best),
+        best=None if best is None else _assemble_best(best, parameters=groups["best"]),
         losses=LossThirds.of(state["losses"]),
         yardsticks=state["yardsticks"],
         warnings=tuple(RunWarning(**warning) for warning in state["warnings"]),
         **{name: state[name] for name in _NUMBERS},
     )
+
+
+def _assemble_best(entry: Mapping[str, Any], *, parameters: Mapping[str, Tensor]) -> Best:
+    report = entry["report"]
+    read = None if report is None else ClassReport.from_json(report)
+    return Best(**{**entry, "parameters": parameters, "report": read})

@@ -28,6 +28,7 @@ EventKind = Literal[
     "evaluating",
     "evaluated",
     "checkpoint",
+    "tested",
     "finished",
 ]
 
@@ -45,17 +46,17 @@ class TrainingEvent:
     """One progress report of a fine-tune.
 
     ``(kind, step)`` identifies an event, even if a resumed run repeats it. Only ``evaluating``, one
-    per validation batch, and the last try of ``probing``, if it is repeated, are not unique.
+    per batch, and the last try of ``probing``, if it is repeated, are not unique.
 
     Attributes:
         kind: ``loading`` the model and the data; ``loaded``, with task, columns, rows and precision
             in the message, and with warnings; ``resumed``, if the run resumes from a checkpoint;
             ``probing``, once per batch of the frozen passes and per try of the probe's fit;
-            ``yardsticks``, with what the metrics
-            will be compared with and where the task head starts;
-            ``selecting``, once per calibration batch; ``selected``, with the selection; ``step``,
-            after every optimizer step; ``evaluating``, once per validation batch; ``evaluated``,
-            with the metrics; ``checkpoint``, after one was written; ``finished``.
+            ``yardsticks``, with what the metrics will be compared with and where the task head
+            starts; ``selecting``, once per calibration batch; ``selected``, with the selection;
+            ``step``, after every optimizer step; ``evaluating``, once per batch of validation or
+            test; ``evaluated``, with the metrics of the validation split; ``checkpoint``, after one
+            was written; ``tested``, with the metrics of the test split; ``finished``.
         number: counts the events of a run from 1. A resumed run continues from the number of its
             checkpoint's event, so numbers repeat if the previous run went further than that.
         step: optimizer steps done; in ``selecting``, calibration samples seen; in ``probing``,
@@ -64,7 +65,7 @@ class TrainingEvent:
         epoch: epochs done, a fraction.
         loss: of this step's batch.
         learning_rate: of this step.
-        metrics: of this evaluation; in ``finished``, those of the best step.
+        metrics: of this evaluation; in ``tested`` and ``finished``, those of the best step.
         samples_per_second: training samples per second of training.
         eta_seconds: expected time until the last step, without evaluations.
         message: one line for people.

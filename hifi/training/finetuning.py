@@ -49,8 +49,10 @@ if TYPE_CHECKING:
     from hifi.data.allotments import Strategy
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.run_warnings import RunWarning
+    from hifi.data.spec import IfLabelled
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
+    from hifi.tasks.report import ClassReport
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,10 +64,15 @@ class FinetuneResult:
         selection: the tuned heads and their scores.
         metrics: all metrics of the task, and ``loss``, of ``delta`` on the validation split; empty
             without one.
-        yardsticks: the same of what ``delta`` is compared with, by name: ``majority``, the most
-            frequent class or the mean; ``probe``, a linear model on the frozen states that the task
-            head reads; ``untuned``, the model before the fine-tune, if its own task head was kept.
-            Empty without a validation split.
+        test: all metrics of the task, and ``loss``, of ``delta`` on the test split, which is scored
+            once and chooses nothing; empty without one.
+        report: precision, recall and F1 of each class and the confusion matrix, of ``delta`` on the
+            test split, else on the validation split; its ``split`` says which. None without both,
+            and for a regression.
+        yardsticks: the validation metrics of what ``delta`` is compared with, by name:
+            ``majority``, the most frequent class or the mean; ``probe``, a linear model on the
+            frozen states that the task head reads; ``untuned``, the model before the fine-tune, if
+            its own task head was kept. Empty without a validation split.
         best_step: the step of ``delta``: the best on validation, else the last. It is 0 if no
             evaluation was better than the start, a probe or a kept task head.
         train_seconds: time spent in training steps, without evaluations and loading.
@@ -85,6 +92,8 @@ class FinetuneResult:
     samples_per_second: float
     trainable_parameters: int
     fraction: float
+    test: Mapping[str, float] = field(default_factory=dict)
+    report: ClassReport | None = None
     yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[RunWarning, ...] = ()
 
@@ -94,6 +103,7 @@ def finetune(
     model: str | Path,
     train: Source,
     validation: Source | None = None,
+    test: Source | IfLabelled | None = None,
     task: str | Mapping[str, Any] | TaskSpec | None = None,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
@@ -145,6 +155,9 @@ def finetune(
         validation: in the same forms; evaluated after every epoch, and before the first step
             unless the task head starts at random, to keep the best step. Without one the last step
             is kept.
+        test: in the same forms; scored once, at the end, with the best step's weights. No step and
+            no byte of the head delta depends on it. ``IfLabelled(source)`` of ``hifi.data.spec``
+            leaves out a split without labels, with a warning.
         task: the type (``classification``, ``regression``, ``image-classification``), or a
             mapping with ``type, text, label, image, metric``. Missing parts are inferred from the
             columns; if these are ambiguous, the call fails.
@@ -256,6 +269,7 @@ def finetune(
             spec=spec,
             train=train,
             validation=validation,
+            test=test,
             settings=settings,
             device=where,
             load=load,
@@ -462,6 +476,8 @@ def _tune(
         delta=delta,
         selection=selection,
         metrics=outcome.metrics,
+        test=outcome.test,
+        report=outcome.report,
         best_step=outcome.best_step,
         train_seconds=outcome.train_seconds,
         selection_seconds=start.selection_seconds,

@@ -23,7 +23,7 @@ from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
 from hifi.data.classes.names import describe_classes, find_alike
 from hifi.data.classes.stored_head import StoredHead, fit_labels
-from hifi.data.columns import profile_split
+from hifi.data.columns import is_labelled, profile_split
 from hifi.data.profile import describe_left_out
 from hifi.data.run_warnings import (
     RunWarning,
@@ -32,9 +32,11 @@ from hifi.data.run_warnings import (
     warn_of_few_rows,
     warn_of_labels_by_number,
     warn_of_replaced_head,
+    warn_of_unlabelled_test,
 )
-from hifi.data.splits import Source, load_split, named_lines, read_split
-from hifi.errors import InvalidArgumentError
+from hifi.data.spec import IfLabelled
+from hifi.data.splits import Source, has_split, load_split, named_lines, read_split
+from hifi.errors import InvalidArgumentError, MissingColumnError
 from hifi.selection.scoring import sample_indices
 from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
 from hifi.tasks.base import digest_of
@@ -57,6 +59,7 @@ class TaskData:
     """The encoded splits.
 
     Attributes:
+        test: scored once, at the end; None without labelled rows.
         warnings: about the labels.
         notes: why columns were left out, by name.
     """
@@ -65,6 +68,7 @@ class TaskData:
     encoder: Encoder
     train: Examples
     validation: Examples | None
+    test: Examples | None = None
     warnings: tuple[RunWarning, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -99,6 +103,8 @@ class Prepared:
         rows = f"{len(self.data.train)} rows"
         if validation is not None:
             rows += f", {len(validation)} validation rows"
+        if self.data.test is not None:
+            rows += f", {len(self.data.test)} test rows"
         model = self.loaded.model
         return (
             f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
@@ -115,6 +121,7 @@ def prepare(
     spec: TaskSpec,
     train: Source,
     validation: Source | None,
+    test: Source | IfLabelled | None = None,
     settings: Hyperparameters,
     device: torch.device,
     load: Load = load_on_device,
@@ -126,6 +133,7 @@ def prepare(
         spec: the task; missing parts are inferred.
         train: the training split.
         validation: the validation split, if there is one.
+        test: the test split, if there is one.
         settings: the hyperparameters.
         device: where the model will run.
         load: loads the model; by default every call loads a new one.
@@ -140,9 +148,16 @@ def prepare(
     config = load_config(source)
     own_head = StoredHead.of(config.id2label)
     may_keep = settings.head_start in ("auto", "keep")
-    with named_lines({"train": train, "validation": validation}):
+    tested = test.source if isinstance(test, IfLabelled) else test
+    with named_lines({"train": train, "validation": validation, "test": tested}):
         data = _load_data(
-            source, config, spec=spec, train=train, validation=validation, settings=settings
+            source,
+            config,
+            spec=spec,
+            train=train,
+            validation=validation,
+            test=test,
+            settings=settings,
         )
     attention = resolve_attention(
         device=device, dtype=dtype, max_length=data.encoder.sequence_length
@@ -209,7 +224,8 @@ def describe_job(
         selection: what the selection depends on, as plain JSON.
 
     Returns:
-        Names to texts: settings as text, everything else as a hash.
+        Names to texts: settings as text, everything else as a hash. The test split is none of
+        them: no step depends on it.
     """
     source, data, model = ready.source, ready.data, ready.loaded.model
     kept_head = [] if ready.kept_head is None else [data.task.names, ready.kept_head]
@@ -235,6 +251,7 @@ def _load_data(
     spec: TaskSpec,
     train: Source,
     validation: Source | None,
+    test: Source | IfLabelled | None,
     settings: Hyperparameters,
 ) -> TaskData:
     """Read and encode the splits, and add the task's settings to the configuration."""
@@ -256,15 +273,47 @@ def _load_data(
     if validation is not None:
         dataset = load_split(validation, split="validation", columns=task.columns)
         held_out = encode(dataset, "validation")
+    tested, doubts = load_test(test, task)
     notes = {name: note for name, note in profile.notes.items() if name not in task.columns}
     return TaskData(
         task=task,
         encoder=encoder,
         train=examples,
         validation=held_out,
-        warnings=warnings,
+        test=None if tested is None else encode(tested, "test"),
+        warnings=warnings + doubts,
         notes=notes,
     )
+
+
+def load_test(
+    test: Source | IfLabelled | None, task: Task
+) -> tuple[Dataset | None, tuple[RunWarning, ...]]:
+    """Load the test split with the columns of a task.
+
+    Args:
+        test: the split. One that may be of no use is read only if the hub has it and it has labels.
+        task: of the training split.
+
+    Returns:
+        None if it is not to be scored, with a warning if it has no labels.
+
+    Raises:
+        DataError: it cannot be read, or a column is missing.
+    """
+    if test is None:
+        return None, ()
+    if not isinstance(test, IfLabelled):
+        return load_split(test, split="test", columns=task.columns), ()
+    if not has_split(test.source, split="test"):
+        return None, ()
+    try:
+        labels = load_split(test.source, split="test", columns=[task.label])
+    except MissingColumnError:
+        return None, (warn_of_unlabelled_test(task.label),)
+    if not is_labelled(labels, task.label, known=task.classes or ()):
+        return None, (warn_of_unlabelled_test(task.label),)
+    return load_split(test.source, split="test", columns=task.columns), ()
 
 
 def _find_label_warnings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hifi.data.run_warnings import RunWarning
     from hifi.data.settings import Hyperparameters
     from hifi.tasks import Examples
+    from hifi.tasks.report import ClassReport
     from hifi.training.events import Emitter, EventKind
     from hifi.training.forward import PlacedBatch
     from hifi.training.kept_states import KeptStates
@@ -92,6 +93,9 @@ class Outcome:
     Attributes:
         best_step: the step whose rows the tuner now holds: the best on validation, else the last.
         metrics: of that step on validation; empty without a validation split.
+        test: of that step on test; empty without a test split.
+        report: of that step's classes, on test if there is one, else on validation; None without
+            both, and for a task without classes.
         train_seconds: time spent in steps over all attempts, without evaluations.
         samples_per_second: samples of all steps divided by that time.
         warnings: all of the run: the given ones, and those about the result.
@@ -101,6 +105,8 @@ class Outcome:
     metrics: Mapping[str, float]
     train_seconds: float
     samples_per_second: float
+    test: Mapping[str, float] = field(default_factory=dict)
+    report: ClassReport | None = None
     warnings: tuple[RunWarning, ...] = ()
 
 
@@ -112,7 +118,8 @@ class Trainer:
 
     Args:
         tuner: of a model on its device, in its dtype.
-        data: the encoded splits; without a validation split the last step counts as the best.
+        data: the encoded splits; without a validation split the last step counts as the best. The
+            test split is scored once, with the best step's parameters.
         settings: the hyperparameters.
         start: step 0 of a new run, or the checkpoint to resume from.
         plan: where and how often to save checkpoints.
@@ -142,6 +149,7 @@ class Trainer:
         self._forward = Forward(tuner.model, task=data.task, kept=kept)
         self._train = data.train
         self._validation = data.validation
+        self._test = data.test
         self._settings = settings
         self._batches = TrainingBatches(
             lengths=data.train.lengths, batch_size=settings.batch_size, seed=settings.seed
@@ -263,22 +271,39 @@ class Trainer:
 
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
+        logits, metrics = self._score(examples, split="validation")
+        self._keep_best(
+            metrics,
+            only=self._task.only_answer(logits, examples.targets),
+            report=self._task.report(logits, examples.targets, split="validation"),
+        )
+
+    def _score(self, examples: Examples, *, split: str) -> tuple[Tensor, dict[str, float]]:
+        """Return the logits of a split, and all its metrics."""
 
         def emit(number: int, total: int) -> None:
-            message = f"validation batch {number} of {total}"
+            message = f"{split} batch {number} of {total}"
             self._emitter.emit(self._event("evaluating", message))
 
         size = self._settings.batch_size
         logits = self._forward.over(examples, batch_size=size, on_batch=emit)
         metrics = measure(self._task, logits, examples.targets)
-        _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
-        self._keep_best(metrics, only=self._task.only_answer(logits, examples.targets))
+        _check_finite(metrics["loss"], where=f"the {split} loss at step {self._state.step}")
+        return logits, metrics
 
-    def _keep_best(self, metrics: Mapping[str, float], *, only: str | None) -> None:
+    def _keep_best(
+        self, metrics: Mapping[str, float], *, only: str | None, report: ClassReport | None
+    ) -> None:
         state, metric = self._state, self._task.metric
         if state.best is None or metrics[metric] > state.best.metrics[metric]:
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
-            best = Best(step=state.step, metrics=metrics, parameters=copies, only_answer=only)
+            best = Best(
+                step=state.step,
+                metrics=metrics,
+                parameters=copies,
+                only_answer=only,
+                report=report,
+            )
             self._state = replace(state, best=best, evaluations_without_gain=0)
         else:
             stale = state.evaluations_without_gain + 1
@@ -329,9 +354,12 @@ class Trainer:
             self._load_parameters(state.best.parameters)
         self._check_parameters()
         self._model.eval()
+        test, report = self._score_test()
         outcome = Outcome(
             best_step=state.step if state.best is None else state.best.step,
             metrics={} if state.best is None else state.best.metrics,
+            test=test,
+            report=report,
             train_seconds=state.train_seconds,
             samples_per_second=self._samples_per_second,
             warnings=self._warnings + self._judge(),
@@ -349,6 +377,17 @@ class Trainer:
             )
         )
         return outcome
+
+    def _score_test(self) -> tuple[Mapping[str, float], ClassReport | None]:
+        """Score the test split, if there is one; return its metrics, and the best step's report."""
+        best, examples = self._state.best, self._test
+        if examples is None:
+            return {}, None if best is None else best.report
+        logits, metrics = self._score(examples, split="test")
+        metric = self._task.metric
+        event = self._event("tested", f"test {metric} {metrics[metric]:.4f}")
+        self._emitter.emit(replace(event, metrics=metrics))
+        return metrics, self._task.report(logits, examples.targets, split="test")
 
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hifi.cli import output
 from hifi.cli.progress import describe_pace
+from hifi.cli.report import print_report
 from hifi.data.classes.names import describe_classes
 from service.cli.progress import progression_of
 
@@ -33,6 +34,16 @@ def describe_job(job: Job) -> dict[str, str]:
         "created": output.format_moment(job["created_at"]),
         "finished": output.format_moment(job["finished_at"]),
     }
+
+
+def print_job(job: Job, *, as_json: bool) -> int:
+    """Print a job, and the scores of its classes; return the exit code."""
+    code = output.report(job, describe_job, as_json=as_json)
+    result = job["result"]
+    report = None if result is None else result.get("report")
+    if report is not None and not as_json:
+        print_report(report)
+    return code
 
 
 def _data(dataset: str | Mapping[str, Any]) -> str:
@@ -85,6 +96,7 @@ def _outcome(job: Job) -> dict[str, str]:
         metrics = result["metrics"]
         shown = output.format_metrics(metrics) if metrics else "no validation split"
         entries["metrics"] = f"{shown}  (step {result['best_step']})"
+        entries["test"] = output.format_metrics(result.get("test") or {})
         yardsticks = cast("_Yardsticks", result.get("yardsticks") or {})
         entries |= {name: output.format_metrics(known or {}) for name, known in yardsticks.items()}
         entries["trained"] = (

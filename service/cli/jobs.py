@@ -17,7 +17,7 @@ from hifi.cli.render import print_heads
 from hifi.data.settings import IMPLIED
 from service.cli import job_spec, names, options
 from service.cli.actions import Actions, perform
-from service.cli.job_report import describe_estimate, describe_job, describe_progress
+from service.cli.job_report import describe_estimate, describe_job, describe_progress, print_job
 from service.cli.pages import report_deleted, report_page
 from service.cli.predictions import command as predictions
 from service.cli.progress import JobDisplay, transfer_display
@@ -215,7 +215,7 @@ def _calling(call: Callable[[Jobs, str], Job]) -> Callable[[Client, argparse.Nam
     """Return an action that makes a call of the client and prints the returned job."""
 
     def act(client: Client, args: argparse.Namespace) -> int:
-        return output.report(call(client.jobs, args.job_id), describe_job, as_json=args.json)
+        return print_job(call(client.jobs, args.job_id), as_json=args.json)
 
     return act
 
@@ -237,7 +237,7 @@ def _follow(client: Client, job_id: str, args: argparse.Namespace) -> int:
             code=output.EXIT_INTERRUPTED,
         )
     job = client.jobs.get(job_id)
-    output.report(job, describe_job, as_json=args.json)
+    print_job(job, as_json=args.json)
     if job["status"] == "succeeded":
         return output.EXIT_OK
     error = job["error"]

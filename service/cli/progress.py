@@ -60,6 +60,8 @@ def _line(event: Event) -> str:
     if event["type"] == "metrics":
         metrics = {name: value for name, value in data.items() if name != "step"}
         return f"step {data.get('step')}  {format_metrics(metrics)}"
+    if event["type"] == "test":
+        return f"test  {format_metrics(data)}"
     if event["type"] == "status":
         return printable(f"{data.get('status')}: {event['message']}")
     return printable(event["message"])

@@ -97,10 +97,31 @@ class Yardsticks(TypedDict):
     untuned: dict[str, float | None] | None
 
 
+class ClassScores(TypedDict):
+    """How well one class is found; ``support`` is the number of its rows."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Report(TypedDict):
+    """The scores of each class, and the rows by true and by predicted class."""
+
+    split: str
+    classes: int
+    per_class: list[ClassScores]
+    confusion: list[list[int]]
+
+
 class Result(TypedDict):
     """The metrics of a job, and its durations and speed; NaN is None."""
 
     metrics: dict[str, float | None]
+    test: NotRequired[dict[str, float | None] | None]
+    report: NotRequired[Report | None]
     yardsticks: Yardsticks | None
     best_step: int | None
     train_seconds: float

@@ -19,9 +19,10 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it
 from starlette.responses import Response
 
 from hifi.data.formats import ENDINGS
+from hifi.data.spec import SPLITS
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
 from service.datasets.checking.conversion import ConvertedDataset, convert
-from service.datasets.checking.exchange import SPLITS, Limits
+from service.datasets.checking.exchange import Limits
 from service.datasets.documents import DatasetDocument, DatasetList
 from service.datasets.spool import Form, receive_form
 from service.http.auth import (  # noqa: TC001 - FastAPI reads it when it runs

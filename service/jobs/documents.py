@@ -70,13 +70,41 @@ class JobYardsticks(Answer):
     untuned: dict[str, float | None] | None = None
 
 
+class ClassScores(Answer):
+    """How well one class is found; ``support`` is the number of its rows."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class JobReport(Answer):
+    """The scores of each class, and the confusion matrix: rows by true, then by predicted class.
+
+    Of the ``classes`` of the task, the 50 with the most rows in the split are shown, in the order
+    of the labels; the others are together the last row and column of the matrix.
+    """
+
+    split: Literal["validation", "test"]
+    classes: int
+    per_class: list[ClassScores]
+    confusion: list[list[int]]
+
+
 class JobResult(Answer):
     """The metrics of a job, what they are compared with, and its durations and speed.
 
-    Yardsticks are None without a validation split, and for jobs of earlier versions.
+    ``metrics`` and ``yardsticks`` are of the validation split, ``test`` of the test split, all with
+    the best step's weights. Yardsticks are None without a validation split, ``test`` without
+    labelled test rows, ``report`` without both and for tasks without classes; all three for jobs of
+    earlier versions.
     """
 
     metrics: dict[str, float | None]
+    test: dict[str, float | None] | None = None
+    report: JobReport | None = None
     yardsticks: JobYardsticks | None = None
     best_step: int | None
     train_seconds: float

@@ -58,7 +58,11 @@ class _OneOf:
 
 TaskType = Annotated[str, _OneOf(lambda: tuple(each.name for each in task_types()), PLANNED)]
 Metric = Annotated[str, _OneOf(metric_names)]
-_FIELDS = {"model": "model", "train": "dataset", "validation": "dataset", "task": "task.type"}
+_FIELDS = {
+    "model": "model",
+    **dict.fromkeys(("train", "validation", "test"), "dataset"),
+    "task": "task.type",
+}
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
 _TEXT = TypeAdapter(Text)

@@ -16,7 +16,7 @@ from store.jobs.leases import Lease
 from store.states import JobStatus
 from store.storage.space import used_bytes
 from store.storage.unnamed import remove_unnamed
-from store.tables import Job
+from store.tables import Job, JobEvent
 from tests.worker.scripted_engine import (
     BEGIN,
     NOTHING,
@@ -84,6 +84,15 @@ class TestSuccess:
         shop.run(ScriptedEngine([loaded, *BEGIN[1:], step(1), finished, done()]))
         assert shop.row().warnings == warnings
         assert shop.warnings() == ["one row of 'a'", "one class"]
+
+    def test_reports_the_test_split(self, shop: Shop):
+        tested = event("tested", step=4, total_steps=4, text="test f1", metrics={"f1": 0.5})
+        shop.run(ScriptedEngine([*BEGIN, step(1), tested, done()]))
+        assert ("test", 4) in shop.events()
+        with shop.database.read() as session:
+            query = sa.select(JobEvent).where(JobEvent.type == "test")
+            row = session.scalars(query).one()
+            assert (row.message, row.data) == ("test f1", {"f1": 0.5})
 
     def test_reports_the_yardsticks(self, shop: Shop):
         yardsticks = {"majority": {"f1": 0.0}, "probe": {"f1": 0.5}}

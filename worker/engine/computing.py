@@ -189,6 +189,8 @@ def _finish(command: RunJob, result: FinetuneResult) -> Done:
         run=command.run,
         result={
             "metrics": dict(result.metrics),
+            "test": dict(result.test) or None,
+            "report": None if result.report is None else result.report.to_json(),
             "yardsticks": _plain(result.yardsticks) or None,
             "best_step": result.best_step,
             "train_seconds": result.train_seconds,

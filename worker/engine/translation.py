@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.data.settings import Scoring, declared
-from hifi.data.spec import TaskSpec
+from hifi.data.spec import SPLITS, IfLabelled, TaskSpec
 
 if TYPE_CHECKING:
     from store.jobs.spec import HubDataset, JobSpec
     from worker.engine.messages import EngineEvent
-
-SPLITS = ("train", "validation")
 
 
 def finetune_arguments(
@@ -30,10 +28,13 @@ def finetune_arguments(
     scoring = {name: getattr(spec, name) for name in declared(Scoring)}
     if spec.teleport == "uniform":
         scoring["xi"] = None  # unused then; the library would warn
+    splits = {split: data[split] for split in SPLITS if split in data}
+    if "test" in splits:
+        splits["test"] = IfLabelled(splits["test"])
     return {
         "model": model,
         "revision": revision,
-        **{split: data[split] for split in SPLITS if split in data},
+        **splits,
         "task": TaskSpec(**dict(spec.task)),
         **scoring,
         **dict(spec.training),

@@ -20,11 +20,11 @@ import structlog
 from hifi.data.formats import ENDINGS
 from hifi.data.inference import check_certain_task
 from hifi.data.profile import DatasetProfile
+from hifi.data.spec import SPLITS
 from hifi.errors import DataError, quoted
 from service.datasets.checking.errors import DatasetInvalidError, UploadTooSlowError
 from service.datasets.checking.exchange import (
     OUT_OF_MEMORY,
-    SPLITS,
     Limits,
     Request,
     UploadedFile,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hifi.data.formats.limits import ReadLimits
 
-SPLITS = ("train", "validation", "test")
 # The child's exit status when it is out of memory; Python itself exits with 0 to 2.
 OUT_OF_MEMORY = 86
 

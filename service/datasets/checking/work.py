@@ -20,8 +20,9 @@ from hifi.data.profiling import (
     rows_with_problems,
 )
 from hifi.data.scan import scan_columns, unfit_scans
+from hifi.data.spec import SPLITS
 from hifi.errors import DataError, in_split
-from service.datasets.checking.exchange import SPLITS, Request, needs_memory, parquet_name
+from service.datasets.checking.exchange import Request, needs_memory, parquet_name
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile

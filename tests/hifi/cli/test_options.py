@@ -9,6 +9,7 @@ import pytest
 
 from hifi.cli import options, select, tune
 from hifi.data.settings import Hyperparameters, Scoring, declared
+from hifi.data.spec import IfLabelled
 from hifi.deltas.metadata import COMPUTE_DTYPES
 from hifi.errors import InvalidArgumentError
 from hifi.training.finetuning import finetune
@@ -57,27 +58,38 @@ class TestSettings:
 
 class TestSplits:
     def test_files(self):
-        args = parse(tune, "--validation", "v.csv")
-        assert options.split_arguments(args) == {"train": "t.csv", "validation": "v.csv"}
+        args = parse(tune, "--validation", "v.csv", "--test", "x.csv")
+        assert options.split_arguments(args) == {
+            "train": "t.csv",
+            "validation": "v.csv",
+            "test": "x.csv",
+        }
 
-    def test_no_validation(self):
-        assert options.split_arguments(parse(tune)) == {"train": "t.csv", "validation": None}
+    def test_training_alone(self):
+        alone = {"train": "t.csv", "validation": None, "test": None}
+        assert options.split_arguments(parse(tune)) == alone
+        assert options.split_arguments(parse(tune, "--test", "none")) == alone
+        assert options.split_arguments(parse(select)) == {"train": "t.csv"}
 
-    def test_both_splits_of_a_hub_data_set(self):
+    def test_all_splits_of_a_hub_data_set(self):
         parser = argparse.ArgumentParser()
         tune.add_arguments(parser)
         hub = ["--hub", "nyu-mll/glue", "--hub-config", "mrpc"]
         args = parser.parse_args(["--model", "m", "--out", "o", *hub])
         source = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": None}
-        assert options.split_arguments(args) == {"train": source, "validation": source}
+        assert options.split_arguments(args) == {
+            "train": source,
+            "validation": source,
+            "test": IfLabelled(source),
+        }
 
     def test_a_hub_data_set_without_validation(self):
         parser = argparse.ArgumentParser()
         tune.add_arguments(parser)
-        hub = ["--hub", "a/b", "--validation", "none"]
+        hub = ["--hub", "a/b", "--validation", "none", "--test", "none"]
         splits = options.split_arguments(parser.parse_args(["--model", "m", "--out", "o", *hub]))
         assert splits["train"]["hub"] == "a/b"
-        assert splits["validation"] is None
+        assert (splits["validation"], splits["test"]) == (None, None)
 
     def test_no_validation_works_for_files_too(self):
         assert options.split_arguments(parse(tune, "--validation", "none"))["validation"] is None

@@ -97,6 +97,13 @@ def test_control_characters_of_the_data_are_replaced(kind, terminal):
     assert "by ?]0;pwn?label" in drawn.getvalue()
 
 
+def test_the_metrics_of_the_test_split_are_reported(lines):
+    display, printed = lines
+    metrics = {"loss": 0.5, "f1": 0.25}
+    display.show(TrainingEvent(kind="tested", number=1, step=9, total_steps=9, metrics=metrics))
+    assert printed() == ["test  f1 0.2500  loss 0.5000"]
+
+
 def test_an_early_stop_is_reported_and_a_planned_end_is_not(lines):
     display, printed = lines
     for number, done in enumerate((100, 40)):

@@ -21,7 +21,7 @@ from hifi.selection.head_selection import HeadSelection
 from hifi.training.finetuning import finetune
 from tests.architectures import LAYERS
 from tests.root import ROOT
-from tests.tiny_tasks import save_text_model
+from tests.tiny_tasks import save_text_model, text_rows, write_jsonl
 from tests.waiting import patience
 
 
@@ -123,6 +123,34 @@ class TestTune:
             "probe": names,
         }
 
+    def test_a_test_split_and_each_class_are_shown(self, backbone, data, tmp_path, capsys):
+        out, test = tmp_path / "delta.safetensors", tmp_path / "test.jsonl"
+        write_jsonl(test, text_rows(10, seed=8))
+        more = ["--epochs", "1", "--class-weights", '{"1": 2}', "--test", str(test)]
+        assert main(command(backbone, data, out, *more, "--json")) == 0
+        result = json.loads(capsys.readouterr().out)["result"]
+        assert set(result["test"]) == {"accuracy", "f1", "matthews", "loss"}
+        assert (result["report"]["split"], len(result["report"]["per_class"])) == ("test", 2)
+        assert sum(map(sum, result["report"]["confusion"])) == 10
+        assert HeadDelta.load(out).metadata.training["class_weights"] == {"1": 2.0}
+        assert main(command(backbone, data, out, *more)) == 0
+        told = capsys.readouterr()
+        assert f"\ntest      accuracy {result['test']['accuracy']:.4f}  f1" in told.out
+        assert (
+            "\n\ntest split, 10 rows, 2 classes; the columns after rows: predicted as" in told.out
+        )
+        assert "\ntest  accuracy" in told.err
+        assert "12 validation rows, 10 test rows; " in told.err
+
+    def test_the_classes_of_validation_are_shown_without_a_test_split(
+        self, backbone, data, tmp_path, capsys
+    ):
+        out = tmp_path / "delta.safetensors"
+        assert main(command(backbone, data, out, "--epochs", "1")) == 0
+        told = capsys.readouterr().out
+        assert "\nvalidation split, 12 rows, 2 classes" in told
+        assert "\ntest " not in told
+
     def test_the_tiny_task_is_learnt(self, backbone, data, tmp_path, capsys):
         out = tmp_path / "delta.safetensors"
         arguments = ["--epochs", "8", "--learning-rate", "0.02", "--precision", "float32"]
@@ -211,6 +239,9 @@ class TestRefusals:
             (["--task", "regression", "--label", "text"], "label='text'"),
             (["--selection", "no-such.json"], "selection='no-such.json'"),
             (["--validation", "no-such.csv"], "the file 'no-such.csv' does not exist"),
+            (["--test", "no-such.csv"], "test: the file 'no-such.csv' does not exist"),
+            (["--class-weights", "even"], "class_weights='even' is not allowed: 'balanced', or"),
+            (["--class-weights", '{"7": 2}'], "class_weights={'7': 2.0} is not allowed: no class"),
             (
                 ["--validation", "none", "--early-stopping-patience", "2"],
                 "patience=2 is not allowed: only with a validation split",

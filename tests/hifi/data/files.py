@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from hifi.data.profile import DatasetProfile
+from hifi.data.spec import SPLITS
 from hifi.errors import DataError
-from service.datasets.checking.exchange import SPLITS, Limits, Request, parquet_name
+from service.datasets.checking.exchange import Limits, Request, parquet_name
 from service.datasets.checking.work import convert_all
 
 LIMITS = Limits(max_bytes=1 << 28, max_rows=1_000_000, seconds=60, memory=1 << 30)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +24,7 @@ from pyarrow import parquet
 from hifi.data.columns import profile_split, read_images, read_texts
 from hifi.data.inference import complete_task, count_labels
 from hifi.data.profiling import add_lines
-from hifi.data.spec import TaskSpec
+from hifi.data.spec import IfLabelled, TaskSpec
 from hifi.data.splits import load_split, read_split
 from hifi.errors import (
     AmbiguousTaskError,
@@ -34,6 +34,7 @@ from hifi.errors import (
     MissingColumnError,
 )
 from hifi.tasks import get_task, make_task
+from hifi.training.preparation import load_test
 from tests.hifi.data.files import convert_here, jsonl, refusal_of, write
 from tests.tiny_tasks import png
 
@@ -52,7 +53,9 @@ def refused(error: HifiError) -> Outcome:
     return (kind,)
 
 
-def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
+def trained(
+    train: Path, validation: Path | None, said: dict[str, Any], test: Path | None = None
+) -> Outcome:
     """Read files as training does; return the task or the refusal."""
     try:
         spec = TaskSpec.of(said)
@@ -62,10 +65,15 @@ def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outco
             train, split="train", columns=spec.columns if spec.names_all_columns else None
         )
         task = make_task(spec, loaded.dataset, profile=loaded.profile)
-        for split, path in (("train", train), ("validation", validation)):
-            if path is None:
+        held_out = {} if validation is None else {"validation": validation}
+        for split, path in {"train": train, **held_out, "test": test}.items():
+            dataset: Dataset | None
+            if split == "test":
+                dataset, _ = load_test(None if path is None else IfLabelled(path), task)
+            else:
+                dataset = load_split(path, split=split, columns=task.columns)
+            if dataset is None:
                 continue
-            dataset = load_split(path, split=split, columns=task.columns)
             task.targets(dataset, split=split)
             read = read_images if task.declaration.input_kind == "image" else read_texts
             for column in task.inputs:
@@ -75,9 +83,16 @@ def trained(train: Path, validation: Path | None, said: dict[str, Any]) -> Outco
     return (task.declaration.name, task.inputs, task.label, task.metric, task.num_labels)
 
 
-def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str, Any]) -> Outcome:
+def admitted(
+    folder: Path,
+    train: Path,
+    validation: Path | None,
+    said: dict[str, Any],
+    test: Path | None = None,
+) -> Outcome:
     """Upload the same files and complete a job's task; return the task or the refusal."""
-    files = {"train": train} | ({} if validation is None else {"validation": validation})
+    every = {"train": train, "validation": validation, "test": test}
+    files = {split: path for split, path in every.items() if path is not None}
     try:
         profile = convert_here(folder, **files).profile
     except DataError as error:
@@ -92,14 +107,15 @@ def admitted(folder: Path, train: Path, validation: Path | None, said: dict[str,
 
 def outcomes(drawn: Any, suffix: str, write: Callable[..., Path]) -> tuple[Outcome, Outcome]:
     """Write a drawn data set to files; return the outcomes of training and of the upload."""
-    train, validation, said = drawn
+    train, validation, test, said = drawn
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = write(folder / f"a{suffix}", train)
         second = None if validation is None else write(folder / f"b{suffix}", validation)
-        expected = trained(first, second, said)
+        third = None if test is None else write(folder / f"c{suffix}", test)
+        expected = trained(first, second, said, third)
         event(str(expected[0]))
-        return expected, admitted(folder, first, second, said)
+        return expected, admitted(folder, first, second, said, third)
 
 
 CELLS = (
@@ -107,6 +123,7 @@ CELLS = (
     ["a", "b", "spam", "NA", "", " ", "007", "yes", "é", "x y", "null"],
     ["0", "1"],
     ["0", "1", "-3", " 1", "", "NA"],
+    ["0", "-1", ""],
     ["1.0", "0.0", "2e0", "1.", "nan"],
     ["0.5", "1.0", "-2.5", "3"],
     ["0.5", "1", "01", "+1", "nan", "inf", "1e39", "1e999", "-Infinity"],
@@ -120,6 +137,7 @@ VALUES = (
     ["a", "b", "", " ", "12", None],
     [0, 1],
     [0, 1, -3, 7, None],
+    [0, -1, None],
     [0.5, -2.0, 3],
     [0.5, 1.0, 1e39, None, 3],
     [1.0, 2.0, None],
@@ -138,8 +156,10 @@ TYPES = ("classification", "regression", "image-classification", "causal-lm")
 
 
 @st.composite
-def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, dict[str, Any]]:
-    """Draw training rows, validation rows or None, and the task's arguments."""
+def data_sets(
+    draw: st.DrawFn, pools: tuple[list[Any], ...]
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Draw rows for training, validation and test (or None), and the task's arguments."""
     few = st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4)
     names = draw(st.just(["text", "label"]) | few)
     pool_of = {
@@ -152,6 +172,7 @@ def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, 
 
     train = draw(rows(names))
     validation = draw(st.none() | rows(names) | rows(names[:1]))
+    test = draw(st.none() | rows(names) | rows(names[:1]))
     column = st.sampled_from([*names, *names, *names, "missing"])
     said = st.fixed_dictionaries(
         {},
@@ -164,7 +185,7 @@ def data_sets(draw: st.DrawFn, pools: tuple[list[Any], ...]) -> tuple[Any, Any, 
         },
     )
     kind = st.sampled_from(TYPES)
-    return train, validation, draw(st.just({}) | st.fixed_dictionaries({"type": kind}) | said)
+    return train, validation, test, draw(st.just({}) | st.fixed_dictionaries({"type": kind}) | said)
 
 
 def csv_file(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -188,9 +209,8 @@ class TestOutcomes:
         # Columns of other types are refused at once, whether the task uses them or not, and a file
         # of which no column can be used.
         is_refused = isinstance(expected[0], type) and issubclass(expected[0], HifiError)
-        assert found in (expected, ("not uploaded", "validation")) or (
-            is_refused and found == ("not uploaded", "train")
-        )
+        others = (("not uploaded", "validation"), ("not uploaded", "test"))
+        assert found in (expected, *others) or (is_refused and found == ("not uploaded", "train"))
 
     def test_of_a_file_without_a_column_that_can_be_used(self, tmp_path: Path):
         path = jsonl(tmp_path / "a.jsonl", [{"label": {}}])

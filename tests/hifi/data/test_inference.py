@@ -230,6 +230,12 @@ class TestInfer:
         assert len(str(error)) < 1000
 
 
+def unlabelled(columns: DatasetProfile) -> DatasetProfile:
+    """Return the profile of a data set whose test split has no labels."""
+    changed = [replace(each, test_unlabelled=each.name == "label") for each in columns.columns]
+    return replace(columns, columns=changed)
+
+
 class TestRows:
     PROBLEM = Problem(row=7, reason="it is so")
 
@@ -240,6 +246,8 @@ class TestRows:
             ("sentence1", "text", "validation", "text"),
             ("label", "label", "train", "label"),
             ("label", "label", "validation", "label"),
+            ("sentence1", "text", "test", "text"),
+            ("label", "label", "test", "label"),
         ],
     )
     def test_of_the_chosen_columns_are_refused(self, column, use, split, param):
@@ -250,12 +258,17 @@ class TestRows:
         assert (error.split, error.row, error.column) == (split, 7, column)
         assert str(error) == f"{split}, row 7, column {column!r}: it is so"
 
+    def test_of_a_test_split_without_labels_do_not_matter(self):
+        problems = {"label": {"test": self.PROBLEM}, "text": {"test": self.PROBLEM}}
+        columns = unlabelled(profile(dict.fromkeys(PAIR, problems), **PAIR))
+        assert complete_task(said(), columns).label == "label"
+
     def test_of_other_columns_and_uses_do_not_matter(self):
         columns = profile(
             {
                 "sentence1": {"text": {"train": self.PROBLEM}},
                 "label": {"target": {"train": self.PROBLEM}, "text": {"train": self.PROBLEM}},
-                "sentence2": {"text": {"test": self.PROBLEM}},
+                "sentence2": {"image": {"test": self.PROBLEM}},
             },
             **PAIR,
         )
@@ -315,8 +328,14 @@ class TestCertain:
         }
         check_certain_task(profile(dict.fromkeys(kinds, every), **kinds))
 
-    def test_labels_of_tests_do_not_matter(self):
-        check_certain_task(profile({"label": {"label": {"test": self.PROBLEM}}}, **PAIR))
+    def test_labels_that_a_test_split_lacks_do_not_matter_but_its_texts_do(self):
+        problems = {"label": {"label": {"test": self.PROBLEM}}}
+        with pytest.raises(DataError, match="test, row 7"):
+            check_certain_task(profile(problems, **PAIR))
+        check_certain_task(unlabelled(profile(problems, **PAIR)))
+        texts = profile({"sentence2": {"text": {"test": self.PROBLEM}}}, **PAIR)
+        with pytest.raises(DataError, match="test, row 7, column 'sentence2'"):
+            check_certain_task(unlabelled(texts))
 
 
 class TestUnseen:

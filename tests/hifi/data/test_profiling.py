@@ -153,6 +153,33 @@ class TestProblems:
                 assert (refusal.split, refusal.column) == ("validation", "a")
 
 
+class TestTests:
+    @pytest.mark.parametrize(
+        ("train", "test", "is_unlabelled"),
+        [
+            ([0, 1], [0, None], False),
+            ([0, 1], [None, -1], True),
+            (["a", "b"], ["", " "], True),
+            (["a", "-1"], ["-1"], False),
+            ([0, -1], [-1, -1], False),
+            ([0.5, 1.5], [-1.0, -1.0], True),
+            ([0.5, 1.5], [-1.0, 0.25], False),
+            ([True, False], [False], False),
+        ],
+    )
+    def test_without_labels_are_known_from_then_on(
+        self, train: list, test: list, is_unlabelled: bool, tmp_path: Path
+    ):
+        found = column(texts(tmp_path, train=train, test=test), "a")
+        assert found.test_unlabelled is is_unlabelled
+
+    def test_without_the_column_have_no_labels(self, tmp_path: Path):
+        test = jsonl(tmp_path / "b.jsonl", [{"b": 1}])
+        found = convert_here(tmp_path, train=jsonl(tmp_path / "a.jsonl", [{"a": 1}]), test=test)
+        assert column(found, "a").test_unlabelled
+        assert not column(texts(tmp_path, train=[0, 1]), "a").test_unlabelled
+
+
 class TestClasses:
     def test_are_counted(self, tmp_path: Path):
         assert column(texts(tmp_path, train=["b", "a", "b"]), "a").num_classes == 2

@@ -16,6 +16,7 @@ from hifi.data.run_warnings import (
     warn_of_less_than_probe,
     warn_of_one_class,
     warn_of_replaced_head,
+    warn_of_unlabelled_test,
 )
 from hifi.data.splits import load_split
 
@@ -161,6 +162,11 @@ class TestResults:
         warning = warn_of_falling_loss(epochs=3)
         assert (warning.code, warning.param) == ("not_converged", "epochs")
         assert "more epochs (this was 3)" in warning.message
+
+    def test_a_test_split_without_labels_is_named(self):
+        warning = warn_of_unlabelled_test("verdict")
+        assert (warning.code, warning.param) == ("test_not_scored", "test")
+        assert "no labels in 'verdict'" in warning.message
 
     def test_a_failed_probe_says_why(self):
         warning = warn_of_failed_probe("a state is not finite")

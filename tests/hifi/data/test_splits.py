@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import csv, parquet
 
 from hifi.data.columns import profile_split, read_labels, read_targets, read_texts
-from hifi.data.splits import load_split, read_split
+from hifi.data.splits import has_split, load_split, read_split
 from hifi.errors import DataError
 from tests.tiny_tasks import image_rows, png, write_jsonl
 
@@ -467,6 +467,30 @@ class TestHub:
             (("nyu-mll/glue", "mrpc"), {"split": "validation", "revision": None}),
             (("glue", None), {"split": "validation_matched", "revision": None}),
         ]
+
+    def test_may_lack_a_split(self, monkeypatch: pytest.MonkeyPatch):
+        asked = []
+
+        def load_dataset(*arguments, **named):
+            asked.append((arguments, named))
+            return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        source = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "abc"}
+        assert has_split(source, split="train")
+        assert not has_split(source, split="test")
+        assert has_split({**source, "split": "train"}, split="test")
+        assert asked[0] == (("nyu-mll/glue", "mrpc"), {"split": None, "revision": "abc"})
+        assert all(has_split(other, split="test") for other in ("a.csv", ROWS, {"hub": ["a"]}))
+        assert len(asked) == 3
+
+    def test_that_cannot_be_loaded_has_no_known_splits(self, monkeypatch: pytest.MonkeyPatch):
+        def load_dataset(*_, **__) -> None:
+            raise ValueError("no such thing")
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(DataError, match=r"test: 'x/y' .*split 'test'.*no such thing"):
+            has_split({"hub": "x/y"}, split="test")
 
     def test_one_that_cannot_be_reached_is_named(self):
         reason = error_of({"hub": "nyu-mll/glue", "config": "mrpc"}).reason

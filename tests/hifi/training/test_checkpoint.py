@@ -9,6 +9,7 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from hifi.data.run_warnings import RunWarning
 from hifi.errors import CheckpointError, StorageError
 from hifi.selection.head_selection import HeadSelection
+from hifi.tasks.report import report_classes
 from hifi.training import checkpoint as module
 from hifi.training.checkpoint import (
     Best,
@@ -55,7 +57,13 @@ def make(step: int = 12, **changes) -> Checkpoint:
         },
         random={"cpu": torch.arange(5056, dtype=torch.uint8)},
         best=Best(
-            step=8, metrics={"f1": 0.1 + 0.2}, parameters=tensors(step + 2), only_answer="no"
+            step=8,
+            metrics={"f1": 0.1 + 0.2},
+            parameters=tensors(step + 2),
+            only_answer="no",
+            report=report_classes(
+                ("no", "yes"), np.array([0, 1, 1]), np.array([0, 0, 1]), split="validation"
+            ),
         ),
         evaluations_without_gain=2,
         event_number=77,

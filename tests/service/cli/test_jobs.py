@@ -359,6 +359,30 @@ class TestShow:
         assert "attempt" not in out
         assert "error" not in out
 
+    def test_the_test_split_and_the_classes_are_shown(self, stub, job, capsys):
+        scores = {"label": "cat", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1}
+        job["result"] |= {
+            "test": {"loss": 0.5, "accuracy": 0.75},
+            "report": {
+                "split": "test",
+                "classes": 2,
+                "per_class": [scores, {**scores, "label": "dog\x1b", "support": 3}],
+                "confusion": [[1, 0], [1, 2]],
+            },
+        }
+        stub.on("GET", "/jobs/job_1", document(job), document(job))
+        assert main(["jobs", "show", "job_1"]) == 0
+        out = capsys.readouterr().out
+        assert "\ntest      accuracy 0.7500  loss 0.5000\n" in out
+        assert out.endswith(
+            "\n\ntest split, 4 rows, 2 classes; the columns after rows: predicted as\n"
+            "true class  precision  recall  f1      rows  cat  dog?\n"
+            "cat         0.5000     1.0000  0.6667  1     1    0\n"
+            "dog?        0.5000     1.0000  0.6667  3     1    2\n"
+        )
+        assert main(["jobs", "show", "job_1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == job
+
     def test_an_earlier_server_sends_no_yardsticks(self, stub, job, capsys):
         del job["result"]["yardsticks"]
         stub.on("GET", "/jobs/job_1", document(job))

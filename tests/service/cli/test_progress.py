@@ -43,6 +43,11 @@ class TestLines:
             "training 4/4 loss 0.250  100 samples/s  ETA 0:00",
         ]
 
+    def test_shows_the_metrics_of_the_test_split(self, lines):
+        console, told = lines
+        JobDisplay(Lines(console)).show_event(event("test", accuracy=0.5, loss=1.25))
+        assert told() == ["test  accuracy 0.5000  loss 1.2500"]
+
     @pytest.mark.parametrize(
         "end", [event("status", status="queued"), event("message", level="warn")]
     )

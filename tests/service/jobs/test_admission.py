@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -162,6 +162,24 @@ def add_labels(database: Database, owner: Member, *, rows: int = 400, **facts: A
             profile=profile.to_json(),
             max_bytes=1 << 40,
         ).id
+
+
+class TestTestSplit:
+    ROWS: ClassVar = {"train": 400, "test": 40}
+
+    def test_is_checked_as_validation_is(self, ask, database, alice):
+        for column, use in (("label", "label"), ("text", "text")):
+            problems = {column: {use: {"test": Problem(row=7, reason="it is so")}}}
+            data = add_data(database, alice, rows=self.ROWS, **problems)
+            error = refusal(ask, dataset=data)
+            assert (error.code, error.param) == ("dataset_invalid", f"task.{column}")
+            assert error.detail == f"test, row 7, column '{column}': it is so"
+
+    def test_is_no_validation_split(self, ask, database, alice):
+        data = add_data(database, alice, rows=self.ROWS)
+        assert ask(dataset=data)
+        training = {"early_stopping_patience": 2}
+        assert "needs a validation split" in refusal(ask, dataset=data, training=training).detail
 
 
 class TestClassWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,25 @@ class TestGet:
         succeed(running(), yardsticks=known)
         job = client.get(f"/jobs/{job_id}", headers=alice.headers).json()
         assert job["result"]["yardsticks"] == {**known, "untuned": None}
+
+    def test_shows_the_test_split_and_the_report(self, client, alice, post, running):
+        job_id = post().json()["id"]
+        scores = {"label": "no", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1}
+        report = {
+            "split": "test",
+            "classes": 2,
+            "per_class": [scores, {**scores, "label": "yes"}],
+            "confusion": [[1, 0], [1, 0]],
+        }
+        succeed(running(), test={"accuracy": 0.5, "loss": math.inf}, report=report)
+        result = client.get(f"/jobs/{job_id}", headers=alice.headers).json()["result"]
+        assert (result["test"], result["report"]) == ({"accuracy": 0.5, "loss": None}, report)
+
+    def test_without_a_test_split_has_none(self, client, alice, post, running):
+        job_id = post().json()["id"]
+        succeed(running())
+        result = client.get(f"/jobs/{job_id}", headers=alice.headers).json()["result"]
+        assert (result["test"], result["report"]) == (None, None)
 
     def test_shows_why_it_failed(self, client, alice, post, running):
         job_id = post().json()["id"]

@@ -6,6 +6,8 @@ import errno
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +23,20 @@ from hifi.errors import (
     StorageError,
     TrainingDivergedError,
 )
+from store.jobs.spec import JobSpec
+from tests.tiny_tasks import text_rows, write_jsonl
 from tests.worker.scripted_engine import nowhere_job
 from worker.engine import computing as module
 from worker.engine.computing import compute
-from worker.engine.messages import Failed, Message, Stopped
+from worker.engine.messages import (
+    Done,
+    EngineEvent,
+    Failed,
+    Message,
+    Stopped,
+    decode,
+    encode,
+)
 
 JOB = nowhere_job("r")
 ROW = "what a row says"
@@ -108,6 +120,36 @@ class TestFailures:
         answer = outcome(monkeypatch, error)
         assert isinstance(answer, Failed)
         assert (answer.code, answer.param) == ("invalid_argument", "k")
+
+
+class TestResult:
+    def test_has_the_test_split_and_the_report(self, bert: Path, tmp_path: Path):
+        rows = write_jsonl(tmp_path / "rows.jsonl", text_rows(12, seed=1))
+        training = {"epochs": 1, "batch_size": 8, "max_length": 16, "class_weights": "balanced"}
+        spec = {"model": "m", "dataset": "ds_1", "k": 1, "training": training}
+        job = replace(
+            nowhere_job("r"),
+            spec=JobSpec.model_validate(spec),
+            data=dict.fromkeys(("train", "validation", "test"), str(rows)),
+            model=str(bert),
+            checkpoints=str(tmp_path / "checkpoints"),
+            output=str(tmp_path),
+        )
+        sent: list[Message] = []
+        backbones = module.make_resident_backbones("cpu")
+        last = compute(job, backbones=backbones, send=sent.append, stop_request=lambda: None)
+        assert isinstance(last, Done)
+        assert last.result["test"] == last.result["metrics"]
+        report = last.result["report"]
+        assert (report["split"], [each["label"] for each in report["per_class"]]) == (
+            "test",
+            ["0", "1"],
+        )
+        assert decode(encode(last)) == last
+        [tested] = [
+            each for each in sent if isinstance(each, EngineEvent) and each.kind == "tested"
+        ]
+        assert tested.metrics == last.result["test"]
 
 
 class TestStops:

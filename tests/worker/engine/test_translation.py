@@ -11,7 +11,7 @@ import pytest
 
 from hifi import finetune
 from hifi.data.settings import Hyperparameters, Scoring, Setting, declared
-from hifi.data.spec import TaskSpec
+from hifi.data.spec import IfLabelled, TaskSpec
 from service.cli import job_spec
 from store.jobs.spec import HubDataset, JobSpec, spec_field
 from tests.worker.scripted_engine import SELECTION
@@ -52,7 +52,8 @@ SPEC = {
 
 def arguments() -> dict[str, object]:
     spec = JobSpec.model_validate(SPEC)
-    data = file_data({"train": Path("t.parquet"), "validation": Path("v.parquet")})
+    splits = {"train": "t", "validation": "v", "test": "x"}
+    data = file_data({split: Path(f"{name}.parquet") for split, name in splits.items()})
     return finetune_arguments(spec, data=data, model="/models/minilm", revision=None)
 
 
@@ -65,6 +66,7 @@ class TestArguments:
         assert (given["k"], given["xi"], given["damping"], given["n_samples"]) == (2, 0.8, 0.7, 50)
         assert (given["strategy"], given["teleport"]) == ("mid-top", "information")
         assert (given["train"], given["validation"]) == ("t.parquet", "v.parquet")
+        assert given["test"] == IfLabelled("x.parquet")
 
     def test_a_uniform_teleport_needs_no_share(self):
         spec = JobSpec.model_validate({**SPEC, "teleport": "uniform"})
@@ -77,20 +79,24 @@ class TestArguments:
         known = set(inspect.signature(finetune).parameters) - added - columns - {"selection"}
         assert set(arguments()) == known
 
-    def test_without_a_validation_split_there_is_none(self):
+    def test_without_further_splits_there_are_none(self):
         spec = JobSpec.model_validate(SPEC)
-        data = file_data({"train": Path("t.parquet"), "test": Path("x.parquet")})
+        data = file_data({"train": Path("t.parquet")})
         given = finetune_arguments(spec, data=data, model="m", revision=None)
         assert "validation" not in given
         assert "test" not in given
 
-    def test_of_a_hub_data_set_name_it_for_both_splits(self):
+    def test_of_a_hub_data_set_name_it_for_all_splits(self):
         dataset = {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "abc"}
-        assert hub_data(HubDataset(**dataset)) == {"train": dataset, "validation": dataset}
+        assert hub_data(HubDataset(**dataset)) == {
+            "train": dataset,
+            "validation": dataset,
+            "test": dataset,
+        }
 
     def test_every_argument_names_its_field(self):
         spec = JobSpec.model_validate(SPEC).model_dump(mode="json")
-        for argument in {*arguments(), "text", "label"} - {"revision", "train", "validation"}:
+        for argument in {*arguments(), "text", "label"} - {"revision"}:
             field = spec_field(argument)
             assert field is not None
             value: object = spec

@@ -1,0 +1,114 @@
+"""The report of a classification: scores of each class, and which classes are taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from hifi.errors import shorten
+
+Integers = NDArray[np.int64]
+
+MOST_CLASSES = 50  # in a report, whose JSON then has about 15 KB: jobs are listed by the hundred
+_LABEL_CHARACTERS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """How well one class is found.
+
+    Attributes:
+        label: its name; longer ones are shortened to 100 characters.
+        precision: the share of its rows among those predicted as it; 0 if there are none.
+        recall: the share of those predicted as it among its rows; 0 if it has none.
+        f1: the harmonic mean of both; 0 if both are.
+        support: the number of its rows.
+    """
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReport:
+    """The scores of each class, and the confusion matrix.
+
+    Attributes:
+        split: the measured one: ``test`` or ``validation``.
+        classes: the number of classes of the task.
+        per_class: in the order of the labels. Of more than 50 classes, the 50 with the most rows
+            in the split; of equally many rows, the first ones.
+        confusion: the number of rows by true class (row) and predicted class (column), in the order
+            of ``per_class``. Of more than 50 classes, the last row and column are all others
+            together, so that the sum is always the number of rows.
+    """
+
+    split: str
+    classes: int
+    per_class: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {
+            "split": self.split,
+            "classes": self.classes,
+            "per_class": [dict(vars(scores)) for scores in self.per_class],
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read the result of :meth:`to_json`."""
+        return cls(
+            split=document["split"],
+            classes=document["classes"],
+            per_class=tuple(ClassScores(**scores) for scores in document["per_class"]),
+            confusion=tuple(map(tuple, document["confusion"])),
+        )
+
+
+def report_classes(
+    names: Sequence[str], targets: Integers, predictions: Integers, *, split: str
+) -> ClassReport:
+    """Compare predicted classes with the true ones.
+
+    Args:
+        names: of all classes, in the order of their indices.
+        targets: class indices ``[n]``.
+        predictions: class indices ``[n]``.
+        split: that was measured.
+    """
+    count = len(names)
+    rows = np.bincount(targets, minlength=count)
+    shown = np.sort(np.argsort(-rows, kind="stable")[:MOST_CLASSES])
+    scores = precision_recall_fscore_support(
+        targets, predictions, labels=shown, average=None, zero_division=0.0
+    )
+    place = np.full(count, len(shown))  # of all others
+    place[shown] = np.arange(len(shown))
+    places = np.arange(len(shown) + (count > len(shown)))
+    matrix = confusion_matrix(place[targets], place[predictions], labels=places)
+    return ClassReport(
+        split=split,
+        classes=count,
+        per_class=tuple(
+            ClassScores(
+                label=shorten(names[index], characters=_LABEL_CHARACTERS),
+                precision=float(precision),
+                recall=float(recall),
+                f1=float(f1),
+                support=int(support),
+            )
+            for index, precision, recall, f1, support in zip(shown, *scores, strict=True)
+        ),
+        confusion=tuple(tuple(row) for row in matrix.tolist()),
+    )
