@@ -135,13 +135,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "per_class": [
                     {"label": label, "precision": p, "recall": r, "f1": f1, "support": 48}
                     for label, p, r, f1 in (
-                        ("pandas", 0.8298, 0.8125, 0.8211),
-                        ("scipy", 0.8571, 0.875, 0.866),
-                        ("sklearn", 0.8333, 0.8333, 0.8333),
-                        ("torch", 0.8125, 0.8125, 0.8125),
+                        ("pandas", 0.84, 0.875, 0.8571),
+                        ("scipy", 0.8333, 0.8333, 0.8333),
+                        ("sklearn", 0.8261, 0.7917, 0.8085),
+                        ("torch", 0.8333, 0.8333, 0.8333),
                     )
                 ],
-                "confusion": [[39, 3, 3, 3], [2, 42, 2, 2], [3, 1, 40, 4], [3, 3, 3, 39]],
+                "confusion": [[42, 1, 2, 3], [3, 40, 3, 2], [3, 4, 38, 3], [2, 3, 3, 40]],
             },
             "yardsticks": {
                 "majority": {"accuracy": 0.25, "f1": 0.1, "matthews": 0.0, "loss": 1.3863},

@@ -4,7 +4,7 @@ A delimited file does not store types; the use of a column decides how its cells
 the unchanged cell, a target is a number in any notation. A class is the unchanged cell too, unless
 all cells of the column are booleans in one spelling, or integers, which may be written ``1.0``: one
 cell in any other notation (``1E3``, ``+1``, ``01``) makes all classes texts. Blanks around integers
-and booleans do not count. A validation split is read with the classes of the training split.
+and booleans do not count. The other splits are read with the classes of the training split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-// Charts: curves over steps, bars beside a yardstick, and a heat map of all heads by importance.
+// Charts: curves over steps, bars beside a yardstick, a confusion matrix, and a heat map of all heads.
 
 import { el, number, svg } from "./dom.js";
 
+const FEW_CLASSES = 8; // of more, their names stand upright above the columns
 const COLOURS = 5; // defined in style.css as line-0, line-1, …
 const W = 460;
 const H = 190;
@@ -83,6 +84,60 @@ export function bars(title, entries) {
         el("span", {}, name),
         el("meter", { min: 0, max: 1, value: Math.max(0, Math.min(1, value)), "aria-label": `${name} ${title}` }),
         el("b", {}, number(value)),
+      ),
+    ),
+  );
+}
+
+// Draw a report's confusion matrix as a table: a cell is shaded by its share of the row, which is the
+// true class; the scores of the class stand beside it. Classes that a report leaves out are the last.
+export function confusion({ split, classes, per_class: scores, confusion: matrix }) {
+  const names = [...scores.map((each) => each.label), ...(matrix.length > scores.length ? ["(others)"] : [])];
+  const sum = (counts) => counts.reduce((total, count) => total + count, 0);
+  const rows = matrix.map(sum);
+  const metrics = ["precision", "recall", "f1"];
+  const cell = (count, row, column) => {
+    const level = shade(count, 0, rows[row]);
+    const text = `${number(count)} of ${number(rows[row])} ${names[row]} predicted as ${names[column]}`;
+    return el("td", { class: `cell shade-${level}${level > 5 ? " deep" : ""}`, title: text }, number(count));
+  };
+  return el(
+    "figure",
+    { class: `confusion${names.length > FEW_CLASSES ? " many" : ""}` },
+    el(
+      "table",
+      {},
+      el("caption", {}, `${split} split, ${number(sum(rows))} rows, ${number(classes)} classes; shaded by the share of the row`),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          el("th", { scope: "col", rowspan: 2 }, "true class"),
+          el("th", { scope: "colgroup", colspan: metrics.length + 1 }, "scores"),
+          el("th", { scope: "colgroup", colspan: names.length }, "predicted as"),
+        ),
+        el(
+          "tr",
+          {},
+          [...metrics, "rows"].map((name) => el("th", { scope: "col" }, name)),
+          names.map((name) => el("th", { scope: "col", class: "name", title: name }, name)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        matrix.map((counts, row) =>
+          el(
+            "tr",
+            {},
+            el("th", { scope: "row", class: "name", title: names[row] }, names[row]),
+            metrics.map((metric) => el("td", {}, scores[row] ? scores[row][metric].toFixed(4) : "–")),
+            el("td", {}, number(rows[row])),
+            counts.map((count, column) => cell(count, row, column)),
+          ),
+        ),
       ),
     ),
   );

@@ -1,7 +1,7 @@
 // The page of one job: live progress, curves, heads, events and downloads.
 
 import { Problem, download, follow, get, post, remove } from "./api.js";
-import { bars, curve, heatMap } from "./charts.js";
+import { bars, confusion, curve, heatMap } from "./charts.js";
 import { bytes, el, moment, number, seconds, show, title } from "./dom.js";
 import { chip, duration, isFinished, progressBar, waited } from "./jobs.js";
 
@@ -20,6 +20,11 @@ function facts(pairs) {
     {},
     pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
   );
+}
+
+// A setting is a number, a text, none, or an object such as the weights of classes.
+function setting(value) {
+  return value !== null && typeof value === "object" ? JSON.stringify(value) : (value ?? "none");
 }
 
 function card(title, ...content) {
@@ -57,6 +62,7 @@ class JobView {
     this.metrics = new Map();
     this.yardsticks = null;
     this.compared = el("div");
+    this.classes = el("div");
     this.head = el("div");
     this.spec = el("div");
     this.curves = el("div", { class: "charts" }, el("p", { class: "muted" }, "No step yet."));
@@ -73,6 +79,7 @@ class JobView {
         el("div", {}, card("Training", this.curves, this.compared), card("Job", this.spec)),
         el("div", {}, card("Heads", this.heads), card("Downloads", this.files)),
       ),
+      this.classes,
       card("Events", this.log),
     );
     this.draw(job);
@@ -103,6 +110,7 @@ class JobView {
     this.drawSpec();
     this.yardsticks = job.result?.yardsticks ?? this.yardsticks;
     this.drawComparison();
+    if (job.result?.report) show(this.classes, card("Classes", confusion(job.result.report)));
     if (job.selection) this.showHeads();
     if (job.artifact) this.drawFiles();
   }
@@ -141,7 +149,8 @@ class JobView {
     const { spec, result, selection } = job;
     const task = spec.task ?? {};
     const settings = Object.entries(spec.training ?? {});
-    const results = Object.entries(result?.metrics ?? {}).map(([k, v]) => [k, number(v)]);
+    const metrics = (of, prefix) => Object.entries(of ?? {}).map(([k, v]) => [prefix + k, number(v)]);
+    const results = [...metrics(result?.metrics, ""), ...metrics(result?.test, "test ")];
     show(
       this.spec,
       facts([
@@ -159,7 +168,7 @@ class JobView {
         ...results,
       ]),
       el("h3", {}, "Settings"),
-      facts(settings.map(([name, value]) => [name.replaceAll("_", " "), value ?? "none"])),
+      facts(settings.map(([name, value]) => [name.replaceAll("_", " "), setting(value)])),
     );
   }
 

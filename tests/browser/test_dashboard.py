@@ -269,6 +269,59 @@ class TestJob:
         lowest = "[...document.querySelectorAll('rect.head')].at(-1).getAttribute('aria-label')"
         assert page.evaluate(lowest).startswith("layer 0, head 3")
 
+    def test_shows_which_classes_are_taken_for_which(
+        self,
+        page: Page,
+        database: Database,
+        storage: ArtifactStorage,
+        alice: Member,
+        tmp_path: Path,
+    ):
+        scores = {"precision": 0.75, "recall": 2 / 3, "f1": 0.5, "support": 9}
+        report = {
+            "split": "test",
+            "classes": 3,
+            "per_class": [{"label": EVIL, **scores}, {"label": "dog " * 30, **scores}],
+            "confusion": [[8, 1, 0], [2, 1000, 7], [0, 0, 0]],
+        }
+        training = {"class_weights": {"dog": 2.5}}
+        spec = {"model": "minilm", "training": training}
+        job_id, lease = running_job(database, alice.tenant_id, spec=spec)
+        select(lease, job_id)
+        succeed(lease, storage, alice.tenant_id, test={"accuracy": 0.625}, report=report)
+        sign_in(page, alice.secret)
+        page.wait_for("document.querySelector('tbody tr')")
+        open_job(page, job_id)
+        page.wait_for("document.querySelector('.confusion table')")
+        assert page.texts(".confusion caption") == [
+            "test split, 1,018 rows, 3 classes; shaded by the share of the row"
+        ]
+        names = [EVIL, "dog " * 30, "(others)"]
+        assert page.texts(".confusion tbody th[scope=row]") == names
+        heads = page.texts(".confusion thead tr:last-child th[scope=col]")
+        assert heads == ["precision", "recall", "f1", "rows", *names]
+        assert page.texts(".confusion .cell") == [
+            *("8", "1", "0"),
+            *("2", "1,000", "7"),
+            *("0", "0", "0"),
+        ]
+        shades = (
+            "[...document.querySelectorAll('.cell')].map((cell) => cell.className.split(' ')[1])"
+        )
+        assert page.evaluate(shades) == [
+            *("shade-8", "shade-1", "shade-0"),
+            *("shade-0", "shade-9", "shade-0"),
+            *["shade-0"] * 3,
+        ]
+        assert page.texts(".confusion tbody tr:first-child td:not(.cell)") == [
+            *("0.7500", "0.6667", "0.5000", "9")
+        ]
+        shown = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert shown["test accuracy"] == "0.6250"
+        assert shown["class weights"] == '{"dog":2.5}'
+        page.screenshot(tmp_path / "phone.png", width=390)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
     def test_fits_on_a_phone(
         self,
         page: Page,

@@ -21,13 +21,14 @@ _VARYING = (
         "#",
     ),
     (re.compile(r"\d+(?= samples/s)|\b\d+:\d\d\b"), "#"),
+    (re.compile(r"(?<=\.\d{4})(\s+\d+){3,}$"), " #"),  # in a report: rows, and predicted classes
     (re.compile(r"(?<![\w./-])-?\d+\.\d+(?![\w.])"), "#"),
 )
 _PROGRESS = re.compile(
     r"^((linear probe|scoring heads|training) #/\d+|validation batch \d+ of \d+)\b"
 )
 # Fields whose integers depend on the machine; all other integers are the same everywhere.
-_VARYING_INTEGERS = frozenset({"best_step", "bytes", "head", "iterations", "selected"})
+_VARYING_INTEGERS = frozenset({"best_step", "bytes", "confusion", "head", "iterations", "selected"})
 
 
 def check_output(shown: str, printed: str) -> None:

@@ -18,6 +18,8 @@ training 72/72 loss 0.798  487 samples/s  ETA 0:00
 metrics  accuracy 0.7812  (step 72)
 written  libraries.safetensors  2.70 MB  float32
 sha256   2f549e3f…
+true class  precision  recall  f1      rows  pandas  torch
+pandas      0.8400     0.8750  0.8571  48    42      6
 """
 
 
@@ -28,6 +30,7 @@ class TestOutput:
             .replace("[10.9]  8.8", " 10.9 [ 8.8]")
             .replace("2f549e3f…", "d1" * 32)
             .replace("step 72)", "step 48)")
+            .replace("0.8571  48    42      6", "0.8472  48    41      7")
             .replace("ETA 0:04", "ETA 1:04\ntraining 9/72 loss 1.2  5 samples/s  ETA 0:31")
         )
         check_output(TUNED, printed)
@@ -41,6 +44,8 @@ class TestOutput:
             ("head      0     1     2", "head      0     1"),
             ("written", "stored"),
             ("step 24/72", "step 25/72"),
+            ("rows  pandas  torch", "rows  pandas"),
+            ("pandas      0.8400", "torch       0.8400"),
             ("written", "warning: rare classes\nwritten"),
             ("sha256   2f549e3f…\n", ""),
         ],
@@ -63,6 +68,7 @@ class TestAnswer:
             ({"bytes": 61234}, {"bytes": 28219}),
             ({"id": "ds_…"}, {"id": "ds_4c7n"}),
             ({"rows": [1, "…"]}, {"rows": [1, 2, 3]}),
+            ({"confusion": [[4, 1], "…"]}, {"confusion": [[3, 2], [0, 5]]}),
             ({"scores": {"scipy": 0.9, "…": 0.1}}, {"scores": {"scipy": 0.5, "torch": 0.5}}),
             ({"revision": None, "notes": []}, {"revision": None, "notes": []}),
         ],
@@ -79,6 +85,7 @@ class TestAnswer:
             ({"rows": 768}, {"rows": 767}, r"\$\.rows: 767 instead of 768"),
             ({"rows": [1, 2]}, {"rows": [1]}, r"\$\.rows"),
             ({"rows": [1]}, {"rows": [1, 2]}, r"\$\.rows"),
+            ({"confusion": [[4, 1]]}, {"confusion": [[4, 1, 2]]}, r"\$\.confusion"),
             ({"score": 0.9}, {"score": None}, r"\$\.score"),
             ({"error": {"code": "a"}}, {"error": "a"}, r"\$\.error"),
             ({"error": None}, {"error": "a"}, r"\$\.error"),

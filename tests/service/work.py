@@ -119,15 +119,15 @@ def running_to_failure(lease: Lease, *, steps: int, pause: float) -> Iterator[No
         writer.join()
 
 
-def succeed(lease: Lease, storage: ArtifactStorage, tenant_id: str) -> None:
-    """Store the files and end the job."""
+def succeed(lease: Lease, storage: ArtifactStorage, tenant_id: str, **result: Any) -> None:
+    """Store the files and end the job, with these changes of its result."""
     with tempfile.TemporaryDirectory() as folder:
         blobs = {}
         for encoding, content in FILES.items():
             file = Path(folder) / encoding
             file.write_bytes(content)
             blobs[encoding] = storage.put(tenant_id, file)
-    lease.succeed(result=RESULT, artifacts=blobs)
+    lease.succeed(result={**RESULT, **result}, artifacts=blobs)
 
 
 def finished_job(
