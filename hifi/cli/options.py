@@ -173,10 +173,10 @@ def split_arguments(args: argparse.Namespace) -> dict[str, Any]:
     hub = {"hub": args.hub, "config": args.hub_config, "revision": args.hub_revision}
     splits: dict[str, Any] = {"train": args.train or hub}
     if "validation" in args:
-        own = (None, None) if args.train else (hub, IfLabelled(hub))
-        for name, default in zip(("validation", "test"), own, strict=True):
-            given = getattr(args, name)
-            splits[name] = default if given is None else None if given == NO_SPLIT else given
+        for name, own in (("validation", hub), ("test", IfLabelled(hub))):
+            file = getattr(args, name)
+            default = None if args.train else own
+            splits[name] = {None: default, NO_SPLIT: None}.get(file, file)
     return splits
 
 

@@ -70,7 +70,7 @@ def is_unlabelled(column: ColumnScan, *, known: Sequence[Label]) -> bool:
 
 def _is_no_label(value: object) -> bool:
     found = number(value) if isinstance(value, str) else value
-    return found in (None, _NO_LABEL) and not isinstance(found, bool)
+    return found in (None, _NO_LABEL)
 
 
 def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -> tuple[Label, ...]:

@@ -11,6 +11,7 @@ from hifi.data.run_warnings import (
     warn_of_classes,
     warn_of_labels_by_number,
     warn_of_replaced_head,
+    warn_of_unlabelled_test,
 )
 from hifi.data.task_types import find_task_type
 from store.jobs.spec import job_warning
@@ -50,6 +51,8 @@ def _find(
     has_classes = declared.label.use == "label"
     if has_classes and column is not None:
         yield from warn_of_classes(column, rows=profile.rows["train"])
+    if column is not None and column.test_unlabelled:
+        yield warn_of_unlabelled_test(column.name)
     stored = {} if backbone is None else backbone.task_heads.get(declared.name, {}).get("stored")
     if backbone is None or not stored or head_start not in ("auto", "keep"):
         return

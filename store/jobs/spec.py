@@ -21,6 +21,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
+from hifi.data.spec import SPLITS
 from hifi.data.task_types import PLANNED, metric_names, task_types
 from hifi.errors import InvalidArgumentError
 
@@ -60,7 +61,7 @@ TaskType = Annotated[str, _OneOf(lambda: tuple(each.name for each in task_types(
 Metric = Annotated[str, _OneOf(metric_names)]
 _FIELDS = {
     "model": "model",
-    **dict.fromkeys(("train", "validation", "test"), "dataset"),
+    **dict.fromkeys(SPLITS, "dataset"),
     "task": "task.type",
 }
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]

@@ -87,8 +87,8 @@ def check_labels(weights: ClassWeights | None, *, labels: Sequence[str | int]) -
     """
     if weights is None or isinstance(weights, str):
         return
-    known = [str(label) for label in labels]
+    known = dict.fromkeys(map(str, labels))
     for label, weight in weights.items():
         if label not in known:
-            limit = f"no class of the training split is called so; known are {listed(known)}"
+            limit = f"no class of the training split is called so; known are {listed(list(known))}"
             raise InvalidArgumentError(_NAME, value={label: weight}, limit=limit)

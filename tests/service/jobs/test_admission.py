@@ -246,6 +246,12 @@ class TestWarnings:
         )
         assert self.codes(ask, dataset=data) == ["rare_classes"]
 
+    def test_of_a_test_split_without_labels(self, ask, database, alice):
+        data = add_labels(database, alice, num_classes=2, test_unlabelled=True)
+        assert self.codes(ask, dataset=data) == ["test_not_scored"]
+        (warning,) = ask(dataset=data).new_job.warnings
+        assert warning["param"] == "dataset"
+
     @pytest.mark.usefixtures("with_head")
     def test_of_a_replaced_head(self, ask, database, alice):
         data = add_labels(database, alice, num_classes=2, labels=("ant", "bee"))
