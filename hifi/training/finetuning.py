@@ -73,8 +73,9 @@ class FinetuneResult:
             ``majority``, the most frequent class or the mean; ``probe``, a linear model on the
             frozen states that the task head reads; ``untuned``, the model before the fine-tune, if
             its own task head was kept. Empty without a validation split.
-        best_step: the step of ``delta``: the best on validation, else the last. It is 0 if no
-            evaluation was better than the start, a probe or a kept task head.
+        best_step: the step of ``delta``: the best on validation (by the metric, and among equals by
+            the loss), else the last. It is 0 if no evaluation was better than the start, a probe or
+            a kept task head.
         train_seconds: time spent in training steps, without evaluations and loading.
         selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.

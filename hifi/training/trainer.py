@@ -294,8 +294,13 @@ class Trainer:
     def _keep_best(
         self, metrics: Mapping[str, float], *, only: str | None, report: ClassReport | None
     ) -> None:
+        """Keep the best step: by the metric, and among equals by the loss."""
         state, metric = self._state, self._task.metric
-        if state.best is None or metrics[metric] > state.best.metrics[metric]:
+        before = None if state.best is None else state.best.metrics
+        is_gain = before is None or metrics[metric] > before[metric]
+        stale = 0 if is_gain else state.evaluations_without_gain + 1
+        is_equal = before is not None and metrics[metric] == before[metric]
+        if is_gain or (is_equal and metrics["loss"] < before["loss"]):
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
             best = Best(
                 step=state.step,
@@ -304,10 +309,8 @@ class Trainer:
                 only_answer=only,
                 report=report,
             )
-            self._state = replace(state, best=best, evaluations_without_gain=0)
-        else:
-            stale = state.evaluations_without_gain + 1
-            self._state = replace(state, evaluations_without_gain=stale)
+            state = replace(state, best=best)
+        self._state = replace(state, evaluations_without_gain=stale)
         event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
 

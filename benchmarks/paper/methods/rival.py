@@ -154,7 +154,7 @@ class _Training:
             evaluations.append(metrics)
             if epoch is not None and not rival.counts(epoch, epochs=settings.epochs):
                 continue
-            if best is None or metrics[metric] > evaluations[best][metric]:
+            if best is None or _rank(metrics, metric) > _rank(evaluations[best], metric):
                 best = len(evaluations) - 1
                 kept = {name: p.detach().clone() for name, p in trained.items()}
         self._set(kept)
@@ -273,3 +273,8 @@ def train_only(model: PreTrainedModel, names: set[str], *, head: Collection[str]
 def _check(loss: float, *, where: str) -> None:
     if not math.isfinite(loss):
         raise TrainingDivergedError(f"{where} is {loss}")
+
+
+def _rank(metrics: Metrics, metric: str) -> tuple[float, float]:
+    """Rank an epoch as ``hifi.finetune`` does: by the metric, and among equals by the loss."""
+    return metrics[metric], -metrics["loss"]

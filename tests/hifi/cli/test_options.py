@@ -34,7 +34,7 @@ class TestSettings:
 
     def test_every_argument_of_finetune_can_be_given(self):
         parameters = set(inspect.signature(finetune).parameters)
-        assert parameters - {"on_event", "backbones"} <= set(vars(parse(tune)))
+        assert parameters - {"on_event", "backbones", "state_places"} <= set(vars(parse(tune)))
 
     def test_select_and_tune_agree(self):
         tuned, selected = vars(parse(tune)), vars(parse(select))

@@ -97,7 +97,8 @@ class TestTune:
         self, backbone, data, tmp_path, capsys
     ):
         out = tmp_path / "delta.safetensors"
-        assert main(command(backbone, data, out, "--epochs", "1", "--json")) == 0
+        arguments = ("--epochs", "1", "--head-start", "random", "--json")
+        assert main(command(backbone, data, out, *arguments)) == 0
         captured = capsys.readouterr()
         document = json.loads(captured.out)
         assert "layer 2 " in captured.err

@@ -515,7 +515,9 @@ class TestWarnings:
         falling = run(folder, epochs=2, learning_rate=1e-2, **arguments)
         assert falling.best_step == 20
         assert "not_converged" in [warning.code for warning in falling.warnings]
-        past_its_best = run(folder, epochs=2, learning_rate=3e-2, **arguments)
+        wrong = [{"text": "w1 w2", "label": 1}] * 40  # whose loss rises once all else is learnt
+        noisy = {**arguments, "validation": [*rows, *wrong]}
+        past_its_best = run(folder, epochs=2, learning_rate=3e-2, **noisy)
         assert past_its_best.best_step == 10
         level = run(folder, epochs=12, learning_rate=3e-2, **arguments)
         for result in (past_its_best, level):

@@ -261,24 +261,27 @@ class TestBest:
     def test_the_best_step_is_kept(self, tmp_path: Path):
         settings = replace(SETTINGS, epochs=20, learning_rate=3e-2)
         rows = [{"text": "w1 w2", "label": 0}, {"text": "w31 w32", "label": 1}] * 8
+        rows += [{"text": "w1 w2", "label": 1}]  # so the loss does not fall for ever
         prepared = ready(tmp_path, rows=rows, settings=settings)
         tuner = HeadTuner(prepared.loaded.model, CHOSEN)
-        history: list[tuple[int, float, dict[str, Tensor]]] = []
+        history: list[tuple[int, float, float, dict[str, Tensor]]] = []
         events: list[TrainingEvent] = []
 
         def on_event(event) -> None:
             events.append(event)
             if event.kind == "evaluated":
                 copy = values(tuner.named_parameters())
-                history.append((event.step, event.metrics["accuracy"], copy))
+                metrics = event.metrics
+                history.append((event.step, metrics["accuracy"], metrics["loss"], copy))
 
         outcome = trainer(prepared, tuner, settings=settings, on_event=on_event).run()
-        best = max(history, key=lambda entry: (entry[1], -entry[0]))
+        best = max(history, key=lambda entry: (entry[1], -entry[2]))
         assert history[0][1] < best[1]
+        assert [entry[1] for entry in history].count(best[1]) > 1  # the loss decides
         assert best[0] < history[-1][0]
         assert (outcome.best_step, outcome.metrics["accuracy"]) == best[:2]
-        assert (events[-1].step, events[-1].total_steps) == (40, 40)
-        assert all(value.equal(best[2][n]) for n, value in values(tuner.named_parameters()).items())
+        assert (events[-1].step, events[-1].total_steps) == (60, 60)
+        assert all(value.equal(best[3][n]) for n, value in values(tuner.named_parameters()).items())
 
     def test_training_stops_without_improvement(self, tmp_path: Path):
         settings = replace(SETTINGS, epochs=50, learning_rate=1e-12, early_stopping_patience=2)
