@@ -1,4 +1,7 @@
-"""A tenant's calls while another does its worst in one of many ways, from HTTP to HTTP."""
+"""A tenant's calls while another does its worst in one of many ways, from HTTP to HTTP.
+
+Instead of ``hifi serve``, ``--production`` runs two of each process, on Postgres and Redis.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,12 @@ from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
 from tests.integration.deployment import peak_megabytes
 from tests.integration.hostile import ACTS
-from tests.integration.neighbours import neighbours
+from tests.integration.neighbours import neighbours, production
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from tests.integration.neighbours import Neighbours
 
 ROUNDS = 10  # of a call of each kind under each act
@@ -29,17 +35,21 @@ _SHARES = {"median": 0.5, "p95": 0.95}
 
 
 def main(
-    *, rounds: int = ROUNDS, repetitions: int = REPETITIONS, seconds: float = SECONDS
+    *,
+    rounds: int = ROUNDS,
+    repetitions: int = REPETITIONS,
+    seconds: float = SECONDS,
+    run: Callable[[Path], AbstractContextManager[Neighbours]] = neighbours,
 ) -> Iterator[Row]:
-    """Measure in one service; takes six minutes."""
-    with tempfile.TemporaryDirectory() as folder, neighbours(Path(folder) / "home") as site:
+    """Measure in one service; takes three to six minutes."""
+    with tempfile.TemporaryDirectory() as folder, run(Path(folder) / "home") as site:
         _rounds(site, 3)  # loads what is loaded once
         yield _worst("no other tenant", _rounds(site, rounds))
         for act in ACTS:
-            with site.under(act) as statuses:
+            with site.under(act) as heard:
                 time.sleep(_WARMUP_SECONDS)
                 found = _rounds(site, rounds)
-            answers = f"{act} (answers by status: {dict(statuses)})"
+                answers = f"{act} (answers by status: {dict(heard())})"
             yield _worst(answers, found, target="≤ 2")
         yield from _ratios([_in_turn(site, seconds) for _ in range(repetitions)])
         for part, pid in site.parts().items():
@@ -94,5 +104,6 @@ def _ratios(turns: list[tuple[list[float], list[float]]]) -> Iterator[Row]:
 
 if __name__ == "__main__":
     end_in_order()
+    run = production if "--production" in sys.argv[1:] else neighbours
     is_quick = "--quick" in sys.argv[1:]
-    print_rows(main(rounds=2, repetitions=1, seconds=10.0) if is_quick else main())
+    print_rows(main(rounds=2, repetitions=1, seconds=10.0, run=run) if is_quick else main(run=run))

@@ -296,11 +296,10 @@ class Trainer:
     ) -> None:
         """Keep the best step: by the metric, and among equals by the loss."""
         state, metric = self._state, self._task.metric
-        before = None if state.best is None else state.best.metrics
-        is_gain = before is None or metrics[metric] > before[metric]
+        best = state.best
+        is_gain = best is None or metrics[metric] > best.metrics[metric]
         stale = 0 if is_gain else state.evaluations_without_gain + 1
-        is_equal = before is not None and metrics[metric] == before[metric]
-        if is_gain or (is_equal and metrics["loss"] < before["loss"]):
+        if best is None or _rank(metrics, metric) > _rank(best.metrics, metric):
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
             best = Best(
                 step=state.step,
@@ -454,6 +453,10 @@ def _set_training_mode(model: PreTrainedModel) -> None:
     last = first_token_layer(model)
     if last is not None:
         model.get_submodule(last.output).training = True
+
+
+def _rank(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:
+    return metrics[metric], -metrics["loss"]
 
 
 def _check_finite(loss: float, *, where: str) -> None:

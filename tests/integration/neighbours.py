@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +28,7 @@ from tests.integration.deployment import Deployment, children, deployed, is_read
 from tests.integration.finished import Tenant, add_finished, settings_of
 from tests.integration.hostile import HANGING_STORE, OVER_QUOTA, START
 from tests.integration.served import command_line
+from tests.integration.servers import PostgresServer, RedisServer, running
 from tests.slow_store import SlowStore, slow_store
 from tests.waiting import eventually, patience
 
@@ -42,7 +45,7 @@ class Neighbours:
     """A service that runs, and its tenants.
 
     Attributes:
-        url: of the gateway.
+        gateways: their URLs: the hostile tenant uses the first, the other one all in turn.
         store: has all artifacts.
         hostile, other: each has a finished job.
         dataset: of the other tenant, none of whose jobs a worker takes.
@@ -50,11 +53,19 @@ class Neighbours:
 
     deployment: Deployment
     client: httpx2.Client
-    url: str
+    gateways: tuple[str, ...]
     store: SlowStore
     hostile: Tenant
     other: Tenant
     dataset: str = ""  # until the service runs
+
+    def __post_init__(self) -> None:
+        self._turns = itertools.cycle(self.gateways)
+
+    @property
+    def url(self) -> str:
+        """The gateway that the hostile tenant uses."""
+        return self.gateways[0]
 
     def seconds(self) -> dict[str, float]:
         """Make a call of each kind as the other tenant; return how long each took.
@@ -87,7 +98,7 @@ class Neighbours:
     def call(self, method: str, path: str, **content: Any) -> httpx2.Response:
         """Send a request of the other tenant on a connection of its own."""
         headers = {**self.other.headers, "Connection": "close"}
-        return self.client.request(method, f"{self.url}{path}", headers=headers, **content)
+        return self.client.request(method, f"{next(self._turns)}{path}", headers=headers, **content)
 
     @contextmanager
     def under(self, act: str) -> Iterator[Callable[[], Counter[str]]]:
@@ -132,8 +143,10 @@ class Neighbours:
         self.store.released.clear()
 
     def parts(self) -> dict[str, int]:
-        """Return the process ids of gateway, worker and inference."""
-        commands = {pid: command_line(pid) for pid in children(self.deployment.processes[0].pid)}
+        """Return the process ids of gateway, worker and inference, the first of each."""
+        started = [process.pid for process in self.deployment.processes]
+        every = [*started, *itertools.chain.from_iterable(map(children, started))]
+        commands = {pid: command_line(pid) for pid in every}
         return {
             part: next(pid for pid, command in commands.items() if word in command)
             for part, word in _PARTS.items()
@@ -179,10 +192,51 @@ class Neighbours:
 @contextmanager
 def neighbours(home: Path) -> Iterator[Neighbours]:
     """Run ``hifi serve`` with artifacts on an S3 server until a block ends."""
-    settings = {
+    port = free_loopback_port()
+    with _neighbours(home, f"http://127.0.0.1:{port}", PORT=str(port)) as (found, are_ready):
+        found.deployment.start("serve")
+        are_ready()
+        yield found
+
+
+@contextmanager
+def production(home: Path) -> Iterator[Neighbours]:
+    """Run two of each process, on Postgres, Redis and an S3 server, until a block ends."""
+    with running(RedisServer) as redis, running(PostgresServer) as postgres:
+        gateways, inference = ([free_loopback_port() for _ in range(2)] for _ in range(2))
+        addresses = [f"http://127.0.0.1:{port}" for port in inference]
+        settings = {
+            "DATABASE_URL": postgres.url,
+            "BROKER_URL": redis.url,
+            "INFER_URL": ",".join(addresses),
+            "INFER_TOKEN": "t" * 32,
+        }
+        urls = [f"http://127.0.0.1:{port}" for port in gateways]
+        with _neighbours(home, *urls, **settings) as (found, are_ready):
+            starts = [
+                *((("serve", "--only", "gateway"), {"HIFI_PORT": str(port)}) for port in gateways),
+                *((("worker",), {}) for _ in range(2)),
+                *((("infer",), {"HIFI_INFER_LISTEN": address}) for address in addresses),
+            ]
+            for number, (command, variables) in enumerate(starts):
+                own = {"HIFI_HOME": str(home.parent / f"home-{number}")}
+                found.deployment.start(*command, **own, **variables)
+            are_ready()
+            yield found
+
+
+@contextmanager
+def _neighbours(
+    home: Path, *gateways: str, **settings: str
+) -> Iterator[tuple[Neighbours, Callable[[], None]]]:
+    """Prepare a deployment with two tenants.
+
+    Yields:
+        It, and what to call as soon as its processes are started.
+    """
+    settings |= {
         "AUTH": "keys",
         "DEVICE": "cpu",
-        "PORT": str(free_loopback_port()),
         "ENGINE_MEMORY_BYTES": str(ENGINE_BYTES),
         "INFER_MEMORY_BYTES": str(INFERENCE_BYTES),
     }
@@ -194,10 +248,12 @@ def neighbours(home: Path) -> Iterator[Neighbours]:
     ):
         deployment.run("migrate")
         tenants = add_finished(deployment, "hostile", "other")
-        url = f"http://127.0.0.1:{settings['PORT']}"
-        found = Neighbours(deployment, client, url, store, **tenants)
+        found = Neighbours(deployment, client, gateways, store, **tenants)
         found.keep_workers_from(found.other)
-        deployment.start("serve")
-        deployment.wait_for(lambda: is_ready(url), seconds=300, message="ready")
-        found.dataset = found.call("POST", "/datasets", files=FILES).json()["id"]
-        yield found
+
+        def wait() -> None:
+            for url in gateways:
+                deployment.wait_for(partial(is_ready, url), seconds=300, message="ready")
+            found.dataset = found.call("POST", "/datasets", files=FILES).json()["id"]
+
+        yield found, wait
