@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,11 @@ def _read_selection(path: Path) -> HeadSelection:
     return HeadSelection.from_dict(entry)
 
 
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics with None for the loss of labels that are too large to be squared."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Console) -> None:
     delta = result.delta
     document: dict[str, Any] = {
@@ -160,7 +166,7 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         },
         "result": {
             "metrics": dict(result.metrics),
-            "test": dict(result.test) or None,
+            "test": _finite(result.test) or None,
             "report": None if result.report is None else result.report.to_json(),
             "yardsticks": {name: dict(known) for name, known in result.yardsticks.items()},
             "best_step": result.best_step,

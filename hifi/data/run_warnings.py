@@ -184,7 +184,7 @@ def warn_of_one_class(name: str, *, learning_rate: float, epochs: int) -> RunWar
 
 
 def warn_of_less_than_probe(
-    metric: str, *, tuned: float, probe: float, rows: int, is_from_probe: bool
+    metric: str, *, tuned: float, probe: float, rows: int
 ) -> tuple[RunWarning, ...]:
     """Warn if a tuned model is below the linear probe by more than half of 1/√n.
 
@@ -195,16 +195,15 @@ def warn_of_less_than_probe(
         tuned: its value for the tuned model.
         probe: its value for the probe.
         rows: n, of the validation split.
-        is_from_probe: whether the task head started from the probe.
     """
     margin = 0.5 / math.sqrt(rows)
     if tuned >= probe - margin:
         return ()
-    start = "" if is_from_probe else "start the task head from the probe (head_start), or "
     message = (
         f"the tuned model's {metric} {tuned:.4f} is below the linear probe's {probe:.4f}, by more "
         f"than chance ({margin:.4f} for {rows:,} validation rows): the fine-tune did not pay off; "
-        f"{start}try more epochs or another learning rate"
+        "start the task head from the probe (head_start), or try more epochs or another learning "
+        "rate"
     )
     return (RunWarning(code="below_probe", message=message, param="learning_rate"),)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load, save_file
 
@@ -29,7 +29,8 @@ from hifi.training.convergence import LossThirds
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 2
+HeadOrigin = Literal["kept", "probe", "random"]
+FORMAT_VERSION = 3
 _NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
@@ -37,8 +38,9 @@ _TENSORS = "tensors.safetensors"
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 _STATE = "state.json"
-_NUMBERS = (  # fields of a checkpoint that its JSON holds under their own names
+_PLAIN = (  # fields of a checkpoint that its JSON holds under their own names
     "step",
+    "head_origin",
     "evaluations_without_gain",
     "event_number",
     "train_seconds",
@@ -77,6 +79,8 @@ class Checkpoint:
             only an equal job can resume.
         selection: the heads that are tuned.
         step: optimizer steps done.
+        head_origin: where the task head started: it was ``kept``, or from the ``probe``, or
+            ``random``.
         parameters: tuned rows and task head, by name; before the first step only those with which
             a run starts instead of the model's.
         optimizer: the optimizer's tensors of each parameter.
@@ -95,6 +99,7 @@ class Checkpoint:
     job: Mapping[str, str]
     selection: HeadSelection
     step: int
+    head_origin: HeadOrigin
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     random: Mapping[str, Tensor] = field(default_factory=dict)
@@ -290,7 +295,7 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
         "losses": checkpoint.losses.to_json(),
         "yardsticks": {name: dict(metrics) for name, metrics in checkpoint.yardsticks.items()},
         "warnings": [warning.to_json() for warning in checkpoint.warnings],
-        **{name: getattr(checkpoint, name) for name in _NUMBERS},
+        **{name: getattr(checkpoint, name) for name in _PLAIN},
         "tensors_sha256": digest,
     }
 
@@ -316,7 +321,7 @@ def _assemble(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkp
         losses=LossThirds.of(state["losses"]),
         yardsticks=state["yardsticks"],
         warnings=tuple(RunWarning(**warning) for warning in state["warnings"]),
-        **{name: state[name] for name in _NUMBERS},
+        **{name: state[name] for name in _PLAIN},
     )
 
 

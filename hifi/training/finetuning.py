@@ -27,7 +27,7 @@ from hifi.errors import BackboneMismatchError, InvalidArgumentError
 from hifi.selection.head_selection import HeadSelection
 from hifi.selection.scoring import select_heads
 from hifi.tasks import TaskSpec
-from hifi.training.checkpoint import Checkpoint, check_job, load_checkpoint
+from hifi.training.checkpoint import Checkpoint, HeadOrigin, check_job, load_checkpoint
 from hifi.training.events import Emitter, OnEvent, TrainingEvent
 from hifi.training.head_start import StartedHead, start_head
 from hifi.training.kept_states import keeping_states
@@ -53,6 +53,12 @@ if TYPE_CHECKING:
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
     from hifi.tasks.report import ClassReport
+
+_ORIGINS: Mapping[HeadOrigin, str] = {
+    "kept": "the model's own weights",
+    "probe": "the linear probe",
+    "random": "random weights",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -374,6 +380,7 @@ def _start(
         job=job,
         selection=selection,
         step=0,
+        head_origin=_head_origin(ready, head),
         parameters=head.parameters,
         selection_seconds=seconds,
         yardsticks=head.yardsticks,
@@ -400,11 +407,15 @@ def _start_head(ready: Prepared, settings: Hyperparameters, *, emitter: Emitter)
     return head
 
 
+def _head_origin(ready: Prepared, head: StartedHead) -> HeadOrigin:
+    if ready.kept_head is not None:
+        return "kept"
+    return "probe" if head.parameters else "random"
+
+
 def _describe_start(ready: Prepared, head: StartedHead) -> str:
     """Describe in one line for people where the task head starts, and what it has to beat."""
-    origin = "the linear probe" if head.parameters else "random weights"
-    if ready.kept_head is not None:
-        origin = "the model's own weights"
+    origin = _ORIGINS[_head_origin(ready, head)]
     metric = ready.data.task.metric
     parts = [f"{name} {metrics[metric]:.4f}" for name, metrics in head.yardsticks.items()]
     compared = f"; {metric} to compare with: {', '.join(parts)}" if parts else ""

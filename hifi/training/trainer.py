@@ -185,13 +185,17 @@ class Trainer:
                 if self._state.step % self._batches.per_epoch == 0 and self._validation is not None:
                     self._evaluate(self._validation)
                 is_due = time.monotonic() - saved >= self._plan.seconds
-                if is_due or self._emitter.has_to_stop:
+                is_scored_next = self._test is not None and self._is_done()
+                if is_due or is_scored_next or self._emitter.has_to_stop:
                     self._save()
                     saved = time.monotonic()
-        kept = "" if self._emitter.checkpoint else "; nothing was saved without checkpoint_dir"
         if self._emitter.is_pause_wanted or not self._is_done():
-            self._emitter.stop_if_requested(f"after step {self._state.step}{kept}")
+            self._stop_if_requested(f"after step {self._state.step}")
         return self._finish()
+
+    def _stop_if_requested(self, place: str) -> None:
+        kept = "" if self._emitter.checkpoint else "; nothing was saved without checkpoint_dir"
+        self._emitter.stop_if_requested(f"{place}{kept}")
 
     def _is_done(self) -> bool:
         patience = self._settings.early_stopping_patience
@@ -257,21 +261,15 @@ class Trainer:
 
     def _evaluate_start(self) -> None:
         """Let the start count as a step, unless it is random: the result is not below it."""
-        is_random = not self._is_from_probe and "untuned" not in self._state.yardsticks
+        is_random = self._state.head_origin == "random"
         if self._validation is None or is_random or self._emitter.has_to_stop:
             return
         self._evaluate(self._validation)
 
-    @property
-    def _is_from_probe(self) -> bool:
-        """Whether the task head started from the probe; False without a validation split."""
-        yardsticks = self._state.yardsticks
-        is_fresh = "untuned" not in yardsticks and "probe" in yardsticks
-        return is_fresh and self._settings.head_start != "random"
-
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
         logits, metrics = self._score(examples, split="validation")
+        _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
         self._keep_best(
             metrics,
             only=self._task.only_answer(logits, examples.targets),
@@ -284,12 +282,12 @@ class Trainer:
         def emit(number: int, total: int) -> None:
             message = f"{split} batch {number} of {total}"
             self._emitter.emit(self._event("evaluating", message))
+            if split == "test" and self._emitter.is_pause_wanted:
+                self._stop_if_requested("while the test split was scored")
 
         size = self._settings.batch_size
         logits = self._forward.over(examples, batch_size=size, on_batch=emit)
-        metrics = measure(self._task, logits, examples.targets)
-        _check_finite(metrics["loss"], where=f"the {split} loss at step {self._state.step}")
-        return logits, metrics
+        return logits, measure(self._task, logits, examples.targets)
 
     def _keep_best(
         self, metrics: Mapping[str, float], *, only: str | None, report: ClassReport | None
@@ -410,7 +408,6 @@ class Trainer:
                 tuned=best.metrics[metric],
                 probe=probe[metric],
                 rows=rows,
-                is_from_probe=self._is_from_probe,
             )
         if best is not None and best.step == 0:
             found.append(warn_of_no_gain(learning_rate=settings.learning_rate))

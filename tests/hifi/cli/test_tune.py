@@ -143,6 +143,17 @@ class TestTune:
         assert "\ntest  accuracy" in told.err
         assert "12 validation rows, 10 test rows; " in told.err
 
+    def test_a_test_loss_that_is_not_finite_is_null_in_json(self, backbone, tmp_path, capsys):
+        rows = [{"text": f"w{number}", "label": number / 8} for number in range(8)]
+        for name in ("train", "validation"):
+            write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        test = write_jsonl(tmp_path / "test.jsonl", [{"text": "w1", "label": 1e25}, rows[0]])
+        more = ["--epochs", "1", "--task", "regression", "--test", str(test), "--json"]
+        assert main(command(backbone, tmp_path, tmp_path / "delta.safetensors", *more)) == 0
+        told = capsys.readouterr().out
+        assert "Infinity" not in told
+        assert json.loads(told)["result"]["test"]["loss"] is None
+
     def test_the_classes_of_validation_are_shown_without_a_test_split(
         self, backbone, data, tmp_path, capsys
     ):

@@ -50,6 +50,7 @@ def make(step: int = 12, **changes) -> Checkpoint:
         job=JOB,
         selection=SELECTION,
         step=step,
+        head_origin="probe",
         parameters=tensors(step),
         optimizer={
             name: {"step": torch.tensor(12.0), "exp_avg": value, "exp_avg_sq": value**2}
@@ -200,10 +201,10 @@ class TestRefusals:
         check_job(Path("step-00000012"), make(), job=dict(reversed(JOB.items())))
 
     def test_another_format_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "FORMAT_VERSION", 1)
+        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
         save_checkpoint(tmp_path, make())
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="format version 1, this library has 2"):
+        with pytest.raises(CheckpointError, match="format version 2, this library has 3"):
             load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

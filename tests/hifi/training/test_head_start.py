@@ -294,6 +294,35 @@ class TestOtherStarts:
             start_head(ready, settings=settings)
 
 
+class TestStepZero:
+    @pytest.mark.parametrize(
+        ("start", "fits", "steps"),
+        [("auto", True, [0, 3, 6]), ("probe", False, [0, 3, 6]), ("random", True, [3, 6])],
+    )
+    def test_is_evaluated_unless_it_is_random(
+        self, start: HeadStart, fits: bool, steps: list[int], bert: Path, tmp_path: Path
+    ):
+        heard: list[TrainingEvent] = []
+        folder = bert if fits else save_bare_backbone(tmp_path)
+        run(folder, head_start=start, on_event=record(heard))
+        assert [event.step for event in heard if event.kind == "evaluated"] == steps
+
+    def test_of_a_kept_head_needs_no_probe(self, bert: Path, monkeypatch):
+        monkeypatch.setattr(ClassTask, "probe", None)
+        heard: list[TrainingEvent] = []
+        run(bert, on_event=record(heard))
+        assert [event.step for event in heard if event.kind == "evaluated"] == [0, 3, 6]
+
+    def test_is_the_result_if_nothing_was_better(self, bert: Path):
+        result = run(bert, learning_rate=1e-30)
+        assert result.best_step == 0
+        assert "no_gain" in [warning.code for warning in result.warnings]
+        assert dict(result.metrics) == pytest.approx(dict(result.yardsticks["untuned"]))
+        assert all(
+            row.equal((result.delta.base or {})[key]) for key, row in result.delta.rows.items()
+        )
+
+
 class TestBadStates:
     @pytest.mark.parametrize("name", ["bert", "roberta"])
     def test_that_are_not_finite_leave_a_random_head_and_a_warning(self, name: str, tmp_path: Path):

@@ -61,6 +61,11 @@ class TestTest:
         assert result.test["accuracy"] >= 0
         assert (result.report and result.report.split, rows_of(result.report)) == ("test", 15)
 
+    def test_a_loss_that_is_not_finite_ends_no_run(self, bert: Path):
+        test = [{"text": "w1", "label": 1e25}, {"text": "w2", "label": 0.5}]  # 1e50 is infinite
+        result = run(bert, train=NUMBERS, validation=NUMBERS, test=test)
+        assert result.test["loss"] == float("inf")
+
     def test_without_one_there_are_no_metrics(self, bert: Path):
         assert run(bert).test == {}
 
@@ -101,7 +106,23 @@ class TestInterruptions:
         assert resumed.report == whole.report
         assert rows_of(resumed.report) == len(VALIDATION)
 
-    def test_a_pause_while_it_is_scored_comes_too_late(self, bert: Path):
+    def test_a_pause_while_it_is_scored_keeps_the_last_step(
+        self, bert: Path, undisturbed: bytes, tmp_path: Path
+    ):
+        def pause(event: TrainingEvent) -> Control:
+            return Control.PAUSE if event.message == "test batch 1 of 2" else Control.CONTINUE
+
+        folder = tmp_path / "checkpoints"
+        with pytest.raises(JobPaused, match="while the test split was scored") as caught:
+            run(bert, test=TEST, checkpoint_dir=folder, on_event=pause)
+        assert caught.value.checkpoint == folder / f"step-{STEPS:08d}"
+        heard: list[TrainingEvent] = []
+        resumed = run(bert, test=TEST, checkpoint_dir=folder, on_event=record(heard))
+        assert "step" not in [event.kind for event in heard]
+        assert file_of(resumed, tmp_path) == undisturbed
+        assert dict(resumed.test) == dict(run(bert, test=TEST).test)
+
+    def test_a_pause_after_it_comes_too_late(self, bert: Path):
         assert run(bert, test=TEST, on_event=stop_at("tested", STEPS, Control.PAUSE)).test
 
     def test_a_cancellation_does_not(self, bert: Path):

@@ -30,7 +30,7 @@ SETTINGS = Hyperparameters(
 )
 CHOSEN = HeadSelection.from_heads([HeadId(0, 1), HeadId(1, 3), HeadId(2, 0)], num_layers=3)
 UNEVEN = text_rows(24, seed=1, labels=(0, 0, 1))  # 16 and 8
-START = Checkpoint(job={}, selection=CHOSEN, step=0, parameters={})
+START = Checkpoint(job={}, selection=CHOSEN, step=0, head_origin="random", parameters={})
 
 
 def ready(folder: Path, *, rows=None, settings: Hyperparameters = SETTINGS, **config) -> Prepared:
