@@ -74,11 +74,13 @@ def save(drawn: Axes | Figure, path: str | Path) -> None:
         path: the file, whose ending is the format: ``.pdf``, ``.png`` or ``.svg``.
 
     Raises:
-        InvalidArgumentError: another ending.
+        InvalidArgumentError: neither a figure nor axes, or another ending.
         StorageError: the file cannot be written, as in ``write_atomically``.
     """
     ending = check_ending(path)
     figure = figure_of(drawn) if isinstance(drawn, Axes) else drawn
+    if not isinstance(figure, Figure):
+        raise InvalidArgumentError("drawn", value=drawn, limit="a Figure, or Axes of one")
     # The names of an SVG's parts are random without a salt, which only a setting can give.
     with rc_context({"svg.hashsalt": "hifi"}), write_atomically(path) as temporary:
         figure.savefig(temporary, format=ending[1:], metadata=_METADATA[ending])

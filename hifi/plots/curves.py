@@ -19,7 +19,9 @@ _SIZE = {"width": 6.0, "height": 3.6}
 
 
 def losses(events: EventSource, *, ax: Axes | None = None) -> Axes:
-    """Draw the loss of every training batch, and the loss on the validation split.
+    """Draw the training loss of the reported steps, and the loss on the validation split.
+
+    A fine-tune reports every step, a job about a hundred.
 
     Args:
         events: the ``TrainingEvent`` objects of a run (``on_event=events.append``), or the events

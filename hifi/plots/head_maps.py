@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from hifi.data.head_shares import pool_of, shares_of
-from hifi.data.settings import DEFAULT_XI
 from hifi.plots.canvas import BLACK, WHITE, axes_or_new, figure_of
 from hifi.plots.sources import HeadSource, num_heads_of, scored_selection_of, selection_of
 
@@ -99,11 +98,12 @@ def richness(source: HeadSource, *, ax: Axes | None = None) -> Axes:
         InvalidArgumentError, DeltaFileError: as in ``scored_selection_of``.
     """
     selection = scored_selection_of(source)
+    xi = cast("float", selection.xi)  # recorded with the scores
     return _draw(
         np.array([layer.information_richness.numpy() for layer in selection.layers]),
         selection=selection,
         title="information richness",
-        unit=f"singular directions that carry {100 * (selection.xi or DEFAULT_XI):.4g}%",
+        unit=f"singular directions that carry {100 * xi:.4g}%",
         ax=ax,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hifi
+from hifi.arguments import as_integer
 from hifi.data.task_types import metric_names
 from hifi.deltas.delta import HeadDelta
 from hifi.errors import InvalidArgumentError
@@ -32,6 +33,7 @@ _HEADS = (
 )
 _RESULT = "a FinetuneResult, or the document of a job or of `hifi tune --json` with a result"
 _EVENTS = "TrainingEvents, or a job's events"
+_EVALUATION = "each evaluation has metrics"
 
 
 def selection_of(source: HeadSource) -> HeadSelection:
@@ -92,7 +94,7 @@ class Run:
     """The curves of one fine-tune.
 
     Attributes:
-        losses: of the training batches, by step.
+        losses: of the batches of the reported steps, by step.
         evaluations: the metrics on the validation split, by step.
         yardsticks: what the metrics are compared with, by name.
     """
@@ -110,7 +112,7 @@ def run_of(events: EventSource) -> Run:
             or as a page.
 
     Raises:
-        InvalidArgumentError: something else.
+        InvalidArgumentError: something else, or an evaluation without metrics.
     """
     losses: dict[int, float] = {}
     evaluations: dict[int, Metrics] = {}
@@ -120,6 +122,8 @@ def run_of(events: EventSource) -> Run:
             losses[_step(content)] = number(content.get("loss"))
         elif kind == "metrics":
             metrics = {name: value for name, value in content.items() if name != "step"}
+            if not metrics:
+                raise InvalidArgumentError("events", value=_outline(content), limit=_EVALUATION)
             evaluations[_step(content)] = metrics
         elif kind == "yardsticks":
             yardsticks = _known(content)
@@ -157,8 +161,8 @@ def _of_training(event: TrainingEvent) -> tuple[str, Mapping[str, Any]]:
 
 
 def _step(content: Mapping[str, Any]) -> int:
-    step = content.get("step")
-    if not isinstance(step, int):
+    step = as_integer(content.get("step"))
+    if step is None:
         raise InvalidArgumentError("events", value=_outline(content), limit="steps are integers")
     return step
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 
-from hifi.arguments import check_number
+from hifi.arguments import as_integer, check_number
+from hifi.backbones.heads import HeadId
 from hifi.data.settings import DEFAULT_XI
 from hifi.errors import InvalidArgumentError
 from hifi.plots.canvas import BLACK, axes_or_new
@@ -17,8 +18,6 @@ from hifi.plots.head_maps import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
-
-    from hifi.backbones.heads import HeadId
 
 _BRIGHTEST = 0.9  # of the colours: yellow can hardly be seen on white
 _LINES = ("-", "--", "-.", ":")
@@ -43,12 +42,11 @@ def singular_values(
         The axes. Each line but the last, which is the level, holds t = 1 … T and the shares.
 
     Raises:
-        InvalidArgumentError: another shape, a head that is not there, or ξ outside (0, 1].
+        InvalidArgumentError: no numbers or another shape, a head that is not there, or ξ outside
+            (0, 1].
     """
     xi = check_number("xi", xi, is_allowed=lambda share: 0 < share <= 1, limit="a number in (0, 1]")
-    known = np.asarray(shares, dtype=float)
-    if known.ndim != 3 or 0 in known.shape:
-        raise InvalidArgumentError("shares", value=known.shape, limit="shape [L, H, T]")
+    known = _as_array(shares)
     lines = _lines_of(known, heads)
     ax = axes_or_new(ax, width=6.0, height=4.0)
     counts = np.arange(1, known.shape[2] + 1)
@@ -66,14 +64,31 @@ def singular_values(
     return ax
 
 
+def _as_array(shares: ArrayLike) -> np.ndarray:
+    """Return the shares ``[L, H, T]``, checked."""
+    try:
+        known = np.asarray(shares, dtype=float)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        limit = "numbers that numpy can read, shape [L, H, T]"
+        raise InvalidArgumentError("shares", value=type(shares).__name__, limit=limit) from error
+    if known.ndim != 3 or 0 in known.shape:
+        raise InvalidArgumentError("shares", value=known.shape, limit="shape [L, H, T]")
+    return known
+
+
 def _lines_of(shares: np.ndarray, heads: Iterable[HeadId] | None) -> dict[str, Any]:
     """Return the lines to draw by their names, bottom layer first."""
     if heads is None:
         return {f"layer {layer}": each.mean(0) for layer, each in enumerate(shares)}
+    limit = f"HeadIds of layers 0..{shares.shape[0] - 1}, heads 0..{shares.shape[1] - 1}"
+    if not isinstance(heads, Iterable):
+        raise InvalidArgumentError("heads", value=heads, limit=limit)
     lines = {}
     for each in heads:
-        if not (0 <= each.layer < shares.shape[0] and 0 <= each.head < shares.shape[1]):
-            limit = f"layers 0..{shares.shape[0] - 1}, heads 0..{shares.shape[1] - 1}"
+        if not isinstance(each, HeadId):
             raise InvalidArgumentError("heads", value=each, limit=limit)
-        lines[f"layer {each.layer}, head {each.head}"] = shares[each.layer, each.head]
+        layer, head = as_integer(each.layer), as_integer(each.head)
+        if layer not in range(shares.shape[0]) or head not in range(shares.shape[1]):
+            raise InvalidArgumentError("heads", value=each, limit=limit)
+        lines[f"layer {layer}, head {head}"] = shares[layer, head]
     return lines

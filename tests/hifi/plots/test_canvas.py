@@ -71,6 +71,12 @@ class TestSave:
         with pytest.raises(StorageError, match=r"map\.png: No such file or directory"):
             plots.save(plots.importance(selection()), path)
 
+    @pytest.mark.parametrize("drawn", [3, None, "map"])
+    def test_refuses_what_is_no_picture(self, drawn, tmp_path):
+        with pytest.raises(InvalidArgumentError, match=r"^drawn=.*a Figure, or Axes of one"):
+            plots.save(drawn, tmp_path / "map.png")
+        assert not list(tmp_path.iterdir())
+
     def test_refuses_axes_without_a_figure(self, tmp_path):
         axes = plots.importance(selection())
         axes.remove()

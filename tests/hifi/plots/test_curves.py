@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -70,6 +71,10 @@ class TestLosses:
         repeated = [EVENTS[4], EVENTS[3], EVENTS[4]]
         assert lines(plots.losses(repeated))["training batches"] == [(1, 0.5), (2, 0.4)]
 
+    def test_numpys_integers_are_steps(self):
+        events = [of_a_job("step", {"step": np.int64(3), "loss": 0.5})]
+        assert lines(plots.losses(events))["training batches"] == [(3, 0.5)]
+
     def test_a_loss_that_is_no_number_is_a_gap(self):
         events = [*JOB_EVENTS, of_a_job("step", {"step": 3, "loss": None})]
         step, loss = lines(plots.losses(events))["training batches"][-1]
@@ -93,6 +98,8 @@ class TestLosses:
             [{"type": "step"}],
             [of_a_job("step", {"loss": 0.5})],
             [of_a_job("step", {"step": "1", "loss": 0.5})],
+            [of_a_job("step", {"step": True, "loss": 0.5})],
+            [EVENTS[3], of_a_job("metrics", {"step": True, "loss": 0.5})],
         ],
         ids=str,
     )
@@ -137,6 +144,13 @@ class TestValidation:
     def test_refuses_a_metric_that_was_not_measured(self):
         with pytest.raises(InvalidArgumentError, match=r"metric='pearson'.*one of loss, f1"):
             plots.validation(EVENTS, metric="pearson")
+
+    @pytest.mark.parametrize(
+        "event", [TrainingEvent(kind="evaluated", step=1), of_a_job("metrics", {"step": 1})]
+    )
+    def test_refuses_an_evaluation_without_metrics(self, event):
+        with pytest.raises(InvalidArgumentError, match=r"^events=.*each evaluation has metrics"):
+            plots.validation([*EVENTS, event])
 
     def test_refuses_a_run_without_evaluations(self):
         with pytest.raises(InvalidArgumentError, match="a validation split"):

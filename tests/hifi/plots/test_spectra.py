@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from hifi import plots
@@ -43,6 +44,15 @@ class TestSingularValues:
         [
             ({"shares": SHARES[0]}, r"shares=\(2, 3\).*\[L, H, T\]"),
             ({"shares": SHARES[:0]}, "shares="),
+            ({"shares": "shares"}, r"shares='str'.*\[L, H, T\]"),
+            ({"shares": [[[0.5, 1.0]], [[1.0]]]}, "shares='list'"),
+            ({"shares": torch.ones(1, 1, 2, dtype=torch.bfloat16)}, "shares='Tensor'"),
+            ({"shares": torch.ones(1, 1, 2, requires_grad=True)}, "shares='Tensor'"),
+            ({"heads": [(0, 0)]}, r"heads=\(0, 0\)"),
+            ({"heads": 3}, "heads=3"),
+            ({"heads": [HeadId("0", 0)]}, "heads=HeadId"),
+            ({"heads": [HeadId(True, 0)]}, "heads=HeadId"),
+            ({"heads": [HeadId(0, 1.0)]}, "heads=HeadId"),
             ({"heads": [HeadId(2, 0)]}, r"layers 0\.\.1, heads 0\.\.1"),
             ({"heads": [HeadId(0, -1)]}, r"layers 0\.\.1, heads 0\.\.1"),
             ({"xi": 1.5}, "xi=1.5"),
