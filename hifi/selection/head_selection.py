@@ -276,10 +276,10 @@ def _read_layer(entry: Mapping[str, Any], *, selected: tuple[int, ...]) -> Layer
             value=importance.tolist(),
             limit="shares in [0, 1], one per head",
         )
-    if not bool(values.isfinite().all()):
-        raise InvalidArgumentError(
-            f"layers[{entry['layer']}].values", value=values.tolist(), limit="finite numbers"
-        )
+    for name, scores in (("values", values), ("information_richness", information)):
+        if not bool(scores.isfinite().all()):
+            param = f"layers[{entry['layer']}].{name}"
+            raise InvalidArgumentError(param, value=scores.tolist(), limit="finite numbers")
     if selected and selected[-1] >= heads:
         raise InvalidArgumentError(
             f"layers[{entry['layer']}].selected",

@@ -58,6 +58,12 @@ class TestSelectionOf:
         with pytest.raises(InvalidArgumentError, match=r"selection\.xi"):
             selection_of(heads_document(xi=2))
 
+    def test_refuses_a_richness_that_is_no_number(self):
+        document = heads_document()
+        document["layers"][1]["information_richness"] = [1.0, math.nan, 3.5]
+        with pytest.raises(InvalidArgumentError, match=r"layers\[1\]\.information_richness="):
+            selection_of(document)
+
     def test_refuses_a_file_that_is_no_delta(self, tmp_path):
         path = tmp_path / "other.safetensors"
         path.write_bytes(b"other")

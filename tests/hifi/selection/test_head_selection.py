@@ -284,6 +284,15 @@ class TestDict:
         with pytest.raises(InvalidArgumentError, match=r"^selection[.=]"):
             HeadSelection.from_dict(entry)
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_refuses_a_richness_that_is_not_finite(self, value):
+        entry = scored_entry()
+        entry["layers"][1]["information_richness"][2] = value
+        with pytest.raises(
+            InvalidArgumentError, match=r"layers\[1\]\.information_richness=.*finite"
+        ):
+            HeadSelection.from_dict(entry)
+
     @pytest.mark.parametrize("name", ["k", "xi", "d", "strategy", "teleport", "n_samples"])
     def test_refuses_scores_without_how_they_were_found(self, name):
         entry = scored_entry()
