@@ -21,7 +21,7 @@ help:
 	@echo "make test-fast run the tests that start no process and no browser, without large matrices"
 	@echo "make lint      run ruff, mypy and import-linter"
 	@echo "make bench     run the benchmarks and print their tables"
-	@echo "make bench-quick repeat a few recorded fine-tunes and check that they agree"
+	@echo "make bench-quick repeat a few recorded fine-tunes and check that they agree; none are recorded yet"
 
 install: $(STAMP)
 
@@ -60,6 +60,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# The tasks' rows are no part of the repository: HIFI_TEST_DATA names their folder.
+# Needs recorded runs in benchmarks/paper/results/runs.jsonl, of which there are none yet. The tasks'
+# rows are no part of the repository: HIFI_TEST_DATA names their folder.
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.paper.quick

@@ -124,7 +124,8 @@ def verdicts(rows: list[Stored]) -> Iterator[Row]:
         if each.encoding == "int8" and each.is_ours:
             differences = _differences(each, exact[each.row])
             what = f"{each.row[0]}: {each.row[1]}, int8 − {EXACT}, all cells"
-            yield Row(what, statistics.mean(differences), f"≥ {_WORST_INT8}", "points")
+            if differences:  # none if every seed diverged in one of the two
+                yield Row(what, statistics.mean(differences), f"≥ {_WORST_INT8}", "points")
 
 
 def _smallest_as_good(rows: list[Stored], rival: Stored) -> Iterator[Row]:

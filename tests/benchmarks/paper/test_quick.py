@@ -19,6 +19,7 @@ from tests.benchmarks.paper.tiny import line, save_glue
 HEADS = [[layer, head] for layer in range(3) for head in range(3)]
 RUN = {
     **line(0.5, method="hifi-default", rates="auto", rate=None, shots="64", most_rows=None),
+    "head_start": "auto",
     "metric": "matthews",
     "rows": {"train": 64, "validation": 64, "test": 12},
     "batch_size": 32,
@@ -96,6 +97,9 @@ class TestChoose:
             {"seed": 1},
             {"method": "hifi"},
             {"value": None},
+            {"rates": "usual", "rate": 5e-4},
+            {"method": "lora-qv", "head_start": "random", "rates": "usual", "rate": 5e-4},
+            {"method": "lora-qv", "head_start": "probe", "rates": "search"},
         ],
     )
     def test_takes_the_small_runs_of_the_backbone_alone(self, changes: dict):
@@ -103,6 +107,10 @@ class TestChoose:
         assert list(choose([other, RUN], backbone="tiny-bert").values()) == [RUN]
         with pytest.raises(DataError, match="no committed runs to compare with: probe, hifi-defa"):
             choose([other], backbone="tiny-bert")
+
+    def test_takes_a_rival_at_its_best_rate(self):
+        rival = {**RUN, "method": "lora-qv", "head_start": "random", "rates": "search"}
+        assert list(choose([rival], backbone="tiny-bert").values()) == [rival]
 
     def test_takes_the_shortest_that_took_ten_minutes_together(self):
         lines = [

@@ -13,7 +13,7 @@ from tests.benchmarks.paper.tiny import line
 
 
 def run(
-    values: tuple[float, float, float], sizes: tuple[int, int, int], method: str, **changes
+    values: tuple[float | None, ...], sizes: tuple[int, int, int], method: str, **changes
 ) -> dict[str, Any]:
     metrics = [{"validation": {"matthews": value}, "test": None} for value in values[1:]]
     return {
@@ -79,6 +79,10 @@ class TestVerdicts:
         rows = {row.what: row for row in verdicts(collect(worse))}
         loss = rows["full: hifi-budget, int8 − float32, all cells"]
         assert (loss.value, loss.is_met) == (pytest.approx(-0.6), False)
+
+    def test_an_encoding_without_a_value_is_not_compared(self):
+        lost = [*LINES[:2], run((0.5, 0.5, None), (8, 4, 2), "hifi-budget")]
+        assert not [row for row in verdicts(collect(lost)) if "int8 −" in row.what]
 
     def test_none_as_good_is_a_miss(self):
         worse = [*LINES[:2], run((0.1, 0.1, 0.1), (8, 4, 2), "hifi-budget")]
