@@ -119,6 +119,8 @@ def _refuse_unfit(spec: TaskSpec, profile: DatasetProfile) -> None:
 def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     """Complete a task as :func:`infer_task` does, add its metric, and check the rows it reads.
 
+    The test split is only checked if it is known to have labels; training decides otherwise.
+
     Args:
         spec: the parts that are set do not change.
         profile: of the data set.
@@ -132,7 +134,7 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     task = infer_task(spec, profile)
     declared = find_task_type(str(task.type))
     label = profile.column(str(task.label))
-    is_scored = label is None or not label.test_unlabelled
+    is_scored = label is None or label.test_unlabelled is False
     splits = SPLITS if is_scored else SPLITS[:-1]
     errors = list(_obstacles(task, profile, splits=splits))
     for error in errors:  # training reads the classes before it checks the metric

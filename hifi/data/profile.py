@@ -5,15 +5,16 @@ A profile is stored as plain JSON in the data set's row::
     {"version": 1, "splits": {"train": 400, "validation": 40}, "columns": [
         {"name": "label", "type": "int64", "kind": "integer", "cells": true,
          "classes": {"count": 2, "labels": ["no", "yes"], "single": {"count": 1, "some": ["no"]}},
-         "problems": {"label": {"validation": {"row": 3, "reason": "the label is missing"}}}}, …]}
+         "problems": {"label": {"validation": {"row": 3, "reason": "the label is missing"}}},
+         "test_unlabelled": false}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
 (``text``, ``label``, ``target``, ``image``) and each split the first row that training would
 refuse, and the reason, which quotes only short values. Uses that a column's kind excludes have no
 entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and ``single`` if
-some of few classes occur in a single row. A column without labels in the test split has
-``"test_unlabelled"``. A column that is no column unless it is named (a table's index, or one that
-no task can use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
+some of few classes occur in a single row. ``test_unlabelled`` is missing in profiles of earlier
+versions. A column that is no column unless it is named (a table's index, or one that no task can
+use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class ColumnProfile:
         labels: the classes, in the order of the logits; None if they are long or too many.
         single_classes: those with a single row; None if there are none, or they are not known.
         problems: by use and split.
-        test_unlabelled: whether the test split lacks it, or has a label in no row.
+        test_unlabelled: whether the test split lacks it, or has a label in no row; None if unknown.
         left_out: why it is not among the columns: it is a table's index, which a task may name, or
             no task can use it; every use has the same problem then.
     """
@@ -112,7 +113,7 @@ class ColumnProfile:
     labels: tuple[str | int, ...] | None = None
     single_classes: SingleClasses | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
-    test_unlabelled: bool = False
+    test_unlabelled: bool | None = False
     left_out: LeftOut | None = None
 
     @property
@@ -160,7 +161,7 @@ class ColumnProfile:
         return {
             **document,
             **({"problems": problems} if problems else {}),
-            **({"test_unlabelled": True} if self.test_unlabelled else {}),
+            **({} if self.test_unlabelled is None else {"test_unlabelled": self.test_unlabelled}),
             **({"left_out": self.left_out} if self.left_out else {}),
         }
 
@@ -183,7 +184,7 @@ class ColumnProfile:
                 use: {split: Problem(**entry) for split, entry in found.items()}
                 for use, found in document.get("problems", {}).items()
             },
-            test_unlabelled=document.get("test_unlabelled", False),
+            test_unlabelled=document.get("test_unlabelled"),
             left_out=document.get("left_out"),
         )
 

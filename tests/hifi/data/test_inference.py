@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -263,6 +264,14 @@ class TestRows:
         columns = unlabelled(profile(dict.fromkeys(PAIR, problems), **PAIR))
         assert complete_task(said(), columns).label == "label"
 
+    def test_of_a_test_split_are_left_to_training_by_a_profile_of_an_earlier_version(self):
+        problems = {"label": {"test": self.PROBLEM}, "text": {"test": self.PROBLEM}}
+        document = profile(dict.fromkeys(PAIR, problems), **PAIR).to_json()
+        assert isinstance(error_of(said(), DatasetProfile.from_json(document)), DataError)
+        for entry in document["columns"]:
+            del entry["test_unlabelled"]
+        assert complete_task(said(), DatasetProfile.from_json(document)).label == "label"
+
     def test_of_other_columns_and_uses_do_not_matter(self):
         columns = profile(
             {
@@ -372,4 +381,13 @@ class TestLabels:
 class TestProfile:
     def test_is_plain_json_and_back(self):
         columns = profile({"label": {"label": {"train": Problem(row=None, reason="x")}}}, **PAIR)
-        assert DatasetProfile.from_json(columns.to_json()) == columns
+        for each in (columns, unlabelled(columns)):
+            assert DatasetProfile.from_json(json.loads(json.dumps(each.to_json()))) == each
+
+    def test_of_an_earlier_version_keeps_what_is_unknown(self):
+        document = profile(**PAIR).to_json()
+        for entry in document["columns"]:
+            del entry["test_unlabelled"]
+        columns = DatasetProfile.from_json(document)
+        assert [each.test_unlabelled for each in columns.columns] == [None] * len(PAIR)
+        assert columns.to_json() == document
