@@ -60,17 +60,23 @@ def is_unlabelled(column: ColumnScan, *, known: Sequence[Label]) -> bool:
         known: the classes of the training split; none for numbers.
 
     Returns:
-        True if every label is missing, blank or -1, and that is no class.
+        True if every label is missing, blank or -1, in any notation, and that is no class.
     """
     if column.kind not in _USABLE or column.distinct.is_full or column.unfit is not None:
         return False
-    classes = set(map(str, known))
-    return all(_is_no_label(value) and str(value) not in classes for value in column.distinct.rows)
+    read = label_reader(column, known=known)
+    return not any(_is_label(value, read=read, known=known) for value in column.distinct.rows)
 
 
-def _is_no_label(value: object) -> bool:
+def _is_label(value: object, *, read: Callable[[object], Label], known: Sequence[Label]) -> bool:
     found = number(value) if isinstance(value, str) else value
-    return found in (None, _NO_LABEL)
+    if found not in (None, _NO_LABEL):
+        return True
+    try:
+        label = read(value)
+    except ValueError:  # missing, or -1 in a column that names its classes
+        return False
+    return label in known or (found == _NO_LABEL and _NO_LABEL in map(number, map(str, known)))
 
 
 def order_classes(labels: Collection[Label], *, names: tuple[str, ...] | None) -> tuple[Label, ...]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hifi.data.columns import (
     CELLS_FEATURE,
+    is_labelled,
     label_indices,
     label_order,
     profile_split,
@@ -143,6 +144,39 @@ class TestLabels:
     def test_an_integer_and_its_text_are_different_labels(self):
         with pytest.raises(DataError, match="'1' does not occur"):
             label_indices(["1"], known=[0, 1], column="c", split="validation")
+
+
+class TestLabelled:
+    MINUS_ONES = (
+        column(-1, -1),
+        column(-1.0, -1.0),
+        column("-1", "-1.0"),
+        column(" -1", "-1 "),
+        cells("-1", "-1"),
+        cells("-1.0", "-1"),
+        cells(" -1", "-1 "),
+    )
+
+    @pytest.mark.parametrize("split", MINUS_ONES)
+    @pytest.mark.parametrize("known", [(-1, 0, 1), ("-1", "0", "x"), ("-1.0", "0.0", "x")])
+    def test_is_a_split_of_minus_ones_if_that_is_a_class(self, split: Dataset, known):
+        assert is_labelled(split, "c", known=known)
+
+    @pytest.mark.parametrize("split", MINUS_ONES)
+    @pytest.mark.parametrize("known", [(), (0, 1), ("a", "b"), ("a", "NA")])
+    def test_is_not_a_split_of_minus_ones_else(self, split: Dataset, known):
+        assert not is_labelled(split, "c", known=known)
+
+    @pytest.mark.parametrize("split", [column(None, kind=pa.string()), column("", " "), cells("")])
+    def test_is_not_a_split_without_any_value(self, split: Dataset):
+        assert not is_labelled(split, "c", known=(-1, 0, 1))
+
+    def test_minus_one_is_no_label_where_numbers_have_names(self):
+        names = ("-1", "0", "1")
+        features = Features(c=ClassLabel(names=names))
+        for values, found in (([-1, -1], False), ([0, 0], True)):
+            split = Dataset.from_dict({"c": values}, features=features)
+            assert is_labelled(split, "c", known=names) is found
 
 
 class TestTargets:
