@@ -90,7 +90,7 @@ def read_labels(
 
 
 def is_labelled(dataset: Dataset, column: str, *, known: Sequence[Label]) -> bool:
-    """Return whether a split has labels, as :func:`hifi.data.labels.is_unlabelled` does not.
+    """Return whether a split has labels: the opposite of :func:`hifi.data.labels.is_unlabelled`.
 
     Args:
         dataset: contains the column.

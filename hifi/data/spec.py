@@ -1,4 +1,4 @@
-"""A user's description of a task, and of a split that may be of no use."""
+"""A user's description of a task, and of a test split that may have no labels."""
 
 from __future__ import annotations
 

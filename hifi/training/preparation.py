@@ -292,7 +292,7 @@ def load_test(
     """Load the test split with the columns of a task.
 
     Args:
-        test: the split. One that may be of no use is read only if the hub has it and it has labels.
+        test: the split. One in ``IfLabelled`` is read only if it exists and has labels.
         task: of the training split.
 
     Returns:

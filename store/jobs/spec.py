@@ -132,7 +132,7 @@ class TaskFields(_Spec, frozen=True):
 class TrainingFields(_Spec, Hyperparameters, frozen=True):
     """Hyperparameters, within the limits of a server."""
 
-    class_weights: ClassWeights = None
+    class_weights: ClassWeights = Hyperparameters.class_weights
 
 
 class HubDataset(_Spec, frozen=True):
