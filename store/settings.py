@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -84,6 +85,8 @@ class Settings(BaseSettings):
         checkpoint_seconds: between two checkpoints of a job.
         engine_stall_seconds: how long an engine may make no progress before it is replaced.
         engine_memory_bytes: the most memory of an engine; if unset, on a CPU half of the machine's.
+        state_memory_bytes: the most of a job's hidden states in an engine's memory; if unset, an
+            eighth of what the engine may use, at most 1 GiB.
         infer_memory_bytes: the same of the inference process; if unset, on a CPU three eighths.
         log_format: ``json``, or ``text`` for people.
     """
@@ -136,6 +139,7 @@ class Settings(BaseSettings):
     checkpoint_seconds: PositiveFloat = 60.0
     engine_stall_seconds: PositiveFloat = 120.0
     engine_memory_bytes: int | None = Field(default=None, ge=_GIB)
+    state_memory_bytes: NonNegativeInt | None = None
     infer_memory_bytes: int | None = Field(default=None, ge=_GIB)
     log_format: Literal["json", "text"] = "text"
 

@@ -282,6 +282,7 @@ class _Run:
             device=settings.device,
             checkpoints=str(self._files.checkpoints),
             checkpoint_seconds=settings.checkpoint_seconds,
+            state_memory_bytes=settings.state_memory_bytes,
             output=str(self._files.output),
             max_seconds=max(self._clock.left, _LEAST_SECONDS),
         )

@@ -219,9 +219,9 @@ def finetune(
             it from disk. The backbone is restored even if this call fails.
         state_places: where hidden states are kept between epochs: with no tuned head in the lowest
             layers, these are computed once per sample. By default an eighth of the memory that
-            this process may use, then half of the free disk, in a file without a name in
-            ``checkpoint_dir`` or else in the system's temporary folder. The head delta does not
-            depend on it.
+            this process may use, at most 1 GiB, then half of the free disk, except its last GiB,
+            in a file without a name in ``checkpoint_dir`` or else in the system's temporary folder.
+            The head delta does not depend on it.
         on_event: called with every TrainingEvent, at least once per step and calibration batch;
             returns a Control, or None to continue.
 

@@ -49,7 +49,9 @@ class KeptStates:
         ]
 
     def of(self, examples: Examples, indices: Indices, batch: Batch) -> Tensor | None:
-        """Return the states that enter the first tuned layer, ``[B, S, D]``; None for other splits.
+        """Return the states that enter the first tuned layer, ``[B, S, D]``.
+
+        They are None for the test split: it is read once, so keeping its states gains nothing.
 
         Args:
             examples: the split.

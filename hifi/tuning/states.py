@@ -19,9 +19,11 @@ from hifi.arguments import check_integer
 from hifi.errors import InvalidArgumentError
 from hifi.memory import usable_memory
 
-# Chosen, not measured: next to the model, its activations and backbones of earlier runs.
+# Chosen, not measured: next to the model, its activations and backbones of earlier runs. Processes
+# that share a machine, such as workers, do not know of each other, so the share has a bound.
 _MEMORY_SHARE = 8  # one part in so many of what this process may use
-_DISK_SHARE = 2  # one part in so many of what is free
+_MOST_MEMORY = 1 << 30
+_LEFT_FREE = 1 << 30  # on disk, for data and checkpoints of all processes that share it
 _log = logging.getLogger(__name__)
 
 
@@ -30,9 +32,10 @@ class StatePlaces:
     """Where hidden states are kept, and how many bytes of them; no result depends on it.
 
     Attributes:
-        memory_bytes: the most in memory; None is an eighth of what this process may use.
-        disk_bytes: the most on disk, beyond those in memory; None is half of what is free when the
-            first one is written.
+        memory_bytes: the most in memory; None is an eighth of what this process may use, at most
+            1 GiB.
+        disk_bytes: the most on disk, beyond those in memory; None sets no limit. In any case the
+            file grows only while it is no larger than what is still free, and leaves 1 GiB free.
         folder: where; None is the system's folder for temporary files. The file has no name there
             and disappears with the process, however it ends.
 
@@ -74,7 +77,9 @@ class StateStore:
 
     def __init__(self, places: StatePlaces) -> None:
         most = places.memory_bytes
-        self._memory_left = usable_memory() // _MEMORY_SHARE if most is None else most
+        if most is None:
+            most = min(usable_memory() // _MEMORY_SHARE, _MOST_MEMORY)
+        self._memory_left = most
         self._places = places
         self._in_memory: dict[Hashable, Tensor] = {}
         self._on_disk: dict[Hashable, _Place] = {}
@@ -145,32 +150,36 @@ class _File:
 
     Args:
         folder: where; None is the system's folder for temporary files.
-        most: bytes; None is half of what is free.
+        most: bytes; None sets no limit.
 
     Raises:
         OSError: it cannot be created.
     """
 
     def __init__(self, folder: str | Path | None, *, most: int | None) -> None:
-        where = folder or tempfile.gettempdir()
-        self._most = shutil.disk_usage(where).free // _DISK_SHARE if most is None else most
+        self._folder = folder or tempfile.gettempdir()
+        self._most = most
         self._end = 0
-        self._file = tempfile.TemporaryFile(buffering=0, dir=where)  # noqa: SIM115 - see close
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115 - see close
+            buffering=0, dir=self._folder
+        )
 
     def append(self, content: memoryview) -> int:
         """Write at the end of the file; return the place.
 
         Raises:
-            OSError: there is no room.
+            OSError: there is no room, or others need it.
         """
-        start = self._end
-        if start + len(content) > self._most:
+        start, end = self._end, self._end + len(content)
+        # Checkpoints and files of other processes grow meanwhile.
+        free = shutil.disk_usage(self._folder).free - len(content)
+        if free < max(end, _LEFT_FREE) or (self._most is not None and end > self._most):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._file.seek(start)
         left = content
         while left:
             left = left[self._file.write(left) :]
-        self._end = start + len(content)
+        self._end = end
         return start
 
     def read_into(self, content: memoryview, *, start: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from hifi import cli
 from hifi.data.formats.limits import MAX_CHARACTERS, ReadLimits
+from hifi.tuning import states
 from service import app
 from service.app import build_app
 from service.connections import heads, protocol
@@ -103,6 +104,11 @@ LIMITS = {  # what the rows of the table must contain
     ],
     "a job's run time": [{86400.0: "a day"}[DEFAULTS["job_max_seconds"]]],
     "memory of a worker's engine": [{0.5: "half of the machine"}[computing._MEMORY_SHARE]],
+    "hidden states of a job": [
+        {8: "an eighth of the engine's memory"}[states._MEMORY_SHARE],
+        f"at most {states._MOST_MEMORY >> 30} GiB",
+        {1: "its last GiB"}[states._LEFT_FREE >> 30],
+    ],
     "a prediction request": [
         f"{MAX_INPUTS} inputs",
         f"{MAX_BODY_BYTES >> 20} MiB",

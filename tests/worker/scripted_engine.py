@@ -168,6 +168,7 @@ def nowhere_job(run: str) -> RunJob:
         device="cpu",
         checkpoints="/nowhere",
         checkpoint_seconds=60.0,
+        state_memory_bytes=None,
         output="/nowhere",
         max_seconds=3600.0,
     )

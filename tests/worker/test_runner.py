@@ -105,7 +105,8 @@ class TestSuccess:
         assert seen == ["probing"]
         assert ("yardsticks", 0) in shop.events()
 
-    def test_the_engine_gets_the_files_and_the_spec(self, shop: Shop):
+    def test_the_engine_gets_the_files_the_spec_and_the_settings(self, shop: Shop):
+        shop.settings = shop.settings.model_copy(update={"state_memory_bytes": 7})
         read: list[bytes] = []
         engine = ScriptedEngine(
             [
@@ -118,6 +119,7 @@ class TestSuccess:
         assert read == [b"rows"]
         assert (engine.job.model, engine.job.spec.k) == ("/models/minilm", 1)
         assert engine.job.checkpoint_seconds == shop.settings.checkpoint_seconds
+        assert engine.job.state_memory_bytes == 7
 
 
 class TestCheckpoints:

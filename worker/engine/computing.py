@@ -38,6 +38,7 @@ from hifi.tasks import get_task, task_types
 from hifi.training.checkpoint import checkpoint_folder
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult, finetune
+from hifi.tuning.states import StatePlaces
 from store.jobs.spec import job_warning, spec_field
 from worker.engine.descriptions import describe_backbone
 from worker.engine.messages import (
@@ -133,6 +134,9 @@ def compute(
             checkpoint_dir=command.checkpoints,
             checkpoint_seconds=command.checkpoint_seconds,
             backbones=backbones,
+            state_places=StatePlaces(
+                memory_bytes=command.state_memory_bytes, folder=command.checkpoints
+            ),
             on_event=on_event,
         )
         return _finish(command, result)

@@ -39,6 +39,7 @@ class RunJob:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         checkpoints: the folder for the checkpoints.
         checkpoint_seconds: between two of them.
+        state_memory_bytes: the most of hidden states in memory; None for the library's default.
         output: the folder for the artifacts.
         max_seconds: how long the run may take.
     """
@@ -51,6 +52,7 @@ class RunJob:
     device: str
     checkpoints: str
     checkpoint_seconds: float
+    state_memory_bytes: int | None
     output: str
     max_seconds: float
 

@@ -79,17 +79,67 @@ class TestStore:
             assert torch.equal(store.get(2), drawn(seed=2))
             store.close()
 
-    def test_without_numbers_uses_an_eighth_of_the_memory_and_half_of_the_disk(
+    def test_without_a_number_uses_an_eighth_of_the_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        one = drawn().nbytes
-        monkeypatch.setattr(states, "usable_memory", lambda: 8 * one)
-        free = SimpleNamespace(free=2 * one)
-        monkeypatch.setattr(states.shutil, "disk_usage", lambda _: free)
-        store = StateStore(StatePlaces(folder=tmp_path))
-        for key in range(3):
+        monkeypatch.setattr(states, "usable_memory", lambda: 8 * drawn().nbytes)
+        store = StateStore(StatePlaces(disk_bytes=0, folder=tmp_path))
+        for key in range(2):
             store.put(key, drawn(seed=key))
-        assert [store.get(key) is not None for key in range(3)] == [True, True, False]
+        assert [store.get(key) is not None for key in range(2)] == [True, False]
+
+    def test_without_a_number_uses_no_more_of_a_large_machine(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(states, "usable_memory", lambda: 64 << 30)
+        monkeypatch.setattr(states, "_MOST_MEMORY", drawn().nbytes)
+        store = StateStore(StatePlaces(disk_bytes=0, folder=tmp_path))
+        for key in range(2):
+            store.put(key, drawn(seed=key))
+        assert [store.get(key) is not None for key in range(2)] == [True, False]
+
+
+class TestSharedDisk:
+    @pytest.mark.parametrize("most", [None, 1 << 20])
+    @pytest.mark.parametrize(("runs", "left"), [(1, 1), (2, 1), (4, 1), (1, 40), (4, 40)])
+    def test_as_much_stays_free_as_each_run_takes_and_some_for_all(
+        self,
+        runs: int,
+        left: int,
+        most: int | None,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        one, room = drawn().nbytes, 60
+        monkeypatch.setattr(states, "_LEFT_FREE", left * one)
+        places = StatePlaces(memory_bytes=0, disk_bytes=most, folder=tmp_path)
+        stores = [StateStore(places) for _ in range(runs)]
+
+        def measure(_: object) -> SimpleNamespace:
+            used = sum(len(store._on_disk) for store in stores)
+            return SimpleNamespace(free=(room - used) * one)
+
+        monkeypatch.setattr(states.shutil, "disk_usage", measure)
+        for key in range(room):
+            for store in stores:
+                store.put(key, drawn(seed=key))
+        assert {len(store._on_disk) for store in stores} == {
+            min(room // (runs + 1), (room - left) // runs)
+        }
+        for store in stores:
+            store.close()
+
+    def test_a_run_stops_when_something_else_fills_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        store = StateStore(StatePlaces(memory_bytes=0, folder=tmp_path))
+        store.put(1, drawn(seed=1))
+        free = SimpleNamespace(free=drawn().nbytes)
+        monkeypatch.setattr(states.shutil, "disk_usage", lambda _: free)
+        store.put(2, drawn(seed=2))
+        assert torch.equal(store.get(1), drawn(seed=1))
+        assert store.get(2) is None
+        assert "No space left on device" in caplog.text
         store.close()
 
 

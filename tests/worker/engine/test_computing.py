@@ -23,6 +23,7 @@ from hifi.errors import (
     StorageError,
     TrainingDivergedError,
 )
+from hifi.tuning.states import StatePlaces
 from store.jobs.spec import JobSpec
 from tests.tiny_tasks import text_rows, write_jsonl
 from tests.worker.scripted_engine import nowhere_job
@@ -150,6 +151,26 @@ class TestResult:
             each for each in sent if isinstance(each, EngineEvent) and each.kind == "tested"
         ]
         assert tested.metrics == last.result["test"]
+
+
+@pytest.mark.parametrize("most", [None, 0, 1000])
+def test_hidden_states_get_the_memory_that_the_operator_allows(
+    monkeypatch: pytest.MonkeyPatch, most: int | None
+):
+    seen: list[StatePlaces] = []
+
+    def stop(*, state_places: StatePlaces, **_: Any) -> None:
+        seen.append(state_places)
+        raise JobPaused("as asked")
+
+    monkeypatch.setattr(module, "finetune", stop)
+    compute(
+        replace(JOB, state_memory_bytes=most),
+        backbones=None,  # type: ignore[arg-type] # nobody gets as far
+        send=lambda _: None,
+        stop_request=lambda: None,
+    )
+    assert seen == [StatePlaces(memory_bytes=most, folder=JOB.checkpoints)]
 
 
 class TestStops:

@@ -81,6 +81,7 @@ def huge_job(run: str, *, model: Path, data: dict[str, str], folder: Path) -> Ru
         checkpoints=str(folder / "checkpoints"),
         checkpoint_seconds=60.0,
         max_seconds=3600.0,
+        state_memory_bytes=None,
         output=str(folder / "output"),
     )
 

@@ -75,7 +75,7 @@ class TestArguments:
 
     def test_are_all_but_what_the_worker_adds(self):
         added = {"device", "checkpoint_dir", "checkpoint_seconds", "on_event", "backbones"}
-        added |= {"state_places"}  # by finetune itself
+        added |= {"state_places"}
         columns = {"text", "label", "image", "metric"}  # in the task
         known = set(inspect.signature(finetune).parameters) - added - columns - {"selection"}
         assert set(arguments()) == known
