@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hifi.backbones.heads import describe, first_token_layer
+from hifi.backbones.outputs import OUTPUT_ARGUMENTS, RECORD_NOTHING, no_cache
 from hifi.errors import CaptureError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ OnHeadOutput = Callable[[int, Tensor, Tensor], None]
 LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
 _PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]
 RunBatch = Callable[[Mapping[str, Any]], int]
-
-# Outputs that no score needs. Passing them as arguments leaves the configuration unchanged.
-_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
-_RECORDING = {*_RECORD_NOTHING, "return_dict", "use_cache"}  # a batch cannot set these
 
 
 @contextmanager
@@ -120,7 +117,7 @@ class _Capture:
         inputs = _backbone_inputs(batch, model=self._model, names=self._names)
         flags = {
             name: batch[name]
-            for name in self._names & batch.keys() - _RECORDING
+            for name in self._names & batch.keys() - OUTPUT_ARGUMENTS
             if isinstance(batch[name], bool)
         }
         choices = _find_choices(inputs)
@@ -128,7 +125,7 @@ class _Capture:
             {**inputs, **{name: value.flatten(0, 1) for name, value in choices.items()}},
             samples_before=self._samples,
         )
-        quiet = {**_RECORD_NOTHING, **({"use_cache": False} if "use_cache" in self._names else {})}
+        quiet = {**RECORD_NOTHING, **no_cache(self._names)}
         self._next_layer = 0
         with ExitStack() as hooks:  # between batches the caller may run the model
             for module, see in self._watched:
@@ -215,7 +212,9 @@ def _backbone_inputs(
         )
     inputs = {}
     for name, value in batch.items():
-        if name not in names or name in _RECORDING or value is None or isinstance(value, bool):
+        if name not in names or name in OUTPUT_ARGUMENTS:  # a batch cannot set these
+            continue
+        if value is None or isinstance(value, bool):
             continue
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(name, value=type(value).__name__, limit="a tensor")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hifi.backbones.outputs import no_cache
 from hifi.tasks import Batch
 from hifi.training.batching import evaluation_batches, gather
 
@@ -62,10 +63,9 @@ class Forward:
     def logits(self, batch: PlacedBatch) -> Tensor:
         """Return the logits of a batch, as the task's loss takes them."""
         inputs = {name: value for name, value in batch.inputs.items() if name in self._arguments}
-        quiet = {"use_cache": False} if "use_cache" in self._arguments else {}
         kept, states = self._kept, batch.states
         with nullcontext() if kept is None or states is None else kept.running_from(states):
-            return self._task.logits_of(self._model(**inputs, **quiet))
+            return self._task.logits_of(self._model(**inputs, **no_cache(self._arguments)))
 
     def over(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hifi.backbones.heads import describe
+from hifi.backbones.outputs import OUTPUT_ARGUMENTS, RECORD_NOTHING, no_cache
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.tuning.states import StatePlaces, StateStore
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 States = Mapping[Hashable, Tensor]  # by a sample's key: [S, D], on the CPU
 
-# Outputs that nobody reads. Passing them as arguments leaves the configuration unchanged.
-_RECORD_NOTHING = {"output_attentions": False, "output_hidden_states": False}
-_NOT_INPUTS = {*_RECORD_NOTHING, "return_dict", "use_cache", "past_key_values"}
+_NOT_INPUTS = {*OUTPUT_ARGUMENTS, "past_key_values"}
 
 
 class _StatesSeenError(Exception):
@@ -103,7 +102,7 @@ class FrozenPrefix:
             InvalidArgumentError: keys and samples do not match, or the batch has inputs that cannot
                 be divided into samples.
         """
-        quiet = _no_cache(self._arguments)
+        quiet = no_cache(self._arguments)
         if not self._layers:
             return self.model(**{**quiet, **batch})
         with self.running_from(self.states(batch, keys=keys)):
@@ -203,7 +202,7 @@ class FrozenPrefix:
             raise _StatesSeenError
 
         base = self.model.base_model
-        quiet = {**_RECORD_NOTHING, **_no_cache(self._base_arguments)}
+        quiet = {**RECORD_NOTHING, **no_cache(self._base_arguments)}
         training = [module for module in base.modules() if module.training]
         hook = self._layers[-1].register_forward_hook(see)
         try:
@@ -216,11 +215,6 @@ class FrozenPrefix:
             for module in training:
                 module.training = True
         return seen[0]
-
-
-def _no_cache(arguments: set[str]) -> dict[str, bool]:
-    """Return what keeps a decoder from caching keys and values."""
-    return {"use_cache": False} if "use_cache" in arguments else {}
 
 
 def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
