@@ -75,6 +75,7 @@ class FrozenPrefix:
         self._base_arguments = set(inspect.signature(model.base_model.forward).parameters)
         self._arguments = set(inspect.signature(model.forward).parameters)
         self._store = StateStore(places or StatePlaces())
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +84,8 @@ class FrozenPrefix:
         self.close()
 
     def close(self) -> None:
-        """Forget all states, and remove the temporary file."""
+        """Forget all states, and remove the temporary file; the prefix cannot be used any more."""
+        self._is_closed = True
         self._store.close()
 
     def __call__(self, batch: Mapping[str, Any], *, keys: Sequence[Hashable]) -> Any:  # noqa: ANN401 - each model has an output class
@@ -92,16 +94,18 @@ class FrozenPrefix:
         Args:
             batch: arguments of ``model.forward``, on its device; texts are padded on the right.
             keys: identify the samples in all calls, such as their numbers in the data; of several
-                splits, ``(split, number)``.
+                splits, ``(split, number)``. No tensors: equal ones are different keys.
 
         Returns:
             The model's output. At padding, and in the hidden states and attention shares of layers
             below p, it is not that of the whole model.
 
         Raises:
-            InvalidArgumentError: keys and samples do not match, or the batch has inputs that cannot
-                be divided into samples.
+            InvalidArgumentError: keys and samples do not match, a key is a tensor, there is no
+                sample, or the batch has inputs that cannot be divided into samples.
+            TunerError: the prefix is closed.
         """
+        self._check_open()
         quiet = no_cache(self._arguments)
         if not self._layers:
             return self.model(**{**quiet, **batch})
@@ -124,9 +128,9 @@ class FrozenPrefix:
                 :meth:`fill`; by default from the sample alone.
 
         Raises:
-            InvalidArgumentError: as for a call.
+            InvalidArgumentError, TunerError: as for a call.
         """
-        inputs = _Inputs.of(batch, names=self._base_arguments, keys=keys)
+        inputs = self._divide(batch, keys=keys)
         fresh: dict[Hashable, Tensor] = {}
         found: list[Tensor] = []
         for index, key in enumerate(keys):
@@ -160,9 +164,9 @@ class FrozenPrefix:
             The states of each sample, ``[its tokens, D]``, on the CPU.
 
         Raises:
-            InvalidArgumentError: as for a call.
+            InvalidArgumentError, TunerError: as for a call.
         """
-        return self._compute(_Inputs.of(batch, names=self._base_arguments, keys=keys), keys=keys)
+        return self._compute(self._divide(batch, keys=keys), keys=keys)
 
     @contextmanager
     def running_from(self, states: Tensor) -> Iterator[None]:
@@ -182,6 +186,14 @@ class FrozenPrefix:
                 del vars(layer)["forward"]
                 if forward is not None:  # of another library
                     vars(layer)["forward"] = forward
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise TunerError("the frozen prefix is closed and its states are gone: make a new one")
+
+    def _divide(self, batch: Mapping[str, Any], *, keys: Sequence[Hashable]) -> _Inputs:
+        self._check_open()
+        return _Inputs.of(batch, names=self._base_arguments, keys=keys)
 
     def _compute(self, inputs: _Inputs, *, keys: Sequence[Hashable]) -> States:
         hidden = self._run(inputs).cpu()
@@ -256,6 +268,9 @@ class _Inputs:
         Raises:
             InvalidArgumentError: as for a call of the prefix.
         """
+        if _has_tensor(keys) or any(map(_has_tensor, keys)):
+            limit = "integers or texts, as tensor.tolist() returns them"
+            raise InvalidArgumentError("keys", value="a tensor", limit=limit)
         values = {
             name: value
             for name, value in batch.items()
@@ -265,6 +280,10 @@ class _Inputs:
             samples, width = len(values["pixel_values"]), None
         else:
             samples, width = _find_tokens(values)
+        if 0 in (samples, width):
+            value = f"{samples} samples" if width is None else f"[{samples}, {width}] tokens"
+            limit = "at least one sample with at least one token"
+            raise InvalidArgumentError("batch", value=value, limit=limit)
         if len(keys) != samples:
             limit = f"one for each of the {samples} samples in the batch"
             raise InvalidArgumentError("keys", value=f"{len(keys)} keys", limit=limit)
@@ -302,6 +321,11 @@ class _Inputs:
                 limit=f"a key for each sample: one of {found} tokens had this key before, "
                 f"this one has {self.lengths[index]}",
             )
+
+
+def _has_tensor(key: object) -> bool:
+    """Return whether a key is a tensor or holds one: they are hashed by identity."""
+    return isinstance(key, Tensor) or (isinstance(key, tuple) and any(map(_has_tensor, key)))
 
 
 def _find_tokens(values: Mapping[str, Any]) -> tuple[int, int]:

@@ -248,6 +248,11 @@ class TestInputs:
             ({"position_ids": torch.zeros(3, 3).long()}, range(2), "position_ids"),
             ({"input_ids": torch.ones(2, 3, 3).long()}, range(2), "batch"),
             ({"input_ids": None}, range(2), "batch"),
+            ({"input_ids": torch.ones(0, 3).long(), "attention_mask": None}, [], "at least one"),
+            ({"input_ids": torch.ones(2, 0).long(), "attention_mask": None}, "ab", "at least one"),
+            ({}, torch.arange(2), "tolist"),
+            ({}, list(torch.arange(2)), "tolist"),
+            ({}, [("train", torch.tensor(row)) for row in range(2)], "tolist"),
         ],
     )
     def test_a_batch_that_cannot_be_divided_is_refused(self, change, keys, message):
@@ -258,11 +263,30 @@ class TestInputs:
         ):
             prefix(batch, keys=keys)
 
+    def test_no_images_are_refused(self):
+        batch = tiny_batch("vit")
+        with (
+            FrozenPrefix(tuned("vit")) as prefix,
+            pytest.raises(InvalidArgumentError, match="0 samples"),
+        ):
+            prefix({"pixel_values": batch["pixel_values"][:0]}, keys=[])
+
     def test_a_key_of_another_sample_is_refused(self):
         with FrozenPrefix(tuned()) as prefix:
             prefix(tiny_batch("bert", lengths=(6, 4)), keys=[0, 1])
             with pytest.raises(InvalidArgumentError, match="one of 4 tokens"):
                 prefix(tiny_batch("bert", lengths=(6, 5)), keys=[0, 1])
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_closed_prefix_is_refused(layer: int):
+    batch = tiny_batch("bert")
+    with FrozenPrefix(tuned(layer=layer)) as prefix:
+        prefix(batch, keys=range(4))
+    prefix.close()  # again
+    for use in (prefix, prefix.states, prefix.fill):
+        with pytest.raises(TunerError, match="closed"):
+            use(batch, keys=range(4))
 
 
 class TestTuner:
