@@ -22,6 +22,7 @@ from zlib import crc32
 from kombu.transport import virtual
 
 _BUSY_SECONDS = 5.0
+_PAUSE_SECONDS = 0.005
 _BROADCAST_SECONDS = 60.0  # a broadcast unread for this long was sent to a dead worker
 _TABLES = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -99,7 +100,7 @@ class _File:
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost tokens
             connection.executescript(_TABLES)
         except sqlite3.Error:
@@ -112,6 +113,24 @@ class _File:
         self._close()
         for suffix in ("-wal", "-shm", ""):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch a new file to its journal; another process may do so at the same time.
+
+    SQLite does not wait for the other one's lock then, whatever the connection's timeout is.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:

@@ -53,7 +53,9 @@ class TestProcess:
         yield most
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
-    def test_without_a_limit_it_may_use_the_machines(self):
+    def test_without_a_limit_it_may_use_the_machines(self, monkeypatch: pytest.MonkeyPatch):
+        none = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        monkeypatch.setattr(resource, "getrlimit", lambda _: none)
         assert memory_limit() is None
         assert usable_memory() == machine_memory()
 

@@ -59,7 +59,7 @@ def test_a_copied_backbone_is_offered_used_and_withdrawn(service: Served, tmp_pa
     assert done["status"] == "succeeded"
     assert "labels_by_number" in [warning["code"] for warning in done["warnings"]]
     (answer,) = service.client.jobs.predict(
-        job["id"], [{"text": "rich"}], timeout_seconds=patience(60)
+        job["id"], [{"text": "rich"}], timeout_seconds=min(300, patience(60))
     )["data"]
     assert set(answer["scores"]) == set(names.values())
 

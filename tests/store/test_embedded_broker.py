@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 
+from store.embedded_broker import _File
 from store.settings import Settings
 from tests.store.tokens import app, publisher, start_publisher, taken, waiting, worker
 from tests.waiting import eventually, patience
@@ -35,6 +38,23 @@ class TestEmbeddedFile:
             (payload,) = file.execute("SELECT payload FROM messages").fetchone()
             file.execute("DELETE FROM messages")
         return str(payload)
+
+    def test_a_new_file_may_be_opened_by_several_at_once(self, tmp_path: Path):
+        """Without a wait for each other, one of six files could not be opened by all."""
+        together = threading.Barrier(4)
+
+        def open_file(path: Path) -> list[tuple[int]]:
+            file = _File(path)
+            together.wait()
+            found = file.execute("SELECT count(*) FROM messages")
+            file.close()
+            return found
+
+        with ThreadPoolExecutor(4) as pool:
+            for number in range(50):
+                path = tmp_path / f"{number}.db"
+                opened = [pool.submit(open_file, path) for _ in range(4)]
+                assert [each.result() for each in opened] == [[(0,)]] * 4
 
     def test_a_broken_message_is_dropped(self, settings, app, publisher, token):
         broken = [
