@@ -15,7 +15,7 @@ from hifi.tasks import Batch
 from hifi.training.batching import evaluation_batches, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -108,3 +108,8 @@ def measure(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
     """
     loss = task.loss(logits, targets).item()
     return dict(sorted({**task.evaluate(logits, targets), "loss": loss}.items()))
+
+
+def rank(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """Return what the best step has most of: the metric, and among equals the least loss."""
+    return metrics[metric], -metrics["loss"]

@@ -25,7 +25,7 @@ from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
-from hifi.training.forward import Forward, measure
+from hifi.training.forward import Forward, measure, rank
 from hifi.training.learning_rate import learning_rate_at
 from hifi.training.reproducibility import (
     own_random_state,
@@ -297,7 +297,7 @@ class Trainer:
         best = state.best
         is_gain = best is None or metrics[metric] > best.metrics[metric]
         stale = 0 if is_gain else state.evaluations_without_gain + 1
-        if best is None or _rank(metrics, metric) > _rank(best.metrics, metric):
+        if best is None or rank(metrics, metric) > rank(best.metrics, metric):
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
             best = Best(
                 step=state.step,
@@ -450,10 +450,6 @@ def _set_training_mode(model: PreTrainedModel) -> None:
     last = first_token_layer(model)
     if last is not None:
         model.get_submodule(last.output).training = True
-
-
-def _rank(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:
-    return metrics[metric], -metrics["loss"]
 
 
 def _check_finite(loss: float, *, where: str) -> None:

@@ -17,6 +17,7 @@ from benchmarks.paper.methods.head_starts import HEAD_STARTS, RANDOM
 from hifi.backbones.heads import task_head_names
 from hifi.errors import TrainingDivergedError
 from hifi.training.batching import TrainingBatches
+from hifi.training.forward import rank
 from hifi.training.learning_rate import learning_rate_at
 from hifi.training.trainer import MAX_GRADIENT_NORM
 
@@ -154,7 +155,7 @@ class _Training:
             evaluations.append(metrics)
             if epoch is not None and not rival.counts(epoch, epochs=settings.epochs):
                 continue
-            if best is None or _rank(metrics, metric) > _rank(evaluations[best], metric):
+            if best is None or rank(metrics, metric) > rank(evaluations[best], metric):
                 best = len(evaluations) - 1
                 kept = {name: p.detach().clone() for name, p in trained.items()}
         self._set(kept)
@@ -273,8 +274,3 @@ def train_only(model: PreTrainedModel, names: set[str], *, head: Collection[str]
 def _check(loss: float, *, where: str) -> None:
     if not math.isfinite(loss):
         raise TrainingDivergedError(f"{where} is {loss}")
-
-
-def _rank(metrics: Metrics, metric: str) -> tuple[float, float]:
-    """Rank an epoch as ``hifi.finetune`` does: by the metric, and among equals by the loss."""
-    return metrics[metric], -metrics["loss"]
