@@ -17,7 +17,7 @@ from benchmarks.load import percentiles
 from benchmarks.rows import Row, print_rows
 from benchmarks.service.deployment import end_in_order
 from tests.integration.deployment import peak_megabytes
-from tests.integration.hostile import ACTS
+from tests.integration.hostile import ACTS, START
 from tests.integration.neighbours import neighbours, production
 
 if TYPE_CHECKING:
@@ -45,16 +45,20 @@ def main(
     with tempfile.TemporaryDirectory() as folder, run(Path(folder) / "home") as site:
         _rounds(site, 3)  # loads what is loaded once
         yield _worst("no other tenant", _rounds(site, rounds))
+        engine = 0.0
         for act in ACTS:
             with site.under(act) as heard:
                 time.sleep(_WARMUP_SECONDS)
                 found = _rounds(site, rounds)
                 answers = f"{act} (answers by status: {dict(heard())})"
+                pid = site.engine() if act in START else None  # else it has no job
+                engine = max(engine, 0.0 if pid is None else peak_megabytes(pid))
             yield _worst(answers, found, target="≤ 2")
         yield from _ratios([_in_turn(site, seconds) for _ in range(repetitions)])
         for part, pid in site.parts().items():
             target = "≤ 200" if part == "gateway" else None
             yield Row(f"peak of resident memory: {part}", peak_megabytes(pid), target, unit="MB")
+        yield Row("peak of resident memory: engine", engine, unit="MB")
 
 
 def _rounds(site: Neighbours, rounds: int) -> dict[str, list[float]]:
