@@ -5,7 +5,7 @@ ends at 65504: activations of models that were trained in another dtype may exce
 vanish without loss scaling. It is computed in
 
 - what ``precision`` says, for training and scoring: ``auto`` is bfloat16 if the device multiplies
-  it natively, else float32;
+  it natively, else float32; gradient scores are always computed in float32;
 - the stored dtype, for predictions, if that is float32; else what ``auto`` is.
 
 float32 holds float16 and bfloat16 exactly; bfloat16 rounds float16 from 11 bits to 8. Head deltas
@@ -15,10 +15,18 @@ unless another is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
 import torch
 
 from hifi.data.settings import Hyperparameters, Precision, declared
 from hifi.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _EAGER_LENGTH = 128
 
@@ -69,6 +77,24 @@ def serving_dtype(stored: torch.dtype, *, device: torch.device) -> torch.dtype:
     if stored in (torch.float16, torch.bfloat16):
         return resolve_dtype("auto", device=device)
     return stored
+
+
+@contextmanager
+def computed_in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Compute a bfloat16 or float16 model in float32 during a block, with the values that it has.
+
+    It needs the memory of a float32 copy. At the end the model has its own tensors again.
+    """
+    narrow = (torch.bfloat16, torch.float16)
+    tensors = [each for each in chain(model.parameters(), model.buffers()) if each.dtype in narrow]
+    own = [each.data for each in tensors]
+    try:
+        for each in tensors:
+            each.data = each.data.float()
+        yield
+    finally:
+        for each, data in zip(tensors, own, strict=True):
+            each.data = data
 
 
 def _has_native_bfloat16(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hifi.data.formats import ENDINGS_IN_WORDS
+from hifi.data.presets import PRESET_WORDS, PRESETS
 from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
 from hifi.data.spec import IfLabelled
 from hifi.data.task_types import metric_names, task_types
@@ -127,6 +128,7 @@ def _metavar(setting: Setting) -> str | None:
 def add_selection(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the settings of head selection."""
     group = parser.add_argument_group("selection")
+    group.add_argument("--preset", choices=PRESETS, help=PRESET_WORDS)
     add_settings(group, declared(Scoring).values())
     return group
 

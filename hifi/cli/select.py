@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hifi.cli import options, output
+from hifi.data.presets import fill_from_preset
 from hifi.data.settings import GRADIENT_SCORES, SCORED_WITH, Hyperparameters, Scoring, declared
 
 if TYPE_CHECKING:
@@ -46,14 +47,13 @@ def run(args: argparse.Namespace) -> int:
     from hifi.cli.progress import Display, open_screen
     from hifi.files import write_atomically
     from hifi.training.events import TrainingEvent
-    from hifi.training.finetuning import check_precision
     from hifi.training.reproducibility import reproducible_kernels
 
     splits = options.split_arguments(args)
     device = resolve_device(args.device)
-    settings = Hyperparameters(**options.given(args, SCORED_WITH))
-    scoring = Scoring(**options.given(args, declared(Scoring)))
-    check_precision(settings, scoring=scoring, device=device)
+    values = argparse.Namespace(**fill_from_preset(vars(args), preset=args.preset))
+    settings = Hyperparameters(**options.given(values, SCORED_WITH))
+    scoring = Scoring(**options.given(values, declared(Scoring)))
     # The same kernels as `hifi tune`, so that both select the same heads.
     with reproducible_kernels(device), open_screen(Console(stderr=True)) as screen:
         display = Display(screen)
@@ -120,7 +120,7 @@ def _select(
     def show(seen: int, total: int) -> None:
         display.show(TrainingEvent(kind="selecting", number=5, step=seen, total_steps=total))
 
-    if scoring.score in GRADIENT_SCORES:
+    if scoring.chosen_score in GRADIENT_SCORES:
         check_heads(ready, scoring=scoring)
         started = start_head(ready, settings=settings, on_batch=probe)
         warned = ready.warnings + started.warnings

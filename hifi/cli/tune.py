@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Options with the names of arguments of finetune, without the settings.
 _OPTIONS = (
     *("model", "revision", "text", "image", "label", "metric"),
-    *("device", "checkpoint_dir", "checkpoint_seconds"),
+    *("preset", "device", "checkpoint_dir", "checkpoint_seconds"),
 )
 
 

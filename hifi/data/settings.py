@@ -23,21 +23,37 @@ from hifi.data.allotments import (
     LayerWise,
     Strategy,
     make_allotment,
+    suitable_budget,
 )
 from hifi.data.classes.weights import ClassWeights, check_class_weights, parse_class_weights
+from hifi.data.schedule import (
+    AUTO,
+    LEAST_EPOCHS,
+    LEAST_STEPS,
+    LearningRate,
+    check_learning_rate,
+    choose_epochs,
+    choose_learning_rate,
+    parse_learning_rate,
+)
 from hifi.errors import InvalidArgumentError
 
 Score = Literal["pagerank", "information", "gradient", "gradient-ratio", "output-norm", "random"]
+ScoreChoice = Literal["auto", Score]
+StrategyChoice = Literal["auto", Strategy]
 Teleport = Literal["information", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 HeadStart = Literal["auto", "keep", "probe", "random"]
 
 DEFAULT_XI = 0.9
+DEFAULT_DAMPING = 0.85
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run
 _DEFAULT_SAMPLES = 300
 
-# The scores of the loss's gradient: they need labels, and a backbone in float32.
+# The scores of the loss's gradient: they need labels.
 GRADIENT_SCORES: tuple[Score, ...] = ("gradient", "gradient-ratio")
+_PAPER_SCORES: tuple[Score, ...] = ("pagerank", "information")
+_PAPER_STRATEGIES: tuple[Strategy, ...] = ("layer-wise", "mid-top")
 
 # Settings that records leave out where they have these values, as records of before them do.
 IMPLIED: Mapping[str, Any] = MappingProxyType({"score": "pagerank", "budget": None})
@@ -195,12 +211,12 @@ class Scoring(RunSettings):
     """How heads are scored and selected."""
 
     score: Annotated[
-        Score,
+        ScoreChoice,
         Setting(
-            "the number that ranks heads: pagerank is the paper's; the gradients need labels and "
-            "float32"
+            "the number that ranks heads: pagerank is the paper's, and auto is gradient unless k, "
+            "xi, d or a strategy of the paper is given"
         ),
-    ] = "pagerank"
+    ] = AUTO
     k: Annotated[
         int | None,
         Setting(
@@ -208,7 +224,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1024,
             of=LayerWise.counts,
-            unset=f"{DEFAULT_K}, unless there is a budget",
+            unset=f"{DEFAULT_K} with layer-wise or mid-top",
         ),
     ] = None
     budget: Annotated[
@@ -218,7 +234,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1_000_000,
             of=Budget.counts,
-            unset="none",
+            unset="a quarter of all heads with strategy budget",
         ),
     ] = None
     xi: Annotated[
@@ -232,15 +248,23 @@ class Scoring(RunSettings):
         ),
     ] = None
     damping: Annotated[
-        float, Setting("d of Eq. (10), PageRank's damping", ge=0, lt=1, names=("d", "damping"))
-    ] = 0.85
-    strategy: Annotated[
-        Strategy,
+        float | None,
         Setting(
-            "select k heads in every layer, or in those of the upper half only, or as many heads "
-            "as the budget says wherever they are"
+            "d of Eq. (10), PageRank's damping",
+            ge=0,
+            lt=1,
+            names=("d", "damping"),
+            unset=f"{DEFAULT_DAMPING}",
         ),
-    ] = "layer-wise"
+    ] = None
+    strategy: Annotated[
+        StrategyChoice,
+        Setting(
+            "select k heads in every layer, or in those of the upper half only (mid-top), or as "
+            "many heads as the budget says wherever they are; auto is budget unless k, xi, d or "
+            "one of the paper's scores, pagerank and information, is given"
+        ),
+    ] = AUTO
     teleport: Annotated[
         Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
     ] = "information"
@@ -257,16 +281,56 @@ class Scoring(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.allotment  # raises if k, budget and strategy do not go together
+        self.check_counts()
 
-    @property
-    def allotment(self) -> Allotment:
-        """How many heads each layer gets.
+    def check_counts(self) -> None:
+        """Raise if the settings do not go together, whatever the model.
 
         Raises:
-            InvalidArgumentError: ``k``, ``budget`` and ``strategy`` do not go together.
+            InvalidArgumentError: ``k`` and a budget, or a budget with another strategy.
         """
-        return make_allotment(self.strategy, k=self.k, budget=self.budget)
+        is_open = self.budget is None and self.chosen_strategy == "budget"
+        make_allotment(self.chosen_strategy, k=self.k, budget=1 if is_open else self.budget)
+
+    @property
+    def _names_paper(self) -> bool:
+        """Whether a number of the paper's method is given, which means that method."""
+        numbers = (self.k, self.xi, self.damping)
+        return self.teleport != "information" or any(each is not None for each in numbers)
+
+    @property
+    def chosen_score(self) -> Score:
+        """The score, whether it was given or not."""
+        if self.score != AUTO:
+            return self.score
+        is_paper = self._names_paper or self.strategy in _PAPER_STRATEGIES
+        return "pagerank" if is_paper else "gradient"
+
+    @property
+    def chosen_strategy(self) -> Strategy:
+        """The strategy, whether it was given or not."""
+        if self.strategy != AUTO:
+            return self.strategy
+        if self.budget is not None:
+            return "budget"
+        is_paper = self._names_paper or self.score in _PAPER_SCORES
+        return "layer-wise" if is_paper else "budget"
+
+    def allot(self, *, num_layers: int, num_heads: int) -> Allotment:
+        """Return how many heads each layer of a model gets.
+
+        Args:
+            num_layers: L.
+            num_heads: H; key-value groups if keys are grouped.
+
+        Raises:
+            InvalidArgumentError: more heads than there are.
+        """
+        strategy, budget = self.chosen_strategy, self.budget
+        if strategy == "budget" and budget is None:
+            budget = suitable_budget(num_layers=num_layers, num_heads=num_heads)
+        allotment = make_allotment(strategy, k=self.k, budget=budget)
+        return allotment.fitted(num_layers=num_layers, num_heads=num_heads)
 
     def check_dtype(self, dtype: str) -> None:
         """Raise if the score cannot be computed on a backbone in a dtype.
@@ -277,32 +341,19 @@ class Scoring(RunSettings):
         Raises:
             InvalidArgumentError: a gradient in fewer than 32 bits, where small ones vanish.
         """
-        if self._is_too_narrow(dtype):
+        if self.chosen_score in GRADIENT_SCORES and dtype not in ("float32", "float64"):
             limit = f'float32 weights, and these are {dtype}; load them with dtype="float32"'
             raise InvalidArgumentError("score", value=self.score, limit=f"a gradient needs {limit}")
 
-    def check_precision(self, precision: Precision, *, dtype: str) -> None:
-        """Raise if the score cannot be computed with a run's precision.
-
-        Args:
-            precision: of the run.
-            dtype: that of the backbone with this precision.
-
-        Raises:
-            InvalidArgumentError: a gradient in fewer than 32 bits, where small ones vanish.
-        """
-        if self._is_too_narrow(dtype):
-            reason = "" if precision == dtype else f", and {precision} is {dtype} on this device"
-            limit = f'score={self.score!r} needs precision="float32"{reason}'
-            raise InvalidArgumentError("precision", value=precision, limit=limit)
-
-    def _is_too_narrow(self, dtype: str) -> bool:
-        return self.score in GRADIENT_SCORES and dtype not in ("float32", "float64")
-
     @property
-    def share(self) -> float:
+    def chosen_xi(self) -> float:
         """ξ, whether it was given or not."""
         return DEFAULT_XI if self.xi is None else self.xi
+
+    @property
+    def chosen_damping(self) -> float:
+        """The factor d, whether it was given or not."""
+        return DEFAULT_DAMPING if self.damping is None else self.damping
 
     def count_samples(self, *, rows: int) -> int:
         """Return n, the number of calibration samples.
@@ -326,12 +377,30 @@ class Scoring(RunSettings):
             InvalidArgumentError: more samples than rows.
         """
         given = {name: getattr(self, name) for name in declared(Scoring)}
-        meant = {
-            "k": self.allotment.k,
-            "xi": self.share,
-            "n_samples": self.count_samples(rows=rows),
+        chosen = self.choose(rows=rows)
+        return describe_scoring(Scoring(**{**given, **chosen}))  # of a subclass, this part alone
+
+    def choose(self, *, rows: int | None) -> dict[str, Any]:
+        """Return the settings that may be left open, as what they become, by field.
+
+        The budget of a model is not known here.
+
+        Args:
+            rows: of the training split; None if they are not known, and how many samples neither.
+
+        Raises:
+            InvalidArgumentError: more samples than rows.
+        """
+        strategy = self.chosen_strategy
+        samples = {} if rows is None else {"n_samples": self.count_samples(rows=rows)}
+        return {
+            "score": self.chosen_score,
+            "k": DEFAULT_K if self.k is None and strategy != "budget" else self.k,
+            "xi": self.chosen_xi,
+            "damping": self.chosen_damping,
+            "strategy": strategy,
+            **samples,
         }
-        return describe_scoring(Scoring(**{**given, **meant}))  # of a subclass, this part alone
 
 
 def describe_scoring(settings: object) -> dict[str, Any]:
@@ -356,11 +425,25 @@ def describe_scoring(settings: object) -> dict[str, Any]:
 class Hyperparameters(RunSettings):
     """The hyperparameters of training; the recorded ones are stored in the head delta."""
 
-    epochs: Annotated[int, Setting("passes over the training split", ge=1, most=1000)] = 3
+    epochs: Annotated[
+        int | None,
+        Setting(
+            "passes over the training split",
+            ge=1,
+            most=1000,
+            unset=f"{LEAST_EPOCHS}, or as many more as make {LEAST_STEPS} steps",
+        ),
+    ] = None
     learning_rate: Annotated[
-        float,
-        Setting("the peak; it rises linearly from 0 and falls linearly to 0", gt=0, most=1),
-    ] = 3e-4
+        LearningRate,
+        Setting(
+            "the peak; it rises linearly from 0 and falls linearly to 0; auto chooses it by the "
+            "number of steps",
+            gt=0,
+            most=1,
+            form=Form(metavar="X", parse=parse_learning_rate, check=check_learning_rate),
+        ),
+    ] = AUTO
     batch_size: Annotated[int, Setting("samples per step", ge=1, most=4096)] = 32
     max_length: Annotated[
         int, Setting("the most tokens of a text, or of a pair", ge=1, most=131_072)
@@ -419,10 +502,51 @@ class Hyperparameters(RunSettings):
         ),
     ] = None
 
-    def describe(self) -> dict[str, Any]:
-        """Return the recorded hyperparameters as plain JSON."""
+    def count_epochs(self, *, rows: int) -> int:
+        """Return the number of epochs, whether it was given or not.
+
+        Args:
+            rows: of the training split.
+        """
+        if self.epochs is not None:
+            return self.epochs
+        return choose_epochs(rows=rows, batch_size=self.batch_size)
+
+    def count_steps(self, *, rows: int) -> int:
+        """Return the number of steps.
+
+        Args:
+            rows: of the training split.
+        """
+        return self.count_epochs(rows=rows) * -(-rows // self.batch_size)
+
+    def peak_rate(self, *, rows: int) -> float:
+        """Return the learning rate, whether it was given or not.
+
+        Args:
+            rows: of the training split.
+        """
+        if self.learning_rate != AUTO:
+            return float(self.learning_rate)
+        return choose_learning_rate(steps=self.count_steps(rows=rows))
+
+    def describe(self, *, rows: int) -> dict[str, Any]:
+        """Return the recorded hyperparameters as plain JSON, those left open as what they became.
+
+        Args:
+            rows: of the training split.
+        """
         settings = declared(Hyperparameters).items()
-        return {name: getattr(self, name) for name, each in settings if each.is_recorded}
+        given = {name: getattr(self, name) for name, each in settings if each.is_recorded}
+        return {**given, **self.choose(rows=rows)}
+
+    def choose(self, *, rows: int) -> dict[str, float]:
+        """Return the settings that may be left open, as what they become with so many rows.
+
+        Args:
+            rows: of the training split.
+        """
+        return {"epochs": self.count_epochs(rows=rows), "learning_rate": self.peak_rate(rows=rows)}
 
 
 # Hyperparameters that also affect the scores of the heads.

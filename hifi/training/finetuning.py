@@ -9,17 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hifi.backbones.devices import resolve_device, resolve_dtype
+from hifi.backbones.devices import computed_in_float32, resolve_device
 from hifi.backbones.heads import describe
 from hifi.backbones.models import resolve_model
 from hifi.backbones.resident import Load, ResidentBackbones, load_on_device
+from hifi.data.presets import Preset, fill_from_preset
 from hifi.data.settings import (
     CHECKPOINT_SECONDS,
+    GRADIENT_SCORES,
     HeadStart,
     Hyperparameters,
     Precision,
-    Score,
+    ScoreChoice,
     Scoring,
+    StrategyChoice,
     Teleport,
     declared,
 )
@@ -46,9 +49,9 @@ from hifi.tuning.tuner import HeadTuner
 if TYPE_CHECKING:
     import torch
 
-    from hifi.data.allotments import Strategy
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.run_warnings import RunWarning
+    from hifi.data.schedule import LearningRate
     from hifi.data.spec import IfLabelled
     from hifi.data.splits import Source
     from hifi.deltas.delta import HeadDelta
@@ -116,17 +119,18 @@ def finetune(
     label: str | None = None,
     image: str | None = None,
     metric: str | None = None,
-    score: Score = Scoring.score,
+    preset: Preset | None = None,
+    score: ScoreChoice = Scoring.score,
     k: int | None = Scoring.k,
     budget: int | None = Scoring.budget,
     xi: float | None = Scoring.xi,
-    damping: float = Scoring.damping,
+    damping: float | None = Scoring.damping,
     n_samples: int | None = Scoring.n_samples,
-    strategy: Strategy = Scoring.strategy,
+    strategy: StrategyChoice = Scoring.strategy,
     teleport: Teleport = Scoring.teleport,
     selection: HeadSelection | None = None,
-    epochs: int = Hyperparameters.epochs,
-    learning_rate: float = Hyperparameters.learning_rate,
+    epochs: int | None = Hyperparameters.epochs,
+    learning_rate: LearningRate = Hyperparameters.learning_rate,
     batch_size: int = Hyperparameters.batch_size,
     max_length: int = Hyperparameters.max_length,
     warmup_ratio: float = Hyperparameters.warmup_ratio,
@@ -174,22 +178,31 @@ def finetune(
         metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
             else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
             or ``spearman``.
+        preset: ``paper`` sets all that is left open to HiFi as published: PageRank, 3 heads of
+            every layer, a random task head, 3 epochs at 2e-4.
         score: what ranks the heads: ``pagerank``, the paper's importance; ``information``,
             ``gradient``, ``gradient-ratio``, ``output-norm`` or ``random``, as in ``select_heads``.
-            A gradient needs a backbone in float32; it is that of the task's loss.
-        k: heads per layer to select (key-value groups if keys are grouped); 3 by default, and none
-            with a budget.
-        budget: heads to select in the whole model; with strategy ``budget``.
+            A gradient is that of the task's loss, in float32 whatever the precision. ``auto`` is
+            ``gradient``, unless k, ξ, d, ``teleport`` or a strategy of the paper is given: then it
+            is ``pagerank``.
+        k: heads per layer to select (key-value groups if keys are grouped); 3 by default with
+            ``layer-wise`` and ``mid-top``.
+        budget: heads to select in the whole model; a quarter of all by default with strategy
+            ``budget``.
         xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 by default.
-        damping: d of Eq. (10), 0 ≤ d < 1.
+        damping: d of Eq. (10), 0 ≤ d < 1; 0.85 by default.
         n_samples: calibration samples; by default 300, or all rows if there are fewer.
         strategy: ``layer-wise``; ``mid-top`` for the upper half of the layers only; or ``budget``
-            for the best heads wherever they are.
+            for the best heads wherever they are. ``auto`` is ``budget``, unless k, ξ, d,
+            ``teleport`` or a score of the paper (``pagerank``, ``information``) is given: then it
+            is ``layer-wise``.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
         selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
-            scored then, and the eight arguments before this one have no effect.
-        epochs: passes over the training split.
-        learning_rate: the highest; after warm-up it decreases linearly.
+            scored then, and the arguments from ``score`` on have no effect.
+        epochs: passes over the training split; by default 3, or as many more as make 200 steps.
+            The run is evaluated after each, or 20 times at most.
+        learning_rate: the highest; after warm-up it decreases linearly. ``auto`` chooses it by the
+            number of steps.
         batch_size: samples per step.
         max_length: the most tokens of a text, or of a pair.
         warmup_ratio: share of the steps in which the learning rate increases.
@@ -253,7 +266,8 @@ def finetune(
 
     Source: Gui & Xiao, "HiFi", Findings of ACL 2023, Algorithm 3.
     """
-    arguments = locals()  # every declared setting is an argument of the same name
+    # Every declared setting is an argument of the same name.
+    arguments = fill_from_preset(locals(), preset=preset)
     settings = Hyperparameters(**{name: arguments[name] for name in declared(Hyperparameters)})
     scoring = Scoring(**{name: arguments[name] for name in declared(Scoring)})
     given = _check_given(selection)
@@ -261,8 +275,6 @@ def finetune(
     plan = CheckpointPlan.of(checkpoint_dir, seconds=checkpoint_seconds)
     spec = TaskSpec.of(task, text=text, label=label, image=image, metric=metric)
     where = resolve_device(device)
-    if given is None:
-        check_precision(settings, scoring=scoring, device=where)
     found = None if plan.directory is None else load_checkpoint(plan.directory)
     places = _check_places(state_places, plan=plan)
     emitter = Emitter(on_event, max_seconds=settings.max_seconds)
@@ -288,16 +300,6 @@ def finetune(
         return _tune(ready, settings, start=start, plan=plan, places=places, emitter=emitter)
 
 
-def check_precision(settings: Hyperparameters, *, scoring: Scoring, device: torch.device) -> None:
-    """Refuse a score that cannot be computed in the backbone's dtype, before anything is loaded.
-
-    Raises:
-        InvalidArgumentError: a gradient in bfloat16.
-    """
-    dtype = resolve_dtype(settings.precision, device=device)
-    scoring.check_precision(settings.precision, dtype=str(dtype).removeprefix("torch."))
-
-
 def check_heads(ready: Prepared, *, scoring: Scoring) -> None:
     """Refuse a number of heads that the model does not have, before the head start's passes.
 
@@ -305,7 +307,7 @@ def check_heads(ready: Prepared, *, scoring: Scoring) -> None:
         InvalidArgumentError: fewer than one head, or more than there are.
     """
     backbone = describe(ready.loaded.model)
-    scoring.allotment.fitted(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
+    scoring.allot(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
 
 
 def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load]:
@@ -480,7 +482,7 @@ def _tune(
             revision=ready.source.revision,
             task=ready.data.describe(),
             labels=ready.data.task.labels,
-            training=settings.describe(),
+            training=settings.describe(rows=len(ready.data.train)),
         )
     finally:
         tuner.undo()  # other calls may share the backbone
@@ -534,19 +536,23 @@ def select_prepared(
     Raises:
         InvalidArgumentError, CaptureError, ConvergenceError: as in ``select_heads``.
     """
-    n = scoring.count_samples(rows=len(ready.data.train))
-    selection = select_heads(
-        ready.loaded.model,
-        calibration_batches(ready, n=n, settings=settings),
-        score=scoring.score,
-        k=scoring.k,
-        budget=scoring.budget,
-        xi=scoring.xi,
-        damping=scoring.damping,
-        strategy=scoring.strategy,
-        teleport=scoring.teleport,
-        seed=settings.seed,
-        loss=calibration_loss(ready.data.task),
-        on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
-    )
+    n, model = scoring.count_samples(rows=len(ready.data.train)), ready.loaded.model
+    backbone = describe(model)
+    allotment = scoring.allot(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
+    is_gradient = scoring.chosen_score in GRADIENT_SCORES
+    with computed_in_float32(model) if is_gradient else nullcontext():
+        selection = select_heads(
+            model,
+            calibration_batches(ready, n=n, settings=settings),
+            score=scoring.chosen_score,
+            k=allotment.k,
+            budget=allotment.budget,
+            xi=scoring.xi,
+            damping=scoring.chosen_damping,
+            strategy=scoring.chosen_strategy,
+            teleport=scoring.teleport,
+            seed=settings.seed,
+            loss=calibration_loss(ready.data.task),
+            on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
+        )
     return replace(selection, fingerprint=ready.fingerprint)

@@ -116,5 +116,5 @@ def keeping_states(
         machine: a run with states differs from one without by rounding.
     """
     with FrozenPrefix(tuner, places=places) as prefix:
-        is_useful = settings.epochs > 1 and prefix.num_layers > 0
+        is_useful = settings.count_epochs(rows=len(data.train)) > 1 and prefix.num_layers > 0
         yield KeptStates(prefix, data=data) if is_useful else None

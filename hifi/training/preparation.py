@@ -237,7 +237,7 @@ def describe_job(
         "validation": None if data.validation is None else data.validation.digest(),
     }
     parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
-    for name, value in {**selection, **settings.describe()}.items():
+    for name, value in {**selection, **settings.describe(rows=len(data.train))}.items():
         text = canonical_json(value)
         is_short = len(text) <= _SETTING_BYTES
         parts[name] = text.decode() if is_short else hashlib.sha256(text).hexdigest()

@@ -26,13 +26,13 @@ from hifi.training.batching import Indices, TrainingBatches
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
 from hifi.training.forward import Forward, measure, rank
-from hifi.training.learning_rate import learning_rate_at
 from hifi.training.reproducibility import (
     own_random_state,
     random_states,
     seed_random,
     set_random_states,
 )
+from hifi.training.schedule import Schedule
 from hifi.tuning.first_token import first_token_only
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Trainer:
             lengths=data.train.lengths, batch_size=settings.batch_size, seed=settings.seed
         )
         self._order: tuple[int, list[Indices]] = (-1, [])
-        self._total_steps = self._batches.per_epoch * settings.epochs
+        self._schedule = Schedule.of(settings, rows=len(data.train))
         self._plan = plan
         self._emitter = emitter
         self._state = start
@@ -182,7 +182,8 @@ class Trainer:
             saved = time.monotonic()
             while not self._emitter.has_to_stop and not self._is_done():
                 self._step()
-                if self._state.step % self._batches.per_epoch == 0 and self._validation is not None:
+                is_evaluated = self._schedule.is_evaluated_after(self._state.step)
+                if is_evaluated and self._validation is not None:
                     self._evaluate(self._validation)
                 is_due = time.monotonic() - saved >= self._plan.seconds
                 is_scored_next = self._test is not None and self._is_done()
@@ -200,13 +201,13 @@ class Trainer:
     def _is_done(self) -> bool:
         patience = self._settings.early_stopping_patience
         is_stale = patience is not None and self._state.evaluations_without_gain >= patience
-        return self._state.step >= self._total_steps or is_stale
+        return self._state.step >= self._schedule.steps or is_stale
 
     def _step(self) -> None:
         """Run one optimizer step."""
         step = self._state.step
         started = time.perf_counter()
-        rate = learning_rate_at(step, total_steps=self._total_steps, settings=self._settings)
+        rate = self._schedule.rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if not self._model.training:
@@ -223,16 +224,16 @@ class Trainer:
             self._state,
             step=step + 1,
             samples=self._state.samples + len(batch.targets),
-            losses=self._state.losses.add(value, step=step, total_steps=self._total_steps),
+            losses=self._state.losses.add(value, step=step, total_steps=self._schedule.steps),
             train_seconds=self._state.train_seconds + time.perf_counter() - started,
         )
         self._emit_step(loss=value, rate=rate)
 
     def _emit_step(self, *, loss: float, rate: float) -> None:
         state = self._state
-        left = self._total_steps - state.step
+        left = self._schedule.steps - state.step
         event = replace(
-            self._event("step", f"step {state.step} of {self._total_steps}: loss {loss:.4f}"),
+            self._event("step", f"step {state.step} of {self._schedule.steps}: loss {loss:.4f}"),
             loss=loss,
             learning_rate=rate,
             samples_per_second=self._samples_per_second,
@@ -245,7 +246,7 @@ class Trainer:
             kind=kind,
             message=message,
             step=self._state.step,
-            total_steps=self._total_steps,
+            total_steps=self._schedule.steps,
             epoch=self._state.step / self._batches.per_epoch,
         )
 
@@ -364,7 +365,7 @@ class Trainer:
             samples_per_second=self._samples_per_second,
             warnings=self._warnings + self._judge(),
         )
-        is_early = state.step < self._total_steps
+        is_early = state.step < self._schedule.steps
         verb = f"stopped early, after step {state.step}" if is_early else "finished"
         event = self._event("finished", f"{verb}; the best step is {outcome.best_step}")
         rate = outcome.samples_per_second
@@ -391,14 +392,14 @@ class Trainer:
 
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""
-        best, settings, found = self._state.best, self._settings, []
+        best, schedule, found = self._state.best, self._schedule, []
         probe = self._state.yardsticks.get("probe")
         if best is not None and best.only_answer is not None:
             found.append(
                 warn_of_one_class(
                     best.only_answer,
-                    learning_rate=settings.learning_rate,
-                    epochs=settings.epochs,
+                    learning_rate=schedule.learning_rate,
+                    epochs=schedule.epochs,
                 )
             )
         if best is not None and probe is not None and self._validation is not None:
@@ -410,9 +411,9 @@ class Trainer:
                 rows=rows,
             )
         if best is not None and best.step == 0:
-            found.append(warn_of_no_gain(learning_rate=settings.learning_rate))
-        if self._state.losses.is_falling and (best is None or best.step == self._total_steps):
-            found.append(warn_of_falling_loss(epochs=settings.epochs))
+            found.append(warn_of_no_gain(learning_rate=schedule.learning_rate))
+        if self._state.losses.is_falling and (best is None or best.step == self._schedule.steps):
+            found.append(warn_of_falling_loss(epochs=schedule.epochs))
         return tuple(found)
 
     def _check_parameters(self) -> None:
@@ -434,7 +435,7 @@ def _make_optimizer(
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, fused=True)  # each step sets its learning rate
 
 
 def _set_training_mode(model: PreTrainedModel) -> None:

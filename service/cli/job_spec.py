@@ -68,7 +68,7 @@ def build_spec(args: argparse.Namespace) -> dict[str, Any]:
         LocalFileError: the file of ``--spec`` cannot be read.
     """
     spec = {} if args.spec is None else _read(args.spec)
-    spec |= options.given(args, ("model", "name")) | _settings(args, Scoring)
+    spec |= options.given(args, ("model", "preset", "name")) | _settings(args, Scoring)
     if dataset := _dataset(args):
         spec["dataset"] = dataset
     task = {"type": args.task} if args.task is not None else {}

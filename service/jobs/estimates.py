@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from hifi.data.allotments import make_allotment
 from hifi.data.classes.names import shown_names
+from hifi.data.settings import Hyperparameters
 from service.http.documents import Answer
 from service.jobs.documents import JobWarning
 from store.states import JobStatus
@@ -108,15 +109,16 @@ def estimate(session: Session, admission: Admission) -> EstimateDocument:
 def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
     """Estimate an admitted job at given rates."""
     spec = dict(admission.new_job.spec)
-    epochs, rows = spec["training"]["epochs"], admission.train_rows
+    training, rows = Hyperparameters(**spec["training"]), admission.train_rows
     seconds = None
     if rows is not None and rates.samples_per_second is not None:
         scoring = (rates.selection_seconds or 0.0) * spec["n_samples"]
-        seconds = round(scoring + rows * epochs / rates.samples_per_second, 1)
+        samples = rows * training.count_epochs(rows=rows)
+        seconds = round(scoring + samples / rates.samples_per_second, 1)
     return EstimateDocument(
         **_sizes(admission),
         classes=_classes(admission),
-        steps=None if rows is None else -(-rows // spec["training"]["batch_size"]) * epochs,
+        steps=None if rows is None else training.count_steps(rows=rows),
         seconds=seconds,
         spec=spec,
         warnings=[JobWarning.model_validate(each) for each in admission.new_job.warnings],

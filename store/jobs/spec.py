@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -20,6 +21,8 @@ from pydantic_core import PydanticKnownError
 from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
 from hifi.data.classes.weights import check_class_weights
+from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
+from hifi.data.schedule import AUTO, check_learning_rate
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.spec import SPLITS
 from hifi.data.task_types import PLANNED, metric_names, task_types
@@ -67,21 +70,42 @@ _FIELDS = {
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
 _TEXT = TypeAdapter(Text)
+_MOST_RATE = declared(Hyperparameters)["learning_rate"].most or 1.0
 _MOST_WEIGHTS = 100  # a spec is stored with each job; "balanced" names no labels
 
 
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Convert a refusal of the library, so that it names the field, not alternatives of it."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise ValueError(error.limit) from error
+
+
+def _check_rate(value: object) -> object:
+    """Check a learning rate as the library does, and the limit of a server.
+
+    Raises:
+        ValueError: it is neither ``auto`` nor a number that is small enough.
+    """
+    with _as_value_error():
+        rate = check_learning_rate(value)
+    if rate != AUTO and rate > _MOST_RATE:
+        raise ValueError(f"a number above 0 and at most {_MOST_RATE}, or {AUTO!r}")
+    return rate
+
+
 def _check_weights(value: object) -> object:
-    """Check class weights as the library does; an error names the field, not alternatives of it.
+    """Check class weights as the library does.
 
     Raises:
         ValueError: they cannot be used, or not be stored.
     """
     if value is None:
         return None
-    try:
+    with _as_value_error():
         weights = check_class_weights(value)
-    except InvalidArgumentError as error:
-        raise ValueError(error.limit) from error
     if isinstance(weights, str):
         return weights
     if len(weights) > _MOST_WEIGHTS:
@@ -91,6 +115,13 @@ def _check_weights(value: object) -> object:
     return weights
 
 
+LearningRate = Annotated[
+    Any,
+    PlainValidator(
+        _check_rate,
+        json_schema_input_type=Annotated[float, Field(gt=0, le=_MOST_RATE)] | Literal["auto"],
+    ),
+]
 _Weights = Annotated[
     dict[Text, Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=_MOST_WEIGHTS)
 ]
@@ -132,7 +163,11 @@ class TaskFields(_Spec, frozen=True):
 class TrainingFields(_Spec, Hyperparameters, frozen=True):
     """Hyperparameters, within the limits of a server."""
 
+    learning_rate: LearningRate = Hyperparameters.learning_rate
     class_weights: ClassWeights = Hyperparameters.class_weights
+
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class HubDataset(_Spec, frozen=True):
@@ -169,11 +204,22 @@ class JobSpec(_Spec, Scoring, _Subject, frozen=True):
     )
 
     training: TrainingFields = TrainingFields()
+    preset: Annotated[Preset | None, Field(description=PRESET_WORDS)] = None
     name: Annotated[str, StringConstraints(max_length=128, pattern=NO_NUL)] | None = None
     metadata: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)],
         Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)],
     ] = Field(default_factory=dict, max_length=16)
+
+    def filled(self) -> Self:
+        """Return the spec with the preset's values in the place of those that are left open."""
+        training = _filled(self.training, preset=self.preset)
+        return _filled(self, preset=self.preset).model_copy(update={"training": training})
+
+
+def _filled(fields: Fields, *, preset: str | None) -> Fields:
+    values = {name: getattr(fields, name) for name in type(fields).model_fields}
+    return fields.model_copy(update=fill_from_preset(values, preset=preset))
 
 
 def spec_field(argument: str) -> str | None:

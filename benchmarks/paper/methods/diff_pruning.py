@@ -157,9 +157,10 @@ def diff_pruning(ready: Prepared, settings: Hyperparameters) -> Rival:
     Raises:
         InvalidArgumentError: one epoch, which has no two phases.
     """
-    if settings.epochs < 2:
+    epochs = settings.count_epochs(rows=len(ready.data.train))
+    if epochs < 2:
         limit = "at least 2 with diff-pruning, which has two phases"
-        raise InvalidArgumentError("epochs", value=settings.epochs, limit=limit)
+        raise InvalidArgumentError("epochs", value=epochs, limit=limit)
     model, head = ready.loaded.model, head_names(ready)
     train_only(model, head)
     names = [name for name, _ in model.named_parameters() if name not in head]

@@ -18,7 +18,7 @@ from hifi.backbones.heads import task_head_names
 from hifi.errors import TrainingDivergedError
 from hifi.training.batching import TrainingBatches
 from hifi.training.forward import rank
-from hifi.training.learning_rate import learning_rate_at
+from hifi.training.schedule import Schedule
 from hifi.training.trainer import MAX_GRADIENT_NORM
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class _Training:
         encodings: Sequence[Encoding],
     ) -> None:
         self._ready, self._run, self._settings = ready, run, settings
+        self._schedule = Schedule.of(settings, rows=len(ready.data.train))
         self._encodings = encodings
         begin = time.perf_counter()
         self._rival = build(ready, settings)
@@ -141,7 +142,7 @@ class _Training:
 
     def run(self) -> Outcome:
         """Train, keep the best epoch on validation, measure it on test."""
-        ready, rival, settings = self._ready, self._rival, self._settings
+        ready, rival = self._ready, self._rival
         validation = ready.data.validation
         assert validation is not None  # noqa: S101 - every run has one
         trained = self._trained
@@ -153,7 +154,7 @@ class _Training:
             when = "at the start" if epoch is None else f"after epoch {epoch + 1}"
             _check(metrics["loss"], where=f"the validation loss {when}")
             evaluations.append(metrics)
-            if epoch is not None and not rival.counts(epoch, epochs=settings.epochs):
+            if epoch is not None and not rival.counts(epoch, epochs=self._schedule.epochs):
                 continue
             if best is None or rank(metrics, metric) > rank(evaluations[best], metric):
                 best = len(evaluations) - 1
@@ -167,8 +168,8 @@ class _Training:
             trained_weights=rival.count_trained(),
             stored_bytes={"float32": rival.stored_bytes()},
             fingerprint=ready.fingerprint,
-            learning_rate=settings.learning_rate,
-            epochs=settings.epochs,
+            learning_rate=self._schedule.learning_rate,
+            epochs=self._schedule.epochs,
         )
 
     def measure_encoded(self, outcome: Outcome) -> Outcome:
@@ -211,7 +212,7 @@ class _Training:
         settings, train = self._settings, self._ready.data.train
         optimizer = torch.optim.AdamW(
             self._rival.groups(),
-            lr=settings.learning_rate,
+            lr=self._schedule.learning_rate,
             weight_decay=settings.weight_decay,
             fused=True,
         )
@@ -219,22 +220,23 @@ class _Training:
         batches = TrainingBatches(
             lengths=train.lengths, batch_size=settings.batch_size, seed=settings.seed
         )
-        total = batches.per_epoch * settings.epochs
         torch.manual_seed(self._settings.seed)
         step = 0
-        for epoch in range(settings.epochs):
-            self._rival.start_epoch(epoch, epochs=settings.epochs)
+        schedule = self._schedule
+        for epoch in range(schedule.epochs):
+            self._rival.start_epoch(epoch, epochs=schedule.epochs)
             self._rival.set_training()
             begin = time.perf_counter()
             for indices in batches.epoch(epoch):
-                rate = learning_rate_at(step, total_steps=total, settings=settings)
+                share = schedule.rate_at(step) / schedule.learning_rate
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * rate / settings.learning_rate
+                    group["lr"] = peak * share
                 self._step(train.batch(indices), optimizer)
                 step += 1
             self._training_seconds += time.perf_counter() - begin
             self._rival.network.eval()
-            yield epoch
+            if schedule.is_evaluated_after(step):
+                yield epoch
 
     def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
         loss = self._ready.data.task.loss(self._logits(batch.inputs), batch.targets)

@@ -21,7 +21,7 @@ class TestRanges:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
-            ("epochs", (0, -1, 1.5, "3", True, None)),
+            ("epochs", (0, -1, 1.5, "3", True)),
             ("batch_size", (0, 2.0)),
             ("max_length", (0, None)),
             ("seed", (-1, 2**63, 0.5)),
@@ -77,7 +77,7 @@ class TestRanges:
     @pytest.mark.parametrize(
         ("name", "limit"),
         [
-            ("learning_rate", "a number above 0"),
+            ("learning_rate", "a number above 0, or 'auto'"),
             ("warmup_ratio", "a number from 0 to 1"),
             ("weight_decay", "a number of at least 0"),
         ],

@@ -1,0 +1,59 @@
+"""Presets: all settings of a method by one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from hifi.data.allotments import DEFAULT_K
+from hifi.data.schedule import AUTO, LEAST_EPOCHS
+from hifi.data.settings import DEFAULT_DAMPING, DEFAULT_XI
+from hifi.errors import InvalidArgumentError
+
+Preset = Literal["paper"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+PRESET_WORDS = (
+    "all settings of a method that are not given: paper is HiFi as published (PageRank, 3 heads of "
+    "every layer, a random task head)"
+)
+
+# Arguments of ``finetune``. The learning rate is that of Tab. 5 for most tasks.
+_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "paper": MappingProxyType(
+            {
+                "score": "pagerank",
+                "strategy": "layer-wise",
+                "k": DEFAULT_K,
+                "xi": DEFAULT_XI,
+                "damping": DEFAULT_DAMPING,
+                "head_start": "random",
+                "epochs": LEAST_EPOCHS,
+                "learning_rate": 2e-4,
+            }
+        )
+    }
+)
+
+
+def fill_from_preset(arguments: Mapping[str, Any], *, preset: str | None) -> dict[str, Any]:
+    """Return arguments with a preset's values in the place of those that are left open.
+
+    Args:
+        arguments: by name; None and ``auto`` are open.
+        preset: its name; None changes nothing.
+
+    Raises:
+        InvalidArgumentError: an unknown preset.
+    """
+    if preset is None:
+        return dict(arguments)
+    if preset not in _SETTINGS:
+        limit = f"one of {', '.join(PRESETS)}"
+        raise InvalidArgumentError("preset", value=preset, limit=limit)
+    values = _SETTINGS[preset]
+    return {
+        name: values[name] if name in values and (given is None or given == AUTO) else given
+        for name, given in arguments.items()
+    }
