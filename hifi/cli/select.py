@@ -120,7 +120,7 @@ def _select(
     def show(seen: int, total: int) -> None:
         display.show(TrainingEvent(kind="selecting", number=5, step=seen, total_steps=total))
 
-    if scoring.chosen_score in GRADIENT_SCORES:
+    if scoring.score in GRADIENT_SCORES:
         check_heads(ready, scoring=scoring)
         started = start_head(ready, settings=settings, on_batch=probe)
         warned = ready.warnings + started.warnings

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from hifi.data.allotments import DEFAULT_K
 from hifi.data.schedule import AUTO, LEAST_EPOCHS
-from hifi.data.settings import DEFAULT_DAMPING, DEFAULT_XI
 from hifi.errors import InvalidArgumentError
 
 Preset = Literal["paper"]
@@ -18,16 +16,12 @@ PRESET_WORDS = (
     "every layer, a random task head)"
 )
 
-# Arguments of ``finetune``. The learning rate is that of Tab. 5 for most tasks.
+# Arguments of ``finetune``. How heads are scored and selected is the paper's by default. The
+# learning rate is that of Tab. 5 for most tasks.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper": MappingProxyType(
             {
-                "score": "pagerank",
-                "strategy": "layer-wise",
-                "k": DEFAULT_K,
-                "xi": DEFAULT_XI,
-                "damping": DEFAULT_DAMPING,
                 "head_start": "random",
                 "epochs": LEAST_EPOCHS,
                 "learning_rate": 2e-4,

@@ -9,9 +9,10 @@ from hifi.arguments import check_number
 AUTO: Literal["auto"] = "auto"
 LearningRate = float | Literal["auto"]
 
+# Both measured: docs/decisions/learning-rate.md.
 LEAST_EPOCHS = 3
-LEAST_STEPS = 200  # so that few rows get enough of them; docs/decisions/learning-rate.md
-_RATE = 1.5e-3  # measured from 64 rows to thousands; docs/decisions/learning-rate.md
+LEAST_STEPS = 200
+RATE_TIMES_WIDTH = 0.4
 
 _NAME = "learning_rate"
 _LIMIT = f"a number above 0, or {AUTO!r}"
@@ -28,13 +29,18 @@ def choose_epochs(*, rows: int, batch_size: int) -> int:
     return max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))
 
 
-def choose_learning_rate(*, steps: int) -> float:  # noqa: ARG001 - TODO
-    """Return the peak learning rate of a run that names none.
+def choose_learning_rate(*, width: int) -> float:
+    """Return the peak learning rate of a run that names none: in inverse proportion to the width.
+
+    AdamW moves every weight by about the learning rate, and what a layer computes by that times its
+    width. So the rate that suits one model suits another after division by the width.
 
     Args:
-        steps: of the run.
+        width: D, the backbone's hidden size.
+
+    Source: Yang et al., "Tensor Programs V" (arXiv 2203.03466), Tab. 3, hidden weights with Adam.
     """
-    return _RATE
+    return RATE_TIMES_WIDTH / width
 
 
 def check_learning_rate(value: object) -> LearningRate:

@@ -23,13 +23,13 @@ from hifi.data.allotments import (
     LayerWise,
     Strategy,
     make_allotment,
-    suitable_budget,
 )
 from hifi.data.classes.weights import ClassWeights, check_class_weights, parse_class_weights
 from hifi.data.schedule import (
     AUTO,
     LEAST_EPOCHS,
     LEAST_STEPS,
+    RATE_TIMES_WIDTH,
     LearningRate,
     check_learning_rate,
     choose_epochs,
@@ -39,21 +39,16 @@ from hifi.data.schedule import (
 from hifi.errors import InvalidArgumentError
 
 Score = Literal["pagerank", "information", "gradient", "gradient-ratio", "output-norm", "random"]
-ScoreChoice = Literal["auto", Score]
-StrategyChoice = Literal["auto", Strategy]
 Teleport = Literal["information", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 HeadStart = Literal["auto", "keep", "probe", "random"]
 
 DEFAULT_XI = 0.9
-DEFAULT_DAMPING = 0.85
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run
 _DEFAULT_SAMPLES = 300
 
-# The scores of the loss's gradient: they need labels.
+# The scores of the loss's gradient: they need labels, and are computed in float32.
 GRADIENT_SCORES: tuple[Score, ...] = ("gradient", "gradient-ratio")
-_PAPER_SCORES: tuple[Score, ...] = ("pagerank", "information")
-_PAPER_STRATEGIES: tuple[Strategy, ...] = ("layer-wise", "mid-top")
 
 # Settings that records leave out where they have these values, as records of before them do.
 IMPLIED: Mapping[str, Any] = MappingProxyType({"score": "pagerank", "budget": None})
@@ -211,12 +206,9 @@ class Scoring(RunSettings):
     """How heads are scored and selected."""
 
     score: Annotated[
-        ScoreChoice,
-        Setting(
-            "the number that ranks heads: pagerank is the paper's, and auto is gradient unless k, "
-            "xi, d or a strategy of the paper is given"
-        ),
-    ] = AUTO
+        Score,
+        Setting("the number that ranks heads: pagerank is the paper's; the gradients need labels"),
+    ] = "pagerank"
     k: Annotated[
         int | None,
         Setting(
@@ -224,7 +216,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1024,
             of=LayerWise.counts,
-            unset=f"{DEFAULT_K} with layer-wise or mid-top",
+            unset=f"{DEFAULT_K}, unless there is a budget",
         ),
     ] = None
     budget: Annotated[
@@ -234,7 +226,7 @@ class Scoring(RunSettings):
             ge=1,
             most=1_000_000,
             of=Budget.counts,
-            unset="a quarter of all heads with strategy budget",
+            unset="none",
         ),
     ] = None
     xi: Annotated[
@@ -248,23 +240,15 @@ class Scoring(RunSettings):
         ),
     ] = None
     damping: Annotated[
-        float | None,
-        Setting(
-            "d of Eq. (10), PageRank's damping",
-            ge=0,
-            lt=1,
-            names=("d", "damping"),
-            unset=f"{DEFAULT_DAMPING}",
-        ),
-    ] = None
+        float, Setting("d of Eq. (10), PageRank's damping", ge=0, lt=1, names=("d", "damping"))
+    ] = 0.85
     strategy: Annotated[
-        StrategyChoice,
+        Strategy,
         Setting(
-            "select k heads in every layer, or in those of the upper half only (mid-top), or as "
-            "many heads as the budget says wherever they are; auto is budget unless k, xi, d or "
-            "one of the paper's scores, pagerank and information, is given"
+            "select k heads in every layer, or in those of the upper half only, or as many heads "
+            "as the budget says wherever they are"
         ),
-    ] = AUTO
+    ] = "layer-wise"
     teleport: Annotated[
         Teleport, Setting("where PageRank restarts: by information, or as Eq. (10) is printed")
     ] = "information"
@@ -281,56 +265,16 @@ class Scoring(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_counts()
+        _ = self.allotment  # raises if k, budget and strategy do not go together
 
-    def check_counts(self) -> None:
-        """Raise if the settings do not go together, whatever the model.
+    @property
+    def allotment(self) -> Allotment:
+        """How many heads each layer gets.
 
         Raises:
-            InvalidArgumentError: ``k`` and a budget, or a budget with another strategy.
+            InvalidArgumentError: ``k``, ``budget`` and ``strategy`` do not go together.
         """
-        is_open = self.budget is None and self.chosen_strategy == "budget"
-        make_allotment(self.chosen_strategy, k=self.k, budget=1 if is_open else self.budget)
-
-    @property
-    def _names_paper(self) -> bool:
-        """Whether a number of the paper's method is given, which means that method."""
-        numbers = (self.k, self.xi, self.damping)
-        return self.teleport != "information" or any(each is not None for each in numbers)
-
-    @property
-    def chosen_score(self) -> Score:
-        """The score, whether it was given or not."""
-        if self.score != AUTO:
-            return self.score
-        is_paper = self._names_paper or self.strategy in _PAPER_STRATEGIES
-        return "pagerank" if is_paper else "gradient"
-
-    @property
-    def chosen_strategy(self) -> Strategy:
-        """The strategy, whether it was given or not."""
-        if self.strategy != AUTO:
-            return self.strategy
-        if self.budget is not None:
-            return "budget"
-        is_paper = self._names_paper or self.score in _PAPER_SCORES
-        return "layer-wise" if is_paper else "budget"
-
-    def allot(self, *, num_layers: int, num_heads: int) -> Allotment:
-        """Return how many heads each layer of a model gets.
-
-        Args:
-            num_layers: L.
-            num_heads: H; key-value groups if keys are grouped.
-
-        Raises:
-            InvalidArgumentError: more heads than there are.
-        """
-        strategy, budget = self.chosen_strategy, self.budget
-        if strategy == "budget" and budget is None:
-            budget = suitable_budget(num_layers=num_layers, num_heads=num_heads)
-        allotment = make_allotment(strategy, k=self.k, budget=budget)
-        return allotment.fitted(num_layers=num_layers, num_heads=num_heads)
+        return make_allotment(self.strategy, k=self.k, budget=self.budget)
 
     def check_dtype(self, dtype: str) -> None:
         """Raise if the score cannot be computed on a backbone in a dtype.
@@ -341,19 +285,14 @@ class Scoring(RunSettings):
         Raises:
             InvalidArgumentError: a gradient in fewer than 32 bits, where small ones vanish.
         """
-        if self.chosen_score in GRADIENT_SCORES and dtype not in ("float32", "float64"):
+        if self.score in GRADIENT_SCORES and dtype not in ("float32", "float64"):
             limit = f'float32 weights, and these are {dtype}; load them with dtype="float32"'
             raise InvalidArgumentError("score", value=self.score, limit=f"a gradient needs {limit}")
 
     @property
-    def chosen_xi(self) -> float:
+    def share(self) -> float:
         """ξ, whether it was given or not."""
         return DEFAULT_XI if self.xi is None else self.xi
-
-    @property
-    def chosen_damping(self) -> float:
-        """The factor d, whether it was given or not."""
-        return DEFAULT_DAMPING if self.damping is None else self.damping
 
     def count_samples(self, *, rows: int) -> int:
         """Return n, the number of calibration samples.
@@ -377,30 +316,12 @@ class Scoring(RunSettings):
             InvalidArgumentError: more samples than rows.
         """
         given = {name: getattr(self, name) for name in declared(Scoring)}
-        chosen = self.choose(rows=rows)
-        return describe_scoring(Scoring(**{**given, **chosen}))  # of a subclass, this part alone
-
-    def choose(self, *, rows: int | None) -> dict[str, Any]:
-        """Return the settings that may be left open, as what they become, by field.
-
-        The budget of a model is not known here.
-
-        Args:
-            rows: of the training split; None if they are not known, and how many samples neither.
-
-        Raises:
-            InvalidArgumentError: more samples than rows.
-        """
-        strategy = self.chosen_strategy
-        samples = {} if rows is None else {"n_samples": self.count_samples(rows=rows)}
-        return {
-            "score": self.chosen_score,
-            "k": DEFAULT_K if self.k is None and strategy != "budget" else self.k,
-            "xi": self.chosen_xi,
-            "damping": self.chosen_damping,
-            "strategy": strategy,
-            **samples,
+        meant = {
+            "k": self.allotment.k,
+            "xi": self.share,
+            "n_samples": self.count_samples(rows=rows),
         }
+        return describe_scoring(Scoring(**{**given, **meant}))  # of a subclass, this part alone
 
 
 def describe_scoring(settings: object) -> dict[str, Any]:
@@ -437,8 +358,8 @@ class Hyperparameters(RunSettings):
     learning_rate: Annotated[
         LearningRate,
         Setting(
-            "the peak; it rises linearly from 0 and falls linearly to 0; auto chooses it by the "
-            "number of steps",
+            "the peak; it rises linearly from 0 and falls linearly to 0; auto is "
+            f"{RATE_TIMES_WIDTH} over the backbone's hidden size",
             gt=0,
             most=1,
             form=Form(metavar="X", parse=parse_learning_rate, check=check_learning_rate),
@@ -520,33 +441,37 @@ class Hyperparameters(RunSettings):
         """
         return self.count_epochs(rows=rows) * -(-rows // self.batch_size)
 
-    def peak_rate(self, *, rows: int) -> float:
+    def peak_rate(self, *, width: int) -> float:
         """Return the learning rate, whether it was given or not.
 
         Args:
-            rows: of the training split.
+            width: D, the backbone's hidden size.
         """
         if self.learning_rate != AUTO:
             return float(self.learning_rate)
-        return choose_learning_rate(steps=self.count_steps(rows=rows))
+        return choose_learning_rate(width=width)
 
-    def describe(self, *, rows: int) -> dict[str, Any]:
+    def describe(self, *, rows: int, width: int) -> dict[str, Any]:
         """Return the recorded hyperparameters as plain JSON, those left open as what they became.
 
         Args:
             rows: of the training split.
+            width: D, the backbone's hidden size.
         """
         settings = declared(Hyperparameters).items()
         given = {name: getattr(self, name) for name, each in settings if each.is_recorded}
-        return {**given, **self.choose(rows=rows)}
+        return {**given, **self.choose(rows=rows, width=width)}
 
-    def choose(self, *, rows: int) -> dict[str, float]:
-        """Return the settings that may be left open, as what they become with so many rows.
+    def choose(self, *, rows: int | None, width: int | None) -> dict[str, float]:
+        """Return the settings that may be left open, as what they become, as far as that is known.
 
         Args:
-            rows: of the training split.
+            rows: of the training split, if known.
+            width: D, the backbone's hidden size, if known.
         """
-        return {"epochs": self.count_epochs(rows=rows), "learning_rate": self.peak_rate(rows=rows)}
+        epochs = {} if rows is None else {"epochs": self.count_epochs(rows=rows)}
+        rate = {} if width is None else {"learning_rate": self.peak_rate(width=width)}
+        return {**epochs, **rate}
 
 
 # Hyperparameters that also affect the scores of the heads.

@@ -13,7 +13,6 @@ from torch import Tensor
 from hifi.arguments import as_integer
 from hifi.backbones.heads import HeadId
 from hifi.data.allotments import Strategy, make_allotment
-from hifi.data.schedule import AUTO
 from hifi.data.settings import IMPLIED, Score, Scoring, Teleport, declared, describe_scoring
 from hifi.errors import InvalidArgumentError
 
@@ -106,7 +105,7 @@ class HeadSelection:
         scores: Tensor,
         *,
         k: int | None = Scoring.k,
-        strategy: Strategy = "layer-wise",
+        strategy: Strategy = Scoring.strategy,
         budget: int | None = Scoring.budget,
     ) -> HeadSelection:
         """Select the heads with the highest scores: in every layer, or in the whole model.
@@ -131,6 +130,7 @@ class HeadSelection:
         shape = tuple(scores.shape)
         if len(shape) != 2 or 0 in shape or not bool(scores.isfinite().all()):
             raise InvalidArgumentError("scores", value=shape, limit="finite scores of shape [L, H]")
+        declared(Scoring)["strategy"].check(strategy)
         allotment = make_allotment(strategy, k=k, budget=budget)
         allotment = allotment.fitted(num_layers=shape[0], num_heads=shape[1])
         scores = scores.detach().to("cpu", torch.float64)
@@ -242,8 +242,6 @@ def _check_settings(selection: HeadSelection) -> None:
         value = getattr(selection, name)
         if name in ("k", "budget") and (value is None or has_strategy):
             continue  # the strategy's allotment checks them below
-        if value == AUTO:
-            raise InvalidArgumentError(name, value=value, limit="what was chosen")
         if value is not None:
             setting.check(value)
         elif is_scored:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hifi.data.settings import DEFAULT_DAMPING, Scoring, Teleport, declared
+from hifi.data.settings import Scoring, Teleport, declared
 from hifi.errors import ConvergenceError, InvalidArgumentError
 
 TOLERANCE = 1e-10
@@ -31,7 +31,7 @@ def pagerank(
     correlation: Tensor,
     *,
     information: Tensor,
-    damping: float = DEFAULT_DAMPING,
+    damping: float = Scoring.damping,
     teleport: Teleport = Scoring.teleport,
 ) -> PageRankResult:
     r"""Compute the importance of the heads of one layer by personalised PageRank.

@@ -48,7 +48,7 @@ class PaperSums:
         layers, heads = backbone.num_layers, backbone.num_query_heads
         self._shape = (layers, backbone.num_heads, backbone.group_size)
         self._scoring = scoring
-        self._richness = RichnessSums((layers, heads), xi=scoring.chosen_xi)
+        self._richness = RichnessSums((layers, heads), xi=scoring.share)
         self._correlation = torch.zeros(layers, heads, heads, dtype=torch.float64)
 
     def add(self, layer: int, head_output: Tensor, real: Tensor) -> None:
@@ -90,7 +90,7 @@ class PaperSums:
             pagerank(
                 edges,
                 information=richness,
-                damping=self._scoring.chosen_damping,
+                damping=self._scoring.damping,
                 teleport=self._scoring.teleport,
             )
             for edges, richness in zip(correlation, information, strict=True)

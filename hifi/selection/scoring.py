@@ -13,7 +13,6 @@ from hifi.arguments import check_count
 from hifi.backbones.heads import backbone_dtype, describe
 from hifi.data.allotments import Strategy, make_allotment
 from hifi.data.settings import (
-    DEFAULT_DAMPING,
     GRADIENT_SCORES,
     Hyperparameters,
     Score,
@@ -36,12 +35,12 @@ def select_heads(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     *,
-    score: Score = "pagerank",
+    score: Score = Scoring.score,
     k: int | None = Scoring.k,
     budget: int | None = Scoring.budget,
     xi: float | None = Scoring.xi,
-    damping: float = DEFAULT_DAMPING,
-    strategy: Strategy = "layer-wise",
+    damping: float = Scoring.damping,
+    strategy: Strategy = Scoring.strategy,
     teleport: Teleport = Scoring.teleport,
     seed: int = Hyperparameters.seed,
     loss: LossFunction | None = None,
@@ -94,6 +93,7 @@ def select_heads(
     Source: Gui & Xiao, "HiFi", Findings of ACL 2023.
     """
     backbone = describe(model)
+    declared(Scoring)["strategy"].check(strategy)
     make_allotment(strategy, k=k, budget=budget).fitted(
         num_layers=backbone.num_layers, num_heads=backbone.num_heads
     )
@@ -114,22 +114,24 @@ def select_heads(
         )
     scoring.check_dtype(str(backbone_dtype(model)).removeprefix("torch."))
     seed = declared(Hyperparameters)["seed"].check(seed)
-    ranking = find_score(scoring.chosen_score)(model, backbone=backbone, seed=seed)
+    ranking = find_score(scoring.score)(model, backbone=backbone, seed=seed)
     sums = PaperSums(backbone, scoring=scoring)
-    loss = (loss or _own_loss_of(model)) if scoring.chosen_score in GRADIENT_SCORES else None
+    loss = (loss or _own_loss_of(model)) if scoring.score in GRADIENT_SCORES else None
     samples = _stream(model, batches, score=ranking, sums=sums, loss=loss, on_batch=on_batch)
     paper = sums.numbers(samples=samples)
-    is_budget = strategy == "budget"
+    is_budget = scoring.strategy == "budget"
     values = ranking.comparable_values(paper) if is_budget else ranking.values(paper)
     if not bool(values.isfinite().all()):
-        raise CaptureError(f"a head's {score} is infinite or not a number")
-    chosen = HeadSelection.from_scores(values, k=k, strategy=strategy, budget=budget)
+        raise CaptureError(f"a head's {scoring.score} is infinite or not a number")
+    chosen = HeadSelection.from_scores(
+        values, k=scoring.k, strategy=scoring.strategy, budget=scoring.budget
+    )
     return replace(
         chosen,
         layers=_layers(chosen, values=values, paper=paper),
-        score=scoring.chosen_score,
-        xi=scoring.chosen_xi,
-        damping=scoring.chosen_damping,
+        score=scoring.score,
+        xi=scoring.share,
+        damping=scoring.damping,
         teleport=scoring.teleport,
         n_samples=samples,
     )

@@ -20,9 +20,8 @@ from hifi.data.settings import (
     HeadStart,
     Hyperparameters,
     Precision,
-    ScoreChoice,
+    Score,
     Scoring,
-    StrategyChoice,
     Teleport,
     declared,
 )
@@ -49,6 +48,7 @@ from hifi.tuning.tuner import HeadTuner
 if TYPE_CHECKING:
     import torch
 
+    from hifi.data.allotments import Strategy
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.run_warnings import RunWarning
     from hifi.data.schedule import LearningRate
@@ -120,13 +120,13 @@ def finetune(
     image: str | None = None,
     metric: str | None = None,
     preset: Preset | None = None,
-    score: ScoreChoice = Scoring.score,
+    score: Score = Scoring.score,
     k: int | None = Scoring.k,
     budget: int | None = Scoring.budget,
     xi: float | None = Scoring.xi,
-    damping: float | None = Scoring.damping,
+    damping: float = Scoring.damping,
     n_samples: int | None = Scoring.n_samples,
-    strategy: StrategyChoice = Scoring.strategy,
+    strategy: Strategy = Scoring.strategy,
     teleport: Teleport = Scoring.teleport,
     selection: HeadSelection | None = None,
     epochs: int | None = Hyperparameters.epochs,
@@ -182,27 +182,22 @@ def finetune(
             every layer, a random task head, 3 epochs at 2e-4.
         score: what ranks the heads: ``pagerank``, the paper's importance; ``information``,
             ``gradient``, ``gradient-ratio``, ``output-norm`` or ``random``, as in ``select_heads``.
-            A gradient is that of the task's loss, in float32 whatever the precision. ``auto`` is
-            ``gradient``, unless k, ξ, d, ``teleport`` or a strategy of the paper is given: then it
-            is ``pagerank``.
-        k: heads per layer to select (key-value groups if keys are grouped); 3 by default with
-            ``layer-wise`` and ``mid-top``.
-        budget: heads to select in the whole model; a quarter of all by default with strategy
-            ``budget``.
+            A gradient is that of the task's loss, in float32 whatever the precision.
+        k: heads per layer to select (key-value groups if keys are grouped); 3 by default, and none
+            with a budget.
+        budget: heads to select in the whole model; with strategy ``budget``.
         xi: the share ξ of Eq. (2), 0 < ξ < 1; 0.9 by default.
-        damping: d of Eq. (10), 0 ≤ d < 1; 0.85 by default.
+        damping: d of Eq. (10), 0 ≤ d < 1.
         n_samples: calibration samples; by default 300, or all rows if there are fewer.
         strategy: ``layer-wise``; ``mid-top`` for the upper half of the layers only; or ``budget``
-            for the best heads wherever they are. ``auto`` is ``budget``, unless k, ξ, d,
-            ``teleport`` or a score of the paper (``pagerank``, ``information``) is given: then it
-            is ``layer-wise``.
+            for the best heads wherever they are.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
         selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
             scored then, and the arguments from ``score`` on have no effect.
         epochs: passes over the training split; by default 3, or as many more as make 200 steps.
             The run is evaluated after each, or 20 times at most.
-        learning_rate: the highest; after warm-up it decreases linearly. ``auto`` chooses it by the
-            number of steps.
+        learning_rate: the highest; after warm-up it decreases linearly. ``auto`` is 0.4 over the
+            backbone's hidden size: 0.001 for MiniLM.
         batch_size: samples per step.
         max_length: the most tokens of a text, or of a pair.
         warmup_ratio: share of the steps in which the learning rate increases.
@@ -307,7 +302,7 @@ def check_heads(ready: Prepared, *, scoring: Scoring) -> None:
         InvalidArgumentError: fewer than one head, or more than there are.
     """
     backbone = describe(ready.loaded.model)
-    scoring.allot(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
+    scoring.allotment.fitted(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
 
 
 def _lending(backbones: ResidentBackbones | None) -> AbstractContextManager[Load]:
@@ -482,7 +477,7 @@ def _tune(
             revision=ready.source.revision,
             task=ready.data.describe(),
             labels=ready.data.task.labels,
-            training=settings.describe(rows=len(ready.data.train)),
+            training=settings.describe(rows=len(ready.data.train), width=ready.width),
         )
     finally:
         tuner.undo()  # other calls may share the backbone
@@ -537,19 +532,17 @@ def select_prepared(
         InvalidArgumentError, CaptureError, ConvergenceError: as in ``select_heads``.
     """
     n, model = scoring.count_samples(rows=len(ready.data.train)), ready.loaded.model
-    backbone = describe(model)
-    allotment = scoring.allot(num_layers=backbone.num_layers, num_heads=backbone.num_heads)
-    is_gradient = scoring.chosen_score in GRADIENT_SCORES
+    is_gradient = scoring.score in GRADIENT_SCORES
     with computed_in_float32(model) if is_gradient else nullcontext():
         selection = select_heads(
             model,
             calibration_batches(ready, n=n, settings=settings),
-            score=scoring.chosen_score,
-            k=allotment.k,
-            budget=allotment.budget,
+            score=scoring.score,
+            k=scoring.k,
+            budget=scoring.budget,
             xi=scoring.xi,
-            damping=scoring.chosen_damping,
-            strategy=scoring.chosen_strategy,
+            damping=scoring.damping,
+            strategy=scoring.strategy,
             teleport=scoring.teleport,
             seed=settings.seed,
             loss=calibration_loss(ready.data.task),

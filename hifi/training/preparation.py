@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hifi.backbones.devices import resolve_attention, resolve_dtype
-from hifi.backbones.heads import task_head_names
+from hifi.backbones.heads import describe, task_head_names
 from hifi.backbones.models import (
     LoadedModel,
     ModelSource,
@@ -94,6 +94,11 @@ class Prepared:
     fingerprint: str
     kept_head: str | None = None
     warnings: tuple[RunWarning, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The backbone's hidden size, D."""
+        return describe(self.loaded.model).hidden_size
 
     def summary(self) -> str:
         """Describe the inferred task and the data in one line for people."""
@@ -237,7 +242,8 @@ def describe_job(
         "validation": None if data.validation is None else data.validation.digest(),
     }
     parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
-    for name, value in {**selection, **settings.describe(rows=len(data.train))}.items():
+    given = settings.describe(rows=len(data.train), width=ready.width)
+    for name, value in {**selection, **given}.items():
         text = canonical_json(value)
         is_short = len(text) <= _SETTING_BYTES
         parts[name] = text.decode() if is_short else hashlib.sha256(text).hexdigest()

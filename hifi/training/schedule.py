@@ -29,17 +29,18 @@ class Schedule:
     warmup_ratio: float
 
     @classmethod
-    def of(cls, settings: Hyperparameters, *, rows: int) -> Schedule:
+    def of(cls, settings: Hyperparameters, *, rows: int, width: int) -> Schedule:
         """Return the schedule of a run.
 
         Args:
             settings: the hyperparameters.
             rows: of the training split.
+            width: D, the backbone's hidden size.
         """
         return cls(
             epochs=settings.count_epochs(rows=rows),
             steps_per_epoch=-(-rows // settings.batch_size),
-            learning_rate=settings.peak_rate(rows=rows),
+            learning_rate=settings.peak_rate(width=width),
             warmup_ratio=settings.warmup_ratio,
         )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hifi.arguments import check_number
-from hifi.backbones.heads import first_token_layer
+from hifi.backbones.heads import describe, first_token_layer
 from hifi.data.run_warnings import (
     warn_of_falling_loss,
     warn_of_less_than_probe,
@@ -155,7 +155,9 @@ class Trainer:
             lengths=data.train.lengths, batch_size=settings.batch_size, seed=settings.seed
         )
         self._order: tuple[int, list[Indices]] = (-1, [])
-        self._schedule = Schedule.of(settings, rows=len(data.train))
+        self._schedule = Schedule.of(
+            settings, rows=len(data.train), width=describe(tuner.model).hidden_size
+        )
         self._plan = plan
         self._emitter = emitter
         self._state = start

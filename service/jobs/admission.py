@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from hifi.data.classes.weights import check_labels, check_task
 from hifi.data.profile import DatasetProfile
 from hifi.data.run_warnings import refuse_to_keep
-from hifi.data.settings import Scoring, declared
 from hifi.data.task_types import find_task_type
 from hifi.errors import InvalidArgumentError
 from service.http.problems import invalid_request, unprocessable
@@ -36,7 +35,6 @@ from store.tables import Backbone
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from hifi.data.allotments import Allotment
     from hifi.data.profile import ColumnProfile
     from store.jobs.spec import JobSpec, TaskFields
     from store.settings import Settings
@@ -93,23 +91,26 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
     source = _pin_dataset(spec, settings=settings)
     backbone = _find_backbone(session, spec, is_pinned=is_pinned)
     document = spec.model_dump(mode="json")
+    document["xi"] = spec.share
+    document["k"] = spec.allotment.k
     if source is None:
         dataset = _find_dataset(session, tenant_id, document["dataset"])
         document["dataset"] = dataset.id
         profile = DatasetProfile.from_json(dataset.profile)
         task = complete_task(spec.task, profile)
-        _check_splits(spec, profile)
+        document["n_samples"] = _count_samples(spec, profile)
     else:
         profile = None
         task = complete_unseen_task(spec.task)
         document["dataset"] = source
     rows = None if profile is None else profile.rows["train"]
+    width = None if backbone is None else backbone.hidden_size
     document["task"] = task.model_dump(mode="json")
+    document["training"] |= spec.training.choose(rows=rows, width=width)
     label_column = None if profile is None else find_class_column(task, profile)
     _check_class_weights(spec, task, label_column)
     if backbone is not None:
         _check_backbone(spec, task, backbone)
-    document |= _choose(spec, rows=rows, backbone=backbone)
     warnings = []
     if profile is not None:
         warnings = _find_warnings(spec, task, profile=profile, backbone=backbone)
@@ -144,7 +145,7 @@ def _as_invalid_request(reason: str = "") -> Iterator[None]:
 def _check_scoring(spec: JobSpec) -> None:
     """Raise if settings of scoring do not go together, on any backbone."""
     with _as_invalid_request():
-        spec.check_counts()
+        _ = spec.allotment
 
 
 def _check_time(spec: JobSpec, *, settings: Settings) -> None:
@@ -234,41 +235,16 @@ def _names(session: Session) -> Sequence[str]:
     return session.scalars(query).all()
 
 
-def _choose(spec: JobSpec, *, rows: int | None, backbone: Backbone | None) -> dict[str, Any]:
-    """Return the settings that may be left open, as what they become, as far as that is known.
-
-    Args:
-        spec: as the caller wrote it.
-        rows: of the training split, if known.
-        backbone: if known.
-    """
+def _count_samples(spec: JobSpec, profile: DatasetProfile) -> int:
+    """Return the number of calibration samples; raise if the splits do not allow the settings."""
     with _as_invalid_request():
-        chosen = spec.choose(rows=rows)
-    if backbone is not None:
-        chosen["budget"] = _allot(spec, backbone).budget
-    document = {declared(Scoring)[name].names[0]: value for name, value in chosen.items()}
-    training = spec.training.model_dump(mode="json")
-    if rows is not None:
-        training |= spec.training.choose(rows=rows)
-    return {**document, "training": training}
-
-
-def _allot(spec: JobSpec, backbone: Backbone) -> Allotment:
-    """Return how many heads each layer gets; raise if there are not as many."""
-    layers, heads = backbone.num_layers, backbone.num_key_value_heads
-    with _as_invalid_request(
-        f" (a layer of {backbone.id!r} has {heads} selectable heads, layers: {layers})"
-    ):
-        return spec.allot(num_layers=layers, num_heads=heads)
-
-
-def _check_splits(spec: JobSpec, profile: DatasetProfile) -> None:
-    """Raise if the splits do not allow the settings."""
+        samples = spec.count_samples(rows=profile.rows["train"])
     if spec.training.early_stopping_patience is not None and "validation" not in profile.rows:
         raise invalid_request(
             "early stopping needs a validation split",
             param="training.early_stopping_patience",
         )
+    return samples
 
 
 def _find_warnings(
@@ -299,6 +275,11 @@ def _check_backbone(spec: JobSpec, task: TaskFields, backbone: Backbone) -> None
     if keeps_head and not backbone.task_heads[str(task.type)].get("stored"):
         with _as_invalid_request():
             raise refuse_to_keep(backbone.id, head=None, classes=None)
+    layers, heads = backbone.num_layers, backbone.num_key_value_heads
+    with _as_invalid_request(
+        f" (a layer of {backbone.id!r} has {heads} selectable heads, layers: {layers})"
+    ):
+        spec.allotment.fitted(num_layers=layers, num_heads=heads)
     limit = backbone.max_positions
     if limit is not None and spec.training.max_length > limit:
         raise invalid_request(

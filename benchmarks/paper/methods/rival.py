@@ -129,7 +129,7 @@ class _Training:
         encodings: Sequence[Encoding],
     ) -> None:
         self._ready, self._run, self._settings = ready, run, settings
-        self._schedule = Schedule.of(settings, rows=len(ready.data.train))
+        self._schedule = Schedule.of(settings, rows=len(ready.data.train), width=ready.width)
         self._encodings = encodings
         begin = time.perf_counter()
         self._rival = build(ready, settings)
