@@ -28,8 +28,8 @@ _ROWS_PER_LIBRARY = 240
 _KEPT_SETTINGS = ("HIFI_DEBUG", "HIFI_LOG_FORMAT", "HIFI_MODELS")
 _DELTA = "libraries.safetensors"
 # In float32 on the CPU, so that the merged model can repeat the accuracy to the last digit.
-_TASK = "--text text --label library --metric accuracy --precision float32 --learning-rate 1e-3"
-_SECOND_TASK = "--text text --label kind --metric accuracy --epochs 2 --learning-rate 2e-3"
+_TASK = "--text text --label library --metric accuracy --precision float32"
+_SECOND_TASK = "--text text --label kind --metric accuracy --epochs 2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -185,13 +185,14 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         output.print_json(document)
         return
     metrics = output.format_metrics(result.metrics) if result.metrics else "no validation split"
+    training = delta.metadata.training
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
         "test": output.format_metrics(result.test),
         **{name: output.format_metrics(known) for name, known in result.yardsticks.items()},
         "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
-        f"parameters, in {output.format_seconds(result.train_seconds)}, "
-        f"{result.samples_per_second:.0f} samples/s",
+        f"parameters, {training['epochs']} epochs at {training['learning_rate']:.3g}, in "
+        f"{output.format_seconds(result.train_seconds)}, {result.samples_per_second:.0f} samples/s",
         "written": f"{args.out}  {output.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",
     }

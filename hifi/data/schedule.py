@@ -11,7 +11,7 @@ LearningRate = float | Literal["auto"]
 
 # Both measured: docs/decisions/learning-rate.md.
 LEAST_EPOCHS = 3
-LEAST_STEPS = 200
+LEAST_STEPS = 100
 RATE_TIMES_WIDTH = 0.4
 
 _NAME = "learning_rate"

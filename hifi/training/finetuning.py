@@ -194,7 +194,7 @@ def finetune(
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
         selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
             scored then, and the arguments from ``score`` on have no effect.
-        epochs: passes over the training split; by default 3, or as many more as make 200 steps.
+        epochs: passes over the training split; by default 3, or as many more as make 100 steps.
             The run is evaluated after each, or 20 times at most.
         learning_rate: the highest; after warm-up it decreases linearly. ``auto`` is 0.4 over the
             backbone's hidden size: 0.001 for MiniLM.
