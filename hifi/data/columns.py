@@ -112,6 +112,11 @@ def label_order(
     return list(order_classes(labels, names=_class_names(dataset).get(column)))
 
 
+def has_named_integers(dataset: Dataset, column: str) -> bool:
+    """Return whether a column's values are integers with names (a ``ClassLabel``)."""
+    return column in _class_names(dataset)
+
+
 def label_indices(
     labels: Sequence[Label], *, known: Sequence[Label], column: str, split: str
 ) -> list[int]:

@@ -122,6 +122,12 @@ class ColumnProfile:
         return tuple(map(str, self.labels or ()))
 
     @property
+    def has_named_integers(self) -> bool:
+        """Whether the values are integers, and the file names them as classes."""
+        is_integer = self.kind == "integer" and not self.are_cells
+        return is_integer and any(isinstance(label, str) for label in self.labels or ())
+
+    @property
     def classes_alike(self) -> list[list[str]]:
         """The groups of named classes that look alike."""
         return find_alike(self.class_names)

@@ -84,7 +84,11 @@ def warn_of_classes(column: ColumnProfile, *, rows: int) -> tuple[RunWarning, ..
 
 
 def warn_of_replaced_head(
-    model: str, *, head: StoredHead, classes: Sequence[str | int] | None
+    model: str,
+    *,
+    head: StoredHead,
+    classes: Sequence[str | int] | None,
+    has_named_integers: bool = False,
 ) -> RunWarning:
     """Warn that a checkpoint's task head is not used, because its labels are not the task's.
 
@@ -92,14 +96,21 @@ def warn_of_replaced_head(
         model: the backbone's name.
         head: the checkpoint's.
         classes: of the task; None for a regression.
+        has_named_integers: whether the data has integers, and a ``ClassLabel`` names them.
     """
-    misfit = _describe_misfit(model, head=head, classes=classes)
+    misfit = _describe_misfit(
+        model, head=head, classes=classes, has_named_integers=has_named_integers
+    )
     message = f"{misfit}: it is replaced by a new one"
     return RunWarning(code="task_head_replaced", message=message, param="model")
 
 
 def refuse_to_keep(
-    model: str, *, head: StoredHead | None, classes: Sequence[str | int] | None
+    model: str,
+    *,
+    head: StoredHead | None,
+    classes: Sequence[str | int] | None,
+    has_named_integers: bool = False,
 ) -> InvalidArgumentError:
     """Return the error of ``head_start="keep"`` for a checkpoint without a task head that fits.
 
@@ -107,19 +118,28 @@ def refuse_to_keep(
         model: the backbone's name.
         head: the checkpoint's; None if it has none of the task's kind.
         classes: of the task; None for a regression.
+        has_named_integers: whether the data has integers, and a ``ClassLabel`` names them.
     """
     reason = f"{model} has no task head of this kind"
     if head is not None:
-        reason = _describe_misfit(model, head=head, classes=classes)
+        reason = _describe_misfit(
+            model, head=head, classes=classes, has_named_integers=has_named_integers
+        )
     return InvalidArgumentError(
         "head_start", value="keep", limit=f"auto, probe or random: {reason}"
     )
 
 
-def _describe_misfit(model: str, *, head: StoredHead, classes: Sequence[str | int] | None) -> str:
+def _describe_misfit(
+    model: str, *, head: StoredHead, classes: Sequence[str | int] | None, has_named_integers: bool
+) -> str:
+    count = None if classes is None else len(classes)
+    cause = ""
+    if has_named_integers and count == head.num_labels:  # the integers alone would fit
+        cause = "; names in the data, a ClassLabel, count as its labels, and not the numbers"
     return (
         f"the task head of {model} ({_labels(head.names, count=head.num_labels)}) does not fit the "
-        f"task ({_labels(classes, count=None if classes is None else len(classes))})"
+        f"task ({_labels(classes, count=count)}{cause})"
     )
 
 

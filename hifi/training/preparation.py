@@ -23,7 +23,7 @@ from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
 from hifi.data.classes.names import describe_classes, find_alike
 from hifi.data.classes.stored_head import StoredHead, fit_labels
-from hifi.data.columns import is_labelled, profile_split
+from hifi.data.columns import has_named_integers, is_labelled, profile_split
 from hifi.data.profile import describe_left_out
 from hifi.data.run_warnings import (
     RunWarning,
@@ -62,6 +62,7 @@ class TaskData:
         test: scored once, at the end; None without labelled rows.
         warnings: about the labels.
         notes: why columns were left out, by name.
+        has_named_integers: whether the training labels are integers with names (a ``ClassLabel``).
     """
 
     task: Task
@@ -71,6 +72,7 @@ class TaskData:
     test: Examples | None = None
     warnings: tuple[RunWarning, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    has_named_integers: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Return the record of the task for predictions, as plain JSON."""
@@ -192,9 +194,21 @@ def prepare(
             warnings += (warn_of_labels_by_number(source.name, names=fit.names),)
     elif settings.head_start == "keep":
         replaced = own_head if loaded.head == "replaced" else None
-        raise refuse_to_keep(source.name, head=replaced, classes=classes)
+        raise refuse_to_keep(
+            source.name,
+            head=replaced,
+            classes=classes,
+            has_named_integers=data.has_named_integers,
+        )
     elif loaded.head == "replaced" and may_keep:
-        warnings += (warn_of_replaced_head(source.name, head=own_head, classes=classes),)
+        warnings += (
+            warn_of_replaced_head(
+                source.name,
+                head=own_head,
+                classes=classes,
+                has_named_integers=data.has_named_integers,
+            ),
+        )
     return Prepared(
         source=source,
         loaded=loaded,
@@ -276,6 +290,7 @@ def _load_data(
     examples, held_out = encode(dataset, "train"), None
     task = task.weighted(settings.class_weights, targets=examples.targets)
     warnings = _find_label_warnings(task, dataset, targets=examples.targets)
+    has_names = has_named_integers(dataset, task.label)
     if validation is not None:
         dataset = load_split(validation, split="validation", columns=task.columns)
         held_out = encode(dataset, "validation")
@@ -289,6 +304,7 @@ def _load_data(
         test=None if tested is None else encode(tested, "test"),
         warnings=warnings + doubts,
         notes=notes,
+        has_named_integers=has_names,
     )
 
 

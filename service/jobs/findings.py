@@ -64,10 +64,15 @@ def _find(
     if has_classes and classes is None:
         return  # too many to be kept in the profile
     num_labels = declared.num_labels or len(classes or ())
+    has_named_integers = column is not None and column.has_named_integers
     fit = fit_labels(head, classes=classes, num_labels=num_labels)
     if fit is None and head_start == "keep":
-        raise refuse_to_keep(backbone.id, head=head, classes=classes)
+        raise refuse_to_keep(
+            backbone.id, head=head, classes=classes, has_named_integers=has_named_integers
+        )
     if fit is None:
-        yield warn_of_replaced_head(backbone.id, head=head, classes=classes)
+        yield warn_of_replaced_head(
+            backbone.id, head=head, classes=classes, has_named_integers=has_named_integers
+        )
     if fit is not None and fit.names is not None:
         yield warn_of_labels_by_number(backbone.id, names=fit.names)

@@ -232,6 +232,7 @@ class TestFeatures:
         column = converted.profile.column("label")
         assert column is not None
         assert column.num_classes == 2
+        assert [each.has_named_integers for each in converted.profile.columns] == [0, 1, 0]
 
     @pytest.mark.parametrize(
         "features",

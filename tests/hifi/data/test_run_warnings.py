@@ -8,6 +8,7 @@ from hifi.data.classes.stored_head import StoredHead
 from hifi.data.columns import profile_split
 from hifi.data.run_warnings import (
     are_many_classes,
+    refuse_to_keep,
     warn_of_classes,
     warn_of_failed_probe,
     warn_of_falling_loss,
@@ -91,6 +92,14 @@ class TestReplacedHead:
             "the task head of vit (7 labels: 'a', 'b', 'c', 'd', 'e', …) does not fit the task (2 "
             f"labels: '{'x' * 28}…, 1): it is replaced by a new one"
         )
+
+    @pytest.mark.parametrize(("count", "is_told"), [(2, True), (3, False)])
+    def test_tells_of_named_integers_that_would_fit_without_names(self, count, is_told):
+        head = StoredHead.of(dict(enumerate("abc"[:count])))
+        arguments = {"head": head, "classes": ["no", "yes"], "has_named_integers": True}
+        cause = "(2 labels: 'no', 'yes'; names in the data, a ClassLabel, count as its labels, "
+        assert (cause in warn_of_replaced_head("vit", **arguments).message) == is_told
+        assert (cause in str(refuse_to_keep("vit", **arguments))) == is_told
 
     def test_of_a_regression(self):
         head = StoredHead.of({0: "LABEL_0", 1: "LABEL_1"})

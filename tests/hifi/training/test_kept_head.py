@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from datasets import ClassLabel, Dataset, Features, Value
 
 from hifi import HeadDelta
 from hifi.backbones.models import resolve_model
-from hifi.data.settings import Hyperparameters
+from hifi.data.settings import HeadStart, Hyperparameters
 from hifi.deltas.loading import load_backbone
-from hifi.errors import CheckpointError, JobPaused
+from hifi.errors import CheckpointError, InvalidArgumentError, JobPaused
 from hifi.serving.prediction import TaskRecord
 from hifi.tasks import TaskSpec
 from hifi.training.events import Control, TrainingEvent
@@ -34,13 +36,19 @@ def save(folder: Path, *, names: dict[int, str] | None = NAMES, **config: Any) -
     return save_text_model(folder, **labels, **config)
 
 
-def ready_for(folder: Path, rows: Sequence[dict[str, Any]], **spec: Any) -> Prepared:
+def ready_for(
+    folder: Path,
+    rows: Sequence[dict[str, Any]] | Dataset,
+    *,
+    start: HeadStart = "auto",
+    **spec: Any,
+) -> Prepared:
     return prepare(
         resolve_model(folder),
         spec=TaskSpec(**spec),
-        train=list(rows),
+        train=rows if isinstance(rows, Dataset) else list(rows),
         validation=None,
-        settings=SETTINGS,
+        settings=replace(SETTINGS, head_start=start),
         device=torch.device("cpu"),
     )
 
@@ -142,6 +150,18 @@ class TestReplaced:
         )
         assert "own task head" not in ready.summary()
         assert codes(fresh) == []
+
+    @pytest.mark.parametrize("start", ["auto", "keep"])
+    def test_for_integers_that_the_data_names_otherwise(self, start: Any, tmp_path: Path):
+        folder = save(tmp_path)
+        features = Features({"text": Value("string"), "label": ClassLabel(names=["0", "1", "2"])})
+        data = Dataset.from_list(text_rows(24, labels=(0, 1, 2)), features=features)
+        cause = "3 labels: '0', '1', '2'; names in the data, a ClassLabel, count as its labels"
+        if start == "keep":
+            with pytest.raises(InvalidArgumentError, match=cause):
+                ready_for(folder, data, start=start)
+        else:
+            assert cause in ready_for(folder, data).warnings[0].message
 
     def test_of_another_class_of_model_is_none_of_its_own(self, tmp_path: Path):
         folder = save(tmp_path, names=None)

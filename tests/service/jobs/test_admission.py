@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import sqlalchemy as sa
 
-from hifi.data.profile import ColumnProfile, DatasetProfile, Problem, SingleClasses
+from hifi.data.profile import ColumnProfile, DatasetProfile, Kind, Problem, SingleClasses
 from service.jobs import hub
 from service.jobs.admission import Admission, admit
 from store.database.connection import database_now
@@ -147,9 +147,11 @@ def remove_backbones(database: Database) -> None:
         session.execute(sa.delete(Backbone))
 
 
-def add_labels(database: Database, owner: Member, *, rows: int = 400, **facts: Any) -> str:
+def add_labels(
+    database: Database, owner: Member, *, rows: int = 400, kind: Kind = "text", **facts: Any
+) -> str:
     """Add a data set whose profile has these facts of its label; return its id."""
-    label = ColumnProfile(name="label", type="string", kind="text", **facts)
+    label = ColumnProfile(name="label", type="string", kind=kind, **facts)
     text = ColumnProfile(name="text", type="string", kind="text", num_classes=rows)
     profile = DatasetProfile(rows={"train": rows}, columns=[text, label])
     with database.write() as session:
@@ -262,6 +264,18 @@ class TestWarnings:
             in (warning["message"])
         )
         assert self.codes(ask, dataset=data) == []  # minilm has no head of its own
+
+    @pytest.mark.usefixtures("with_head")
+    @pytest.mark.parametrize(("kind", "is_told"), [("integer", True), ("text", False)])
+    def test_of_a_replaced_head_tells_of_names_in_the_file(
+        self, kind, is_told, ask, database, alice
+    ):
+        labels = ("0", "1", "2")
+        data = add_labels(database, alice, kind=kind, num_classes=3, labels=labels)
+        (warning,) = ask(dataset=data, model="grouped").new_job.warnings
+        assert ("a ClassLabel, count as its labels" in warning["message"]) == is_told
+        error = refusal(ask, dataset=data, model="grouped", training={"head_start": "keep"})
+        assert ("a ClassLabel, count as its labels" in error.detail) == is_told
 
     @pytest.mark.usefixtures("with_head")
     @pytest.mark.parametrize("start", ["probe", "random"])
