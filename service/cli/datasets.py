@@ -83,12 +83,15 @@ def _delete(client: Client, args: argparse.Namespace) -> int:
 
 def _describe(dataset: Dataset) -> dict[str, str]:
     notes = dataset.get("notes", [])  # a server of before has none
+    left_out = [note for note in notes if note["code"] == "column_left_out"]
+    others = [note for note in notes if note not in left_out]
     return {
         "id": dataset["id"],
         "name": dataset["name"] or "",
         "rows": _rows(dataset),
         "columns": ", ".join(f"{name} ({kind})" for name, kind in dataset["columns"].items()),
-        "notes": "; ".join(f"{note['param']}: {note['message']}" for note in notes),
+        "left out": ", ".join(f"{note['param']!r} ({note['message']})" for note in left_out),
+        "notes": "; ".join(f"{note['param']}: {note['message']}" for note in others),
         "stored": output.format_bytes(dataset["bytes"]),
         "created": output.format_moment(dataset["created_at"]),
     }

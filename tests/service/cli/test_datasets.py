@@ -30,6 +30,21 @@ class TestPush:
         assert "text (string), label (int64)" in out
         assert "train 8, validation 2" in out
 
+    def test_says_which_columns_were_left_out(self, stub, dataset, tmp_path, capsys):
+        lists = "row 1 (line 1): no task reads columns of list<string>"
+        alike = "these classes look alike: 'a', 'A'"
+        notes = [
+            {"code": "column_left_out", "message": lists, "param": "options"},
+            {"code": "classes_alike", "message": alike, "param": "label"},
+            {"code": "column_left_out", "message": "it is the table's index", "param": "id"},
+        ]
+        stub.on("POST", "/datasets", document({**dataset, "notes": notes}, status=201))
+        (tmp_path / "t.csv").write_text("a\n1\n")
+        assert main(["datasets", "push", str(tmp_path / "t.csv")]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"left out 'options' ({lists}), 'id' (it is the table's index)" in shown
+        assert f"notes label: {alike}" in shown
+
     def test_json_is_the_servers_document(self, stub, dataset, tmp_path, capsys):
         stub.on("POST", "/datasets", document(dataset, status=201))
         (tmp_path / "t.csv").write_text("a\n1\n")
