@@ -146,7 +146,7 @@ def _decode(encoded: bytes) -> Image.Image | ImageInputError:
             return decode_image(encoded)
     except Exception:  # noqa: BLE001 - Pillow's readers fail with errors of any kind
         return ImageInputError("the image cannot be read: it is broken", param=_IMAGE)
-    reason = f"the image has {width}×{height} pixels, at most {_MOST_PIXELS:,} are read"
+    reason = f"the image has {width}×{height} pixels; at most {_MOST_PIXELS:,} are allowed"
     return ImageInputError(reason, param=_IMAGE)
 
 

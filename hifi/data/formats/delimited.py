@@ -14,6 +14,7 @@ from pyarrow import csv
 
 from hifi.data.formats.checks import check_texts, unnamed_columns, wanted_names
 from hifi.data.formats.indexes import index_columns, unnamed_column
+from hifi.data.formats.limits import too_large_row
 from hifi.data.formats.reader import Reader
 from hifi.data.types import CELLS
 from hifi.errors import DataError, quoted
@@ -168,7 +169,7 @@ class DelimitedReader(Reader):
             place = None if bad.number is None else bad.number - 1  # the header is counted
             raise DataError(reason, row=place) from error
         if "straddling" in str(error):
-            reason = f"the row has more than {self._block_bytes >> 10} KiB, or {_UNCLOSED}"
+            reason = f"{too_large_row(self._block_bytes)}, or {_UNCLOSED}"
             raise DataError(reason, row=row) from error
         raise DataError("the file cannot be parsed", row=row) from error
 

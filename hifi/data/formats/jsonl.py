@@ -20,6 +20,7 @@ from hifi.data.formats.checks import (
     wanted_names,
 )
 from hifi.data.formats.indexes import index_columns
+from hifi.data.formats.limits import too_large_row
 from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     UnfitError,
@@ -150,7 +151,7 @@ class JsonlReader(Reader):
             line = file.readline(most + 1).removeprefix(codecs.BOM_UTF8)
             while line:
                 if len(line) > most:
-                    raise DataError(f"the row has more than {most >> 20} MiB", row=row)
+                    raise DataError(too_large_row(most), row=row)
                 if line.strip():
                     yield line
                     row += 1

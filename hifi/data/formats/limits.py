@@ -12,6 +12,7 @@ from hifi.errors import DataError
 # Of a text that a task reads, in training and in a prediction: tokenising a million characters
 # takes a second, although all but the first thousand are cut.
 MAX_CHARACTERS = 100_000
+_MIB = 1 << 20
 _GIB = 1 << 30
 
 
@@ -42,9 +43,15 @@ UNLIMITED = ReadLimits(
 )
 
 
+def too_large_row(most: int) -> str:
+    """Return the beginning of the message for a row of more than ``most`` bytes."""
+    size = f"{most >> 10} KiB" if most % _MIB else f"{most // _MIB} MiB"
+    return f"the row has more than {size}"
+
+
 def too_many_characters(characters: int) -> str:
     """Return the message for a text that is too long for every task."""
-    return f"the text has {characters:,} characters; at most {MAX_CHARACTERS:,} are read"
+    return f"the text has {characters:,} characters; at most {MAX_CHARACTERS:,} are allowed"
 
 
 class Budget:

@@ -19,7 +19,7 @@ from hifi.data.formats.checks import (
     wanted_names,
 )
 from hifi.data.formats.indexes import index_columns, index_metadata
-from hifi.data.formats.limits import too_many_characters
+from hifi.data.formats.limits import too_large_row, too_many_characters
 from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     CELLS,
@@ -147,7 +147,7 @@ class ParquetReader(Reader):
         most = self._budget.limits.max_row_bytes
         if sizes.max(initial=0) > most:
             row = self._rows + 1 + int((sizes > most).argmax())
-            raise DataError(f"the row has more than {most >> 20} MiB of texts", row=row)
+            raise DataError(f"{too_large_row(most)} of texts", row=row)
 
     def _plain(self, piece: pa.RecordBatch) -> pa.RecordBatch:
         self._budget.add(rows=piece.num_rows)

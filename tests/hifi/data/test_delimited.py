@@ -73,7 +73,7 @@ class TestRefusals:
     def test_of_a_row_without_end_name_it(self, tmp_path: Path):
         path = write(tmp_path / "a.csv", "text,label\na,1\n" + "x" * 9_000_000 + ",1\n")
         refusal = refusal_of(tmp_path, train=path)
-        assert (refusal.row, "more than 2048 KiB" in refusal.reason) == (2, True)
+        assert (refusal.row, "more than 2 MiB, or" in refusal.reason) == (2, True)
 
 
 class TestColumns:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from hifi.data.columns import read_texts
-from hifi.data.formats.limits import MAX_CHARACTERS
+from hifi.data.formats.limits import MAX_CHARACTERS, too_large_row
 from hifi.data.formats.parquet import ParquetReader
 from hifi.data.inference import complete_task
 from hifi.data.spec import TaskSpec
@@ -21,7 +21,7 @@ from tests.hifi.data.files import LIMITS, convert_here, jsonl, refusal_of, write
 from tests.repeated_rows import repeated_rows
 
 LONG = "é" * (MAX_CHARACTERS + 1)
-REASON = "the text has 100,001 characters; at most 100,000 are read"
+REASON = "the text has 100,001 characters; at most 100,000 are allowed"
 
 
 def table(path: Path, texts: list[str], *, rows: int = 2, is_coded: bool = True) -> Path:
@@ -115,3 +115,8 @@ class TestRows:
         assert path.stat().st_size < 50_000
         refusal = refusal_of(tmp_path, train=path, limits=replace(LIMITS, max_rows=200_000))
         assert "more than 200000 rows" in refusal.reason
+
+
+@pytest.mark.parametrize(("most", "words"), [(2 << 20, "2 MiB"), (3 << 19, "1536 KiB")])
+def test_a_row_that_is_too_large_is_told_in_whole_units(most: int, words: str):
+    assert too_large_row(most) == f"the row has more than {words}"
