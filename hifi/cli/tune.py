@@ -100,13 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
             result = _finetune(args, on_event=on_event)
     except JobPaused as stopped:
-        kept = "no checkpoint saved"
+        then = " before the first checkpoint; run the same command again to start again"
         if stopped.checkpoint:
-            kept = f"checkpoint {stopped.checkpoint} saved"
-        return output.fail(
-            f"interrupted; {kept}; run the same command again to resume",
-            code=output.EXIT_INTERRUPTED,
-        )
+            then = f"; checkpoint {stopped.checkpoint} saved; run the same command again to resume"
+        return output.fail(f"interrupted{then}", code=output.EXIT_INTERRUPTED)
     except JobCancelled:
         return output.fail(
             f"interrupted; {args.out} was not written (with --checkpoint-dir an interrupted run "

@@ -319,13 +319,16 @@ class TestRefusals:
 
 
 class Terminal(io.StringIO):
-    """An output stream that presses Ctrl-C at the first line about training."""
+    """An output stream that presses Ctrl-C at the first line with this beginning."""
 
-    is_pressed = False
+    def __init__(self, beginning: str = "training") -> None:
+        super().__init__()
+        self.beginning = beginning
+        self.is_pressed = False
 
     def write(self, text: str) -> int:
-        """Write; press Ctrl-C once at a line about training."""
-        if text.startswith("training") and not self.is_pressed:
+        """Write; press Ctrl-C once at a line with the beginning."""
+        if text.startswith(self.beginning) and not self.is_pressed:
             self.is_pressed = True
             signal.raise_signal(signal.SIGINT)
         return super().write(text)
@@ -357,6 +360,17 @@ class TestInterrupt:
         assert "Traceback" not in told
         assert list(tmp_path.iterdir()) == []
 
+    def test_ctrl_c_before_the_first_checkpoint_does_not_promise_to_resume(
+        self, backbone, data, tmp_path
+    ):
+        out, folder = tmp_path / "delta.safetensors", tmp_path / "checkpoints"
+        with redirect_stderr(Terminal("loading")) as told:
+            assert main(command(backbone, data, out, "--checkpoint-dir", str(folder))) == 130
+        assert told.getvalue().splitlines()[-1] == (
+            "hifi: error: interrupted before the first checkpoint; run the same command again to "
+            "start again"
+        )
+
     def test_an_interrupted_run_with_checkpoints_resumes_to_the_same_file(
         self, backbone, data, tmp_path, capsys
     ):
@@ -365,7 +379,7 @@ class TestInterrupt:
         resumable = [*arguments, "--checkpoint-dir", str(folder)]
         with redirect_stderr(Terminal()) as told:
             assert main(resumable) == 130
-        assert "run the same command again" in told.getvalue().splitlines()[-1]
+        assert "saved; run the same command again to resume" in told.getvalue().splitlines()[-1]
         assert not out.exists()
         assert main(resumable) == 0
         captured = capsys.readouterr()
