@@ -74,7 +74,7 @@ class AnsweredFile:
 
     @contextmanager
     def open_journal(self) -> Iterator[Journal]:
-        """Open the journal, behind the answers of an earlier run.
+        """Open the journal, behind the answers of an earlier run; an error removes an empty one.
 
         Raises:
             RowsError: the journal is that of other rows, another job or other options.
@@ -92,7 +92,13 @@ class AnsweredFile:
             if found != head:  # new, or stopped within its first line
                 file.truncate(0)
                 file.write(head)
-            yield Journal(file)
+            journal = Journal(file)
+            try:
+                yield journal
+            except BaseException:
+                if not journal.done:
+                    self.journal.unlink()
+                raise
 
     def write(self, errors: RowErrors) -> dict[str, Any]:
         """Write the output from the source and the journal, and return a description.

@@ -225,7 +225,8 @@ def _predict_to_file(out: AnsweredFile, ask: Ask, args: argparse.Namespace) -> i
                 journal.add(answers)
                 advance(chunk)
         except (ClientError, KeyboardInterrupt):
-            output.note(f"{journal.done} rows are done; run the same command again to continue")
+            if journal.done:
+                output.note(f"{journal.done} rows are done; run the same command again to continue")
             raise
     errors = RowErrors()
     written = out.write(errors)

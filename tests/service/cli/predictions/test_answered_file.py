@@ -259,6 +259,14 @@ class TestContinuing:
         assert [row["text"] for row in written] == ["a", "b", "c", "stop", "e"]
         assert [path.name for path in tmp_path.iterdir()].count("out.jsonl.part") == 0
 
+    @pytest.mark.usefixtures("answering")
+    def test_an_error_before_the_first_answer_leaves_nothing(self, tmp_path, capsys):
+        source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+        source.write_text('{"text": "stop"}\n')
+        assert predict("--file", source, "--out", out) == 1
+        assert capsys.readouterr().err == "hifi: error: no more\n"
+        assert list(tmp_path.iterdir()) == [source]
+
     def test_a_line_that_was_cut_off_is_asked_again(self, answering, source, tmp_path):
         out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
         assert predict("--file", source, "--out", out) == 1
