@@ -115,11 +115,12 @@ class Space:
             is_repeat = key is not None and is_known(session, key)
             if is_repeat:
                 size = self._max_upload_bytes if declared is None else declared
-                take = reserve_for_repeat
+                identifier = reserve_for_repeat(
+                    session, tenant_id, size=size, max_bytes=self._max_bytes
+                )
             else:
                 size = 1 if declared is None else declared
-                take = reserve
-            identifier = take(session, tenant_id, size=size, max_bytes=self._max_bytes)
+                identifier = reserve(session, tenant_id, size=declared, max_bytes=self._max_bytes)
         return UploadSpace(
             self._database, identifier, tenant_id=tenant_id, size=size, max_bytes=self._max_bytes
         )

@@ -60,19 +60,20 @@ _USED = sa.select(
 )
 
 
-def reserve(session: Session, tenant_id: str, *, size: int, max_bytes: int) -> str:
+def reserve(session: Session, tenant_id: str, *, size: int | None, max_bytes: int) -> str:
     """Reserve space for an upload; return the reservation's id.
 
     Args:
         session: a write transaction.
         tenant_id: the owner.
-        size: of the upload, in bytes.
+        size: of the upload, in bytes; None if it is unknown: then the reservation has one byte.
         max_bytes: the quota of a tenant without its own.
 
     Raises:
         SpaceExceededError: the tenant's quota has no room for it.
     """
-    return _reserve(session, tenant_id, size=size, needed=size, max_bytes=max_bytes)
+    held = 1 if size is None else size
+    return _reserve(session, tenant_id, size=held, needed=size, max_bytes=max_bytes)
 
 
 def reserve_for_repeat(session: Session, tenant_id: str, *, size: int, max_bytes: int) -> str:
@@ -86,7 +87,9 @@ def reserve_for_repeat(session: Session, tenant_id: str, *, size: int, max_bytes
     return _reserve(session, tenant_id, size=size, needed=0, max_bytes=max_bytes)
 
 
-def _reserve(session: Session, tenant_id: str, *, size: int, needed: int, max_bytes: int) -> str:
+def _reserve(
+    session: Session, tenant_id: str, *, size: int, needed: int | None, max_bytes: int
+) -> str:
     limit = _lock_quota(session, tenant_id, max_bytes=max_bytes)
     now = database_now(session)
     _end(session, _EXPIRED, Reservation.tenant_id == tenant_id)
@@ -118,15 +121,22 @@ def reserve_for_job(
     session.execute(sa.insert(Reservation).values(values))
 
 
-def check_room(used: int, needed: int, *, limit: int) -> None:
+def check_room(used: int, needed: int | None, *, limit: int, is_minimum: bool = False) -> None:
     """Raise if a quota has no room.
+
+    Args:
+        used: the bytes that count against it.
+        needed: further bytes; None if their number is unknown, but not 0.
+        limit: the quota.
+        is_minimum: whether more bytes than ``needed`` may follow.
 
     Raises:
         SpaceExceededError: it has not.
     """
-    if used + needed > limit:
+    if used + (1 if needed is None else needed) > limit:
+        number = f"{'at least ' if is_minimum else ''}{needed:,} " if needed else ""
         raise SpaceExceededError(
-            f"{used:,} bytes are stored or reserved and {needed:,} more are needed; the tenant's "
+            f"{used:,} bytes are stored or reserved and {number}more are needed; the tenant's "
             f"quota max_bytes is {limit:,}: delete data sets or jobs"
         )
 
@@ -157,7 +167,7 @@ def extend(
     limit = _lock_quota(session, tenant_id, max_bytes=max_bytes)
     held = _find(session, reservation_id)
     others = used_bytes(session, tenant_id) - held.bytes
-    check_room(others, size, limit=limit)
+    check_room(others, size, limit=limit, is_minimum=True)
     held.bytes = min(size + spare, limit - others)
     return held.bytes
 

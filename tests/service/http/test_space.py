@@ -218,6 +218,20 @@ class TestSpace:
 
         asyncio.run(hold())
 
+    def test_that_is_used_up_names_no_number_for_a_body_of_unknown_size(
+        self, database: Database, settings: Settings, alice: Member
+    ):
+        async def hold() -> None:
+            async with (
+                opened_space(database, settings) as space,
+                space.hold(alice.tenant_id, key=None, declared=LIMIT),
+                space.hold(alice.tenant_id, key=None, declared=None),
+            ):
+                pytest.fail("it is received")
+
+        with pytest.raises(SpaceExceededError, match="reserved and more are needed"):
+            asyncio.run(hold())
+
     def test_is_freed_in_the_background_if_the_store_hangs(
         self,
         database: Database,

@@ -55,7 +55,7 @@ def used(database: Database, tenant: str) -> int:
         return used_bytes(session, tenant)
 
 
-def reserved(database: Database, tenant: str, size: int) -> str:
+def reserved(database: Database, tenant: str, size: int | None) -> str:
     with database.write() as session:
         return reserve(session, tenant, size=size, max_bytes=LIMIT)
 
@@ -154,6 +154,15 @@ class TestReserve:
         assert used(database, tenant) == 0
         reserved(database, tenant, 100)
 
+    def test_of_an_unknown_size_needs_a_byte_and_names_no_number(
+        self, database: Database, tenant: str
+    ):
+        reserved(database, tenant, 99)
+        reserved(database, tenant, None)
+        assert used(database, tenant) == 100
+        with pytest.raises(SpaceExceededError, match=r"^100 bytes.* reserved and more are needed"):
+            reserved(database, tenant, None)
+
     def test_of_a_dead_gateway_expires(self, database: Database, tenant: str):
         reserved(database, tenant, 60)
         expire(database)
@@ -188,7 +197,8 @@ class TestReserve:
         reserved(database, tenant, LIMIT)
         with database.write() as session:
             held = reserve_for_repeat(session, tenant, size=70, max_bytes=LIMIT)
-        with database.write() as session, pytest.raises(SpaceExceededError):
+        words = "reserved and more are needed"
+        with database.write() as session, pytest.raises(SpaceExceededError, match=words):
             reserve_for_repeat(session, tenant, size=70, max_bytes=LIMIT)
         ended(database, held)
         with database.write() as session:
@@ -206,7 +216,7 @@ class TestExtend:
 
         assert extended(10) == 40
         assert extended(41) == 60
-        with pytest.raises(SpaceExceededError, match=r"40 bytes.*61 more"):
+        with pytest.raises(SpaceExceededError, match=r"40 bytes.* and at least 61 more"):
             extended(61)
         assert used(database, tenant) == 100
 
