@@ -191,7 +191,7 @@ def _find_backbone(session: Session, spec: JobSpec, *, is_pinned: bool) -> Backb
     if hub.is_hub_id(spec.model):
         reason = f"{spec.model!r} is a model of the hub, which this server does not use"
     elif "/" in spec.model or "\\" in spec.model or spec.model.startswith((".", "~")):
-        reason = f"{spec.model!r} is a path; use an id that GET /models lists"
+        reason = f"{spec.model!r} is a path; use an id that GET /models (`hifi models list`) lists"
     else:
         _refuse_unavailable(session, spec.model)
         reason = f"no model {spec.model!r}"

@@ -447,7 +447,7 @@ class TestModel:
         ("name", "words"),
         [
             ("nothing", "no model 'nothing'"),
-            ("/etc/passwd", "is a path"),
+            ("/etc/passwd", "is a path; use an id that GET /models (`hifi models list`) lists"),
             ("../minilm", "is a path"),
             ("./minilm", "is a path"),
             ("~/minilm", "is a path"),
