@@ -418,7 +418,7 @@ class Hyperparameters(RunSettings):
         Setting(
             "stop with an error after this many seconds of running",
             gt=0,
-            unset="no limit",
+            unset="none; for a job, the server's limit",
             is_recorded=False,
         ),
     ] = None

@@ -52,6 +52,7 @@ class TestSettings:
         with pytest.raises(SystemExit):
             parse(tune, "--help")
         told = " ".join(capsys.readouterr().out.split())
+        assert "seconds of running (default: none; for a job, the server's limit)" in told
         for words in ("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top,budget}"):
             assert words in told
 
