@@ -115,6 +115,7 @@ def _keep(context: WorkerContext, catalog: Catalog) -> CatalogKeeper:
     """Return what keeps the catalog, with a process of its own that uses no GPU."""
     settings = context.settings
     aside = EngineProcess(
+        purpose="describing backbones",
         device="cpu",
         log_format=settings.log_format,
         environment={**_engine_environment(settings), "CUDA_VISIBLE_DEVICES": ""},

@@ -6,11 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import structlog
 
 from store.database.schema import downgrade, upgrade
-from tests.waiting import patience
+from store.settings import Settings
+from tests.waiting import eventually, patience
+from worker.catalog import Catalog
+from worker.engine import handle
+from worker.process import _keep
 
 pytestmark = pytest.mark.process
 
@@ -36,6 +42,29 @@ def test_an_unreachable_database(tmp_path: Path):
     line = start(tmp_path, HIFI_DATABASE_URL=f"sqlite:///{tmp_path}/nowhere/hifi.db")
     assert line.startswith("hifi: error: the database cannot be reached (")
     assert "HIFI_DATABASE_URL" in line
+
+
+def test_the_engine_that_describes_backbones_is_told_apart_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "engine"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(handle, "sys", SimpleNamespace(executable=str(program)))
+    settings = Settings(home=tmp_path, models=tmp_path / "models")
+    settings.models.mkdir()
+    jobs = handle.EngineProcess(device="cpu", environment=os.environ)
+    with structlog.testing.capture_logs() as entries:
+        keeper = _keep(SimpleNamespace(settings=settings), Catalog(settings))
+        keeper.start()
+        try:
+            eventually(lambda: len(entries) == 1)
+            jobs.start()
+        finally:
+            jobs.kill()
+            keeper.close()
+    started = [entry["purpose"] for entry in entries if entry["event"] == "engine started"]
+    assert started == ["describing backbones", "jobs"]
 
 
 def test_tables_of_another_version(tmp_path: Path):

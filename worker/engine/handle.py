@@ -39,6 +39,7 @@ class EngineProcess:
     """One engine at a time: a spawned child process (never a fork, because of CUDA).
 
     Args:
+        purpose: what it is for, to tell engines apart in the log.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         log_format: of its logs, ``json`` or ``text``.
         environment: for the child, instead of this process's.
@@ -53,6 +54,7 @@ class EngineProcess:
     def __init__(
         self,
         *,
+        purpose: str = "jobs",
         device: str,
         log_format: str = "text",
         environment: Mapping[str, str],
@@ -60,6 +62,7 @@ class EngineProcess:
         niceness: int = 0,
     ) -> None:
         limit = "" if memory is None else str(memory)
+        self._purpose = purpose
         self._arguments = [device, log_format, limit, str(niceness)]
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,7 +99,7 @@ class EngineProcess:
             daemon=True,
         )
         self._reader.start()
-        _log.info("engine started", pid=self._process.pid)
+        _log.info("engine started", purpose=self._purpose, pid=self._process.pid)
 
     def wait_until_ready(self) -> None:
         """Wait until a newly started engine has loaded its libraries.
