@@ -209,8 +209,11 @@ def _refuse_unavailable(session: Session, model: str) -> None:
         detail = f"the model {model!r} cannot be used: {entry['reason']}"
         raise unprocessable("model_unusable", detail, param="model")
     if entry is not None:
-        detail = f"the model {model!r} is not ready: {entry['reason']}; retry when GET /models "
-        raise unprocessable("model_not_ready", f"{detail}lists it", param="model")
+        detail = (
+            f"the model {model!r} is not ready: {entry['reason']}; retry when GET /models (`hifi "
+            "models list`) lists it"
+        )
+        raise unprocessable("model_not_ready", detail, param="model")
     if not _names(session) and not live_workers(session):
         raise ProblemError(
             "no_worker",

@@ -481,7 +481,8 @@ class TestModel:
         sign_on(database, vit={"status": "reading", "reason": "a worker is reading it"})
         error = refusal(ask, model="vit")
         assert error.code == "model_not_ready"
-        assert "a worker is reading it; retry when GET /models lists it" in error.detail
+        words = "a worker is reading it; retry when GET /models (`hifi models list`) lists it"
+        assert words in error.detail
 
     def test_before_a_worker_has_reported_is_not_called_unknown(self, ask, database: Database):
         remove_backbones(database)
