@@ -42,7 +42,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PRIVATE = frozenset({"database_url", "broker_url", "artifacts_url", "infer_token"})
 WHERE_MODELS_GO = (
     "copy a folder with config.json and safetensors into HIFI_MODELS (by default `models` in "
-    "HIFI_HOME) on the workers' machine; it is listed within seconds"
+    "HIFI_HOME) on the workers' machine; it is listed soon, without a restart"
 )
 _GIB = 1 << 30
 

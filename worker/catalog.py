@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from store.settings import Settings
     from worker.engine.messages import Described
 
-# A new folder is offered within ten seconds: two looks and the hashing, by a process that runs.
+# A new folder is offered within ten seconds, unless it is large or the machine is busy: two looks
+# and the hashing, by a process that runs.
 _LOOK_SECONDS = 1.0
 _SETTLED_SECONDS = 1.0  # a whole folder is described when it has not changed for so long
 _BROKEN_SECONDS = 10.0  # a fault is reported when the folder has not changed for so long

@@ -152,9 +152,10 @@ def finetune(
     """Select the heads that matter for a task, tune them and a task head, return a head delta.
 
     A task head of the checkpoint is kept if its labels are the task's: the same names, or integers
-    0..n-1 for its n labels, which answers then call by its names (a warning says which). Otherwise
-    the task head starts from a linear probe: a regularised linear model on the frozen states that
-    its last layer reads. The probe is also what the result is compared with (``yardsticks``).
+    0..n-1 for its n labels, which answers then call by its names (a warning says which). The names
+    of a ``ClassLabel`` are the task's labels, and not its integers. Otherwise the task head
+    starts from a linear probe: a regularised linear model on the frozen states that its last layer
+    reads. The probe is also what the result is compared with (``yardsticks``).
 
     Equal calls on one machine (device, thread count, library versions) return deltas that are equal
     byte for byte, even if one was stopped and resumed, or found the backbone in memory.
