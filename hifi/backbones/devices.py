@@ -5,7 +5,7 @@ ends at 65504: activations of models that were trained in another dtype may exce
 vanish without loss scaling. It is computed in
 
 - what ``precision`` says, for training and scoring: ``auto`` is bfloat16 if the device multiplies
-  it natively, else float32; gradient scores are always computed in float32;
+  it natively, else float32; a run's gradient scores are computed in float32 anyway;
 - the stored dtype, for predictions, if that is float32; else what ``auto`` is.
 
 float32 holds float16 and bfloat16 exactly; bfloat16 rounds float16 from 11 bits to 8. Head deltas
@@ -83,7 +83,8 @@ def serving_dtype(stored: torch.dtype, *, device: torch.device) -> torch.dtype:
 def computed_in_float32(model: PreTrainedModel) -> Iterator[None]:
     """Compute a bfloat16 or float16 model in float32 during a block, with the values that it has.
 
-    It needs the memory of a float32 copy. At the end the model has its own tensors again.
+    It needs the memory of a float32 copy. At the end the model has its own tensors again. No
+    parameter may have a gradient.
     """
     narrow = (torch.bfloat16, torch.float16)
     tensors = [each for each in chain(model.parameters(), model.buffers()) if each.dtype in narrow]

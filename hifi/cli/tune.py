@@ -183,12 +183,14 @@ def _report(args: argparse.Namespace, *, result: FinetuneResult, console: Consol
         return
     metrics = output.format_metrics(result.metrics) if result.metrics else "no validation split"
     training = delta.metadata.training
+    most = "up to " if training["early_stopping_patience"] else ""
+    epochs = f"{most}{training['epochs']} epoch{'s' * (training['epochs'] > 1)}"
     entries = {
         "metrics": f"{metrics}  (step {result.best_step})",
         "test": output.format_metrics(result.test),
         **{name: output.format_metrics(known) for name, known in result.yardsticks.items()},
         "trained": f"{len(delta.heads)} heads and the task head, {result.trainable_parameters:,} "
-        f"parameters, {training['epochs']} epochs at {training['learning_rate']:.3g}, in "
+        f"parameters, {epochs} at {training['learning_rate']:.3g}, in "
         f"{output.format_seconds(result.train_seconds)}, {result.samples_per_second:.0f} samples/s",
         "written": f"{args.out}  {output.format_bytes(document['artifact']['bytes'])}  "
         f"{args.encoding}",

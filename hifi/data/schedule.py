@@ -9,13 +9,24 @@ from hifi.arguments import check_number
 AUTO: Literal["auto"] = "auto"
 LearningRate = float | Literal["auto"]
 
-# Both measured: docs/decisions/learning-rate.md.
+# docs/decisions/learning-rate.md has what was measured.
 LEAST_EPOCHS = 3
 LEAST_STEPS = 100
 RATE_TIMES_WIDTH = 0.4
+MOST_RATE = 1.0  # on a server
 
 _NAME = "learning_rate"
 _LIMIT = f"a number above 0, or {AUTO!r}"
+
+
+def count_steps_per_epoch(*, rows: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch.
+
+    Args:
+        rows: of the training split.
+        batch_size: samples per step; the last batch may have fewer.
+    """
+    return -(-rows // batch_size)
 
 
 def choose_epochs(*, rows: int, batch_size: int) -> int:
@@ -25,8 +36,8 @@ def choose_epochs(*, rows: int, batch_size: int) -> int:
         rows: of the training split.
         batch_size: samples per step.
     """
-    steps_per_epoch = -(-rows // batch_size)
-    return max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))
+    steps = count_steps_per_epoch(rows=rows, batch_size=batch_size)
+    return max(LEAST_EPOCHS, -(-LEAST_STEPS // steps))
 
 
 def choose_learning_rate(*, width: int) -> float:

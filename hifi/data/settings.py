@@ -34,6 +34,7 @@ from hifi.data.schedule import (
     check_learning_rate,
     choose_epochs,
     choose_learning_rate,
+    count_steps_per_epoch,
     parse_learning_rate,
 )
 from hifi.errors import InvalidArgumentError
@@ -352,7 +353,7 @@ class Hyperparameters(RunSettings):
             "passes over the training split",
             ge=1,
             most=1000,
-            unset=f"{LEAST_EPOCHS}, or as many more as make {LEAST_STEPS} steps",
+            unset=f"{LEAST_EPOCHS}, or enough for {LEAST_STEPS} steps",
         ),
     ] = None
     learning_rate: Annotated[
@@ -360,8 +361,6 @@ class Hyperparameters(RunSettings):
         Setting(
             "the peak; it rises linearly from 0 and falls linearly to 0; auto is "
             f"{RATE_TIMES_WIDTH} over the backbone's hidden size",
-            gt=0,
-            most=1,
             form=Form(metavar="X", parse=parse_learning_rate, check=check_learning_rate),
         ),
     ] = AUTO
@@ -439,7 +438,8 @@ class Hyperparameters(RunSettings):
         Args:
             rows: of the training split.
         """
-        return self.count_epochs(rows=rows) * -(-rows // self.batch_size)
+        steps = count_steps_per_epoch(rows=rows, batch_size=self.batch_size)
+        return self.count_epochs(rows=rows) * steps
 
     def peak_rate(self, *, width: int) -> float:
         """Return the learning rate, whether it was given or not.

@@ -164,9 +164,9 @@ def finetune(
         model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
         train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
             a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
-        validation: in the same forms; evaluated after every epoch, and before the first step
-            unless the task head starts at random, to keep the best step. Without one the last step
-            is kept.
+        validation: in the same forms; evaluated after each epoch (of more than 20, after every
+            few), and before the first step unless the task head starts at random, to keep the best
+            step. Without one the last step is kept.
         test: in the same forms; scored once, at the end, with the best step's weights. No step and
             no byte of the head delta depends on it. ``IfLabelled(source)`` of ``hifi.data.spec``
             leaves out a split without labels, with a warning.
@@ -179,8 +179,8 @@ def finetune(
         metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
             else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
             or ``spearman``.
-        preset: ``paper`` sets all that is left open to HiFi as published: PageRank, 3 heads of
-            every layer, a random task head, 3 epochs at 2e-4.
+        preset: ``paper`` trains as published what is None or ``auto`` of ``head_start`` (random),
+            ``epochs`` (3) and ``learning_rate`` (2e-4). The defaults of scoring are the paper's.
         score: what ranks the heads: ``pagerank``, the paper's importance; ``information``,
             ``gradient``, ``gradient-ratio``, ``output-norm`` or ``random``, as in ``select_heads``.
             A gradient is that of the task's loss, in float32 whatever the precision.
@@ -194,9 +194,8 @@ def finetune(
             for the best heads wherever they are.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
         selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
-            scored then, and the arguments from ``score`` on have no effect.
-        epochs: passes over the training split; by default 3, or as many more as make 100 steps.
-            The run is evaluated after each, or 20 times at most.
+            scored then, and the arguments from ``score`` to ``teleport`` have no effect.
+        epochs: passes over the training split; by default 3, or enough for 100 steps.
         learning_rate: the highest; after warm-up it decreases linearly. ``auto`` is 0.4 over the
             backbone's hidden size: 0.001 for MiniLM.
         batch_size: samples per step.

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hifi.data.schedule import count_steps_per_epoch
+
 if TYPE_CHECKING:
     from hifi.data.settings import Hyperparameters
 
-MOST_EVALUATIONS = 20  # more of few rows cost as much as the steps between them
+MOST_EVALUATIONS = 20  # without a limit, those of few rows would take longer than the steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Schedule:
         """
         return cls(
             epochs=settings.count_epochs(rows=rows),
-            steps_per_epoch=-(-rows // settings.batch_size),
+            steps_per_epoch=count_steps_per_epoch(rows=rows, batch_size=settings.batch_size),
             learning_rate=settings.peak_rate(width=width),
             warmup_ratio=settings.warmup_ratio,
         )

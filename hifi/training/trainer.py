@@ -249,7 +249,7 @@ class Trainer:
             message=message,
             step=self._state.step,
             total_steps=self._schedule.steps,
-            epoch=self._state.step / self._batches.per_epoch,
+            epoch=self._state.step / self._schedule.steps_per_epoch,
         )
 
     @property
@@ -257,7 +257,7 @@ class Trainer:
         return self._state.samples / max(self._state.train_seconds, 1e-9)
 
     def _next_batch(self) -> PlacedBatch:
-        epoch, index = divmod(self._state.step, self._batches.per_epoch)
+        epoch, index = divmod(self._state.step, self._schedule.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._batches.epoch(epoch))
         return self._forward.batch(self._train, self._order[1][index])

@@ -22,7 +22,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
-from hifi.data.schedule import AUTO, check_learning_rate
+from hifi.data.schedule import AUTO, MOST_RATE, check_learning_rate
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.spec import SPLITS
 from hifi.data.task_types import PLANNED, metric_names, task_types
@@ -70,7 +70,7 @@ _FIELDS = {
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_NUL)]
 
 _TEXT = TypeAdapter(Text)
-_MOST_RATE = declared(Hyperparameters)["learning_rate"].most or 1.0
+_Fields = TypeVar("_Fields", bound=BaseModel)
 _MOST_WEIGHTS = 100  # a spec is stored with each job; "balanced" names no labels
 
 
@@ -91,8 +91,8 @@ def _check_rate(value: object) -> object:
     """
     with _as_value_error():
         rate = check_learning_rate(value)
-    if rate != AUTO and rate > _MOST_RATE:
-        raise ValueError(f"a number above 0 and at most {_MOST_RATE}, or {AUTO!r}")
+    if rate != AUTO and rate > MOST_RATE:
+        raise ValueError(f"a number above 0 and at most {MOST_RATE}, or {AUTO!r}")
     return rate
 
 
@@ -119,7 +119,7 @@ LearningRate = Annotated[
     Any,
     PlainValidator(
         _check_rate,
-        json_schema_input_type=Annotated[float, Field(gt=0, le=_MOST_RATE)] | Literal["auto"],
+        json_schema_input_type=Annotated[float, Field(gt=0, le=MOST_RATE)] | Literal["auto"],
     ),
 ]
 _Weights = Annotated[
@@ -165,9 +165,6 @@ class TrainingFields(_Spec, Hyperparameters, frozen=True):
 
     learning_rate: LearningRate = Hyperparameters.learning_rate
     class_weights: ClassWeights = Hyperparameters.class_weights
-
-
-Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class HubDataset(_Spec, frozen=True):
@@ -217,7 +214,7 @@ class JobSpec(_Spec, Scoring, _Subject, frozen=True):
         return _filled(self, preset=self.preset).model_copy(update={"training": training})
 
 
-def _filled(fields: Fields, *, preset: str | None) -> Fields:
+def _filled(fields: _Fields, *, preset: str | None) -> _Fields:
     values = {name: getattr(fields, name) for name in type(fields).model_fields}
     return fields.model_copy(update=fill_from_preset(values, preset=preset))
 

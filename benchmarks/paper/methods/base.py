@@ -78,8 +78,8 @@ class Outcome:
     """The result of one run.
 
     Attributes:
-        evaluations: all metrics on validation, with ``loss``, after every epoch; before them those
-            of the start, unless the task head starts at random.
+        evaluations: all metrics on validation, with ``loss``, after each epoch, or every few;
+            before them those of the start, unless the task head starts at random.
         best: the index of the evaluation whose weights count.
         test: all metrics on test; None without one.
         seconds: of ``selection`` and ``training``.
