@@ -43,7 +43,7 @@ def fill_from_preset(arguments: Mapping[str, Any], *, preset: str | None) -> dic
     """
     if preset is None:
         return dict(arguments)
-    if preset not in _SETTINGS:
+    if preset not in PRESETS:
         limit = f"one of {', '.join(PRESETS)}"
         raise InvalidArgumentError("preset", value=preset, limit=limit)
     values = _SETTINGS[preset]
