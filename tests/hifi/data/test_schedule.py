@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from hifi.data.schedule import LEAST_STEPS, parse_learning_rate
+from hifi.data.schedule import LEAST_STEPS, choose_learning_rate, parse_learning_rate
 from hifi.data.settings import Hyperparameters
 from hifi.errors import InvalidArgumentError
+
+WIDTH = 384
 
 
 class TestEpochs:
@@ -29,7 +31,7 @@ class TestEpochs:
         settings = Hyperparameters(batch_size=batch_size)
         assert settings.count_epochs(rows=rows) == epochs
         assert settings.count_steps(rows=rows) == epochs * math.ceil(rows / batch_size)
-        assert settings.describe(rows=rows)["epochs"] == epochs
+        assert settings.describe(rows=rows, width=WIDTH)["epochs"] == epochs
 
     def test_a_given_number_stands(self):
         settings = Hyperparameters(epochs=2)
@@ -39,17 +41,39 @@ class TestEpochs:
 class TestLearningRate:
     def test_a_given_one_stands(self):
         settings = Hyperparameters(learning_rate=np.float32(0.25))
-        assert settings.peak_rate(rows=5) == 0.25
-        assert settings.describe(rows=5)["learning_rate"] == 0.25
+        assert settings.peak_rate(width=WIDTH) == 0.25
+        assert settings.describe(rows=5, width=WIDTH)["learning_rate"] == 0.25
 
-    def test_auto_becomes_a_number(self):
+    def test_auto_falls_with_the_width(self):
         settings = Hyperparameters()
         assert settings.learning_rate == "auto"
-        assert 1e-4 < settings.peak_rate(rows=5) < 1e-2
-        assert settings.describe(rows=5)["learning_rate"] == settings.peak_rate(rows=5)
+        rates = [settings.peak_rate(width=width) for width in (WIDTH, 2 * WIDTH)]
+        assert rates == [choose_learning_rate(width=WIDTH), rates[0] / 2]
+        assert 1e-4 < rates[0] < 1e-2
+        assert settings.describe(rows=5, width=WIDTH)["learning_rate"] == rates[0]
 
     def test_the_text_of_an_option_may_be_a_number(self):
         assert parse_learning_rate("3e-4") == 3e-4
         assert parse_learning_rate("auto") == "auto"
         with pytest.raises(InvalidArgumentError, match="above 0, or 'auto'"):
             Hyperparameters(learning_rate=parse_learning_rate("fast"))
+
+
+class TestChoice:
+    """What is written down of the settings that may be left open."""
+
+    def test_is_what_they_become(self):
+        chosen = Hyperparameters(batch_size=8).choose(rows=16, width=WIDTH)
+        assert chosen == {
+            "epochs": LEAST_STEPS // 2,
+            "learning_rate": choose_learning_rate(width=WIDTH),
+        }
+
+    def test_is_what_was_given(self):
+        given = {"epochs": 2, "learning_rate": 1e-3}
+        assert Hyperparameters(**given).choose(rows=16, width=WIDTH) == given
+
+    def test_holds_what_is_known_alone(self):
+        assert Hyperparameters().choose(rows=16, width=None).keys() == {"epochs"}
+        assert Hyperparameters().choose(rows=None, width=WIDTH).keys() == {"learning_rate"}
+        assert Hyperparameters().choose(rows=None, width=None) == {}

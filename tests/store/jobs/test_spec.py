@@ -13,7 +13,7 @@ from store.jobs.spec import HubDataset, JobSpec
 
 LEAST: dict[str, Any] = {"model": "all-MiniLM-L6-v2", "dataset": "ds_1"}
 
-# As the tables hold one, all defaults written down.
+# As the tables hold one, all choices written down.
 STORED: dict[str, Any] = {
     "model": "org/model",
     "dataset": {"hub": "nyu-mll/glue", "config": "mrpc", "revision": "bcdcba79"},
@@ -46,6 +46,7 @@ STORED: dict[str, Any] = {
         "class_weights": None,
         "max_seconds": None,
     },
+    "preset": None,
     "name": None,
     "metadata": {"team": "search"},
 }
@@ -65,8 +66,26 @@ class TestDefaults:
             "information",
         )
         assert (spec.k, spec.budget, spec.allotment.k) == (None, None, 3)
-        assert (spec.xi, spec.n_samples, spec.metadata) == (None, None, {})
-        assert spec.training.model_dump() == STORED["training"]
+        assert (spec.xi, spec.n_samples, spec.preset, spec.metadata) == (None, None, None, {})
+        left_open = {"epochs": None, "learning_rate": "auto"}
+        assert spec.training.model_dump() == {**STORED["training"], **left_open}
+
+
+class TestPreset:
+    def test_fills_what_is_left_open(self):
+        spec = parse(preset="paper", k=1, training={"epochs": 5}).filled()
+        assert (spec.score, spec.strategy, spec.k) == ("pagerank", "layer-wise", 1)
+        training = spec.training
+        assert (training.epochs, training.learning_rate, training.head_start) == (5, 2e-4, "random")
+
+    def test_none_changes_nothing(self):
+        assert parse().filled() == parse()
+        assert JobSpec.model_validate(STORED).filled() == JobSpec.model_validate(STORED)
+
+    def test_leaves_the_spec_as_it_was_written(self):
+        spec = parse(preset="paper")
+        spec.filled()
+        assert (spec.training.head_start, spec.training.epochs) == ("auto", None)
 
 
 class TestStorage:
@@ -74,7 +93,8 @@ class TestStorage:
         assert JobSpec.model_validate(STORED).model_dump(mode="json") == STORED
 
     def test_a_spec_of_before_there_were_scores_means_the_papers(self):
-        old = {name: value for name, value in STORED.items() if name not in ("score", "budget")}
+        later = ("score", "budget", "preset")
+        old = {name: value for name, value in STORED.items() if name not in later}
         assert JobSpec.model_validate(old).model_dump(mode="json") == STORED
 
     def test_starts_with_model_data_set_and_task(self):
@@ -121,6 +141,7 @@ class TestRefusals:
             ("teleport", ["x"]),
             ("task", [{"type": "x"}, {"text": []}, {"text": ["a", "b", "c"]}, {"x": 1}, []]),
             ("training", [{"epochs": 0}, {"learning_rate": 0}, {"seed": -1}, {"lr": 1}]),
+            ("preset", ["papers", "", 1]),
             ("metadata", [{"a": 1}, {"": "a"}, {"a": "\x00"}, {str(n): "" for n in range(17)}]),
             ("name", ["x" * 129, 5]),
             ("unknown", [1]),
@@ -152,6 +173,19 @@ class TestRefusals:
         [error] = caught.value.errors()
         assert error["loc"] == ("training", "class_weights")
         assert reason in error["msg"]
+
+    @pytest.mark.parametrize("rate", ["auto", 1e-3, 1, 1e-300])
+    def test_none_of_a_learning_rate_within_its_range(self, rate: object):
+        assert parse(training={"learning_rate": rate}).training.learning_rate == rate
+
+    @pytest.mark.parametrize("rate", ["fast", "1e-3", 0, -1, 2, True, None, [1e-3]])
+    def test_of_a_learning_rate_name_the_field_and_not_a_kind_of_it(self, rate: object):
+        with pytest.raises(ValidationError) as caught:
+            parse(training={"learning_rate": rate})
+        [error] = caught.value.errors()
+        assert error["loc"] == ("training", "learning_rate")
+        assert "a number above 0" in error["msg"]
+        assert "'auto'" in error["msg"]
 
     def test_of_a_task_type_offer_only_supported_ones(self):
         with pytest.raises(ValidationError) as caught:
