@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 from hifi.backbones.devices import (
+    computed_in_float32,
     resolve_attention,
     resolve_device,
     resolve_dtype,
     serving_dtype,
 )
 from hifi.errors import InvalidArgumentError
+from tests.architectures import tiny_batch, tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -86,3 +90,47 @@ class TestAttention:
         assert resolve_attention(device=CPU, dtype=half, max_length=129) == "sdpa"
         assert resolve_attention(device=CPU, dtype=torch.float32, max_length=16) == "sdpa"
         assert resolve_attention(device=CUDA, dtype=half, max_length=16) == "sdpa"
+
+
+class TestComputedInFloat32:
+    @pytest.fixture(params=[torch.bfloat16, torch.float16], ids=str)
+    def model(self, request: pytest.FixtureRequest):
+        """Return a model with narrow tensors, one of them a buffer."""
+        model = tiny_model("gpt2", dtype=request.param, num_labels=2).eval()
+        model.register_buffer("some", torch.ones(3, dtype=request.param))
+        return model
+
+    def test_has_the_same_values_in_float32(self, model):
+        before = {name: value.float() for name, value in model.state_dict().items()}
+        with computed_in_float32(model):
+            inside = model.state_dict()
+            assert {value.dtype for value in inside.values()} == {torch.float32}
+            assert all(inside[name].equal(value) for name, value in before.items())
+            assert model.some.dtype == torch.float32
+
+    def test_gradients_are_float32(self, model):
+        with computed_in_float32(model):
+            loss = model(**tiny_batch("gpt2", labels=True)).loss
+            gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found = [gradient for gradient in gradients if gradient is not None]
+        assert {gradient.dtype for gradient in found} == {torch.float32}
+
+    @pytest.mark.parametrize("failure", [False, True])
+    def test_the_model_has_its_very_tensors_again(self, model, failure: bool):
+        tensors = [*model.parameters(), *model.buffers()]
+        places = [each.data_ptr() for each in tensors]
+        copies = [each.detach().clone() for each in tensors]
+        with contextlib.suppress(ZeroDivisionError), computed_in_float32(model):
+            assert model.transformer.wte.weight.data_ptr() not in places
+            if failure:
+                raise ZeroDivisionError
+        assert [each.data_ptr() for each in (*model.parameters(), *model.buffers())] == places
+        for each, copy in zip(tensors, copies, strict=True):
+            assert each.dtype == copy.dtype
+            assert each.equal(copy)
+
+    def test_a_wide_model_is_left_alone(self):
+        model = tiny_model("bert")
+        places = [each.data_ptr() for each in model.parameters()]
+        with computed_in_float32(model):
+            assert [each.data_ptr() for each in model.parameters()] == places

@@ -26,7 +26,7 @@ class TestRanges:
             ("max_length", (0, None)),
             ("seed", (-1, 2**63, 0.5)),
             ("early_stopping_patience", (0, -1, 1.5)),
-            ("learning_rate", (0, -1e-3, math.nan, math.inf, "1e-3", True)),
+            ("learning_rate", (0, -1e-3, math.nan, math.inf, "1e-3", "fast", True, None)),
             ("weight_decay", (-0.1, math.nan, math.inf)),
             ("warmup_ratio", (-0.1, 1.1, math.nan)),
             ("precision", ("float16", None)),
@@ -122,20 +122,18 @@ class TestDescription:
         assert {name: described[name] for name in expected} == expected
 
 
-class TestPrecision:
+class TestDtype:
     @pytest.mark.parametrize("score", ["gradient", "gradient-ratio"])
     def test_a_gradient_needs_32_bits(self, score: Score):
-        scoring = Scoring(score=score)
-        scoring.check_precision("auto", dtype="float32")
-        scoring.check_dtype("float64")
-        with pytest.raises(InvalidArgumentError, match=r"precision='auto'.*auto is bfloat16"):
-            scoring.check_precision("auto", dtype="bfloat16")
-        with pytest.raises(InvalidArgumentError, match=r"score=.*these are float16"):
-            scoring.check_dtype("float16")
+        for dtype in ("float32", "float64"):
+            Scoring(score=score).check_dtype(dtype)
+        for dtype in ("bfloat16", "float16"):
+            with pytest.raises(InvalidArgumentError, match=rf"score=.*these are {dtype}"):
+                Scoring(score=score).check_dtype(dtype)
 
     def test_other_scores_take_any(self):
         for score in ("pagerank", "information", "output-norm", "random"):
-            Scoring(score=score).check_precision("bfloat16", dtype="bfloat16")
+            Scoring(score=score).check_dtype("bfloat16")
 
 
 class TestDeclarations:
