@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from hifi.training.finetuning import FinetuneResult
 
 # 3 steps an epoch, 6 in all.
-SMALL = {"k": 1, "epochs": 2, "batch_size": 8, "max_length": 16, "n_samples": 10}
+SMALL = {
+    "k": 1,
+    "n_samples": 10,
+    "epochs": 2,
+    "learning_rate": 3e-4,
+    "batch_size": 8,
+    "max_length": 16,
+}
 TRAIN, VALIDATION = text_rows(24, seed=1), text_rows(12, seed=2)
 STEPS = 6
 

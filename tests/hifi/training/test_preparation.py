@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers as tf
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import resolve_model
+from hifi.data.schedule import choose_learning_rate
 from hifi.data.settings import Hyperparameters
 from hifi.errors import InvalidArgumentError, ModelError
 from hifi.tasks import TaskSpec
@@ -21,9 +23,12 @@ from hifi.training.preparation import (
     describe_job,
     prepare,
 )
+from tests.architectures import HIDDEN
 from tests.tiny_tasks import image_rows, save_image_model, save_text_model, text_rows
 
-SETTINGS = Hyperparameters(max_length=16, batch_size=4, precision="float32")
+SETTINGS = Hyperparameters(
+    epochs=3, learning_rate=1e-3, max_length=16, batch_size=4, precision="float32"
+)
 TRAIN, VALIDATION = text_rows(20, seed=1), text_rows(6, seed=2)
 
 
@@ -152,7 +157,9 @@ class TestJob:
             ("task", {"spec": TaskSpec(metric="f1")}),
             ("k", {"selection": {"k": 2}}),
             ("layers", {"selection": {"layers": [{"layer": 0, "selected": [1, 2, 3]}]}}),
-            ("batch_size", {"settings": Hyperparameters(max_length=16, precision="float32")}),
+            ("batch_size", {"settings": replace(SETTINGS, batch_size=32)}),
+            ("epochs", {"settings": replace(SETTINGS, epochs=4)}),
+            ("learning_rate", {"settings": replace(SETTINGS, learning_rate=2e-3)}),
         ],
     )
     def test_every_part_changes_the_digest(self, part: str, change: dict[str, Any], bert: Path):
@@ -161,6 +168,12 @@ class TestJob:
 
     def test_equal_calls_are_the_same_job(self, bert: Path):
         assert job(bert) == job(bert)
+
+    def test_a_choice_and_the_same_value_given_are_the_same_job(self, bert: Path):
+        left_open = replace(SETTINGS, epochs=None, learning_rate="auto")
+        epochs = left_open.count_epochs(rows=len(TRAIN))
+        given = replace(SETTINGS, epochs=epochs, learning_rate=choose_learning_rate(width=HIDDEN))
+        assert job(bert, settings=left_open) == job(bert, settings=given)
 
     def test_another_kind_of_device_is_another_job(self, bert: Path):
         ready = make(bert)

@@ -284,7 +284,7 @@ class TestBest:
         assert all(value.equal(best[3][n]) for n, value in values(tuner.named_parameters()).items())
 
     def test_training_stops_without_improvement(self, tmp_path: Path):
-        settings = replace(SETTINGS, epochs=50, learning_rate=1e-12, early_stopping_patience=2)
+        settings = replace(SETTINGS, epochs=20, learning_rate=1e-12, early_stopping_patience=2)
         events: list[TrainingEvent] = []
         _, outcome = train(
             ready(tmp_path, settings=settings), settings=settings, on_event=events.append
@@ -292,7 +292,21 @@ class TestBest:
         assert [event.kind for event in events].count("evaluated") == 3
         last = events[-1]
         assert (outcome.best_step, last.step, last.epoch) == (3, 9, 3.0)
-        assert last.total_steps == 150
+        assert last.total_steps == 60
+
+    def test_many_epochs_are_evaluated_at_most_twenty_times(self, tmp_path: Path):
+        settings = replace(SETTINGS, epochs=25, batch_size=24)
+        events: list[TrainingEvent] = []
+        train(ready(tmp_path, settings=settings), settings=settings, on_event=events.append)
+        evaluated = [event.step for event in events if event.kind == "evaluated"]
+        assert evaluated == [*range(2, 25, 2), 25]
+
+    def test_patience_counts_evaluations_and_not_epochs(self, tmp_path: Path):
+        settings = replace(SETTINGS, epochs=25, batch_size=24)
+        settings = replace(settings, learning_rate=1e-12, early_stopping_patience=2)
+        events: list[TrainingEvent] = []
+        train(ready(tmp_path, settings=settings), settings=settings, on_event=events.append)
+        assert (events[-1].kind, events[-1].step) == ("finished", 6)
 
     def test_without_a_validation_split_patience_has_no_effect(self, tmp_path: Path):
         settings = replace(SETTINGS, early_stopping_patience=1)
