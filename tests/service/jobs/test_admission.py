@@ -9,8 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from hifi.data.profile import ColumnProfile, DatasetProfile, Kind, Problem, SingleClasses
+from hifi.data.schedule import LEAST_STEPS, choose_learning_rate
+from hifi.data.settings import Hyperparameters
 from service.jobs import hub
 from service.jobs.admission import Admission, admit
+from service.jobs.estimates import Rates, estimate_at
 from store.database.connection import database_now
 from store.datasets import Split, add_dataset
 from store.errors import NotFoundError, ProblemError
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from tests.service.gateways import Member
 
 COMMIT = "c0ffee" * 6 + "dead"
+UNKNOWN = Rates(samples_per_second=None, selection_seconds=None)
 
 
 class Library:
@@ -333,18 +337,70 @@ class TestWarnings:
 
 
 class TestAdmit:
-    def test_fills_in_every_default(self, ask, dataset: str):
+    def test_writes_down_every_choice(self, ask, dataset: str):
         admission = ask()
+        left_open = Hyperparameters()
         assert admission.new_job.spec == {
             **STORED,
             "model": "minilm",
             "dataset": dataset,
             "task": {**STORED["task"], "text": ["text"], "metric": "accuracy"},
+            "training": {
+                **STORED["training"],
+                "epochs": left_open.count_epochs(rows=400),
+                "learning_rate": choose_learning_rate(width=384),
+            },
             "metadata": {},
         }
         assert (admission.train_rows, admission.num_labels) == (400, 2)
         assert admission.backbone is not None
         assert admission.new_job.dataset_id == dataset
+
+    def test_few_rows_get_more_epochs_and_so_the_steps_of_the_estimate(self, ask, database, alice):
+        few = add_data(database, alice, rows={"train": 40})
+        admission = ask(dataset=few)
+        epochs = admission.new_job.spec["training"]["epochs"]
+        assert epochs == LEAST_STEPS // 2  # of two steps each
+        assert estimate_at(admission, rates=UNKNOWN).steps == 2 * epochs
+
+    def test_what_is_written_down_is_admitted_unchanged(self, ask):
+        for fields in ({}, {"preset": "paper"}, {"k": 2}, {"strategy": "budget", "budget": 5}):
+            spec = ask(**fields).new_job.spec
+            assert ask(**spec).new_job.spec == spec
+
+    def test_a_preset_is_written_down_with_its_settings(self, ask, dataset: str):
+        admission = ask(preset="paper")
+        training = {**STORED["training"], "learning_rate": 2e-4, "head_start": "random"}
+        assert admission.new_job.spec == {
+            **STORED,
+            "model": "minilm",
+            "dataset": dataset,
+            "task": {**STORED["task"], "text": ["text"], "metric": "accuracy"},
+            "preset": "paper",
+            "training": {**training, "epochs": 3},
+            "metadata": {},
+        }
+        assert estimate_at(admission, rates=UNKNOWN).steps == 3 * 13
+
+    def test_what_is_given_stands_beside_a_preset(self, ask):
+        spec = ask(preset="paper", k=1, training={"epochs": 7}).new_job.spec
+        assert (spec["k"], spec["training"]["epochs"]) == (1, 7)
+        assert spec["training"]["learning_rate"] == 2e-4
+
+    def test_the_rate_of_an_unseen_backbone_is_chosen_by_the_worker(self, ask):
+        admission = ask(allow_hub=True, model="org/model")
+        training = admission.new_job.spec["training"]
+        epochs = Hyperparameters().count_epochs(rows=400)
+        assert (training["epochs"], training["learning_rate"]) == (epochs, "auto")
+        assert estimate_at(admission, rates=UNKNOWN).steps == 13 * epochs
+
+    def test_the_epochs_of_unseen_rows_are_chosen_by_the_worker(self, ask):
+        task = {"type": "classification", "text": ["text"], "label": "label"}
+        admission = ask(allow_hub=True, dataset={"hub": "glue"}, task=task)
+        training = admission.new_job.spec["training"]
+        rate = choose_learning_rate(width=384)
+        assert (training["epochs"], training["learning_rate"]) == (None, rate)
+        assert estimate_at(admission, rates=UNKNOWN).steps is None
 
     def test_keeps_given_values(self, ask, dataset: str):
         said = {
@@ -373,8 +429,8 @@ class TestAdmit:
         assert {name: new.spec[name] for name in expected} == expected
         assert JobSpec.model_validate(new.spec).allotment.count == 72
 
-    @pytest.mark.parametrize("precision", ["auto", "float32"])
-    def test_a_gradient_may_find_a_device_that_computes_it(self, precision: str, ask):
+    @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+    def test_a_gradient_takes_any_precision(self, precision: str, ask):
         assert ask(score="gradient-ratio", training={"precision": precision})
 
     def test_counts_that_do_not_go_together_are_refused_for_an_unseen_backbone(
@@ -408,7 +464,6 @@ class TestAdmit:
             ({"strategy": "budget", "budget": 73}, "budget"),  # of 72
             ({"strategy": "budget", "budget": 18, "k": 3}, "budget"),
             ({"budget": 18}, "budget"),
-            ({"score": "gradient", "training": {"precision": "bfloat16"}}, "training.precision"),
         ],
     )
     @pytest.mark.usefixtures("backbones")
