@@ -10,6 +10,7 @@ import torch
 
 from hifi.backbones import devices
 from hifi.cli import main
+from hifi.deltas.delta import HeadDelta
 from hifi.selection.head_selection import HeadSelection
 from hifi.tasks import probe
 from hifi.training import finetuning, preparation
@@ -58,6 +59,33 @@ class TestSelect:
         document = json.loads(out.read_text(encoding="utf-8"))
         assert document == json.loads(capsys.readouterr().out)
         assert HeadSelection.from_dict(document).k == 3
+
+    @pytest.mark.parametrize("more", [[], ["--preset", "paper"]])
+    def test_without_options_selects_the_heads_of_tune(
+        self, more, backbone, data, tmp_path, capsys
+    ):
+        assert select(backbone, data, *more, "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        out = tmp_path / "delta.safetensors"
+        arguments = ["tune", "--model", str(backbone), "--train", str(data / "train.jsonl")]
+        assert main([*arguments, *more, "--out", str(out)]) == 0
+        tuned = HeadDelta.load(out).metadata.selection
+        assert tuned == {name: document[name] for name in tuned}
+        assert (tuned["k"], tuned["strategy"]) == (3, "layer-wise")
+
+    def test_a_preset_reaches_the_task_head_of_a_gradient(self, backbone, data, capsys):
+        documents = []
+        for start in (["--preset", "paper"], ["--head-start", "random"], []):
+            assert select(backbone, data, "--score", "gradient", *start, "--json") == 0
+            documents.append(json.loads(capsys.readouterr().out))
+        assert documents[0] == documents[1] != documents[2]
+
+    @pytest.mark.parametrize("score", ["gradient", "gradient-ratio"])
+    def test_a_gradient_is_computed_whatever_the_precision(self, score, backbone, data, capsys):
+        assert select(backbone, data, "--score", score, "--precision", "bfloat16", "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["score"] == score
+        assert all(max(layer["values"]) > 0 for layer in document["layers"])
 
     def test_scores_with_reproducible_kernels_on_a_gpu(self, backbone, data, monkeypatch):
         seen = []
@@ -161,7 +189,6 @@ class TestSelect:
             (["--strategy", "budget", "--budget", "13"], "1 to the 12 heads of the model"),
             (["--strategy", "budget", "--budget", "3", "--k", "3"], "k=3 is given too"),
             (["--budget", "3"], "budget=3 is not allowed: only with strategy='budget'"),
-            (["--score", "gradient", "--precision", "bfloat16"], "(change --precision)"),
             (["-d", "1"], "damping=1.0 is not allowed"),
             (["--n-samples", "49"], "49 is not allowed"),
             (["--device", "tpu9"], "device='tpu9'"),
