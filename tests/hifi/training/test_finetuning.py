@@ -18,6 +18,7 @@ from hifi import finetune
 from hifi.backbones import devices
 from hifi.backbones.heads import HeadId, describe, task_head_names
 from hifi.backbones.models import resolve_model
+from hifi.data.schedule import LEAST_STEPS, choose_learning_rate
 from hifi.data.settings import Hyperparameters
 from hifi.data.splits import load_split
 from hifi.deltas.delta import HeadDelta
@@ -38,7 +39,8 @@ from hifi.training import finetuning, preparation
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.finetuning import FinetuneResult
 from hifi.training.preparation import calibration_batches, prepare
-from tests.architectures import ARCHITECTURES, NAMES, heads_per_layer
+from hifi.training.schedule import MOST_EVALUATIONS
+from tests.architectures import ARCHITECTURES, HIDDEN, NAMES, heads_per_layer
 from tests.tiny_runs import STEPS, TRAIN, VALIDATION, file_of, record, run, stop_at
 from tests.tiny_tasks import (
     SPECIAL,
@@ -275,22 +277,29 @@ class TestSelection:
         assert values[0].equal(values[1])
         assert not values[0].equal(values[2])
 
-    def test_a_gradient_in_bfloat16_is_refused_before_a_model_is_loaded(self, bert: Path):
-        heard: list[TrainingEvent] = []
-        with pytest.raises(InvalidArgumentError, match='needs precision="float32"') as caught:
-            run(bert, score="gradient", precision="bfloat16", on_event=record(heard))
-        assert (caught.value.param, heard) == ("precision", [])
-        chosen = HeadSelection.from_heads([HeadId(0, 3)], num_layers=3)
-        run(bert, score="gradient", precision="bfloat16", selection=chosen, epochs=1)
-
-    def test_auto_that_is_bfloat16_is_refused_with_the_reason(
-        self, bert: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
+    def test_a_gradient_of_a_narrow_run_is_computed_in_float32(
+        self, precision: str, bert: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(devices, "_has_native_bfloat16", lambda _: True)
-        with pytest.raises(InvalidArgumentError, match=r"and auto is bfloat16 on this device"):
-            run(bert, score="gradient", precision="auto")
-        monkeypatch.setattr(devices, "_has_native_bfloat16", lambda _: False)
-        run(bert, score="gradient", precision="auto", epochs=1)
+        seen: list[torch.dtype] = []
+
+        def select(model, *arguments, **named):
+            seen.append(model.dtype)
+            return select_heads(model, *arguments, **named)
+
+        monkeypatch.setattr(finetuning, "select_heads", select)
+        result = run(bert, score="gradient", precision=precision, epochs=1)
+        metadata = result.delta.metadata
+        assert (result.selection.score, metadata.compute_dtype) == ("gradient", "bfloat16")
+        assert metadata.training["precision"] == precision
+        run(bert, precision=precision, epochs=1)
+        assert seen == [torch.float32, torch.bfloat16]  # the paper's numbers need no gradient
+
+    def test_a_gradient_of_images_is_computed_in_a_narrow_run(self, tmp_path: Path):
+        settings = {"score": "gradient", "precision": "bfloat16", "epochs": 1, "validation": None}
+        result = run(save_image_model(tmp_path), train=image_rows(16), **settings)
+        assert all(bool((layer.values > 0).any()) for layer in result.selection.layers)
 
     def test_the_calibration_samples_depend_on_the_seed(self, bert: Path):
         scores = [run(bert, seed=seed, epochs=1).selection.layers[0] for seed in (0, 0, 1)]
@@ -324,6 +333,8 @@ class TestSelection:
             *(("score", value) for value in ("best", {"gradient"}, None)),
             *(("budget", value) for value in (0, 2.5, 3)),  # with k=1
             *(("teleport", value) for value in ("x", {"uniform"})),
+            *(("preset", value) for value in ("papers", {"paper"})),
+            *(("learning_rate", value) for value in ("fast", 0, None)),
             ("selection", {}),
             ("checkpoint_seconds", "60"),
             ("checkpoint_dir", 5),
@@ -345,6 +356,36 @@ class TestSelection:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="xi=")
             run(bert, teleport="uniform", epochs=1)
+
+
+class TestDefaults:
+    def test_few_rows_are_trained_for_enough_steps(self, bert: Path):
+        heard: list[TrainingEvent] = []
+        named = {"model": bert, "train": TRAIN, "validation": VALIDATION, "max_length": 16}
+        result = finetune(**named, precision="float32", on_event=record(heard))
+        training = result.delta.metadata.training
+        assert training["epochs"] == LEAST_STEPS  # of one step each
+        assert training["learning_rate"] == choose_learning_rate(width=HIDDEN)
+        steps = [event for event in heard if event.kind == "step"]
+        assert len(steps) == LEAST_STEPS
+        peak = max(event.learning_rate or 0 for event in steps)
+        assert peak == pytest.approx(training["learning_rate"])
+        evaluated = [event.step for event in heard if event.kind == "evaluated"]
+        assert len(evaluated) == 1 + MOST_EVALUATIONS  # the start, too
+        assert (evaluated[0], evaluated[-1]) == (0, LEAST_STEPS)
+
+    def test_the_preset_of_the_paper_is_its_settings(self, bert: Path, tmp_path: Path):
+        left_open = {"k": None, "epochs": None, "learning_rate": "auto", "n_samples": None}
+        preset = run(bert, **left_open, preset="paper")
+        paper = {"score": "pagerank", "strategy": "layer-wise", "k": 3, "xi": 0.9, "damping": 0.85}
+        paper |= {"head_start": "random", "epochs": 3, "learning_rate": 2e-4, "n_samples": 24}
+        assert file_of(preset, tmp_path) == file_of(run(bert, **paper), tmp_path)
+
+    def test_what_is_given_stands_beside_a_preset(self, bert: Path):
+        result = run(bert, preset="paper", k=2)
+        training = result.delta.metadata.training
+        assert (result.selection.k, training["epochs"], training["learning_rate"]) == (2, 2, 3e-4)
+        assert training["head_start"] == "random"
 
 
 class TestReproducible:
