@@ -53,8 +53,30 @@ class TestSettings:
             parse(tune, "--help")
         told = " ".join(capsys.readouterr().out.split())
         assert "seconds of running (default: none; for a job, the server's limit)" in told
-        for words in ("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top,budget}"):
+        for words in (
+            *("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top,budget}"),
+            *("--preset {paper}", "--learning-rate X", "(default: 3, or as many more as make"),
+        ):
             assert words in told
+
+    @pytest.mark.parametrize("module", [select, tune])
+    def test_a_preset_is_one_of_those_that_exist(self, module, capsys):
+        assert parse(module, "--preset", "paper").preset == "paper"
+        with pytest.raises(SystemExit):
+            parse(module, "--preset", "papers")
+        assert "--preset: invalid choice: 'papers'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("text", "rate"), [("auto", "auto"), ("3e-4", 3e-4), ("2", 2.0)])
+    def test_a_learning_rate_is_a_number_or_auto(self, text: str, rate: object):
+        given = options.given(parse(tune, "--learning-rate", text), declared(Hyperparameters))
+        assert Hyperparameters(**given).learning_rate == rate
+
+    @pytest.mark.parametrize("text", ["fast", "0", "-1", "nan", "inf", ""])
+    def test_another_learning_rate_is_left_to_the_check(self, text: str):
+        given = options.given(parse(tune, f"--learning-rate={text}"), declared(Hyperparameters))
+        with pytest.raises(InvalidArgumentError, match="a number above 0, or 'auto'") as caught:
+            Hyperparameters(**given)
+        assert caught.value.param == "learning_rate"
 
 
 class TestSplits:

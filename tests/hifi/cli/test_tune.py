@@ -92,12 +92,13 @@ class TestTune:
         assert captured.out.startswith("layer 2 ")
         assert captured.out.count("[") == 2
         assert "training 12/12" in captured.err
+        assert "2 epochs at 0.01, in " in captured.out
 
     def test_json_is_one_document_and_the_heat_map_goes_to_stderr(
         self, backbone, data, tmp_path, capsys
     ):
         out = tmp_path / "delta.safetensors"
-        arguments = ("--epochs", "1", "--head-start", "random", "--json")
+        arguments = ("--epochs", "1", "--learning-rate", "3e-4", "--head-start", "random", "--json")
         assert main(command(backbone, data, out, *arguments)) == 0
         captured = capsys.readouterr()
         document = json.loads(captured.out)
@@ -123,6 +124,15 @@ class TestTune:
             "majority": names,
             "probe": names,
         }
+
+    def test_a_preset_reaches_the_run(self, backbone, data, tmp_path):
+        out = tmp_path / "delta.safetensors"
+        arguments = ["--preset", "paper", "--epochs", "1", "--max-length", "16"]
+        assert main(command(backbone, data, out, *arguments)) == 0
+        metadata = HeadDelta.load(out).metadata
+        assert (metadata.selection["k"], metadata.selection["strategy"]) == (3, "layer-wise")
+        given = {"epochs": 1, "learning_rate": 2e-4, "head_start": "random"}
+        assert {name: metadata.training[name] for name in given} == given
 
     def test_a_test_split_and_each_class_are_shown(self, backbone, data, tmp_path, capsys):
         out, test = tmp_path / "delta.safetensors", tmp_path / "test.jsonl"
@@ -247,6 +257,7 @@ class TestRefusals:
         [
             (["--k", "9"], "k=9 is not allowed"),
             (["--epochs", "0"], "epochs=0 is not allowed: an integer of at least 1"),
+            (["--learning-rate", "fast"], "learning_rate='fast' is not allowed: a number above 0"),
             (["--metric", "pearson"], "metric='pearson'"),
             (["--task", "regression", "--label", "text"], "label='text'"),
             (["--selection", "no-such.json"], "selection='no-such.json'"),
