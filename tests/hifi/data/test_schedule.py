@@ -7,9 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from hifi.data.schedule import LEAST_STEPS, choose_learning_rate, parse_learning_rate
+from hifi import finetune
+from hifi.data.schedule import (
+    LEAST_STEPS,
+    RATE_TIMES_WIDTH,
+    choose_learning_rate,
+    parse_learning_rate,
+)
 from hifi.data.settings import Hyperparameters
 from hifi.errors import InvalidArgumentError
+from tests.root import ROOT
 
 WIDTH = 384
 
@@ -77,3 +84,13 @@ class TestChoice:
         assert Hyperparameters().choose(rows=16, width=None).keys() == {"epochs"}
         assert Hyperparameters().choose(rows=None, width=WIDTH).keys() == {"learning_rate"}
         assert Hyperparameters().choose(rows=None, width=None) == {}
+
+
+class TestDocumentation:
+    def test_has_the_numbers_of_the_code(self):
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        service = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+        for text in (finetune.__doc__ or "", readme, service):
+            words = " ".join(text.split())
+            assert f"3, or as many more as make {LEAST_STEPS} steps" in words
+            assert f"is {RATE_TIMES_WIDTH} over the backbone's hidden size" in words
