@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 
-import matplotlib as mpl
+import matplotlib.font_manager  # on import it may start fc-list, as no test here may
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -124,7 +124,7 @@ class TestPlot:
 
         path = rewrite_metadata(delta_file, tmp_path / "$1.safetensors", change)
         picture = tmp_path / "heads.svg"
-        with mpl.rc_context({"svg.fonttype": "none"}):  # texts stay texts
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # texts stay texts
             assert main(["inspect", str(path), "--plot", str(picture)]) == 0
         drawn = picture.read_text(encoding="utf-8")
         assert "$1.safetensors: 2 heads of tiny-bert" in drawn
