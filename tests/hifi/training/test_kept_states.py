@@ -176,7 +176,9 @@ def test_the_result_is_that_of_the_whole_model_up_to_rounding(
     assert kept.selection.heads == whole.selection.heads
     assert kept.metrics == pytest.approx(whole.metrics, abs=1e-5)
     for name, rows in kept_delta.rows.items():
-        assert not torch.equal(rows, kept_delta.base[name]) or "key.bias" in name
+        if "key.bias" in name:
+            continue  # softmax cancels it: Adam makes whole steps of a gradient of rounding alone
+        assert not torch.equal(rows, kept_delta.base[name])
         torch.testing.assert_close(rows, whole_delta.rows[name], atol=1e-5, rtol=1e-4)
 
 
