@@ -69,6 +69,19 @@ class TestSubmit:
         assert "job_1" in captured.out
         assert "hifi jobs watch job_1" in captured.err
 
+    @pytest.mark.parametrize(
+        ("text", "rate"), [("auto", "auto"), ("3e-4", 3e-4), ("2", 2.0), ("fast", "fast")]
+    )
+    def test_posts_a_learning_rate_for_the_server_to_judge(self, stub, job, text, rate):
+        stub.on("POST", "/jobs", document(job, status=202))
+        assert main([*SUBMIT, "--learning-rate", text]) == 0
+        assert posted(stub)["training"] == {"learning_rate": rate}
+
+    def test_posts_a_preset_by_its_name(self, stub, job):
+        stub.on("POST", "/jobs", document(job, status=202))
+        assert main([*SUBMIT, "--preset", "paper"]) == 0
+        assert posted(stub) == {"model": "all-MiniLM-L6-v2", "dataset": "ds_1", "preset": "paper"}
+
     def test_posts_every_option_in_its_place(self, stub, job):
         stub.on("POST", "/jobs", document(job, status=202))
         options = "--k 2 --xi 0.8 --d 0.7 --n-samples 9 --strategy mid-top --teleport uniform"
