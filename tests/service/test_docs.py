@@ -195,9 +195,8 @@ class TestJobSpec:
         (told,) = re.findall(r"\$HIFI_URL/jobs -H [^\n]*? -d '(\{.*?\})'", SERVICE, re.DOTALL)
         spec = json.loads(told)
         least = JobSpec(model=spec["model"], dataset=spec["dataset"])
-        rate = re.search(r"except `learning_rate`, whose default is ([\de-]+):", SERVICE)
-        training = {**spec["training"], "learning_rate": float(rate[1])}
-        assert training == least.training.model_dump()
+        assert spec["training"] == least.training.model_dump()
+        assert (spec["preset"], spec["score"]) == (least.preset, least.score)
         scoring = {name: spec[name] for name in least.describe(rows=10_000)}
         assert scoring == least.describe(rows=10_000)
 
