@@ -22,6 +22,7 @@ from benchmarks.paper.running import Workplace, work
 from hifi.backbones.models import resolve_model
 from hifi.data.settings import Hyperparameters
 from hifi.errors import TrainingDivergedError
+from tests.architectures import HIDDEN
 from tests.root import ROOT
 
 
@@ -103,7 +104,11 @@ class TestWork:
         wanted = request(methods=["hifi"], rates="auto")
         (line,) = lines_of(tmp_path / "r.jsonl", wanted, workplace)
         assert line["rate"] is None
-        assert (line["learning_rate"], line["trained_epochs"]) == (3e-4, 3)
+        library = Hyperparameters().choose(rows=40, width=HIDDEN)
+        assert (line["learning_rate"], line["trained_epochs"]) == (
+            library["learning_rate"],
+            library["epochs"],
+        )
         assert line["batch_size"] == Hyperparameters.batch_size
 
     def test_auto_has_the_batches_of_the_paper_for_16_rows_of_each_class(
