@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from hifi.data.schedule import AUTO
+from hifi.data.training_defaults import AUTO
 from hifi.errors import InvalidArgumentError
 
 Preset = Literal["paper"]

@@ -25,7 +25,7 @@ from hifi.data.allotments import (
     make_allotment,
 )
 from hifi.data.classes.weights import ClassWeights, check_class_weights, parse_class_weights
-from hifi.data.schedule import (
+from hifi.data.training_defaults import (
     AUTO,
     LEAST_EPOCHS,
     LEAST_STEPS,
@@ -441,36 +441,40 @@ class Hyperparameters(RunSettings):
         steps = count_steps_per_epoch(rows=rows, batch_size=self.batch_size)
         return self.count_epochs(rows=rows) * steps
 
-    def peak_rate(self, *, width: int) -> float:
+    def peak_rate(self, *, hidden_size: int) -> float:
         """Return the learning rate, whether it was given or not.
 
         Args:
-            width: D, the backbone's hidden size.
+            hidden_size: D, the backbone's hidden size.
         """
         if self.learning_rate != AUTO:
             return float(self.learning_rate)
-        return choose_learning_rate(width=width)
+        return choose_learning_rate(hidden_size=hidden_size)
 
-    def describe(self, *, rows: int, width: int) -> dict[str, Any]:
+    def describe(self, *, rows: int, hidden_size: int) -> dict[str, Any]:
         """Return the recorded hyperparameters as plain JSON, those left open as what they became.
 
         Args:
             rows: of the training split.
-            width: D, the backbone's hidden size.
+            hidden_size: D, the backbone's hidden size.
         """
         settings = declared(Hyperparameters).items()
         given = {name: getattr(self, name) for name, each in settings if each.is_recorded}
-        return {**given, **self.choose(rows=rows, width=width)}
+        return {**given, **self.choose(rows=rows, hidden_size=hidden_size)}
 
-    def choose(self, *, rows: int | None, width: int | None) -> dict[str, float]:
+    def choose(self, *, rows: int | None, hidden_size: int | None) -> dict[str, float]:
         """Return the settings that may be left open, as what they become, as far as that is known.
 
         Args:
             rows: of the training split, if known.
-            width: D, the backbone's hidden size, if known.
+            hidden_size: D, the backbone's hidden size, if known.
         """
         epochs = {} if rows is None else {"epochs": self.count_epochs(rows=rows)}
-        rate = {} if width is None else {"learning_rate": self.peak_rate(width=width)}
+        rate = (
+            {}
+            if hidden_size is None
+            else {"learning_rate": self.peak_rate(hidden_size=hidden_size)}
+        )
         return {**epochs, **rate}
 
 

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from hifi.data.allotments import Strategy
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.run_warnings import RunWarning
-    from hifi.data.schedule import LearningRate
     from hifi.data.spec import IfLabelled
     from hifi.data.splits import Source
+    from hifi.data.training_defaults import LearningRate
     from hifi.deltas.delta import HeadDelta
     from hifi.tasks.report import ClassReport
 
@@ -477,7 +477,7 @@ def _tune(
             revision=ready.source.revision,
             task=ready.data.describe(),
             labels=ready.data.task.labels,
-            training=settings.describe(rows=len(ready.data.train), width=ready.width),
+            training=settings.describe(rows=len(ready.data.train), hidden_size=ready.hidden_size),
         )
     finally:
         tuner.undo()  # other calls may share the backbone

@@ -98,7 +98,7 @@ class Prepared:
     warnings: tuple[RunWarning, ...] = ()
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """The backbone's hidden size, D."""
         return describe(self.loaded.model).hidden_size
 
@@ -256,7 +256,7 @@ def describe_job(
         "validation": None if data.validation is None else data.validation.digest(),
     }
     parts = {name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in job.items()}
-    given = settings.describe(rows=len(data.train), width=ready.width)
+    given = settings.describe(rows=len(data.train), hidden_size=ready.hidden_size)
     for name, value in {**selection, **given}.items():
         text = canonical_json(value)
         is_short = len(text) <= _SETTING_BYTES

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hifi.data.schedule import count_steps_per_epoch
+from hifi.data.training_defaults import count_steps_per_epoch
 
 if TYPE_CHECKING:
     from hifi.data.settings import Hyperparameters
@@ -31,18 +31,18 @@ class Schedule:
     warmup_ratio: float
 
     @classmethod
-    def of(cls, settings: Hyperparameters, *, rows: int, width: int) -> Schedule:
+    def of(cls, settings: Hyperparameters, *, rows: int, hidden_size: int) -> Schedule:
         """Return the schedule of a run.
 
         Args:
             settings: the hyperparameters.
             rows: of the training split.
-            width: D, the backbone's hidden size.
+            hidden_size: D, the backbone's hidden size.
         """
         return cls(
             epochs=settings.count_epochs(rows=rows),
             steps_per_epoch=count_steps_per_epoch(rows=rows, batch_size=settings.batch_size),
-            learning_rate=settings.peak_rate(width=width),
+            learning_rate=settings.peak_rate(hidden_size=hidden_size),
             warmup_ratio=settings.warmup_ratio,
         )
 

@@ -156,7 +156,7 @@ class Trainer:
         )
         self._order: tuple[int, list[Indices]] = (-1, [])
         self._schedule = Schedule.of(
-            settings, rows=len(data.train), width=describe(tuner.model).hidden_size
+            settings, rows=len(data.train), hidden_size=describe(tuner.model).hidden_size
         )
         self._plan = plan
         self._emitter = emitter

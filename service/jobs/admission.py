@@ -104,9 +104,9 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         task = complete_unseen_task(spec.task)
         document["dataset"] = source
     rows = None if profile is None else profile.rows["train"]
-    width = None if backbone is None else backbone.hidden_size
+    hidden_size = None if backbone is None else backbone.hidden_size
     document["task"] = task.model_dump(mode="json")
-    document["training"] |= spec.training.choose(rows=rows, width=width)
+    document["training"] |= spec.training.choose(rows=rows, hidden_size=hidden_size)
     label_column = None if profile is None else find_class_column(task, profile)
     _check_class_weights(spec, task, label_column)
     if backbone is not None:

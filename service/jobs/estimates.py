@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from hifi.data.allotments import make_allotment
 from hifi.data.classes.names import shown_names
-from hifi.data.schedule import count_steps_per_epoch
+from hifi.data.training_defaults import count_steps_per_epoch
 from service.http.documents import Answer
 from service.jobs.documents import JobWarning
 from store.states import JobStatus

@@ -22,10 +22,10 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
-from hifi.data.schedule import AUTO, MOST_RATE, check_learning_rate
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.spec import SPLITS
 from hifi.data.task_types import PLANNED, metric_names, task_types
+from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

@@ -129,7 +129,9 @@ class _Training:
         encodings: Sequence[Encoding],
     ) -> None:
         self._ready, self._run, self._settings = ready, run, settings
-        self._schedule = Schedule.of(settings, rows=len(ready.data.train), width=ready.width)
+        self._schedule = Schedule.of(
+            settings, rows=len(ready.data.train), hidden_size=ready.hidden_size
+        )
         self._encodings = encodings
         begin = time.perf_counter()
         self._rival = build(ready, settings)

@@ -55,7 +55,7 @@ class TestSettings:
         assert "seconds of running (default: none; for a job, the server's limit)" in told
         for words in (
             *("(default: 0.85)", "(default: 300, or all", "{layer-wise,mid-top,budget}"),
-            *("--preset {paper}", "--learning-rate X", "(default: 3, or as many more as make"),
+            *("--preset {paper}", "--learning-rate X", "(default: 3, or enough for"),
         ):
             assert words in told
 

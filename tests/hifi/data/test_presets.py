@@ -28,7 +28,7 @@ class TestPaper:
             "teleport": "information",
             "n_samples": 300,
         }
-        assert training.choose(rows=10, width=384) == {"epochs": 3, "learning_rate": 2e-4}
+        assert training.choose(rows=10, hidden_size=384) == {"epochs": 3, "learning_rate": 2e-4}
         assert training.head_start == "random"
 
     @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from hifi import finetune
 from hifi.backbones import devices
 from hifi.backbones.heads import HeadId, describe, task_head_names
 from hifi.backbones.models import resolve_model
-from hifi.data.schedule import LEAST_STEPS, choose_learning_rate
 from hifi.data.settings import Hyperparameters
 from hifi.data.splits import load_split
+from hifi.data.training_defaults import LEAST_STEPS, choose_learning_rate
 from hifi.deltas.delta import HeadDelta
 from hifi.errors import (
     BackboneMismatchError,
@@ -365,7 +365,7 @@ class TestDefaults:
         result = finetune(**named, precision="float32", on_event=record(heard))
         training = result.delta.metadata.training
         assert training["epochs"] == LEAST_STEPS  # of one step each
-        assert training["learning_rate"] == choose_learning_rate(width=HIDDEN)
+        assert training["learning_rate"] == choose_learning_rate(hidden_size=HIDDEN)
         steps = [event for event in heard if event.kind == "step"]
         assert len(steps) == LEAST_STEPS
         peak = max(event.learning_rate or 0 for event in steps)

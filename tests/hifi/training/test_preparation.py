@@ -13,8 +13,8 @@ import transformers as tf
 
 from hifi.backbones.fingerprint import backbone_fingerprint
 from hifi.backbones.models import resolve_model
-from hifi.data.schedule import choose_learning_rate
 from hifi.data.settings import Hyperparameters
+from hifi.data.training_defaults import choose_learning_rate
 from hifi.errors import InvalidArgumentError, ModelError
 from hifi.tasks import TaskSpec
 from hifi.training.preparation import (
@@ -172,7 +172,9 @@ class TestJob:
     def test_a_choice_and_the_same_value_given_are_the_same_job(self, bert: Path):
         left_open = replace(SETTINGS, epochs=None, learning_rate="auto")
         epochs = left_open.count_epochs(rows=len(TRAIN))
-        given = replace(SETTINGS, epochs=epochs, learning_rate=choose_learning_rate(width=HIDDEN))
+        given = replace(
+            SETTINGS, epochs=epochs, learning_rate=choose_learning_rate(hidden_size=HIDDEN)
+        )
         assert job(bert, settings=left_open) == job(bert, settings=given)
 
     def test_another_kind_of_device_is_another_job(self, bert: Path):

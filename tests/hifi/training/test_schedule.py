@@ -12,7 +12,7 @@ from hifi.training.schedule import MOST_EVALUATIONS, Schedule
 
 def rates_of(total: int, **settings: float) -> list[float]:
     given = Hyperparameters(**settings, epochs=1, batch_size=1)
-    schedule = Schedule.of(given, rows=total, width=384)
+    schedule = Schedule.of(given, rows=total, hidden_size=384)
     assert schedule.steps == total
     return [schedule.rate_at(step) for step in range(total)]
 
@@ -40,7 +40,7 @@ class TestRates:
 
     def test_are_those_of_the_width_if_none_is_given(self):
         given = Hyperparameters(warmup_ratio=0)
-        narrow, wide = (Schedule.of(given, rows=5, width=width) for width in (32, 64))
+        narrow, wide = (Schedule.of(given, rows=5, hidden_size=width) for width in (32, 64))
         assert narrow.learning_rate == narrow.rate_at(0) == 2 * wide.rate_at(0)
         assert narrow.epochs == given.count_epochs(rows=5)
 

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from hifi.data.profile import ColumnProfile, DatasetProfile, Kind, Problem, SingleClasses
-from hifi.data.schedule import LEAST_STEPS, choose_learning_rate
 from hifi.data.settings import Hyperparameters
+from hifi.data.training_defaults import LEAST_STEPS, choose_learning_rate
 from service.jobs import hub
 from service.jobs.admission import Admission, admit
 from service.jobs.estimates import Rates, estimate_at

