@@ -104,7 +104,7 @@ class TestWork:
         wanted = request(methods=["hifi"], rates="auto")
         (line,) = lines_of(tmp_path / "r.jsonl", wanted, workplace)
         assert line["rate"] is None
-        library = Hyperparameters().choose(rows=40, width=HIDDEN)
+        library = Hyperparameters().choose(rows=40, hidden_size=HIDDEN)
         assert (line["learning_rate"], line["trained_epochs"]) == (
             library["learning_rate"],
             library["epochs"],

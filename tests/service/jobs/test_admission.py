@@ -348,7 +348,7 @@ class TestAdmit:
             "training": {
                 **STORED["training"],
                 "epochs": left_open.count_epochs(rows=400),
-                "learning_rate": choose_learning_rate(width=384),
+                "learning_rate": choose_learning_rate(hidden_size=384),
             },
             "metadata": {},
         }
@@ -398,7 +398,7 @@ class TestAdmit:
         task = {"type": "classification", "text": ["text"], "label": "label"}
         admission = ask(allow_hub=True, dataset={"hub": "glue"}, task=task)
         training = admission.new_job.spec["training"]
-        rate = choose_learning_rate(width=384)
+        rate = choose_learning_rate(hidden_size=384)
         assert (training["epochs"], training["learning_rate"]) == (None, rate)
         assert estimate_at(admission, rates=UNKNOWN).steps is None
 
