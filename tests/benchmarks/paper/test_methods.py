@@ -48,6 +48,7 @@ from tests.tiny_tasks import save_text_model
 
 SETTINGS = Hyperparameters(**HYPERPARAMETERS, precision="float32")
 PROBE_SETTINGS = replace(SETTINGS, head_start="probe")
+NO_STEP = 1e-30  # so small that no logit changes by a bit
 HEAD = 2 * HIDDEN + 2
 INNER = 37
 # Embeddings of words, places and types with their norm; per layer four projections, two
@@ -302,7 +303,7 @@ class TestHeads:
 
 
 def test_warnings_of_the_library_are_kept(workplace: Workplace):
-    run = tiny_run(workplace, "stsb", head_start="probe", learning_rate=1.0)
+    run = tiny_run(workplace, "stsb", head_start="probe", learning_rate=NO_STEP)
     assert "no_gain" in METHODS["hifi"].run(run).warnings
 
 
@@ -329,10 +330,10 @@ class TestHeadStart:
     def test_a_start_that_no_epoch_improved_on_is_kept(self, workplace: Workplace, name: str):
         run = tiny_run(workplace, "stsb", head_start="probe")
         probe = METHODS["probe"].run(run)
-        ruined = METHODS[name].run(run_with(run, learning_rate=1.0))
-        assert ruined.best == 0
-        assert ruined.evaluations[0] == pytest.approx(probe.evaluations[0], abs=1e-4)
-        assert ruined.test == pytest.approx(probe.test, abs=1e-4)
+        unmoved = METHODS[name].run(run_with(run, learning_rate=NO_STEP))
+        assert unmoved.best == 0
+        assert unmoved.evaluations[0] == pytest.approx(probe.evaluations[0], abs=1e-4)
+        assert unmoved.test == pytest.approx(probe.test, abs=1e-4)
 
     @pytest.mark.parametrize("task", ["cola", "stsb"])
     def test_a_probe_is_better_on_its_rows_than_a_constant(self, workplace: Workplace, task: str):
