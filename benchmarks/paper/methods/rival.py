@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.paper.methods.base import Metrics, Outcome, Run, encode, evaluate, file_bytes
+from benchmarks.paper.methods.base import (
+    Metrics,
+    Outcome,
+    Run,
+    encode,
+    evaluate,
+    file_bytes,
+    logits_by,
+)
 from benchmarks.paper.methods.encoded import read_back
 from benchmarks.paper.methods.head_starts import HEAD_STARTS, RANDOM
 from hifi.backbones.heads import task_head_names
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.paper.methods.base import MetricsBySplit
     from hifi.data.settings import Hyperparameters
     from hifi.deltas.metadata import Encoding
-    from hifi.tasks import Batch, Examples
+    from hifi.tasks import Batch, Examples, Task
     from hifi.training.preparation import Prepared
 
 
@@ -92,6 +100,53 @@ class Rival:
     def stored_bytes(self) -> int:
         """Return the size of a file with what one stores for a task, in float32."""
         return file_bytes(self.trained())
+
+
+class Steps:
+    """Takes the optimizer's steps of a rival.
+
+    Args:
+        rival: in training mode when a step is taken.
+        task: has the loss.
+        settings: ``weight_decay`` is the matrices'.
+        schedule: has the learning rate of each step.
+
+    Attributes:
+        taken: the number of steps so far.
+    """
+
+    def __init__(
+        self, rival: Rival, *, task: Task, settings: Hyperparameters, schedule: Schedule
+    ) -> None:
+        self.taken = 0
+        self._rival, self._task, self._schedule = rival, task, schedule
+        self._trained = list(rival.trained().values())
+        self._optimizer = torch.optim.AdamW(
+            rival.groups(),
+            lr=schedule.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+
+    def take(self, batch: Batch) -> None:
+        """Train on one batch.
+
+        Raises:
+            TrainingDivergedError: the loss is not finite.
+        """
+        share = self._schedule.rate_at(self.taken) / self._schedule.learning_rate
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        loss = self._task.loss(logits_by(self._rival.network)(batch.inputs), batch.targets)
+        loss = loss + self._rival.penalty()
+        _check(loss.item(), where="a training loss")
+        loss.backward()
+        self._rival.after_backward()
+        nn.utils.clip_grad_norm_(self._trained, MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.taken += 1
 
 
 def trained_by(
@@ -212,47 +267,25 @@ class _Training:
             self._rival.network.eval()
             yield None
         settings, train = self._settings, self._ready.data.train
-        optimizer = torch.optim.AdamW(
-            self._rival.groups(),
-            lr=self._schedule.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        peaks = [group["lr"] for group in optimizer.param_groups]
+        schedule = self._schedule
+        steps = Steps(self._rival, task=self._ready.data.task, settings=settings, schedule=schedule)
         batches = TrainingBatches(
             lengths=train.lengths, batch_size=settings.batch_size, seed=settings.seed
         )
         torch.manual_seed(self._settings.seed)
-        step = 0
-        schedule = self._schedule
         for epoch in range(schedule.epochs):
             self._rival.start_epoch(epoch, epochs=schedule.epochs)
             self._rival.set_training()
             begin = time.perf_counter()
             for indices in batches.epoch(epoch):
-                share = schedule.rate_at(step) / schedule.learning_rate
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * share
-                self._step(train.batch(indices), optimizer)
-                step += 1
+                steps.take(train.batch(indices))
             self._training_seconds += time.perf_counter() - begin
             self._rival.network.eval()
-            if schedule.is_evaluated_after(step):
+            if schedule.is_evaluated_after(steps.taken):
                 yield epoch
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-        loss = self._ready.data.task.loss(self._logits(batch.inputs), batch.targets)
-        loss = loss + self._rival.penalty()
-        _check(loss.item(), where="a training loss")
-        loss.backward()
-        self._rival.after_backward()
-        nn.utils.clip_grad_norm_(self._trained.values(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self._rival.network(**inputs).logits
-        return logits
+        return logits_by(self._rival.network)(inputs)
 
 
 def head_names(ready: Prepared) -> set[str]:
