@@ -26,7 +26,7 @@ from benchmarks.paper.methods.base import LOSSY, Method
 from benchmarks.paper.methods.child_tuning import child_tuning
 from benchmarks.paper.methods.diff_pruning import diff_pruning
 from benchmarks.paper.methods.head_starts import AUTO, PROBE, RANDOM
-from benchmarks.paper.methods.heads import tuned_heads
+from benchmarks.paper.methods.heads import K, tuned_heads
 from benchmarks.paper.methods.linear_probe import run_probe
 from benchmarks.paper.methods.plain import bitfit, full, head_only
 from benchmarks.paper.methods.rival import trained_by
@@ -35,6 +35,8 @@ from benchmarks.paper.methods.rival import trained_by
 # `hifi-budget` as many heads as three of each layer.
 _RANKS = (1, 2, 4, 16, 32)
 _BUDGETS = (1, 2, 4, 8, 12, 24, 36)
+# Heads of each layer besides `hifi`, which tunes K of them.
+_OTHER_K = (1, 2, 4, 5, 6, 8)
 
 _RIVALS = {
     "full": (trained_by(full), 1e-4),
@@ -63,6 +65,7 @@ _OURS = {
         )
         for budget in _BUDGETS
     },
+    **{f"hifi-k{k}": tuned_heads(score="pagerank", strategy="layer-wise", k=k) for k in _OTHER_K},
 }
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -88,15 +91,20 @@ METHODS: Mapping[str, Method] = {
         ),
     )
 }
-# The methods of a table, by a name that stands for all of them on the command line.
+# How many heads of each layer a method tunes (Fig. 6).
+HEADS_PER_LAYER: Mapping[str, int] = {
+    name: k for k, name in sorted([(K, "hifi"), *((k, f"hifi-k{k}") for k in _OTHER_K)])
+}
+# Methods of one kind and different sizes, which a picture of quality against bytes connects.
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "BitFit": ("bitfit",),
+    "IA³": ("ia3",),
+    "LoRA": ("lora-qv", *(f"lora-qv-r{rank}" for rank in _RANKS)),
+    "HiFi heads": ("hifi-budget", *(f"hifi-heads-{budget}" for budget in _BUDGETS)),
+}
+# The methods of a table or a figure, by a name that stands for all of them on the command line.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "table-3": tuple(TABLE_3),
-    "stored": (
-        "bitfit",
-        "ia3",
-        "lora-qv",
-        *(f"lora-qv-r{rank}" for rank in _RANKS),
-        "hifi-budget",
-        *(f"hifi-heads-{budget}" for budget in _BUDGETS),
-    ),
+    "k": tuple(HEADS_PER_LAYER),
+    "stored": tuple(name for names in FAMILIES.values() for name in names),
 }

@@ -184,9 +184,9 @@ def run_with(run: Run, **hyperparameters) -> Run:
     )
 
 
-# test_ablations.py runs the other rankings, test_encoded.py the other sizes.
+# test_ablations.py runs the other rankings, test_encoded.py and figures/test_sweeps.py other sizes.
 LEFT_OUT = set(TABLE_3) - {"hifi", "hifi-random", "hifi-budget"}
-LEFT_OUT |= {name for name in METHODS if name.startswith(("hifi-heads-", "lora-qv-r"))}
+LEFT_OUT |= {name for name in METHODS if name.startswith(("hifi-heads-", "hifi-k", "lora-qv-r"))}
 
 
 class TestOutcome:
