@@ -52,10 +52,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="METHOD",
-        help=f"{', '.join(METHODS)}; {' or '.join(GROUPS)} for all of a table",
+        help=f"{', '.join(METHODS)}; {' or '.join(GROUPS)} for all of a table or figure",
     )
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=_count, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0])
     parser.add_argument("--shots", nargs="+", default=["full"], help="full, 16, or N rows")
     parser.add_argument(
         "--head-starts", nargs="+", default=["own"], help="own (the method's usual), random, probe"
@@ -72,7 +72,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
+def seed(text: str) -> int:
+    """Parse a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
@@ -80,7 +81,7 @@ def _count(text: str) -> int:
 
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
-    count = _count(text)
+    count = seed(text)
     if not count:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return count
@@ -112,14 +113,19 @@ def folder_of(data: Path) -> Path:
     return data / "data" / "glue"
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the data and the backbone are."""
+def add_place(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the options that say where the data and the backbone are.
+
+    Args:
+        parser: gets them.
+        required: whether the parser refuses a command line without the data.
+    """
     root = os.environ.get("HIFI_TEST_DATA")
     parser.add_argument(
         "--data",
         type=Path,
         default=root,
-        required=root is None,
+        required=required and root is None,
         help="folder with data/glue/<task>/{train,validation}.jsonl; default: $HIFI_TEST_DATA",
     )
     parser.add_argument("--backbone", default="all-MiniLM-L6-v2", help="folder or hub id")
