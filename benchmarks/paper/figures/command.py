@@ -174,17 +174,30 @@ def _read(path: Path, *, name: str) -> Numbers:
     return found
 
 
+def _draw(name: str, numbers: Numbers, *, folder: Path) -> list[str]:
+    """Draw a figure; return what it says in lines.
+
+    Raises:
+        DataError: numbers are missing, in a file that was changed by hand.
+    """
+    figure, path = FIGURES[name], folder / f"{name}.png"
+    try:
+        save(figure.draw(numbers), path)
+        head = f"{path}: {figure.words}, {numbers['backbone']}"
+        return [head, *figure.notes(numbers)]
+    except (LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"the numbers of {name} are not whole ({problem})") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse(arguments)
     try:
         check(options)
         for name in dict.fromkeys(options.figures):
-            figure, path = FIGURES[name], options.out / f"{name}.png"
             numbers = _numbers(name, options)
-            save(figure.draw(numbers), path)
-            print(f"{path}: {figure.words}, {numbers['backbone']}")
-            print("\n".join(figure.notes(numbers)), flush=True)
+            print("\n".join(_draw(name, numbers, folder=options.out)), flush=True)
     except HifiError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

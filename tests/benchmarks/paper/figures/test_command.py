@@ -105,3 +105,12 @@ def test_the_help_names_every_figure_and_option(capsys):
     for name, figure in FIGURES.items():
         assert f"{name} " in text
         assert figure.words in text
+
+
+def test_numbers_that_are_not_whole_are_one_line(sound: list[str], capsys, tmp_path: Path):
+    out = tmp_path / "by-hand"
+    out.mkdir()
+    (out / "sweeps.json").write_text('{"figure": "sweeps", "backbone": "x"}', encoding="utf-8")
+    assert main(["sweeps", *sound, "--redraw", "--out", str(out)]) == 2
+    (only,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"DataError: the numbers of sweeps are not whole \(KeyError", only)
