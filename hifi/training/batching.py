@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hifi.data.training_defaults import count_steps_per_epoch
+
 Lengths = NDArray[np.int64]
 Indices = NDArray[np.int64]
 # Padded over real tokens at batch size 32 with MiniLM's tokenizer, in windows of 1, 10, 50 and 100
@@ -39,7 +41,7 @@ class TrainingBatches:
     @property
     def per_epoch(self) -> int:
         """The number of batches in an epoch."""
-        return -(-len(self.lengths) // self.batch_size)
+        return count_steps_per_epoch(rows=len(self.lengths), batch_size=self.batch_size)
 
     def epoch(self, epoch: int) -> list[Indices]:
         """Return the batches of one epoch.

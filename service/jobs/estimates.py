@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from hifi.data.allotments import make_allotment
 from hifi.data.classes.names import shown_names
-from hifi.data.training_defaults import count_steps_per_epoch
+from hifi.data.settings import Hyperparameters
 from service.http.documents import Answer
 from service.jobs.documents import JobWarning
 from store.states import JobStatus
@@ -109,27 +109,20 @@ def estimate(session: Session, admission: Admission) -> EstimateDocument:
 def estimate_at(admission: Admission, *, rates: Rates) -> EstimateDocument:
     """Estimate an admitted job at given rates."""
     spec = dict(admission.new_job.spec)
-    training, rows = spec["training"], admission.train_rows
+    training, rows = Hyperparameters(**spec["training"]), admission.train_rows
     seconds = None
     if rows is not None and rates.samples_per_second is not None:
         scoring = (rates.selection_seconds or 0.0) * spec["n_samples"]
-        samples = rows * training["epochs"]
+        samples = rows * training.count_epochs(rows=rows)
         seconds = round(scoring + samples / rates.samples_per_second, 1)
     return EstimateDocument(
         **_sizes(admission),
         classes=_classes(admission),
-        steps=None if rows is None else _count_steps(training, rows=rows),
+        steps=None if rows is None else training.count_steps(rows=rows),
         seconds=seconds,
         spec=spec,
         warnings=[JobWarning.model_validate(each) for each in admission.new_job.warnings],
     )
-
-
-def _count_steps(training: Mapping[str, Any], *, rows: int) -> int:
-    """Return the steps of a job; where the rows are known, admission has chosen the epochs."""
-    per_epoch = count_steps_per_epoch(rows=rows, batch_size=training["batch_size"])
-    epochs: int = training["epochs"]
-    return epochs * per_epoch
 
 
 def estimate_artifact_bytes(admission: Admission) -> int:

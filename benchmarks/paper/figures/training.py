@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.paper.methods.rival import Rival, Steps
+from hifi.data.training_defaults import count_steps_per_epoch
 from hifi.training.batching import TrainingBatches
 from hifi.training.schedule import Schedule
 
@@ -22,7 +23,9 @@ Build = Callable[["Prepared", "Hyperparameters"], Rival]
 
 def steps_of(ready: Prepared, settings: Hyperparameters, *, steps: int | None) -> int:
     """Return the number of steps: as many as were asked for, else those of one epoch."""
-    return -(-len(ready.data.train) // settings.batch_size) if steps is None else steps
+    if steps is not None:
+        return steps
+    return count_steps_per_epoch(rows=len(ready.data.train), batch_size=settings.batch_size)
 
 
 def train(ready: Prepared, build: Build, *, settings: Hyperparameters, steps: int) -> Iterator[int]:
