@@ -5,12 +5,16 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from hifi.backbones.packaged import PACKAGED_MODEL
+from hifi.data.formats.limits import MAX_CHARACTERS
 from tests.integration.deployment import peak_megabytes
 from tests.integration.hostile import ACTS, HANGING_STORE, OVER_QUOTA, START
 from tests.integration.neighbours import ENGINE_BYTES, INFERENCE_BYTES, Neighbours, neighbours
+from tests.repeated_rows import repeated_rows
 from tests.waiting import eventually, patience
 
 pytestmark = [
@@ -68,6 +72,29 @@ def test_a_hostile_tenant_delays_no_other(act: str, site: Neighbours, alone: dic
     assert site.parts() == before  # no process had to be started again
     check_memory(before["inference"], most=INFERENCE_BYTES)
     assert peak_megabytes(before["gateway"]) < GATEWAY_MEGABYTES
+
+
+def test_a_job_of_the_longest_texts_ends_within_the_memory(site: Neighbours):
+    content = repeated_rows("word " * (MAX_CHARACTERS // 5), rows=128)
+
+    def post(path: str, **content: Any) -> dict[str, Any]:
+        answer = site.client.post(f"{site.url}{path}", headers=site.hostile.headers, **content)
+        assert answer.is_success, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    dataset = post("/datasets", files={"train": ("train.parquet", content)})["id"]
+    training = {"epochs": 1, "batch_size": 64, "max_length": 512}  # all that the model can read
+    spec = {"model": PACKAGED_MODEL, "dataset": dataset, "training": training}
+    path = f"/jobs/{post('/jobs', json=spec)['id']}"
+
+    def ended() -> dict[str, Any] | None:
+        job = site.client.get(f"{site.url}{path}", headers=site.hostile.headers).json()
+        return job if job["finished_at"] else None
+
+    job = eventually(ended, seconds=600, message="the end of the job")
+    assert job["status"] == "succeeded", job["error"]
+    check_memory(eventually(site.engine, message="an engine"), most=ENGINE_BYTES)
 
 
 def check_memory(pid: int, *, most: int) -> None:
