@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hifi.errors import InvalidArgumentError, quoted, shorten
 
 if TYPE_CHECKING:
+    from hifi.data.classes.contradictions import Contradictions
     from hifi.data.classes.stored_head import StoredHead
     from hifi.data.profile import ColumnProfile
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _FEWEST_MANY = 10
 _ROWS_PER_CLASS = 2  # on average; with fewer, a column is an id or a text rather than a label
 _FEW_ROWS = 8  # with fewer, one row is more than a tenth of what is known of its class
+_LEAST_CONTRADICTIONS = 2
+_SHARE_OF_CONTRADICTIONS = 0.01
 _NAMED = 5
 _NAME_CHARACTERS = 30
 
@@ -159,6 +162,27 @@ def warn_of_few_rows(label: str, *, counts: Mapping[str, int]) -> tuple[RunWarni
         "others"
     )
     return (RunWarning(code="few_rows_per_class", message=message, param="label"),)
+
+
+def warn_of_contradictions(
+    label: str, found: Contradictions | None, *, rows: int
+) -> tuple[RunWarning, ...]:
+    """Warn if one label in a hundred, and more than one, contradicts that of the same text.
+
+    Args:
+        label: the label column.
+        found: in the training rows; None if no labels contradict each other.
+        rows: of the training split.
+    """
+    if found is None or found.rows < max(_LEAST_CONTRADICTIONS, _SHARE_OF_CONTRADICTIONS * rows):
+        return ()
+    first, second = found.example
+    message = (
+        f"rows with the same text have different labels in {quoted(label)}, such as the training "
+        f"rows {first:,} and {second:,}: at least {found.rows:,} of {rows:,} labels are wrong, or "
+        "the text does not decide them; correct them, or leave out such rows"
+    )
+    return (RunWarning(code="label_noise_suspected", message=message, param="label"),)
 
 
 def warn_of_unlabelled_test(label: str) -> RunWarning:

@@ -21,14 +21,16 @@ from hifi.backbones.models import (
 )
 from hifi.backbones.resident import load_on_device
 from hifi.canonical import canonical_json
+from hifi.data.classes.contradictions import find_contradictions
 from hifi.data.classes.names import describe_classes, find_alike
 from hifi.data.classes.stored_head import StoredHead, fit_labels
-from hifi.data.columns import has_named_integers, is_labelled, profile_split
+from hifi.data.columns import has_named_integers, is_labelled, profile_split, read_texts
 from hifi.data.profile import describe_left_out
 from hifi.data.run_warnings import (
     RunWarning,
     refuse_to_keep,
     warn_of_classes,
+    warn_of_contradictions,
     warn_of_few_rows,
     warn_of_labels_by_number,
     warn_of_replaced_head,
@@ -341,7 +343,10 @@ def load_test(
 def _find_label_warnings(
     task: Task, dataset: Dataset, *, targets: Tensor
 ) -> tuple[RunWarning, ...]:
-    """Return the warnings about the labels of the training split, as an upload's profile does."""
+    """Return the warnings about the labels of the training split.
+
+    An upload's profile gives the first of them as well, before the job.
+    """
     if task.declaration.label.use != "label":
         return ()
     profile = profile_split(dataset.select_columns([task.label]))
@@ -350,7 +355,12 @@ def _find_label_warnings(
         return warnings
     names = [str(label) for label in task.labels or ()]
     counts = dict(zip(names, targets.bincount(minlength=len(names)).tolist(), strict=True))
-    return warnings + warn_of_few_rows(task.label, counts=counts)
+    warnings += warn_of_few_rows(task.label, counts=counts)
+    if task.declaration.inputs.use != "text":
+        return warnings
+    texts = [read_texts(dataset, column, split="train") for column in task.inputs]
+    found = find_contradictions(zip(*texts, strict=True), targets.numpy())
+    return warnings + warn_of_contradictions(task.label, found, rows=len(dataset))
 
 
 def calibration_batches(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from hifi.data.classes.contradictions import Contradictions
 from hifi.data.classes.stored_head import StoredHead
 from hifi.data.columns import profile_split
 from hifi.data.run_warnings import (
     are_many_classes,
     refuse_to_keep,
     warn_of_classes,
+    warn_of_contradictions,
     warn_of_failed_probe,
     warn_of_falling_loss,
     warn_of_few_rows,
@@ -137,6 +139,30 @@ class TestFewRows:
 
     def test_without_them_there_is_no_warning(self):
         assert warn_of_few_rows("label", counts={"a": 8, "b": 1}) == ()
+
+
+class TestContradictions:
+    @pytest.mark.parametrize(
+        ("wrong", "rows"),
+        [(2, 10), (2, 200), (50, 5000)],
+    )
+    def test_one_label_in_a_hundred_is_warned_of(self, wrong: int, rows: int):
+        found = Contradictions(rows=wrong, example=(3, 7))
+        (warning,) = warn_of_contradictions("intent", found, rows=rows)
+        assert (warning.code, warning.param) == ("label_noise_suspected", "label")
+        assert warning.message == (
+            "rows with the same text have different labels in 'intent', such as the training rows "
+            f"3 and 7: at least {wrong} of {rows:,} labels are wrong, or the text does not decide "
+            "them; correct them, or leave out such rows"
+        )
+
+    @pytest.mark.parametrize(("wrong", "rows"), [(1, 10), (2, 201)])
+    def test_a_few_are_not(self, wrong: int, rows: int):
+        found = Contradictions(rows=wrong, example=(3, 7))
+        assert warn_of_contradictions("intent", found, rows=rows) == ()
+
+    def test_without_them_there_is_no_warning(self):
+        assert warn_of_contradictions("label", None, rows=100) == ()
 
 
 class TestResults:

@@ -96,10 +96,29 @@ class TestPrepare:
     def test_doubtful_labels_are_warned_of(
         self, bert: Path, labels: Sequence[Any], codes: list[str]
     ):
-        rows = [{"text": "w1", "label": label} for label in labels]
+        rows = [{"text": f"w{row}", "label": label} for row, label in enumerate(labels)]
         ready = make(bert, train=rows, validation=None)
         assert [warning.code for warning in ready.data.warnings] == codes
         assert ready.warnings[: len(codes)] == ready.data.warnings
+
+    def test_different_labels_of_the_same_texts_are_warned_of(self, bert: Path):
+        rows = [{"text": f"w{row}", "label": row % 2} for row in range(20)]
+        doubtful = [*rows, {"text": "w3", "label": 0}, {"text": "w4", "label": 1}]
+        assert make(bert, train=rows + rows, validation=None).warnings == ()
+        (warning,) = make(bert, train=doubtful, validation=None).warnings
+        assert warning.code == "label_noise_suspected"
+        assert "such as the training rows 4 and 21: at least 2 of 22 labels" in warning.message
+
+    def test_of_a_pair_both_texts_count(self, bert: Path):
+        rows = [
+            {"first": "w1", "second": f"w{row}", "label": label}
+            for row, label in enumerate("ab" * 10)
+        ]
+        spec = TaskSpec(text=("first", "second"))
+        assert make(bert, spec=spec, train=rows, validation=None).data.warnings == ()
+        doubtful = [{**row, "label": "b"} for row in rows[:9]]
+        (warning,) = make(bert, spec=spec, train=rows + doubtful, validation=None).data.warnings
+        assert warning.code == "label_noise_suspected"
 
     @pytest.mark.parametrize(("max_length", "name"), [(16, "eager"), (129, "sdpa")])
     @pytest.mark.usefixtures("bfloat16_processor")
