@@ -13,8 +13,9 @@ validation; 16 is 16 rows of each class, the batch all of them; another N is N r
 many again choose the epoch, and the original validation split is reported. Few rows get more
 epochs, until there are --least-steps.
 
-Rates: search tries the same multiples of each method's usual rate, with seed 0, on a split of the
-training rows, and keeps these trials; usual; a number; auto leaves rate and epochs to the library.
+Rates: search tries the same multiples of each method's usual rate, with seed 0, on a split of at
+most 2,560 training rows, and keeps these trials; usual; a number; auto leaves rate and epochs to
+the library.
 """
 
 from __future__ import annotations

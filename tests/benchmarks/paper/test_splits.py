@@ -128,6 +128,16 @@ class TestTrials:
         assert sorted(places(splits.train + splits.validation)) == sorted(places(whole.train))
         assert splits.test is None
 
+    def test_of_many_rows_some_are_drawn(self):
+        rows = [{"idx": row, "label": row % 4 == 0} for row in range(4000)]
+        splits = trial_splits(Splits(rows, rows[:5]), TASKS["cola"], seed=0)
+        drawn = places(splits.train + splits.validation)
+        assert len(set(drawn)) == len(drawn) == 2560
+        assert len(splits.train) - 4 * len(splits.validation) in range(8)
+        shares = [sum(row["label"] for row in each) / len(each) for each in (splits.train, rows)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.03)
+        assert places(splits.train) == sorted(places(splits.train))
+
     def test_the_seed_decides(self, glue: Path):
         whole = draw(glue, "stsb", shots="full")
         first, second = (trial_splits(whole, TASKS["stsb"], seed=seed) for seed in (0, 1))
