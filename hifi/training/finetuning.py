@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from hifi.data.training_defaults import LearningRate
     from hifi.deltas.delta import HeadDelta
     from hifi.tasks.report import ClassReport
+    from hifi.training.kept_states import KeptStates
 
 _ORIGINS: Mapping[HeadOrigin, str] = {
     "kept": "the model's own weights",
@@ -291,8 +292,21 @@ def finetune(
         known = ready.warnings if found is None else ready.warnings + found[1].warnings
         loaded = TrainingEvent(kind="loaded", message=ready.summary(), warnings=known)
         _emit(emitter, loaded)
-        start = _start(ready, settings, scoring=scoring, given=given, found=found, emitter=emitter)
-        return _tune(ready, settings, start=start, plan=plan, places=places, emitter=emitter)
+        selection = given if found is None else found[1].selection
+        first = _first_layer(ready, scoring=scoring, selection=selection)
+        with keeping_states(ready, first=first, settings=settings, places=places) as kept:
+            start = _start(
+                ready,
+                settings,
+                scoring=scoring,
+                given=given,
+                found=found,
+                kept=kept,
+                emitter=emitter,
+            )
+            return _tune(
+                ready, settings, start=start, plan=plan, places=places, kept=kept, emitter=emitter
+            )
 
 
 def check_heads(ready: Prepared, *, scoring: Scoring) -> None:
@@ -316,6 +330,8 @@ def _check_given(selection: object) -> HeadSelection | None:
     if not isinstance(selection, HeadSelection):
         limit = "a HeadSelection, or None to score the heads"
         raise InvalidArgumentError("selection", value=selection, limit=limit)
+    if not selection.heads:
+        raise InvalidArgumentError("selection", value=(), limit="at least one head")
     return HeadSelection.from_dict(selection.to_dict())
 
 
@@ -337,6 +353,14 @@ def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> 
         )
 
 
+def _first_layer(ready: Prepared, *, scoring: Scoring, selection: HeadSelection | None) -> int:
+    """Return the lowest layer with a tuned head, or that may get one if none are selected yet."""
+    if selection is not None:
+        return selection.heads[0].layer
+    num_layers = describe(ready.loaded.model).num_layers
+    return scoring.allotment.pools(num_layers=num_layers)[0].start
+
+
 def _emit(emitter: Emitter, event: TrainingEvent) -> None:
     emitter.emit(event)
     emitter.stop_if_requested("while loading; there was nothing new to save")
@@ -349,6 +373,7 @@ def _start(
     scoring: Scoring,
     given: HeadSelection | None,
     found: tuple[Path, Checkpoint] | None,
+    kept: KeptStates | None,
     emitter: Emitter,
 ) -> Checkpoint:
     """Return the checkpoint to resume from; without one start the task head, select, return step 0.
@@ -369,7 +394,7 @@ def _start(
     _check_backbone(ready, selection=given)
     if given is None:
         check_heads(ready, scoring=scoring)
-    head = _start_head(ready, settings, emitter=emitter)
+    head = _start_head(ready, settings, kept=kept, emitter=emitter)
     started = time.perf_counter()
     selection = given or _select(ready, settings, scoring=scoring, emitter=emitter)
     seconds = time.perf_counter() - started
@@ -385,13 +410,15 @@ def _start(
     )
 
 
-def _start_head(ready: Prepared, settings: Hyperparameters, *, emitter: Emitter) -> StartedHead:
+def _start_head(
+    ready: Prepared, settings: Hyperparameters, *, kept: KeptStates | None, emitter: Emitter
+) -> StartedHead:
     def emit(batch: int, total: int) -> None:
         message = f"step {batch} of {total} of the linear probe"
         emitter.emit(TrainingEvent(kind="probing", message=message, step=batch, total_steps=total))
         emitter.stop_if_requested("during the linear probe; the next call starts it over")
 
-    head = start_head(ready, settings=settings, on_batch=emit)
+    head = start_head(ready, settings=settings, kept=kept, on_batch=emit)
     if head.yardsticks or head.parameters or head.warnings:
         emitter.emit(
             TrainingEvent(
@@ -436,9 +463,13 @@ def _tune(
     start: Checkpoint,
     plan: CheckpointPlan,
     places: StatePlaces,
+    kept: KeptStates | None,
     emitter: Emitter,
 ) -> FinetuneResult:
-    """Train from the checkpoint, and return the head delta."""
+    """Train from the checkpoint, and return the head delta.
+
+    States that nobody has kept yet are kept from here on, now that the heads are known.
+    """
     model, selection = ready.loaded.model, start.selection
     weights = sum(parameter.numel() for parameter in model.parameters())
     tuner = HeadTuner(
@@ -460,7 +491,12 @@ def _tune(
                     head_dim=describe(model).head_dim,
                 )
             )
-        with keeping_states(tuner, data=ready.data, settings=settings, places=places) as kept:
+        first = selection.heads[0].layer
+        with (
+            keeping_states(ready, first=first, settings=settings, places=places)
+            if kept is None
+            else nullcontext(kept)
+        ) as states:
             trainer = Trainer(
                 tuner,
                 data=ready.data,
@@ -468,7 +504,7 @@ def _tune(
                 start=start,
                 plan=plan,
                 emitter=emitter,
-                kept=kept,
+                kept=states,
                 warnings=ready.warnings + start.warnings,
             )
             outcome = trainer.run()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hifi.tasks import Examples
     from hifi.tasks.probe import LinearProbe, ProbeKind
     from hifi.training.batching import Indices
+    from hifi.training.kept_states import KeptStates
     from hifi.training.preparation import Prepared
 
 Yardsticks = Mapping[str, Mapping[str, float]]
@@ -57,7 +58,11 @@ class StartedHead:
 
 
 def start_head(
-    ready: Prepared, *, settings: Hyperparameters, on_batch: OnBatch | None = None
+    ready: Prepared,
+    *,
+    settings: Hyperparameters,
+    kept: KeptStates | None = None,
+    on_batch: OnBatch | None = None,
 ) -> StartedHead:
     """Fit a linear probe on the frozen model, start the task head from it if wanted, and compare.
 
@@ -70,6 +75,7 @@ def start_head(
         ready: the encoded data and the model, not tuned yet. Its task head is changed if it starts
             from the probe.
         settings: ``head_start``; ``seed`` draws the rows of the probe.
+        kept: the states of layers that stay frozen, which the passes fill; None if there are none.
         on_batch: called after each batch and after each try of the probe's fit, with the number of
             them so far and of all; an exception that it raises ends the start.
 
@@ -86,7 +92,10 @@ def start_head(
         return StartedHead()
     if not is_wanted and validation is None:
         return StartedHead()
-    run = _ProbeRun(ready, settings=settings, kind=task.probe, layers=layers, on_batch=on_batch)
+    forward = Forward(ready.loaded.model, task=task, kept=kept)
+    run = _ProbeRun(
+        ready, settings=settings, forward=forward, kind=task.probe, layers=layers, on_batch=on_batch
+    )
     return run.start(is_wanted=is_wanted)
 
 
@@ -98,6 +107,7 @@ class _ProbeRun:
         ready: Prepared,
         *,
         settings: Hyperparameters,
+        forward: Forward,
         kind: ProbeKind,
         layers: TaskHeadLayers,
         on_batch: OnBatch | None,
@@ -105,7 +115,7 @@ class _ProbeRun:
         self._model = ready.loaded.model
         self._is_fresh = ready.kept_head is None
         self._data = ready.data
-        self._forward = Forward(self._model, task=ready.data.task)
+        self._forward = forward
         self._settings = settings
         self._kind = kind
         self._last = cast("nn.Linear", self._model.get_submodule(layers.last))

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hifi.training.batching import Indices, length_groups
-from hifi.tuning.prefix import FrozenPrefix, States
+from hifi.tuning.prefix import FrozenLayers, States
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hifi.data.settings import Hyperparameters
     from hifi.tasks import Batch, Examples
-    from hifi.training.preparation import TaskData
+    from hifi.training.preparation import Prepared, TaskData
     from hifi.tuning.states import StatePlaces
-    from hifi.tuning.tuner import HeadTuner
 
 # A group whose states are lost is computed again for each of its samples, so groups are only as
 # large as the device needs to be fast; docs/decisions/frozen-prefix.md has the measurements.
@@ -38,7 +37,7 @@ class KeptStates:
         data: the splits.
     """
 
-    def __init__(self, prefix: FrozenPrefix, *, data: TaskData) -> None:
+    def __init__(self, prefix: FrozenLayers, *, data: TaskData) -> None:
         self._prefix = prefix
         tokens = _GROUP_TOKENS[prefix.model.device.type]
         named = {"train": data.train, "validation": data.validation}
@@ -101,20 +100,22 @@ class _Split:
 
 @contextmanager
 def keeping_states(
-    tuner: HeadTuner, *, data: TaskData, settings: Hyperparameters, places: StatePlaces
+    ready: Prepared, *, first: int, settings: Hyperparameters, places: StatePlaces
 ) -> Iterator[KeptStates | None]:
     """Keep hidden states during a run, if it reads them more than once.
 
     Args:
-        tuner: of the run.
-        data: the encoded splits.
+        ready: the model, tuned or not, and its data.
+        first: the lowest layer that has, or may get, a tuned head.
         settings: the hyperparameters.
         places: where the states are kept.
 
     Yields:
-        None if the run has one epoch, or a tuned head in its lowest layer. Neither depends on the
-        machine: a run with states differs from one without by rounding.
+        None if the run has one epoch, or ``first`` is 0. Neither depends on the machine: a run with
+        states differs from one without by rounding.
     """
-    with FrozenPrefix(tuner, places=places) as prefix:
-        is_useful = settings.count_epochs(rows=len(data.train)) > 1 and prefix.num_layers > 0
-        yield KeptStates(prefix, data=data) if is_useful else None
+    if first == 0 or settings.count_epochs(rows=len(ready.data.train)) == 1:
+        yield None
+        return
+    with FrozenLayers(ready.loaded.model, first=first, places=places) as prefix:
+        yield KeptStates(prefix, data=ready.data)

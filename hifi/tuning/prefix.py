@@ -29,49 +29,28 @@ class _StatesSeenError(Exception):
     """Ends a forward pass below the first tuned layer; never leaves this file."""
 
 
-class FrozenPrefix:
-    """Run a tuned model from its first tuned layer on, with the hidden states below kept.
+class FrozenLayers:
+    """The layers below a layer p that stay frozen: their states are kept, the others run.
 
-    Nothing below p, the first layer with a tuned head, is trained, so the hidden states that enter
-    it are the same in every epoch. They are computed once per sample, without dropout and without
-    gradients, and kept in memory, then in a temporary file; where there is no room they are
-    computed again. The layers from p on run as usual. With a tuned head in layer 0 the whole model
-    runs.
-
-    A sample's states are computed from this sample alone, without padding, unless :meth:`fill`
-    computed them. So they are the same bits whether they were kept or not, and no result depends on
-    the places. They differ from those of the whole model, whose batches are padded, by rounding.
-    Replicas of torch's DataParallel are not supported.
-
-    Legend: B samples, S tokens of the longest of them (or patches), D hidden size.
+    :class:`FrozenPrefix` is the same for a tuner, and has the description. This one serves before
+    the heads are known: nothing checks that nothing below p is trained.
 
     Args:
-        tuner: of a model on its device; its task head and its heads may be the only trained
-            parameters.
+        model: on its device.
+        first: p.
         places: where states are kept; by default some memory, then some disk.
 
     Attributes:
-        model: the tuner's.
+        model: as above.
         num_layers: p.
-
-    Raises:
-        TunerError: the tuner is detached, or a parameter below layer p is trained.
-
-    Example:
-        >>> with FrozenPrefix(tuner) as prefix:
-        ...     for batch in loader:  # has the number of each sample in the data as "row"
-        ...         rows = batch.pop("row").tolist()
-        ...         prefix(batch, keys=rows).loss.backward()
     """
 
-    def __init__(self, tuner: HeadTuner, *, places: StatePlaces | None = None) -> None:
-        tuner.parameters()  # raises if it is detached
-        self.model = model = tuner.model
-        layers = describe(model).layers
-        self.num_layers = min(head.layer for head in tuner.selection.heads)
-        self._layers = [model.get_submodule(layer.name) for layer in layers[: self.num_layers]]
-        if self._layers:
-            _check_frozen(model, first=model.get_submodule(layers[self.num_layers].name))
+    def __init__(
+        self, model: PreTrainedModel, *, first: int, places: StatePlaces | None = None
+    ) -> None:
+        self.model, self.num_layers = model, first
+        layers = describe(model).layers[:first]
+        self._layers = [model.get_submodule(layer.name) for layer in layers]
         self._base_arguments = set(inspect.signature(model.base_model.forward).parameters)
         self._arguments = set(inspect.signature(model.forward).parameters)
         self._store = StateStore(places or StatePlaces())
@@ -229,14 +208,58 @@ class FrozenPrefix:
         return seen[0]
 
 
+class FrozenPrefix(FrozenLayers):
+    """Run a tuned model from its first tuned layer on, with the hidden states below kept.
+
+    Nothing below p, the first layer with a tuned head, is trained, so the hidden states that enter
+    it are the same in every epoch. They are computed once per sample, without dropout and without
+    gradients, and kept in memory, then in a temporary file; where there is no room they are
+    computed again. The layers from p on run as usual. With a tuned head in layer 0 the whole model
+    runs.
+
+    A sample's states are computed from this sample alone, without padding, unless :meth:`fill`
+    computed them. So they are the same bits whether they were kept or not, and no result depends on
+    the places. They differ from those of the whole model, whose batches are padded, by rounding.
+    Replicas of torch's DataParallel are not supported.
+
+    Legend: B samples, S tokens of the longest of them (or patches), D hidden size.
+
+    Args:
+        tuner: of a model on its device; its task head and its heads may be the only trained
+            parameters.
+        places: where states are kept; by default some memory, then some disk.
+
+    Attributes:
+        model: the tuner's.
+        num_layers: p.
+
+    Raises:
+        TunerError: the tuner is detached, or a parameter below layer p is trained.
+
+    Example:
+        >>> with FrozenPrefix(tuner) as prefix:
+        ...     for batch in loader:  # has the number of each sample in the data as "row"
+        ...         rows = batch.pop("row").tolist()
+        ...         prefix(batch, keys=rows).loss.backward()
+    """
+
+    def __init__(self, tuner: HeadTuner, *, places: StatePlaces | None = None) -> None:
+        tuner.parameters()  # raises if it is detached
+        first = tuner.selection.heads[0].layer
+        if first:
+            _check_frozen(tuner.model, first=first)
+        super().__init__(tuner.model, first=first, places=places)
+
+
 def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     """Return the input of a layer that is left out."""
     return hidden_states
 
 
-def _check_frozen(model: PreTrainedModel, *, first: nn.Module) -> None:
+def _check_frozen(model: PreTrainedModel, *, first: int) -> None:
     """Raise if something is trained below a layer: base models list their parameters in order."""
-    above = {id(parameter) for parameter in first.parameters()}
+    layer = model.get_submodule(describe(model).layers[first].name)
+    above = {id(parameter) for parameter in layer.parameters()}
     for name, parameter in model.base_model.named_parameters():
         if id(parameter) in above:
             return

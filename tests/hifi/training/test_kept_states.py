@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.bert.modeling_bert import BertLayer
 
-from hifi import finetune
+from hifi import HeadId, HeadSelection, finetune
 from hifi.errors import InvalidArgumentError, JobPaused
 from hifi.training import finetuning
 from hifi.training.events import Control, TrainingEvent
-from hifi.tuning.prefix import FrozenPrefix
+from hifi.tuning.prefix import FrozenLayers
 from hifi.tuning.states import StatePlaces
 from tests.tiny_runs import STEPS, TRAIN, VALIDATION, file_of, record, run, stop_at
 from tests.tiny_tasks import image_rows, save_image_model, save_text_model
@@ -39,14 +40,29 @@ def run_to_the_end(backbone: Path, /, **arguments):
 def computed(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """Count how often the states of each sample are computed."""
     counts: Counter = Counter()
-    fill = FrozenPrefix.fill
+    fill = FrozenLayers.fill
 
-    def counting(prefix: FrozenPrefix, batch, *, keys):
+    def counting(frozen: FrozenLayers, batch, *, keys):
         counts.update(keys)
-        return fill(prefix, batch, keys=keys)
+        return fill(frozen, batch, keys=keys)
 
-    monkeypatch.setattr(FrozenPrefix, "fill", counting)
+    monkeypatch.setattr(FrozenLayers, "fill", counting)
     return counts
+
+
+@pytest.fixture
+def lowest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List the samples of each batch that is computed by the lowest layer."""
+    sizes: list[int] = []
+    forward = BertLayer.forward
+
+    def counting(layer: BertLayer, states: torch.Tensor, *arguments, **options):
+        if layer.attention.self.layer_idx == 0:
+            sizes.append(len(states))
+        return forward(layer, states, *arguments, **options)
+
+    monkeypatch.setattr(BertLayer, "forward", counting)
+    return sizes
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +160,24 @@ class TestWork:
         assert set(computed) == samples
         assert set(computed.values()) == {1}
 
+    @pytest.mark.parametrize("start", ["probe", "keep"])
+    def test_the_probe_the_training_and_the_evaluations_share_a_pass(
+        self, start: str, bert: Path, lowest: list[int]
+    ):
+        result = run(bert, strategy="mid-top", head_start=start, n_samples=10)
+        assert "probe" in result.yardsticks
+        assert sum(lowest) == 10 + len(TRAIN) + len(VALIDATION)
+
+    def test_of_given_heads_too(self, bert: Path, lowest: list[int]):
+        heads = HeadSelection.from_heads([HeadId(1, 0)], num_layers=3)
+        run(bert, selection=heads, head_start="probe")
+        assert sum(lowest) == len(TRAIN) + len(VALIDATION)
+
+    def test_of_a_budget_the_probes_pass_is_its_own(self, bert: Path, lowest: list[int]):
+        result = run(bert, strategy="budget", budget=1, k=None, score="gradient", n_samples=10)
+        assert result.selection.heads[0].layer > 0
+        assert sum(lowest) == 2 * (len(TRAIN) + len(VALIDATION)) + 10
+
     def test_without_room_each_is_computed_in_every_epoch(self, bert: Path, computed: Counter):
         run(bert, strategy="mid-top", state_places=PLACES["nothing"])
         assert min(computed.values()) >= EPOCHS
@@ -182,6 +216,12 @@ def test_the_result_is_that_of_the_whole_model_up_to_rounding(
         torch.testing.assert_close(rows, whole_delta.rows[name], atol=1e-5, rtol=1e-4)
 
 
+def test_a_selection_without_heads_is_refused(bert: Path):
+    nothing = HeadSelection.from_heads([], num_layers=3)
+    with pytest.raises(InvalidArgumentError, match="at least one head"):
+        run(bert, selection=nothing)
+
+
 def test_places_of_another_kind_are_refused(bert: Path):
     with pytest.raises(InvalidArgumentError, match="state_places"):
         run(bert, state_places="/somewhere")
@@ -197,4 +237,4 @@ def test_by_default_the_file_lies_where_the_checkpoints_do(tmp_path: Path, bert:
     monkeypatch.setattr(finetuning, "keeping_states", keep)
     run(bert, checkpoint_dir=tmp_path)
     run(bert)
-    assert seen == [StatePlaces(folder=tmp_path), StatePlaces()]
+    assert set(seen) == {StatePlaces(folder=tmp_path), StatePlaces()}
