@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "hifi"
@@ -27,6 +27,7 @@ class SlowStore:
 
     Attributes:
         blobs: content by key, such as ``ten_1/0123…``.
+        parts: of large blobs that are being sent, by key and number.
         mood: of a request, by its method and key; the key of a listing is empty.
         released: set to end all requests that hang.
         hanging: how many requests hang now.
@@ -34,6 +35,7 @@ class SlowStore:
 
     port: int = 0
     blobs: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     mood: Callable[[str, str], Mood] = lambda _method, _key: "well"
     released: threading.Event = field(default_factory=threading.Event)
     hanging: int = 0
@@ -144,15 +146,34 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200, Content_Length=str(len(body)), **self.facts(body))
 
+    @property
+    def query(self) -> dict[str, str]:
+        return dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
+
+    def read_body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
     def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body, number = self.read_body(), self.query.get("partNumber")
         if self.store.mood(self.command, self.key) == "well":
-            self.store.blobs[self.key] = body
+            if number is None:
+                self.store.blobs[self.key] = body
+            else:
+                self.store.parts[self.key][int(number)] = body
         self.answer(200, ETag='"x"')
 
     def do_POST(self) -> None:
-        """Delete several keys, of which the client sends one."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        """Begin or end a blob in parts, or delete keys, of which the client sends one."""
+        body = self.read_body()
+        if "uploads" in self.query:
+            self.store.parts[self.key] = {}
+            self.answer(200, b"<Started><UploadId>1</UploadId></Started>", of=("PUT", self.key))
+            return
+        if "uploadId" in self.query:
+            parts = self.store.parts.pop(self.key)
+            self.store.blobs[self.key] = b"".join(parts[number] for number in sorted(parts))
+            self.answer(200, b'<Ended><ETag>"x"</ETag></Ended>', of=("PUT", self.key))
+            return
         keys = [key.decode() for key in re.findall(rb"<Key>(.*?)</Key>", body)]
         if self.store.mood("DELETE", keys[0]) == "well":
             for key in keys:

@@ -159,20 +159,21 @@ class TestLog:
     @pytest.mark.parametrize("form", ["text", "json"])
     def test_a_request_cannot_forge_a_line_of_it(self, environment, tmp_path, form):
         log = tmp_path / "log"
-        forged = "\n2026-01-01T00:00:00Z [info     ] forged\x1b[2J\u2028forged\u202e\x85forged"
+        forged = "2026-01-01T00:00:00Z [info     ] forged"
+        told = f"a\u2028{forged}\u202e"
         with (
             log.open("wb") as stream,
             gateway({**environment, "HIFI_LOG_FORMAT": form}, stderr=stream) as (_, url),
         ):
-            address = urlsplit(url)
-            headers = f"Host: {address.netloc}\r\nX-Request-Id: {forged[1:]}\r\n"
-            headers += f"Authorization: Bearer {forged[1:]}\r\n\r\n"
-            for path in ("/jobs/", "/downloads/", "/"):
-                with socket.create_connection((address.hostname, address.port)) as line:
-                    line.sendall(f"GET {path}{quote(forged)} HTTP/1.1\r\n{headers}".encode())
+            place = urlsplit(url)
+            headers = f"Host: {place.netloc}\r\nX-Request-Id: {told}\r\nReferer: {told}\r\n\r\n"
+            for path in (f"a\n{forged}", f"a\r\x1b[2J{forged}", f"a\x85{forged}", told):
+                with socket.create_connection((place.hostname, place.port)) as line:
+                    line.sendall(f"GET /jobs/{quote(path)} HTTP/1.1\r\n{headers}".encode())
                     line.settimeout(patience(20))
-                    assert line.recv(12).split()[-1] in {b"400", b"401", b"404"}
-            written = eventually(lambda: log.read_bytes().count(b"forged") and log.read_bytes())
+                    assert line.recv(12).split()[-1] in {b"400", b"404"}
+            eventually(lambda: b"forged" in log.read_bytes(), message="the last request")
+        written = log.read_bytes()
         lines = written.decode().split("\n")
         assert all(line.isprintable() for line in lines)
         assert not any(line.startswith("2026-01-01") for line in lines)
