@@ -227,20 +227,29 @@ def warn_of_one_class(name: str, *, learning_rate: float, epochs: int) -> RunWar
     return RunWarning(code="one_class", message=message, param="learning_rate")
 
 
+def chance(rows: int) -> float:
+    """Return by how much two metrics may differ by chance: half of 1/√n.
+
+    That is the standard error of an accuracy of one half over n rows, the largest of all.
+
+    Args:
+        rows: n, of the split that they are measured on.
+    """
+    return 0.5 / math.sqrt(rows)
+
+
 def warn_of_less_than_probe(
     metric: str, *, tuned: float, probe: float, rows: int
 ) -> tuple[RunWarning, ...]:
-    """Warn if a tuned model is below the linear probe by more than half of 1/√n.
-
-    That is the standard error of an accuracy of one half over n rows, the largest of all.
+    """Warn if a tuned model is below the linear probe by more than chance.
 
     Args:
         metric: the task's.
         tuned: its value for the tuned model.
         probe: its value for the probe.
-        rows: n, of the validation split.
+        rows: of the validation split.
     """
-    margin = 0.5 / math.sqrt(rows)
+    margin = chance(rows)
     if tuned >= probe - margin:
         return ()
     message = (
@@ -252,16 +261,18 @@ def warn_of_less_than_probe(
     return (RunWarning(code="below_probe", message=message, param="learning_rate"),)
 
 
-def warn_of_no_gain(*, learning_rate: float) -> RunWarning:
+def warn_of_no_gain(*, learning_rate: float, rows: int) -> RunWarning:
     """Warn that no evaluation of a run was better than its start, which is the result.
 
     Args:
         learning_rate: of the run.
+        rows: of the validation split.
     """
     message = (
-        "no evaluation was better than the start, so the result is the task head that the run "
-        f"started from, and untuned heads; try another learning rate (this was {learning_rate:g}), "
-        "more epochs or more rows"
+        "no evaluation was better than the start in metric and loss, or in the metric by more than "
+        f"chance ({chance(rows):.4f} for {rows:,} validation rows), so the result is the task head "
+        "that the run started from, and untuned heads; try another learning rate (this was "
+        f"{learning_rate:g}), more epochs or more rows"
     )
     return RunWarning(code="no_gain", message=message, param="learning_rate")
 

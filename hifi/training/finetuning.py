@@ -85,7 +85,7 @@ class FinetuneResult:
             its own task head was kept. Empty without a validation split.
         best_step: the step of ``delta``: the best on validation (by the metric, and among equals by
             the loss), else the last. It is 0 if no evaluation was better than the start, a probe or
-            a kept task head.
+            a kept task head, in metric and loss, or in the metric by more than chance (0.5/√n).
         train_seconds: time spent in training steps, without evaluations and loading.
         selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.

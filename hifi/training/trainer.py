@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hifi.arguments import check_number
 from hifi.backbones.heads import describe, first_token_layer
 from hifi.data.run_warnings import (
+    chance,
     warn_of_falling_loss,
     warn_of_less_than_probe,
     warn_of_no_gain,
@@ -23,7 +24,7 @@ from hifi.data.run_warnings import (
 from hifi.data.settings import CHECKPOINT_SECONDS
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches
-from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
+from hifi.training.checkpoint import Best, Checkpoint, HeadOrigin, save_checkpoint
 from hifi.training.events import TrainingEvent
 from hifi.training.forward import Forward, measure, rank
 from hifi.training.reproducibility import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from hifi.tuning.tuner import HeadTuner
 
 MAX_GRADIENT_NORM = 1.0
+# The yardstick that is the start; a random one is not evaluated.
+_STARTS: Mapping[HeadOrigin, str] = {"kept": "untuned", "probe": "probe"}
 _REMEDY = "lower the learning rate, or check the data for extreme values"
 
 
@@ -295,12 +298,18 @@ class Trainer:
     def _keep_best(
         self, metrics: Mapping[str, float], *, only: str | None, report: ClassReport | None
     ) -> None:
-        """Keep the best step: by the metric, and among equals by the loss."""
+        """Keep the best step: by the metric, and among equals by the loss.
+
+        One that is better than the start by no more than chance, and has a higher loss, is not
+        kept: after many evaluations one of them always has the best metric.
+        """
         state, metric = self._state, self._task.metric
         best = state.best
-        is_gain = best is None or metrics[metric] > best.metrics[metric]
+        is_above = best is None or rank(metrics, metric) > rank(best.metrics, metric)
+        is_best = is_above and self._is_above_start(metrics)
+        is_gain = is_best and (best is None or metrics[metric] > best.metrics[metric])
         stale = 0 if is_gain else state.evaluations_without_gain + 1
-        if best is None or rank(metrics, metric) > rank(best.metrics, metric):
+        if is_best:
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
             best = Best(
                 step=state.step,
@@ -313,6 +322,15 @@ class Trainer:
         self._state = replace(state, evaluations_without_gain=stale)
         event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
+
+    def _is_above_start(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether an evaluation is better than the start by more than chance, or in loss."""
+        state, metric = self._state, self._task.metric
+        start = state.yardsticks.get(_STARTS.get(state.head_origin, ""))
+        if state.step == 0 or start is None or self._validation is None:
+            return True
+        gain = metrics[metric] - start[metric]
+        return gain > chance(len(self._validation)) or metrics["loss"] < start["loss"]
 
     def _save(self) -> None:
         """Write a checkpoint, if the plan has a folder for it."""
@@ -413,7 +431,8 @@ class Trainer:
                 rows=rows,
             )
         if best is not None and best.step == 0:
-            found.append(warn_of_no_gain(learning_rate=schedule.learning_rate))
+            rows = len(self._validation or ())
+            found.append(warn_of_no_gain(learning_rate=schedule.learning_rate, rows=rows))
         if self._state.losses.is_falling and (best is None or best.step == self._schedule.steps):
             found.append(warn_of_falling_loss(epochs=schedule.epochs))
         return tuple(found)

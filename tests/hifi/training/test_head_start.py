@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from hifi.data.settings import HeadStart, Hyperparameters
 from hifi.errors import CheckpointError, InvalidArgumentError, JobPaused, JobStopped
 from hifi.tasks import TaskSpec, probe
 from hifi.tasks.classification import ClassTask
+from hifi.training import head_start, trainer
 from hifi.training.checkpoint import load_checkpoint
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.forward import Forward
@@ -30,6 +31,10 @@ from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_runs import file_of, record, run, stop_at
 from tests.tiny_tasks import image_rows, save_image_model, save_text_model, text_rows
 
+if TYPE_CHECKING:
+    from hifi.training.finetuning import FinetuneResult
+
+Scripted = Callable[..., "FinetuneResult"]
 LABELS = ("a", "b", "c")
 SETTINGS = Hyperparameters(max_length=16, batch_size=4, precision="float32")
 TEXTS, HELD_OUT = text_rows(48, seed=1, labels=LABELS), text_rows(21, seed=2, labels=LABELS)
@@ -321,6 +326,54 @@ class TestStepZero:
         assert all(
             row.equal((result.delta.base or {})[key]) for key, row in result.delta.rows.items()
         )
+
+
+class TestAboveStart:
+    """12 validation rows: by chance two accuracies differ by 0.144."""
+
+    @pytest.fixture
+    def scripted(self, bert: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+        """Return a run whose evaluations after the first, accuracy 0.5 and loss 1, are given."""
+
+        def tune(*evaluations: tuple[float, float], **arguments: Any) -> FinetuneResult:
+            pairs = [(0.5, 1.0), *evaluations]
+            named = [{"accuracy": accuracy, "loss": loss} for accuracy, loss in pairs]
+            script = iter(named)
+            monkeypatch.setattr(head_start, "measure", lambda *_: named[0])
+            monkeypatch.setattr(trainer, "measure", lambda *_: next(script))
+            return run(bert, **arguments)
+
+        return tune
+
+    @pytest.mark.parametrize(
+        ("accuracy", "loss", "step"),
+        [
+            (0.64, 1.1, 0),  # by chance, and worse in loss
+            (0.65, 1.1, 3),
+            (0.51, 0.9, 3),
+            (0.5, 0.9, 3),
+            (0.5, 1.1, 0),
+            (0.49, 0.9, 0),
+        ],
+    )
+    def test_a_step_counts_by_more_than_chance_or_with_a_lower_loss(
+        self, scripted: Scripted, accuracy: float, loss: float, step: int
+    ):
+        result = scripted((accuracy, loss), (0.1, 2.0))
+        assert result.best_step == step
+        assert ("no_gain" in [each.code for each in result.warnings]) == (step == 0)
+
+    def test_a_step_that_may_be_chance_does_not_follow_a_better_one(self, scripted):
+        assert scripted((0.52, 0.9), (0.6, 1.2)).best_step == 3
+        assert scripted((0.52, 0.9), (0.66, 1.2)).best_step == 6
+
+    def test_a_gain_by_chance_does_not_delay_an_early_stop(self, scripted):
+        heard: list[TrainingEvent] = []
+        scripted((0.6, 1.1), early_stopping_patience=1, on_event=record(heard))
+        assert heard[-1].message.startswith("stopped early, after step 3")
+
+    def test_of_a_random_start_every_step_counts(self, scripted):
+        assert scripted((0.51, 1.5), head_start="random").best_step == 6
 
 
 class TestBadStates:
