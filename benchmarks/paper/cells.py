@@ -125,6 +125,9 @@ class Request:
             limit = f"not with {task}, which has no classes to draw {PER_CLASS} rows of each"
             raise InvalidArgumentError("shots", value=shots, limit=limit)
         chosen = METHODS[method]
+        if chosen.classifies_few and (shots == FULL or not TASKS[task].has_classes):
+            limit = f"not with {task} and shots={shots}: it classifies, and from few rows"
+            raise InvalidArgumentError("methods", value=method, limit=limit)
         start = chosen.head_starts[0] if head_start == OWN else head_start
         if start not in chosen.head_starts:
             limit = f"{method} starts from {' or '.join(chosen.head_starts)}"

@@ -16,6 +16,10 @@ epochs, until there are --least-steps.
 Rates: search tries the same multiples of each method's usual rate, with seed 0, on a split of at
 most 2,560 training rows, and keeps these trials; usual; a number; auto leaves rate and epochs to
 the library.
+
+Adapter, Compacter and SetFit need environments of their own, in the folder that HIFI_RIVALS names:
+python -m benchmarks.paper.rivals.environments --help. SetFit is for tasks with classes, and few
+rows.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import TYPE_CHECKING
 from benchmarks.paper.cells import Request
 from benchmarks.paper.methods import GROUPS, METHODS
 from benchmarks.paper.processes import Work, run
+from benchmarks.paper.rivals.environments import interpreter
 from benchmarks.paper.tasks import TASKS
 from hifi.backbones.models import resolve_model
 from hifi.errors import DataError, HifiError, StorageError
@@ -136,9 +141,13 @@ def check(options: argparse.Namespace) -> list[Cell]:
     """Check a command line before anything runs, and return its cells.
 
     Raises:
-        HifiError: unknown names, settings that do not go together, missing data or backbone.
+        HifiError: unknown names, settings that do not go together, missing data, backbone or
+            environment.
     """
     cells = request_of(options, source=resolve_model(options.backbone)).cells()
+    environments = {METHODS[cell.method].environment for cell in cells}
+    for name in filter(None, environments):
+        interpreter(name)
     for task in options.tasks:
         for split in ("train", "validation"):
             path = folder_of(options.data) / task / f"{split}.jsonl"

@@ -5,14 +5,15 @@ about five times the paper's for its larger backbone (Tab. 5). The others are gu
 proportion. A search tries a quarter to four times the usual rate; tables tell when the best of them
 is at an end.
 
-Methods that need packages of their own (Adapter, Compacter, SetFit) go here as well: a function
-``Run -> Outcome`` that starts the interpreter of their environment.
+Methods that need packages of their own name their environment, in which their model is trained or
+computed by a process: see :mod:`benchmarks.paper.rivals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.paper.methods import adapterhub, setfit
 from benchmarks.paper.methods.ablations import TABLE_3, ablation
 from benchmarks.paper.methods.adapters import (
     QUERY_KEY,
@@ -54,6 +55,10 @@ _RIVALS = {
     "child-tuning": (trained_by(child_tuning), 1e-4),
     "diff-pruning": (trained_by(diff_pruning), 2e-4),
 }
+_ADAPTERHUB = {
+    "adapter": (adapterhub.adapter(adapterhub.HOULSBY), 1e-3),
+    "compacter": (adapterhub.adapter(adapterhub.COMPACTER), 3e-3),
+}
 _OURS = {
     **{name: ablation(name) for name in TABLE_3},
     "hifi": ablation("hifi", encodings=LOSSY),
@@ -74,6 +79,25 @@ METHODS: Mapping[str, Method] = {
         *(
             Method(name=name, run=run, usual_rate=rate, head_starts=(RANDOM, PROBE))
             for name, (run, rate) in _RIVALS.items()
+        ),
+        *(
+            Method(
+                name=name,
+                run=run,
+                usual_rate=rate,
+                head_starts=(RANDOM, PROBE),
+                environment=adapterhub.ENVIRONMENT,
+            )
+            for name, (run, rate) in _ADAPTERHUB.items()
+        ),
+        # Its logistic regression is fitted, as a probe is.
+        Method(
+            name="setfit",
+            run=setfit.run_setfit,
+            usual_rate=None,
+            head_starts=(PROBE,),
+            environment=setfit.ENVIRONMENT,
+            classifies_few=True,
         ),
         *(
             Method(

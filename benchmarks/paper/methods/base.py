@@ -119,6 +119,8 @@ class Method:
             and the same multiples of it for every method.
         head_starts: where its task head can start, its own usual start first.
         has_defaults: whether it chooses rate and epochs itself when it is asked to.
+        environment: of ``benchmarks.paper.rivals.environments``, if it needs one of its own.
+        classifies_few: whether it is only for few rows, and those with classes.
     """
 
     name: str
@@ -126,6 +128,8 @@ class Method:
     usual_rate: float | None
     head_starts: tuple[str, ...]
     has_defaults: bool = False
+    environment: str | None = None
+    classifies_few: bool = False
 
     @property
     def trial_rates(self) -> tuple[float, ...]:

@@ -57,6 +57,11 @@ class TestRequest:
     def test_a_probe_has_no_rate_whatever_is_asked(self):
         assert cells(methods=["probe"], rates="search") == cells(methods=["probe"], rates="usual")
 
+    def test_setfit_is_for_few_rows_with_classes(self):
+        found = cells(methods=["setfit"], tasks=["cola", "rte"], shots=["16", "64"])
+        assert {(each.rates, each.rate, each.epochs) for each in found} == {("none", None, None)}
+        assert len(found) == 4
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -64,6 +69,8 @@ class TestRequest:
             ({"methods": ["lora"]}, "methods='lora' is not allowed: one of probe, full"),
             ({"shots": ["3"]}, "shots='3' is not allowed"),
             ({"shots": ["16"], "tasks": ["stsb"]}, "not with stsb, which has no classes"),
+            ({"methods": ["setfit"]}, "'setfit' is not allowed: not with cola and shots=full"),
+            ({"methods": ["setfit"], "shots": ["64"], "tasks": ["stsb"]}, "not with stsb and"),
             ({"head_starts": ["keep"]}, "full starts from random or probe"),
             ({"rates": "auto"}, "full has no defaults of its own"),
             ({"rates": "best"}, "search, usual, auto or a number above 0"),

@@ -222,11 +222,22 @@ class TestArguments:
             (["--out", "/nowhere/r.jsonl"], "/nowhere is not a folder: --out cannot be written"),
             (["--out", "/"], "/ is a folder: --out is a file"),
             (["--backbone", "/nowhere"], "'/nowhere' is neither a folder nor a valid name"),
+            (["--methods", "setfit"], "'setfit' is not allowed: not with cola and shots=full"),
+            (
+                ["--methods", "head-only", "adapter"],
+                r"RivalEnvironmentError: adapters needs .* run python -m \S+ adapters --folder DIR",
+            ),
         ],
     )
     def test_are_checked_before_anything_runs(
-        self, sound: list[str], capsys, changes: list[str], message: str
+        self,
+        sound: list[str],
+        capsys,
+        monkeypatch: pytest.MonkeyPatch,
+        changes: list[str],
+        message: str,
     ):
+        monkeypatch.delenv("HIFI_RIVALS", raising=False)
         assert main([*sound, *changes]) == 2
         assert re.search(message, capsys.readouterr().err)
 

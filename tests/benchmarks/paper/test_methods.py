@@ -184,9 +184,11 @@ def run_with(run: Run, **hyperparameters) -> Run:
     )
 
 
-# test_ablations.py runs the other rankings, test_encoded.py and figures/test_sweeps.py other sizes.
+# test_ablations.py runs the other rankings, test_encoded.py and figures/test_sweeps.py other sizes,
+# rivals/ those that need an environment of their own.
 LEFT_OUT = set(TABLE_3) - {"hifi", "hifi-random", "hifi-budget"}
 LEFT_OUT |= {name for name in METHODS if name.startswith(("hifi-heads-", "hifi-k", "lora-qv-r"))}
+LEFT_OUT |= {name for name, method in METHODS.items() if method.environment is not None}
 
 
 class TestOutcome:
