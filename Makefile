@@ -21,7 +21,7 @@ help:
 	@echo "make test-fast run the tests that start no process and no browser, without large matrices"
 	@echo "make lint      run ruff, mypy and import-linter"
 	@echo "make bench     run the benchmarks and print their tables"
-	@echo "make bench-quick repeat a few recorded fine-tunes and check that they agree; none are recorded yet"
+	@echo "make bench-quick repeat a few recorded fine-tunes and check that they agree; needs HIFI_TEST_DATA"
 
 install: $(STAMP)
 

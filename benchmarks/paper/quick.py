@@ -3,9 +3,9 @@
     python -m benchmarks.paper.quick    # or: make bench-quick
 
 The part: 64 training rows, seed 0, all tasks; the probe, HiFi as it is unasked, LoRA at its best
-rate, each from its own head start; of these the shortest, as many as took ten minutes in one
-process. In two processes of one thread that leaves a slower machine as much again, and the command
-fails if it takes longer. The trials of rates are those committed.
+rate, each from its own head start; of these the shortest, as many as took five minutes in one
+process. The command runs two processes of one thread and fails after ten minutes, which leaves time
+to a machine that is four times slower. The trials of rates are those committed.
 
 Two runs agree if
 
@@ -34,7 +34,7 @@ from benchmarks.paper.cells import Cell
 from benchmarks.paper.command import add_place, folder_of, positive
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.processes import Work, run
-from benchmarks.paper.results import read_lines
+from benchmarks.paper.results import COMMITTED, read_lines
 from benchmarks.paper.tables.ablation import heads_of, jaccard
 from benchmarks.paper.tables.against import is_at_its_best
 from hifi.backbones.models import resolve_model
@@ -43,9 +43,9 @@ from hifi.errors import DataError, HifiError
 if TYPE_CHECKING:
     from benchmarks.paper.tables.table import Line, Lines
 
-RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 SHOTS, SEED = "64", 0
-SECONDS = 600  # of the command, and of what it runs again as recorded
+SECONDS = 600  # of the command
+RECORDED_SECONDS = 300  # of what it runs again
 # The methods that are run again, each with the largest difference of the metric, in points.
 BOUNDS: Mapping[str, float] = {"probe": 0.5, "hifi-default": 3.0, "lora-qv": 3.0}
 _SAME = ("rows", "batch_size", "trained_epochs", "learning_rate", "fingerprint", "trained_weights")
@@ -71,7 +71,8 @@ def choose(lines: Lines, *, backbone: str) -> dict[Cell, Line]:
     ]
     found.sort(key=lambda line: line["total_seconds"])
     ends = accumulate(line["total_seconds"] for line in found)
-    chosen = {Cell.of(line): line for line, end in zip(found, ends, strict=True) if end <= SECONDS}
+    timed = zip(found, ends, strict=True)
+    chosen = {Cell.of(line): line for line, end in timed if end <= RECORDED_SECONDS}
     if not chosen:
         wanted = f"{', '.join(BOUNDS)} with {SHOTS} rows, seed {SEED} and {backbone}"
         raise DataError(f"no committed runs to compare with: {wanted}")
@@ -138,7 +139,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "files", nargs="*", type=Path, default=[RESULTS], metavar="FILE", help="committed runs"
+        "files", nargs="*", type=Path, default=[COMMITTED], metavar="FILE", help="committed runs"
     )
     add_place(parser)
     parser.add_argument("--processes", type=positive, default=2, help="of one thread each")

@@ -15,6 +15,7 @@ from typing import Any, Self
 from benchmarks.paper.cells import Cell, Line
 from hifi.errors import DataError
 
+COMMITTED = Path(__file__).parent / "results" / "runs.jsonl"  # the runs that pages show
 _CLAIM_BYTES = 7  # places of claims in the lock file; they never have bytes
 
 

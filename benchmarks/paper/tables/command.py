@@ -7,7 +7,7 @@
 Tables: comparison has all that is wanted, methods × tasks; ablation the rankings of heads against
 random ones (Tab. 3); curves the defaults at four sizes and few-shot at 16 rows of each class, both
 against rivals at their best rates; stored quality against bytes. The last three say which targets
-are met.
+are met. overview has the averages of curves.
 
 Numbers are the metric ×100, the mean over seeds ± their standard deviation (n−1), with the number
 of seeds. In Markdown the best mean of a task is bold and the second best underlined, among the rows
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks.paper.results import read_lines
 from benchmarks.paper.splits import FULL
-from benchmarks.paper.tables import ablation, comparison, curves, few_shot, stored
+from benchmarks.paper.tables import ablation, comparison, curves, few_shot, overview, stored
 from benchmarks.paper.tables.table import Line, Lines, Record, Table
 from hifi.errors import DataError, HifiError, InvalidArgumentError
 
@@ -50,6 +50,7 @@ LAYOUTS: Mapping[str, Layout] = {
         lambda lines: comparison.records(Table(lines)),
     ),
     "ablation": Layout(ablation.markdown, ablation.records),
+    "overview": Layout(overview.markdown, overview.records),
     "curves": Layout(curves.markdown, curves.records),
     "few-shot": Layout(few_shot.markdown, few_shot.records),
     "stored": Layout(stored.markdown, stored.records),
@@ -97,31 +98,54 @@ def write_csv(records: Iterable[Record]) -> None:
     writer.writerows(rows)
 
 
-def _print(lines: Lines, options: argparse.Namespace) -> None:
-    layout, is_csv = LAYOUTS[options.table], options.format == "csv"
+def wanted_lines(options: argparse.Namespace) -> Lines:
+    """Return the runs that a command line asks for.
+
+    Raises:
+        DataError: there are none, or a line is not a result.
+    """
+    lines = [line for path in options.files for line in read_lines(path)]
+    wanted = [line for line in lines if line["kind"] == "run" and _is_wanted(line, options)]
+    if not wanted:
+        raise DataError(f"no runs in {', '.join(map(str, options.files))} are wanted")
+    return wanted
+
+
+def markdown(lines: Lines, options: argparse.Namespace) -> Iterator[str]:
+    """Format the table that a command line asks for.
+
+    Raises:
+        InvalidArgumentError: differences of a table that has none.
+    """
+    _check_pair(options)
+    yield from LAYOUTS[options.table].markdown(lines)
+    if options.pair:
+        yield ""
+        yield from comparison.markdown_differences(Table(lines), *options.pair)
+
+
+def _records(lines: Lines, options: argparse.Namespace) -> Iterator[Record]:
+    _check_pair(options)
+    if options.pair:
+        return comparison.difference_records(Table(lines), *options.pair)
+    return LAYOUTS[options.table].records(lines)
+
+
+def _check_pair(options: argparse.Namespace) -> None:
     if options.pair and options.table != COMPARISON:
         limit = f"only with the table {COMPARISON}, not with {options.table}"
         raise InvalidArgumentError("pair", value=options.pair, limit=limit)
-    if is_csv and options.pair:
-        write_csv(comparison.difference_records(Table(lines), *options.pair))
-    elif is_csv:
-        write_csv(layout.records(lines))
-    else:
-        print("\n".join(layout.markdown(lines)))
-        if options.pair:
-            print()
-            print("\n".join(comparison.markdown_differences(Table(lines), *options.pair)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse(arguments)
     try:
-        lines = [line for path in options.files for line in read_lines(path)]
-        wanted = [line for line in lines if line["kind"] == "run" and _is_wanted(line, options)]
-        if not wanted:
-            raise DataError(f"no runs in {', '.join(map(str, options.files))} are wanted")
-        _print(wanted, options)
+        lines = wanted_lines(options)
+        if options.format == "csv":
+            write_csv(_records(lines, options))
+        else:
+            print("\n".join(markdown(lines, options)))
     except HifiError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

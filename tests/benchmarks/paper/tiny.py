@@ -62,6 +62,8 @@ def line(value: float | None, **changes: Any) -> dict[str, Any]:
         "value": value,
         "learning_rate": changes.get("rate"),
         "validation": {"loss": 1.0},
+        "trained_weights": 100,
+        "stored_bytes": {"float32": 1000},
     }
 
 
