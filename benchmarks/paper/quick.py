@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper.quick    # or: make bench-quick
 
-The part: 64 training rows, seed 0, all tasks; the probe, HiFi as it is unasked, LoRA at its best
-rate, each from its own head start; of these the shortest, as many as took five minutes in one
+The part: 64 training rows, seed 0, all tasks; the probe, HiFi with default settings, LoRA at its
+best rate, each from its own head start; of these the shortest, as many as took five minutes in one
 process. The command runs two processes of one thread and fails after ten minutes, which leaves time
 to a machine that is four times slower. The trials of rates are those committed.
 

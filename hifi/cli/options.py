@@ -100,7 +100,7 @@ def add_metric(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--metric",
         choices=metric_names(),
-        help=f"chooses the best step; ties go to the earlier one (default: {defaults})",
+        help=f"chooses the best step; among equals the lowest loss does (default: {defaults})",
     )
 
 

@@ -6,11 +6,11 @@ both use this module, so the warnings are equal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hifi.data.margins import standard_error
 from hifi.errors import InvalidArgumentError, quoted, shorten
 
 if TYPE_CHECKING:
@@ -227,17 +227,6 @@ def warn_of_one_class(name: str, *, learning_rate: float, epochs: int) -> RunWar
     return RunWarning(code="one_class", message=message, param="learning_rate")
 
 
-def chance(rows: int) -> float:
-    """Return by how much two metrics may differ by chance: half of 1/√n.
-
-    That is the standard error of an accuracy of one half over n rows, the largest of all.
-
-    Args:
-        rows: n, of the split that they are measured on.
-    """
-    return 0.5 / math.sqrt(rows)
-
-
 def warn_of_less_than_probe(
     metric: str, *, tuned: float, probe: float, rows: int
 ) -> tuple[RunWarning, ...]:
@@ -249,7 +238,7 @@ def warn_of_less_than_probe(
         probe: its value for the probe.
         rows: of the validation split.
     """
-    margin = chance(rows)
+    margin = standard_error(rows)
     if tuned >= probe - margin:
         return ()
     message = (
@@ -269,10 +258,10 @@ def warn_of_no_gain(*, learning_rate: float, rows: int) -> RunWarning:
         rows: of the validation split.
     """
     message = (
-        "no evaluation was better than the start in metric and loss, or in the metric by more than "
-        f"chance ({chance(rows):.4f} for {rows:,} validation rows), so the result is the task head "
-        "that the run started from, and untuned heads; try another learning rate (this was "
-        f"{learning_rate:g}), more epochs or more rows"
+        "no evaluation had a metric better than the start's by more than chance "
+        f"({standard_error(rows):.4f} for {rows:,} validation rows), or a lower loss at no worse a "
+        "metric, so the result is the task head that the run started from, and untuned heads; try "
+        f"another learning rate (this was {learning_rate:g}), more epochs or more rows"
     )
     return RunWarning(code="no_gain", message=message, param="learning_rate")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HeadOrigin = Literal["kept", "probe", "random"]
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
@@ -41,6 +41,8 @@ _STATE = "state.json"
 _PLAIN = (  # fields of a checkpoint that its JSON holds under their own names
     "step",
     "head_origin",
+    "start",
+    "highest",
     "evaluations_without_gain",
     "event_number",
     "train_seconds",
@@ -86,7 +88,9 @@ class Checkpoint:
         optimizer: the optimizer's tensors of each parameter.
         random: the state of each random generator, uint8.
         best: the best step so far; None before the first evaluation.
-        evaluations_without_gain: since the best step.
+        start: validation metrics of step 0; None if it was not evaluated.
+        highest: the highest metric of all evaluations, whether its step was kept or not.
+        evaluations_without_gain: since the highest metric.
         event_number: of the event that announces this checkpoint.
         train_seconds: time spent in steps, without evaluations.
         selection_seconds: time spent in selection.
@@ -104,6 +108,8 @@ class Checkpoint:
     optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     random: Mapping[str, Tensor] = field(default_factory=dict)
     best: Best | None = None
+    start: Mapping[str, float] | None = None
+    highest: float | None = None
     evaluations_without_gain: int = 0
     event_number: int = 0
     train_seconds: float = 0.0

@@ -42,6 +42,7 @@ from hifi.training.preparation import (
 )
 from hifi.training.reproducibility import reproducible_kernels
 from hifi.training.trainer import CheckpointPlan, Trainer
+from hifi.tuning.prefix import check_frozen
 from hifi.tuning.states import StatePlaces
 from hifi.tuning.tuner import HeadTuner
 
@@ -84,8 +85,9 @@ class FinetuneResult:
             frozen states that the task head reads; ``untuned``, the model before the fine-tune, if
             its own task head was kept. Empty without a validation split.
         best_step: the step of ``delta``: the best on validation (by the metric, and among equals by
-            the loss), else the last. It is 0 if no evaluation was better than the start, a probe or
-            a kept task head, in metric and loss, or in the metric by more than chance (0.5/√n).
+            the loss), else the last. It is 0 if no evaluation beat the start, a probe or a kept
+            task head: by more than chance in the metric (0.5/√n), or with a lower loss at no worse
+            a metric.
         train_seconds: time spent in training steps, without evaluations and loading.
         selection_seconds: time spent in selection.
         samples_per_second: training samples over ``train_seconds``.
@@ -194,8 +196,8 @@ def finetune(
         strategy: ``layer-wise``; ``mid-top`` for the upper half of the layers only; or ``budget``
             for the best heads wherever they are.
         teleport: ``information``, or ``uniform`` as Eq. (10) is printed.
-        selection: the heads to tune; if it records a backbone, it must be this one. Nothing is
-            scored then, and the arguments from ``score`` to ``teleport`` have no effect.
+        selection: the heads to tune, at least one; if it records a backbone, it must be this one.
+            Nothing is scored then, and the arguments from ``score`` to ``teleport`` have no effect.
         epochs: passes over the training split; by default 3, or enough for 100 steps.
         learning_rate: the highest; after warm-up it decreases linearly. ``auto`` is 0.4 over the
             backbone's hidden size: 0.001 for MiniLM.
@@ -497,6 +499,8 @@ def _tune(
             if kept is None
             else nullcontext(kept)
         ) as states:
+            if states is not None:
+                check_frozen(model, first=first)
             trainer = Trainer(
                 tuner,
                 data=ready.data,

@@ -75,7 +75,8 @@ def start_head(
         ready: the encoded data and the model, not tuned yet. Its task head is changed if it starts
             from the probe.
         settings: ``head_start``; ``seed`` draws the rows of the probe.
-        kept: the states of layers that stay frozen, which the passes fill; None if there are none.
+        kept: the states of layers that stay frozen, which the passes fill. A pass over some of the
+            training rows does not: their groups have others too. None if there are none.
         on_batch: called after each batch and after each try of the probe's fit, with the number of
             them so far and of all; an exception that it raises ends the start.
 
@@ -92,9 +93,8 @@ def start_head(
         return StartedHead()
     if not is_wanted and validation is None:
         return StartedHead()
-    forward = Forward(ready.loaded.model, task=task, kept=kept)
     run = _ProbeRun(
-        ready, settings=settings, forward=forward, kind=task.probe, layers=layers, on_batch=on_batch
+        ready, settings=settings, kept=kept, kind=task.probe, layers=layers, on_batch=on_batch
     )
     return run.start(is_wanted=is_wanted)
 
@@ -107,7 +107,7 @@ class _ProbeRun:
         ready: Prepared,
         *,
         settings: Hyperparameters,
-        forward: Forward,
+        kept: KeptStates | None,
         kind: ProbeKind,
         layers: TaskHeadLayers,
         on_batch: OnBatch | None,
@@ -115,7 +115,8 @@ class _ProbeRun:
         self._model = ready.loaded.model
         self._is_fresh = ready.kept_head is None
         self._data = ready.data
-        self._forward = forward
+        self._forward = Forward(self._model, task=ready.data.task, kept=kept)
+        self._training = self._forward  # of the training rows
         self._settings = settings
         self._kind = kind
         self._last = cast("nn.Linear", self._model.get_submodule(layers.last))
@@ -131,6 +132,8 @@ class _ProbeRun:
         warnings: tuple[RunWarning, ...] = ()
         try:
             rows = self._draw_rows()
+            if len(rows) < len(self._data.train):
+                self._training = Forward(self._model, task=self._data.task)
             hidden = self._open_hidden(rows) if self._is_fresh else {}
             probe = self._fit(rows)
         except ProbeError as error:
@@ -159,7 +162,7 @@ class _ProbeRun:
         batches = -(-len(rows) // size)
         self._before = batches + TRIES
         with _replaced(self._model, self._layers.last, nn.Identity()):
-            features = self._forward.over(
+            features = self._training.over(
                 train, rows=rows, batch_size=size, on_batch=lambda number, _: self._report(number)
             )
         return self._kind.fit(
@@ -237,7 +240,7 @@ class _ProbeRun:
         try:
             size = self._settings.batch_size
             some = rows[:: -(-len(rows) // _SAMPLES)]
-            self._forward.over(self._data.train, rows=some, batch_size=size)
+            self._training.over(self._data.train, rows=some, batch_size=size)
         finally:
             hook.remove()
         opened = _pass_on(torch.cat(seen), module, hidden=hidden)

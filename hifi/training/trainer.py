@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hifi.arguments import check_number
 from hifi.backbones.heads import describe, first_token_layer
+from hifi.data.margins import standard_error
 from hifi.data.run_warnings import (
-    chance,
     warn_of_falling_loss,
     warn_of_less_than_probe,
     warn_of_no_gain,
@@ -24,7 +24,7 @@ from hifi.data.run_warnings import (
 from hifi.data.settings import CHECKPOINT_SECONDS
 from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches
-from hifi.training.checkpoint import Best, Checkpoint, HeadOrigin, save_checkpoint
+from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
 from hifi.training.forward import Forward, measure, rank
 from hifi.training.reproducibility import (
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from hifi.tuning.tuner import HeadTuner
 
 MAX_GRADIENT_NORM = 1.0
-# The yardstick that is the start; a random one is not evaluated.
-_STARTS: Mapping[HeadOrigin, str] = {"kept": "untuned", "probe": "probe"}
 _REMEDY = "lower the learning rate, or check the data for extreme values"
 
 
@@ -304,12 +302,16 @@ class Trainer:
         kept: after many evaluations one of them always has the best metric.
         """
         state, metric = self._state, self._task.metric
-        best = state.best
-        is_above = best is None or rank(metrics, metric) > rank(best.metrics, metric)
-        is_best = is_above and self._is_above_start(metrics)
-        is_gain = is_best and (best is None or metrics[metric] > best.metrics[metric])
-        stale = 0 if is_gain else state.evaluations_without_gain + 1
-        if is_best:
+        best, value = state.best, metrics[metric]
+        is_gain = state.highest is None or value > state.highest
+        state = replace(
+            state,
+            start=metrics if state.step == 0 else state.start,
+            highest=value if is_gain else state.highest,
+            evaluations_without_gain=0 if is_gain else state.evaluations_without_gain + 1,
+        )
+        is_best = best is None or rank(metrics, metric) > rank(best.metrics, metric)
+        if is_best and self._is_above(state.start, metrics):
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
             best = Best(
                 step=state.step,
@@ -319,18 +321,16 @@ class Trainer:
                 report=report,
             )
             state = replace(state, best=best)
-        self._state = replace(state, evaluations_without_gain=stale)
+        self._state = state
         event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
 
-    def _is_above_start(self, metrics: Mapping[str, float]) -> bool:
-        """Return whether an evaluation is better than the start by more than chance, or in loss."""
-        state, metric = self._state, self._task.metric
-        start = state.yardsticks.get(_STARTS.get(state.head_origin, ""))
-        if state.step == 0 or start is None or self._validation is None:
+    def _is_above(self, start: Mapping[str, float] | None, metrics: Mapping[str, float]) -> bool:
+        """Return whether an evaluation beats the start by more than chance, or has a lower loss."""
+        if start is None or metrics is start or self._validation is None:
             return True
-        gain = metrics[metric] - start[metric]
-        return gain > chance(len(self._validation)) or metrics["loss"] < start["loss"]
+        gain = metrics[self._task.metric] - start[self._task.metric]
+        return gain > standard_error(len(self._validation)) or metrics["loss"] < start["loss"]
 
     def _save(self) -> None:
         """Write a checkpoint, if the plan has a folder for it."""

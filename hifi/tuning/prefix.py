@@ -32,8 +32,9 @@ class _StatesSeenError(Exception):
 class FrozenLayers:
     """The layers below a layer p that stay frozen: their states are kept, the others run.
 
-    :class:`FrozenPrefix` is the same for a tuner, and has the description. This one serves before
-    the heads are known: nothing checks that nothing below p is trained.
+    It serves before the heads are known, so it cannot check that nothing below p is trained:
+    :func:`check_frozen` does. :class:`FrozenPrefix` is the same for a tuner, and says how states
+    are computed.
 
     Args:
         model: on its device.
@@ -247,7 +248,7 @@ class FrozenPrefix(FrozenLayers):
         tuner.parameters()  # raises if it is detached
         first = tuner.selection.heads[0].layer
         if first:
-            _check_frozen(tuner.model, first=first)
+            check_frozen(tuner.model, first=first)
         super().__init__(tuner.model, first=first, places=places)
 
 
@@ -256,8 +257,16 @@ def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     return hidden_states
 
 
-def _check_frozen(model: PreTrainedModel, *, first: int) -> None:
-    """Raise if something is trained below a layer: base models list their parameters in order."""
+def check_frozen(model: PreTrainedModel, *, first: int) -> None:
+    """Check that nothing is trained below a layer: base models list their parameters in order.
+
+    Args:
+        model: with its tuner.
+        first: the layer.
+
+    Raises:
+        TunerError: something is.
+    """
     layer = model.get_submodule(describe(model).layers[first].name)
     above = {id(parameter) for parameter in layer.parameters()}
     for name, parameter in model.base_model.named_parameters():

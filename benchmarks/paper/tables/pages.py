@@ -18,10 +18,11 @@ from pathlib import Path
 
 from benchmarks.paper.results import COMMITTED
 from benchmarks.paper.tables.command import markdown, parse, wanted_lines
-from hifi.errors import HifiError
+from hifi.errors import DataError, HifiError
 
 _ROOT = Path(__file__).parents[3]
 PAGES = (_ROOT / "benchmarks" / "PAPER.md", _ROOT / "README.md")
+_BEGIN, _END = "<!-- table: ", "<!-- end of table -->"
 _BLOCK = re.compile(r"(<!-- table: ([^\n]*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -33,8 +34,10 @@ def with_tables(text: str, *, results: Path = COMMITTED) -> str:
         results: the result file.
 
     Raises:
-        HifiError: a table has no runs.
+        HifiError: a table has no runs, or a comment is missing.
     """
+    if not len(_BLOCK.findall(text)) == text.count(_BEGIN) == text.count(_END):
+        raise DataError(f"each '{_BEGIN}…' needs its '{_END}'")
 
     def table(block: re.Match[str]) -> str:
         options = parse([str(results), *shlex.split(block[2])])
@@ -47,8 +50,9 @@ def with_tables(text: str, *, results: Path = COMMITTED) -> str:
 def main() -> int:
     """Rewrite the pages; return the exit status."""
     try:
-        for page in PAGES:
-            page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+        texts = {page: with_tables(page.read_text(encoding="utf-8")) for page in PAGES}
+        for page, text in texts.items():
+            page.write_text(text, encoding="utf-8")
     except HifiError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

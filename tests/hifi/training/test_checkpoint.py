@@ -66,6 +66,8 @@ def make(step: int = 12, **changes) -> Checkpoint:
                 ("no", "yes"), np.array([0, 1, 1]), np.array([0, 0, 1]), split="validation"
             ),
         ),
+        start={"accuracy": 0.25, "loss": 1.5},
+        highest=0.75,
         evaluations_without_gain=2,
         event_number=77,
         train_seconds=1.5,
@@ -204,7 +206,7 @@ class TestRefusals:
         monkeypatch.setattr(module, "FORMAT_VERSION", 2)
         save_checkpoint(tmp_path, make())
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="format version 2, this library has 3"):
+        with pytest.raises(CheckpointError, match="format version 2, this library has 4"):
             load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

@@ -20,7 +20,7 @@ from hifi.data.settings import HeadStart, Hyperparameters
 from hifi.errors import CheckpointError, InvalidArgumentError, JobPaused, JobStopped
 from hifi.tasks import TaskSpec, probe
 from hifi.tasks.classification import ClassTask
-from hifi.training import head_start, trainer
+from hifi.training import trainer
 from hifi.training.checkpoint import load_checkpoint
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.forward import Forward
@@ -331,17 +331,24 @@ class TestStepZero:
 class TestAboveStart:
     """12 validation rows: by chance two accuracies differ by 0.144."""
 
-    @pytest.fixture
-    def scripted(self, bert: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
-        """Return a run whose evaluations after the first, accuracy 0.5 and loss 1, are given."""
+    @pytest.fixture(params=["kept", "probe"])
+    def scripted(
+        self,
+        bert: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        request: pytest.FixtureRequest,
+    ) -> Scripted:
+        """Return a run whose evaluations after the first, 0.5 and loss 1, are given."""
+        folder = bert if request.param == "kept" else save_bare_backbone(tmp_path)
 
-        def tune(*evaluations: tuple[float, float], **arguments: Any) -> FinetuneResult:
+        def tune(
+            *evaluations: tuple[float, float], metric: str = "accuracy", **arguments: Any
+        ) -> FinetuneResult:
             pairs = [(0.5, 1.0), *evaluations]
-            named = [{"accuracy": accuracy, "loss": loss} for accuracy, loss in pairs]
-            script = iter(named)
-            monkeypatch.setattr(head_start, "measure", lambda *_: named[0])
+            script = iter([{metric: value, "loss": loss} for value, loss in pairs])
             monkeypatch.setattr(trainer, "measure", lambda *_: next(script))
-            return run(bert, **arguments)
+            return run(folder, metric=metric, **arguments)
 
         return tune
 
@@ -363,16 +370,36 @@ class TestAboveStart:
         assert result.best_step == step
         assert ("no_gain" in [each.code for each in result.warnings]) == (step == 0)
 
-    def test_a_step_that_may_be_chance_does_not_follow_a_better_one(self, scripted):
+    def test_of_a_regression_too(self, scripted: Scripted):
+        rows = [{"text": f"w{row}", "label": row / 7} for row in range(24)]
+        data = {"train": rows, "validation": rows[:12], "task": "regression", "metric": "pearson"}
+        data["head_start"] = "probe"
+        assert scripted((0.64, 1.1), (0.1, 2.0), **data).best_step == 0
+        assert scripted((0.65, 1.1), (0.1, 2.0), **data).best_step == 3
+
+    def test_a_step_that_may_be_chance_does_not_follow_a_better_one(self, scripted: Scripted):
         assert scripted((0.52, 0.9), (0.6, 1.2)).best_step == 3
         assert scripted((0.52, 0.9), (0.66, 1.2)).best_step == 6
 
-    def test_a_gain_by_chance_does_not_delay_an_early_stop(self, scripted):
+    def test_a_resumed_run_knows_its_start(self, scripted: Scripted, tmp_path: Path):
+        place = tmp_path / "checkpoints"
+        with pytest.raises(JobPaused):
+            scripted((0.52, 0.9), checkpoint_dir=place, on_event=stop_at("step", 4, Control.PAUSE))
+        # What is scripted first is the evaluation of step 6.
+        assert scripted(checkpoint_dir=place).best_step == 3
+        checkpoint = load_checkpoint(place)
+        assert checkpoint is not None
+        assert dict(checkpoint[1].start or {}) == {"accuracy": 0.5, "loss": 1.0}
+
+    def test_a_gain_by_chance_is_one_for_the_patience(self, scripted: Scripted):
         heard: list[TrainingEvent] = []
-        scripted((0.6, 1.1), early_stopping_patience=1, on_event=record(heard))
+        patient = {"early_stopping_patience": 1, "on_event": record(heard)}
+        assert scripted((0.6, 1.1), (0.6, 1.1), **patient).best_step == 0
+        assert heard[-1].message == "finished; the best step is 0"
+        scripted((0.5, 1.1), **patient)
         assert heard[-1].message.startswith("stopped early, after step 3")
 
-    def test_of_a_random_start_every_step_counts(self, scripted):
+    def test_of_a_random_start_every_step_counts(self, scripted: Scripted):
         assert scripted((0.51, 1.5), head_start="random").best_step == 6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.paper.tables import pages
 from benchmarks.paper.tables.pages import PAGES, with_tables
 from hifi.errors import DataError
-from tests.benchmarks.paper.tables.test_curves import LINES
+from tests.benchmarks.paper.tables.test_overview import ours
 from tests.tiny_tasks import write_jsonl
 
 PAGE = "Before.\n\n<!-- table: --table overview --shots 64 -->\n{}<!-- end of table -->\n\nAfter.\n"
@@ -18,7 +19,7 @@ PAGE = "Before.\n\n<!-- table: --table overview --shots 64 -->\n{}<!-- end of ta
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     path = tmp_path / "results.jsonl"
-    write_jsonl(path, LINES)
+    write_jsonl(path, [*ours(0.5), *ours(0.6, shots="full")])
     return path
 
 
@@ -44,10 +45,20 @@ def test_a_table_without_runs_leaves_the_pages_as_they_are(
     page.write_text(PAGE.format("kept\n").replace("64", "128"), encoding="utf-8")
     with pytest.raises(DataError, match="are wanted"):
         with_tables(page.read_text(encoding="utf-8"), results=results)
-    monkeypatch.setattr(pages, "PAGES", (page,))
+    first = tmp_path / "FIRST.md"
+    first.write_text(PAGE.format("kept\n"), encoding="utf-8")
+    monkeypatch.setattr(pages, "PAGES", (first, page))
+    monkeypatch.setattr(pages, "with_tables", partial(with_tables, results=results))
     assert pages.main() == 2
     assert "are wanted" in capsys.readouterr().err
-    assert "kept" in page.read_text(encoding="utf-8")
+    assert all("kept" in each.read_text(encoding="utf-8") for each in (first, page))
+
+
+@pytest.mark.parametrize("missing", ["<!-- end of table -->", "<!-- table: --table overview"])
+def test_a_missing_comment_is_an_error(results: Path, missing: str):
+    page = PAGE.format("") + PAGE.format("").replace(missing, "")
+    with pytest.raises(DataError, match="needs its"):
+        with_tables(page, results=results)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
