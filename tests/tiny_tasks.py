@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import transformers as tf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -96,3 +98,20 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows in a format that holds them: Parquet for images, else JSON lines.
+
+    Args:
+        path: without the ending.
+        rows: to write.
+
+    Returns:
+        The path with its ending.
+    """
+    if "image" not in rows[0]:
+        return write_jsonl(path.with_name(f"{path.name}.jsonl"), rows)
+    whole = path.with_name(f"{path.name}.parquet")
+    pq.write_table(pa.Table.from_pylist(list(rows)), whole)
+    return whole

@@ -90,8 +90,27 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--task", choices=names, help="the task's type")
     group.add_argument("--text", nargs="+", metavar="COLUMN", help="one or two text columns")
     group.add_argument("--image", metavar="COLUMN", help="the column of images")
-    group.add_argument("--label", metavar="COLUMN", help="the column of classes or numbers")
+    group.add_argument(
+        "--label",
+        nargs="+",
+        metavar="COLUMN",
+        help="the column of classes, of lists of labels or of numbers; or several columns of 0 and "
+        "1, one for each label",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="the probability from which on an input has a label, for multi-label (default: the "
+        "best one on the validation split)",
+    )
     return group
+
+
+def task_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the task that the options describe, with the fields of a task spec."""
+    fields = given(args, ("text", "label", "image", "metric", "threshold"))
+    return fields if args.task is None else {"type": args.task, **fields}
 
 
 def add_metric(group: argparse._ArgumentGroup) -> None:

@@ -98,7 +98,7 @@ def _prepare(
 
     return prepare(
         resolve_model(args.model, revision=args.revision),
-        spec=TaskSpec.of(args.task, **options.given(args, ("text", "label", "image"))),
+        spec=TaskSpec.of(options.task_of(args)),
         validation=None,
         settings=settings,
         device=device,

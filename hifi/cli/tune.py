@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from hifi.training.finetuning import FinetuneResult
 
 # Options with the names of arguments of finetune, without the settings.
-_OPTIONS = (
-    *("model", "revision", "text", "image", "label", "metric"),
-    *("preset", "device", "checkpoint_dir", "checkpoint_seconds"),
-)
+_OPTIONS = (*("model", "revision", "preset", "device", "checkpoint_dir", "checkpoint_seconds"),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +122,7 @@ def _finetune(
     from hifi.training.finetuning import finetune
 
     return finetune(
-        task=args.task,
+        task=options.task_of(args),
         on_event=on_event,
         **options.split_arguments(args),
         **options.given(args, (*_OPTIONS, *declared(Scoring), *declared(Hyperparameters))),

@@ -12,6 +12,7 @@ from PIL import UnidentifiedImageError
 
 from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
+from hifi.data.label_sets import flag_problem, flag_reader, set_reader, too_few_labels
 from hifi.data.labels import (
     Label,
     is_unlabelled,
@@ -89,6 +90,40 @@ def read_labels(
     return _read_each(dataset, column, read, split=split)
 
 
+def read_label_sets(
+    dataset: Dataset, column: str, *, split: str, known: Sequence[Label] = ()
+) -> list[list[Label]]:
+    """Read a column of lists of labels; a list may be empty.
+
+    Args:
+        dataset: contains the column.
+        column: its name.
+        split: for messages.
+        known: the labels of the training split, if known; those of the lists are matched with them.
+
+    Returns:
+        Integers or texts; names for integers with names (a ``ClassLabel``).
+
+    Raises:
+        DataError: a list is missing, has a label twice or an empty one, or the column has another
+            type.
+    """
+    scan = _scan_column(dataset, column)
+    _refuse(scan.misfit("labels"), split=split, column=column)
+    return _read_each(dataset, column, set_reader(scan, known=known), split=split)
+
+
+def read_flags(dataset: Dataset, column: str, *, split: str) -> list[bool]:
+    """Read a column of 0 and 1, or of booleans.
+
+    Raises:
+        DataError: a value is missing or another one, or the column has another type.
+    """
+    scan = _scan_column(dataset, column)
+    _refuse(flag_problem(scan), split=split, column=column)
+    return _read_each(dataset, column, flag_reader(scan), split=split)
+
+
 def is_labelled(dataset: Dataset, column: str, *, known: Sequence[Label]) -> bool:
     """Return whether a split has labels: the opposite of :func:`hifi.data.labels.is_unlabelled`.
 
@@ -112,6 +147,19 @@ def label_order(
     return list(order_classes(labels, names=_class_names(dataset).get(column)))
 
 
+def label_set_order(
+    dataset: Dataset, column: str, sets: Sequence[Sequence[Label]], *, split: str
+) -> list[Label]:
+    """Return the labels of a column of lists, in the order of :func:`label_order`.
+
+    Raises:
+        DataError: fewer than two labels occur.
+    """
+    labels = {label for each in sets for label in each}
+    _refuse(too_few_labels(labels), split=split, column=column)
+    return list(order_classes(labels, names=_class_names(dataset).get(column)))
+
+
 def has_named_integers(dataset: Dataset, column: str) -> bool:
     """Return whether a column's values are integers with names (a ``ClassLabel``)."""
     return column in _class_names(dataset)
@@ -125,11 +173,24 @@ def label_indices(
     Raises:
         DataError: a label is not in ``known``.
     """
+    sets = label_set_indices([[label] for label in labels], known=known, column=column, split=split)
+    return [index for (index,) in sets]
+
+
+def label_set_indices(
+    sets: Sequence[Sequence[Label]], *, known: Sequence[Label], column: str, split: str
+) -> list[list[int]]:
+    """Return the indices of each row's labels.
+
+    Raises:
+        DataError: a label is not in ``known``.
+    """
     index_of = {label: index for index, label in enumerate(known)}
-    for row, label in enumerate(labels, start=1):
-        if label not in index_of:
-            _refuse(unknown_label(label, row=row, known=known), split=split, column=column)
-    return [index_of[label] for label in labels]
+    for row, labels in enumerate(sets, start=1):
+        for label in labels:
+            if label not in index_of:
+                _refuse(unknown_label(label, row=row, known=known), split=split, column=column)
+    return [[index_of[label] for label in labels] for labels in sets]
 
 
 def read_targets(dataset: Dataset, column: str, *, split: str) -> list[float]:
@@ -199,10 +260,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _class_names(dataset: Dataset) -> dict[str, tuple[str, ...]]:
-    return {
-        name: tuple(feature.names)
+    """Return the names of each column's classes, or of those in its lists, if they have any."""
+    entries = {
+        name: feature.feature if isinstance(feature, datasets.List) else feature
         for name, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+    }
+    return {
+        name: tuple(entry.names)
+        for name, entry in entries.items()
+        if isinstance(entry, datasets.ClassLabel)
     }
 
 

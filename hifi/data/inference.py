@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hifi.data.profile import describe_left_out, misfit
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.spec import SPLITS, TaskSpec
-from hifi.data.task_types import Use, find_task_type, task_types
+from hifi.data.task_types import TaskType, Use, find_task_type, task_types
 from hifi.errors import (
     AmbiguousTaskError,
     DataError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LABEL_NAMES = ("label", "labels")
 _LABEL_KINDS: tuple[Kind, ...] = ("integer", "boolean", "float", "whole")
+_FEWEST_FLAGS = 3  # two columns of 0 and 1 may be a label and a property of the text
 _RENAME = " (a column of this name is taken as the label; rename it if it is not one)"
 
 
@@ -35,11 +36,14 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     - A table's index is no column unless the user names it.
     - The image column is the only one that holds images.
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
-      booleans; with images the only other one that can be a class. A column with another text in
-      every row is none.
+      booleans, or without any the only one of lists; with images the only other one that can be a
+      class. A column with another text in every row is none. Three or more columns of 0 and 1, and
+      no other candidates, are labels of which a row can have several; if the type is set, two of
+      them are enough.
     - The text columns are all columns of text except the label, one or two, in their order.
     - Images are classified. A label of floating-point numbers means regression, unless all of them
-      are whole, which is ambiguous. Integers, booleans and texts are classes.
+      are whole, which is ambiguous. Integers, booleans and texts are classes. Lists, and several
+      columns, are labels of which a row can have several.
 
     Args:
         spec: the parts that are set do not change.
@@ -54,7 +58,7 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
         DataError: the label's column is empty, or holds neither classes nor numbers; or no task
             can use one of the columns.
         TaskNotSupportedError: the task type is unknown or not supported yet.
-        InvalidArgumentError: the task type does not read these columns.
+        InvalidArgumentError: the task type does not read these columns, or has no such option.
     """
     task = _choose_task(spec, profile)
     _refuse_unfit(task, profile)
@@ -76,13 +80,16 @@ def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     else:
         is_about_images = not text and bool(_of_kinds(profile, ["image"], excluded=[]))
     if is_about_images:
-        image = image or _only(profile, ["image"], "image", excluded=[spec.label])
-    label = spec.label or _infer_label(profile, excluded=[*text, image])
+        image = image or _only(profile, ["image"], "image", excluded=spec.label_columns)
+    label = spec.label_columns or _infer_labels(profile, declared, excluded=[*text, image])
     if not text and image is None:
-        text = _infer_text(profile, excluded=[label])
+        text = _infer_text(profile, excluded=label)
     kind = spec.type or _infer_type(profile, label, is_about_images=is_about_images)
-    _check_inputs(kind, text=text, image=image)
-    return replace(spec, type=kind, text=text, label=label, image=image)
+    declared = find_task_type(kind)
+    _check_inputs(declared, text=text, image=image)
+    task = replace(spec, type=kind, text=text, label=label, image=image)
+    _check_label(task, declared)
+    return task
 
 
 def infer_label(profile: DatasetProfile) -> str | None:
@@ -133,12 +140,12 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     """
     task = infer_task(spec, profile)
     declared = find_task_type(str(task.type))
-    label = profile.column(str(task.label))
-    is_scored = label is None or label.test_unlabelled is False
+    labels = [profile.column(name) for name in task.label_columns]
+    is_scored = all(label is None or label.test_unlabelled is False for label in labels)
     splits = SPLITS if is_scored else SPLITS[:-1]
     errors = list(_obstacles(task, profile, splits=splits))
     for error in errors:  # training reads the classes before it checks the metric
-        if declared.label.use == "label" and (error.param, error.split) == ("label", "train"):
+        if declared.has_classes and (error.param, error.split) == ("label", "train"):
             raise error
     task = replace(task, metric=declared.choose_metric(task.metric))
     if errors:
@@ -161,7 +168,8 @@ def check_certain_task(profile: DatasetProfile) -> None:
     except DataError:
         return
     unfit = {column.name for column in profile.columns if column.unfit is not None}
-    if len(task.text) > 1 and (task.label not in _LABEL_NAMES or unfit.intersection(task.text)):
+    is_named = set(task.label_columns).issubset(_LABEL_NAMES)
+    if len(task.text) > 1 and (not is_named or unfit.intersection(task.text)):
         return
     for error in _obstacles(task, profile, splits=SPLITS):
         if error.column in _LABEL_NAMES:
@@ -181,8 +189,10 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     """
     if spec.type is None:
         return spec
-    _check_inputs(spec.type, text=spec.text, image=spec.image)
-    return replace(spec, metric=find_task_type(spec.type).choose_metric(spec.metric))
+    declared = find_task_type(spec.type)
+    _check_inputs(declared, text=spec.text, image=spec.image)
+    _check_label(spec, declared)
+    return replace(spec, metric=declared.choose_metric(spec.metric))
 
 
 def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
@@ -200,34 +210,82 @@ def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
     declared = find_task_type(task.type)
     if declared.num_labels is not None:
         return declared.num_labels
+    if len(task.label_columns) > 1:
+        return len(task.label_columns)
     column = None if profile is None else find_class_column(task, profile)
     return None if column is None else column.num_classes
 
 
 def find_class_column(task: TaskSpec, profile: DatasetProfile) -> ColumnProfile | None:
-    """Return the column of a task's classes; None if its type has none, or is not known."""
-    if task.type is None or find_task_type(task.type).label.use != "label":
+    """Return the single column of a task's classes; None if there is none, or it is not known."""
+    if task.type is None or not find_task_type(task.type).has_classes:
         return None
-    return profile.column(str(task.label))
+    return profile.column(task.label) if isinstance(task.label, str) else None
+
+
+def class_labels(task: TaskSpec, profile: DatasetProfile) -> Sequence[str | int] | None:
+    """Return a task's classes; None if its type has none, or the profile does not keep them."""
+    if len(task.label_columns) > 1:
+        return task.label_columns
+    column = find_class_column(task, profile)
+    return None if column is None else column.labels
 
 
 def _named_columns(spec: TaskSpec) -> list[tuple[str, str]]:
     """Return the columns that a spec names, each after the argument that names it."""
-    named = [*(("text", name) for name in spec.text), ("image", spec.image), ("label", spec.label)]
-    return [(param, name) for param, name in named if name is not None]
+    images = () if spec.image is None else (spec.image,)
+    fields = {"text": spec.text, "image": images, "label": spec.label_columns}
+    return [(param, name) for param, names in fields.items() for name in names]
 
 
-def _check_inputs(name: str, *, text: tuple[str, ...], image: str | None) -> None:
+def _check_inputs(declared: TaskType, *, text: tuple[str, ...], image: str | None) -> None:
     """Refuse input columns that the task type does not read, or too many of them."""
-    declared = find_task_type(name)
     others = {"text": text, "image": () if image is None else (image,)}
     inputs = others.pop(declared.inputs.field)
     if any(others.values()) or (inputs and len(inputs) not in declared.input_counts):
         raise InvalidArgumentError(
             "text" if text else "image",
             value=text or image,
-            limit=f"{name} reads {declared.inputs.words}",
+            limit=f"{declared.name} reads {declared.inputs.words}",
         )
+
+
+def _check_label(spec: TaskSpec, declared: TaskType) -> None:
+    """Refuse more label columns than the task type learns from, and options of other types."""
+    if len(spec.label_columns) > declared.label.most:
+        limit = f"{declared.name} learns {declared.label.words}"
+        raise InvalidArgumentError("label", value=spec.label, limit=limit)
+    if spec.threshold is not None and "threshold" not in declared.options:
+        limit = f"a {declared.name} task has none"
+        raise InvalidArgumentError("threshold", value=spec.threshold, limit=limit)
+
+
+def _infer_labels(
+    profile: DatasetProfile, declared: TaskType | None, *, excluded: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Infer the label column, or several columns of 0 and 1."""
+    flags = _find_flags(profile, declared, excluded=excluded)
+    return flags or (_infer_label(profile, excluded=excluded),)
+
+
+def _find_flags(
+    profile: DatasetProfile, declared: TaskType | None, *, excluded: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Return the columns of 0 and 1 if the label must be these; else nothing."""
+    if declared is not None and declared.label.use_of_many != "flag":
+        return ()
+    candidates = _of_kinds(profile, _LABEL_KINDS, excluded=excluded)
+    if len(candidates) < (_FEWEST_FLAGS if declared is None else 2):
+        return ()
+    columns = [column for column in profile.columns if column.name in candidates]
+    are_flags = all(_is_flag(column) for column in columns)
+    is_named = any(name in _LABEL_NAMES for name in candidates)
+    return tuple(candidates) if are_flags and not is_named else ()
+
+
+def _is_flag(column: ColumnProfile) -> bool:
+    is_excluded = misfit("flag", column.kind, column.type, are_cells=column.are_cells)
+    return is_excluded is None and "train" not in column.problems.get("flag", {})
 
 
 def _infer_label(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> str:
@@ -245,6 +303,8 @@ def _infer_label(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> 
         column.kind == "image" and column.name in excluded for column in profile.columns
     )
     kinds: tuple[Kind, ...] = (*_LABEL_KINDS, "text") if beside_images else _LABEL_KINDS
+    if not _of_kinds(profile, kinds, excluded=[*excluded, *unique]):
+        kinds = ("list",)
     return _only(profile, kinds, "label", excluded=[*excluded, *unique])
 
 
@@ -262,10 +322,15 @@ def _infer_text(profile: DatasetProfile, *, excluded: Sequence[str | None]) -> t
     raise _doubt(profile, "text", f"{len(names) or 'no'} columns hold texts")
 
 
-def _infer_type(profile: DatasetProfile, label: str, *, is_about_images: bool) -> str:
+def _infer_type(profile: DatasetProfile, labels: tuple[str, ...], *, is_about_images: bool) -> str:
     if is_about_images:
         return _type_that_reads("image", "label")
+    if len(labels) > 1:
+        return next(each.name for each in task_types() if each.label.use_of_many is not None)
+    (label,) = labels
     column = next(column for column in profile.columns if column.name == label)
+    if column.kind == "list":
+        return _type_that_reads("text", "labels")
     if column.kind == "whole":
         raise _doubt(
             profile,
@@ -333,7 +398,9 @@ def _obstacles(
                 continue
             if (param, split) == ("label", "test") and column.test_unlabelled:
                 continue
-            use = declared.label.use if param == "label" else declared.inputs.use
+            use = declared.inputs.use
+            if param == "label":
+                use = declared.label.use_of(len(task.label_columns))
             problem = column.problems.get(use, {}).get(split)
             if split == "train":
                 excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)

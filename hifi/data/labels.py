@@ -149,13 +149,22 @@ def label_reader(column: ColumnScan, *, known: Sequence[Label] = ()) -> Callable
                 "a label must be a whole number, a text or a boolean; this column holds "
                 f"{column.type}"
             )
-        label = _as_label(value, names=column.class_names)
+        label = as_label(value, names=column.class_names)
         return class_of.get(str(label), label)  # a file with types and one without agree
 
     return read
 
 
-def _as_label(value: object, *, names: tuple[str, ...] | None) -> Label:
+def as_label(value: object, *, names: tuple[str, ...] | None) -> Label:
+    """Convert a value to a label.
+
+    Args:
+        value: neither missing nor NaN.
+        names: of a column that names its classes.
+
+    Raises:
+        ValueError: the value is blank, or a number without a name.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

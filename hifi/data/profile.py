@@ -9,12 +9,13 @@ A profile is stored as plain JSON in the data set's row::
          "test_unlabelled": false}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
-(``text``, ``label``, ``target``, ``image``) and each split the first row that training would
-refuse, and the reason, which quotes only short values. Uses that a column's kind excludes have no
-entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and ``single`` if
-some of few classes occur in a single row. ``test_unlabelled`` is missing in profiles of earlier
-versions. A column that is no column unless it is named (a table's index, or one that no task can
-use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
+(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``) and each split the first row that
+training would refuse, and the reason, which quotes only short values. Uses that a column's kind
+excludes have no entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and
+``single`` if some of few classes occur in a single row. ``test_unlabelled`` is missing in profiles
+of earlier versions, and so are the uses ``labels`` and ``flag``. A column that is no column unless
+it is named (a table's index, or one that no task can use) has ``"left_out"``. A column takes 100
+bytes to 3 KB.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hifi.data.classes.names import find_alike
 from hifi.data.task_types import Use
 from hifi.errors import DataError
 
-Kind = Literal["text", "integer", "boolean", "float", "whole", "image", "null", "other"]
+Kind = Literal["text", "integer", "boolean", "float", "whole", "list", "image", "null", "other"]
 LeftOut = Literal["index", "unfit"]
 INDEX_NOTE = "it is the table's index; name it to use it"
 USES: tuple[Use, ...] = get_args(Use)
@@ -69,6 +70,12 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
         needed = "a text column is needed"
     elif use == "image" and kind != "image":
         needed = "an image column is needed (a struct of bytes and path)"
+    elif use == "labels" and kind != "list":
+        needed = "a column of lists of texts or integers is needed, or several columns of 0 and 1"
+    elif use == "label" and kind == "list":
+        needed = "one label of each row is needed (lists of labels are for a multi-label task)"
+    elif use == "flag" and kind not in ("integer", "boolean", "whole", "null"):
+        needed = "a column of 0 and 1 is needed"
     else:
         return None
     return Problem(row=None, reason=f"{needed}, this one holds {type_name}")
@@ -94,9 +101,11 @@ class ColumnProfile:
     Attributes:
         name: as in the file.
         type: for messages.
-        kind: how a task can use it; ``whole``: floating-point numbers without fractions.
+        kind: how a task can use it; ``whole``: floating-point numbers without fractions; ``list``:
+            lists of texts or integers.
         are_cells: whether it comes from a delimited file, and can be read as texts in any case.
-        num_classes: the number of classes if it is the label; None if too many to count.
+        num_classes: the number of classes if it is the label, in lists too; None if too many to
+            count.
         labels: the classes, in the order of the logits; None if they are long or too many.
         single_classes: those with a single row; None if there are none, or they are not known.
         problems: by use and split.

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hifi.data.formats.limits import too_many_characters
-from hifi.data.labels import Label, is_unlabelled, label_reader, other_labels, train_labels
+from hifi.data.label_sets import flag_problem, other_sets, train_sets
+from hifi.data.labels import (
+    Label,
+    as_label,
+    is_unlabelled,
+    label_reader,
+    other_labels,
+    train_labels,
+)
 from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
@@ -78,7 +87,9 @@ def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> D
 def _profile_column(
     name: str, train: ColumnScan, scans: Mapping[str, ColumnScan | None], *, rows: int
 ) -> ColumnProfile:
-    classes, label_problem = (None, None) if train.unfit else train_labels(train)
+    are_lists = train.kind == "list"
+    read_classes = train_sets if are_lists else train_labels
+    classes, label_problem = (None, None) if train.unfit else read_classes(train)
     count = None if classes is None else len(classes)
     # The values of other columns are nobody's business.
     labels = None if are_many_classes(count, rows=rows) else classes
@@ -90,10 +101,13 @@ def _profile_column(
         elif column.unfit is not None:
             found = dict.fromkeys(USES, column.unfit)
         else:
-            is_train = split == "train"
+            check = other_sets if are_lists else other_labels
+            label = label_problem if split == "train" else check(column, known=classes)
             found = {
                 "text": text_problem(column),
-                "label": label_problem if is_train else other_labels(column, known=classes),
+                "label": None if are_lists else label,
+                "labels": label if are_lists else None,
+                "flag": None if train.misfit("flag") else flag_problem(column),
                 "target": target_problem(column),
                 "image": column.image,
             }
@@ -126,6 +140,8 @@ def _short_labels(classes: Sequence[Label]) -> tuple[Label, ...] | None:
 def _single_classes(train: ColumnScan, classes: Sequence[Label]) -> SingleClasses | None:
     """Return the classes that occur in a single row, if there are any."""
     read = label_reader(train)
+    if train.kind == "list":
+        read = partial(as_label, names=train.class_names)
     rows: Counter[Label] = Counter()
     for value, count in train.distinct.counts.items():
         try:

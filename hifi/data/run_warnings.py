@@ -140,24 +140,32 @@ def _describe_misfit(
     cause = ""
     if has_named_integers and count == head.num_labels:  # the integers alone would fit
         cause = "; names in the data, a ClassLabel, count as its labels, and not the numbers"
+    elif classes is not None and set(map(str, classes)) == set(head.names or ()):
+        cause = "; of the ones a row can have several, of the others only one"
     return (
         f"the task head of {model} ({_labels(head.names, count=head.num_labels)}) does not fit the "
         f"task ({_labels(classes, count=count)}{cause})"
     )
 
 
-def warn_of_few_rows(label: str, *, counts: Mapping[str, int]) -> tuple[RunWarning, ...]:
-    """Warn if classes have fewer than eight training rows, but more than one.
+def warn_of_few_rows(
+    label: str | tuple[str, ...], *, counts: Mapping[str, int]
+) -> tuple[RunWarning, ...]:
+    """Warn if classes have fewer than eight training rows.
+
+    Those with a single row, or none, of one column are left out: :func:`warn_of_classes` names them.
 
     Args:
-        label: the label column.
+        label: the label column, or one for each class.
         counts: of the training rows of each class, in the order of the logits.
     """
-    few = [name for name, count in counts.items() if 1 < count < _FEW_ROWS]
+    is_one = isinstance(label, str)
+    few = [name for name, count in counts.items() if 2 * is_one <= count < _FEW_ROWS]
     if not few:
         return ()
+    where = f"classes of the label {quoted(label)}" if is_one else "label columns"
     message = (
-        f"{len(few):,} of the {len(counts):,} classes of the label {quoted(label)} have fewer than "
+        f"{len(few):,} of the {len(counts):,} {where} have fewer than "
         f"{_FEW_ROWS} training rows: {_listed(few)}; add rows of these classes, or merge them with "
         "others"
     )

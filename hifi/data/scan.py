@@ -15,9 +15,12 @@ import pyarrow.compute as pc
 from hifi.data.cells import MOST_FLOAT32, Appearance
 from hifi.data.formats.checks import first_too_long
 from hifi.data.profile import Kind, Problem, misfit
-from hifi.data.types import first_true, is_image, is_text, type_name
+from hifi.data.types import first_true, is_image, is_list, is_text, type_name
+from hifi.errors import quoted
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hifi.data.formats.reader import Unfit
     from hifi.data.task_types import Use
 
@@ -36,6 +39,13 @@ _MOST_DISTINCT, _ALL_DISTINCT = 10_000, 200_000  # of a column, and of all colum
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
 _CLASS_TYPES = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
+
+
+def _is_entry(kind: pa.DataType) -> bool:
+    """Return whether lists of a type can be lists of labels; a column of empty lists has null."""
+    return is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+
+
 _BY_LOOKS: dict[str, Kind] = {
     "null": "null",
     "int64": "integer",
@@ -49,6 +59,7 @@ _BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
     "null": pa.types.is_null,
     "boolean": pa.types.is_boolean,
     "integer": pa.types.is_integer,
+    "list": lambda kind: is_list(kind) and _is_entry(kind.value_type),
 }
 
 
@@ -69,8 +80,13 @@ class FirstRows:
     is_full: bool = False
     _bytes: int = 0
 
-    def add(self, array: pa.Array, first_row: int) -> None:
-        """Add a batch of a column; nulls are skipped."""
+    def add(self, array: pa.Array, rows: NDArray[np.int64]) -> None:
+        """Add a batch of values; nulls are skipped.
+
+        Args:
+            array: the values.
+            rows: of each value.
+        """
         if self.is_full:
             return
         if is_text(array.type):
@@ -87,7 +103,7 @@ class FirstRows:
             if code < 0:
                 continue
             value = codes.dictionary[code].as_py()
-            if not self._keep(value, first_row + int(place)):
+            if not self._keep(value, int(rows[place])):
                 return
             self.counts[value] += int(count)
 
@@ -109,7 +125,7 @@ class ColumnScan:
 
     Attributes:
         arrow_type: of its values.
-        distinct: the distinct values, in the order of their first rows.
+        distinct: the distinct values, of lists their entries, in the order of their first rows.
         are_cells: whether the column comes from a delimited file.
         class_names: of a column that names its classes.
         missing: row of a null.
@@ -118,6 +134,7 @@ class ColumnScan:
         too_long: row and characters of a text that is too long for every task.
         not_finite: row and value of a number that is not finite in 32 bits.
         image: the first value that is not an image.
+        listed: of a column of lists, the first list that is no set of labels.
         appearance: of cells; a null is an empty cell.
         are_whole: whether floating-point numbers are all whole.
         is_index: whether the column is a table's index.
@@ -134,6 +151,7 @@ class ColumnScan:
     too_long: tuple[int, int] | None = None
     not_finite: tuple[int, float] | None = None
     image: Problem | None = None
+    listed: Problem | None = None
     appearance: Appearance = field(default_factory=Appearance)
     are_whole: bool = True
     is_index: bool = False
@@ -168,8 +186,7 @@ class ColumnScan:
             self.missing = first_true(array.is_null(), start=first_row)
         if is_text(self.arrow_type):
             if self.blank is None:
-                trimmed = pc.utf8_trim(array, characters=BLANKS)
-                self.blank = first_true(pc.equal(trimmed, ""), start=first_row)
+                self.blank = first_true(_are_blank(array), start=first_row)
             if self.too_long is None:
                 self.too_long = first_too_long(array, first_row=first_row)
         elif pa.types.is_floating(self.arrow_type):
@@ -177,8 +194,10 @@ class ColumnScan:
         elif is_image(self.arrow_type):
             self._add_images(array, first_row)
             return
-        if self.are_whole and any(test(self.arrow_type) for test in _CLASS_TYPES):
-            self.distinct.add(array, first_row)
+        if self.kind == "list":
+            self._add_lists(array, first_row)
+        elif self.are_whole and any(test(self.arrow_type) for test in _CLASS_TYPES):
+            self.distinct.add(array, np.arange(first_row, first_row + len(array)))
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
@@ -192,6 +211,13 @@ class ColumnScan:
         if self.are_whole:
             whole = pc.and_(pc.equal(pc.floor(wide), wide), pc.is_finite(wide))
             self.are_whole = pc.all(pc.or_(whole, pc.is_nan(wide))).as_py() is not False
+
+    def _add_lists(self, array: pa.Array, first_row: int) -> None:
+        entries = array.flatten()
+        rows = pc.list_parent_indices(array).to_numpy() + first_row
+        self.distinct.add(entries, rows)
+        if self.listed is None:
+            self.listed = _list_problem(entries, rows)
 
     def _add_images(self, array: pa.Array, first_row: int) -> None:
         if self.image is not None:
@@ -211,6 +237,37 @@ class ColumnScan:
                 return
         if place is not None:
             self.image = Problem(row=first_row + place, reason=NO_BYTES)
+
+
+def _list_problem(entries: pa.Array, rows: NDArray[np.int64]) -> Problem | None:
+    """Return the first row whose list has no label in one of its places, or a label twice.
+
+    Args:
+        entries: of all lists.
+        rows: the row of each entry, in increasing order.
+    """
+    problems = []
+    for is_bad, reason in (
+        (entries.is_null(), "the list has an entry without a label"),
+        (_are_blank(entries), "the list has an empty label"),
+    ):
+        place = first_true(is_bad)
+        if place is not None:
+            problems.append(Problem(row=int(rows[place]), reason=reason))
+    codes = entries.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    _, first = np.unique(np.stack([rows, codes]), axis=1, return_index=True)
+    repeated = np.setdiff1d(np.flatnonzero(codes >= 0), first)
+    if len(repeated):
+        label = entries[int(repeated[0])].as_py()
+        reason = f"the list has the label {quoted(label)} more than once"
+        problems.append(Problem(row=int(rows[repeated[0]]), reason=reason))
+    return min(problems, key=lambda problem: problem.row or 0, default=None)
+
+
+def _are_blank(texts: pa.Array) -> pa.Array:
+    if not is_text(texts.type):
+        return pa.nulls(len(texts), pa.bool_())
+    return pc.equal(pc.utf8_trim(texts, characters=BLANKS), "")
 
 
 def _looks_like_image(head: bytes) -> bool:

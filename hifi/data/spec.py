@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from hifi.arguments import check_number
+from hifi.data.task_types import MOST_LABEL_COLUMNS
 from hifi.errors import InvalidArgumentError
 
 SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
@@ -16,36 +18,54 @@ class TaskSpec:
     """A user's description of a task; missing parts are inferred from the columns.
 
     Attributes:
-        type: ``classification``, ``regression`` or ``image-classification``.
+        type: the name of a task type.
         text: one or two text columns.
-        label: the column of classes or numbers.
+        label: the column of classes, lists of labels or numbers; or several columns, each of which
+            says by 0 or 1 whether a row has the label that is its name.
         image: the image column.
         metric: the metric by which the best step is chosen.
+        threshold: the probability from which on a row has a label; by default the best one on the
+            validation split.
     """
 
     type: str | None = None
     text: tuple[str, ...] = ()
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
     image: str | None = None
     metric: str | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("type", "label", "image", "metric"):
+        for name in ("type", "image", "metric"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InvalidArgumentError(name, value=value, limit="a text")
-        object.__setattr__(self, "text", _names(self.text))
+        object.__setattr__(self, "text", _names("text", self.text))
         if len(self.text) > 2 or len(set(self.text)) < len(self.text):
             limit = "one column, or two different ones"
             raise InvalidArgumentError("text", value=self.text, limit=limit)
+        self._set_label()
+        if self.threshold is not None:
+            threshold = check_number(
+                "threshold", self.threshold, is_allowed=_is_share, limit="a number above 0, below 1"
+            )
+            object.__setattr__(self, "threshold", threshold)
         if self.text and self.image is not None:
             raise InvalidArgumentError(
                 "image", value=self.image, limit="a task has text columns or an image column"
             )
-        if self.label is not None and self.label in (*self.text, self.image):
+        if any(name in (*self.text, self.image) for name in self.label_columns):
             raise InvalidArgumentError(
                 "label", value=self.label, limit="another column than the inputs"
             )
+
+    def _set_label(self) -> None:
+        """Check the label columns; a single one is stored as a text."""
+        names = _names("label", self.label)
+        if len(set(names)) < len(names) or len(names) > MOST_LABEL_COLUMNS:
+            limit = f"at most {MOST_LABEL_COLUMNS:,} columns, each once"
+            raise InvalidArgumentError("label", value=self.label, limit=limit)
+        object.__setattr__(self, "label", names if len(names) > 1 else next(iter(names), None))
 
     @classmethod
     def of(
@@ -53,17 +73,17 @@ class TaskSpec:
         task: str | Mapping[str, Any] | TaskSpec | None = None,
         *,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         image: str | None = None,
         metric: str | None = None,
     ) -> TaskSpec:
         """Build a spec from a caller's arguments.
 
         Args:
-            task: a type; or a mapping with the entries ``type, text, label, image, metric`` (all
-                optional), as in a job spec; or a TaskSpec.
+            task: a type; or a mapping with the attributes of a TaskSpec as entries (all optional),
+                as in a job spec; or a TaskSpec.
             text: one or two text columns.
-            label: the column of classes or numbers.
+            label: the label column, or columns.
             image: the image column.
             metric: the metric by which the best step is chosen.
 
@@ -72,7 +92,12 @@ class TaskSpec:
                 different values.
         """
         spec = cls._from_task(task)
-        others = cls(text=_names(text), label=label, image=image, metric=metric)
+        others = cls(
+            text=_names("text", text),
+            label=None if label is None else _names("label", label),
+            image=image,
+            metric=metric,
+        )
         entries: dict[str, Any] = {}
         for name in ("text", "label", "image", "metric"):
             first, second = getattr(spec, name), getattr(others, name)
@@ -81,7 +106,7 @@ class TaskSpec:
                     name, value=second, limit=f"task has {first!r}; set only one of the two"
                 )
             entries[name] = first or second
-        return cls(type=spec.type, **entries)
+        return replace(spec, **entries)
 
     @classmethod
     def _from_task(cls, task: object) -> TaskSpec:
@@ -100,9 +125,15 @@ class TaskSpec:
         return cls(**task)
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label columns that are named."""
+        return _names("label", self.label)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are named."""
-        return (*self.text, *(name for name in (self.image, self.label) if name is not None))
+        images = () if self.image is None else (self.image,)
+        return (*self.text, *images, *self.label_columns)
 
     @property
     def names_all_columns(self) -> bool:
@@ -124,11 +155,15 @@ class IfLabelled:
     source: Any
 
 
-def _names(text: object) -> tuple[str, ...]:
+def _names(field: str, given: object) -> tuple[str, ...]:
     """Return the names of one column or several; None is no column."""
-    if isinstance(text, str | None):
-        return () if text is None else (text,)
-    names = tuple(text) if isinstance(text, Iterable) else (text,)
+    if isinstance(given, str | None):
+        return () if given is None else (given,)
+    names = tuple(given) if isinstance(given, Iterable) else (given,)
     if not all(isinstance(name, str) for name in names):
-        raise InvalidArgumentError("text", value=text, limit="one or two columns")
+        raise InvalidArgumentError(field, value=given, limit="the names of columns")
     return names
+
+
+def _is_share(number: float) -> bool:
+    return 0 < number < 1

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hifi.errors import InvalidArgumentError, TaskNotSupportedError
 
 InputKind = Literal["text", "image"]
-Use = Literal["text", "image", "label", "target"]
+Use = Literal["text", "image", "label", "labels", "flag", "target"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,20 @@ class Columns:
     Attributes:
         field: the field of a task spec that names them: ``text``, ``image`` or ``label``.
         use: how they are read; determines which rows are refused.
+        use_of_many: how several columns are read, if not like a single one.
         most: the maximum number of columns.
         words: description for the command line and the OpenAPI document.
     """
 
     field: str
     use: Use
+    use_of_many: Use | None = None
     most: int = 1
     words: str
+
+    def use_of(self, count: int) -> Use:
+        """Return how ``count`` columns are read."""
+        return self.use_of_many or self.use if count > 1 else self.use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +112,13 @@ class TaskType:
         implementation: its torch part, ``module:class``; imported on first use.
         input_kind: the input that a backbone must read.
         inputs: the input columns.
-        label: the label column.
+        label: the label column, or columns.
         num_labels: logits per row; None for one per class of the training split.
         logits: one row of logits per ``sample``, ``[n, num_labels]``, or per ``token``,
             ``[n, S, num_labels]``; those of padding are ignored.
         metrics: the default first; higher is better for all.
         problem_type: the name in transformers' configurations; None if they have none.
+        options: further fields of a task spec that apply to this type: ``threshold``.
         request: an input of ``/predict``.
         answer: its answer.
     """
@@ -126,6 +133,7 @@ class TaskType:
     logits: Literal["sample", "token"] = "sample"
     metrics: tuple[str, ...]
     problem_type: str | None
+    options: tuple[str, ...] = ()
     request: Request
     answer: Answer
 
@@ -194,6 +202,8 @@ def request_fields() -> dict[str, RequestField]:
     return {field.name: field for each in task_types() for field in each.request.fields}
 
 
+MULTI_LABEL_PROBLEM = "multi_label_classification"  # in transformers' configurations
+MOST_LABEL_COLUMNS = 1000
 _TEXTS = Columns(field="text", use="text", most=2, words="one or two text columns")
 TEXT_INPUT = Request(
     name="TextInput",
@@ -231,6 +241,41 @@ CLASSIFICATION = register(
                 AnswerField(name="score", type=float, words="its probability"),
                 AnswerField(
                     name="scores", type=dict[str, float], words="the probability of every class"
+                ),
+            ),
+        ),
+    )
+)
+MULTI_LABEL = register(
+    TaskType(
+        name="multi-label",
+        words="any number of labels for a text or a pair of texts",
+        implementation="hifi.tasks.multi_label:MultiLabel",
+        input_kind="text",
+        inputs=_TEXTS,
+        label=Columns(
+            field="label",
+            use="labels",
+            use_of_many="flag",
+            most=MOST_LABEL_COLUMNS,
+            words="a column of lists, or several columns of 0 and 1",
+        ),
+        num_labels=None,
+        metrics=("micro_f1", "macro_f1", "mean_average_precision", "subset_accuracy"),
+        problem_type=MULTI_LABEL_PROBLEM,
+        options=("threshold",),
+        request=TEXT_INPUT,
+        answer=Answer(
+            name="LabelsPrediction",
+            words="The predicted labels of an input.",
+            fields=(
+                AnswerField(
+                    name="labels",
+                    type=list[str],
+                    words="the labels whose probability reaches the threshold; may be none",
+                ),
+                AnswerField(
+                    name="scores", type=dict[str, float], words="the probability of every label"
                 ),
             ),
         ),

@@ -184,7 +184,7 @@ def configure_for(config: PreTrainedConfig, delta: HeadDelta) -> Task:
         label="",
         metric=kind.declaration.metrics[0],
         classes=None if labels is None else tuple(labels),
-    )
+    ).with_answers(record)
     for name, value in task.settings().items():
         setattr(config, name, value)
     if labels is None and "num_labels" in record:

@@ -138,7 +138,7 @@ class Task(ABC):
 
     Attributes:
         inputs: the input columns.
-        label: the label column.
+        label: the label column, or several.
         metric: a declared metric; the step with the highest value is the best.
         classes: the data's labels, in the order of the logits; None for a task without classes.
         names: what answers call the classes, if not by the data's labels: those of a checkpoint's
@@ -150,7 +150,7 @@ class Task(ABC):
     probe: ClassVar[ProbeKind | None] = None  # how its linear probe is fitted, if it has one
 
     inputs: tuple[str, ...]
-    label: str
+    label: str | tuple[str, ...]
     metric: str
     classes: tuple[Label, ...] | None = None
     names: tuple[str, ...] | None = None
@@ -162,7 +162,7 @@ class Task(ABC):
     def read_classes(
         cls,
         dataset: Dataset,  # noqa: ARG003 - only tasks with classes read them
-        label: str,  # noqa: ARG003 - as above
+        label: str | tuple[str, ...],  # noqa: ARG003 - as above
     ) -> tuple[Label, ...] | None:
         """Read the classes of the training split; None for a task without classes.
 
@@ -177,9 +177,14 @@ class Task(ABC):
         return self.declaration.name
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label column, or several."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """All columns that the task reads."""
-        return (*self.inputs, self.label)
+        return (*self.inputs, *self.label_columns)
 
     @property
     def labels(self) -> tuple[Label, ...] | None:
@@ -287,6 +292,37 @@ class Task(ABC):
             targets: of all samples, on the CPU.
         """
 
+    def count_rows(self, targets: Tensor) -> dict[str, int]:  # noqa: ARG002 - only tasks with classes have them
+        """Return the number of rows of each class, in the order of the logits.
+
+        Args:
+            targets: of a split.
+        """
+        return {}
+
+    def fit_answers(self, logits: Tensor, targets: Tensor) -> Mapping[str, float]:  # noqa: ARG002 - as above
+        """Choose what else turns logits into answers, on the validation split: a threshold.
+
+        Args:
+            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            targets: of all samples, on the CPU.
+
+        Returns:
+            Plain numbers by name, for :meth:`with_answers`; most tasks have none.
+        """
+        return {}
+
+    def with_answers(self, fitted: Mapping[str, Any]) -> Self:  # noqa: ARG002 - as above
+        """Return this task with the numbers of :meth:`fit_answers`; others are ignored.
+
+        Args:
+            fitted: or the record of a head delta, which has them among its entries.
+
+        Raises:
+            DeltaFileError: a number is outside its range.
+        """
+        return self
+
     def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:  # noqa: ARG002 - as above
         """Return the class that all samples get although their targets differ; else None.
 
@@ -362,11 +398,17 @@ class Task(ABC):
         """Describe the task for a head delta: plain JSON, without the classes."""
         return {
             "type": self.type,
-            "label": self.label,
+            "label": self.label if isinstance(self.label, str) else list(self.label),
             "metric": self.metric,
             "num_labels": self.num_labels,
             "problem_type": self.declaration.problem_type,
         }
+
+
+def only_column(label: str | tuple[str, ...]) -> str:
+    """Return the label column of a task that has one."""
+    (column,) = (label,) if isinstance(label, str) else label
+    return column
 
 
 def digest_of(parts: Iterable[bytes | NDArray[Any]]) -> str:

@@ -15,7 +15,7 @@ from hifi.data.classes.weights import BALANCED, ClassWeights, check_labels
 from hifi.data.columns import label_indices, label_order, read_labels
 from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
-from hifi.tasks.base import Answer, Sample, Task
+from hifi.tasks.base import Answer, Sample, Task, only_column
 from hifi.tasks.probe import ClassProbe, ProbeKind
 from hifi.tasks.report import ClassReport, report_classes
 from hifi.tasks.text import TextTask
@@ -41,16 +41,17 @@ class ClassTask(Task):
     class_weights: tuple[float, ...] | None = None
 
     @classmethod
-    def read_classes(cls, dataset: Dataset, label: str) -> tuple[Label, ...]:
+    def read_classes(cls, dataset: Dataset, label: str | tuple[str, ...]) -> tuple[Label, ...]:
         """Read the classes of the training split."""
-        labels = read_labels(dataset, label, split="train")
-        return tuple(label_order(dataset, label, labels, split="train"))
+        column = only_column(label)
+        labels = read_labels(dataset, column, split="train")
+        return tuple(label_order(dataset, column, labels, split="train"))
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the class indices, int64 ``[n]``."""
-        known = self.classes or ()
-        labels = read_labels(dataset, self.label, split=split, known=known)
-        indices = label_indices(labels, known=known, column=self.label, split=split)
+        known, column = self.classes or (), only_column(self.label)
+        labels = read_labels(dataset, column, split=split, known=known)
+        indices = label_indices(labels, known=known, column=column, split=split)
         return torch.tensor(indices, dtype=torch.int64)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -91,6 +92,11 @@ class ClassTask(Task):
             values /= values.max()  # the sum of large ones would be infinite
             values /= values[rows].mean()
         return replace(self, class_weights=tuple(values.tolist()))
+
+    def count_rows(self, targets: Tensor) -> dict[str, int]:
+        """Return the number of rows of each class."""
+        names = [str(label) for label in self.labels or ()]
+        return dict(zip(names, targets.bincount(minlength=len(names)).tolist(), strict=True))
 
     def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Compute the declared metrics of logits ``[n, classes]``."""

@@ -83,7 +83,7 @@ class ProbeKind(ABC):
 
         Args:
             features: ``[n, D]``.
-            targets: ``[n]``, as the task's loss takes them.
+            targets: ``[n, …]``, as the task's loss takes them.
             num_labels: of the task.
             has_bias: whether the task head's last layer has a bias.
             seed: of the split.
@@ -221,6 +221,45 @@ class ClassProbe(ProbeKind):
         return float(log_loss(y, shares, labels=np.arange(logits.shape[1])))
 
 
+class LabelsProbe(ProbeKind):
+    """A logistic regression for each label, all of one strength; targets are ``[n, labels]``."""
+
+    def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:  # noqa: ARG002 - as many as targets
+        """Return the log odds of each label; one of no row, or of all, is half a row away."""
+        rows, counts = len(targets), targets.double().sum(0)
+        counts = counts.clamp(min=0.5, max=rows - 0.5)
+        return (counts / (rows - counts)).log().float()
+
+    def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.zeros(len(targets), dtype=np.int64)
+
+    def _solve(
+        self,
+        x: Floats,
+        y: NDArray[np.int64],
+        *,
+        strength: float,
+        num_labels: int,
+        has_bias: bool,
+    ) -> _Linear | None:
+        whole = _Linear(np.zeros((num_labels, x.shape[1])), np.zeros(num_labels))
+        known = self.constant(torch.from_numpy(y), num_labels=num_labels).double().numpy()
+        for label, truth in enumerate(y.T):
+            if np.ptp(truth) == 0:  # nothing to learn from
+                whole.intercepts[label] = known[label] if has_bias else 0.0
+                continue
+            solver = _converge(x, truth, strength=strength, has_bias=has_bias, fits=num_labels)
+            if solver is None:
+                return None
+            whole.weights[label] = solver.coef_[0]
+            whole.intercepts[label] = np.squeeze(solver.intercept_)
+        return whole
+
+    def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
+        # log(1 + e^z) − y z, the cross entropy of a label
+        return float(np.mean(np.logaddexp(0, logits) - y * logits))
+
+
 class NumberProbe(ProbeKind):
     """Ridge regression."""
 
@@ -249,10 +288,18 @@ class NumberProbe(ProbeKind):
 
 
 def _converge(
-    x: Floats, y: NDArray[np.int64], *, strength: float, has_bias: bool
+    x: Floats, y: NDArray[np.int64], *, strength: float, has_bias: bool, fits: int = 1
 ) -> LogisticRegression | None:
-    """Fit a logistic regression; None if it does not converge within the iterations of a try."""
-    products = x.size * len(np.unique(y))
+    """Fit a logistic regression; None if it does not converge within the iterations of a try.
+
+    Args:
+        x: scaled features.
+        y: the classes.
+        strength: λ.
+        has_bias: whether there are intercepts.
+        fits: of a try together.
+    """
+    products = x.size * max(fits, len(np.unique(y)))
     iterations = max(1, min(_MOST_ITERATIONS, _MOST_PRODUCTS_OF_A_TRY // products))
     solver = LogisticRegression(
         C=1 / (strength * len(x)), fit_intercept=has_bias, max_iter=iterations

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hifi.data.columns import read_targets
 from hifi.data.task_types import REGRESSION, TaskType
 from hifi.tasks import metrics
+from hifi.tasks.base import only_column
 from hifi.tasks.probe import NumberProbe, ProbeKind
 from hifi.tasks.text import TextTask
 
@@ -33,7 +34,8 @@ class Regression(TextTask):
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
         """Read the numbers, float32 ``[n]``."""
-        return torch.tensor(read_targets(dataset, self.label, split=split), dtype=torch.float32)
+        numbers = read_targets(dataset, only_column(self.label), split=split)
+        return torch.tensor(numbers, dtype=torch.float32)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean squared error of a batch, in float32."""

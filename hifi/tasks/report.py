@@ -1,4 +1,4 @@
-"""The report of a classification: scores of each class, and which classes are taken for which."""
+"""The report of classes or labels: the scores of each, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from hifi.errors import shorten
 
 Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 MOST_CLASSES = 50  # in a report, whose JSON then has about 15 KB: jobs are listed by the hundred
 _LABEL_CHARACTERS = 100
@@ -48,13 +49,14 @@ class ClassReport:
             in the split; of equally many rows, the first ones.
         confusion: the number of rows by true class (row) and predicted class (column), in the order
             of ``per_class``. Of more than 50 classes, the last row and column are all others
-            together, so that the sum is always the number of rows.
+            together, so that the sum is always the number of rows. None for labels of which a row
+            can have several.
     """
 
     split: str
     classes: int
     per_class: tuple[ClassScores, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, ...], ...] | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -62,17 +64,18 @@ class ClassReport:
             "split": self.split,
             "classes": self.classes,
             "per_class": [dict(vars(scores)) for scores in self.per_class],
-            "confusion": [list(row) for row in self.confusion],
+            "confusion": None if self.confusion is None else [list(row) for row in self.confusion],
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read the result of :meth:`to_json`."""
+        matrix = document["confusion"]
         return cls(
             split=document["split"],
             classes=document["classes"],
             per_class=tuple(ClassScores(**scores) for scores in document["per_class"]),
-            confusion=tuple(map(tuple, document["confusion"])),
+            confusion=None if matrix is None else tuple(map(tuple, matrix)),
         )
 
 
@@ -88,11 +91,7 @@ def report_classes(
         split: that was measured.
     """
     count = len(names)
-    rows = np.bincount(targets, minlength=count)
-    shown = np.sort(np.argsort(-rows, kind="stable")[:MOST_CLASSES])
-    scores = precision_recall_fscore_support(
-        targets, predictions, labels=shown, average=None, zero_division=0.0
-    )
+    shown = _most_frequent(np.bincount(targets, minlength=count))
     place = np.full(count, len(shown))  # of all others
     place[shown] = np.arange(len(shown))
     places = np.arange(len(shown) + (count > len(shown)))
@@ -100,15 +99,54 @@ def report_classes(
     return ClassReport(
         split=split,
         classes=count,
-        per_class=tuple(
-            ClassScores(
-                label=shorten(names[index], characters=_LABEL_CHARACTERS),
-                precision=float(precision),
-                recall=float(recall),
-                f1=float(f1),
-                support=int(support),
-            )
-            for index, precision, recall, f1, support in zip(shown, *scores, strict=True)
-        ),
+        per_class=_score(names, targets, predictions, shown=shown),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
+    )
+
+
+def report_label_sets(
+    names: Sequence[str], targets: Booleans, predictions: Booleans, *, split: str
+) -> ClassReport:
+    """Compare predicted sets of labels with the true ones.
+
+    Args:
+        names: of all labels, in the order of the logits.
+        targets: ``[n, labels]``.
+        predictions: ``[n, labels]``.
+        split: that was measured.
+    """
+    shown = _most_frequent(targets.sum(0))
+    return ClassReport(
+        split=split,
+        classes=len(names),
+        per_class=_score(names, targets, predictions, shown=shown),
+        confusion=None,
+    )
+
+
+def _most_frequent(rows: Integers) -> Integers:
+    """Return the indices of the classes with the most rows, in increasing order."""
+    return np.sort(np.argsort(-rows, kind="stable")[:MOST_CLASSES])
+
+
+def _score(
+    names: Sequence[str],
+    targets: Integers | Booleans,
+    predictions: Integers | Booleans,
+    *,
+    shown: Integers,
+) -> tuple[ClassScores, ...]:
+    """Return the scores of some classes."""
+    scores = precision_recall_fscore_support(
+        targets, predictions, labels=shown, average=None, zero_division=0.0
+    )
+    return tuple(
+        ClassScores(
+            label=shorten(names[index], characters=_LABEL_CHARACTERS),
+            precision=float(precision),
+            recall=float(recall),
+            f1=float(f1),
+            support=int(support),
+        )
+        for index, precision, recall, f1, support in zip(shown, *scores, strict=True)
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HeadOrigin = Literal["kept", "probe", "random"]
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _NAME = re.compile(r"step-\d{8,}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TENSORS = "tensors.safetensors"
@@ -59,6 +59,7 @@ class Best:
         step: optimizer steps done.
         metrics: of the validation split.
         parameters: tuned rows and task head, by name.
+        answers: numbers that turn its logits into answers, as ``Task.fit_answers`` chose them.
         only_answer: the class that every validation row got although their labels differ, if so.
         report: of the classes on the validation split; None for a task without classes.
     """
@@ -66,6 +67,7 @@ class Best:
     step: int
     metrics: Mapping[str, float]
     parameters: Mapping[str, Tensor]
+    answers: Mapping[str, float] = field(default_factory=dict)
     only_answer: str | None = None
     report: ClassReport | None = None
 
@@ -295,6 +297,7 @@ def _state(checkpoint: Checkpoint, *, digest: str) -> dict[str, Any]:
         else {
             "step": best.step,
             "metrics": dict(best.metrics),
+            "answers": dict(best.answers),
             "only_answer": best.only_answer,
             "report": None if best.report is None else best.report.to_json(),
         },

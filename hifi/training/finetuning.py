@@ -78,8 +78,9 @@ class FinetuneResult:
         test: all metrics of the task, and ``loss``, of ``delta`` on the test split, which is scored
             once and chooses nothing; empty without one.
         report: precision, recall and F1 of each class and the confusion matrix, of ``delta`` on the
-            test split, else on the validation split; its ``split`` says which. None without both,
-            and for a regression.
+            test split, else on the validation split; its ``split`` says which. There is no matrix
+            of labels of which a row can have several. None without both splits, and for a
+            regression.
         yardsticks: the validation metrics of what ``delta`` is compared with, by name:
             ``majority``, the most frequent class or the mean; ``probe``, a linear model on the
             frozen states that the task head reads; ``untuned``, the model before the fine-tune, if
@@ -119,7 +120,7 @@ def finetune(
     test: Source | IfLabelled | None = None,
     task: str | Mapping[str, Any] | TaskSpec | None = None,
     text: str | Sequence[str] | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     image: str | None = None,
     metric: str | None = None,
     preset: Preset | None = None,
@@ -173,15 +174,18 @@ def finetune(
         test: in the same forms; scored once, at the end, with the best step's weights. No step and
             no byte of the head delta depends on it. ``IfLabelled(source)`` of ``hifi.data.spec``
             leaves out a split without labels, with a warning.
-        task: the type (``classification``, ``regression``, ``image-classification``), or a
-            mapping with ``type, text, label, image, metric``. Missing parts are inferred from the
-            columns; if these are ambiguous, the call fails.
+        task: the type (``classification``, ``multi-label``, ``regression``,
+            ``image-classification``), or a mapping with ``type, text, label, image, metric,
+            threshold``. Missing parts are inferred from the columns; if these are ambiguous, the
+            call fails.
         text: one or two text columns.
-        label: the column of classes or numbers.
+        label: the column of classes, of lists of labels or of numbers; or several columns of 0 and
+            1, one for each label.
         image: the image column.
         metric: chooses the best step: ``accuracy`` (default), ``f1`` (of the last of two classes,
-            else the mean over the classes) or ``matthews``; for regression ``pearson`` (default)
-            or ``spearman``.
+            else the mean over the classes) or ``matthews``; for several labels ``micro_f1``
+            (default), ``macro_f1``, ``mean_average_precision`` or ``subset_accuracy``; for
+            regression ``pearson`` (default) or ``spearman``.
         preset: ``paper`` trains as published what is None or ``auto`` of ``head_start`` (random),
             ``epochs`` (3) and ``learning_rate`` (2e-4). The defaults of scoring are the paper's.
         score: what ranks the heads: ``pagerank``, the paper's importance; ``information``,
@@ -216,7 +220,8 @@ def finetune(
         class_weights: of the training loss alone; metrics, validation loss, linear probe and
             gradient scores are unweighted. ``balanced`` for w_c = n / (C n_c), as scikit-learn has
             it, or ``{label: weight}``, 1 for labels that are left out. Only the ratios of weights
-            matter.
+            matter. Of several labels it is the weight of the rows that have one, beside 1 for the
+            others; ``balanced`` is the others divided by those that have it.
         max_seconds: stop with a JobTimedOut after so many seconds of this call, at the end of a
             step; by default never. The head delta does not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -515,7 +520,7 @@ def _tune(
         delta = tuner.delta(
             model=ready.source.name,
             revision=ready.source.revision,
-            task=ready.data.describe(),
+            task={**ready.data.describe(), **outcome.answers},
             labels=ready.data.task.labels,
             training=settings.describe(rows=len(ready.data.train), hidden_size=ready.hidden_size),
         )

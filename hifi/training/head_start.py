@@ -187,7 +187,11 @@ class _ProbeRun:
         if layers:
             logits |= self._read_logits(validation, layers)
         found = {
-            name: measure(task, each, validation.targets)
+            name: measure(
+                task.with_answers(task.fit_answers(each, validation.targets)),
+                each,
+                validation.targets,
+            )
             for name, each in logits.items()
             if bool(each.isfinite().all())
         }

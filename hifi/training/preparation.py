@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ from hifi.data.splits import Source, has_split, load_split, named_lines, read_sp
 from hifi.errors import InvalidArgumentError, MissingColumnError
 from hifi.selection.scoring import sample_indices
 from hifi.tasks import Encoder, Examples, Task, TaskSpec, make_task
-from hifi.tasks.base import digest_of
+from hifi.tasks.base import digest_of, only_column
 from hifi.training.batching import evaluation_batches
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from hifi.backbones.resident import Load
     from hifi.data.settings import Hyperparameters
 
+_SHOWN_COLUMNS = 3
 _SETTING_BYTES = 30  # longer settings are hashed, and not quoted in error messages
 
 
@@ -116,12 +117,18 @@ class Prepared:
             rows += f", {len(self.data.test)} test rows"
         model = self.loaded.model
         return (
-            f"{task.type} of {' and '.join(task.inputs)} by {task.label}"
+            f"{task.type} of {' and '.join(task.inputs)} by {_shown(task.label_columns)}"
             + (f" ({classes})" if names else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
             + ("" if self.kept_head is None else "; keeps the model's own task head")
             + describe_left_out(self.data.notes)
         )
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """List columns, at most the first few."""
+    more = ", …" if len(columns) > _SHOWN_COLUMNS else ""
+    return f"{', '.join(columns[:_SHOWN_COLUMNS])}{more}"
 
 
 def prepare(
@@ -155,7 +162,7 @@ def prepare(
     """
     dtype = resolve_dtype(settings.precision, device=device)
     config = load_config(source)
-    own_head = StoredHead.of(config.id2label)
+    own_head = StoredHead.of(config.id2label, problem_type=config.problem_type)
     may_keep = settings.head_start in ("auto", "keep")
     tested = test.source if isinstance(test, IfLabelled) else test
     with named_lines({"train": train, "validation": validation, "test": tested}):
@@ -172,7 +179,12 @@ def prepare(
         device=device, dtype=dtype, max_length=data.encoder.sequence_length
     )
     classes = data.task.classes
-    fit = fit_labels(own_head, classes=classes, num_labels=data.task.num_labels)
+    fit = fit_labels(
+        own_head,
+        classes=classes,
+        num_labels=data.task.num_labels,
+        problem_type=data.task.declaration.problem_type,
+    )
     new_model = partial(
         load_for_task,
         config=config,
@@ -292,7 +304,7 @@ def _load_data(
     examples, held_out = encode(dataset, "train"), None
     task = task.weighted(settings.class_weights, targets=examples.targets)
     warnings = _find_label_warnings(task, dataset, targets=examples.targets)
-    has_names = has_named_integers(dataset, task.label)
+    has_names = has_named_integers(dataset, task.label_columns[0])
     if validation is not None:
         dataset = load_split(validation, split="validation", columns=task.columns)
         held_out = encode(dataset, "validation")
@@ -332,11 +344,13 @@ def load_test(
     if not has_split(test.source, split="test"):
         return None, ()
     try:
-        labels = load_split(test.source, split="test", columns=[task.label])
-    except MissingColumnError:
-        return None, (warn_of_unlabelled_test(task.label),)
-    if not is_labelled(labels, task.label, known=task.classes or ()):
-        return None, (warn_of_unlabelled_test(task.label),)
+        labels = load_split(test.source, split="test", columns=task.label_columns)
+    except MissingColumnError as error:
+        return None, (warn_of_unlabelled_test(error.column or ""),)
+    known = (task.classes or ()) if isinstance(task.label, str) else ()
+    for column in task.label_columns:
+        if not is_labelled(labels, column, known=known):
+            return None, (warn_of_unlabelled_test(column),)
     return load_split(test.source, split="test", columns=task.columns), ()
 
 
@@ -347,20 +361,20 @@ def _find_label_warnings(
 
     An upload's profile gives the first of them as well, before the job.
     """
-    if task.declaration.label.use != "label":
+    if not task.classes:
         return ()
-    profile = profile_split(dataset.select_columns([task.label]))
-    warnings = warn_of_classes(profile.columns[0], rows=len(dataset))
+    warnings: tuple[RunWarning, ...] = ()
+    if isinstance(task.label, str):
+        profile = profile_split(dataset.select_columns([task.label]))
+        warnings = warn_of_classes(profile.columns[0], rows=len(dataset))
     if any(warning.code == "many_classes" for warning in warnings):
         return warnings
-    names = [str(label) for label in task.labels or ()]
-    counts = dict(zip(names, targets.bincount(minlength=len(names)).tolist(), strict=True))
-    warnings += warn_of_few_rows(task.label, counts=counts)
-    if task.declaration.inputs.use != "text":
+    warnings += warn_of_few_rows(task.label, counts=task.count_rows(targets))
+    if task.declaration.inputs.use != "text" or task.declaration.label.use != "label":
         return warnings
     texts = [read_texts(dataset, column, split="train") for column in task.inputs]
     found = find_contradictions(zip(*texts, strict=True), targets.numpy())
-    return warnings + warn_of_contradictions(task.label, found, rows=len(dataset))
+    return warnings + warn_of_contradictions(only_column(task.label), found, rows=len(dataset))
 
 
 def calibration_batches(

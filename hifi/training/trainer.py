@@ -94,6 +94,7 @@ class Outcome:
     Attributes:
         best_step: the step whose rows the tuner now holds: the best on validation, else the last.
         metrics: of that step on validation; empty without a validation split.
+        answers: of that step: numbers that turn logits into answers; empty as ``metrics`` are.
         test: of that step on test; empty without a test split.
         report: of that step's classes, on test if there is one, else on validation; None without
             both, and for a task without classes.
@@ -106,6 +107,7 @@ class Outcome:
     metrics: Mapping[str, float]
     train_seconds: float
     samples_per_second: float
+    answers: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     report: ClassReport | None = None
     warnings: tuple[RunWarning, ...] = ()
@@ -272,16 +274,24 @@ class Trainer:
 
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
-        logits, metrics = self._score(examples, split="validation")
+        logits, targets = self._read_logits(examples, split="validation"), examples.targets
+        answers = self._task.fit_answers(logits, targets)
+        task = self._task.with_answers(answers)
+        metrics = measure(task, logits, targets)
         _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
         self._keep_best(
-            metrics,
-            only=self._task.only_answer(logits, examples.targets),
-            report=self._task.report(logits, examples.targets, split="validation"),
+            Best(
+                step=self._state.step,
+                metrics=metrics,
+                parameters={},  # copied only if it is the best
+                answers=answers,
+                only_answer=task.only_answer(logits, targets),
+                report=task.report(logits, targets, split="validation"),
+            )
         )
 
-    def _score(self, examples: Examples, *, split: str) -> tuple[Tensor, dict[str, float]]:
-        """Return the logits of a split, and all its metrics."""
+    def _read_logits(self, examples: Examples, *, split: str) -> Tensor:
+        """Return the logits of a split."""
 
         def emit(number: int, total: int) -> None:
             message = f"{split} batch {number} of {total}"
@@ -290,18 +300,18 @@ class Trainer:
                 self._stop_if_requested("while the test split was scored")
 
         size = self._settings.batch_size
-        logits = self._forward.over(examples, batch_size=size, on_batch=emit)
-        return logits, measure(self._task, logits, examples.targets)
+        return self._forward.over(examples, batch_size=size, on_batch=emit)
 
-    def _keep_best(
-        self, metrics: Mapping[str, float], *, only: str | None, report: ClassReport | None
-    ) -> None:
+    def _keep_best(self, found: Best) -> None:
         """Keep the best step: by the metric, and among equals by the loss.
 
         One that is better than the start by no more than chance, and has a higher loss, is not
         kept: after many evaluations one of them always has the best metric.
+
+        Args:
+            found: this step, without its parameters.
         """
-        state, metric = self._state, self._task.metric
+        state, metric, metrics = self._state, self._task.metric, found.metrics
         best, value = state.best, metrics[metric]
         is_gain = state.highest is None or value > state.highest
         state = replace(
@@ -313,14 +323,7 @@ class Trainer:
         is_best = best is None or rank(metrics, metric) > rank(best.metrics, metric)
         if is_best and self._is_above(state.start, metrics):
             copies = {name: value.detach().clone() for name, value in self._parameters.items()}
-            best = Best(
-                step=state.step,
-                metrics=metrics,
-                parameters=copies,
-                only_answer=only,
-                report=report,
-            )
-            state = replace(state, best=best)
+            state = replace(state, best=replace(found, parameters=copies))
         self._state = state
         event = self._event("evaluated", f"step {state.step}: {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
@@ -379,6 +382,7 @@ class Trainer:
         outcome = Outcome(
             best_step=state.step if state.best is None else state.best.step,
             metrics={} if state.best is None else state.best.metrics,
+            answers={} if state.best is None else state.best.answers,
             test=test,
             report=report,
             train_seconds=state.train_seconds,
@@ -404,11 +408,12 @@ class Trainer:
         best, examples = self._state.best, self._test
         if examples is None:
             return {}, None if best is None else best.report
-        logits, metrics = self._score(examples, split="test")
-        metric = self._task.metric
+        logits, targets = self._read_logits(examples, split="test"), examples.targets
+        task = self._task.with_answers({} if best is None else best.answers)
+        metrics, metric = measure(task, logits, targets), task.metric
         event = self._event("tested", f"test {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
-        return metrics, self._task.report(logits, examples.targets, split="test")
+        return metrics, task.report(logits, targets, split="test")
 
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""

@@ -58,7 +58,9 @@ def _task(task: Mapping[str, Any]) -> str:
     of = [text] if isinstance(text, str) else list(text or filter(None, [task.get("image")]))
     parts = [str(task.get("type") or "")]
     parts += [f"of {' and '.join(of)}"] if of else []
-    parts += [f"by {task['label']}"] if task.get("label") else []
+    label = task.get("label") or []
+    by = [label] if isinstance(label, str) else label
+    parts += [f"by {', '.join(by)}"] if by else []
     metric = f", metric {task['metric']}" if task.get("metric") else ""
     return " ".join(filter(None, parts)) + metric
 

@@ -11,8 +11,6 @@ from hifi.cli import options
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from service.client.errors import ClientError, reading
 
-_TASK = ("text", "label", "image", "metric")
-
 
 class SpecError(ClientError):
     """The options do not form a job spec."""
@@ -71,9 +69,8 @@ def build_spec(args: argparse.Namespace) -> dict[str, Any]:
     spec |= options.given(args, ("model", "preset", "name")) | _settings(args, Scoring)
     if dataset := _dataset(args):
         spec["dataset"] = dataset
-    task = {"type": args.task} if args.task is not None else {}
     for part, given in (
-        ("task", task | options.given(args, _TASK)),
+        ("task", options.task_of(args)),
         ("training", _settings(args, Hyperparameters)),
         ("metadata", dict(args.metadata or ())),
     ):

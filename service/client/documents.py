@@ -113,7 +113,7 @@ class Report(TypedDict):
     split: str
     classes: int
     per_class: list[ClassScores]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
 
 
 class Result(TypedDict):
@@ -285,12 +285,13 @@ class JobInput(TypedDict):
 
 
 class Prediction(TypedDict):
-    """The answer for one item: label, score and scores by label; or a value; or an error."""
+    """The answer for one item: label or labels, and scores; or a value; or an error."""
 
     index: int
     job: str | None
     label: NotRequired[str]
     score: NotRequired[float]
+    labels: NotRequired[list[str]]
     scores: NotRequired[dict[str, float]]
     value: NotRequired[float]
     error: NotRequired[Failure]

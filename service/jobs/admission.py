@@ -19,10 +19,10 @@ from service.http.problems import invalid_request, unprocessable
 from service.jobs import hub
 from service.jobs.findings import find_warnings
 from service.jobs.task_completion import (
+    class_labels,
     complete_task,
     complete_unseen_task,
     count_labels,
-    find_class_column,
 )
 from store.datasets import find_dataset
 from store.errors import DatasetAmbiguousError, NotFoundError, ProblemError
@@ -35,7 +35,6 @@ from store.tables import Backbone
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from hifi.data.profile import ColumnProfile
     from store.jobs.spec import JobSpec, TaskFields
     from store.settings import Settings
     from store.tables import Dataset
@@ -53,7 +52,8 @@ class Admission:
         task: completed; for a data set of the hub only with the fields of the request.
         train_rows: None if unknown.
         num_labels: logits of the task head; None if unknown.
-        label_column: the column of classes; None if the task has none, or it is unknown.
+        classes: in the order of the logits; None if the task has none, or the profile does not keep
+            them.
     """
 
     new_job: NewJob
@@ -61,7 +61,7 @@ class Admission:
     task: TaskFields
     train_rows: int | None
     num_labels: int | None
-    label_column: ColumnProfile | None = None
+    classes: Sequence[str | int] | None = None
 
 
 def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings) -> Admission:
@@ -107,8 +107,8 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
     hidden_size = None if backbone is None else backbone.hidden_size
     document["task"] = task.model_dump(mode="json")
     document["training"] |= spec.training.choose(rows=rows, hidden_size=hidden_size)
-    label_column = None if profile is None else find_class_column(task, profile)
-    _check_class_weights(spec, task, label_column)
+    classes = None if profile is None else class_labels(task, profile)
+    _check_class_weights(spec, task, classes)
     if backbone is not None:
         _check_backbone(spec, task, backbone)
     warnings = []
@@ -129,7 +129,7 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         task=task,
         train_rows=rows,
         num_labels=count_labels(task, profile),
-        label_column=label_column,
+        classes=classes,
     )
 
 
@@ -158,16 +158,17 @@ def _check_time(spec: JobSpec, *, settings: Settings) -> None:
         )
 
 
-def _check_class_weights(spec: JobSpec, task: TaskFields, column: ColumnProfile | None) -> None:
+def _check_class_weights(
+    spec: JobSpec, task: TaskFields, classes: Sequence[str | int] | None
+) -> None:
     """Raise if class weights do not fit the task, as far as its labels are known."""
     weights = spec.training.class_weights
     if weights is None or task.type is None:
         return
-    has_classes = find_task_type(task.type).label.use == "label"
     with _as_invalid_request():
-        check_task(weights, has_classes=has_classes, task=task.type)
-        if column is not None and column.labels is not None:
-            check_labels(weights, labels=column.labels)
+        check_task(weights, has_classes=find_task_type(task.type).has_classes, task=task.type)
+        if classes is not None:
+            check_labels(weights, labels=classes)
 
 
 def _pin_dataset(spec: JobSpec, *, settings: Settings) -> dict[str, Any] | None:

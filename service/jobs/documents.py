@@ -84,13 +84,14 @@ class JobReport(Answer):
     """The scores of each class, and the confusion matrix: rows by true, then by predicted class.
 
     Of the ``classes`` of the task, the 50 with the most rows in the split are shown, in the order
-    of the labels; the others are together the last row and column of the matrix.
+    of the labels; the others are together the last row and column of the matrix. It is null for
+    labels of which a row can have several.
     """
 
     split: Literal["validation", "test"]
     classes: int
     per_class: list[ClassScores]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
 
 
 class JobResult(Answer):

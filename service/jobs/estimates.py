@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 
 from hifi.data.allotments import make_allotment
-from hifi.data.classes.names import shown_names
+from hifi.data.classes.names import find_alike, shown_names
 from hifi.data.settings import Hyperparameters
+from hifi.data.task_types import find_task_type
 from service.http.documents import Answer
 from service.jobs.documents import JobWarning
 from store.states import JobStatus
@@ -132,13 +133,14 @@ def estimate_artifact_bytes(admission: Admission) -> int:
 
 
 def _classes(admission: Admission) -> ClassesEstimate | None:
-    column = admission.label_column
-    if column is None or column.num_classes is None:
+    task, count = admission.task.type, admission.num_labels
+    if task is None or count is None or not find_task_type(task).has_classes:
         return None
+    names = [str(label) for label in admission.classes or ()]
     return ClassesEstimate(
-        count=column.num_classes,
-        names=shown_names(column.class_names),
-        alike=[shown_names(group) for group in column.classes_alike],
+        count=count,
+        names=shown_names(names),
+        alike=[shown_names(group) for group in find_alike(names)],
     )
 
 

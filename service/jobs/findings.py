@@ -14,6 +14,7 @@ from hifi.data.run_warnings import (
     warn_of_unlabelled_test,
 )
 from hifi.data.task_types import find_task_type
+from service.jobs.task_completion import class_labels
 from store.jobs.spec import job_warning
 
 if TYPE_CHECKING:
@@ -46,26 +47,31 @@ def find_warnings(
 def _find(
     task: TaskFields, *, profile: DatasetProfile, backbone: Backbone | None, head_start: HeadStart
 ) -> Iterator[RunWarning]:
-    column = profile.column(str(task.label))
+    columns = [profile.column(name) for name in task.label_columns]
+    column = columns[0] if len(columns) == 1 else None
     declared = find_task_type(str(task.type))
-    has_classes = declared.label.use == "label"
-    if has_classes and column is not None:
+    if declared.has_classes and column is not None:
         yield from warn_of_classes(column, rows=profile.rows["train"])
-    if column is not None and column.test_unlabelled:
-        yield warn_of_unlabelled_test(column.name)
+    unlabelled = [each.name for each in columns if each is not None and each.test_unlabelled]
+    if unlabelled:
+        yield warn_of_unlabelled_test(unlabelled[0])
     stored = {} if backbone is None else backbone.task_heads.get(declared.name, {}).get("stored")
     if backbone is None or not stored or head_start not in ("auto", "keep"):
         return
     names = stored["names"]
     head = StoredHead(
-        num_labels=stored["num_labels"], names=None if names is None else tuple(names)
+        num_labels=stored["num_labels"],
+        names=None if names is None else tuple(names),
+        problem_type=stored.get("problem_type"),  # missing in rows of earlier versions
     )
-    classes = column.labels if has_classes and column is not None else None
-    if has_classes and classes is None:
+    classes = class_labels(task, profile)
+    if declared.has_classes and classes is None:
         return  # too many to be kept in the profile
     num_labels = declared.num_labels or len(classes or ())
     has_named_integers = column is not None and column.has_named_integers
-    fit = fit_labels(head, classes=classes, num_labels=num_labels)
+    fit = fit_labels(
+        head, classes=classes, num_labels=num_labels, problem_type=declared.problem_type
+    )
     if fit is None and head_start == "keep":
         raise refuse_to_keep(
             backbone.id, head=head, classes=classes, has_named_integers=has_named_integers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from service.http.problems import invalid_request, unprocessable
 from store.jobs.spec import TaskFields
 
 if TYPE_CHECKING:
-    from hifi.data.profile import ColumnProfile, DatasetProfile
+    from hifi.data.profile import DatasetProfile
 
 
 def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
@@ -55,9 +55,9 @@ def count_labels(task: TaskFields, profile: DatasetProfile | None) -> int | None
     return inference.count_labels(_spec(task), profile)
 
 
-def find_class_column(task: TaskFields, profile: DatasetProfile) -> ColumnProfile | None:
-    """Find a task's classes, as :func:`hifi.data.inference.find_class_column` does."""
-    return inference.find_class_column(_spec(task), profile)
+def class_labels(task: TaskFields, profile: DatasetProfile) -> Sequence[str | int] | None:
+    """Find a task's classes, as :func:`hifi.data.inference.class_labels` does."""
+    return inference.class_labels(_spec(task), profile)
 
 
 def _spec(fields: TaskFields) -> TaskSpec:

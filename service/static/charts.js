@@ -89,9 +89,43 @@ export function bars(title, entries) {
   );
 }
 
+// Draw a report as a table: the scores of each class, and the confusion matrix if there is one.
+export function report(found) {
+  return found.confusion ? confusion(found) : labels(found);
+}
+
+// Draw the scores of labels of which a row can have several.
+function labels({ split, classes, per_class: scores }) {
+  const metrics = ["precision", "recall", "f1"];
+  const head = (name) => el("th", { scope: "col" }, name);
+  return el(
+    "figure",
+    { class: "confusion many" },
+    el(
+      "table",
+      {},
+      el("caption", {}, `${split} split, ${number(classes)} labels`),
+      el("thead", {}, el("tr", {}, ["label", ...metrics, "rows"].map(head))),
+      el(
+        "tbody",
+        {},
+        scores.map((each) =>
+          el(
+            "tr",
+            {},
+            el("th", { scope: "row", class: "name", title: each.label }, each.label),
+            metrics.map((metric) => el("td", {}, each[metric].toFixed(4))),
+            el("td", {}, number(each.support)),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
 // Draw a report's confusion matrix as a table: a cell is shaded by its share of the row, which is the
 // true class; the scores of the class stand beside it. Classes that a report leaves out are the last.
-export function confusion({ split, classes, per_class: scores, confusion: matrix }) {
+function confusion({ split, classes, per_class: scores, confusion: matrix }) {
   const names = [...scores.map((each) => each.label), ...(matrix.length > scores.length ? ["(others)"] : [])];
   const sum = (counts) => counts.reduce((total, count) => total + count, 0);
   const rows = matrix.map(sum);

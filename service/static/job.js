@@ -1,7 +1,7 @@
 // The page of one job: live progress, curves, heads, events and downloads.
 
 import { Problem, download, follow, get, post, remove } from "./api.js";
-import { bars, confusion, curve, heatMap } from "./charts.js";
+import { bars, curve, heatMap, report } from "./charts.js";
 import { bytes, el, moment, number, seconds, show, title } from "./dom.js";
 import { chip, duration, isFinished, progressBar, waited } from "./jobs.js";
 
@@ -110,7 +110,7 @@ class JobView {
     this.drawSpec();
     this.yardsticks = job.result?.yardsticks ?? this.yardsticks;
     this.drawComparison();
-    if (job.result?.report) show(this.classes, card("Classes", confusion(job.result.report)));
+    if (job.result?.report) show(this.classes, card("Classes", report(job.result.report)));
     if (job.selection) this.showHeads();
     if (job.artifact) this.drawFiles();
   }
@@ -156,7 +156,7 @@ class JobView {
       facts([
         ["backbone", spec.model],
         ["data set", this.dataset],
-        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? []].flat().join(" + ")} → ${task.label ?? ""}`],
+        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? []].flat().join(" + ")} → ${[task.label ?? []].flat().join(", ")}`],
         ["score", spec.score ?? "pagerank"],
         ["heads", `${spec.budget == null ? `k = ${spec.k}` : `budget ${spec.budget}`}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
         ["trained weights", selection ? `${number(selection.trainable_parameters)} (${(100 * selection.fraction).toFixed(2)} %)` : "–"],

@@ -24,7 +24,7 @@ from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.spec import SPLITS
-from hifi.data.task_types import PLANNED, metric_names, task_types
+from hifi.data.task_types import MOST_LABEL_COLUMNS, PLANNED, metric_names, task_types
 from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
 
@@ -155,9 +155,34 @@ class TaskFields(_Spec, frozen=True):
     text: (
         Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1, max_length=2)] | None
     ) = None
-    label: Text | None = None
+    label: (
+        Text
+        | Annotated[
+            tuple[Text, ...], Field(strict=False, min_length=1, max_length=MOST_LABEL_COLUMNS)
+        ]
+        | None
+    ) = None
     image: Text | None = None
     metric: Metric | None = None
+    threshold: (
+        Annotated[
+            float,
+            Field(
+                gt=0,
+                lt=1,
+                description="of a multi-label task: the probability from which on an input has a label; "
+                "default: the best one on the validation split",
+            ),
+        ]
+        | None
+    ) = None
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label column, or several."""
+        if self.label is None:
+            return ()
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):

@@ -133,14 +133,19 @@ def _count_task_head(kind: type[Task], source: ModelSource) -> tuple[PlacedModel
 
 
 def _stored_labels(source: ModelSource) -> dict[str, Any]:
-    """Return the number of labels of a checkpoint's own task head, and their names if it has any.
+    """Return the number of labels of a checkpoint's own task head, their names and their meaning.
 
     Names with NUL, which Postgres cannot store, are left out.
     """
-    head = StoredHead.of(load_config(source).id2label)
+    config = load_config(source)
+    head = StoredHead.of(config.id2label, problem_type=config.problem_type)
     names = list(head.names or ())
     is_named = bool(names) and "\0" not in "".join(names)
-    return {"num_labels": head.num_labels, "names": names if is_named else None}
+    return {
+        "num_labels": head.num_labels,
+        "names": names if is_named else None,
+        "problem_type": head.problem_type,
+    }
 
 
 def _measure_files(fewer: PlacedModel, more: PlacedModel) -> dict[str, dict[str, int]]:

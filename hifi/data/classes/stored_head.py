@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hifi.data.task_types import MULTI_LABEL_PROBLEM
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredHead:
@@ -14,13 +16,18 @@ class StoredHead:
     Attributes:
         num_labels: number of its logits.
         names: of its labels, in the order of the logits; None if they are only numbered.
+        problem_type: what the logits mean, as transformers' configurations call it; None if
+            unknown.
     """
 
     num_labels: int
     names: tuple[str, ...] | None
+    problem_type: str | None = None
 
     @classmethod
-    def of(cls, id2label: Mapping[Any, str] | None) -> StoredHead:
+    def of(
+        cls, id2label: Mapping[Any, str] | None, *, problem_type: str | None = None
+    ) -> StoredHead:
         """Read the labels of a transformers configuration.
 
         transformers numbers labels without names ``LABEL_0``, ``LABEL_1``, …: these are no names.
@@ -28,7 +35,18 @@ class StoredHead:
         labels = {int(index): str(name) for index, name in (id2label or {}).items()}
         numbered = {index: f"LABEL_{index}" for index in labels}
         names = tuple(labels[index] for index in sorted(labels))
-        return cls(num_labels=len(names), names=None if labels == numbered else names)
+        return cls(
+            num_labels=len(names),
+            names=None if labels == numbered else names,
+            problem_type=problem_type,
+        )
+
+    def means_as(self, problem_type: str | None) -> bool:
+        """Return whether the head's labels exclude each other as those of a task, or do not.
+
+        A head without a known problem type has one label for each row, as most checkpoints have.
+        """
+        return (self.problem_type == MULTI_LABEL_PROBLEM) == (problem_type == MULTI_LABEL_PROBLEM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,11 @@ class Fit:
 
 
 def fit_labels(
-    head: StoredHead, *, classes: Sequence[str | int] | None, num_labels: int
+    head: StoredHead,
+    *,
+    classes: Sequence[str | int] | None,
+    num_labels: int,
+    problem_type: str | None = None,
 ) -> Fit | None:
     """Return how a checkpoint's task head fits a task; None if it does not.
 
@@ -58,8 +80,9 @@ def fit_labels(
         head: the checkpoint's.
         classes: the labels of the data, in the order of the task's logits; None without classes.
         num_labels: the number of the task's logits.
+        problem_type: of the task.
     """
-    if head.num_labels != num_labels:
+    if head.num_labels != num_labels or not head.means_as(problem_type):
         return None
     in_order = tuple(range(num_labels))
     if classes is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hifi.cli.report import print_report
-from hifi.tasks.report import report_classes
+from hifi.tasks.report import report_classes, report_label_sets
 
 
 def printed(capsys, names, targets, predictions) -> list[str]:
@@ -38,3 +38,15 @@ class TestTable:
     def test_of_more_classes_than_a_report_shows_counts_the_others(self, capsys):
         lines = printed(capsys, [f"c{n}" for n in range(60)], range(60), range(60))
         assert lines[-1].split() == ["(others)", "10"]
+
+    def test_of_labels_that_do_not_exclude_each_other_has_no_counts(self, capsys):
+        truth = np.array([[True, False], [True, True]])
+        found = np.array([[True, False], [False, True]])
+        print_report(report_label_sets(("ant", "bee"), truth, found, split="test").to_json())
+        assert capsys.readouterr().out.splitlines() == [
+            "",
+            "test split, 2 labels",
+            "label  precision  recall  f1      rows",
+            "ant    1.0000     0.5000  0.6667  2",
+            "bee    1.0000     1.0000  1.0000  1",
+        ]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hifi.errors import ProbeError
 from hifi.tasks import probe as module
-from hifi.tasks.probe import TRIES, ClassProbe, LinearProbe, NumberProbe
+from hifi.tasks.probe import TRIES, ClassProbe, LabelsProbe, LinearProbe, NumberProbe
 
-CLASSES, NUMBERS = ClassProbe(), NumberProbe()
+CLASSES, SETS, NUMBERS = ClassProbe(), LabelsProbe(), NumberProbe()
 
 
 def features(count: int = 300, width: int = 6, *, seed: int = 0) -> Tensor:
@@ -149,6 +149,38 @@ class TestClasses:
         logits = CLASSES.constant(torch.tensor([0, 0, 0, 2]), num_labels=3)
         shares = logits.exp().tolist()
         assert shares == pytest.approx([0.75, 0.125, 0.25])
+
+
+class TestLabelSets:
+    def test_is_a_logistic_regression_of_each_label(self, monkeypatch):
+        monkeypatch.setattr(module, "_STRENGTHS", (0.01,))
+        x = features()
+        y = torch.stack([labels(x, 2), labels(x, 3) == 1], dim=1).float()
+        found = fit(SETS, x, y, num_labels=2).logits(x).sigmoid().T
+        scaled = StandardScaler().fit_transform(x.double().numpy())
+        for column, shares in zip(y.T.numpy(), found, strict=True):
+            oracle = LogisticRegression(C=1 / (0.01 * len(x)), tol=1e-8, max_iter=1000)
+            expected = oracle.fit(scaled, column).predict_proba(scaled)[:, 1]
+            assert shares.numpy() == pytest.approx(expected, abs=2e-3)
+
+    def test_a_label_of_no_row_or_of_all_is_predicted_so(self):
+        x = features()
+        y = torch.stack([labels(x, 2), torch.zeros(len(x)), torch.ones(len(x))], dim=1).float()
+        logits = fit(SETS, x, y, num_labels=3).logits(x)
+        assert logits[:, 1].max() < -6
+        assert logits[:, 2].min() > 6
+
+    def test_noise_is_met_with_more_strength_than_signal(self):
+        x = features(width=40)
+        clear = torch.stack([labels(x, 2, noise=0.1)] * 2, dim=1).float()
+        chance = torch.stack([torch.arange(len(x)) % 2] * 2, dim=1).float()
+        spread = fit(SETS, x, clear, num_labels=2).logits(x).std()
+        assert fit(SETS, x, chance, num_labels=2).logits(x).std() < spread / 5
+
+    def test_the_constant_answer_has_the_log_odds_of_each_label(self):
+        y = torch.tensor([[1.0, 0.0, 1.0]] * 3 + [[0.0, 0.0, 1.0]])
+        expected = [np.log(3), np.log(0.5 / 3.5), np.log(3.5 / 0.5)]
+        assert SETS.constant(y, num_labels=3).tolist() == pytest.approx(expected)
 
 
 class TestNumbers:

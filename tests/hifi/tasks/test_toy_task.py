@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,11 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from starlette.testclient import TestClient
 from torch import nn
 
 from hifi.backbones.models import resolve_model
-from hifi.backbones.resident import ResidentBackbones
 from hifi.cli import main
 from hifi.data import task_types
 from hifi.data.columns import read_texts
@@ -36,22 +32,9 @@ from hifi.deltas.loading import load_bare_backbone
 from hifi.serving.bank import HeadBank
 from hifi.tasks.text import EncodedTexts, TextEncoder, TextTask
 from hifi.training.finetuning import finetune
-from service.app import build_app
-from store.database.connection import Database, database_now
-from store.database.schema import upgrade
-from store.jobs.claims import Claimant, claim_next
-from store.queue import TokenPublisher
-from store.storage import ArtifactStorage
-from store.tables import Backbone
-from tests.service.gateways import add_member, served, settings_for
+from tests.in_process import Service, running_service
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import BAD, GOOD, text_rows, write_jsonl
-from worker.context import WorkerContext
-from worker.engine.computing import compute
-from worker.engine.descriptions import describe_backbone
-from worker.engine.messages import Command, Message, RunJob
-from worker.inference.app import build_app as build_inference_app
-from worker.runner import run_job
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -270,94 +253,17 @@ class TestBank:
                     assert answer.allclose(classifier(**alone).logits[0], atol=CLOSE)
 
 
-class EngineHere:
-    """Replaces the engine: computes jobs in this process, where the toy type is known."""
-
-    def __init__(self) -> None:
-        self.is_ready = True
-        self._messages: deque[Message] = deque()
-        self._backbones = ResidentBackbones(max_bytes=1 << 30)
-
-    def start(self) -> None:
-        """Do nothing: it always runs."""
-
-    def send(self, command: Command) -> None:
-        if isinstance(command, RunJob):
-            tell = self._messages.append
-            tell(compute(command, backbones=self._backbones, send=tell, stop_request=lambda: None))
-
-    def receive(self, *, timeout: float) -> Message | None:  # noqa: ARG002 - the real one's
-        return self._messages.popleft() if self._messages else None
-
-    def kill(self) -> None:
-        """Do nothing: there is no process."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """A gateway, and what a worker needs."""
-
-    client: TestClient
-    headers: Mapping[str, str]
-    work: Any
-
-    def post(self, path: str, **content: Any) -> dict[str, Any]:
-        answer = self.client.post(path, headers=self.headers, **content)
-        assert answer.status_code in (200, 201, 202), answer.text
-        return answer.json()
-
-    def get(self, path: str) -> dict[str, Any]:
-        return self.client.get(path, headers=self.headers).json()
-
-
 @pytest.fixture
-def service(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    url = f"sqlite:///{tmp_path}/hifi.db"
-    upgrade(url)
-    monkeypatch.setattr(TokenPublisher, "publish", lambda *_, **__: None)
-    here = {"models": backbone.parent, "device": "cpu"}
-    settings = settings_for(tmp_path / "home", url, **here)
-    database = Database(url)
-    with database.write() as session:
-        found = describe_backbone("tiny-bert", backbone)
-        assert TAGS.name in found.task_heads
-        session.add(Backbone(**vars(found), updated_at=database_now(session)))
-    member = add_member(database, "alice")
-
-    def work() -> None:
-        claimant = Claimant(worker_id="worker-1", backbones=frozenset({"tiny-bert"}))
-        job = claim_next(database, claimant, lease_seconds=300, max_running=9)
-        assert job is not None
-        run_job(
-            job,
-            context=WorkerContext(
-                worker_id="worker-1",
-                settings=settings,
-                database=database,
-                storage=ArtifactStorage(settings.artifacts_url),
-                engine=EngineHere(),  # type: ignore[arg-type] # it stands in for the process
-                folder=tmp_path / "work",
-                backbones={"tiny-bert": backbone},
-                stopping=threading.Event(),
-            ),
-        )
-
-    with served(build_inference_app(settings)) as address:
-        gateway = build_app(settings.model_copy(update={"infer_url": address}))
-        with TestClient(gateway) as client:
-            yield Service(client, member.headers, work)
-    database.close()
+def service(backbone: Path, tmp_path: Path) -> Iterator[Service]:
+    with running_service(tmp_path, backbones={"tiny-bert": backbone}) as running:
+        yield running
 
 
 @pytest.mark.process  # the child that checks uploads
 class TestService:
     @pytest.mark.process
     def test_runs_a_job_and_predicts(self, service: Service, tmp_path: Path):
-        files = {
-            name: (f"{name}.jsonl", write_jsonl(tmp_path / f"{name}.jsonl", rows).read_bytes())
-            for name, rows in {"train": TRAIN, "validation": VALIDATION}.items()
-        }
-        dataset = service.post("/datasets", files=files)["id"]
+        dataset = service.upload(tmp_path, train=TRAIN, validation=VALIDATION)
         training = {**TRAINING, "precision": "float32"}
         spec = {"model": "tiny-bert", "dataset": dataset, "task": SPEC, "training": training}
         job = service.post("/jobs", json={**spec, "k": 2, "n_samples": 10})["id"]

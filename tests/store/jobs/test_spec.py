@@ -23,6 +23,7 @@ STORED: dict[str, Any] = {
         "label": "label",
         "image": None,
         "metric": "f1",
+        "threshold": None,
     },
     "score": "pagerank",
     "k": 3,
@@ -115,6 +116,11 @@ class TestSpellings:
         assert parse(task={"text": "a"}).task.text == "a"
         assert parse(task={"text": ["a", "b"]}).task.text == ("a", "b")
 
+    def test_one_label_column_or_several(self):
+        for label, columns in (("a", ("a",)), (["a", "b"], ("a", "b"))):
+            task = parse(task={"type": "multi-label", "label": label, "threshold": 0.4}).task
+            assert (task.label_columns, task.threshold) == (columns, 0.4)
+
     def test_class_weights_become_floats(self):
         spec = parse(training={"class_weights": {"a": 2}})
         assert json.dumps(spec.training.class_weights) == '{"a": 2.0}'
@@ -140,6 +146,7 @@ class TestRefusals:
             ("strategy", ["top", 1]),
             ("teleport", ["x"]),
             ("task", [{"type": "x"}, {"text": []}, {"text": ["a", "b", "c"]}, {"x": 1}, []]),
+            ("task", [{"label": []}, {"threshold": 0}, {"threshold": 1}, {"threshold": "0.5"}]),
             ("training", [{"epochs": 0}, {"learning_rate": 0}, {"seed": -1}, {"lr": 1}]),
             ("preset", ["papers", "", 1]),
             ("metadata", [{"a": 1}, {"": "a"}, {"a": "\x00"}, {str(n): "" for n in range(17)}]),

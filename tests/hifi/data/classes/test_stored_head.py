@@ -66,3 +66,23 @@ class TestFit:
         head = StoredHead.of({index: f"LABEL_{index}" for index in range(labels)})
         found = fit_labels(head, classes=None, num_labels=1)
         assert found == (Fit(rows=(0,)) if fits else None)
+
+
+class TestMeaning:
+    @pytest.mark.parametrize(
+        ("head", "task", "fits"),
+        [
+            (None, "single_label_classification", True),
+            (None, "multi_label_classification", False),
+            ("single_label_classification", "multi_label_classification", False),
+            ("multi_label_classification", "multi_label_classification", True),
+            ("multi_label_classification", "single_label_classification", False),
+            ("multi_label_classification", None, False),
+        ],
+    )
+    def test_labels_that_exclude_each_other_do_not_fit_those_that_do_not(
+        self, head: str | None, task: str | None, fits: bool
+    ):
+        stored = StoredHead.of({0: "a", 1: "b"}, problem_type=head)
+        found = fit_labels(stored, classes=["a", "b"], num_labels=2, problem_type=task)
+        assert (found is not None) == fits

@@ -1,0 +1,166 @@
+"""One small data set for each task type, and its answers by plain transformers.
+
+A new task type needs one entry here: the tests of all places (``test_places``) then run for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers as tf
+from PIL import Image
+
+from tests.tiny_tasks import BAD, GOOD, WORDS, image_rows
+
+Row = dict[str, Any]
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A task type on a small data set.
+
+    Attributes:
+        type: its name.
+        rows: makes so many rows by a seed, which a tiny model can learn.
+        task: a task spec whose columns are named.
+        inferred: the type that the columns have without a spec; None if they are ambiguous.
+        bad: a row that is refused, and a part of the reason.
+        input: turns a row into an input of ``/predict``.
+        head: the transformers class of a merged model.
+        pipeline: answers rows with a plain transformers pipeline on a folder.
+        reads: what the backbone reads: ``text`` or ``image``.
+    """
+
+    type: str
+    rows: Callable[[int, int], list[Row]]
+    task: Mapping[str, Any]
+    inferred: str | None
+    bad: tuple[Row, str]
+    input: Callable[[Row], Mapping[str, Any]]
+    head: type[Any]
+    pipeline: Callable[[Path, Sequence[Row]], list[Answer]]
+    reads: str = "text"
+
+
+def _texts(names: Sequence[str], draw: random.Random) -> str:
+    """Make a text of words that indicate each of these labels, and of others."""
+    known = {"bad": BAD[:4], "good": GOOD[:4]}
+    words = [word for name in names for word in draw.choices(known[name], k=3)]
+    return " ".join([*words, *draw.choices(WORDS[40:44], k=2)])
+
+
+def _classes(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    labels = [("bad", "good")[place % 2] for place in range(count)]
+    return [{"text": _texts([label], draw), "label": label} for label in labels]
+
+
+def _numbers(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    numbers = [place % 2 + draw.random() / 9 for place in range(count)]
+    return [{"text": _texts([("bad", "good")[int(x)]], draw), "value": x} for x in numbers]
+
+
+def _label_sets(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    sets = (["bad"], ["good"], ["bad", "good"], [])
+    labels = [sets[place % 4] for place in range(count)]
+    return [{"text": _texts(names, draw), "labels": names} for names in labels]
+
+
+def _images(count: int, seed: int) -> list[Row]:
+    rows = image_rows(count + seed)[seed:]
+    return [{"image": row["image"], "label": ("dark", "light")[row["label"]]} for row in rows]
+
+
+def _text_input(row: Row) -> Mapping[str, Any]:
+    return {"text": row["text"]}
+
+
+def _image_input(row: Row) -> Mapping[str, Any]:
+    return {"image": base64.b64encode(row["image"]["bytes"]).decode()}
+
+
+def _classify(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    pipeline = tf.pipeline("text-classification", model=str(folder), top_k=None)
+    return [_label_answer(pipeline([row["text"]])[0]) for row in rows]
+
+
+def _classify_images(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    pipeline = tf.pipeline("image-classification", model=str(folder), top_k=2)
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    return [_label_answer(pipeline(image)) for image in images]
+
+
+def _label_answer(found: Sequence[Mapping[str, Any]]) -> Answer:
+    best = max(found, key=lambda entry: entry["score"])
+    scores = {entry["label"]: entry["score"] for entry in found}
+    return {"label": best["label"], "score": best["score"], "scores": scores}
+
+
+def _find_labels(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    pipeline = tf.pipeline("text-classification", model=str(folder), top_k=None)
+    threshold = pipeline.model.config.threshold
+    answers = []
+    for row in rows:
+        scores = {entry["label"]: entry["score"] for entry in pipeline([row["text"]])[0]}
+        found = [name for name in ("bad", "good") if scores[name] >= threshold]
+        answers.append({"labels": found, "scores": scores})
+    return answers
+
+
+def _measure(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    pipeline = tf.pipeline("text-classification", model=str(folder), function_to_apply="none")
+    return [{"value": pipeline(row["text"])[0]["score"]} for row in rows]
+
+
+CASES = (
+    Case(
+        type="classification",
+        rows=_classes,
+        task={"type": "classification", "text": ["text"], "label": "label"},
+        inferred="classification",
+        bad=({"text": " ", "label": "good"}, "the text is empty"),
+        input=_text_input,
+        head=tf.AutoModelForSequenceClassification,
+        pipeline=_classify,
+    ),
+    Case(
+        type="multi-label",
+        rows=_label_sets,
+        task={"type": "multi-label", "text": ["text"], "label": "labels"},
+        inferred="multi-label",
+        bad=({"text": "w1", "labels": ["good", "good"]}, "the label 'good' more than once"),
+        input=_text_input,
+        head=tf.AutoModelForSequenceClassification,
+        pipeline=_find_labels,
+    ),
+    Case(
+        type="regression",
+        rows=_numbers,
+        task={"type": "regression", "text": ["text"], "label": "value"},
+        inferred="regression",
+        bad=({"text": "w1", "value": None}, "the target is missing"),
+        input=_text_input,
+        head=tf.AutoModelForSequenceClassification,
+        pipeline=_measure,
+    ),
+    Case(
+        type="image-classification",
+        rows=_images,
+        task={"type": "image-classification", "image": "image", "label": "label"},
+        inferred="image-classification",
+        bad=({"image": {"bytes": b"no", "path": None}, "label": "dark"}, "not an image"),
+        input=_image_input,
+        head=tf.AutoModelForImageClassification,
+        pipeline=_classify_images,
+        reads="image",
+    ),
+)
