@@ -153,7 +153,7 @@ def warn_of_few_rows(
 ) -> tuple[RunWarning, ...]:
     """Warn if classes have fewer than eight training rows.
 
-    Those with a single row, or none, of one column are left out: :func:`warn_of_classes` names them.
+    Of one column those with a single row, or none, are left out: ``warn_of_classes`` names them.
 
     Args:
         label: the label column, or one for each class.

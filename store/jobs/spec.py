@@ -170,8 +170,8 @@ class TaskFields(_Spec, frozen=True):
             Field(
                 gt=0,
                 lt=1,
-                description="of a multi-label task: the probability from which on an input has a label; "
-                "default: the best one on the validation split",
+                description="of a multi-label task: the probability from which on an input has a "
+                "label; default: the best one on the validation split",
             ),
         ]
         | None
