@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from hifi.backbones.heads import describe
+from hifi.backbones.passes import LayerPasses
 from hifi.deltas.placement import check_range
 from hifi.deltas.row_names import shapes_of
 from hifi.errors import BankClosedError, InvalidArgumentError
+from hifi.serving.fan_out import Stage, plan_fan_out
 from hifi.serving.mixed_batch import (
     Group,
     answer_alike,
@@ -100,6 +102,7 @@ class HeadBank:
         _check_mode(model)
         self._model = model
         self._mixed = MixedRows(model)
+        self._passes = LayerPasses(model)
         self._slots = Slots(model.device)
         self._owner = object()
         self._tasks: dict[str, BankedTask] = {}
@@ -265,7 +268,39 @@ class HeadBank:
             raise InvalidArgumentError("names", value=f"{len(names)} names", limit=limit)
         check_tokens(batch, config=self._model.config)
         with self._turn, self._held(names) as tasks:
-            return self._forward(batch, tasks)
+            return self._forward(batch, range(len(names)), tasks)
+
+    @torch.inference_mode()
+    def fan_out(
+        self, batch: Mapping[str, Tensor], names: Sequence[Sequence[str | None]]
+    ) -> list[list[Tensor]]:
+        """Ask several tasks about each sample of a batch.
+
+        A sample runs once through the layers below the first one that any of its tasks changes;
+        there each task's own rows take over. With deltas of the upper layers that is most of the
+        pass. Up to rounding, the answers are those of :meth:`forward`.
+
+        Args:
+            batch: as in :meth:`forward`.
+            names: the names of each sample's head deltas, at least one of a sample.
+
+        Returns:
+            For each sample one tensor per name, in their order, as :meth:`forward` returns them.
+
+        Raises:
+            InvalidArgumentError, BankClosedError: as in :meth:`forward`, or a sample has no name.
+        """
+        _check_mode(self._model)
+        sizes = {len(tensor) for tensor in batch.values()}
+        if sizes != {len(names)} or not names or not all(names):
+            limit = f"some for each of the batch's {max(sizes, default=0)} samples"
+            raise InvalidArgumentError("names", value=f"those of {len(names)}", limit=limit)
+        check_tokens(batch, config=self._model.config)
+        rows = [row for row, wanted in enumerate(names) for _ in wanted]
+        flat = [name for wanted in names for name in wanted]
+        with self._turn, self._held(flat) as tasks:
+            answers = iter(self._forward(batch, rows, tasks))
+        return [[next(answers) for _ in wanted] for wanted in names]
 
     @contextmanager
     def _held(self, names: Sequence[str | None]) -> Iterator[list[BankedTask | None]]:
@@ -284,19 +319,61 @@ class HeadBank:
                 self._slots.let_go(slot)
 
     def _forward(
-        self, batch: Mapping[str, Tensor], tasks: Sequence[BankedTask | None]
+        self,
+        batch: Mapping[str, Tensor],
+        rows: Sequence[int],
+        tasks: Sequence[BankedTask | None],
     ) -> list[Tensor]:
-        groups = arrange(tasks, enough=enough_on(self._model.device))
-        order = [place for group in groups for place in group.places]
-        index = torch.tensor(order, device=self._model.device)
-        arranged = {key: tensor[index] for key, tensor in batch.items()}
-        with self._mixed.mixing(blocks_of(groups)), self._cutting(groups):
-            hidden: Tensor = self._model(**arranged).last_hidden_state
+        """Answer pairs of a row of the batch and a task."""
+        pairs = arrange(tasks, enough=enough_on(self._model.device))
+        plan = plan_fan_out(rows, tasks)
+        begin, *others = plan.stages
+        hidden, places = self._run(batch, begin, states=None, pairs=pairs)
+        for stage in others:
+            states = hidden[[places[parent] for parent in stage.parents]]
+            hidden, places = self._run(batch, stage, states=states, pairs=pairs)
+        order = _order_of(pairs)
+        chosen = [places[plan.samples[pair]] for pair in order]
+        if chosen != list(range(len(hidden))):
+            hidden = hidden[chosen]
+        inputs = _pick(batch, [rows[pair] for pair in order])
         answers: dict[int, Tensor] = {}
-        for alike in by_head(groups):
-            for group, answer in zip(alike, answer_alike(alike, hidden, arranged), strict=True):
+        for alike in by_head(pairs):
+            for group, answer in zip(alike, answer_alike(alike, hidden, inputs), strict=True):
                 answers.update(zip(group.places, answer, strict=True))
-        return [answers[place] for place in range(len(tasks))]
+        return [answers[pair] for pair in range(len(tasks))]
+
+    def _run(
+        self,
+        batch: Mapping[str, Tensor],
+        stage: Stage,
+        *,
+        states: Tensor | None,
+        pairs: Sequence[Group],
+    ) -> tuple[Tensor, dict[int, int]]:
+        """Run a stage.
+
+        Args:
+            batch: of all rows.
+            stage: the stage.
+            states: with which its samples start; None at the embeddings.
+            pairs: the pairs to answer at the end.
+
+        Returns:
+            The states that enter its end, or the last hidden state; and each sample's place there.
+        """
+        groups = arrange(stage.tasks, enough=enough_on(self._model.device))
+        order = _order_of(groups)
+        places = {sample: place for place, sample in enumerate(order)}
+        inputs = _pick(batch, [stage.rows[sample] for sample in order])
+        start: AbstractContextManager[object] = nullcontext()
+        if states is not None:
+            start = self._passes.running_from(stage.first, states[order])
+        with self._mixed.mixing(blocks_of(groups)), start:
+            if stage.end is not None:
+                return self._passes.states_before(stage.end, inputs), places
+            with self._cutting(pairs):
+                return self._model(**inputs).last_hidden_state, places
 
     def _cutting(self, groups: Sequence[Group]) -> AbstractContextManager[object]:
         """Make the last layer compute only the first token if no task reads another."""
@@ -328,6 +405,17 @@ class HeadBank:
             if head is None:
                 head = self._heads[key] = TaskLogits(self._model, delta)
             return head
+
+
+def _order_of(groups: Sequence[Group]) -> list[int]:
+    """Return the samples of groups in the order of the arranged batch."""
+    return [place for group in groups for place in group.places]
+
+
+def _pick(batch: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Return some rows of a batch."""
+    index = torch.tensor(rows, device=next(iter(batch.values())).device)
+    return {name: tensor[index] for name, tensor in batch.items()}
 
 
 def _check_mode(model: PreTrainedModel) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hifi.backbones.heads import describe
-from hifi.backbones.outputs import OUTPUT_ARGUMENTS, RECORD_NOTHING, no_cache
+from hifi.backbones.outputs import OUTPUT_ARGUMENTS, no_cache
+from hifi.backbones.passes import LayerPasses
 from hifi.errors import InvalidArgumentError, TunerError
 from hifi.tuning.states import StatePlaces, StateStore
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 States = Mapping[Hashable, Tensor]  # by a sample's key: [S, D], on the CPU
 
 _NOT_INPUTS = {*OUTPUT_ARGUMENTS, "past_key_values"}
-
-
-class _StatesSeenError(Exception):
-    """Ends a forward pass below the first tuned layer; never leaves this file."""
 
 
 class FrozenLayers:
@@ -50,9 +47,7 @@ class FrozenLayers:
         self, model: PreTrainedModel, *, first: int, places: StatePlaces | None = None
     ) -> None:
         self.model, self.num_layers = model, first
-        layers = describe(model).layers[:first]
-        self._layers = [model.get_submodule(layer.name) for layer in layers]
-        self._base_arguments = set(inspect.signature(model.base_model.forward).parameters)
+        self._passes = LayerPasses(model)
         self._arguments = set(inspect.signature(model.forward).parameters)
         self._store = StateStore(places or StatePlaces())
         self._is_closed = False
@@ -87,7 +82,7 @@ class FrozenLayers:
         """
         self._check_open()
         quiet = no_cache(self._arguments)
-        if not self._layers:
+        if not self.num_layers:
             return self.model(**{**quiet, **batch})
         with self.running_from(self.states(batch, keys=keys)):
             return self.model(**{**quiet, **batch})
@@ -148,24 +143,13 @@ class FrozenLayers:
         """
         return self._compute(self._divide(batch, keys=keys), keys=keys)
 
-    @contextmanager
-    def running_from(self, states: Tensor) -> Iterator[None]:
+    def running_from(self, states: Tensor) -> AbstractContextManager[None]:
         """Let the model start at layer p with these states, during a block.
 
         Args:
             states: ``[B, S, D]``, of the batch that the model is called with.
         """
-        own = [vars(layer).get("forward") for layer in self._layers]
-        for layer in self._layers[:-1]:
-            vars(layer)["forward"] = _pass_on
-        vars(self._layers[-1])["forward"] = lambda *_, **__: states
-        try:
-            yield
-        finally:
-            for layer, forward in zip(self._layers, own, strict=True):
-                del vars(layer)["forward"]
-                if forward is not None:  # of another library
-                    vars(layer)["forward"] = forward
+        return self._passes.running_from(self.num_layers, states)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -173,7 +157,7 @@ class FrozenLayers:
 
     def _divide(self, batch: Mapping[str, Any], *, keys: Sequence[Hashable]) -> _Inputs:
         self._check_open()
-        return _Inputs.of(batch, names=self._base_arguments, keys=keys)
+        return _Inputs.of(batch, names=self._passes.arguments, keys=keys)
 
     def _compute(self, inputs: _Inputs, *, keys: Sequence[Hashable]) -> States:
         hidden = self._run(inputs).cpu()
@@ -184,29 +168,16 @@ class FrozenLayers:
             self._store.put(key, found[key])
         return found
 
-    @torch.no_grad()
     def _run(self, inputs: _Inputs) -> Tensor:
         """Run the prefix in eval mode; return its last layer's output ``[B, S, D]``."""
-        seen: list[Tensor] = []
-
-        def see(_module: nn.Module, _arguments: object, output: Tensor) -> None:
-            seen.append(output)
-            raise _StatesSeenError
-
-        base = self.model.base_model
-        quiet = {**RECORD_NOTHING, **no_cache(self._base_arguments)}
-        training = [module for module in base.modules() if module.training]
-        hook = self._layers[-1].register_forward_hook(see)
+        training = [module for module in self.model.base_model.modules() if module.training]
         try:
             for module in training:
                 module.training = False
-            with suppress(_StatesSeenError):
-                base(**inputs.values, **quiet)
+            return self._passes.states_before(self.num_layers, inputs.values)
         finally:
-            hook.remove()
             for module in training:
                 module.training = True
-        return seen[0]
 
 
 class FrozenPrefix(FrozenLayers):
@@ -252,11 +223,6 @@ class FrozenPrefix(FrozenLayers):
         super().__init__(tuner.model, first=first, places=places)
 
 
-def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-    """Return the input of a layer that is left out."""
-    return hidden_states
-
-
 def check_frozen(model: PreTrainedModel, *, first: int) -> None:
     """Check that nothing is trained below a layer: base models list their parameters in order.
 
@@ -294,7 +260,9 @@ class _Inputs:
         self._samples = samples
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any], *, names: set[str], keys: Sequence[Hashable]) -> _Inputs:
+    def of(
+        cls, batch: Mapping[str, Any], *, names: frozenset[str], keys: Sequence[Hashable]
+    ) -> _Inputs:
         """Pick the base model's inputs in a batch, and check them.
 
         Raises:
