@@ -68,7 +68,12 @@ def page_of(example: dict[str, Any]) -> dict[str, Any]:
 EXAMPLES: dict[str, dict[str, Any]] = {
     "JobSpec": _SPEC,
     "PredictionRequest": {"inputs": [{"text": _TEXT}]},
-    "MixedPredictionRequest": {"inputs": [{"job": _JOB, "input": {"text": _TEXT}}]},
+    "MixedPredictionRequest": {
+        "inputs": [
+            {"job": _JOB, "input": {"text": _TEXT}},
+            {"jobs": [_JOB], "input": {"text": _TEXT}},
+        ]
+    },
     "NewTenant": {"name": "search", "max_running": 4},
     "NewQuotas": {"max_queued": 5000, "max_bytes": None},
     "NewKey": {"name": "ci", "expires_at": "2027-02-27T12:00:00Z"},

@@ -14,7 +14,13 @@ from service.examples import EXAMPLES, PARAMETERS, page_of
 from service.http.auth import is_public
 from service.http.documents import Problem
 from service.http.responses import REFERENCE, problems
-from service.inference.documents import INPUTS, JobInput, MixedPredictionRequest, PredictionRequest
+from service.inference.documents import (
+    INPUTS,
+    JobInput,
+    MixedPredictionRequest,
+    PredictionRequest,
+    SharedInput,
+)
 from service.tenants.documents import KeyReplacement, NewKey, NewQuotas, NewTenant
 from store.jobs.spec import JobSpec
 
@@ -28,7 +34,7 @@ _ABOUT = (
 # Models of bodies that routes parse themselves, and of the error document.
 _EXTRA_MODELS = (
     *(JobSpec, NewTenant, NewQuotas, NewKey, KeyReplacement, Problem),
-    *(PredictionRequest, MixedPredictionRequest, JobInput, *INPUTS),
+    *(PredictionRequest, MixedPredictionRequest, JobInput, SharedInput, *INPUTS),
 )
 # Errors that the middleware or any route can return.
 _EVERYWHERE = (

@@ -35,7 +35,7 @@ from service.client.resources import (
 )
 
 if TYPE_CHECKING:
-    from service.client.documents import JobInput, Predictions
+    from service.client.documents import JobInput, Predictions, SharedInput
 
 __all__ = [
     "AddressError",
@@ -82,7 +82,7 @@ class Client:
 
     def predict(
         self,
-        items: Sequence[JobInput],
+        items: Sequence[JobInput | SharedInput],
         *,
         truncate: bool = True,
         timeout_seconds: float | None = None,
@@ -90,7 +90,7 @@ class Client:
         """Predict with the head deltas of any jobs, mixed freely; else as ``jobs.predict``.
 
         Args:
-            items: 1 to 256 inputs, each with its job.
+            items: inputs, each with its job or ``jobs``; 1 to 256 answers in all.
             truncate: cut texts of too many tokens, as in training; if False they get an error.
             timeout_seconds: limit of the request; None: the server's default.
 

@@ -284,11 +284,22 @@ class JobInput(TypedDict):
     input: Input
 
 
+class SharedInput(TypedDict):
+    """An input for several jobs."""
+
+    jobs: list[str]
+    input: Input
+
+
 class Prediction(TypedDict):
-    """The answer for one item: label or labels, and scores; or a value; or an error."""
+    """The answer for one item: label or labels, and scores; or a value; or an error.
+
+    That for an input of several jobs has only ``index`` and ``answers``, one per job.
+    """
 
     index: int
-    job: str | None
+    job: NotRequired[str | None]
+    answers: NotRequired[list[Prediction]]
     label: NotRequired[str]
     score: NotRequired[float]
     labels: NotRequired[list[str]]

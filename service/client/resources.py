@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Page,
         Predictions,
         Progress,
+        SharedInput,
         Tenant,
         Usage,
     )
@@ -364,7 +365,7 @@ def _given(**fields: str | int | datetime | None) -> dict[str, str | int]:
 def ask_for_predictions(
     connection: Connection,
     path: str,
-    inputs: Sequence[Input | JobInput],
+    inputs: Sequence[Input | JobInput | SharedInput],
     *,
     truncate: bool,
     timeout_seconds: float | None,

@@ -80,6 +80,15 @@ class JobInput(Body):
     input: Any = Field(json_schema_extra={"anyOf": _one_of(*INPUTS)})
 
 
+class SharedInput(Body):
+    """An input for several jobs: layers that none of their deltas changes run once."""
+
+    jobs: list[str] = Field(
+        min_length=1, max_length=MAX_INPUTS, description="the jobs' ids, each once"
+    )
+    input: Any = Field(json_schema_extra={"anyOf": _one_of(*INPUTS)})
+
+
 def _items(*models: type[BaseModel]) -> dict[str, JsonValue]:
     """Return the schema of a request's items; an invalid item does not fail the request."""
     anything: JsonValue = {"description": "Any other value: its answer is an error."}
@@ -107,10 +116,10 @@ class PredictionRequest(_Options):
 
 
 class MixedPredictionRequest(_Options):
-    """Inputs for any of the caller's jobs, mixed freely."""
+    """Inputs for any of the caller's jobs, mixed freely; an input for n jobs counts as n."""
 
     inputs: list[Any] = Field(
-        min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(JobInput)
+        min_length=1, max_length=MAX_INPUTS, json_schema_extra=_items(JobInput, SharedInput)
     )
 
 
@@ -131,8 +140,16 @@ def prediction_list(types: tuple[TaskType, ...]) -> type[BaseModel]:
         for field in answer.fields:
             fields[field.name] = (field.type, Field(description=field.words))
         models.append(create_model(answer.name, __base__=_Answer, __doc__=answer.words, **fields))
-    union: Any = reduce(or_, [*models, FailedPrediction])
-    fields = {"object": (Literal["list"], "list"), "data": (list[union], ...)}
+    one: Any = reduce(or_, [*models, FailedPrediction])
+    fields = {"index": (int, ...), "answers": (list[one], ...)}
+    shared = create_model(
+        "SharedPrediction",
+        __base__=_Answer,
+        __doc__="An answer of each job to one input.",
+        **fields,
+    )
+    item: Any = one | shared
+    fields = {"object": (Literal["list"], "list"), "data": (list[item], ...)}
     words = "An answer for each item, in the order of the request."
     return create_model("PredictionList", __base__=_Answer, __doc__=words, **fields)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import structlog
@@ -14,19 +15,20 @@ from pydantic import BaseModel, ValidationError
 
 from hifi.data.task_types import task_types
 from service.http.parameters import check_identifier
-from service.http.problems import SHOWN_CHARACTERS, describe, dotted
+from service.http.problems import SHOWN_CHARACTERS, describe, dotted, invalid_request
 from service.inference.client import Reply, inference_unavailable
 from service.inference.documents import (
     JobInput,
     MixedPredictionRequest,
     PredictionRequest,
+    SharedInput,
     input_models,
     prediction_list,
 )
 from service.jobs.artifacts import HEAD_DELTA, find_artifact, not_ready
 from store.errors import NotFoundError, ProblemError
 from store.jobs.actions import find_deltas
-from store.orders import DeltaOrder, ItemError, Outcomes, PredictionOrder
+from store.orders import MAX_INPUTS, DeltaOrder, ItemError, Outcomes, PredictionOrder
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -46,17 +48,23 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One item of a request.
+    """An input for one job; an item of a request for several jobs is several of these.
 
     Attributes:
         job: the job's id in the request; None if it is missing or not a string.
+        index: of the item in the request.
         place: dotted path of the input in the request.
+        job_place: dotted path of the job's id in the request.
+        is_shared: whether the item is for several jobs.
         input: for the inference process; None if the item is invalid.
         error: why it is invalid; None if it is valid.
     """
 
     job: str | None
+    index: int
     place: str
+    job_place: str = ""
+    is_shared: bool = False
     input: _Input | None = None
     error: ItemError | None = None
 
@@ -97,7 +105,7 @@ def find_order(database: Database, tenant_id: str, job_id: str) -> DeltaOrder:
 def plan_for_job(body: PredictionRequest, order: DeltaOrder, *, timeout_seconds: float) -> Plan:
     """Plan a request for one job; ``timeout_seconds`` applies if the request has none."""
     items = [
-        _read_input(Item(job=order.job, place=f"inputs.{index}"), given)
+        _read_input(Item(job=order.job, index=index, place=f"inputs.{index}"), given)
         for index, given in enumerate(body.inputs)
     ]
     return _plan(body, items, orders={order.job: order}, timeout_seconds=timeout_seconds)
@@ -114,7 +122,15 @@ def plan_mixed(
         tenant_id: owner of the jobs; other tenants' jobs are not found.
         timeout_seconds: used if the request has none.
     """
-    items = [_read_item(given, index=index) for index, given in enumerate(body.inputs)]
+    items = [
+        item for index, given in enumerate(body.inputs) for item in _read_item(given, index=index)
+    ]
+    if len(items) > MAX_INPUTS:
+        raise invalid_request(
+            f"{len(items):,} answers are asked for: at most {MAX_INPUTS} in a request, and an "
+            "input for several jobs counts once for each",
+            param="inputs",
+        )
     wanted = {item.job for item in items if item.job is not None and item.input is not None}
     orders: dict[str, DeltaOrder] = {}
     refusals: dict[str, _Refusal] = {}
@@ -124,7 +140,7 @@ def plan_mixed(
     for index, item in enumerate(items):
         if item.input is not None and item.job in refusals:
             refusal = refusals[item.job]
-            items[index] = item.refused(refusal.code, str(refusal), param=f"inputs.{index}.job")
+            items[index] = item.refused(refusal.code, str(refusal), param=item.job_place)
     return _plan(body, items, orders=orders, timeout_seconds=timeout_seconds)
 
 
@@ -154,14 +170,26 @@ def answer(plan: Plan, replies: Sequence[Reply]) -> bytes:
             for place, outcome in zip(reply.places, _outcomes(reply), strict=True)
         }
         answers = [
-            {**_outcome(item, by_index.get(index, {})), "index": index, "job": item.shown_job}
-            for index, item in enumerate(plan.items)
+            {**_outcome(item, by_index.get(place, {})), "index": item.index, "job": item.shown_job}
+            for place, item in enumerate(plan.items)
         ]
-        document = prediction_list(task_types()).model_validate({"data": answers})
+        data = _by_item(plan.items, answers)
+        document = prediction_list(task_types()).model_validate({"data": data})
     except ValueError as error:
         _log.warning("inference_answers_strangely", error=type(error).__name__)
         raise inference_unavailable() from error
     return document.model_dump_json().encode()
+
+
+def _by_item(items: Sequence[Item], answers: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Put the answers to an item for several jobs together."""
+    found: list[Any] = []
+    pairs = groupby(zip(items, answers, strict=True), key=lambda pair: pair[0].index)
+    for index, group in pairs:
+        together = list(group)
+        own = [answer for _, answer in together]
+        found += [{"index": index, "answers": own}] if together[0][0].is_shared else own
+    return found
 
 
 def _outcomes(reply: Reply) -> Sequence[Mapping[str, Any]]:
@@ -224,21 +252,45 @@ def _find_orders(
     return orders, refusals
 
 
-def _read_item(given: object, *, index: int) -> Item:
-    """Check an item of a mixed request."""
+def _read_item(given: object, *, index: int) -> list[Item]:
+    """Check an item of a mixed request; one for several jobs becomes several."""
     place = f"inputs.{index}"
-    name = given.get("job") if isinstance(given, dict) else None
-    item = Item(job=name if isinstance(name, str) else None, place=f"{place}.input")
+    fields = given if isinstance(given, dict) else {}
+    name = fields.get("job")
+    item = Item(
+        job=name if isinstance(name, str) else None,
+        index=index,
+        place=f"{place}.input",
+        job_place=f"{place}.job",
+    )
     if not isinstance(given, dict):
-        return item.refused(_INVALID, "an item is an object with `job` and `input`", param=place)
-    named = _check(JobInput, given, item, place=place)
-    if isinstance(named, Item):
-        return named
+        message = "an item is an object with `job` or `jobs`, and `input`"
+        return [item.refused(_INVALID, message, param=place)]
+    if "jobs" not in fields:
+        named = _check(JobInput, given, item, place=place)
+        if isinstance(named, Item):
+            return [named]
+        return [_read_named(item, named.input)]
+    shared = _check(SharedInput, given, item, place=place)
+    if isinstance(shared, Item):
+        return [shared]
+    if len(set(shared.jobs)) < len(shared.jobs):
+        return [item.refused(_INVALID, "a job occurs more than once", param=f"{place}.jobs")]
+    return [
+        _read_named(
+            replace(item, job=job, job_place=f"{place}.jobs.{number}", is_shared=True), shared.input
+        )
+        for number, job in enumerate(shared.jobs)
+    ]
+
+
+def _read_named(item: Item, given: object) -> Item:
+    """Check an item's job and its input."""
     try:
-        check_identifier(named.job, kind="job")
+        check_identifier(str(item.job), kind="job")
     except NotFoundError as error:
-        return item.refused(error.code, str(error), param=f"{place}.job")
-    return _read_input(item, named.input)
+        return item.refused(error.code, str(error), param=item.job_place)
+    return _read_input(item, given)
 
 
 def _read_input(item: Item, given: object) -> Item:

@@ -103,7 +103,10 @@ async def predict(
 async def predict_mixed(
     request: Request, gateway: GatewayDep, inference: InferenceDep, caller: CallerDep
 ) -> Response:
-    """Predict with the head deltas of any jobs, mixed freely; each item names its job."""
+    """Predict with the head deltas of any jobs, mixed freely; each item names its job, or several.
+
+    An input for several jobs runs once through the layers that none of their deltas changes.
+    """
     seconds = gateway.settings.infer_timeout_seconds
 
     async def make_plan(body: MixedPredictionRequest, _: int) -> Plan:

@@ -75,7 +75,7 @@ class TestDocument:
         ("path", "model", "items"),
         [
             ("/jobs/{job_id}/predict", "PredictionRequest", ["TextInput", "ImageInput"]),
-            ("/predict", "MixedPredictionRequest", ["JobInput"]),
+            ("/predict", "MixedPredictionRequest", ["JobInput", "SharedInput"]),
         ],
     )
     def test_the_prediction_schemas_are_complete(self, document, path, model, items):
@@ -90,7 +90,7 @@ class TestDocument:
         answers = document["components"]["schemas"]["PredictionList"]["properties"]["data"]
         assert answers["items"]["anyOf"] == [
             {"$ref": f"#/components/schemas/{name}Prediction"}
-            for name in ("Label", "Value", "Failed")
+            for name in ("Label", "Labels", "Value", "Failed", "Shared")
         ]
         assert {"429", "503", "413", "415"} <= set(operation["responses"])
 

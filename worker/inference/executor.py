@@ -76,7 +76,8 @@ class Executor:
         scheduler: forms the batches.
         tier: head deltas on the device; no other thread places any.
         loop: the event loop on which ``settle`` is called.
-        observe: called with the samples and tokens of every pass, including padding.
+        observe: called with the samples and tokens of every pass, including padding; tokens of
+            equal inputs count once.
         on_end: called when the device has failed: after any GPU error but a lack of memory, all
             later work fails until the process restarts.
     """
@@ -174,15 +175,22 @@ class Executor:
         compute(batch[middle:])
 
     def _forward(self, batch: _Tickets) -> Sequence[Tensor]:
-        """Return the logits of each sample, on the CPU."""
-        works = [ticket.work for ticket in batch]
-        model, bank = works[0].backbone.model, works[0].backbone.bank
+        """Return the logits of each sample, on the CPU; equal inputs of a tenant run together."""
+        model, bank = batch[0].work.backbone.model, batch[0].work.backbone.bank
+        rows = _equal_inputs(batch)
+        samples = [batch[places[0]].work.sample for places in rows]
         inputs = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-            for name, value in collate([work.sample for work in works]).items()
+            for name, value in collate(samples).items()
         }
-        self._observe(len(works), len(works) * max(ticket.length for ticket in batch))
-        answers = bank.forward(inputs, [work.key for work in works])
+        self._observe(len(batch), len(rows) * max(ticket.length for ticket in batch))
+        found = bank.fan_out(inputs, [[batch[place].work.key for place in row] for row in rows])
+        by_place = {
+            place: answer
+            for row, own in zip(rows, found, strict=True)
+            for place, answer in zip(row, own, strict=True)
+        }
+        answers = [by_place[place] for place in range(len(batch))]
         # One copy from the device for all, although the logits differ in shape.
         flat = torch.cat([answer.flatten() for answer in answers]).float().cpu()
         parts = flat.split([answer.numel() for answer in answers])
@@ -192,6 +200,20 @@ class Executor:
         if outcomes:
             settle = partial(_settle, [(ticket.work, outcome) for ticket, outcome in outcomes])
             self._loop.call_soon_threadsafe(settle)
+
+
+def _equal_inputs(batch: _Tickets) -> list[list[int]]:
+    """Return the places of the samples of each input, in the order of the first of them.
+
+    Equal inputs of different tenants stay apart: that one takes less time would tell a tenant what
+    another one asked.
+    """
+    rows: dict[object, list[int]] = {}
+    for place, ticket in enumerate(batch):
+        inputs = ticket.work.sample.inputs
+        values = tuple((name, inputs[name].numpy().tobytes()) for name in sorted(inputs))
+        rows.setdefault((ticket.tenant, values), []).append(place)
+    return list(rows.values())
 
 
 def _settle(outcomes: Sequence[tuple[Work, Outcome]]) -> None:

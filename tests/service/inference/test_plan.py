@@ -171,6 +171,55 @@ class TestPlanMixed:
         assert len(looked_at.order.orders) == 3
         assert len(asked_of(looked_at)) == 15
 
+    def test_puts_the_answers_to_an_input_for_several_jobs_together(
+        self, database, settings, alice, queries
+    ):
+        storage = ArtifactStorage(settings.artifacts_url)
+        one, two = (finished_job(database, storage, alice.tenant_id) for _ in range(2))
+        queries.clear()
+        looked_at = self.look(
+            database,
+            alice.tenant_id,
+            {"job": one, "input": {"text": "a"}},
+            {"jobs": [two, "job_none", one], "input": {"text": "b"}},
+            {"jobs": [one], "input": {"text": ""}},
+        )
+        assert len(queries) == 1
+        assert [item["input"]["text"] for item in asked_of(looked_at)] == ["a", "b", "b"]
+        first, second, third = answers_of(
+            looked_at, [{"value": 1.0}, {"value": 2.0}, {"value": 3.0}]
+        )
+        assert first == {"index": 0, "job": one, "value": 1.0}
+        assert second["index"] == 1
+        here, gone, there = second["answers"]
+        assert (here, there) == (
+            {"index": 1, "job": two, "value": 2.0},
+            {"index": 1, "job": one, "value": 3.0},
+        )
+        assert (gone["error"]["code"], gone["error"]["param"]) == ("not_found", "inputs.1.jobs.1")
+        [empty] = third["answers"]
+        assert empty["error"]["param"] == "inputs.2.input.text"
+
+    @pytest.mark.parametrize(
+        ("jobs", "param"),
+        [
+            ([], "inputs.0.jobs"),
+            (["job_1", 5], "inputs.0.jobs.1"),
+            (["job_1"] * 2, "inputs.0.jobs"),
+        ],
+    )
+    def test_refuses_an_input_for_impossible_jobs(self, database, alice, jobs: Any, param: str):
+        item = {"jobs": jobs, "input": {"text": "a"}}
+        looked_at = self.look(database, alice.tenant_id, item)
+        [found] = json.loads(answer(looked_at, []))["data"]
+        assert (found["error"]["code"], found["error"]["param"]) == ("invalid_input", param)
+
+    def test_counts_an_input_once_for_each_job(self, database, alice):
+        jobs = [f"job_{number:024d}" for number in range(200)]
+        item = {"jobs": jobs, "input": {"text": "a"}}
+        with pytest.raises(ProblemError, match="400 answers are asked for: at most 256"):
+            self.look(database, alice.tenant_id, item, item)
+
     def test_makes_no_query_without_a_valid_item(self, database, alice, queries):
         self.look(
             *(database, alice.tenant_id),

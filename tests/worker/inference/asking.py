@@ -142,9 +142,9 @@ class Gate:
         self.open.set()
         self.holds: Callable[[Mapping[str, Any]], bool] = lambda _: True
         self.passes: list[list[str | None]] = []
-        self._whole = HeadBank.forward
+        self._whole = HeadBank.fan_out
 
-    def __call__(self, bank: HeadBank, batch: Any, names: Sequence[str | None]) -> Any:
-        self.passes.append(list(names))
+    def __call__(self, bank: HeadBank, batch: Any, names: Sequence[Sequence[str | None]]) -> Any:
+        self.passes.append([name for row in names for name in row])
         assert not self.holds(batch) or self.open.wait(patience(60))
         return self._whole(bank, batch, names)

@@ -77,8 +77,14 @@ class Bench:
         assert isinstance(sample, Sample)
         return sample
 
-    def run(self, asked: Sequence[tuple[int, str]], *, packed: bool = True) -> list[list[Outcome]]:
-        """Compute samples, all added at once; return each outcome."""
+    def run(
+        self,
+        asked: Sequence[tuple[int, str]],
+        *,
+        packed: bool = True,
+        tenants: Sequence[str] = ("ten_1",),
+    ) -> list[list[Outcome]]:
+        """Compute samples of these tenants in turn, all added at once; return each outcome."""
         told: list[list[Outcome]] = [[] for _ in asked]
         tickets = []
         for place, (number, text) in enumerate(asked):
@@ -92,7 +98,8 @@ class Bench:
                 told[place].append,
             )
             self.works.append(weakref.ref(work))
-            tickets.append(Ticket(self.backbone, "ten_1", sample.length, work))
+            tenant = tenants[place % len(tenants)]
+            tickets.append(Ticket(self.backbone, tenant, sample.length, work))
         self.scheduler.add(tickets)
         eventually(lambda: all(told))
         return told
@@ -112,21 +119,35 @@ def bench(backbone: Path) -> Iterator[Bench]:
     bench.close()
 
 
+class TestEqualInputs:
+    SAME = ((0, "w1 w2"), (1, "w1 w2"), (0, "w3 w4"), (2, "w1 w2"))
+
+    def test_of_a_tenant_run_as_one_row(self, bench: Bench):
+        bench.check(self.SAME, bench.run(self.SAME))
+        assert bench.passes == [(4, 2 * 4)]  # [CLS], two words and [SEP]
+
+    def test_of_different_tenants_stay_apart(self, bench: Bench):
+        bench.check(self.SAME, bench.run(self.SAME, tenants=("ten_1", "ten_2")))
+        rows = 2 + 1  # the second and the fourth are of one tenant
+        assert sum(tokens for _, tokens in bench.passes) == rows * 4
+
+
 ASKED = [(place % 3, f"w{place} w{place + 1} w{place + 2}") for place in range(9)]
 
 
 @pytest.fixture
 def forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], list[int]]:
     """Call a function with each batch before it is computed; it may raise."""
-    whole, sizes = HeadBank.forward, []
+    whole, sizes = HeadBank.fan_out, []
 
     def watch(look: Callable[[Mapping[str, Tensor], Sequence[str]], None]) -> list[int]:
-        def forward(self: HeadBank, batch: Any, names: Any) -> Any:
-            sizes.append(len(names))
-            look(batch, names)
+        def fan_out(self: HeadBank, batch: Any, names: Any) -> Any:
+            flat = [name for row in names for name in row]
+            sizes.append(len(flat))
+            look(batch, flat)
             return whole(self, batch, names)
 
-        monkeypatch.setattr(HeadBank, "forward", forward)
+        monkeypatch.setattr(HeadBank, "fan_out", fan_out)
         return sizes
 
     return watch
@@ -208,7 +229,7 @@ class TestPoison:
         bench.check([*ASKED[:4], *ASKED[5:]], told)
 
     def test_no_error_ends_the_thread(self, bench: Bench, monkeypatch: pytest.MonkeyPatch):
-        for owner, name in ((HeadBank, "forward"), (DeviceTier, "place")):
+        for owner, name in ((HeadBank, "fan_out"), (DeviceTier, "place")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, None)
                 told = bench.run(ASKED)

@@ -27,7 +27,7 @@ def _refuse(*_: object) -> None:
     raise ProblemError("too_many_requests", status=HTTPStatus.TOO_MANY_REQUESTS, detail="full")
 
 
-TEXT = {"text": "w1 w2 w3"}  # five tokens
+TEXT, OTHER = {"text": "w1 w2 w3"}, {"text": "w3 w2 w1"}  # five tokens
 NAME = "hifi_inference_"
 
 
@@ -36,7 +36,7 @@ class TestMetrics:
         self, client: TestClient, home: Home, tasks: dict[str, Tuned]
     ):
         orders = [home.order(tasks["two"]), order_of("0" * 64)]
-        predict(client, orders, [(0, TEXT), (0, {"text": ""}), (1, TEXT), (0, TEXT)])
+        predict(client, orders, [(0, TEXT), (0, {"text": ""}), (1, TEXT), (0, OTHER)])
         ask(client, orders[0], TEXT)
         figures = measured(client)
         outcomes = {"answered": 3, "invalid_input": 1, "blob_lost": 1}
