@@ -28,6 +28,16 @@ _SIZE = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_head
 _BERT = {**_TEXT, **_SIZE, "intermediate_size": 37, "max_position_embeddings": 64}
 _GROUPED = {**_TEXT, **_SIZE, "intermediate_size": 37, "num_key_value_heads": GROUPED_HEADS}
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
+# As in the published checkpoints: positions are projected with the heads' own query and key rows.
+_DEBERTA = {
+    **_BERT,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "position_buckets": 6,
+    "norm_rel_ebd": "layer_norm",
+}
 _IMAGE = {**_SIZE, "intermediate_size": 37, "image_size": 8, "patch_size": 4}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -47,6 +57,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         tf.ModernBertForSequenceClassification,
         {**_BERT, **_SPECIAL, "cls_token_id": 1, "sep_token_id": 2},
     ),
+    "deberta-v2": Architecture(
+        tf.DebertaV2Config,
+        tf.DebertaV2ForSequenceClassification,
+        {**_DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu"},
+    ),
+    "deberta-v3": Architecture(tf.DebertaV2Config, tf.DebertaV2ForSequenceClassification, _DEBERTA),
+    "mpnet": Architecture(tf.MPNetConfig, tf.MPNetForSequenceClassification, _BERT),
     "vit": Architecture(tf.ViTConfig, tf.ViTForImageClassification, _IMAGE, image=True),
     "deit": Architecture(tf.DeiTConfig, tf.DeiTForImageClassification, _IMAGE, image=True),
     "gpt2": Architecture(

@@ -1,7 +1,8 @@
 """A naive reference of the method: one sample and one head at a time, in float64 numpy loops.
 
-Head outputs come from transformers' attention interface instead of hooks, every sample runs
-alone and without padding, and PageRank is networkx's.
+Head outputs come from transformers' attention interface instead of hooks, or by hand for
+architectures that do not use it; every sample runs alone and without padding, and PageRank is
+networkx's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests import attention_by_hand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +85,10 @@ def pagerank(
 
 def head_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[list[np.ndarray]]:
     """Return O_h of every sample and layer: ``[samples][layers]`` arrays ``[H·G, S, D']``."""
+    samples = range(len(next(iter(batch.values()))))
+    if model.config.model_type in ("deberta-v2", "mpnet"):
+        alone = copy.deepcopy(model).eval()
+        return [attention_by_hand.head_outputs(alone, _alone(batch, each)) for each in samples]
     seen: list[np.ndarray] = []
 
     def spy(*args: object, **kwargs: object) -> tuple[Tensor, None]:
@@ -94,7 +101,7 @@ def head_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[li
     model = copy.deepcopy(model).eval()
     model.set_attn_implementation("spy")
     outputs = []
-    for sample in range(len(next(iter(batch.values())))):
+    for sample in samples:
         with torch.no_grad():
             model.base_model(**_alone(batch, sample))
         outputs.append(list(seen))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hifi.errors import InvalidArgumentError, TunerError, UnsupportedArchitectureError
@@ -57,6 +57,21 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Positions that a layer projects with its own query and key rows, beside the hidden states.
+
+    Attributes:
+        attention: dotted path of the self-attention; it has ``num_attention_heads``.
+        method: name of its method that takes the projected queries and keys of all samples,
+            ``[B·H, S, D']``, projects the position embeddings ``[1, P, D]`` once for all of them,
+            and returns what is added to the attention scores.
+    """
+
+    attention: str
+    method: str
+
+
+@dataclass(frozen=True)
 class AttentionLayer:
     """One layer's projections.
 
@@ -65,12 +80,16 @@ class AttentionLayer:
         name: dotted path of the whole layer, which takes and returns hidden states ``[B, S, D]``.
         projections: query, key and value, in this order.
         output_name: dotted path of W^O, whose input is the concatenated head outputs O_h.
+        returns_tuple: True if the layer returns its hidden states in a tuple.
+        positions: relative positions that query and key project too; None if there are none.
     """
 
     index: int
     name: str
     projections: tuple[Projection, ...]
     output_name: str
+    returns_tuple: bool = False
+    positions: RelativePositions | None = None
 
     @property
     def module_names(self) -> tuple[str, ...]:
@@ -89,6 +108,8 @@ class Backbone:
         head_dim: D'.
         hidden_size: D.
         layers: one entry per layer, bottom first.
+        shared: dotted paths of modules outside the layers that every layer may read, such as
+            relative positions.
     """
 
     architecture: str
@@ -97,6 +118,7 @@ class Backbone:
     head_dim: int
     hidden_size: int
     layers: tuple[AttentionLayer, ...]
+    shared: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -125,27 +147,57 @@ class Backbone:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Module names of one architecture family, relative to its base model."""
+    """Module names of one architecture family, relative to its base model or to a layer.
+
+    Attributes:
+        layers: the list of layers.
+        query, key, value, output: the projections and W^O, in a layer.
+        returns_tuple: as in :class:`AttentionLayer`.
+        shared: as in :class:`Backbone`; those that a model lacks are left out.
+        positions: the method of :class:`RelativePositions`.
+    """
 
     layers: str
     query: str
     key: str
     value: str
     output: str
+    returns_tuple: bool = False
+    shared: tuple[str, ...] = ()
+    positions: str | None = None
 
     @property
     def fused(self) -> bool:
         return self.query == self.key
 
 
-def _separate(layers: str, attention: str, names: str, output: str) -> _Layout:
+def _separate(
+    layers: str,
+    attention: str,
+    names: str,
+    output: str,
+    *,
+    returns_tuple: bool = False,
+    shared: str = "",
+    positions: str | None = None,
+) -> _Layout:
     query, key, value = (f"{attention}.{name}" for name in names.split())
-    return _Layout(layers, query, key, value, output)
+    others = tuple(shared.split())
+    return _Layout(layers, query, key, value, output, returns_tuple, others, positions)
 
 
 _BERT = _separate("encoder.layer", "attention.self", "query key value", "attention.output.dense")
 _VIT = _separate("layers", "attention", "q_proj k_proj v_proj", "attention.o_proj")
 _LLAMA = _separate("layers", "self_attn", "q_proj k_proj v_proj", "self_attn.o_proj")
+_DEBERTA = _separate(
+    "encoder.layer",
+    "attention.self",
+    "query_proj key_proj value_proj",
+    "attention.output.dense",
+    returns_tuple=True,
+    shared="encoder.rel_embeddings encoder.LayerNorm encoder.conv",
+    positions="disentangled_attention_bias",
+)
 _LAYOUTS: dict[str, _Layout] = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -153,6 +205,15 @@ _LAYOUTS: dict[str, _Layout] = {
     "electra": _BERT,
     "distilbert": _separate(
         "transformer.layer", "attention", "q_lin k_lin v_lin", "attention.out_lin"
+    ),
+    "deberta-v2": _DEBERTA,
+    "mpnet": _separate(
+        "encoder.layer",
+        "attention.attn",
+        "q k v",
+        "attention.attn.o",
+        returns_tuple=True,
+        shared="encoder.relative_attention_bias",
     ),
     "vit": _VIT,
     "deit": _VIT,
@@ -163,14 +224,17 @@ _LAYOUTS: dict[str, _Layout] = {
 }
 SUPPORTED_ARCHITECTURES: tuple[str, ...] = tuple(sorted(_LAYOUTS))
 # The linear layer before the last one of a task head, and the function that follows it; None: the
-# configuration's classifier_activation.
+# one that the configuration names.
 _HIDDEN_LAYERS: dict[str, tuple[str, str | None]] = {
     "roberta": ("classifier.dense", "tanh"),
     "xlm-roberta": ("classifier.dense", "tanh"),
     "electra": ("classifier.dense", "gelu"),
     "distilbert": ("pre_classifier", "relu"),
     "modernbert": ("head.dense", None),
+    "deberta-v2": ("pooler.dense", None),
+    "mpnet": ("classifier.dense", "tanh"),
 }
+_ACTIVATION_FIELDS = {"modernbert": "classifier_activation", "deberta-v2": "pooler_hidden_act"}
 _POOLER_LAYER = ("dense", "tanh")  # of BERT's pooler; no other classifier has one
 
 
@@ -196,6 +260,8 @@ def describe(model: PreTrainedModel) -> Backbone:
         raise _unsupported(f"architecture {architecture!r} is not supported")
     if getattr(config, "add_cross_attention", False):
         raise _unsupported(f"{architecture!r} with cross attention is not supported")
+    if not _projects_positions(config):
+        layout = replace(layout, positions=None)
     query_heads = int(config.num_attention_heads)
     num_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
@@ -219,6 +285,7 @@ def describe(model: PreTrainedModel) -> Backbone:
             )
             for index in range(count)
         ),
+        shared=tuple(f"{prefix}{name}" for name in layout.shared if _find(base, name) is not None),
     )
 
 
@@ -239,8 +306,26 @@ def _describe_layer(
         projections.append(Projection(name, module_name, offset, rows_per_head, transposed))
         if layout.fused:
             offset += num_heads * rows_per_head
-    whole = prefix.removesuffix(".")
-    return AttentionLayer(index, whole, tuple(projections), prefix + layout.output)
+    attention = projections[0].module_name.rpartition(".")[0]
+    return AttentionLayer(
+        index,
+        prefix.removesuffix("."),
+        tuple(projections),
+        prefix + layout.output,
+        layout.returns_tuple,
+        RelativePositions(attention, layout.positions) if layout.positions else None,
+    )
+
+
+def _find(base: nn.Module, path: str) -> nn.Module | None:
+    return dict(base.named_modules()).get(path)
+
+
+def _projects_positions(config: PreTrainedConfig) -> bool:
+    """Return whether query and key rows project relative positions; some DeBERTas do not."""
+    return bool(
+        getattr(config, "relative_attention", False) and getattr(config, "share_att_key", False)
+    )
 
 
 def _name_of(base: nn.Module, *, model: nn.Module) -> str:
@@ -252,7 +337,7 @@ def _name_of(base: nn.Module, *, model: nn.Module) -> str:
 
 
 def _module_list(base: nn.Module, path: str) -> nn.ModuleList:
-    layers = dict(base.named_modules()).get(path)
+    layers = _find(base, path)
     if not isinstance(layers, nn.ModuleList):
         raise _unsupported(f"{type(base).__name__}.{path} is not a list of layers")
     return layers
@@ -449,8 +534,8 @@ def task_head_layers(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> Ta
         name, activation = f"{poolers[0]}.{_POOLER_LAYER[0]}", _POOLER_LAYER[1]
     if name not in linear[:-1]:
         return TaskHeadLayers(last)
-    follows = activation or str(model.config.classifier_activation)
-    return TaskHeadLayers(last, HiddenLayer(name, follows))
+    follows = activation or getattr(model.config, _ACTIVATION_FIELDS[model.config.model_type])
+    return TaskHeadLayers(last, HiddenLayer(name, str(follows)))
 
 
 @dataclass(frozen=True)
@@ -458,12 +543,13 @@ class FirstTokenLayer:
     """The last layer of a model whose task head reads only the first token.
 
     Attributes:
-        attention: dotted path of the self-attention; it has ``query, key, value, dropout``.
+        attention: dotted path of the self-attention; it has ``query, key, value, dropout``. None if
+            its scores are more than products of queries and keys.
         output: dotted path of the module that takes ``(head outputs, residual)``, both
             ``[B, S, D]``; after it the model works token by token.
     """
 
-    attention: str
+    attention: str | None
     output: str
 
 
@@ -473,7 +559,8 @@ def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
     Returns:
         None for pooling over tokens, another residual layout, or a decoder.
     """
-    if _LAYOUTS.get(str(model.config.model_type)) is not _BERT or model.config.is_decoder:
+    layout, config = _LAYOUTS.get(str(model.config.model_type)), model.config
+    if layout not in (_BERT, _DEBERTA) or getattr(config, "is_decoder", False):
         return None
     kind = type(model)  # a subclass may pool differently
     if not kind.__name__.endswith("ForSequenceClassification"):
@@ -481,8 +568,10 @@ def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
     if not kind.__module__.startswith("transformers.models."):
         return None
     last = describe(model).layers[-1]
+    if last.index == 0 and getattr(config, "conv_kernel_size", None):
+        return None  # DeBERTa convolves the tokens after its first layer
     return FirstTokenLayer(
-        attention=last.module_names[0].removesuffix(".query"),
+        attention=last.module_names[0].removesuffix(".query") if layout is _BERT else None,
         output=last.output_name.removesuffix(".dense"),
     )
 

@@ -236,7 +236,8 @@ def load_for_task(
         source: the backbone's folder.
         config: the result of :func:`load_config`, with the task's settings added.
         auto_class: the transformers class that adds the task's head.
-        attention: transformers' name of the attention function.
+        attention: transformers' name of the attention function; ``eager`` is used if the
+            architecture does not have that one.
         seed: of a fresh task head. The caller's random state does not change.
         head_rows: keep the checkpoint's task head if it has a whole one with as many logits; the
             head's logit of each of the task's labels. None: the task head is fresh.
@@ -252,7 +253,7 @@ def load_for_task(
             source.path,
             config=config,
             dtype="auto",
-            attn_implementation=attention,
+            attn_implementation=attention if _has_sdpa(config, auto_class) else "eager",
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
@@ -367,8 +368,21 @@ def _initialise(model: PreTrainedModel, names: tuple[str, ...], *, seed: int) ->
 
 def reads(config: transformers.PreTrainedConfig, *, auto_class: AutoClass) -> bool:
     """Return whether transformers has a class for this model with a task's head."""
-    classes: Any = auto_class._model_mapping  # noqa: SLF001 - there is no public way
-    return type(config) in classes
+    return type(config) in _classes(auto_class)
+
+
+def _classes(auto_class: AutoClass) -> Any:  # noqa: ANN401 - transformers' own lazy mapping
+    return auto_class._model_mapping  # noqa: SLF001 - there is no public way
+
+
+def _has_sdpa(config: transformers.PreTrainedConfig, auto_class: AutoClass) -> bool:
+    """Return whether transformers' class for this model can use torch's fused attention.
+
+    It cannot if its scores have relative positions: DeBERTa, MPNet.
+    """
+    found = _classes(auto_class)[type(config)]
+    kinds = found if isinstance(found, tuple) else (found,)  # DeiT has two image classifiers
+    return all(kind._supports_sdpa for kind in kinds)  # noqa: SLF001
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -35,7 +35,9 @@ class LayerPasses:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._base = model.base_model
-        self._layers = [model.get_submodule(layer.name) for layer in describe(model).layers]
+        layers = describe(model).layers
+        self._layers = [model.get_submodule(layer.name) for layer in layers]
+        self._returns_tuple = any(layer.returns_tuple for layer in layers)
         self.arguments = frozenset(inspect.signature(self._base.forward).parameters)
 
     @torch.no_grad()
@@ -48,8 +50,8 @@ class LayerPasses:
         """
         seen: list[Tensor] = []
 
-        def see(_module: nn.Module, _arguments: object, output: Tensor) -> None:
-            seen.append(output)
+        def see(_module: nn.Module, _arguments: object, output: Any) -> None:  # noqa: ANN401 - Tensor or tuple
+            seen.append(output[0] if self._returns_tuple else output)
             raise _StatesSeenError
 
         quiet = {**RECORD_NOTHING, **no_cache(self.arguments)}
@@ -74,8 +76,8 @@ class LayerPasses:
         skipped = self._layers[:layer]
         own = [vars(each).get("forward") for each in skipped]
         for each in skipped[:-1]:
-            vars(each)["forward"] = _pass_on
-        vars(skipped[-1])["forward"] = lambda *_, **__: states
+            vars(each)["forward"] = self._pass_on
+        vars(skipped[-1])["forward"] = lambda *_, **__: self._pass_on(states)
         try:
             yield
         finally:
@@ -84,7 +86,8 @@ class LayerPasses:
                 if forward is not None:  # of another library
                     vars(each)["forward"] = forward
 
-
-def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-    """Return the input of a layer that is left out."""
-    return hidden_states
+    def _pass_on(
+        self, hidden_states: Tensor, *_: object, **__: object
+    ) -> Tensor | tuple[Tensor, None]:
+        """Return a layer's input as its output, which has no attention shares."""
+        return (hidden_states, None) if self._returns_tuple else hidden_states

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hifi.backbones.heads import AttentionLayer, HeadId, ProjectionName, describe, plain_projection
 from hifi.deltas.row_names import Shape, heads_of_rows, row_key
+from hifi.serving.mixed_positions import SamplePositions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,19 +195,28 @@ class Block:
     samples: slice
     tasks: Sequence[BankedTask]
 
-    def project(self, layer: int, inputs: Tensor) -> Tensor:
-        """Project the samples' inputs to a layer ``[n, S, D]`` with their rows, to ``[n, S, c]``.
+    def project(self, layer: int, inputs: Tensor, *, columns: int | None = None) -> Tensor:
+        """Project the samples' inputs to a layer with their rows.
 
         Many tasks' weights are stacked first, with one kernel on a GPU; the size of blocks limits
         the memory for this.
+
+        Args:
+            layer: its index.
+            inputs: ``[n, S, D]``; ``[1, S, D]`` if they are the same for all samples.
+            columns: c, to compute the first ones only.
+
+        Returns:
+            ``[n, S, c]``; ``[1, S, c]`` for the same inputs and one task.
         """
         if len(self.tasks) == 1:
-            weight, bias = self.tasks[0].weight(layer), self.tasks[0].bias(layer)
+            weight, bias = self.tasks[0].weight(layer)[:, :columns], self.tasks[0].bias(layer)
             flat = inputs.flatten(0, 1)
-            product = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+            product = flat @ weight if bias is None else torch.addmm(bias[:columns], flat, weight)
             return product.view(*inputs.shape[:2], -1)
-        weights = torch.stack([task.weight(layer) for task in self.tasks])  # [n, D, c]
-        biases = [bias for task in self.tasks if (bias := task.bias(layer)) is not None]
+        weights = torch.stack([task.weight(layer)[:, :columns] for task in self.tasks])  # [n, D, c]
+        biases = [bias[:columns] for task in self.tasks if (bias := task.bias(layer)) is not None]
+        inputs = inputs.expand(len(weights), -1, -1)
         if not biases:
             return torch.bmm(inputs, weights)
         return torch.baddbmm(torch.stack(biases).unsqueeze(1), inputs, weights)
@@ -263,7 +273,8 @@ class MixedRows:
 
     The projections are not replaced, and the model is unchanged outside :meth:`mixing`: a hook on
     each projection overwrites the tasks' columns of its output. A layer's query, key and value are
-    one product, since they have the same input.
+    one product, since they have the same input. Relative positions that a layer projects with the
+    same rows are projected for each sample, with its task's rows.
 
     Args:
         model: a bare transformers model whose projections are plain.
@@ -280,7 +291,7 @@ class MixedRows:
                 plain_projection(model, projection)  # raise before any hook is set
         self._device = model.device
         placing = placing_on(model.device)
-        self._layers = [_MixedLayer(layer, placing) for layer in layers]
+        self._layers = [_MixedLayer(layer, placing, model=model) for layer in layers]
         self._hooks = [
             model.get_submodule(name).register_forward_hook(mixed.hook(name))
             for mixed in self._layers
@@ -315,13 +326,16 @@ class MixedRows:
 class _MixedLayer:
     """One layer's modules; the first one called computes the tasks' products for all of them."""
 
-    def __init__(self, layer: AttentionLayer, placing: Placing) -> None:
+    def __init__(self, layer: AttentionLayer, placing: Placing, *, model: PreTrainedModel) -> None:
         self.module_names = layer.module_names
         self._index = layer.index
         self._place = placing
         self._blocks: list[tuple[Block, Tensor]] = []
         self._inputs: Tensor | None = None
         self._products: list[Tensor] = []
+        self._positions: SamplePositions | None = None
+        if layer.positions is not None:
+            self._positions = SamplePositions(model, layer.positions, on_end=self._forget)
 
     def start(self, blocks: Sequence[Block], heads: Sequence[Tensor]) -> None:
         """Start applying a batch's rows; ``heads`` are those of its blocks, on the device."""
@@ -330,35 +344,64 @@ class _MixedLayer:
             for block, numbers in zip(blocks, heads, strict=True)
             if self._index in block.tasks[0].places.layers
         ]
+        if self._blocks and self._positions is not None:
+            self._positions.start()
 
     def stop(self) -> None:
         """Stop applying rows, and release the batch."""
         self._blocks = []
         self._forget()
+        if self._positions is not None:
+            self._positions.stop()
 
-    def hook(self, name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], None]:
+    def hook(self, name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], Tensor | None]:
         """Return the forward hook for a module."""
 
-        def overwrite(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        def overwrite(
+            _module: object, arguments: tuple[Tensor, ...], output: Tensor
+        ) -> Tensor | None:
             if not self._blocks:
-                return
-            inputs = arguments[0]
-            if inputs is not self._inputs:
-                self._inputs = inputs
-                self._products = [
-                    block.project(self._index, inputs[block.samples]) for block, _ in self._blocks
-                ]
-            for (block, heads), product in zip(self._blocks, self._products, strict=True):
-                place = block.tasks[0].places.layers[self._index].places[name]
-                self._place(
-                    product[..., place.columns].unflatten(-1, (-1, place.size)),
-                    output=output[block.samples].unflatten(-1, (-1, place.size)),
-                    heads=heads[:, place.span],
-                )
+                return None
+            inputs, positions = arguments[0], self._positions
+            if positions is not None and positions.samples:
+                own = positions.widen(output)
+                self._overwrite(name, inputs, own, are_positions=True)
+                return positions.side_by_side(own)
+            self._overwrite(name, inputs, output, are_positions=False)
             if name == self.module_names[-1]:
                 self._forget()
+            return None
 
         return overwrite
+
+    def _overwrite(self, name: str, inputs: Tensor, output: Tensor, *, are_positions: bool) -> None:
+        """Overwrite the tasks' columns of a module's output ``[B, S, R]``.
+
+        Args:
+            name: of the module.
+            inputs: ``[B, S, D]``; of relative positions ``[1, S, D]``, the same for all samples.
+            output: changed in place.
+            are_positions: whether the inputs are relative positions.
+        """
+        if inputs is not self._inputs:
+            self._inputs = inputs
+            self._products = [
+                block.project(self._index, inputs, columns=self._value_start(block))
+                if are_positions
+                else block.project(self._index, inputs[block.samples])
+                for block, _ in self._blocks
+            ]
+        for (block, heads), product in zip(self._blocks, self._products, strict=True):
+            place = block.tasks[0].places.layers[self._index].places[name]
+            own = output[block.samples].unflatten(-1, (-1, place.size))
+            columns = product[..., place.columns].unflatten(-1, (-1, place.size))
+            columns = columns.expand(len(own), -1, -1, -1)
+            self._place(columns, output=own, heads=heads[:, place.span])
+
+    def _value_start(self, block: Block) -> int:
+        """Return the number of columns of query and key, which alone project positions."""
+        places = block.tasks[0].places.layers[self._index].places
+        return int(places[self.module_names[-1]].columns.start)
 
     def _forget(self) -> None:
         self._inputs, self._products = None, []

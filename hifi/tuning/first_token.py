@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from hifi.tuning.row_sliced import TunedProjection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
     from transformers.models.bert.modeling_bert import BertSelfAttention
@@ -25,12 +26,13 @@ _ATTENTIONS = ("eager", "sdpa")  # their masks have the shape and meaning expect
 def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
     """Make the last layer compute only its first token in training mode.
 
-    A BERT-family classifier reads only the first token of the last layer. That layer then needs
-    query, attention, W^O and feed-forward block of that token only: other rows reach neither the
-    logits nor any gradient. For a single query, the products can also be reordered so that keys and
-    values are never computed. Logits and gradients are unchanged up to rounding; the last hidden
-    state has one token, and the last layer returns no attention shares. In eval mode nothing is
-    skipped. Replicas of torch's DataParallel are not supported. Run backward passes inside the
+    A classifier of the BERT family or a DeBERTa reads only the first token of the last layer. That
+    layer then needs query, attention, W^O and feed-forward block of that token only: other rows
+    reach neither the logits nor any gradient. For a single query, the products can also be
+    reordered so that keys and values are never computed, except in DeBERTa, whose attention has
+    further products: it stays whole. Logits and gradients are unchanged up to rounding; the last
+    hidden state has one token, and the last layer returns no attention shares. In eval mode nothing
+    is skipped. Replicas of torch's DataParallel are not supported. Run backward passes inside the
     block: gradient checkpointing recomputes the layer there.
 
     Args:
@@ -48,18 +50,30 @@ def first_token_only(model: PreTrainedModel) -> Iterator[bool]:
         yield False
         return
     output = model.get_submodule(last.output)
-    attention = cast("BertSelfAttention", model.get_submodule(last.attention))
     hook = output.register_forward_pre_hook(_keep_first_token)
-    own = vars(attention)
-    is_plain = "forward" not in own  # it has not been replaced by anyone else
-    if is_plain:
-        own["forward"] = partial(_attend, attention, output=output, whole=attention.forward)
+    shorter: AbstractContextManager[None] = nullcontext()
+    if last.attention is not None:
+        attention = cast("BertSelfAttention", model.get_submodule(last.attention))
+        shorter = _attending(attention, output=output)
     try:
-        yield True
+        with shorter:
+            yield True
     finally:
         hook.remove()
-        if is_plain:
-            del own["forward"]
+
+
+@contextmanager
+def _attending(attention: BertSelfAttention, *, output: nn.Module) -> Iterator[None]:
+    """Replace a self-attention's ``forward`` by :func:`_attend` during a block."""
+    own = vars(attention)
+    if "forward" in own:  # someone else has replaced it
+        yield
+        return
+    own["forward"] = partial(_attend, attention, output=output, whole=attention.forward)
+    try:
+        yield
+    finally:
+        del own["forward"]
 
 
 def _keep_first_token(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -224,7 +224,9 @@ class FrozenPrefix(FrozenLayers):
 
 
 def check_frozen(model: PreTrainedModel, *, first: int) -> None:
-    """Check that nothing is trained below a layer: base models list their parameters in order.
+    """Check that nothing is trained below a layer.
+
+    Base models list their parameters in order, except for those that all layers read.
 
     Args:
         model: with its tuner.
@@ -233,12 +235,18 @@ def check_frozen(model: PreTrainedModel, *, first: int) -> None:
     Raises:
         TunerError: something is.
     """
-    layer = model.get_submodule(describe(model).layers[first].name)
+    backbone = describe(model)
+    layer = model.get_submodule(backbone.layers[first].name)
     above = {id(parameter) for parameter in layer.parameters()}
+    shared = {
+        id(parameter)
+        for name in backbone.shared
+        for parameter in model.get_submodule(name).parameters()
+    }
+    is_below = True
     for name, parameter in model.base_model.named_parameters():
-        if id(parameter) in above:
-            return
-        if parameter.requires_grad:
+        is_below = is_below and id(parameter) not in above
+        if parameter.requires_grad and (is_below or id(parameter) in shared):
             raise TunerError(f"{name} is trained, below the first tuned head: nothing is frozen")
 
 

@@ -10,10 +10,12 @@ from peft import LoraConfig, get_peft_model
 from hifi.backbones.heads import (
     SUPPORTED_ARCHITECTURES,
     HeadId,
+    HiddenLayer,
     describe,
     first_token_layer,
     plain_projection,
     read_rows,
+    task_head_layers,
     task_head_names,
     write_rows,
 )
@@ -75,6 +77,55 @@ class TestEveryArchitecture:
         assert prefix == f"{model.base_model_prefix}."
 
 
+def position_scores(model, states):
+    """Compute what layer 1 of a DeBERTa adds to the scores of given queries and keys."""
+    encoder = model.deberta.encoder
+    with torch.no_grad():
+        return encoder.layer[1].attention.self.disentangled_attention_bias(
+            states, states.flip(1), None, encoder.get_rel_embedding(), 3
+        )
+
+
+@pytest.mark.parametrize("name", ["deberta-v2", "deberta-v3"])
+class TestRelativePositions:
+    """DeBERTa projects its positions with the query and key rows of the hidden states."""
+
+    @pytest.mark.parametrize("projection", [0, 1, 2])
+    def test_rows_move_the_outputs_of_their_head_alone(self, name, projection):
+        model, batch = tiny_model(name), tiny_batch(name)
+        where = describe(model).layers[1].projections[projection]
+        before = output_of(model, 1, batch)
+        weight, bias = read_rows(model, where, 2)
+        write_rows(model, where, 2, weight=weight + 0.5, bias=bias + 0.5)
+        after = output_of(model, 1, batch)
+        others = [0, 1, 3]
+        assert torch.equal(after[:, :, others], before[:, :, others])
+        assert (after[:, :, 2] - before[:, :, 2]).abs().max() > 1e-3
+
+    @pytest.mark.parametrize(("projection", "moved"), [(0, [2]), (1, [2]), (2, [])])
+    def test_query_and_key_rows_project_the_positions_of_their_head_alone(
+        self, name, projection, moved
+    ):
+        model = tiny_model(name)
+        states = torch.randn(2 * 4, 12, 8, generator=torch.Generator().manual_seed(0))
+        where = describe(model).layers[1].projections[projection]
+        before = position_scores(model, states)
+        weight, bias = read_rows(model, where, 2)
+        write_rows(model, where, 2, weight=weight + 0.5, bias=bias + 0.5)
+        change = (position_scores(model, states) - before).abs().unflatten(0, (2, 4))
+        assert change.amax(dim=(0, 2, 3)).nonzero().flatten().tolist() == moved
+
+    def test_projections_of_their_own_belong_to_no_head(self, name):
+        model = tiny_model(name, share_att_key=False)
+        states = torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(0))
+        before = position_scores(model, states)
+        for where in describe(model).layers[1].projections:
+            weight, bias = read_rows(model, where, 2)
+            write_rows(model, where, 2, weight=weight + 0.5, bias=bias + 0.5)
+        assert torch.equal(position_scores(model, states), before)
+        assert "pos_key_proj" not in repr(describe(model))
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         "model",
@@ -83,8 +134,13 @@ class TestRefusals:
                 tf.AlbertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8)
             ),
             lambda: tf.T5Model(tf.T5Config(d_model=8, num_heads=2, d_ff=8, num_layers=1)),
+            lambda: tf.DebertaModel(
+                tf.DebertaConfig(
+                    hidden_size=8, num_attention_heads=2, intermediate_size=8, num_hidden_layers=1
+                )
+            ),
         ],
-        ids=["shared weights", "encoder-decoder"],
+        ids=["shared weights", "encoder-decoder", "the first DeBERTa"],
     )
     def test_unknown_architectures_with_a_list_of_the_known(self, model):
         with pytest.raises(UnsupportedArchitectureError) as caught:
@@ -127,6 +183,8 @@ class TestTaskHead:
             ("electra", {"classifier.dense", "classifier.out_proj"}),
             ("distilbert", {"pre_classifier", "classifier"}),
             ("modernbert", {"head.dense", "head.norm", "classifier"}),
+            ("deberta-v3", {"pooler.dense", "classifier"}),
+            ("mpnet", {"classifier.dense", "classifier.out_proj"}),
             ("gpt2", {"score"}),
             ("llama", {"score"}),
             ("qwen3", {"score"}),
@@ -164,6 +222,22 @@ class TestTaskHead:
             task_head_names(tiny_model("bert"), extra=["bert.pooler2"])
 
 
+class TestTaskHeadLayers:
+    @pytest.mark.parametrize(
+        ("name", "config", "hidden"),
+        [
+            ("bert", {}, None),
+            ("mpnet", {}, HiddenLayer("classifier.dense", "tanh")),
+            ("deberta-v3", {}, HiddenLayer("pooler.dense", "gelu")),
+            ("deberta-v3", {"pooler_hidden_act": "tanh"}, HiddenLayer("pooler.dense", "tanh")),
+            ("modernbert", {"classifier_activation": "relu"}, HiddenLayer("head.dense", "relu")),
+        ],
+    )
+    def test_have_the_activation_of_the_model(self, name, config, hidden):
+        layers = task_head_layers(tiny_model(name, **config))
+        assert layers.hidden == hidden
+
+
 class TestFirstTokenBlock:
     @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "electra"])
     def test_is_known_in_the_bert_family(self, name):
@@ -171,7 +245,16 @@ class TestFirstTokenBlock:
         assert last.attention.endswith("encoder.layer.2.attention.self")
         assert last.output.endswith("encoder.layer.2.attention.output")
 
-    @pytest.mark.parametrize("name", ["distilbert", "modernbert", "vit", "gpt2", "llama"])
+    @pytest.mark.parametrize("name", ["deberta-v2", "deberta-v3"])
+    def test_is_known_in_deberta_except_for_the_attention(self, name):
+        last = first_token_layer(tiny_model(name))
+        assert last.attention is None
+        assert last.output.endswith("encoder.layer.2.attention.output")
+
+    def test_is_none_where_tokens_are_convolved_after_the_last_layer(self):
+        assert first_token_layer(tiny_model("deberta-v2", num_hidden_layers=1)) is None
+
+    @pytest.mark.parametrize("name", ["distilbert", "modernbert", "mpnet", "vit", "gpt2", "llama"])
     def test_is_none_elsewhere(self, name):
         assert first_token_layer(tiny_model(name)) is None
 

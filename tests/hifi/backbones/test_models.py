@@ -430,9 +430,31 @@ class TestQuietTransformers:
                 logging.disable_progress_bar()
 
 
+class TestAttention:
+    @pytest.mark.parametrize(
+        ("name", "wanted", "used"),
+        [
+            ("bert", "sdpa", "sdpa"),
+            ("bert", "eager", "eager"),
+            ("deberta-v3", "sdpa", "eager"),
+            ("mpnet", "sdpa", "eager"),
+        ],
+    )
+    def test_is_the_one_that_the_architecture_has(
+        self, name: str, wanted: str, used: str, tmp_path: Path
+    ):
+        save(name, tmp_path)
+        source = resolve_model(tmp_path)
+        kind = tf.AutoModelForSequenceClassification
+        loaded = load_for_task(
+            source, config=load_config(source), auto_class=kind, attention=wanted, seed=0
+        )
+        assert loaded.model.config._attn_implementation == used
+
+
 class TestMaxPositions:
     @pytest.mark.parametrize(
-        ("name", "limit"), [("bert", 64), ("roberta", 63), ("distilbert", 512)]
+        ("name", "limit"), [("bert", 64), ("roberta", 63), ("mpnet", 62), ("distilbert", 512)]
     )
     def test_is_what_the_position_table_holds(self, name: str, limit: int):
         model = tiny_model(name)
@@ -441,6 +463,9 @@ class TestMaxPositions:
             model(input_ids=torch.full((1, limit), 5))
             with pytest.raises((IndexError, RuntimeError)):
                 model(input_ids=torch.full((1, limit + 1), 5))
+
+    def test_relative_positions_have_the_limit_of_their_configuration(self):
+        assert max_positions(tiny_model("deberta-v3")) == 64
 
     def test_images_have_no_limit(self):
         assert max_positions(tiny_model("vit")) is None

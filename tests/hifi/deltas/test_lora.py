@@ -74,7 +74,9 @@ class TestInStockPeft:
             assert torch.equal(tensor[frozen], before[parameter][frozen]), parameter
             assert torch.allclose(tensor, merged[parameter], atol=1e-6, rtol=0), parameter
 
-    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama", "vit"])
+    @pytest.mark.parametrize(
+        "name", ["bert", "modernbert", "gpt2", "llama", "vit", "deberta-v3", "mpnet"]
+    )
     def test_layer_1_is_not_taken_for_layer_11(self, name: str, tmp_path: Path):
         # Other heads, and other numbers of them, in every layer whose name ends like another's.
         heads = [HeadId(1, 0), HeadId(1, 1), HeadId(10, 1), HeadId(11, 0), HeadId(2, 1)]
@@ -243,6 +245,8 @@ class TestLayout:
             ("roberta", ["classifier"]),
             ("distilbert", ["pre_classifier", "classifier"]),
             ("modernbert", ["head", "classifier"]),
+            ("deberta-v3", ["pooler", "classifier"]),
+            ("mpnet", ["classifier"]),
             ("llama", ["score"]),
             ("vit", ["classifier"]),
         ],

@@ -55,9 +55,23 @@ def refused(model, batch, *, param):
 
 class TestHeadOutputs:
     @pytest.mark.parametrize("name", NAMES)
-    def test_are_those_of_the_attention_interface(self, name):
+    def test_are_those_of_the_naive_reference(self, name):
         model = tiny_model(name, dtype=torch.float64)
         batch = tiny_batch(name, dtype=torch.float64, labels=True)
+        assert_same(capture(model, batch), oracles.head_outputs(model, batch))
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"pos_att_type": "c2p"},
+            {"pos_att_type": "p2c"},
+            {"share_att_key": False},
+            {"position_buckets": 16},
+        ],
+    )
+    def test_are_those_of_each_variant_of_deberta(self, config):
+        model = tiny_model("deberta-v3", dtype=torch.float64, **config)
+        batch = tiny_batch("deberta-v3")
         assert_same(capture(model, batch), oracles.head_outputs(model, batch))
 
     @pytest.mark.parametrize("name", NAMES)

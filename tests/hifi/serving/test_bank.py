@@ -101,12 +101,13 @@ class TestMixedBatch:
                     merged = tasks[name].answer(row(batch, place))[0]
                     assert (answer - merged).abs().max() <= CLOSE
 
-    def test_in_bfloat16_as_the_merged_model(self):
-        heads = heads_of("bert", seed=0, per_layer=(1, 1, 1))
-        tuned = tune("bert", heads, seed=0, labels=2, dtype=torch.bfloat16)
-        bank = HeadBank(bare("bert", dtype=torch.bfloat16))
+    @pytest.mark.parametrize("architecture", ["bert", "deberta-v3", "mpnet"])
+    def test_in_bfloat16_as_the_merged_model(self, architecture: str):
+        heads = heads_of(architecture, seed=0, per_layer=(1, 1, 1))
+        tuned = tune(architecture, heads, seed=0, labels=2, dtype=torch.bfloat16)
+        bank = HeadBank(bare(architecture, dtype=torch.bfloat16))
         bank.add("a", tuned.delta)
-        batch = tiny_batch("bert", lengths=(5, 9))
+        batch = tiny_batch(architecture, lengths=(5, 9))
         for place, answer in enumerate(bank.forward(batch, ["a", "a"])):
             merged = tuned.answer(row(batch, place))[0]
             assert torch.allclose(answer, merged, rtol=0, atol=0.1)
@@ -179,6 +180,14 @@ class TestMixedBatch:
             assert (answer - tuned.answer(batch)[0]).abs().max() <= CLOSE
         assert (answers[0] - answers[1]).abs().max() > 100 * CLOSE  # what they read does matter
 
+    def test_may_have_token_types_that_the_backbone_ignores(self):
+        tuned = several("deberta-v3")["a"]
+        bank = bank_of("deberta-v3", {"a": tuned})
+        batch = tiny_batch("deberta-v3", lengths=(5, 9))
+        batch["token_type_ids"] = torch.ones_like(batch["input_ids"])
+        answers = torch.stack(bank.forward(batch, ["a", "a"]))
+        assert (answers - tuned.answer(batch)).abs().max() <= CLOSE
+
 
 class TestFirstToken:
     """The last layer computes only the first token if no task head reads another."""
@@ -193,7 +202,9 @@ class TestFirstToken:
         hook.remove()
         return lengths[0]
 
-    @pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "electra"])
+    @pytest.mark.parametrize(
+        "architecture", ["bert", "roberta", "xlm-roberta", "electra", "deberta-v2"]
+    )
     def test_gives_the_answers_of_merged_models(self, architecture: str):
         tasks = several(architecture)
         bank = bank_of(architecture, tasks)

@@ -235,7 +235,7 @@ class TestSelection:
         assert {head.layer for head in selection.heads} == {2}
         assert selection.n_samples == 10
 
-    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama"])
+    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama", "deberta-v3"])
     def test_a_gradient_is_that_of_the_tasks_loss(self, name: str, tmp_path: Path):
         path = save_text_model(tmp_path, name)
         settings = {"score": "gradient", "k": None, "strategy": "budget", "budget": 3}

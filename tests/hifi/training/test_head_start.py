@@ -44,6 +44,9 @@ HIDDEN = {
     "electra": "classifier.dense",
     "distilbert": "pre_classifier",
     "modernbert": "head.dense",
+    "deberta-v2": "pooler.dense",
+    "deberta-v3": "pooler.dense",
+    "mpnet": "classifier.dense",
 }
 
 

@@ -111,7 +111,7 @@ class TestBytes:
         result = run_to_the_end(bert, checkpoint_dir=folder, state_places=other)
         assert file_of(result, tmp_path) == expected
 
-    @pytest.mark.parametrize("name", ["gpt2", "modernbert", "qwen3"])
+    @pytest.mark.parametrize("name", ["gpt2", "modernbert", "qwen3", "deberta-v2", "mpnet"])
     def test_of_other_architectures_do_not_depend_on_it_either(self, name: str, tmp_path: Path):
         model = save_text_model(tmp_path / "model", name)
         files = [

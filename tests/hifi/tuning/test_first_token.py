@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ from hifi.tuning.tuner import HeadTuner
 from tests.architectures import LAYERS, tiny_batch, tiny_model
 
 FAMILY = ("bert", "roberta", "xlm-roberta", "electra")
+VARIANTS = [
+    *product(FAMILY, ("eager", "sdpa")),
+    ("deberta-v2", "eager"),
+    ("deberta-v3", "eager"),
+]
 
 
 def without_dropout(model):
@@ -28,9 +34,8 @@ def without_dropout(model):
     return model.train()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("lengths", [(9, 5, 12, 3), (7, 7), (1, 4)])
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(("name", "attention"), VARIANTS)
 def test_loss_and_gradients_stay(name, lengths, attention):
     model = without_dropout(
         tiny_model(name, attention_probs_dropout_prob=0.0, attn_implementation=attention)
@@ -49,14 +54,13 @@ def test_loss_and_gradients_stay(name, lengths, attention):
         torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(("name", "attention"), VARIANTS)
 def test_in_float64_every_gradient_of_a_plain_model_is_that_of_the_whole_layer(name, attention):
     model = without_dropout(
         tiny_model(name, attention_probs_dropout_prob=0.0, attn_implementation=attention)
     ).double()
     batch = tiny_batch(name, labels=True)
-    parameters = [p for n, p in model.named_parameters() if "pooler" not in n or name == "bert"]
+    parameters = [p for n, p in model.named_parameters() if ".pooler" not in n or name == "bert"]
     expected = torch.autograd.grad(model(**batch).loss, parameters)
     with first_token_only(model):
         gradients = torch.autograd.grad(model(**batch).loss, parameters)

@@ -29,9 +29,12 @@ def tuned(name: str = "bert", *, layer: int = 2, **config) -> HeadTuner:
 
 
 def count_calls(tuner: HeadTuner, layer: int) -> list[int]:
-    """Collect the samples of each call of a layer's own query projection."""
+    """Collect the samples of each call of a layer's own value projection.
+
+    Query and key may project positions too.
+    """
     seen: list[int] = []
-    name = describe(tuner.model).layers[layer].module_names[0]
+    name = describe(tuner.model).layers[layer].module_names[-1]
     tuner.model.get_submodule(name).register_forward_pre_hook(
         lambda _, arguments: seen.append(len(arguments[0]))
     )
@@ -157,7 +160,7 @@ def test_a_tuned_head_in_layer_0_runs_the_whole_model():
         assert torch.equal(prefix(batch, keys=range(4)).logits, tuner.model(**batch).logits)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "vit"])
+@pytest.mark.parametrize("name", ["bert", "llama", "vit", "deberta-v2", "mpnet"])
 def test_a_model_that_records_is_run_and_goes_on_recording(name: str):
     tuner = tuned(name, attn_implementation="eager")
     tuner.model.config.output_hidden_states = tuner.model.config.output_attentions = True
@@ -303,6 +306,21 @@ class TestTuner:
         tuner = tuned()
         tuner.model.bert.get_parameter(name).requires_grad = True
         with pytest.raises(TunerError, match=name):
+            FrozenPrefix(tuner)
+
+    @pytest.mark.parametrize(
+        ("name", "parameter"),
+        [
+            ("deberta-v2", "encoder.rel_embeddings.weight"),
+            ("deberta-v2", "encoder.LayerNorm.bias"),
+            ("deberta-v2", "encoder.conv.conv.weight"),
+            ("mpnet", "encoder.relative_attention_bias.weight"),
+        ],
+    )
+    def test_something_trained_that_layers_below_read_is_refused(self, name: str, parameter: str):
+        tuner = tuned(name)
+        tuner.model.base_model.get_parameter(parameter).requires_grad = True
+        with pytest.raises(TunerError, match=parameter):
             FrozenPrefix(tuner)
 
     def test_something_trained_above_is_not(self):

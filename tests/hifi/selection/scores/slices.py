@@ -12,28 +12,35 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WIDTH = 8  # D' of the tiny models
+_BERT = ("encoder.layer.{}.attention", "self.query self.key self.value output.dense")
+_DEBERTA = (
+    "encoder.layer.{}.attention",
+    "self.query_proj self.key_proj self.value_proj output.dense",
+)
+_VIT = ("layers.{}.attention", "q_proj k_proj v_proj o_proj")
+_LLAMA = ("layers.{}.self_attn", "q_proj k_proj v_proj o_proj")
+_MODULES = {
+    "distilbert": ("transformer.layer.{}.attention", "q_lin k_lin v_lin out_lin"),
+    "deberta-v2": _DEBERTA,
+    "deberta-v3": _DEBERTA,
+    "mpnet": ("encoder.layer.{}.attention.attn", "q k v o"),
+    "vit": _VIT,
+    "deit": _VIT,
+    "modernbert": ("layers.{}.attn", "Wqkv Wqkv Wqkv Wo"),
+    "gpt2": ("h.{}.attn", "c_attn c_attn c_attn c_proj"),
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+}
 
 
 def attention(
     model: tf.PreTrainedModel, name: str, layer: int
 ) -> tuple[list[nn.Module], nn.Module]:
     """Return the modules of query, key and value (the same one if fused), and W^O."""
-    base = model.base_model
-    if name == "distilbert":
-        block = base.transformer.layer[layer].attention
-        return [block.q_lin, block.k_lin, block.v_lin], block.out_lin
-    if name in ("vit", "deit"):
-        block = base.layers[layer].attention
-        return [block.q_proj, block.k_proj, block.v_proj], block.o_proj
-    if name == "modernbert":
-        return [base.layers[layer].attn.Wqkv] * 3, base.layers[layer].attn.Wo
-    if name == "gpt2":
-        return [base.h[layer].attn.c_attn] * 3, base.h[layer].attn.c_proj
-    if name in ("llama", "qwen3"):
-        block = base.layers[layer].self_attn
-        return [block.q_proj, block.k_proj, block.v_proj], block.o_proj
-    block = base.encoder.layer[layer].attention
-    return [block.self.query, block.self.key, block.self.value], block.output.dense
+    path, names = _MODULES.get(name, _BERT)
+    block = model.base_model.get_submodule(path.format(layer))
+    query, key, value, output = (block.get_submodule(each) for each in names.split())
+    return [query, key, value], output
 
 
 def head_weights(

@@ -169,7 +169,7 @@ class TestValues:
 
 
 class TestModel:
-    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "qwen3"])
+    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "qwen3", "deberta-v3", "mpnet"])
     def test_is_what_it_was(self, name):
         model = tiny_model(name).train()
         for number, parameter in enumerate(model.parameters()):
@@ -204,7 +204,10 @@ class TestModel:
         with torch.no_grad():
             assert torch.equal(gradient_values(model, batches), expected)
 
-    @pytest.mark.parametrize(("name", "tokens"), [("bert", 1), ("roberta", 1), ("distilbert", 12)])
+    @pytest.mark.parametrize(
+        ("name", "tokens"),
+        [("bert", 1), ("roberta", 1), ("deberta-v3", 1), ("distilbert", 12), ("mpnet", 12)],
+    )
     def test_computes_of_the_last_layer_what_the_task_head_reads(self, name, tokens):
         model, batch = tiny_model(name), tiny_batch(name, labels=True)
         base = model.base_model

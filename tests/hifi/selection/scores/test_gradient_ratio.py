@@ -12,7 +12,7 @@ from tests.hifi.selection.scores.test_gradient import autograd_values, gradient_
 
 
 class TestValues:
-    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama", "vit"])
+    @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama", "vit", "deberta-v3"])
     def test_are_relative_to_the_weights(self, name):
         model, batches = tiny_model(name, dtype=torch.float64), two_batches(name)
         weights = torch.zeros(LAYERS, heads_per_layer(name), dtype=torch.float64)
