@@ -391,10 +391,20 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the tokenizer is missing or cannot be loaded.
     """
-    with _loading(f"the tokenizer of {source.name} cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=False
-        )
+    failure = f"the tokenizer of {source.name} cannot be loaded"
+    try:
+        with _loading(failure):
+            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                source.path, trust_remote_code=False
+            )
+    except ModelError as error:
+        if (source.path / "tokenizer.json").is_file() or not any(source.path.glob("*.model")):
+            raise
+        # transformers' own message asks for tiktoken, which does not help.
+        raise ModelError(
+            f"{failure} from a SentencePiece model alone: write tokenizer.json once with "
+            "transformers' save_pretrained, where sentencepiece and protobuf are installed"
+        ) from error
     files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
     # transformers would create an empty tokenizer without these files.
     if not any((source.path / name).is_file() for name in files):

@@ -367,6 +367,12 @@ class TestRefusals:
         with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded"):
             load_tokenizer(resolve_model(tmp_path))
 
+    def test_a_tokenizer_that_is_a_sentencepiece_model_alone(self, tmp_path: Path):
+        save("deberta-v3", tmp_path)
+        (tmp_path / "spm.model").write_bytes(b"\x0a\x0e")
+        with pytest.raises(ModelError, match=r"write tokenizer\.json once with transformers'"):
+            load_tokenizer(resolve_model(tmp_path))
+
     def test_a_model_without_an_image_processor(self, tmp_path: Path):
         save("vit", tmp_path)
         with pytest.raises(ModelError, match=r"the image processor of .* cannot be loaded"):
