@@ -26,6 +26,7 @@ from hifi.serving.prediction import TaskRecord, collate
 from hifi.tasks import TaskSpec, infer
 from hifi.training.preparation import prepare
 from tests.in_process import Service, running_service
+from tests.root import ROOT
 from tests.task_types.cases import CASES, Answer, Case, Row
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import save_image_model, write_rows
@@ -346,3 +347,42 @@ def test_command_line(
     answers = json.loads(capsys.readouterr().out)["data"]
     plain = made.plain_answers(case)
     assert [{name: each[name] for name in plain[0]} for each in answers] == about(plain)
+
+
+# What docs/task-types.md calls each of these tests.
+PLACES = {
+    "`finetune`": test_finetune,
+    "your own training loop": test_own_loop,
+    "`hifi tune`": test_hifi_tune,
+    "the task inferred from the columns": test_inference_of_the_columns,
+    "bad rows refused by name, at an upload too": test_bad_rows,
+    "yardsticks, and a start from the probe": test_yardsticks_and_head_start,
+    "a report of each class": test_report,
+    "batches that mix tasks": test_mixed_batches,
+    "merged into a plain model, with its `pipeline`": test_merge,
+    "LoRA adapter for stock PEFT": test_lora,
+    "jobs: dry run, result, predictions": test_service,
+    "`hifi jobs submit`, `show` and `predict`": test_command_line,
+}
+
+
+def table() -> list[str]:
+    """Return the rows of the documentation's table: a mark for each test of a type in a place."""
+    rows = [["", *(case.type for case in CASES)], ["---"] * (len(CASES) + 1)]
+    for words, test in PLACES.items():
+        has_any = test is not test_report
+        marks = [
+            "✓" if has_any or find_task_type(case.type).has_classes else "none" for case in CASES
+        ]
+        rows.append([words, *marks])
+    return [f"| {' | '.join(row)} |".replace("|  |", "| |").replace(" --- ", "---") for row in rows]
+
+
+class TestDocumentation:
+    def test_has_the_table_of_these_tests(self):
+        page = (ROOT / "docs" / "task-types.md").read_text(encoding="utf-8")
+        assert "\n".join(table()) in page
+
+    def test_names_every_test_of_a_place(self):
+        marked = {name for name, found in globals().items() if hasattr(found, "pytestmark")}
+        assert {test.__name__ for test in PLACES.values()} == marked - {"TestDocumentation"}

@@ -63,7 +63,7 @@ class TestDeclarations:
 
 
 def test_the_documentation_has_a_row_for_each():
-    lines = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8").splitlines()
-    start = lines.index("## Task types")
+    lines = (ROOT / "docs" / "task-types.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("# Task types")
     rows = [line for line in lines[start : lines.index("", start + 4)] if line.startswith("| `")]
     assert rows == [row_of(declared) for declared in task_types()]
