@@ -19,6 +19,7 @@ from hifi.tasks import metrics
 from hifi.tasks.probe import LabelsProbe, ProbeKind
 from hifi.tasks.report import ClassReport, report_label_sets
 from hifi.tasks.text import TextTask
+from hifi.tasks.thresholds import best_threshold
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
     from hifi.backbones.models import AutoClass
     from hifi.data.labels import Label
     from hifi.tasks.base import Answer, Sample
-    from hifi.tasks.metrics import Booleans, Floats
+    from hifi.tasks.metrics import Floats
 
 DEFAULT_THRESHOLD = 0.5  # without a validation split
 _THRESHOLD = "threshold"
-_COARSE = np.arange(5, 100, 5) / 100  # thresholds that are tried first
-_FINE = np.arange(-4, 5) / 100  # and then around the best of them
 _NO_LABEL = "(no label)"
 
 
@@ -64,21 +63,22 @@ class MultiLabel(TextTask):
         return tuple(label_set_order(dataset, label, sets, split="train"))
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
-        """Read which row has which label, float32 of 0 and 1, ``[n, labels]``."""
+        """Read which row has which label, bool, ``[n, labels]``."""
         if not isinstance(self.label, str):
             flags = [read_flags(dataset, column, split=split) for column in self.label]
-            return torch.tensor(flags, dtype=torch.float32).T.contiguous()
+            return torch.tensor(flags).T.contiguous()
         known = self.classes or ()
         sets = read_label_sets(dataset, self.label, split=split, known=known)
         indices = label_set_indices(sets, known=known, column=self.label, split=split)
-        found = torch.zeros(len(sets), len(known))
+        found = torch.zeros(len(sets), len(known), dtype=torch.bool)
         for row, labels in enumerate(indices):
-            found[row, labels] = 1.0
+            found[row, labels] = True
         return found
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean binary cross entropy of a batch, in float32."""
-        return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
+        precise = logits.float()
+        return nn.functional.binary_cross_entropy_with_logits(precise, targets.to(precise.dtype))
 
     def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over a batch, with the weights of the rows that have a label."""
@@ -86,7 +86,9 @@ class MultiLabel(TextTask):
             return self.loss(logits, targets)
         precise = logits.float()
         weights = precise.new_tensor(self.row_weights)
-        loss = nn.functional.binary_cross_entropy_with_logits(precise, targets, pos_weight=weights)
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            precise, targets.to(precise.dtype), pos_weight=weights
+        )
         return loss / self.mean_weight
 
     def weighted(self, weights: ClassWeights | None, *, targets: Tensor) -> Self:
@@ -118,7 +120,7 @@ class MultiLabel(TextTask):
         """Compute the declared metrics of logits ``[n, labels]``, with this task's threshold."""
         return metrics.measure_label_sets(
             self.declaration.metrics,
-            targets.numpy() > 0,
+            targets.bool().numpy(),
             _scores(logits),
             threshold=self._threshold,
         )
@@ -132,9 +134,9 @@ class MultiLabel(TextTask):
         if self.threshold is not None:
             return {_THRESHOLD: self.threshold}
         by = "micro_f1" if self.metric == "mean_average_precision" else self.metric
-        truth, scores = targets.numpy() > 0, _scores(logits)
-        coarse = _best_threshold(_COARSE, truth, scores, metric=by)
-        return {_THRESHOLD: _best_threshold(coarse + _FINE, truth, scores, metric=by)}
+        truth, scores = targets.bool().numpy(), _scores(logits)
+        chosen = best_threshold(truth, scores, metric=by, usual=DEFAULT_THRESHOLD)
+        return {_THRESHOLD: chosen}
 
     def with_answers(self, fitted: Mapping[str, Any]) -> Self:
         """Return this task with its threshold."""
@@ -158,7 +160,7 @@ class MultiLabel(TextTask):
         """Return the scores of each label."""
         names = [str(name) for name in self.labels or ()]
         found = _scores(logits) >= self._threshold
-        return report_label_sets(names, targets.numpy() > 0, found, split=split)
+        return report_label_sets(names, targets.bool().numpy(), found, split=split)
 
     def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - logits suffice
         """Return the labels from the threshold on, and the probability of each label."""
@@ -182,13 +184,3 @@ class MultiLabel(TextTask):
 
 def _scores(logits: Tensor) -> Floats:
     return logits.double().sigmoid().numpy()
-
-
-def _best_threshold(thresholds: Floats, targets: Booleans, scores: Floats, *, metric: str) -> float:
-    """Return the threshold with the highest metric, of equal ones the closest to one half."""
-
-    def value(threshold: float) -> tuple[float, float]:
-        found = metrics.measure_label_sets([metric], targets, scores, threshold=threshold)
-        return found[metric], -abs(threshold - DEFAULT_THRESHOLD)
-
-    return max((float(each) for each in np.round(thresholds, 2)), key=value)

@@ -245,7 +245,7 @@ class LabelsProbe(ProbeKind):
         whole = _Linear(np.zeros((num_labels, x.shape[1])), np.zeros(num_labels))
         known = self.constant(torch.from_numpy(y), num_labels=num_labels).double().numpy()
         for label, truth in enumerate(y.T):
-            if np.ptp(truth) == 0:  # nothing to learn from
+            if truth.all() or not truth.any():  # nothing to learn from
                 whole.intercepts[label] = known[label] if has_bias else 0.0
                 continue
             solver = _converge(x, truth, strength=strength, has_bias=has_bias, fits=num_labels)

@@ -47,7 +47,7 @@ class TestTargets:
         targets = task.targets(load_split(lists(*LISTS), split="train"), split="train")
         expected = [[0, 1, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
         assert targets.tolist() == expected
-        assert targets.dtype == torch.float32
+        assert targets.dtype == torch.bool
 
     def test_of_integers_with_names_are_the_names_in_their_order(self):
         features = datasets.Features(
