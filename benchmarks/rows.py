@@ -54,10 +54,10 @@ def print_rows(rows: Iterable[Row]) -> None:
         print(text, flush=True)
 
 
-def interleaved(tasks: Sequence[Callable[[], object]]) -> list[float]:
+def interleaved(tasks: Sequence[Callable[[], object]], *, turns: int = REPETITIONS) -> list[float]:
     """Time tasks in turns, after a warm-up turn; return the median seconds of each."""
     seconds: list[list[float]] = [[] for _ in tasks]
-    for turn in range(REPETITIONS + 1):
+    for turn in range(turns + 1):
         for task, taken in zip(tasks, seconds, strict=True):
             begin = time.perf_counter()
             task()

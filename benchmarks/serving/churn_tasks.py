@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from benchmarks.serving.deltas import noise_delta
+from benchmarks.speed.methods import random_heads
 from store.orders import DeltaOrder
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def make_tasks(
         inputs = [dict(zip(columns, pair, strict=False)) for pair in texts]
         delta = noise_delta(
             models[kind],
-            k=kind.k,
+            selection=random_heads(models[kind], k=kind.k, seed=seed),
             noise=_NOISE,
             seed=seed,
             task={

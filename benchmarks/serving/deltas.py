@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hifi.deltas.delta import HeadDelta
+    from hifi.selection.head_selection import HeadSelection
 
 K = 3
 NOISE = 0.01
@@ -36,18 +36,18 @@ _SELECTIONS = 64  # of heads; more deltas reuse the heads with other weights, wh
 def noise_delta(
     model: PreTrainedModel,
     *,
-    k: int,
+    selection: HeadSelection,
     noise: float,
     seed: int,
     task: Mapping[str, Any],
     labels: Sequence[str] | None = None,
 ) -> HeadDelta:
-    """Create a head delta of ``k`` random heads per layer; of the model only the task head changes.
+    """Create a head delta of noise; of the model only the task head changes.
 
     ``noise`` is its standard deviation; ``task`` and ``labels`` are those of
     :meth:`HeadTuner.delta`.
     """
-    tuner = HeadTuner(model, random_heads(model, k=k, seed=seed))
+    tuner = HeadTuner(model, selection)
     generator = torch.Generator().manual_seed(seed)
     for parameter in tuner.parameters():
         parameter.data += noise * torch.randn(parameter.shape, generator=generator)
@@ -56,10 +56,19 @@ def noise_delta(
     return delta
 
 
+def mrpc_delta(model: PreTrainedModel, selection: HeadSelection, *, seed: int) -> HeadDelta:
+    """Create a head delta of MiniLM for MRPC."""
+    return noise_delta(
+        model, selection=selection, noise=NOISE, seed=seed, task=_TASK, labels=["0", "1"]
+    )
+
+
 def minilm_deltas(count: int) -> list[HeadDelta]:
-    """Create head deltas of MiniLM for MRPC."""
-    make = partial(noise_delta, minilm().eval(), k=K, noise=NOISE, task=_TASK, labels=["0", "1"])
-    return [make(seed=seed) for seed in range(count)]
+    """Create head deltas of MiniLM for MRPC, of ``K`` random heads per layer."""
+    model = minilm().eval()
+    return [
+        mrpc_delta(model, random_heads(model, k=K, seed=seed), seed=seed) for seed in range(count)
+    ]
 
 
 def store_minilm_deltas(artifacts: Path, *, count: int, tenants: int) -> list[DeltaOrder]:

@@ -59,7 +59,8 @@ def _part(batch: dict[str, Tensor], places: Sequence[int]) -> dict[str, Tensor]:
 
 def _by_length(batch: dict[str, Tensor]) -> list[list[int]]:
     """Form batches as the inference process would, with each row from a different tenant."""
-    scheduler = Scheduler[int](max_tokens=BATCH_TOKENS["cpu"], max_wait_seconds=0.0)
+    most = BATCH_TOKENS["cpu"]
+    scheduler = Scheduler[int](max_tokens=most, tenant_tokens=most, max_wait_seconds=0.0)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     scheduler.add([Ticket(None, str(place), length, place) for place, length in enumerate(lengths)])
     batches = []
