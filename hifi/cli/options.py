@@ -110,6 +110,8 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def task_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the task that the options describe, with the fields of a task spec."""
     fields = given(args, ("text", "label", "image", "metric", "threshold"))
+    if len(fields.get("label", ())) == 1:
+        (fields["label"],) = fields["label"]
     return fields if args.task is None else {"type": args.task, **fields}
 
 

@@ -30,6 +30,7 @@ class TestInfer:
             (PAIR, ("classification", ("sentence1", "sentence2"), "label", None)),
             ({**PAIR, "label": 2.5}, ("regression", ("sentence1", "sentence2"), "label", None)),
             ({"review": "a", "spam": True}, ("classification", ("review",), "spam", None)),
+            ({"text": "a", "label": [1, 2]}, ("multi-label", ("text",), "label", None)),
             ({"pic": IMAGE, "animal": "cat"}, ("image-classification", (), "animal", "pic")),
         ],
     )
@@ -37,7 +38,7 @@ class TestInfer:
         spec = infer(TaskSpec(), split(row))
         assert (spec.type, spec.text, spec.label, spec.image) == expected
 
-    @pytest.mark.parametrize("label", [[1, 2], {"answer_start": 1}])
+    @pytest.mark.parametrize("label", [[0.5, 2.0], {"answer_start": 1}])
     def test_a_column_that_cannot_be_a_label_is_not_ambiguous(self, label):
         expected = r"column 'label': a column of .* cannot be the label"
         with pytest.raises(DataError, match=expected) as caught:

@@ -18,7 +18,9 @@ from tests.tiny_tasks import image_rows, text_rows
 
 class TestGetTask:
     def test_finds_every_type(self):
-        assert set(task_types()) == {"classification", "regression", "image-classification"}
+        assert set(task_types()) == {
+            *("classification", "multi-label", "regression", "image-classification"),
+        }
         for name in task_types():
             assert get_task(name).declaration.name == name
 

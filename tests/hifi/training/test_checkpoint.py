@@ -206,7 +206,7 @@ class TestRefusals:
         monkeypatch.setattr(module, "FORMAT_VERSION", 2)
         save_checkpoint(tmp_path, make())
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="format version 2, this library has 4"):
+        with pytest.raises(CheckpointError, match="format version 2, this library has 5"):
             load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

@@ -417,7 +417,7 @@ class TestAdmit:
         new = ask(**said, training={"epochs": 1, "early_stopping_patience": 2}).new_job
         assert {name: new.spec[name] for name in said} == {
             **said,
-            "task": {**said["task"], "label": "label", "image": None},
+            "task": {**said["task"], "label": "label", "image": None, "threshold": None},
         }
         assert (new.model, new.revision, new.needs_hub) == ("minilm", None, False)
         assert (new.dataset_id, new.name, new.meta) == (dataset, "mine", {"team": "search"})

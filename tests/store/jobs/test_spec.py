@@ -198,7 +198,7 @@ class TestRefusals:
         with pytest.raises(ValidationError) as caught:
             parse(task={"type": "clasification"})
         [error] = caught.value.errors()
-        offered = "'classification', 'regression' or 'image-classification'"
+        offered = "'classification', 'multi-label', 'regression' or 'image-classification'"
         assert error["msg"] == f"Input should be {offered}"
         names = [each.name for each in task_types()]
         schema = JobSpec.model_json_schema()["$defs"]["TaskFields"]["properties"]["type"]

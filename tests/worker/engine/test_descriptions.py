@@ -79,6 +79,7 @@ class TestDescribeBackbone:
         head = {"base": 0, "per_label": 385}
         assert {name: weights_of(told) for name, told in found.task_heads.items()} == {
             "classification": head,
+            "multi-label": head,
             "regression": head,
         }
         assert found.fingerprint == backbone_fingerprint(tf.AutoModel.from_pretrained(minilm_path))
@@ -94,7 +95,7 @@ class TestDescribeBackbone:
         assert set(image.task_heads) == {"image-classification"}
         assert image.max_positions is None
         text = describe_backbone("llama", test_data / "models" / "stories260K-llama")
-        assert set(text.task_heads) == {"classification", "regression"}
+        assert set(text.task_heads) == {"classification", "multi-label", "regression"}
         assert text.num_key_value_heads < text.num_heads
 
     def test_the_fingerprint_is_of_the_weights_as_stored(self, tmp_path: Path):
