@@ -60,7 +60,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# Needs recorded runs in benchmarks/paper/results/runs.jsonl, of which there are none yet. The tasks'
-# rows are no part of the repository: HIFI_TEST_DATA names their folder.
+# Repeats some of the recorded runs in benchmarks/paper/results/runs.jsonl. The tasks' rows are no part
+# of the repository: HIFI_TEST_DATA names their folder.
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.paper.quick

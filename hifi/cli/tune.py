@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hifi.training.finetuning import FinetuneResult
 
 # Options with the names of arguments of finetune, without the settings.
-_OPTIONS = (*("model", "revision", "preset", "device", "checkpoint_dir", "checkpoint_seconds"),)
+_OPTIONS = ("model", "revision", "preset", "device", "checkpoint_dir", "checkpoint_seconds")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

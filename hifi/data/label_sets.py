@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hifi.data.labels import Label, as_label, label_reader, order_classes, unknown_label
+from hifi.data.labels import (
+    Label,
+    as_label,
+    first_unknown,
+    label_reader,
+    order_classes,
+    read_distinct,
+)
 from hifi.data.profile import Problem
 from hifi.errors import quoted
 
@@ -38,11 +45,7 @@ def other_sets(column: ColumnScan, *, known: Sequence[Label] | None) -> Problem 
     problem, found = _read(column, known=known or ())
     if problem is not None or known is None:
         return problem
-    unknown = {label: row for label, row in found.items() if label not in set(known)}
-    if not unknown:
-        return None
-    label = min(unknown, key=lambda each: unknown[each])
-    return unknown_label(label, row=unknown[label], known=known)
+    return first_unknown(found, known=known)
 
 
 def too_few_labels(labels: Collection[Label]) -> Problem | None:
@@ -88,18 +91,7 @@ def set_reader(
 
 def flag_problem(column: ColumnScan) -> Problem | None:
     """Return the first row that is neither 0 nor 1, in a column that marks the rows of a label."""
-    excluded = column.misfit("flag")
-    if excluded is not None:
-        return excluded
-    read = flag_reader(column)
-    problems = []
-    missing = [(None, row) for row in (column.missing, column.nan) if row is not None]
-    for value, row in (*column.distinct.rows.items(), *missing):
-        try:
-            read(value)
-        except ValueError as error:
-            problems.append(Problem(row=row, reason=str(error)))
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return column.misfit("flag") or read_distinct(column, flag_reader(column))[0]
 
 
 def flag_reader(column: ColumnScan) -> Callable[[object], bool]:

@@ -29,7 +29,7 @@ def train_labels(column: ColumnScan) -> tuple[tuple[Label, ...] | None, Problem 
         The classes, in the order of the logits, or None if there are too many to count; and the
         problem that prevents a classification.
     """
-    problem, found = _read(column, label_reader(column))
+    problem, found = read_distinct(column, label_reader(column))
     if column.distinct.is_full:
         return None, problem
     return order_classes(found, names=column.class_names), problem or too_few(found)
@@ -43,13 +43,9 @@ def other_labels(column: ColumnScan, *, known: tuple[Label, ...] | None) -> Prob
         known: the classes; None if they are not known.
     """
     if known is None:
-        return None if column.are_cells else _read(column, label_reader(column))[0]
-    problem, found = _read(column, label_reader(column, known=known))
-    unknown = set(found).difference(known)
-    if problem is not None or not unknown:
-        return problem
-    row, label = min((found[label], label) for label in unknown)
-    return unknown_label(label, row=row, known=known)
+        return None if column.are_cells else read_distinct(column, label_reader(column))[0]
+    problem, found = read_distinct(column, label_reader(column, known=known))
+    return problem or first_unknown(found, known=known)
 
 
 def is_unlabelled(column: ColumnScan, *, known: Sequence[Label]) -> bool:
@@ -100,6 +96,21 @@ def too_few(labels: Collection[Label]) -> Problem | None:
     same = quoted(present.pop())
     reason = f"every row has the label {same}; at least two classes must occur"
     return Problem(row=None, reason=reason)
+
+
+def first_unknown(found: Mapping[Label, int], *, known: Collection[Label]) -> Problem | None:
+    """Return the problem of the first label that the training split does not have, if there is one.
+
+    Args:
+        found: the first row of each label.
+        known: the labels of the training split, in their order.
+    """
+    classes = set(known)
+    unknown = [label for label in found if label not in classes]
+    if not unknown:
+        return None
+    label = min(unknown, key=found.__getitem__)
+    return unknown_label(label, row=found[label], known=tuple(known))
 
 
 def unknown_label(label: Label, *, row: int, known: Sequence[Label]) -> Problem:
@@ -208,7 +219,7 @@ def _by_classes(cell: str, *, class_of: Mapping[str, Label], are_floats: bool) -
     return None if word in MISSING else cell
 
 
-def _read(
+def read_distinct(
     column: ColumnScan, read: Callable[[object], Label]
 ) -> tuple[Problem | None, dict[Label, int]]:
     """Read every distinct value; return the first problem, and the first row of each label."""

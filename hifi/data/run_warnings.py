@@ -160,7 +160,8 @@ def warn_of_few_rows(
         counts: of the training rows of each class, in the order of the logits.
     """
     is_one = isinstance(label, str)
-    few = [name for name, count in counts.items() if 2 * is_one <= count < _FEW_ROWS]
+    least = 2 if is_one else 0
+    few = [name for name, count in counts.items() if least <= count < _FEW_ROWS]
     if not few:
         return ()
     where = f"classes of the label {quoted(label)}" if is_one else "label columns"

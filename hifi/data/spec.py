@@ -40,7 +40,7 @@ class TaskSpec:
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InvalidArgumentError(name, value=value, limit="a text")
-        object.__setattr__(self, "text", _names("text", self.text))
+        object.__setattr__(self, "text", column_names("text", self.text))
         if len(self.text) > 2 or len(set(self.text)) < len(self.text):
             limit = "one column, or two different ones"
             raise InvalidArgumentError("text", value=self.text, limit=limit)
@@ -61,7 +61,7 @@ class TaskSpec:
 
     def _set_label(self) -> None:
         """Check the label columns; a single one is stored as a text."""
-        names = _names("label", self.label)
+        names = column_names("label", self.label)
         if len(set(names)) < len(names) or len(names) > MOST_LABEL_COLUMNS:
             limit = f"at most {MOST_LABEL_COLUMNS:,} columns, each once"
             raise InvalidArgumentError("label", value=self.label, limit=limit)
@@ -93,8 +93,8 @@ class TaskSpec:
         """
         spec = cls._from_task(task)
         others = cls(
-            text=_names("text", text),
-            label=None if label is None else _names("label", label),
+            text=column_names("text", text),
+            label=None if label is None else column_names("label", label),
             image=image,
             metric=metric,
         )
@@ -127,7 +127,7 @@ class TaskSpec:
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label columns that are named."""
-        return _names("label", self.label)
+        return column_names("label", self.label)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -155,8 +155,16 @@ class IfLabelled:
     source: Any
 
 
-def _names(field: str, given: object) -> tuple[str, ...]:
-    """Return the names of one column or several; None is no column."""
+def column_names(field: str, given: object) -> tuple[str, ...]:
+    """Return the names of one column or several; None is no column.
+
+    Args:
+        field: of a task spec, for the error.
+        given: a name, names, or None.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
     if isinstance(given, str | None):
         return () if given is None else (given,)
     names = tuple(given) if isinstance(given, Iterable) else (given,)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hifi.backbones.models import reads
 from hifi.data.classes.weights import check_task
+from hifi.data.spec import column_names
 from hifi.errors import AnswerError, InputError, ModelError
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Task(ABC):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label column, or several."""
-        return (self.label,) if isinstance(self.label, str) else self.label
+        return column_names("label", self.label)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -407,7 +408,7 @@ class Task(ABC):
 
 def only_column(label: str | tuple[str, ...]) -> str:
     """Return the label column of a task that has one."""
-    (column,) = (label,) if isinstance(label, str) else label
+    (column,) = column_names("label", label)
     return column
 
 

@@ -161,9 +161,12 @@ class ProbeKind(ABC):
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
         """Return the logits ``[num_labels]`` of the best answer that ignores the input."""
 
-    @abstractmethod
     def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the group of each row, from 0; splits and draws keep the groups' shares."""
+        """Return the group of each row, from 0; splits and draws keep the groups' shares.
+
+        By default all rows are one group.
+        """
+        return np.zeros(len(targets), dtype=np.int64)
 
     @abstractmethod
     def _solve(
@@ -230,9 +233,6 @@ class LabelsProbe(ProbeKind):
         counts = counts.clamp(min=0.5, max=rows - 0.5)
         return (counts / (rows - counts)).log().float()
 
-    def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.zeros(len(targets), dtype=np.int64)
-
     def _solve(
         self,
         x: Floats,
@@ -266,9 +266,6 @@ class NumberProbe(ProbeKind):
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
         """Return the mean."""
         return targets.double().mean().float().expand(num_labels)
-
-    def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.zeros(len(targets), dtype=np.int64)
 
     def _solve(
         self,

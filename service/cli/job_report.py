@@ -9,6 +9,7 @@ from hifi.cli import output
 from hifi.cli.progress import describe_pace
 from hifi.cli.report import print_report
 from hifi.data.classes.names import describe_classes
+from hifi.data.spec import column_names
 from service.cli.progress import progression_of
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def _task(task: Mapping[str, Any]) -> str:
     of = [text] if isinstance(text, str) else list(text or filter(None, [task.get("image")]))
     parts = [str(task.get("type") or "")]
     parts += [f"of {' and '.join(of)}"] if of else []
-    label = task.get("label") or []
-    by = [label] if isinstance(label, str) else label
+    by = column_names("label", task.get("label"))
     parts += [f"by {', '.join(by)}"] if by else []
     metric = f", metric {task['metric']}" if task.get("metric") else ""
     return " ".join(filter(None, parts)) + metric

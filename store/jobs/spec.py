@@ -23,7 +23,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
-from hifi.data.spec import SPLITS
+from hifi.data.spec import SPLITS, column_names
 from hifi.data.task_types import MOST_LABEL_COLUMNS, PLANNED, metric_names, task_types
 from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
@@ -180,9 +180,7 @@ class TaskFields(_Spec, frozen=True):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label column, or several."""
-        if self.label is None:
-            return ()
-        return (self.label,) if isinstance(self.label, str) else self.label
+        return column_names("label", self.label)
 
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):
