@@ -9,7 +9,7 @@ from hifi.data import task_types as declared
 from hifi.data.columns import profile_split
 from hifi.data.inference import infer_task
 from hifi.data.spec import TaskSpec
-from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task
+from hifi.tasks.base import Batch, EncodedInput, Encoder, Examples, Sample, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "EncodedInput",
     "Encoder",
     "Examples",
     "Sample",

@@ -79,9 +79,18 @@ class Examples(ABC):
         """Return a hash of the model's inputs and the targets: ``sha256:…``."""
 
 
+class EncodedInput(ABC):
+    """An encoded input of a prediction: a sample, or several that are answered together."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples, in the order in which their logits are read."""
+
+
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """An encoded input of a prediction.
+class Sample(EncodedInput):
+    """What the model reads at once.
 
     Attributes:
         inputs: arguments of ``model.forward``: tokens ``[S]``, or pixels ``[C, h, w]``.
@@ -92,6 +101,11 @@ class Sample:
     inputs: Mapping[str, Tensor]
     pads: Mapping[str, int]
     length: int
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """This sample alone."""
+        return (self,)
 
 
 class Encoder(ABC):
@@ -121,7 +135,7 @@ class Encoder(ABC):
     @abstractmethod
     def read(
         self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
-    ) -> list[Sample | InputError]:
+    ) -> Sequence[EncodedInput | InputError]:
         """Encode inputs of predictions as the training split was encoded; thread-safe.
 
         Args:
@@ -129,7 +143,7 @@ class Encoder(ABC):
             truncate: False refuses texts that training would have truncated.
 
         Returns:
-            A sample or an error for each input.
+            An encoded input or an error for each.
         """
 
 
@@ -355,12 +369,12 @@ class Task(ABC):
         logits: Tensor = output.logits
         return logits
 
-    def read_answer(self, logits: Tensor, sample: Sample) -> Answer:
-        """Return the answer for one sample's logits.
+    def read_answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:
+        """Return the answer to an input.
 
         Args:
-            logits: ``[num_labels]``; or ``[S, num_labels]``, padded like the sample's batch.
-            sample: the input.
+            logits: of each sample, ``[num_labels]``; or ``[S, num_labels]``, padded like its batch.
+            given: the input.
 
         Returns:
             The fields of the declared answer.
@@ -369,18 +383,22 @@ class Task(ABC):
             AnswerError: the logits are not finite.
         """
         is_by_token = self.declaration.logits == "token"
-        exact = (logits[: sample.length] if is_by_token else logits).double()
-        if not exact.isfinite().all():
+        exact = [
+            (each[: sample.length] if is_by_token else each).double()
+            for each, sample in zip(logits, given.samples, strict=True)
+        ]
+        if not all(each.isfinite().all() for each in exact):
             raise AnswerError("the model's answer to this input is not a number")
-        return self.answer(exact, sample)
+        return self.answer(exact, given)
 
     @abstractmethod
-    def answer(self, logits: Tensor, sample: Sample) -> Answer:
-        """Convert a sample's logits to the declared answer.
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:
+        """Convert the logits of an input's samples to the declared answer.
 
         Args:
-            logits: float64, finite, ``[num_labels]``; or ``[sample.length, num_labels]``.
-            sample: the input.
+            logits: of each sample, float64, finite, ``[num_labels]``; or
+                ``[sample.length, num_labels]``.
+            given: the input.
         """
 
     def settings(self) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from hifi.data.classes.weights import BALANCED, ClassWeights, check_labels
 from hifi.data.columns import label_indices, label_order, read_labels
 from hifi.data.task_types import CLASSIFICATION, TaskType
 from hifi.tasks import metrics
-from hifi.tasks.base import Answer, Sample, Task, only_column
+from hifi.tasks.base import Answer, EncodedInput, Task, only_column
 from hifi.tasks.probe import ClassProbe, ProbeKind
 from hifi.tasks.report import ClassReport, report_classes
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
 
     from hifi.backbones.models import AutoClass
@@ -120,11 +122,12 @@ class ClassTask(Task):
         predictions = logits.argmax(-1).numpy()
         return report_classes(names, targets.numpy(), predictions, split=split)
 
-    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - of any input alike
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest class, its softmax share, and that of every class by name."""
-        shares = logits.softmax(-1).tolist()
+        (values,) = logits
+        shares = values.softmax(-1).tolist()
         names = [str(name) for name in self.labels or ()]
-        best = int(logits.argmax())
+        best = int(values.argmax())
         scores = dict(zip(names, shares, strict=True))
         return {"label": names[best], "score": shares[best], "scores": scores}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import AutoClass
     from hifi.data.labels import Label
-    from hifi.tasks.base import Answer, Sample
+    from hifi.tasks.base import Answer, EncodedInput
     from hifi.tasks.metrics import Floats
 
 DEFAULT_THRESHOLD = 0.5  # without a validation split
@@ -162,10 +162,11 @@ class MultiLabel(TextTask):
         found = _scores(logits) >= self._threshold
         return report_label_sets(names, targets.bool().numpy(), found, split=split)
 
-    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - logits suffice
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - logits suffice
         """Return the labels from the threshold on, and the probability of each label."""
+        (values,) = logits
         names = [str(name) for name in self.labels or ()]
-        scores = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+        scores = dict(zip(names, values.sigmoid().tolist(), strict=True))
         labels = [name for name, score in scores.items() if score >= self._threshold]
         return {"labels": labels, "scores": scores}
 

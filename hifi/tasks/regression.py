@@ -18,10 +18,12 @@ from hifi.tasks.probe import NumberProbe, ProbeKind
 from hifi.tasks.text import TextTask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
 
     from hifi.backbones.models import AutoClass
-    from hifi.tasks.base import Answer, Sample
+    from hifi.tasks.base import Answer, EncodedInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Regression(TextTask):
         predicted = logits.squeeze(-1).numpy().astype(np.float64)
         return metrics.measure_numbers(self.declaration.metrics, truth, predicted)
 
-    def answer(self, logits: Tensor, sample: Sample) -> Answer:  # noqa: ARG002 - logits suffice
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - logits suffice
         """Return the number."""
-        return {"value": logits.item()}
+        (value,) = logits
+        return {"value": value.item()}

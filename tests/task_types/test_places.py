@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,13 +250,13 @@ def test_mixed_batches(case: Case, made: Made):
     bank.add("other", other.delta)
     record = TaskRecord.of(made.tuned(case).delta, bare.config)
     inputs = [dict(case.input(row)) for row in made.validation(case)]
-    samples = record.load_encoder(source, bare).read(inputs, truncate=True)
+    encoded = record.load_encoder(source, bare).read(inputs, truncate=True)
     names = ["mine", "other", None]
-    places = [place for place in range(len(samples)) for _ in names]
-    logits = bank.forward(collate([samples[place] for place in places]), names * len(samples))
+    samples = [sample for given in encoded for sample in given.samples for _ in names]
+    logits = iter(bank.forward(collate(samples), names * (len(samples) // 3))[::3])
     answers = [
-        record.task.read_answer(each, sample)
-        for each, sample in zip(logits[::3], samples, strict=True)
+        record.task.read_answer(list(islice(logits, len(given.samples))), given)
+        for given in encoded
     ]
     assert answers == about(made.plain_answers(case))
 

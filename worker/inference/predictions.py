@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
+from torch import Tensor
 
 from hifi.data.task_types import request_fields
 from hifi.errors import (
@@ -24,7 +26,6 @@ from store.errors import ProblemError
 from store.orders import ItemError
 from store.resources.turns import FairPool, Places, Turns
 from worker.inference.executor import (
-    ComputationError,
     NoMemoryError,
     NotPlacedError,
     Outcome,
@@ -36,7 +37,7 @@ from worker.inference.scheduler import Scheduler, Ticket
 if TYPE_CHECKING:
     from hifi.serving.bank import PackedDelta
     from hifi.serving.prediction import TaskRecord
-    from hifi.tasks import Sample
+    from hifi.tasks import EncodedInput
     from store.orders import DeltaOrder, PredictionOrder
     from worker.inference.memory.backbones import Backbones, ServedBackbone
     from worker.inference.memory.loading import DeltaLoader
@@ -188,17 +189,17 @@ class PredictionHandler:
         for start in range(0, len(indices), step):
             some = {index: inputs[index] for index in indices[start : start + step]}
             async with self._images.hold(tenant) if has_images else nullcontext():
-                samples = await self._encode(part, some, delta, truncate=truncate)
-                displaced = await self._compute(part, delta, samples)
+                encoded = await self._encode(part, some, delta, truncate=truncate)
+                displaced = await self._compute(part, delta, encoded)
             if displaced:  # and so would be the others
                 return {index: inputs[index] for index in [*displaced, *indices[start + step :]]}
         return {}
 
     async def _encode(
         self, part: _Part, inputs: _Inputs, delta: _Delta, *, truncate: bool
-    ) -> dict[int, Sample]:
+    ) -> dict[int, EncodedInput]:
         """Encode inputs; set an error for each that cannot be encoded."""
-        samples: dict[int, Sample] = {}
+        encoded: dict[int, EncodedInput] = {}
         for chunk in _chunks(inputs):
             read = partial(_read, delta, [inputs[index] for index in chunk], truncate=truncate)
             entries = await self._encoders.run(read, tenant=part.order.tenant)
@@ -206,39 +207,48 @@ class PredictionHandler:
                 if isinstance(entry, InputError):
                     part.answers[index] = item_error(_code_of(entry), str(entry), param=entry.param)
                 else:
-                    samples[index] = entry
-        return samples
+                    encoded[index] = entry
+        return encoded
 
     async def _compute(
-        self, part: _Part, delta: _Delta, samples: Mapping[int, Sample]
+        self, part: _Part, delta: _Delta, encoded: Mapping[int, EncodedInput]
     ) -> list[int]:
-        """Compute samples and set their answers.
+        """Compute the samples of inputs and set their answers.
 
         Returns:
             The indices of those whose head delta was evicted from the device while they waited.
         """
-        if not samples:
+        if not encoded:
             return []
         loop = asyncio.get_running_loop()
-        waiting: dict[int, asyncio.Future[Outcome]] = {}
+        waiting: dict[int, list[asyncio.Future[Outcome]]] = {}
         tickets: list[Ticket[Work]] = []
-        for index, sample in samples.items():
-            future = waiting[index] = loop.create_future()
-            work = Work(
-                delta.backbone, part.order.key, delta.record, delta.packed, sample, _settler(future)
-            )
-            tickets.append(Ticket(delta.backbone, part.order.tenant, sample.length, work))
+        for index, given in encoded.items():
+            waiting[index] = [loop.create_future() for _ in given.samples]
+            for sample, future in zip(given.samples, waiting[index], strict=True):
+                work = Work(
+                    delta.backbone,
+                    part.order.key,
+                    delta.record,
+                    delta.packed,
+                    sample,
+                    _settler(future),
+                )
+                tickets.append(Ticket(delta.backbone, part.order.tenant, sample.length, work))
+        futures = list(chain.from_iterable(waiting.values()))
         self._scheduler.add(tickets)
         try:
-            await asyncio.wait(waiting.values())
+            await asyncio.wait(futures)
         finally:
-            pairs = zip(tickets, waiting.values(), strict=True)
+            pairs = zip(tickets, futures, strict=True)
             self._scheduler.withdraw([ticket for ticket, future in pairs if not future.done()])
             displaced = [
                 index
-                for index, future in waiting.items()
-                if future.done()
-                and not _set_answer(part, delta, index, samples[index], future.result())
+                for index, own in waiting.items()
+                if all(future.done() for future in own)
+                and not _set_answer(
+                    part, delta, index, encoded[index], [future.result() for future in own]
+                )
             ]
         return displaced
 
@@ -271,7 +281,7 @@ def _characters(name: str, value: str) -> int:
 
 def _read(
     delta: _Delta, inputs: Sequence[Mapping[str, str]], *, truncate: bool
-) -> list[Sample | InputError]:
+) -> Sequence[EncodedInput | InputError]:
     return delta.backbone.encoder_for(delta.record).read(inputs, truncate=truncate)
 
 
@@ -289,19 +299,23 @@ def _settler(future: asyncio.Future[Outcome]) -> Callable[[Outcome], None]:
     return settle
 
 
-def _set_answer(part: _Part, delta: _Delta, index: int, sample: Sample, outcome: Outcome) -> bool:
-    """Set the answer for an outcome; return False if the sample must be computed again."""
-    if isinstance(outcome, NotPlacedError):
+def _set_answer(
+    part: _Part, delta: _Delta, index: int, given: EncodedInput, outcomes: Sequence[Outcome]
+) -> bool:
+    """Set the answer for the outcomes of an input's samples; return False to compute it again."""
+    if any(isinstance(outcome, NotPlacedError) for outcome in outcomes):
         return False
-    if isinstance(outcome, NoMemoryError):
+    if any(isinstance(outcome, NoMemoryError) for outcome in outcomes):
         message = "the device has too little memory for this input; try a shorter one"
         part.answers[index] = item_error("out_of_memory", message)
-    elif isinstance(outcome, ComputationError):
+        return True
+    logits = [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
+    if len(logits) < len(outcomes):
         message = "the inference process failed; its log says why"
         part.answers[index] = item_error("internal_error", message)
-    else:
-        try:
-            part.answers[index] = delta.record.task.read_answer(outcome, sample)
-        except HifiError as error:
-            part.answers[index] = item_error("delta_invalid", str(error))
+        return True
+    try:
+        part.answers[index] = delta.record.task.read_answer(logits, given)
+    except HifiError as error:
+        part.answers[index] = item_error("delta_invalid", str(error))
     return True

@@ -74,7 +74,7 @@ def trained(folder: Path, rows: list[dict], *, columns: tuple[str, ...], max_len
 
 def answer_of(record: TaskRecord, logits: list[float]) -> dict:
     sample = Sample({"input_ids": torch.zeros(3, dtype=torch.int64)}, {}, 3)
-    return record.task.read_answer(torch.tensor(logits), sample)
+    return record.task.read_answer([torch.tensor(logits)], sample)
 
 
 def samples_of(read: list[Sample | InputError]) -> list[Sample]:

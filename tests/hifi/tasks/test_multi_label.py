@@ -188,7 +188,7 @@ class TestResult:
         assert found["mean_average_precision"] == pytest.approx(1.0)  # of the first two labels
 
     def test_answers_with_the_labels_above_the_threshold(self):
-        answer = make(lists(*LISTS)).read_answer(self.LOGITS[0], SAMPLE)
+        answer = make(lists(*LISTS)).read_answer([self.LOGITS[0]], SAMPLE)
         assert answer["labels"] == ["a", "c"]
         assert answer["scores"] == pytest.approx(
             {name: 1 / (1 + math.exp(-z)) for name, z in zip("abc", (2, -2, 0.1), strict=True)}

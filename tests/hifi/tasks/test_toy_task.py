@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import AutoClass
     from hifi.deltas.delta import HeadDelta
-    from hifi.tasks.base import Sample
+    from hifi.tasks.base import EncodedInput
     from hifi.training.finetuning import FinetuneResult
 
 CLOSE = 1e-5
@@ -117,9 +117,10 @@ class Tags(TextTask):
         is_right = (logits.argmax(-1) == targets)[is_word]
         return {"toy-accuracy": is_right.double().mean().item(), "toy-share": 0.5}
 
-    def answer(self, logits: Tensor, sample: Sample) -> dict[str, Any]:
-        assert logits.shape == (sample.length, self.num_labels)
-        best = logits.argmax(-1)[1:-1].tolist()
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> dict[str, Any]:
+        (values,), (sample,) = logits, given.samples
+        assert values.shape == (sample.length, self.num_labels)
+        best = values.argmax(-1)[1:-1].tolist()
         return {"tags": [str((self.classes or ())[index]) for index in best]}
 
 
