@@ -74,9 +74,11 @@ def test_a_hostile_tenant_delays_no_other(act: str, site: Neighbours, alone: dic
     assert peak_megabytes(before["gateway"]) < GATEWAY_MEGABYTES
 
 
-@pytest.mark.parametrize(("tokens", "ending"), [(128, None), (512, "out_of_memory")])
+@pytest.mark.parametrize(
+    ("batch_size", "tokens", "ending"), [(64, 128, None), (128, 512, "out_of_memory")]
+)
 def test_a_job_of_the_longest_texts_ends_as_its_memory_allows(
-    tokens: int, ending: str | None, site: Neighbours
+    batch_size: int, tokens: int, ending: str | None, site: Neighbours
 ):
     content = repeated_rows("word " * (MAX_CHARACTERS // 5), rows=128)
 
@@ -86,7 +88,7 @@ def test_a_job_of_the_longest_texts_ends_as_its_memory_allows(
         return str(answer.json()["id"])
 
     dataset = post("/datasets", files={"train": ("train.parquet", content)})
-    training = {"epochs": 1, "batch_size": 64, "max_length": tokens}
+    training = {"epochs": 1, "batch_size": batch_size, "max_length": tokens}
     spec = {"model": PACKAGED_MODEL, "dataset": dataset, "training": training}
     path = f"/jobs/{post('/jobs', json=spec)}"
 
