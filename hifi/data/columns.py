@@ -21,14 +21,28 @@ from hifi.data.labels import (
     too_few,
     unknown_label,
 )
-from hifi.data.profiling import make_profile, target_problem, text_problem
-from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, unfit_scans
-from hifi.data.types import UnfitError, kept_type
+from hifi.data.profiling import (
+    first_problem,
+    make_profile,
+    target_problem,
+    text_problem,
+    unequal_lists,
+    words_problem,
+)
+from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, scan_spans, unfit_scans
+from hifi.data.spans import read_spans
+from hifi.data.tag_sets import other_tags, tag_reader, train_tags
+from hifi.data.tags import find_entities
+from hifi.data.types import UnfitError, are_empty_lists, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.formats.reader import Unfit
     from hifi.data.profile import DatasetProfile, Problem
+    from hifi.data.spans import Span
+    from hifi.data.tag_sets import TagSet
+    from hifi.data.tags import Entity
+    from hifi.data.task_types import Use
 
 T = TypeVar("T")
 
@@ -122,6 +136,92 @@ def read_flags(dataset: Dataset, column: str, *, split: str) -> list[bool]:
     scan = _scan_column(dataset, column)
     _refuse(flag_problem(scan), split=split, column=column)
     return _read_each(dataset, column, flag_reader(scan), split=split)
+
+
+def read_words(dataset: Dataset, column: str, *, split: str) -> list[list[str]]:
+    """Read a column of lists of words.
+
+    Raises:
+        DataError: a list is missing or empty, a word is missing, blank or no text, a row has too
+            many characters, or the column has another type.
+    """
+    scan = _scan_column(dataset, column)
+    _refuse(scan.misfit("words") or words_problem(scan), split=split, column=column)
+    return _values(dataset, column)
+
+
+def read_tag_set(dataset: Dataset, column: str, *, use: Use, split: str) -> TagSet:
+    """Read what the tags of a training split mean, or the labels of its spans.
+
+    Args:
+        dataset: contains the column.
+        column: its name.
+        use: ``tags`` or ``spans``.
+        split: for messages.
+
+    Raises:
+        DataError: they do not follow a scheme, there is nothing to learn, or the column has another
+            type.
+    """
+    scan = _scan_column(dataset, column)
+    _refuse(scan.misfit(use), split=split, column=column)
+    found, problem = train_tags(scan)
+    _refuse(problem, split=split, column=column)
+    if found is None:
+        raise DataError("no tags or spans are here", split=split, column=column)
+    return found
+
+
+def read_tags(
+    dataset: Dataset, column: str, *, words: Sequence[Sequence[str]], split: str, known: TagSet
+) -> list[list[Entity]]:
+    """Read a column of lists of tags as the entities that they mark.
+
+    Args:
+        dataset: contains the column.
+        column: its name.
+        words: of each row.
+        split: for messages.
+        known: the tags of the training split.
+
+    Raises:
+        DataError: a row has more tags or fewer than words, or a tag that the training split does
+            not have or its scheme does not allow there; or the column has another type.
+    """
+    scan = _scan_column(dataset, column)
+    values = _values(dataset, column)
+    unequal = (
+        unequal_lists(row, tags=len(tags or ()), words=len(own))
+        for row, (tags, own) in enumerate(zip(values, words, strict=True), start=1)
+        if len(tags or ()) != len(own)
+    )
+    problems = [scan.misfit("tags") or other_tags(scan, known=known), next(unequal, None)]
+    _refuse(first_problem(problems), split=split, column=column)
+    read = tag_reader(scan)
+    return [find_entities(read(tags), scheme=known.scheme) for tags in values]
+
+
+def read_labelled_spans(
+    dataset: Dataset, column: str, *, texts: Sequence[str], split: str, known: TagSet
+) -> list[list[Span]]:
+    """Read a column of spans of texts.
+
+    Args:
+        dataset: contains the column.
+        column: its name.
+        texts: of each row.
+        split: for messages.
+        known: the labels of the training split.
+
+    Raises:
+        DataError: a span does not fit its text, or its label does not occur in the training split;
+            or the column has another type.
+    """
+    scan = _scan_column(dataset, column)
+    if not are_empty_lists(scan.arrow_type):
+        _refuse(scan.misfit("spans") or other_tags(scan, known=known), split=split, column=column)
+    pairs = list(zip(texts, _values(dataset, column), strict=True))
+    return _read_all(pairs, lambda pair: read_spans(*pair), split=split, column=column)
 
 
 def is_labelled(dataset: Dataset, column: str, *, known: Sequence[Label]) -> bool:
@@ -245,9 +345,10 @@ def _scan(dataset: Dataset, *, index: Collection[str] = ()) -> dict[str, ColumnS
     table = dataset.with_format("arrow")
     for start in range(0, len(dataset), _SCANNED_ROWS):
         piece = table[start : start + _SCANNED_ROWS]
+        arrays = {name: piece.column(name).combine_chunks().cast(kinds[name]) for name in scans}
         for name, scan in scans.items():
-            values = piece.column(name).combine_chunks()
-            scan.add(values.cast(kinds[name]), start + 1)
+            scan.add(arrays[name], start + 1)
+        scan_spans(scans, arrays, first_row=start + 1)
     return scans
 
 
@@ -284,8 +385,14 @@ def _values(dataset: Dataset, column: str) -> list[Any]:
 
 def _read_each(dataset: Dataset, column: str, read: Callable[[Any], T], *, split: str) -> list[T]:
     """Call ``read`` for every value; its ValueError becomes a DataError with the row."""
+    return _read_all(_values(dataset, column), read, split=split, column=column)
+
+
+def _read_all(
+    values: Sequence[Any], read: Callable[[Any], T], *, split: str, column: str
+) -> list[T]:
     results = []
-    for row, value in enumerate(_values(dataset, column), start=1):
+    for row, value in enumerate(values, start=1):
         try:
             results.append(read(value))
         except ValueError as error:

@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hifi.data.layouts import find_listed_task, reads_lists
 from hifi.data.profile import describe_left_out, misfit
 from hifi.data.run_warnings import are_many_classes
-from hifi.data.spec import SPLITS, TaskSpec
-from hifi.data.task_types import TaskType, Use, find_task_type, task_types
+from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, SPLITS, TaskSpec
+from hifi.data.task_types import Layout, TaskType, Use, find_task_type, task_types
 from hifi.errors import (
     AmbiguousTaskError,
     DataError,
@@ -22,7 +23,7 @@ from hifi.errors import (
 )
 
 if TYPE_CHECKING:
-    from hifi.data.profile import ColumnProfile, DatasetProfile, Kind
+    from hifi.data.profile import ColumnProfile, DatasetProfile, Kind, Problem
 
 _LABEL_NAMES = ("label", "labels")
 _LABEL_KINDS: tuple[Kind, ...] = ("integer", "boolean", "float", "whole")
@@ -34,6 +35,8 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     """Infer the parts of a task that the user did not set.
 
     - A table's index is no column unless the user names it.
+    - Lists of words with their tags, under usual names, and texts with lists of labelled spans mean
+      token-classification.
     - The image column is the only one that holds images.
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
       booleans, or without any the only one of lists; with images the only other one that can be a
@@ -72,11 +75,21 @@ def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     for param, name in _named_columns(spec):
         if profile.column(name) is None:
             raise MissingColumnError(name, there=profile.names, split="train", param=param)
+    if spec.type is not None:
+        find_layout(spec)
+    listed_task = find_listed_task(spec, profile)
+    if listed_task is not None:
+        _refuse_second_label(spec, listed_task, profile)
+        return listed_task
+    if declared is not None and reads_lists(declared):
+        words = " or ".join(f"{each.words} and {each.label.words}" for each in declared.layouts)
+        field = next(field for field in declared.layouts[0].fields if field not in spec.named)
+        raise _doubt(profile, field, f"{declared.name} reads {words}")
     text, image = spec.text, spec.image
     if image is not None:
         is_about_images = True
     elif declared is not None:
-        is_about_images = declared.inputs.use == "image"
+        is_about_images = declared.input_kind == "image"
     else:
         is_about_images = not text and bool(_of_kinds(profile, ["image"], excluded=[]))
     if is_about_images:
@@ -85,11 +98,60 @@ def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     if not text and image is None:
         text = _infer_text(profile, excluded=label)
     kind = spec.type or _infer_type(profile, label, is_about_images=is_about_images)
-    declared = find_task_type(kind)
-    _check_inputs(declared, text=text, image=image)
     task = replace(spec, type=kind, text=text, label=label, image=image)
-    _check_label(task, declared)
+    find_layout(task)
     return task
+
+
+def _refuse_second_label(spec: TaskSpec, found: TaskSpec, profile: DatasetProfile) -> None:
+    """Raise if nothing but shapes decides, and a column is named as the label of another task."""
+    if spec.type is not None or spec.named:
+        return
+    for name in _LABEL_NAMES:
+        if profile.column(name) is not None and name not in found.columns:
+            reason = f"the columns fit {found.type} as well as a task whose label is {name!r}"
+            raise _doubt(profile, "task", reason)
+
+
+def find_layout(task: TaskSpec) -> Layout:
+    """Return the layout of a task's type that has the fields of its columns.
+
+    Args:
+        task: its type is known, its columns perhaps not all.
+
+    Raises:
+        InvalidArgumentError: the task type does not read these columns, so many of them, or has no
+            such option.
+    """
+    declared, named = find_task_type(str(task.type)), task.named
+    inputs = [field for field in named if field in INPUT_FIELDS]
+    if not declared.layouts_with(inputs):
+        raise _unread(declared, inputs[0], named[inputs[0]])
+    layouts = declared.layouts_with(named)
+    if not layouts:
+        labels = " or ".join(each.label.words for each in declared.layouts)
+        field = next(field for field in named if field in LABEL_FIELDS)
+        raise InvalidArgumentError(
+            field, value=getattr(task, field), limit=f"{declared.name} learns {labels}"
+        )
+    layout = layouts[0]
+    for columns in layout.inputs:
+        given = named.get(columns.field, ())
+        if len(given) > columns.most:
+            raise _unread(declared, columns.field, given)
+    if len(task.label_columns) > layout.label.most:
+        limit = f"{declared.name} learns {layout.label.words}"
+        raise InvalidArgumentError("label", value=task.label, limit=limit)
+    if task.threshold is not None and "threshold" not in declared.options:
+        limit = f"a {declared.name} task has none"
+        raise InvalidArgumentError("threshold", value=task.threshold, limit=limit)
+    return layout
+
+
+def _unread(declared: TaskType, field: str, names: tuple[str, ...]) -> InvalidArgumentError:
+    """Return the error of input columns that a task type does not read, or of too many."""
+    limit = f"{declared.name} reads {' or '.join(layout.words for layout in declared.layouts)}"
+    return InvalidArgumentError(field, value=names, limit=limit)
 
 
 def infer_label(profile: DatasetProfile) -> str | None:
@@ -145,7 +207,8 @@ def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     splits = SPLITS if is_scored else SPLITS[:-1]
     errors = list(_obstacles(task, profile, splits=splits))
     for error in errors:  # training reads the classes before it checks the metric
-        if declared.has_classes and (error.param, error.split) == ("label", "train"):
+        is_of_labels = error.param in LABEL_FIELDS and error.split == "train"
+        if declared.has_classes and is_of_labels:
             raise error
     task = replace(task, metric=declared.choose_metric(task.metric))
     if errors:
@@ -189,10 +252,8 @@ def check_unseen_task(spec: TaskSpec) -> TaskSpec:
     """
     if spec.type is None:
         return spec
-    declared = find_task_type(spec.type)
-    _check_inputs(declared, text=spec.text, image=spec.image)
-    _check_label(spec, declared)
-    return replace(spec, metric=declared.choose_metric(spec.metric))
+    find_layout(spec)
+    return replace(spec, metric=find_task_type(spec.type).choose_metric(spec.metric))
 
 
 def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
@@ -210,6 +271,9 @@ def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
     declared = find_task_type(task.type)
     if declared.num_labels is not None:
         return declared.num_labels
+    if declared.logits == "token":
+        column = _tags_column(task, profile)
+        return None if column is None else column.num_tags
     if len(task.label_columns) > 1:
         return len(task.label_columns)
     column = None if profile is None else find_class_column(task, profile)
@@ -227,37 +291,22 @@ def class_labels(task: TaskSpec, profile: DatasetProfile) -> Sequence[str | int]
     """Return a task's classes; None if its type has none, or the profile does not keep them."""
     if len(task.label_columns) > 1:
         return task.label_columns
+    if task.type is not None and find_task_type(task.type).logits == "token":
+        column = _tags_column(task, profile)
+        return None if column is None else column.tags
     column = find_class_column(task, profile)
     return None if column is None else column.labels
 
 
+def _tags_column(task: TaskSpec, profile: DatasetProfile | None) -> ColumnProfile | None:
+    if profile is None or not task.label_columns:
+        return None
+    return profile.column(task.label_columns[0])
+
+
 def _named_columns(spec: TaskSpec) -> list[tuple[str, str]]:
     """Return the columns that a spec names, each after the argument that names it."""
-    images = () if spec.image is None else (spec.image,)
-    fields = {"text": spec.text, "image": images, "label": spec.label_columns}
-    return [(param, name) for param, names in fields.items() for name in names]
-
-
-def _check_inputs(declared: TaskType, *, text: tuple[str, ...], image: str | None) -> None:
-    """Refuse input columns that the task type does not read, or too many of them."""
-    others = {"text": text, "image": () if image is None else (image,)}
-    inputs = others.pop(declared.inputs.field)
-    if any(others.values()) or (inputs and len(inputs) not in declared.input_counts):
-        raise InvalidArgumentError(
-            "text" if text else "image",
-            value=text or image,
-            limit=f"{declared.name} reads {declared.inputs.words}",
-        )
-
-
-def _check_label(spec: TaskSpec, declared: TaskType) -> None:
-    """Refuse more label columns than the task type learns from, and options of other types."""
-    if len(spec.label_columns) > declared.label.most:
-        limit = f"{declared.name} learns {declared.label.words}"
-        raise InvalidArgumentError("label", value=spec.label, limit=limit)
-    if spec.threshold is not None and "threshold" not in declared.options:
-        limit = f"a {declared.name} task has none"
-        raise InvalidArgumentError("threshold", value=spec.threshold, limit=limit)
+    return [(param, name) for param, names in spec.named.items() for name in names]
 
 
 def _infer_labels(
@@ -272,7 +321,7 @@ def _find_flags(
     profile: DatasetProfile, declared: TaskType | None, *, excluded: Sequence[str | None]
 ) -> tuple[str, ...]:
     """Return the columns of 0 and 1 if the label must be these; else nothing."""
-    if declared is not None and declared.label.use_of_many != "flag":
+    if declared is not None and declared.layouts[0].label.use_of_many != "flag":
         return ()
     candidates = _of_kinds(profile, _LABEL_KINDS, excluded=excluded)
     if len(candidates) < (_FEWEST_FLAGS if declared is None else 2):
@@ -326,7 +375,7 @@ def _infer_type(profile: DatasetProfile, labels: tuple[str, ...], *, is_about_im
     if is_about_images:
         return _type_that_reads("image", "label")
     if len(labels) > 1:
-        return next(each.name for each in task_types() if each.label.use_of_many is not None)
+        return next(name for name, layout in _layouts() if layout.label.use_of_many is not None)
     (label,) = labels
     column = next(column for column in profile.columns if column.name == label)
     if column.kind == "list":
@@ -349,8 +398,15 @@ def _infer_type(profile: DatasetProfile, labels: tuple[str, ...], *, is_about_im
 def _type_that_reads(inputs: Use, label: Use) -> str:
     """Return the first task type with this use of its inputs and of its label."""
     return next(
-        each.name for each in task_types() if (each.inputs.use, each.label.use) == (inputs, label)
+        name
+        for name, layout in _layouts()
+        if ([each.use for each in layout.inputs], layout.label.use) == ([inputs], label)
     )
+
+
+def _layouts() -> Iterator[tuple[str, Layout]]:
+    """Yield the layouts of all task types, each after the type's name."""
+    return ((each.name, layout) for each in task_types() for layout in each.layouts)
 
 
 def _only(
@@ -381,6 +437,21 @@ def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskErr
     return AmbiguousTaskError(f"{reason}; {columns}", param=param)
 
 
+def _problem(
+    column: ColumnProfile, use: Use, *, split: str, inputs: Sequence[str]
+) -> Problem | None:
+    """Return the first row of a split that a use of a column refuses, or why its kind does."""
+    if split == "train":
+        excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)
+        if excluded is not None:
+            return excluded
+    found = [column.problems.get(use, {}).get(split)]
+    if use in ("tags", "spans"):
+        found += [column.beside.get(name, {}).get(split) for name in inputs]
+    problems = [problem for problem in found if problem is not None]
+    return min(problems, key=lambda problem: problem.row or 0, default=None)
+
+
 def _obstacles(
     task: TaskSpec, profile: DatasetProfile, *, splits: Sequence[str]
 ) -> Iterator[DataError]:
@@ -388,23 +459,19 @@ def _obstacles(
 
     That a test split has no labels is none: it is not scored then.
     """
-    declared = find_task_type(str(task.type))
-    named = sorted(_named_columns(task), key=lambda each: each[0] != "label")  # the label first
+    layout = find_layout(task)
+    uses = {columns.field: columns for columns in (*layout.inputs, layout.label)}
+    label_first = sorted(_named_columns(task), key=lambda each: each[0] in INPUT_FIELDS)
     for split in splits:
         found = []
-        for param, name in named:
+        for param, name in label_first:
             column = profile.column(name)
             if column is None:
                 continue
-            if (param, split) == ("label", "test") and column.test_unlabelled:
+            if param in LABEL_FIELDS and split == "test" and column.test_unlabelled:
                 continue
-            use = declared.inputs.use
-            if param == "label":
-                use = declared.label.use_of(len(task.label_columns))
-            problem = column.problems.get(use, {}).get(split)
-            if split == "train":
-                excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)
-                problem = excluded or problem
+            use = uses[param].use_of(len(task.named[param]))
+            problem = _problem(column, use, split=split, inputs=task.inputs)
             if problem is not None:
                 error = DataError(
                     problem.reason,
@@ -419,7 +486,7 @@ def _obstacles(
             found.sort(
                 key=lambda error: (
                     error.row is not None,
-                    error.row is None and error.param == "label",
+                    error.row is None and error.param in LABEL_FIELDS,
                 )
             )
         yield from found

@@ -9,13 +9,15 @@ A profile is stored as plain JSON in the data set's row::
          "test_unlabelled": false}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
-(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``) and each split the first row that
-training would refuse, and the reason, which quotes only short values. Uses that a column's kind
-excludes have no entry. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and
-``single`` if some of few classes occur in a single row. ``test_unlabelled`` is missing in profiles
-of earlier versions, and so are the uses ``labels`` and ``flag``. A column that is no column unless
-it is named (a table's index, or one that no task can use) has ``"left_out"``. A column takes 100
-bytes to 3 KB.
+(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``, ``words``, ``tags``) and each
+split the first row that training would refuse, and the reason, which quotes only short values. Uses
+that a column's kind excludes have no entry. ``beside`` has the first row that does not fit another
+column, by its name and by split: tags beside words, spans beside texts. ``classes`` have ``labels``
+if they are few and take at most a kilobyte, and ``single`` if some of few classes occur in a single
+row. ``tags`` are the classes of words, as ``classes``, if the column holds tags or spans.
+``test_unlabelled`` is missing in profiles of earlier versions, and so are the uses ``labels``,
+``flag``, ``words``, ``tags`` and ``spans``. A column that is no column unless it is named (a
+table's index, or one that no task can use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from hifi.data.classes.names import find_alike
 from hifi.data.task_types import Use
 from hifi.errors import DataError
 
-Kind = Literal["text", "integer", "boolean", "float", "whole", "list", "image", "null", "other"]
+Kind = Literal[
+    "text", "integer", "boolean", "float", "whole", "list", "spans", "image", "null", "other"
+]
 LeftOut = Literal["index", "unfit"]
 INDEX_NOTE = "it is the table's index; name it to use it"
 USES: tuple[Use, ...] = get_args(Use)
@@ -72,8 +76,14 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
         needed = "an image column is needed (a struct of bytes and path)"
     elif use == "labels" and kind != "list":
         needed = "a column of lists of texts or integers is needed, or several columns of 0 and 1"
-    elif use == "label" and kind == "list":
+    elif use == "label" and kind in ("list", "spans"):
         needed = "one label of each row is needed (lists of labels are for a multi-label task)"
+    elif use == "words" and kind != "list":
+        needed = "a column of lists of texts is needed, the words of each row"
+    elif use == "tags" and kind != "list":
+        needed = "a column of lists is needed, a tag of each word"
+    elif use == "spans" and kind not in ("spans", "null"):
+        needed = "a column of lists of objects with start, end and label is needed"
     elif use == "flag" and kind not in ("integer", "boolean", "whole", "null"):
         needed = "a column of 0 and 1 is needed"
     else:
@@ -102,13 +112,17 @@ class ColumnProfile:
         name: as in the file.
         type: for messages.
         kind: how a task can use it; ``whole``: floating-point numbers without fractions; ``list``:
-            lists of texts or integers.
+            lists of texts or integers; ``spans``: lists of objects with start, end and label.
         are_cells: whether it comes from a delimited file, and can be read as texts in any case.
         num_classes: the number of classes if it is the label, in lists too; None if too many to
             count.
         labels: the classes, in the order of the logits; None if they are long or too many.
         single_classes: those with a single row; None if there are none, or they are not known.
+        num_tags: the number of classes of words if it holds tags or spans; None if it does not, or
+            they cannot be told.
+        tags: these classes, in the order of the logits; None if they are long or too many.
         problems: by use and split.
+        beside: the first row that does not fit another column, by its name and by split.
         test_unlabelled: whether the test split lacks it, or has a label in no row; None if unknown.
         left_out: why it is not among the columns: it is a table's index, which a task may name, or
             no task can use it; every use has the same problem then.
@@ -121,7 +135,10 @@ class ColumnProfile:
     num_classes: int | None = None
     labels: tuple[str | int, ...] | None = None
     single_classes: SingleClasses | None = None
+    num_tags: int | None = None
+    tags: tuple[str, ...] | None = None
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     test_unlabelled: bool | None = False
     left_out: LeftOut | None = None
 
@@ -168,14 +185,15 @@ class ColumnProfile:
             "cells": self.are_cells,
             "classes": classes,
         }
-        problems = {
-            use: {split: problem.to_json() for split, problem in found.items()}
-            for use, found in self.problems.items()
-            if found
-        }
+        if self.num_tags is not None:
+            document["tags"] = {"count": self.num_tags}
+            if self.tags is not None:
+                document["tags"]["labels"] = list(self.tags)
+        problems, beside = _to_json(self.problems), _to_json(self.beside)
         return {
             **document,
             **({"problems": problems} if problems else {}),
+            **({"beside": beside} if beside else {}),
             **({} if self.test_unlabelled is None else {"test_unlabelled": self.test_unlabelled}),
             **({"left_out": self.left_out} if self.left_out else {}),
         }
@@ -185,6 +203,7 @@ class ColumnProfile:
         """Read the result of :meth:`to_json`."""
         classes = document["classes"]
         labels, single = classes.get("labels"), classes.get("single")
+        tags = document.get("tags", {})
         return cls(
             name=document["name"],
             type=document["type"],
@@ -195,13 +214,28 @@ class ColumnProfile:
             single_classes=None
             if single is None
             else SingleClasses(count=single["count"], some=tuple(single["some"])),
-            problems={
-                use: {split: Problem(**entry) for split, entry in found.items()}
-                for use, found in document.get("problems", {}).items()
-            },
+            num_tags=tags.get("count"),
+            tags=tuple(tags["labels"]) if "labels" in tags else None,
+            problems=_from_json(document.get("problems", {})),
+            beside=_from_json(document.get("beside", {})),
             test_unlabelled=document.get("test_unlabelled"),
             left_out=document.get("left_out"),
         )
+
+
+def _to_json(problems: Mapping[Any, Mapping[str, Problem]]) -> dict[Any, dict[str, Any]]:
+    return {
+        name: {split: problem.to_json() for split, problem in found.items()}
+        for name, found in problems.items()
+        if found
+    }
+
+
+def _from_json(document: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Problem]]:
+    return {
+        name: {split: Problem(**entry) for split, entry in found.items()}
+        for name, found in document.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hifi.data.formats.limits import too_many_characters
 from hifi.data.label_sets import flag_problem, other_sets, train_sets
@@ -18,9 +18,12 @@ from hifi.data.labels import (
     other_labels,
     train_labels,
 )
+from hifi.data.list_scan import first_unequal
 from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
+from hifi.data.tag_sets import TagSet, other_tags, train_tags
+from hifi.data.types import are_empty_lists
 from hifi.errors import DataError, quoted
 
 if TYPE_CHECKING:
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 _NAMED_CLASSES = 20  # of more, a profile keeps no names
 _NUMBERS = frozenset({"integer", "float", "whole"})
 _LABEL_CHARACTERS = 1000  # of all labels of a column: a data set has up to a thousand columns
+_MOST_LISTS = 8  # columns whose lengths are compared
 _SINGLE_CLASSES = 5  # named of those that occur in a single row
 Columns = Mapping[str, ColumnScan]
+_Name = TypeVar("_Name")
 
 
 def check_splits(splits: Mapping[str, Columns]) -> None:
@@ -60,6 +65,8 @@ def _go_together(train: ColumnScan, other: ColumnScan) -> bool:
         return True
     if "other" in (first, second):
         return bool(train.arrow_type == other.arrow_type)
+    if {first, second} == {"list", "spans"}:  # a split without spans has only empty lists
+        return any(are_empty_lists(each.arrow_type) for each in (train, other))
     if (train.are_cells or other.are_cells) and "text" in (first, second):
         return True
     return first == second or {first, second} <= _NUMBERS
@@ -72,24 +79,17 @@ def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> D
         splits: the scans, by split and column; :func:`check_splits` accepts them.
         rows: of each split.
     """
-    columns = [
-        _profile_column(
-            name,
-            train,
-            {split: found.get(name) for split, found in splits.items()},
-            rows=rows["train"],
-        )
-        for name, train in splits["train"].items()
-    ]
+    columns = [_profile_column(name, splits, rows=rows["train"]) for name in splits["train"]]
     return DatasetProfile(rows=rows, columns=columns)
 
 
-def _profile_column(
-    name: str, train: ColumnScan, scans: Mapping[str, ColumnScan | None], *, rows: int
-) -> ColumnProfile:
+def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> ColumnProfile:
+    train = splits["train"][name]
+    scans = {split: found.get(name) for split, found in splits.items()}
     are_lists = train.kind == "list"
     read_classes = train_sets if are_lists else train_labels
     classes, label_problem = (None, None) if train.unfit else read_classes(train)
+    tags, tags_problem = (None, None) if train.unfit else train_tags(train)
     count = None if classes is None else len(classes)
     # The values of other columns are nobody's business.
     labels = None if are_many_classes(count, rows=rows) else classes
@@ -110,7 +110,14 @@ def _profile_column(
                 "flag": None if train.misfit("flag") else flag_problem(column),
                 "target": target_problem(column),
                 "image": column.image,
+                "words": words_problem(column) if are_lists else None,
+                "tags": None,
+                "spans": None,
             }
+            if train.kind in ("list", "spans"):
+                found["tags" if are_lists else "spans"] = (
+                    tags_problem if split == "train" else other_tags(column, known=tags)
+                )
         for use, problem in found.items():
             if problem is not None:
                 problems[use][split] = problem
@@ -122,10 +129,45 @@ def _profile_column(
         num_classes=count,
         labels=None if labels is None else _short_labels(labels),
         single_classes=None if labels is None else _single_classes(train, labels),
+        num_tags=None if tags is None else len(tags.labels),
+        tags=_shown_tags(tags, rows=rows),
         problems=problems,
+        beside=_find_beside(name, splits),
         test_unlabelled="test" in scans and _is_unlabelled(scans["test"], known=classes or ()),
         left_out="unfit" if train.unfit else "index" if train.is_index else None,
     )
+
+
+def _find_beside(name: str, splits: Mapping[str, Columns]) -> dict[str, dict[str, Problem]]:
+    """Return the first row of a column that does not fit another column, by its name and split."""
+    found: dict[str, dict[str, Problem]] = {}
+    for split, columns in splits.items():
+        column = columns.get(name)
+        for other, problem in () if column is None else _problems_beside(column, columns):
+            found.setdefault(other, {})[split] = problem
+    return found
+
+
+def _problems_beside(column: ColumnScan, columns: Columns) -> Iterator[tuple[str, Problem]]:
+    for other, problem in column.beside.items():
+        if problem is not None:
+            yield other, problem
+    if column.kind != "list":
+        return
+    lists = [other for other, scan in columns.items() if scan.kind == "list"][:_MOST_LISTS]
+    for other in lists:
+        row = first_unequal(column.lists, columns[other].lists)
+        if row is not None:
+            mine, its = column.lists.lengths[row - 1], columns[other].lists.lengths[row - 1]
+            yield other, unequal_lists(row, tags=int(mine), words=int(its))
+
+
+def _shown_tags(tags: TagSet | None, *, rows: int) -> tuple[str, ...] | None:
+    """Return the classes of words if they are few and short enough to be stored."""
+    if tags is None or are_many_classes(len(tags.types), rows=rows):
+        return None
+    labels = _short_labels(tags.labels)
+    return None if labels is None else tuple(map(str, labels))
 
 
 def _is_unlabelled(column: ColumnScan | None, *, known: Sequence[Label]) -> bool:
@@ -156,7 +198,11 @@ def _single_classes(train: ColumnScan, classes: Sequence[Label]) -> SingleClasse
 
 def rows_with_problems(profile: DatasetProfile, *, split: str) -> set[int]:
     """Return the rows of a split that a profile names."""
-    problems = (found.get(split) for each in profile.columns for found in each.problems.values())
+    problems = (
+        found.get(split)
+        for each in profile.columns
+        for found in (*each.problems.values(), *each.beside.values())
+    )
     return {each.row for each in problems if each is not None and each.row is not None}
 
 
@@ -172,13 +218,19 @@ def add_lines(profile: DatasetProfile, lines: Mapping[str, Mapping[int, int]]) -
         line = None if problem.row is None else lines[split].get(problem.row)
         return replace(problem, line=line)
 
+    def all_located(
+        problems: Mapping[_Name, Mapping[str, Problem]],
+    ) -> dict[_Name, dict[str, Problem]]:
+        return {
+            name: {split: located(split, problem) for split, problem in found.items()}
+            for name, found in problems.items()
+        }
+
     columns = [
         replace(
             column,
-            problems={
-                use: {split: located(split, problem) for split, problem in found.items()}
-                for use, found in column.problems.items()
-            },
+            problems=all_located(column.problems),
+            beside=all_located(column.beside),
         )
         for column in profile.columns
     ]
@@ -194,6 +246,29 @@ def text_problem(column: ColumnScan) -> Problem | None:
         row, characters = column.too_long
         rows.append((row, too_many_characters(characters)))
     return _first(rows)
+
+
+def unequal_lists(row: int, *, tags: int, words: int) -> Problem:
+    """Return the problem of a row whose lists of tags and words differ in length."""
+    return Problem(row=row, reason=f"the row has {tags} tags and {words} words")
+
+
+def words_problem(column: ColumnScan) -> Problem | None:
+    """Return the first row without words, in a column of lists."""
+    if column.lists.are_numbers:
+        return Problem(
+            row=None, reason=f"lists of texts are needed, this column holds {column.type}"
+        )
+    problems = [column.lists.gap, column.lists.too_long]
+    if column.missing is not None:
+        problems.append(Problem(row=column.missing, reason="the list of words is missing"))
+    return first_problem(problems)
+
+
+def first_problem(problems: Iterable[Problem | None]) -> Problem | None:
+    """Return the problem of the lowest row; one of the whole column comes first."""
+    found = [problem for problem in problems if problem is not None]
+    return min(found, key=lambda problem: problem.row or 0, default=None)
 
 
 def target_problem(column: ColumnScan) -> Problem | None:

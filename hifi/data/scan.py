@@ -14,8 +14,18 @@ import pyarrow.compute as pc
 
 from hifi.data.cells import MOST_FLOAT32, Appearance
 from hifi.data.formats.checks import first_too_long
+from hifi.data.list_scan import ListScan
 from hifi.data.profile import Kind, Problem, misfit
-from hifi.data.types import first_true, is_image, is_list, is_text, type_name
+from hifi.data.spans import read_spans
+from hifi.data.types import (
+    are_blank,
+    are_spans,
+    first_true,
+    is_image,
+    is_list,
+    is_text,
+    type_name,
+)
 from hifi.errors import quoted
 
 if TYPE_CHECKING:
@@ -26,10 +36,6 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bool
 
-BLANKS = (  # the white space of str.isspace
-    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
-    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-)
 NO_BYTES = "the image has no bytes (paths are not followed)"
 NO_IMAGE = "these bytes are not an image of a known format"
 _LABEL_BYTES = 1024  # longer texts are not classes
@@ -38,6 +44,7 @@ _MOST_DISTINCT, _ALL_DISTINCT = 10_000, 200_000  # of a column, and of all colum
 # First bytes of the common image formats; others are opened with Pillow.
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _HEAD_BYTES = 12
+_MOST_TEXTS = 8  # columns beside which spans are checked
 _CLASS_TYPES = (is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)
 
 
@@ -60,6 +67,7 @@ _BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
     "boolean": pa.types.is_boolean,
     "integer": pa.types.is_integer,
     "list": lambda kind: is_list(kind) and _is_entry(kind.value_type),
+    "spans": are_spans,
 }
 
 
@@ -135,6 +143,9 @@ class ColumnScan:
         not_finite: row and value of a number that is not finite in 32 bits.
         image: the first value that is not an image.
         listed: of a column of lists, the first list that is no set of labels.
+        lists: of a column of lists, what words and their tags need.
+        beside: of a column of spans, the first row that does not fit a column of texts, by the
+            text column's name.
         appearance: of cells; a null is an empty cell.
         are_whole: whether floating-point numbers are all whole.
         is_index: whether the column is a table's index.
@@ -152,6 +163,8 @@ class ColumnScan:
     not_finite: tuple[int, float] | None = None
     image: Problem | None = None
     listed: Problem | None = None
+    lists: ListScan = field(default_factory=ListScan)
+    beside: dict[str, Problem | None] = field(default_factory=dict)
     appearance: Appearance = field(default_factory=Appearance)
     are_whole: bool = True
     is_index: bool = False
@@ -186,18 +199,23 @@ class ColumnScan:
             self.missing = first_true(array.is_null(), start=first_row)
         if is_text(self.arrow_type):
             if self.blank is None:
-                self.blank = first_true(_are_blank(array), start=first_row)
+                self.blank = first_true(are_blank(array), start=first_row)
             if self.too_long is None:
                 self.too_long = first_too_long(array, first_row=first_row)
         elif pa.types.is_floating(self.arrow_type):
             self._add_floats(array, first_row)
         elif is_image(self.arrow_type):
             self._add_images(array, first_row)
-            return
+        else:
+            self._add_entries(array, first_row)
+        if self.are_whole and any(test(self.arrow_type) for test in _CLASS_TYPES):
+            self.distinct.add(array, np.arange(first_row, first_row + len(array)))
+
+    def _add_entries(self, array: pa.Array, first_row: int) -> None:
         if self.kind == "list":
             self._add_lists(array, first_row)
-        elif self.are_whole and any(test(self.arrow_type) for test in _CLASS_TYPES):
-            self.distinct.add(array, np.arange(first_row, first_row + len(array)))
+        elif self.kind == "spans":
+            self._add_labels(array, first_row)
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
@@ -216,8 +234,15 @@ class ColumnScan:
         entries = array.flatten()
         rows = pc.list_parent_indices(array).to_numpy() + first_row
         self.distinct.add(entries, rows)
+        self.lists.add(array, entries, rows)
         if self.listed is None:
             self.listed = _list_problem(entries, rows)
+
+    def _add_labels(self, array: pa.Array, first_row: int) -> None:
+        labels = array.flatten().field("label")
+        if any(test(labels.type) for test in _CLASS_TYPES):
+            rows = pc.list_parent_indices(array).to_numpy() + first_row
+            self.distinct.add(labels, rows)
 
     def _add_images(self, array: pa.Array, first_row: int) -> None:
         if self.image is not None:
@@ -249,7 +274,7 @@ def _list_problem(entries: pa.Array, rows: NDArray[np.int64]) -> Problem | None:
     problems = []
     for is_bad, reason in (
         (entries.is_null(), "the list has an entry without a label"),
-        (_are_blank(entries), "the list has an empty label"),
+        (are_blank(entries), "the list has an empty label"),
     ):
         place = first_true(is_bad)
         if place is not None:
@@ -264,12 +289,6 @@ def _list_problem(entries: pa.Array, rows: NDArray[np.int64]) -> Problem | None:
     return min(problems, key=lambda problem: problem.row or 0, default=None)
 
 
-def _are_blank(texts: pa.Array) -> pa.Array:
-    if not is_text(texts.type):
-        return pa.nulls(len(texts), pa.bool_())
-    return pc.equal(pc.utf8_trim(texts, characters=BLANKS), "")
-
-
 def _looks_like_image(head: bytes) -> bool:
     return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
@@ -279,6 +298,33 @@ def _is_image(content: bytes) -> bool:
     from hifi.data.images import is_image  # noqa: PLC0415 - loads Pillow, which is rarely needed
 
     return is_image(content)
+
+
+def scan_spans(
+    scans: Mapping[str, ColumnScan], arrays: Mapping[str, pa.Array], *, first_row: int
+) -> None:
+    """Add a batch of columns of spans beside columns of texts.
+
+    Args:
+        scans: of all columns.
+        arrays: of the batch, by column.
+        first_row: number of its first row.
+    """
+    texts = [name for name, scan in scans.items() if is_text(scan.arrow_type)][:_MOST_TEXTS]
+    for name, scan in scans.items():
+        for text in texts if scan.kind == "spans" else ():
+            if scan.beside.get(text) is None:
+                scan.beside[text] = _first_unfit_spans(arrays[text], arrays[name], first_row)
+
+
+def _first_unfit_spans(texts: pa.Array, spans: pa.Array, first_row: int) -> Problem | None:
+    pairs = zip(texts.to_pylist(), spans.to_pylist(), strict=True)
+    for row, (text, given) in enumerate(pairs, start=first_row):
+        try:
+            read_spans(text or "", given)
+        except ValueError as error:
+            return Problem(row=row, reason=str(error))
+    return None
 
 
 def unfit_scans(columns: Mapping[str, Unfit]) -> dict[str, ColumnScan]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 from hifi.arguments import check_number
 from hifi.data.task_types import MOST_LABEL_COLUMNS
 from hifi.errors import InvalidArgumentError
 
+INPUT_FIELDS = ("text", "image", "tokens")  # that name input columns
+LABEL_FIELDS = ("label", "tags", "spans")
+FIELDS = (*INPUT_FIELDS, *LABEL_FIELDS)
 SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
 
 
@@ -23,6 +27,9 @@ class TaskSpec:
         label: the column of classes, lists of labels or numbers; or several columns, each of which
             says by 0 or 1 whether a row has the label that is its name.
         image: the image column.
+        tokens: the column of lists of words.
+        tags: the column of lists with a tag for each word.
+        spans: the column of lists of labelled spans of the text.
         metric: the metric by which the best step is chosen.
         threshold: the probability from which on a row has a label; by default the best one on the
             validation split.
@@ -32,11 +39,14 @@ class TaskSpec:
     text: tuple[str, ...] = ()
     label: str | tuple[str, ...] | None = None
     image: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    spans: str | None = None
     metric: str | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("type", "image", "metric"):
+        for name in ("type", "image", "tokens", "tags", "spans", "metric"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InvalidArgumentError(name, value=value, limit="a text")
@@ -54,10 +64,10 @@ class TaskSpec:
             raise InvalidArgumentError(
                 "image", value=self.image, limit="a task has text columns or an image column"
             )
-        if any(name in (*self.text, self.image) for name in self.label_columns):
-            raise InvalidArgumentError(
-                "label", value=self.label, limit="another column than the inputs"
-            )
+        for field in LABEL_FIELDS:
+            if set(self.named.get(field, ())) & set(self.inputs):
+                limit = "another column than the inputs"
+                raise InvalidArgumentError(field, value=getattr(self, field), limit=limit)
 
     def _set_label(self) -> None:
         """Check the label columns; a single one is stored as a text."""
@@ -125,20 +135,36 @@ class TaskSpec:
         return cls(**task)
 
     @property
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """The columns that are named, by the field that names them; the label is the last."""
+        names = {field: column_names(field, getattr(self, field)) for field in FIELDS}
+        return {field: columns for field, columns in names.items() if columns}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The input columns that are named."""
+        return tuple(chain.from_iterable(self.named.get(field, ()) for field in INPUT_FIELDS))
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The label columns that are named."""
-        return column_names("label", self.label)
+        return tuple(chain.from_iterable(self.named.get(field, ()) for field in LABEL_FIELDS))
+
+    @property
+    def learned(self) -> str | tuple[str, ...]:
+        """The label column that is named, or several; an empty text if none is."""
+        columns = self.label_columns
+        return columns if len(columns) > 1 else "".join(columns)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are named."""
-        images = () if self.image is None else (self.image,)
-        return (*self.text, *images, *self.label_columns)
+        return (*self.inputs, *self.label_columns)
 
     @property
     def names_all_columns(self) -> bool:
         """Whether no column must be inferred."""
-        return self.label is not None and bool(self.text or self.image)
+        return bool(self.label_columns and self.inputs)
 
 
 @dataclass(frozen=True)

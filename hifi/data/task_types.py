@@ -7,13 +7,15 @@ type (encoding, loss, metrics, logits to answer) is the class that ``implementat
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hifi.errors import InvalidArgumentError, TaskNotSupportedError
 
 InputKind = Literal["text", "image"]
-Use = Literal["text", "image", "label", "labels", "flag", "target"]
+FieldKind = Literal["text", "image", "words"]
+Use = Literal["text", "image", "words", "label", "labels", "flag", "tags", "spans", "target"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Columns:
         field: the field of a task spec that names them: ``text``, ``image`` or ``label``.
         use: how they are read; determines which rows are refused.
         use_of_many: how several columns are read, if not like a single one.
-        most: the maximum number of columns.
+        most: the maximum number of columns; at least one is needed.
+        names: usual names of such a column, by which it is found; the first one counts.
         words: description for the command line and the OpenAPI document.
     """
 
@@ -32,6 +35,7 @@ class Columns:
     use: Use
     use_of_many: Use | None = None
     most: int = 1
+    names: tuple[str, ...] = ()
     words: str
 
     def use_of(self, count: int) -> Use:
@@ -45,13 +49,13 @@ class RequestField:
 
     Attributes:
         name: in the request.
-        kind: a text, or an image file in Base64.
+        kind: a text, an image file in Base64, or a list of words.
         is_required: whether every input has it.
         words: description for the OpenAPI document.
     """
 
     name: str
-    kind: InputKind
+    kind: FieldKind
     is_required: bool = True
     words: str | None = None
 
@@ -63,13 +67,38 @@ class Request:
     Attributes:
         name: in the OpenAPI document; unique.
         words: description for the OpenAPI document.
-        fields: a field for every input column, in the order of the columns. The first is required
-            and distinguishes this request from others.
+        fields: the first is required and distinguishes this request from others.
     """
 
     name: str
     words: str
     fields: tuple[RequestField, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A form in which a data set can hold the rows of a task.
+
+    Attributes:
+        inputs: the input columns, by the fields of a task spec.
+        label: the label column, or columns.
+        request: an input of ``/predict`` for such rows: a field for every input column, in the
+            order of the columns.
+    """
+
+    inputs: tuple[Columns, ...]
+    label: Columns
+    request: Request
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a task spec that name the columns, the label last."""
+        return tuple(columns.field for columns in (*self.inputs, self.label))
+
+    @property
+    def words(self) -> str:
+        """What is read, for messages and the documentation."""
+        return " and ".join(columns.words for columns in self.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,30 +140,28 @@ class TaskType:
         words: description, one line.
         implementation: its torch part, ``module:class``; imported on first use.
         input_kind: the input that a backbone must read.
-        inputs: the input columns.
-        label: the label column, or columns.
+        layouts: the forms in which a data set can hold the rows.
         num_labels: logits per row; None for one per class of the training split.
         logits: one row of logits per ``sample``, ``[n, num_labels]``, or per ``token``,
             ``[n, S, num_labels]``; those of padding are ignored.
         metrics: the default first; higher is better for all.
+        counted: what the metrics compare, for messages.
         problem_type: the name in transformers' configurations; None if they have none.
         options: further fields of a task spec that apply to this type: ``threshold``.
-        request: an input of ``/predict``.
-        answer: its answer.
+        answer: the answer to an input.
     """
 
     name: str
     words: str
     implementation: str
     input_kind: InputKind
-    inputs: Columns
-    label: Columns
+    layouts: tuple[Layout, ...]
     num_labels: int | None
     logits: Literal["sample", "token"] = "sample"
     metrics: tuple[str, ...]
+    counted: str = "rows"
     problem_type: str | None
     options: tuple[str, ...] = ()
-    request: Request
     answer: Answer
 
     def __hash__(self) -> int:
@@ -158,14 +185,18 @@ class TaskType:
         return metric or self.metrics[0]
 
     @property
-    def input_counts(self) -> range:
-        """The allowed numbers of input columns: at least one for each required field."""
-        return range(sum(field.is_required for field in self.request.fields), self.inputs.most + 1)
+    def requests(self) -> tuple[Request, ...]:
+        """The inputs of ``/predict`` that any job of this type answers."""
+        return tuple(dict.fromkeys(layout.request for layout in self.layouts))
+
+    def layouts_with(self, fields: Collection[str]) -> tuple[Layout, ...]:
+        """Return the layouts that have all of these fields of a task spec."""
+        return tuple(layout for layout in self.layouts if set(fields) <= set(layout.fields))
 
 
 _TYPES: dict[str, TaskType] = {}
 # Planned task types that are not supported yet.
-PLANNED = ("question-answering", "multiple-choice", "token-classification", "causal-lm")
+PLANNED = ("question-answering", "multiple-choice", "causal-lm")
 
 
 def register(task_type: TaskType) -> TaskType:
@@ -199,7 +230,8 @@ def metric_names() -> tuple[str, ...]:
 
 def request_fields() -> dict[str, RequestField]:
     """Return the fields that an input of ``/predict`` may have, by name."""
-    return {field.name: field for each in task_types() for field in each.request.fields}
+    requests = (request for each in task_types() for request in each.requests)
+    return {field.name: field for request in requests for field in request.fields}
 
 
 MULTI_LABEL_PROBLEM = "multi_label_classification"  # in transformers' configurations
@@ -221,18 +253,40 @@ IMAGE_INPUT = Request(
     fields=(RequestField(name="image", kind="image", words="the file in Base64"),),
 )
 
+TOKENS_INPUT = Request(
+    name="TokensInput",
+    words="The words of a text, which also get tags in the answer.",
+    fields=(RequestField(name="tokens", kind="words"),),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntitySpan:
+    """An entity in an input: its first character, one after its last one, and what it is."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+    text: str
+
+
 CLASSIFICATION = register(
     TaskType(
         name="classification",
         words="one class for a text or a pair of texts",
         implementation="hifi.tasks.classification:Classification",
         input_kind="text",
-        inputs=_TEXTS,
-        label=Columns(field="label", use="label", words="the column of classes"),
+        layouts=(
+            Layout(
+                inputs=(_TEXTS,),
+                request=TEXT_INPUT,
+                label=Columns(field="label", use="label", words="the column of classes"),
+            ),
+        ),
         num_labels=None,
         metrics=("accuracy", "f1", "matthews"),
         problem_type="single_label_classification",
-        request=TEXT_INPUT,
         answer=Answer(
             name="LabelPrediction",
             words="The predicted label of an input.",
@@ -252,19 +306,23 @@ MULTI_LABEL = register(
         words="any number of labels for a text or a pair of texts",
         implementation="hifi.tasks.multi_label:MultiLabel",
         input_kind="text",
-        inputs=_TEXTS,
-        label=Columns(
-            field="label",
-            use="labels",
-            use_of_many="flag",
-            most=MOST_LABEL_COLUMNS,
-            words="a column of lists, or several columns of 0 and 1",
+        layouts=(
+            Layout(
+                inputs=(_TEXTS,),
+                request=TEXT_INPUT,
+                label=Columns(
+                    field="label",
+                    use="labels",
+                    use_of_many="flag",
+                    most=MOST_LABEL_COLUMNS,
+                    words="a column of lists, or several columns of 0 and 1",
+                ),
+            ),
         ),
         num_labels=None,
         metrics=("micro_f1", "macro_f1", "mean_average_precision", "subset_accuracy"),
         problem_type=MULTI_LABEL_PROBLEM,
         options=("threshold",),
-        request=TEXT_INPUT,
         answer=Answer(
             name="LabelsPrediction",
             words="The predicted labels of an input.",
@@ -287,12 +345,16 @@ REGRESSION = register(
         words="one number for a text or a pair of texts",
         implementation="hifi.tasks.regression:Regression",
         input_kind="text",
-        inputs=_TEXTS,
-        label=Columns(field="label", use="target", words="the column of numbers"),
+        layouts=(
+            Layout(
+                inputs=(_TEXTS,),
+                request=TEXT_INPUT,
+                label=Columns(field="label", use="target", words="the column of numbers"),
+            ),
+        ),
         num_labels=1,
         metrics=("pearson", "spearman"),
         problem_type="regression",
-        request=TEXT_INPUT,
         answer=Answer(
             name="ValuePrediction",
             words="The predicted number of an input.",
@@ -307,7 +369,70 @@ IMAGE_CLASSIFICATION = register(
         words="one class for an image",
         implementation="hifi.tasks.image_classification:ImageClassification",
         input_kind="image",
-        inputs=Columns(field="image", use="image", words="the column of images"),
-        request=IMAGE_INPUT,
+        layouts=(
+            Layout(
+                inputs=(Columns(field="image", use="image", words="the column of images"),),
+                label=CLASSIFICATION.layouts[0].label,
+                request=IMAGE_INPUT,
+            ),
+        ),
+    )
+)
+TOKEN_CLASSIFICATION = register(
+    TaskType(
+        name="token-classification",
+        words="entities in a text, as names and places, or a class for each word",
+        implementation="hifi.tasks.token_classification:TokenClassification",
+        input_kind="text",
+        layouts=(
+            Layout(
+                inputs=(
+                    Columns(
+                        field="tokens",
+                        use="words",
+                        names=("tokens", "words"),
+                        words="a column of lists of words",
+                    ),
+                ),
+                label=Columns(
+                    field="tags",
+                    use="tags",
+                    names=("tags", "ner_tags", "labels"),
+                    words="a column of lists with a tag for each word",
+                ),
+                request=TOKENS_INPUT,
+            ),
+            Layout(
+                inputs=(Columns(field="text", use="text", names=("text",), words="a text column"),),
+                label=Columns(
+                    field="spans",
+                    use="spans",
+                    names=("spans",),
+                    words="a column of lists of `{start, end, label}`",
+                ),
+                request=TEXT_INPUT,
+            ),
+        ),
+        num_labels=None,
+        logits="token",
+        metrics=("f1", "precision", "recall", "accuracy"),
+        counted="entities",
+        problem_type=None,
+        answer=Answer(
+            name="EntitiesPrediction",
+            words="The entities found in an input.",
+            fields=(
+                AnswerField(
+                    name="entities",
+                    type=list[EntitySpan],
+                    words="in the order of the text; of tokens joined by spaces",
+                ),
+                AnswerField(
+                    name="tags",
+                    type=list[str] | None,
+                    words="of each word; null for an input that is a text",
+                ),
+            ),
+        ),
     )
 )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 _MOST_TYPE_CHARACTERS = 120
+BLANKS = (  # the white space of str.isspace
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
+    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 CELLS = {b"hifi.cells": b"1"}  # metadata of a Parquet file whose texts are cells
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -47,6 +53,20 @@ def is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in _LISTS)
 
 
+def are_empty_lists(kind: pa.DataType) -> bool:
+    """Return whether a type holds lists that have no entry in any row."""
+    return is_list(kind) and pa.types.is_null(kind.value_type)
+
+
+def are_spans(kind: pa.DataType) -> bool:
+    """Return whether a type holds spans of characters: lists of objects with ends and a label."""
+    if not is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    types = {field.name: field.type for field in kind.value_type}
+    ends = [types.get(name, pa.string()) for name in ("start", "end")]
+    return "label" in types and all(pa.types.is_integer(end) for end in ends)
+
+
 def is_image(kind: pa.DataType) -> bool:
     """Return whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
     if pa.types.is_struct(kind):
@@ -57,20 +77,28 @@ def is_image(kind: pa.DataType) -> bool:
 def kept_type(kind: pa.DataType) -> pa.DataType:
     """Return the plain type in which a column is stored.
 
-    Scalars, lists of scalars, and objects of these are supported: they cover all task types,
-    including planned ones.
+    Scalars, lists of scalars, objects of these, and lists of labelled spans are supported: they
+    cover all task types, including planned ones.
 
     Raises:
         UnfitError: any other type.
     """
+    if are_spans(kind):
+        return pa.list_(_object_type(kind.value_type, entry=_scalar_type, whole=kind))
     if pa.types.is_struct(kind):
-        fields = [(field.name, field.type) for field in kind]
-        if not fields:
-            raise UnfitError("its objects have no entries")
-        if len({name for name, _ in fields}) < len(fields):
-            raise UnfitError("an entry of its objects occurs twice")
-        return pa.struct([(name, _listed_type(inner, whole=kind)) for name, inner in fields])
+        return _object_type(kind, entry=_listed_type, whole=kind)
     return _listed_type(kind, whole=kind)
+
+
+def _object_type(
+    kind: pa.DataType, *, entry: Callable[..., pa.DataType], whole: pa.DataType
+) -> pa.DataType:
+    fields = [(field.name, field.type) for field in kind]
+    if not fields:
+        raise UnfitError("its objects have no entries")
+    if len({name for name, _ in fields}) < len(fields):
+        raise UnfitError("an entry of its objects occurs twice")
+    return pa.struct([(name, entry(inner, whole=whole)) for name, inner in fields])
 
 
 def _listed_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
@@ -89,8 +117,8 @@ def _scalar_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
     if any(test(kind) for test in _SCALARS) and not pa.types.is_interval(kind):
         return kind
     raise UnfitError(
-        f"no task reads columns of {type_name(whole)}, only texts, numbers, booleans, images, and "
-        "lists of these"
+        f"no task reads columns of {type_name(whole)}, only texts, numbers, booleans, images, "
+        "lists of these, and lists of spans with start, end and label"
     )
 
 
@@ -136,6 +164,13 @@ def count_leaves(kind: pa.DataType) -> int:
     if pa.types.is_struct(kind):
         return sum(count_leaves(field.type) for field in kind)
     return count_leaves(kind.value_type) if is_list(kind) else 1
+
+
+def are_blank(texts: pa.Array) -> pa.Array:
+    """Return whether each text is empty or only white space; null for values of another type."""
+    if not is_text(texts.type):
+        return pa.nulls(len(texts), pa.bool_())
+    return pc.equal(pc.utf8_trim(texts, characters=BLANKS), "")
 
 
 def first_true(mask: pa.Array, *, start: int = 0) -> int | None:

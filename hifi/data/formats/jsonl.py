@@ -6,6 +6,8 @@ import codecs
 import json
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +22,7 @@ from hifi.data.formats.checks import (
     wanted_names,
 )
 from hifi.data.formats.indexes import index_columns
+from hifi.data.formats.labelling_tools import Convert, Row, find_conversion
 from hifi.data.formats.limits import too_large_row
 from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from hifi.data.formats.limits import Budget
 
 _BATCH_BYTES, _BATCH_ROWS = 2 << 20, 16_384
+_SEEN_LINES, _SEEN_BYTES = 1000, 1 << 20  # that show which tool has written a file
 # Raised by pyarrow for values that do not fit into a column.
 _UNFIT = (pa.ArrowException, UnfitError, ValueError, TypeError, OverflowError)
 _ROUNDED = (
@@ -113,9 +117,11 @@ class JsonlReader(Reader):
     @classmethod
     def row_lines(cls, path: Path) -> Iterator[int]:
         """Yield the line of each row."""
+        convert = _find_conversion(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
+                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
+                if text.strip() and not (convert and _is_left_out(text, convert)):
                     yield number
 
     def _fit(self, batch: pa.RecordBatch, first_row: int, count: int) -> pa.RecordBatch:
@@ -134,8 +140,14 @@ class JsonlReader(Reader):
     def _batches_of_rows(self, path: Path) -> Iterator[list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         size = 0
-        for row, line in enumerate(self._lines(path), start=1):
-            rows.append(_parse(line, row))
+        row, convert = 1, _find_conversion(path)
+        for line in self._lines(path):
+            values = _parse(line, row)
+            kept = values if convert is None else convert(values)
+            if kept is None:
+                continue
+            rows.append(kept)
+            row += 1
             size += len(line)
             if size >= _BATCH_BYTES or len(rows) >= _BATCH_ROWS:
                 yield rows
@@ -232,6 +244,29 @@ class JsonlReader(Reader):
         if row is not None:
             reason = "the number does not fit in a 64-bit float"
             raise DataError(reason, row=row, column=name)
+
+
+def _find_conversion(path: Path) -> Convert | None:
+    """Return the conversion of a labelling tool's rows; None for other rows."""
+
+    def read() -> Iterator[Row]:
+        with path.open("rb") as file:
+            for line in islice(iter(partial(file.readline, _SEEN_BYTES), b""), _SEEN_LINES):
+                try:
+                    row = json.loads(line.removeprefix(codecs.BOM_UTF8) or b"0")
+                except (ValueError, RecursionError):
+                    return  # reported when the row is read
+                if isinstance(row, dict):
+                    yield row
+
+    return find_conversion(read())
+
+
+def _is_left_out(line: bytes, convert: Convert) -> bool:
+    try:
+        return convert(_parse(line, 1)) is None
+    except DataError:
+        return False
 
 
 def _refuse_constant(name: str) -> NoReturn:

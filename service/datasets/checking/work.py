@@ -19,7 +19,7 @@ from hifi.data.profiling import (
     make_profile,
     rows_with_problems,
 )
-from hifi.data.scan import scan_columns, unfit_scans
+from hifi.data.scan import scan_columns, scan_spans, unfit_scans
 from hifi.data.spec import SPLITS
 from hifi.errors import DataError, in_split
 from service.datasets.checking.exchange import Request, needs_memory, parquet_name
@@ -95,8 +95,10 @@ def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, in
     ) as writer:
         for batch in reader.batches():
             budget.add(size=batch.nbytes)
-            for scan, array in zip(scans.values(), batch.columns, strict=True):
-                scan.add(array, rows + 1)
+            arrays = dict(zip(scans, batch.columns, strict=True))
+            for name, scan in scans.items():
+                scan.add(arrays[name], rows + 1)
+            scan_spans(scans, arrays, first_row=rows + 1)
             writer.write_batch(batch.cast(schema))
             rows += batch.num_rows
     if rows == 0:

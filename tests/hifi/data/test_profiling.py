@@ -12,8 +12,8 @@ import pytest
 
 from hifi.data.inference import complete_task, count_labels
 from hifi.data.profile import ColumnProfile, Problem
-from hifi.data.scan import BLANKS
 from hifi.data.spec import TaskSpec
+from hifi.data.types import BLANKS
 from tests.hifi.data.files import Converted, convert_here, jsonl, refusal_of, write
 from tests.tiny_tasks import png
 

@@ -179,7 +179,7 @@ class TestResults:
         [(0.69, 100, True), (0.71, 100, False), (0.7, 10_000, True), (0.9, 4, False)],
     )
     def test_below_the_probe_by_more_than_chance(self, tuned: float, rows: int, is_below: bool):
-        found = warn_of_less_than_probe("f1", tuned=tuned, probe=0.75, rows=rows)
+        found = warn_of_less_than_probe("f1", tuned=tuned, probe=0.75, answers=rows)
         assert [warning.code for warning in found] == ["below_probe"] * is_below
         if is_below:
             assert f"f1 {tuned:.4f} is below the linear probe's 0.7500" in found[0].message

@@ -21,9 +21,18 @@ def row_of(declared: TaskType) -> str:
     def code(*names: str) -> str:
         return ", ".join(f"`{name}`" for name in names)
 
+    layouts = declared.layouts
+    counts = [sum(columns.most for columns in each.inputs) for each in layouts]
+    inputs = (
+        code(*(field.name for field in each.request.fields[:count]))
+        for each, count in zip(layouts, counts, strict=True)
+    )
     cells = (
-        *(code(declared.name), declared.inputs.words, declared.label.words),
-        *(code(*declared.metrics), code(*(field.name for field in declared.request.fields))),
+        code(declared.name),
+        "; or ".join(each.words for each in layouts),
+        "; or ".join(each.label.words for each in layouts),
+        code(*declared.metrics),
+        "; or ".join(inputs),
         code(*(field.name for field in declared.answer.fields)),
     )
     return f"| {' | '.join(cells)} |"
@@ -39,13 +48,15 @@ class TestDeclarations:
 
     @TYPES
     def test_take_a_field_for_every_input_column(self, declared: TaskType):
-        fields = declared.request.fields
-        assert len(fields) == declared.inputs.most
-        assert fields[0].is_required
-        assert {field.kind for field in fields} == {declared.input_kind}
+        for layout in declared.layouts:
+            fields = layout.request.fields
+            assert len(fields) >= sum(columns.most for columns in layout.inputs)
+            assert fields[0].is_required
+            assert {field.kind for field in fields} <= {declared.input_kind, "words"}
 
     def test_of_one_name_are_one_request_and_one_answer(self):
-        for parts in ({t.request for t in task_types()}, {t.answer for t in task_types()}):
+        requests = {request for each in task_types() for request in each.requests}
+        for parts in (requests, {each.answer for each in task_types()}):
             assert len(parts) == len({part.name for part in parts})
         shapes = {frozenset(f.name for f in t.answer.fields): t.answer for t in task_types()}
         assert len(shapes) == len({t.answer for t in task_types()})
@@ -55,6 +66,7 @@ class TestDeclarations:
             *("accuracy", "f1", "matthews"),
             *("micro_f1", "macro_f1", "mean_average_precision", "subset_accuracy"),
             *("pearson", "spearman"),
+            *("precision", "recall"),
         )
 
     def test_one_that_is_not_there(self):

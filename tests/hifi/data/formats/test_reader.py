@@ -146,7 +146,7 @@ class TestUnfit:
             check_certain_task(profile)
         assert (caught.value.row, caught.value.column) == (3, "text")
 
-    @pytest.mark.parametrize("label", [[{"start": 0, "end": 4, "labels": ["A"]}], {}])
+    @pytest.mark.parametrize("label", [[{"start": 0, "end": 4, "kinds": ["A"]}], {}])
     def test_called_label_is_not_replaced_silently(self, label: Any, tmp_path: Path):
         rows = [{"text": "x", "label": label, "annotator": row} for row in range(3)]
         for profile in both(jsonl(tmp_path / "a.jsonl", rows), tmp_path):
