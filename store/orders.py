@@ -42,6 +42,7 @@ _Model = Annotated[
 _FIELDS: dict[str, Any] = {  # of an input, by their kind
     "text": Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)],
     "image": str,
+    "words": Annotated[list[str], Field(max_length=MAX_CHARACTERS)],
 }
 _EXACT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -106,7 +107,7 @@ def _input_model(_: tuple[TaskType, ...]) -> type[_Input]:
     return create_model("Input", __base__=_Input, **fields)
 
 
-def _read_input(value: object) -> dict[str, str]:
+def _read_input(value: object) -> dict[str, Any]:
     return _input_model(task_types()).model_validate(value).model_dump(exclude_none=True)
 
 
@@ -117,7 +118,7 @@ class Item(TypedDict):
     __pydantic_config__ = _EXACT  # type: ignore[misc] # as pydantic documents it
 
     order: Annotated[int, Field(ge=0)]
-    input: Annotated[dict[str, str], PlainValidator(_read_input)]
+    input: Annotated[dict[str, str | list[str]], PlainValidator(_read_input)]
 
 
 _ITEM = TypeAdapter(Item)
@@ -142,7 +143,7 @@ class PredictionOrder(_Order):
     def of_checked(
         cls,
         orders: Sequence[DeltaOrder],
-        items: Sequence[tuple[int, Mapping[str, str]]],
+        items: Sequence[tuple[int, Mapping[str, Any]]],
         *,
         truncate: bool,
         timeout_seconds: float,

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from hifi.data.formats import ENDINGS_IN_WORDS
 from hifi.data.presets import PRESET_WORDS, PRESETS
 from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
-from hifi.data.spec import IfLabelled
+from hifi.data.spec import FIELDS, IfLabelled
 from hifi.data.task_types import metric_names, task_types
 from hifi.deltas import metadata
 from hifi.errors import InvalidArgumentError
@@ -97,6 +97,15 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="the column of classes, of lists of labels or of numbers; or several columns of 0 and "
         "1, one for each label",
     )
+    group.add_argument("--tokens", metavar="COLUMN", help="the column of lists of words")
+    group.add_argument(
+        "--tags", metavar="COLUMN", help="the column of lists with a tag for each word"
+    )
+    group.add_argument(
+        "--spans",
+        metavar="COLUMN",
+        help="the column of lists of labelled spans of the text: objects with start, end and label",
+    )
     group.add_argument(
         "--threshold",
         type=float,
@@ -109,7 +118,7 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def task_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the task that the options describe, with the fields of a task spec."""
-    fields = given(args, ("text", "label", "image", "metric", "threshold"))
+    fields = given(args, (*FIELDS, "metric", "threshold"))
     if len(fields.get("label", ())) == 1:
         (fields["label"],) = fields["label"]
     return fields if args.task is None else {"type": args.task, **fields}

@@ -31,13 +31,13 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _print_labels(report: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Print labels of which a row can have several."""
+    """Print labels, or types of entities, of which a row can have several."""
     output.print_line(f"{report['split']} split, {report['classes']} labels")
     rows = [
         [name, *_numbers(scores), str(scores["support"])]
         for name, scores in zip(names, report["per_class"], strict=True)
     ]
-    output.print_table(["label", *_METRICS, "rows"], rows)
+    output.print_table(["label", *_METRICS, "support"], rows)
 
 
 def _print_classes(report: Mapping[str, Any], names: list[str]) -> None:

@@ -237,7 +237,7 @@ def warn_of_one_class(name: str, *, learning_rate: float, epochs: int) -> RunWar
 
 
 def warn_of_less_than_probe(
-    metric: str, *, tuned: float, probe: float, rows: int
+    metric: str, *, tuned: float, probe: float, answers: int, counted: str = "rows"
 ) -> tuple[RunWarning, ...]:
     """Warn if a tuned model is below the linear probe by more than chance.
 
@@ -245,32 +245,34 @@ def warn_of_less_than_probe(
         metric: the task's.
         tuned: its value for the tuned model.
         probe: its value for the probe.
-        rows: of the validation split.
+        answers: that the metric compares.
+        counted: what they are.
     """
-    margin = standard_error(rows)
+    margin = standard_error(answers)
     if tuned >= probe - margin:
         return ()
     message = (
         f"the tuned model's {metric} {tuned:.4f} is below the linear probe's {probe:.4f}, by more "
-        f"than chance ({margin:.4f} for {rows:,} validation rows): the fine-tune did not pay off; "
-        "start the task head from the probe (head_start), or try more epochs or another learning "
-        "rate"
+        f"than chance ({margin:.4f} for {answers:,} validation {counted}): the fine-tune did not "
+        "pay off; start the task head from the probe (head_start), or try more epochs or another "
+        "learning rate"
     )
     return (RunWarning(code="below_probe", message=message, param="learning_rate"),)
 
 
-def warn_of_no_gain(*, learning_rate: float, rows: int) -> RunWarning:
+def warn_of_no_gain(*, learning_rate: float, answers: int, counted: str = "rows") -> RunWarning:
     """Warn that no evaluation of a run was better than its start, which is the result.
 
     Args:
         learning_rate: of the run.
-        rows: of the validation split.
+        answers: that the metric compares.
+        counted: what they are.
     """
     message = (
         "no evaluation had a metric better than the start's by more than chance "
-        f"({standard_error(rows):.4f} for {rows:,} validation rows), or a lower loss at no worse a "
-        "metric, so the result is the task head that the run started from, and untuned heads; try "
-        f"another learning rate (this was {learning_rate:g}), more epochs or more rows"
+        f"({standard_error(answers):.4f} for {answers:,} validation {counted}), or a lower loss at "
+        "no worse a metric, so the result is the task head that the run started from, and untuned "
+        f"heads; try another learning rate (this was {learning_rate:g}), more epochs or more rows"
     )
     return RunWarning(code="no_gain", message=message, param="learning_rate")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from hifi.backbones.models import ModelSource
+    from hifi.data.task_types import Layout
     from hifi.deltas.delta import HeadDelta
     from hifi.tasks import Encoder, Sample, Task
 
@@ -64,15 +65,13 @@ class TaskRecord:
                 f"the head delta does not record the classes of a {declared.name} task"
             )
         record = dict(delta.metadata.task or {})
-        names = record.get(declared.inputs.field)
-        if declared.inputs.most == 1 and not isinstance(names, list):
-            names = [names]  # a single column is recorded without a list
-        if not isinstance(names, list) or len(names) not in declared.input_counts:
+        inputs = next(filter(None, (_inputs(record, each) for each in declared.layouts)), None)
+        if inputs is None:
             raise TaskNotSupportedError(
                 f"the head delta does not record the columns that its {declared.name} task reads"
             )
         return cls(
-            task=replace(task, inputs=tuple(map(str, names))),
+            task=replace(task, inputs=inputs),
             max_length=record.get("max_length"),
             pad_token_id=record.get("pad_token_id"),
         )
@@ -82,7 +81,7 @@ class TaskRecord:
         """The settings of an encoder; records with equal ones can share an encoder."""
         kind, count = type(self.task), len(self.task.inputs)
         return (
-            *(kind.load_encoder, kind.declaration.request, count),
+            *(kind.load_encoder, kind.declaration.requests, count),
             *(self.max_length, self.pad_token_id),
         )
 
@@ -112,6 +111,19 @@ class TaskRecord:
             # On a GPU, a token without a position embedding makes the whole process unusable.
             raise InvalidArgumentError("max_length", value=self.max_length, limit=f"1 to {limit}")
         return self.max_length
+
+
+def _inputs(record: Mapping[str, Any], layout: Layout) -> tuple[str, ...] | None:
+    """Return the input columns of a layout that a delta's task records; None if they are not."""
+    found: list[str] = []
+    for columns in layout.inputs:
+        names = record.get(columns.field)
+        if columns.most == 1 and not isinstance(names, list):
+            names = [names]  # a single column is recorded without a list
+        if not isinstance(names, list) or not 1 <= len(names) <= columns.most:
+            return None
+        found += map(str, names)
+    return tuple(found)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:

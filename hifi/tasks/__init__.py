@@ -71,11 +71,5 @@ def make_task(spec: TaskSpec, dataset: Dataset, *, profile: DatasetProfile | Non
         InvalidArgumentError: the task type does not have these columns or this metric.
     """
     spec = infer(spec, dataset) if profile is None else infer_task(spec, profile)
-    kind, label = get_task(str(spec.type)), spec.label or ""
-    task = kind(
-        inputs=spec.text if spec.image is None else (spec.image,),
-        label=label,
-        classes=kind.read_classes(dataset, label),
-        metric=kind.declaration.choose_metric(spec.metric),
-    )
-    return task.with_answers({name: getattr(spec, name) for name in kind.declaration.options})
+    task = get_task(str(spec.type)).of(spec, dataset)
+    return task.with_answers({name: getattr(spec, name) for name in task.declaration.options})

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hifi.backbones.models import AutoClass, ModelSource
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.labels import Label
+    from hifi.data.spec import TaskSpec
     from hifi.data.task_types import TaskType
     from hifi.tasks.probe import ProbeKind
     from hifi.tasks.report import ClassReport
@@ -134,7 +135,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def read(
-        self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
+        self, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
     ) -> Sequence[EncodedInput | InputError]:
         """Encode inputs of predictions as the training split was encoded; thread-safe.
 
@@ -185,6 +186,22 @@ class Task(ABC):
             DataError: the labels cannot be used.
         """
         return None
+
+    @classmethod
+    def of(cls, spec: TaskSpec, dataset: Dataset) -> Self:
+        """Build a task from a complete spec and the training split.
+
+        Raises:
+            DataError: the labels cannot be used.
+            InvalidArgumentError: the task type does not have this metric.
+        """
+        label = spec.learned
+        return cls(
+            inputs=spec.inputs,
+            label=label,
+            classes=cls.read_classes(dataset, label),
+            metric=cls.declaration.choose_metric(spec.metric),
+        )
 
     @property
     def type(self) -> str:
@@ -306,6 +323,14 @@ class Task(ABC):
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
             targets: of all samples, on the CPU.
         """
+
+    def count_answers(self, targets: Tensor) -> int:
+        """Return the number of answers that a metric compares: rows, or what the task type counts.
+
+        Args:
+            targets: of a split.
+        """
+        return len(targets)
 
     def count_rows(self, targets: Tensor) -> dict[str, int]:  # noqa: ARG002 - only tasks with classes have them
         """Return the number of rows of each class, in the order of the logits.

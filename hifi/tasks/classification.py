@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets import Dataset
+    from numpy.typing import NDArray
 
     from hifi.backbones.models import AutoClass
     from hifi.data.labels import Label
@@ -83,17 +84,7 @@ class ClassTask(Task):
         if weights is None:
             return self
         names = [str(label) for label in self.classes or ()]
-        check_labels(weights, labels=names)
-        rows = targets.numpy()
-        values = np.ones(len(names))
-        if isinstance(weights, str):
-            present = np.unique(rows)
-            values[present] = compute_class_weight(BALANCED, classes=present, y=rows)
-        else:
-            values[:] = [weights.get(name, 1.0) for name in names]
-            values /= values.max()  # the sum of large ones would be infinite
-            values /= values[rows].mean()
-        return replace(self, class_weights=tuple(values.tolist()))
+        return replace(self, class_weights=weigh(weights, names=names, rows=targets.numpy()))
 
     def count_rows(self, targets: Tensor) -> dict[str, int]:
         """Return the number of rows of each class."""
@@ -130,6 +121,31 @@ class ClassTask(Task):
         best = int(values.argmax())
         scores = dict(zip(names, shares, strict=True))
         return {"label": names[best], "score": shares[best], "scores": scores}
+
+
+def weigh(
+    weights: ClassWeights, *, names: Sequence[str], rows: NDArray[np.int64]
+) -> tuple[float, ...]:
+    """Return the weight of each class, as :meth:`ClassTask.weighted` does.
+
+    Args:
+        weights: checked.
+        names: of the classes.
+        rows: the class of each row, ``[n]``.
+
+    Raises:
+        InvalidArgumentError: a weight is for none of the classes.
+    """
+    check_labels(weights, labels=names)
+    values = np.ones(len(names))
+    if isinstance(weights, str):
+        present = np.unique(rows)
+        values[present] = compute_class_weight(BALANCED, classes=present, y=rows)
+    else:
+        values[:] = [weights.get(name, 1.0) for name in names]
+        values /= values.max()  # the sum of large ones would be infinite
+        values /= values[rows].mean()
+    return tuple(values.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

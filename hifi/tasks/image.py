@@ -116,14 +116,14 @@ class ImageEncoder(Encoder):
 
     def read(
         self,
-        inputs: Sequence[Mapping[str, str]],
+        inputs: Sequence[Mapping[str, Any]],
         *,
         truncate: bool,  # noqa: ARG002 - an image is never cut
     ) -> list[Sample | InputError]:
         """Decode and scale one image at a time, since decoding may take much memory."""
         return [self._read_one(given) for given in inputs]
 
-    def _read_one(self, given: Mapping[str, str]) -> Sample | InputError:
+    def _read_one(self, given: Mapping[str, Any]) -> Sample | InputError:
         for name in sorted(given.keys() - {_IMAGE}):
             return InputError(f"the task reads an image, not {name}", param=name)
         if _IMAGE not in given:

@@ -82,7 +82,7 @@ class ProbeKind(ABC):
         with a strength, the next stronger one is used.
 
         Args:
-            features: ``[n, D]``.
+            features: ``[n, D]``, or ``[n, S, D]`` if every token has some.
             targets: ``[n, …]``, as the task's loss takes them.
             num_labels: of the task.
             has_bias: whether the task head's last layer has a bias.
@@ -93,8 +93,8 @@ class ProbeKind(ABC):
         Raises:
             ProbeError: a feature is not finite, or no strength converges.
         """
-        x = features.double().numpy()
-        y = targets.numpy()
+        rows, truth = self._examples(features, targets)
+        x, y = rows.double().numpy(), truth.numpy()
         if not np.isfinite(x).all():
             raise ProbeError("a state that the task head reads is not finite")
         scale = _Scale.of(x, has_bias=has_bias)
@@ -141,7 +141,7 @@ class ProbeKind(ABC):
         Raises:
             ProbeError: there are more classes than rows that a fit may take.
         """
-        most = min(_MOST_ROWS, _MOST_FEATURES // width, _MOST_PRODUCTS // (width * num_labels))
+        most = self._most_rows(width=width, num_labels=num_labels)
         groups = self._groups(targets.numpy())
         if len(groups) <= most:
             return torch.arange(len(groups))
@@ -156,6 +156,14 @@ class ProbeKind(ABC):
         share = (ranks + 0.5) / sizes  # the first of each class by share keep the classes' shares
         order = np.lexsort((share, ranks > 0))
         return torch.from_numpy(np.sort(order[:most]))
+
+    def _most_rows(self, *, width: int, num_labels: int) -> int:
+        """Return the number of rows that a fit may take."""
+        return min(_MOST_ROWS, _MOST_FEATURES // width, _MOST_PRODUCTS // (width * num_labels))
+
+    def _examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is fitted, ``[m, D]`` and ``[m, …]``; by default the rows themselves."""
+        return features, targets
 
     @abstractmethod
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
@@ -222,6 +230,27 @@ class ClassProbe(ProbeKind):
     def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
         shares = torch.from_numpy(logits).softmax(-1).numpy()
         return float(log_loss(y, shares, labels=np.arange(logits.shape[1])))
+
+
+class WordProbe(ClassProbe):
+    """Multinomial logistic regression of words; targets are ``[n, S, 2]``, -1 for other tokens."""
+
+    def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
+        """Return the logarithms of the classes' shares of the words."""
+        labels = targets[..., 0]
+        return super().constant(labels[labels >= 0].long(), num_labels=num_labels)
+
+    def draw_rows(self, targets: Tensor, *, width: int, num_labels: int, seed: int) -> Tensor:
+        """Draw rows with so many words together as a fit may take; all if they are few enough."""
+        most = self._most_rows(width=width, num_labels=num_labels)
+        words = (targets[..., 0] >= 0).sum(1).numpy()
+        order = np.random.default_rng(seed).permutation(len(words))
+        kept = max(1, int(np.searchsorted(np.cumsum(words[order]), most, side="right")))
+        return torch.from_numpy(np.sort(order[:kept]))
+
+    def _examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        labels = targets[:, : features.shape[1], 0]
+        return features[labels >= 0], labels[labels >= 0].long()
 
 
 class LabelsProbe(ProbeKind):

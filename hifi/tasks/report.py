@@ -124,6 +124,39 @@ def report_label_sets(
     )
 
 
+def report_entities(
+    types: Sequence[str], *, right: Integers, found: Integers, wanted: Integers, split: str
+) -> ClassReport:
+    """Report how many entities of each type are found.
+
+    Args:
+        types: of entities.
+        right: entities that are found with their words and their type, ``[types]``.
+        found: entities that are found, ``[types]``.
+        wanted: entities of the data, ``[types]``.
+        split: that was measured.
+    """
+    shown = _most_frequent(wanted)
+    precision = right / np.maximum(found, 1)
+    recall = right / np.maximum(wanted, 1)
+    f1 = 2 * right / np.maximum(found + wanted, 1)
+    return ClassReport(
+        split=split,
+        classes=len(types),
+        per_class=tuple(
+            ClassScores(
+                label=shorten(types[index], characters=_LABEL_CHARACTERS),
+                precision=float(precision[index]),
+                recall=float(recall[index]),
+                f1=float(f1[index]),
+                support=int(wanted[index]),
+            )
+            for index in shown
+        ),
+        confusion=None,
+    )
+
+
 def _most_frequent(rows: Integers) -> Integers:
     """Return the indices of the classes with the most rows, in increasing order."""
     return np.sort(np.argsort(-rows, kind="stable")[:MOST_CLASSES])

@@ -23,7 +23,7 @@ from hifi.errors import (
     TextTooLongError,
     quoted,
 )
-from hifi.tasks.base import Batch, Encoder, Examples, Sample, Task, digest_of
+from hifi.tasks.base import Batch, EncodedInput, Encoder, Examples, Sample, Task, digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hifi.backbones.models import ModelSource
     from hifi.data.task_types import Request
 
-_IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
+IDS, _TYPES, MASK = "input_ids", "token_type_ids", "attention_mask"
 # Tokenised at a time: until its tokens are in an array, a text takes 50 bytes for each character.
 _PORTION_CHARACTERS = 1_000_000
 _IMAGE = IMAGE_INPUT.fields[0].name
@@ -77,7 +77,7 @@ class TextTask(Task):
             config,
             columns=self.inputs,
             max_length=max_length,
-            request=self.declaration.request,
+            request=self.declaration.layouts[0].request,
         )
 
 
@@ -151,9 +151,9 @@ class TextEncoder(Encoder):
         }
         self._tokenizer = tokenizer
         self._columns = tuple(columns)
-        self.pads: Mapping[str, int] = {_IDS: pad_token_id}
+        self.pads: Mapping[str, int] = {IDS: pad_token_id}
         if has_token_types(config):
-            self.pads = {_IDS: pad_token_id, _TYPES: 0}
+            self.pads = {IDS: pad_token_id, _TYPES: 0}
         self._model_name = source.name
         self._vocabulary = int(config.vocab_size)
         self._names = tuple(field.name for field in request.fields[: len(columns)])
@@ -171,8 +171,8 @@ class TextEncoder(Encoder):
         for rows in _portions(texts):
             portion = [column[rows] for column in texts]
             found = self.tokenize(portion).tokens
-            lengths.append(np.array([len(ids) for ids in found[_IDS]], dtype=np.int64))
-            self._check_ids(found[_IDS], portion, split=split, first_row=rows.start + 1)
+            lengths.append(np.array([len(ids) for ids in found[IDS]], dtype=np.int64))
+            self._check_ids(found[IDS], portion, split=split, first_row=rows.start + 1)
             for name, values in found.items():
                 flat = np.array(list(chain.from_iterable(values)), dtype=np.int64)
                 tokens.setdefault(name, []).append(flat)
@@ -207,8 +207,8 @@ class TextEncoder(Encoder):
                 )
 
     def read(
-        self, inputs: Sequence[Mapping[str, str]], *, truncate: bool
-    ) -> list[Sample | InputError]:
+        self, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
+    ) -> Sequence[EncodedInput | InputError]:
         """Check and tokenise inputs of predictions."""
         read: list[Sample | InputError | None] = [self._check(given) for given in inputs]
         sound = [place for place, error in enumerate(read) if error is None]
@@ -223,7 +223,7 @@ class TextEncoder(Encoder):
                 read[place] = self._check_tokens(row, inputs[place]) or sample
         return [entry for entry in read if entry is not None]
 
-    def _check(self, given: Mapping[str, str]) -> InputError | None:
+    def _check(self, given: Mapping[str, Any]) -> InputError | None:
         is_pair = len(self._names) == 2
         for name in self._names:
             if name not in given:
@@ -239,12 +239,12 @@ class TextEncoder(Encoder):
         return None
 
     def _check_tokens(
-        self, row: Mapping[str, list[int]], given: Mapping[str, str]
+        self, row: Mapping[str, list[int]], given: Mapping[str, Any]
     ) -> InputError | None:
         """Return an error for a token without an embedding: on a GPU it would end the process."""
-        if max(row[_IDS], default=0) < self._vocabulary:
+        if max(row[IDS], default=0) < self._vocabulary:
             return None
-        token = self._first_unknown(row[_IDS])
+        token = self._first_unknown(row[IDS])
         text = self._text_with(token, [given[name] for name in self._names])
         return InputError(self._describe_unknown(token), param=self._names[text])
 
@@ -253,7 +253,7 @@ class TextEncoder(Encoder):
 
     def _text_with(self, token: int, texts: Sequence[str]) -> int:
         """Return the place of the first text that has a token; special tokens are in any."""
-        found = (token in self._call([[text]], truncation=False)[_IDS][0] for text in texts)
+        found = (token in self._call([[text]], truncation=False)[IDS][0] for text in texts)
         return next((place for place, has_it in enumerate(found) if has_it), 0)
 
     def _describe_unknown(self, token: int) -> str:
@@ -267,7 +267,7 @@ class TextEncoder(Encoder):
     def _sample(
         self, row: Mapping[str, list[int]], *, whole_length: int, truncate: bool
     ) -> Sample | InputError:
-        length = len(row[_IDS])
+        length = len(row[IDS])
         if not length:
             return InputError("the tokenizer produces no token for this text", param=self._names[0])
         if whole_length > length and not truncate:
@@ -278,8 +278,8 @@ class TextEncoder(Encoder):
                 param=self._names[0],
             )
         inputs = {name: torch.tensor(values) for name, values in row.items()}
-        inputs[_MASK] = torch.ones(length, dtype=torch.int64)
-        return Sample(inputs, {**self.pads, _MASK: 0}, length)
+        inputs[MASK] = torch.ones(length, dtype=torch.int64)
+        return Sample(inputs, {**self.pads, MASK: 0}, length)
 
     def tokenize(self, texts: Sequence[Sequence[str]]) -> TokenizedTexts:
         """Tokenise texts, or pairs of them, cut to ``max_length`` tokens.
@@ -289,7 +289,7 @@ class TextEncoder(Encoder):
         """
         whole = self._call(texts, truncation=False)
         tokens = {name: whole[name] for name in self.pads if name in whole}
-        lengths = [len(row) for row in tokens[_IDS]]
+        lengths = [len(row) for row in tokens[IDS]]
         too_long = [place for place, n in enumerate(lengths) if n > self.sequence_length]
         if not too_long:
             return TokenizedTexts(tokens, lengths)
@@ -388,7 +388,7 @@ class EncodedTexts(Examples):
             name: torch.from_numpy(np.where(real, values[places], self.pads[name]))
             for name, values in self.tokens.items()
         }
-        inputs[_MASK] = torch.from_numpy(real.astype(np.int64))
+        inputs[MASK] = torch.from_numpy(real.astype(np.int64))
         return Batch(inputs, self.targets[torch.from_numpy(chosen)])
 
     @cached_property

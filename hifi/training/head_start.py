@@ -180,7 +180,9 @@ class _ProbeRun:
         if validation is None:
             return {}
         known = self._kind.constant(self._data.train.targets, num_labels=task.num_labels)
-        logits = {"majority": known.expand(len(validation), -1)}
+        is_by_token = task.declaration.logits == "token"
+        shape = validation.targets.shape[: 2 if is_by_token else 1]
+        logits = {"majority": known.expand(*shape, -1)}
         layers: dict[str, _Layer] = {} if probe is None else {"probe": probe.logits}
         if not self._is_fresh:
             layers["untuned"] = self._last

@@ -364,13 +364,14 @@ def _find_label_warnings(
     if not task.classes:
         return ()
     warnings: tuple[RunWarning, ...] = ()
-    if isinstance(task.label, str):
+    if isinstance(task.label, str) and task.declaration.logits == "sample":
         profile = profile_split(dataset.select_columns([task.label]))
         warnings = warn_of_classes(profile.columns[0], rows=len(dataset))
     if any(warning.code == "many_classes" for warning in warnings):
         return warnings
     warnings += warn_of_few_rows(task.label, counts=task.count_rows(targets))
-    if task.declaration.inputs.use != "text" or task.declaration.label.use != "label":
+    layout = task.declaration.layouts[0]
+    if [each.use for each in layout.inputs] != ["text"] or layout.label.use != "label":
         return warnings
     texts = [read_texts(dataset, column, split="train") for column in task.inputs]
     found = find_contradictions(zip(*texts, strict=True), targets.numpy())

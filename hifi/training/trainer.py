@@ -151,7 +151,8 @@ class Trainer:
         self._task = data.task
         self._forward = Forward(tuner.model, task=data.task, kept=kept)
         self._train = data.train
-        self._validation = data.validation
+        self._validation = held_out = data.validation
+        self._answers = 0 if held_out is None else data.task.count_answers(held_out.targets)
         self._test = data.test
         self._settings = settings
         self._batches = TrainingBatches(
@@ -333,7 +334,7 @@ class Trainer:
         if start is None or metrics is start or self._validation is None:
             return True
         gain = metrics[self._task.metric] - start[self._task.metric]
-        return gain > standard_error(len(self._validation)) or metrics["loss"] < start["loss"]
+        return gain > standard_error(self._answers) or metrics["loss"] < start["loss"]
 
     def _save(self) -> None:
         """Write a checkpoint, if the plan has a folder for it."""
@@ -418,7 +419,7 @@ class Trainer:
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""
         best, schedule, found = self._state.best, self._schedule, []
-        probe = self._state.yardsticks.get("probe")
+        probe, counted = self._state.yardsticks.get("probe"), self._task.declaration.counted
         if best is not None and best.only_answer is not None:
             found.append(
                 warn_of_one_class(
@@ -428,16 +429,20 @@ class Trainer:
                 )
             )
         if best is not None and probe is not None and self._validation is not None:
-            metric, rows = self._task.metric, len(self._validation)
+            metric = self._task.metric
             found += warn_of_less_than_probe(
                 metric,
                 tuned=best.metrics[metric],
                 probe=probe[metric],
-                rows=rows,
+                answers=self._answers,
+                counted=counted,
             )
         if best is not None and best.step == 0:
-            rows = len(self._validation or ())
-            found.append(warn_of_no_gain(learning_rate=schedule.learning_rate, rows=rows))
+            found.append(
+                warn_of_no_gain(
+                    learning_rate=schedule.learning_rate, answers=self._answers, counted=counted
+                )
+            )
         if self._state.losses.is_falling and (best is None or best.step == self._schedule.steps):
             found.append(warn_of_falling_loss(epochs=schedule.epochs))
         return tuple(found)

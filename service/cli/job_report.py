@@ -9,7 +9,7 @@ from hifi.cli import output
 from hifi.cli.progress import describe_pace
 from hifi.cli.report import print_report
 from hifi.data.classes.names import describe_classes
-from hifi.data.spec import column_names
+from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, column_names
 from service.cli.progress import progression_of
 
 if TYPE_CHECKING:
@@ -55,11 +55,12 @@ def _data(dataset: str | Mapping[str, Any]) -> str:
 
 def _task(task: Mapping[str, Any]) -> str:
     """Describe a task: ``classification of text by label, metric f1``."""
-    text = task.get("text")
-    of = [text] if isinstance(text, str) else list(text or filter(None, [task.get("image")]))
+    of, by = (
+        [name for field in fields for name in column_names(field, task.get(field))]
+        for fields in (INPUT_FIELDS, LABEL_FIELDS)
+    )
     parts = [str(task.get("type") or "")]
     parts += [f"of {' and '.join(of)}"] if of else []
-    by = column_names("label", task.get("label"))
     parts += [f"by {', '.join(by)}"] if by else []
     metric = f", metric {task['metric']}" if task.get("metric") else ""
     return " ".join(filter(None, parts)) + metric

@@ -15,6 +15,7 @@ from pydantic import (
     StringConstraints,
     create_model,
 )
+from pydantic_core import PydanticKnownError
 
 from hifi.data.formats.limits import MAX_CHARACTERS
 from hifi.data.task_types import TaskType, task_types
@@ -32,12 +33,21 @@ def _refuse_nul(text: str) -> str:
     return text
 
 
+def _refuse_long(words: list[str]) -> list[str]:
+    """Refuse more characters than a text may have."""
+    if sum(map(len, words)) > MAX_CHARACTERS:
+        raise PydanticKnownError("string_too_long", {"max_length": MAX_CHARACTERS})
+    return words
+
+
+_TEXT = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_CHARACTERS),
+    AfterValidator(_refuse_nul),
+]
 _FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
-    "text": Annotated[
-        str,
-        StringConstraints(min_length=1, max_length=MAX_CHARACTERS),
-        AfterValidator(_refuse_nul),
-    ],
+    "text": _TEXT,
+    "words": Annotated[list[_TEXT], Field(min_length=1), AfterValidator(_refuse_long)],
     "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
 }
 
@@ -52,7 +62,7 @@ class _Answer(Answer):
 def input_models(types: tuple[TaskType, ...]) -> dict[str, type[BaseModel]]:
     """Return the input models of these task types, by the first field of each."""
     models: dict[str, type[BaseModel]] = {}
-    for request in dict.fromkeys(each.request for each in types):
+    for request in dict.fromkeys(request for each in types for request in each.requests):
         fields: dict[str, Any] = {}
         for field in request.fields:
             kind = _FIELDS[field.kind]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from store.database.connection import Database
 
-_Input: TypeAlias = Mapping[str, str]
+_Input: TypeAlias = Mapping[str, Any]
 _Refusal: TypeAlias = NotFoundError | ProblemError
 _Model = TypeVar("_Model", bound=BaseModel)
 

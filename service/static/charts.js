@@ -105,7 +105,7 @@ function labels({ split, classes, per_class: scores }) {
       "table",
       {},
       el("caption", {}, `${split} split, ${number(classes)} labels`),
-      el("thead", {}, el("tr", {}, ["label", ...metrics, "rows"].map(head))),
+      el("thead", {}, el("tr", {}, ["label", ...metrics, "support"].map(head))),
       el(
         "tbody",
         {},

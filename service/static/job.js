@@ -156,7 +156,7 @@ class JobView {
       facts([
         ["backbone", spec.model],
         ["data set", this.dataset],
-        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? []].flat().join(" + ")} → ${[task.label ?? []].flat().join(", ")}`],
+        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? task.tokens ?? []].flat().join(" + ")} → ${[task.label ?? task.tags ?? task.spans ?? []].flat().join(", ")}`],
         ["score", spec.score ?? "pagerank"],
         ["heads", `${spec.budget == null ? `k = ${spec.k}` : `budget ${spec.budget}`}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
         ["trained weights", selection ? `${number(selection.trainable_parameters)} (${(100 * selection.fraction).toFixed(2)} %)` : "–"],

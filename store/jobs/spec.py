@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -23,7 +24,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
-from hifi.data.spec import SPLITS, column_names
+from hifi.data.spec import LABEL_FIELDS, SPLITS, column_names
 from hifi.data.task_types import MOST_LABEL_COLUMNS, PLANNED, metric_names, task_types
 from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
@@ -163,6 +164,9 @@ class TaskFields(_Spec, frozen=True):
         | None
     ) = None
     image: Text | None = None
+    tokens: Text | None = None
+    tags: Text | None = None
+    spans: Text | None = None
     metric: Metric | None = None
     threshold: (
         Annotated[
@@ -180,7 +184,8 @@ class TaskFields(_Spec, frozen=True):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label column, or several."""
-        return column_names("label", self.label)
+        named = (column_names(field, getattr(self, field)) for field in LABEL_FIELDS)
+        return tuple(chain.from_iterable(named))
 
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):

@@ -36,6 +36,7 @@ class Case:
         head: the transformers class of a merged model.
         pipeline: answers rows with a plain transformers pipeline on a folder.
         reads: what the backbone reads: ``text`` or ``image``.
+        reported: the names in the report; none of a type without one.
     """
 
     type: str
@@ -47,6 +48,7 @@ class Case:
     head: type[Any]
     pipeline: Callable[[Path, Sequence[Row]], list[Answer]]
     reads: str = "text"
+    reported: tuple[str, ...] = ("bad", "good")
 
 
 def _texts(names: Sequence[str], draw: random.Random) -> str:
@@ -116,6 +118,56 @@ def _find_labels(folder: Path, rows: Sequence[Row]) -> list[Answer]:
     return answers
 
 
+def _tagged_words(count: int, seed: int) -> list[Row]:
+    """Make words with entities of one or two words, whose first one has words of its own."""
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    known = {"bad": BAD[:4], "good": GOOD[:4]}
+    rows = []
+    for _ in range(count):
+        pairs: list[tuple[str, str]] = []
+        for name in draw.choices(("bad", "good"), k=2):
+            pairs += [(word, "O") for word in draw.choices(WORDS[40:42], k=draw.randint(1, 2))]
+            pairs.append((known[name][0], f"B-{name}"))
+            pairs += [(known[name][1], f"I-{name}")] * draw.randint(0, 1)
+        words, tags = zip(*pairs, strict=True)
+        rows.append({"tokens": list(words), "tags": list(tags)})
+    return rows
+
+
+def _tokens_input(row: Row) -> Mapping[str, Any]:
+    return {"tokens": row["tokens"]}
+
+
+def _find_entities(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    pipeline = tf.pipeline("token-classification", model=str(folder), aggregation_strategy="first")
+    answers = []
+    for row in rows:
+        text = " ".join(row["tokens"])
+        found = pipeline(text)
+        entities = [
+            {
+                "start": each["start"],
+                "end": each["end"],
+                "label": each["entity_group"],
+                "score": float(each["score"]),
+                "text": text[each["start"] : each["end"]],
+            }
+            for each in found
+        ]
+        answers.append({"entities": entities, "tags": _tags_of(row["tokens"], entities)})
+    return answers
+
+
+def _tags_of(words: Sequence[str], entities: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the tag of each word, from the characters of the entities."""
+    tags, start = [], 0
+    for word in words:
+        own = [each for each in entities if each["start"] <= start < each["end"]]
+        tags.append(f"{'B' if own[0]['start'] == start else 'I'}-{own[0]['label']}" if own else "O")
+        start += len(word) + 1
+    return tags
+
+
 def _measure(folder: Path, rows: Sequence[Row]) -> list[Answer]:
     pipeline = tf.pipeline("text-classification", model=str(folder), function_to_apply="none")
     return [{"value": pipeline(row["text"])[0]["score"]} for row in rows]
@@ -151,6 +203,7 @@ CASES = (
         input=_text_input,
         head=tf.AutoModelForSequenceClassification,
         pipeline=_measure,
+        reported=(),
     ),
     Case(
         type="image-classification",
@@ -162,5 +215,16 @@ CASES = (
         head=tf.AutoModelForImageClassification,
         pipeline=_classify_images,
         reads="image",
+        reported=("dark", "light"),
+    ),
+    Case(
+        type="token-classification",
+        rows=_tagged_words,
+        task={"type": "token-classification", "tokens": "tokens", "tags": "tags"},
+        inferred="token-classification",
+        bad=({"tokens": ["w1", "w2"], "tags": ["O"]}, "1 tags and 2 words"),
+        input=_tokens_input,
+        head=tf.AutoModelForTokenClassification,
+        pipeline=_find_entities,
     ),
 )

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from worker.inference.memory.tiers import DeviceTier
 
 Answer: TypeAlias = dict[str, Any]
-_Inputs: TypeAlias = Mapping[int, Mapping[str, str]]  # by their index in the request
+_Inputs: TypeAlias = Mapping[int, Mapping[str, Any]]  # by their index in the request
 _ENCODERS = 2  # threads that tokenise and decode images; a tenant has at most one
 _CHUNK_CHARACTERS = 100_000  # encoded at a time, so that short requests do not wait long
 # An encoded image takes 600 KB or more, a text 12 KB at most. So a request's images are encoded a
@@ -255,7 +255,7 @@ class PredictionHandler:
 
 def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
     """Group the items by head delta."""
-    inputs: dict[int, dict[int, Mapping[str, str]]] = {}
+    inputs: dict[int, dict[int, Mapping[str, Any]]] = {}
     for index, item in enumerate(request.items):
         inputs.setdefault(item["order"], {})[index] = item["input"]
     return [_Part(request.orders[order], mine, answers) for order, mine in inputs.items()]
@@ -274,13 +274,15 @@ def _chunks(inputs: _Inputs) -> Iterator[list[int]]:
         yield chunk
 
 
-def _characters(name: str, value: str) -> int:
-    """Return the length of a text; an image counts as a whole chunk."""
-    return len(value) if request_fields()[name].kind == "text" else _CHUNK_CHARACTERS
+def _characters(name: str, value: str | Sequence[str]) -> int:
+    """Return the length of a text, or of all words; an image counts as a whole chunk."""
+    if request_fields()[name].kind == "image":
+        return _CHUNK_CHARACTERS
+    return len(value) if isinstance(value, str) else sum(map(len, value))
 
 
 def _read(
-    delta: _Delta, inputs: Sequence[Mapping[str, str]], *, truncate: bool
+    delta: _Delta, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
 ) -> Sequence[EncodedInput | InputError]:
     return delta.backbone.encoder_for(delta.record).read(inputs, truncate=truncate)
 

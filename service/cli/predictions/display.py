@@ -26,7 +26,7 @@ def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_j
         for row, answer in zip(rows, answers, strict=True)
         if "error" not in answer
     ]
-    used = {name for row in cells for name in row}
+    used = {name for row in cells for name, value in row.items() if value is not None}
     fields = ["row", *(["job"] if names_jobs else []), *_shown_fields(), "input"]
     header = [name for name in fields if name in used]
     if cells:
@@ -42,6 +42,8 @@ def _shown_fields() -> list[str]:
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(_cell, value))
+    if isinstance(value, Mapping):  # an entity
+        return f"{value.get('text')} ({value.get('label')})"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

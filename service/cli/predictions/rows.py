@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
 from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import find_lines
+from hifi.data.spec import INPUT_FIELDS, column_names
 from hifi.data.task_types import find_task_type, request_fields
 from hifi.errors import DataError
 from service.client.errors import ClientError, LocalFileError, reading
@@ -77,6 +79,9 @@ def make_row(item: object, *, number: int, shown: str = "") -> Row:
 def _shown(item: object) -> str:
     given = item.get("input", item) if isinstance(item, dict) else item
     fields = given if isinstance(given, dict) else {}
+    words = fields.get("tokens")
+    if isinstance(words, list):
+        fields = {"text": " ".join(map(str, words))}
     texts = [fields[name] for name in ("text", "text_pair") if isinstance(fields.get(name), str)]
     if not texts:
         return "image" if "image" in fields else ""
@@ -99,10 +104,12 @@ def input_columns(job: Job) -> dict[str, str]:
     task = job["spec"].get("task") or {}
     if not task.get("type"):
         return {}
-    task_type = find_task_type(task["type"])
-    named = task.get(task_type.inputs.field) or []
-    columns = [named] if isinstance(named, str) else named
-    return dict(zip((field.name for field in task_type.request.fields), columns, strict=False))
+    named = {field: column_names(field, task.get(field)) for field in INPUT_FIELDS}
+    given = [field for field, columns in named.items() if columns]
+    for layout in find_task_type(task["type"]).layouts_with(given):
+        columns = chain.from_iterable(named[each.field] for each in layout.inputs)
+        return dict(zip((field.name for field in layout.request.fields), columns, strict=False))
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)

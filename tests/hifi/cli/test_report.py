@@ -46,7 +46,7 @@ class TestTable:
         assert capsys.readouterr().out.splitlines() == [
             "",
             "test split, 2 labels",
-            "label  precision  recall  f1      rows",
+            "label  precision  recall  f1      support",
             "ant    1.0000     0.5000  0.6667  2",
             "bee    1.0000     1.0000  1.0000  1",
         ]

@@ -23,6 +23,7 @@ from hifi.data.task_types import (
     Answer,
     AnswerField,
     Columns,
+    Layout,
     Request,
     RequestField,
     TaskType,
@@ -51,15 +52,19 @@ TAGS = TaskType(
     words="a tag for every word of a text",
     implementation=f"{__name__}:Tags",
     input_kind="text",
-    inputs=Columns(field="text", use="text", words="a text column"),
-    label=Columns(field="label", use="text", words="the column of tags, one for each word"),
+    layouts=(
+        Layout(
+            inputs=(Columns(field="text", use="text", words="a text column"),),
+            label=Columns(field="label", use="text", words="the column of tags, one for each word"),
+            request=Request(
+                name="ToyWords", words="Words.", fields=(RequestField(name="words", kind="text"),)
+            ),
+        ),
+    ),
     num_labels=None,
     logits="token",
     metrics=("toy-accuracy", "toy-share"),
     problem_type=None,
-    request=Request(
-        name="ToyWords", words="Words.", fields=(RequestField(name="words", kind="text"),)
-    ),
     answer=Answer(
         name="ToyTags",
         words="A tag for every word.",
@@ -97,7 +102,7 @@ class Tags(TextTask):
             config,
             columns=self.inputs,
             max_length=max_length,
-            request=self.declaration.request,
+            request=self.declaration.layouts[0].request,
         )
 
     def targets(self, dataset: Any, *, split: str) -> Tensor:

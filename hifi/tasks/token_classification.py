@@ -1,0 +1,272 @@
+"""Token classification: entities in texts, or a class for each word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hifi.data.columns import (
+    read_labelled_spans,
+    read_tag_set,
+    read_tags,
+    read_texts,
+    read_words,
+)
+from hifi.data.inference import find_layout
+from hifi.data.tag_sets import TagSet
+from hifi.data.tags import OUTSIDE, Entity, write_tags
+from hifi.data.task_types import TOKEN_CLASSIFICATION, TaskType
+from hifi.errors import AnswerError
+from hifi.tasks.base import only_column
+from hifi.tasks.classification import weigh
+from hifi.tasks.entities import Agreement, Entities, WordLabels, f1, find_entities, share
+from hifi.tasks.probe import ProbeKind, WordProbe
+from hifi.tasks.report import ClassReport, report_entities
+from hifi.tasks.text import TextTask
+from hifi.tasks.word_encoder import NO_LABEL, WindowedText, WordEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets import Dataset
+    from transformers import PreTrainedConfig
+
+    from hifi.backbones.models import AutoClass, ModelSource
+    from hifi.data.classes.weights import ClassWeights
+    from hifi.data.spec import TaskSpec
+    from hifi.data.tags import Scheme
+    from hifi.data.task_types import Layout
+    from hifi.tasks.base import Answer, EncodedInput
+    from hifi.tasks.entities import Integers
+
+_PADDING = -1  # of rows with fewer spans than others
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification(TextTask):
+    """Classification of the words of a text; ``classes`` are ``O``, and ``B-`` and ``I-`` tags.
+
+    Without ``O`` among them every word has one of its own, as parts of speech.
+
+    Attributes:
+        layout: whether the data has lists of words with tags, or texts with spans.
+        scheme: of the training split's tags.
+        class_weights: of each class in the training loss; None for equal ones.
+    """
+
+    declaration: ClassVar[TaskType] = TOKEN_CLASSIFICATION
+    auto_class: ClassVar[AutoClass] = transformers.AutoModelForTokenClassification
+    probe: ClassVar[ProbeKind | None] = WordProbe()
+
+    layout: Layout = TOKEN_CLASSIFICATION.layouts[0]
+    tags: TagSet | None = None
+    class_weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, spec: TaskSpec, dataset: Dataset) -> Self:
+        """Build a task from a complete spec and the training split."""
+        layout, label = find_layout(spec), only_column(spec.learned)
+        tags = read_tag_set(dataset, label, use=layout.label.use, split="train")
+        return cls(
+            inputs=spec.inputs,
+            label=label,
+            classes=tags.labels,
+            metric=cls.declaration.choose_metric(spec.metric),
+            layout=layout,
+            tags=tags,
+        )
+
+    @cached_property
+    def meaning(self) -> WordLabels:
+        """What the classes mean."""
+        return WordLabels.of([str(label) for label in self.labels or ()])
+
+    def load_encoder(
+        self, source: ModelSource, config: PreTrainedConfig, *, max_length: int
+    ) -> WordEncoder:
+        """Load the model's tokenizer, and set the pad token in its configuration."""
+        (columns,) = self.layout.inputs
+        return WordEncoder(
+            source,
+            config,
+            inputs=columns,
+            column=self.inputs[0],
+            outside=self.meaning.outside,
+            max_length=max_length,
+        )
+
+    def targets(self, dataset: Dataset, *, split: str) -> Tensor:
+        """Read the labelled spans of each row, int64 ``[n, K, 4]``.
+
+        Returns:
+            Start and end in characters of the text, which lists of words form joined by spaces, and
+            the classes of the first word and of the others; rows with fewer are padded with -1.
+        """
+        column, known = only_column(self.label), self.tags or TagSet.of_types([])
+        if self.layout.label.use == "tags":
+            words = read_words(dataset, self.inputs[0], split=split)
+            entities = read_tags(dataset, column, words=words, split=split, known=known)
+            spans = [_in_characters(own, each) for own, each in zip(words, entities, strict=True)]
+        else:
+            texts = read_texts(dataset, self.inputs[0], split=split)
+            found = read_labelled_spans(dataset, column, texts=texts, split=split, known=known)
+            spans = [[(span.start, span.end, span.label) for span in row] for row in found]
+        place = {name: index for index, name in enumerate(self.meaning.types)}
+        whole = torch.full((len(spans), max([1, *map(len, spans)]), 4), _PADDING)
+        for row, own in enumerate(spans):
+            for number, (start, end, name) in enumerate(own):
+                kind = place[name]
+                first, other = self.meaning.first[kind], self.meaning.other[kind]
+                whole[row, number] = torch.tensor([start, end, first, other])
+        return whole
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross entropy of the words of a batch, in float32."""
+        return self._loss(logits, targets, weight=None)
+
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over the words of each one's loss times its class's weight."""
+        if self.class_weights is None:
+            return self.loss(logits, targets)
+        return self._loss(logits, targets, weight=logits.new_tensor(self.class_weights).float())
+
+    def _loss(self, logits: Tensor, targets: Tensor, *, weight: Tensor | None) -> Tensor:
+        mine = targets[:, : logits.shape[1], 0].flatten().long()  # a batch may be shorter
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(),
+            mine,
+            weight=weight,
+            ignore_index=NO_LABEL,
+            reduction="sum",
+        )
+        return total / (mine != NO_LABEL).sum().clamp(min=1)
+
+    def weighted(self, weights: ClassWeights | None, *, targets: Tensor) -> Self:
+        """Return this task with weights of its classes in the training loss, as classifications."""
+        if weights is None:
+            return self
+        names = [str(label) for label in self.classes or ()]
+        labels, _ = _words_of(targets)
+        return replace(self, class_weights=weigh(weights, names=names, rows=labels))
+
+    def count_answers(self, targets: Tensor) -> int:
+        """Return the number of entities; at least 1."""
+        return max(1, len(self._entities(*_words_of(targets)).types))
+
+    def count_rows(self, targets: Tensor) -> dict[str, int]:
+        """Return the number of entities of each type."""
+        types = self._entities(*_words_of(targets)).types
+        counts = np.bincount(types, minlength=len(self.meaning.types))
+        return dict(zip(self.meaning.types, counts.tolist(), strict=True))
+
+    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Compute precision, recall and F1 of entities, and the share of words that are right."""
+        found, wanted, rows = _compare(logits, targets)
+        counts = self._agreement(found, wanted, rows)
+        precision = share(counts.right.sum(), counts.found.sum())
+        recall = share(counts.right.sum(), counts.wanted.sum())
+        return {
+            "f1": f1(precision, recall),
+            "precision": precision,
+            "recall": recall,
+            "accuracy": share((found == wanted).sum(), len(wanted)),
+        }
+
+    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:
+        """Return the class that all words get although theirs differ; else None."""
+        found, wanted, _ = _compare(logits, targets)
+        if len(np.unique(found)) > 1 or len(np.unique(wanted)) == 1:
+            return None
+        return str((self.labels or ())[int(found[0])])
+
+    def report(self, logits: Tensor, targets: Tensor, *, split: str) -> ClassReport:
+        """Return the scores of each type of entities."""
+        counts = self._agreement(*_compare(logits, targets))
+        return report_entities(
+            self.meaning.types,
+            right=counts.right,
+            found=counts.found,
+            wanted=counts.wanted,
+            split=split,
+        )
+
+    def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:
+        """Return the entities, with the mean probability of their words' classes; of words tags."""
+        if not isinstance(given, WindowedText):
+            raise AnswerError("the input is not encoded for token-classification")
+        shares = torch.cat(
+            [
+                values.softmax(-1)[torch.from_numpy(places)]
+                for values, places in zip(logits, given.places, strict=True)
+            ]
+        )
+        scores, labels = (each.numpy() for each in shares.max(-1))
+        units, types = given.units, self.meaning.types
+        found = self._entities(labels, np.zeros(len(labels), dtype=np.int64))
+        entities = []
+        for first, last, kind in found.keys.tolist():
+            start, end = int(units.starts[first]), int(units.ends[last])
+            entities.append(
+                {
+                    "start": start,
+                    "end": end,
+                    "label": types[kind],
+                    "score": float(scores[first : last + 1].mean()),
+                    "text": given.text[start:end],
+                }
+            )
+        tags = None if given.words is None else self._tags(given, found)
+        return {"entities": entities, "tags": tags}
+
+    def _tags(self, given: WindowedText, found: Entities) -> list[str]:
+        """Return the tag of each given word."""
+        words = given.words or ()
+        starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
+        place = np.searchsorted(starts, given.units.starts)
+        entities = [
+            Entity(int(place[first]), int(place[last]), self.meaning.types[kind])
+            for first, last, kind in found.keys.tolist()
+        ]
+        scheme: Scheme = "BIO" if OUTSIDE in (self.labels or ()) else "WORDS"
+        return write_tags(entities, words=len(words), scheme=scheme)
+
+    def _agreement(self, found: Integers, wanted: Integers, rows: Integers) -> Agreement:
+        return Agreement.of(
+            self._entities(found, rows), self._entities(wanted, rows), types=len(self.meaning.types)
+        )
+
+    def _entities(self, labels: Integers, rows: Integers) -> Entities:
+        return find_entities(labels, rows, self.meaning)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration entries; transformers has no problem type for this task."""
+        return {name: value for name, value in super().settings().items() if name != "problem_type"}
+
+
+def _in_characters(words: Sequence[str], entities: Sequence[Entity]) -> list[tuple[int, int, str]]:
+    """Return the characters of entities in the text that words form, joined by spaces."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    return [
+        (int(ends[each.first]) - len(words[each.first]), int(ends[each.last]), each.type)
+        for each in entities
+    ]
+
+
+def _words_of(targets: Tensor) -> tuple[Integers, Integers]:
+    """Return the class and the row of each word, ``[U]``."""
+    words = targets[targets[..., 0] != NO_LABEL].long().numpy()
+    return words[:, 0], words[:, 1]
+
+
+def _compare(logits: Tensor, targets: Tensor) -> tuple[Integers, Integers, Integers]:
+    """Return the likeliest class, the true class and the row of each word, ``[U]``."""
+    mine = targets[:, : logits.shape[1]]
+    is_word = mine[..., 0] != NO_LABEL
+    wanted, rows = _words_of(mine)
+    return logits.argmax(-1)[is_word].numpy(), wanted, rows

@@ -1,0 +1,89 @@
+"""Words in tokenised texts: which token answers for a word, and where the word is in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hifi.data.characters import is_inside_word
+
+_Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class WordUnits:
+    """The words of a text, each answered by its first token.
+
+    In scripts without upper and lower case, which may not divide words by spaces, each token is
+    taken for a word.
+
+    Attributes:
+        tokens: the first token of each word, of the text itself, ``[U]``.
+        starts: the first character of each word, ``[U]``.
+        ends: one after its last character, ``[U]``.
+    """
+
+    tokens: _Integers
+    starts: _Integers
+    ends: _Integers
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def find_units(text: str, offsets: Sequence[tuple[int, int]]) -> WordUnits:
+    """Find the words of a text.
+
+    Args:
+        text: the text.
+        offsets: the characters of each of its tokens.
+    """
+    units: list[list[int]] = []
+    for token, (start, end) in enumerate(_trimmed(text, offsets)):
+        if start == end:
+            continue
+        last = units[-1][2] if units else -1
+        if start < last or (start == last and is_inside_word(text, start)):
+            units[-1][2] = max(end, last)
+        else:
+            units.append([token, start, end])
+    return _units(units)
+
+
+def find_given_units(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> WordUnits:
+    """Find given words in the text that they form together, joined by spaces.
+
+    Words of which the tokenizer reads nothing have no unit.
+
+    Args:
+        words: of the text.
+        offsets: the characters of each of its tokens.
+    """
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    units: list[list[int]] = []
+    last = -1
+    for token, (start, end) in enumerate(_trimmed(" ".join(words), offsets)):
+        word = int(np.searchsorted(ends, start, side="right"))
+        if start == end or word == last:
+            continue
+        last = word
+        units.append([token, int(ends[word]) - len(words[word]), int(ends[word])])
+    return _units(units)
+
+
+def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return offsets without the space that some tokenizers count as part of the next word."""
+    found = []
+    for start, end in offsets:
+        part = text[start:end]
+        begin = start + len(part) - len(part.lstrip())
+        found.append((begin, max(begin, start + len(part.rstrip()))))
+    return found
+
+
+def _units(units: Sequence[Sequence[int]]) -> WordUnits:
+    table = np.array(units, dtype=np.int64).reshape(-1, 3)
+    return WordUnits(table[:, 0], table[:, 1], table[:, 2])
