@@ -291,8 +291,18 @@ class SharedInput(TypedDict):
     input: Input
 
 
+class Entity(TypedDict):
+    """An entity in an input: its first character, one after its last one, and what it is."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+    text: str
+
+
 class Prediction(TypedDict):
-    """The answer for one item: label or labels, and scores; or a value; or an error.
+    """The answer for one item: label or labels, and scores; a value; entities; or an error.
 
     That for an input of several jobs has only ``index`` and ``answers``, one per job.
     """
@@ -305,6 +315,8 @@ class Prediction(TypedDict):
     labels: NotRequired[list[str]]
     scores: NotRequired[dict[str, float]]
     value: NotRequired[float]
+    entities: NotRequired[list[Entity]]
+    tags: NotRequired[list[str] | None]
     error: NotRequired[Failure]
 
 

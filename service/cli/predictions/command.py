@@ -84,7 +84,7 @@ def _add_rows(parser: ActionParser) -> None:
         metavar="FILE",
         help=f"rows with the columns of the training file ({ENDINGS_IN_WORDS}), or with text, "
         "text_pair or image; other columns are ignored; without JOB, JSON Lines of "
-        '{"job": …, "input": …}; - is JSON Lines from stdin',
+        '{"job": …, "input": …} or {"jobs": […, …], "input": …}; - is JSON Lines from stdin',
     )
 
 

@@ -22,15 +22,16 @@ _SHOWN_ERRORS, _SHOWN_ROWS = 20, 3
 def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
     """Print a table of the rows that have an answer; columns without values are left out."""
     cells: list[dict[str, Any]] = [
-        {**answer, "row": row.number, "input": row.shown}
+        {**own, "row": row.number, "input": row.shown}
         for row, answer in zip(rows, answers, strict=True)
-        if "error" not in answer
+        for own in answer.get("answers", [answer])
+        if "error" not in own
     ]
     used = {name for row in cells for name, value in row.items() if value is not None}
     fields = ["row", *(["job"] if names_jobs else []), *_shown_fields(), "input"]
     header = [name for name in fields if name in used]
     if cells:
-        output.print_table(header, [[_cell(row.get(name, "")) for name in header] for row in cells])
+        output.print_table(header, [[_cell(row.get(name)) for name in header] for row in cells])
 
 
 def _shown_fields() -> list[str]:
@@ -40,6 +41,8 @@ def _shown_fields() -> list[str]:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, list):
         return " ".join(map(_cell, value))
     if isinstance(value, Mapping):  # an entity
@@ -65,10 +68,12 @@ class RowErrors:
     def add(self, answer: Prediction) -> None:
         """Add the answer of the next row."""
         self.rows += 1
-        if "error" not in answer:
-            return
-        self.failed += 1
-        text = f"{answer['error']['message']} ({answer['error']['code']})"
+        failures = [own["error"] for own in answer.get("answers", [answer]) if "error" in own]
+        self.failed += bool(failures)
+        for text in dict.fromkeys(f"{each['message']} ({each['code']})" for each in failures):
+            self._count(text)
+
+    def _count(self, text: str) -> None:
         if text not in self._first_rows and len(self._first_rows) == _SHOWN_ERRORS:
             self.has_more = True
             return

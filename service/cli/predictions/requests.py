@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from service.client.documents import Prediction, Predictions
 
 # Limits of one request; the server accepts twice the bytes.
-_MOST_ROWS, _MOST_BYTES = 256, 8 << 20
+_MOST_ANSWERS, _MOST_BYTES = 256, 8 << 20
 _MOST_ATTEMPTS = 5
 
 Ask: TypeAlias = "Callable[[Sequence[Any]], Predictions]"
@@ -26,12 +26,14 @@ def predict_rows(rows: Iterable[Row], ask: Ask) -> Iterator[tuple[list[Row], lis
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
-    size = 0
+    answers = size = 0
     for row in rows:
-        if len(chunk) == _MOST_ROWS or (chunk and size + row.size > _MOST_BYTES):
+        is_full = answers + row.answers > _MOST_ANSWERS or size + row.size > _MOST_BYTES
+        if chunk and is_full:
             yield chunk
-            chunk, size = [], 0
+            chunk, answers, size = [], 0, 0
         chunk.append(row)
+        answers += row.answers
         size += row.size
     if chunk:
         yield chunk
@@ -61,12 +63,16 @@ def _answers(rows: Sequence[Row], ask: Ask) -> list[Prediction]:
 
 
 def _is_late(answer: Prediction) -> bool:
-    return "error" in answer and answer["error"]["code"] == "deadline_exceeded"
+    """Return whether an item, or a job of an item for several, missed the deadline."""
+    each = answer.get("answers", [answer])
+    return any("error" in own and own["error"]["code"] == "deadline_exceeded" for own in each)
 
 
 def _placed(answer: Prediction, index: int) -> Prediction:
     """Change an answer's index, and the path of its error, to the index among all rows."""
     placed: Prediction = {**answer, "index": index}
+    if "answers" in answer:
+        placed["answers"] = [_placed(own, index) for own in answer["answers"]]
     error = answer.get("error")
     if error is not None and error["param"] is not None:
         here, there = f"inputs.{answer['index']}", f"inputs.{placed['index']}"

@@ -48,12 +48,14 @@ class Row:
         shown: its text in the table.
         size: its bytes in a request.
         number: counted from 1, without a header and blank lines.
+        answers: that it asks for: one of each job that it names.
     """
 
     item: Any
     shown: str
     size: int
     number: int
+    answers: int = 1
 
 
 def place_of(number: int, line: int | None) -> str:
@@ -73,7 +75,14 @@ def make_row(item: object, *, number: int, shown: str = "") -> Row:
     except (TypeError, ValueError) as error:
         raise RowsError(f"cannot be sent ({error})") from error
     size = len(text.encode(errors="surrogatepass"))
-    return Row(item=item, shown=shown or _shown(item), size=size, number=number)
+    jobs = item.get("jobs") if isinstance(item, dict) else None
+    return Row(
+        item=item,
+        shown=shown or _shown(item),
+        size=size,
+        number=number,
+        answers=max(1, len(jobs)) if isinstance(jobs, list) else 1,
+    )
 
 
 def _shown(item: object) -> str:
@@ -224,7 +233,7 @@ class RowFile:
             RowsError: it has none; the reason without the row.
         """
         if self.columns is None:
-            if "job" not in values:
+            if not {"job", "jobs"} & values.keys():
                 hint = 'pass the job\'s id, or {"job": …, "input": …}'
                 raise RowsError(f"does not name its job: {hint}")
             return values

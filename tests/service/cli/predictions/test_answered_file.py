@@ -22,7 +22,7 @@ PATH = "/jobs/job_1/predict"
 def answering(stub, job, monkeypatch):
     """Answer every row by its text's length; count the texts; requests have two rows."""
     asked: list[str] = []
-    monkeypatch.setattr(requests, "_MOST_ROWS", 2)
+    monkeypatch.setattr(requests, "_MOST_ANSWERS", 2)
 
     def answer(handler: Any, request: Any) -> None:
         texts = [item["text"] for item in request.json["inputs"]]

@@ -42,6 +42,12 @@ class Answering:
         document({"object": "list", "data": data})(handler, asked)
 
     def _say(self, index: int, item: Any) -> Any:
+        if "jobs" in item:
+            each = [self._say_one(index, {**item, "job": job}) for job in item["jobs"]]
+            return {"index": index, "answers": each}
+        return self._say_one(index, item)
+
+    def _say_one(self, index: int, item: Any) -> Any:
         named = {"index": index, "job": item.get("job", "job_1")}
         place = f"inputs.{index}" + (".input" if "job" in item else "")
         given = item.get("input", item)
@@ -51,6 +57,9 @@ class Answering:
         if given.get("text") == "late":
             error = {"code": "deadline_exceeded", "message": "too late", "param": None}
             return {**named, "error": error}
+        if given.get("text") == "Ada":
+            entity = {"start": 0, "end": 3, "label": "person", "score": 0.9, "text": "Ada"}
+            return {**named, "entities": [entity] * 2, "tags": None}
         return {**named, "value": 1.5} if given.get("text") == "number" else {**named, **SHORT}
 
 
@@ -159,6 +168,30 @@ class TestRows:
             "2    job_2  short  0.7500  t2",
         ]
 
+    def test_of_a_file_may_name_several_jobs_each(self, answering, file, capsys):
+        rows = [{"jobs": ["job_1", "job_2"], "input": {"text": text}} for text in ("t1", "wrong")]
+        assert main([*PREDICT, "--file", file(*rows)]) == 1
+        assert answering.bodies[0]["inputs"] == rows
+        captured = capsys.readouterr()
+        assert captured.out.splitlines() == [
+            "row  job    label  score   input",
+            "1    job_1  short  0.7500  t1",
+            "1    job_2  short  0.7500  t1",
+        ]
+        assert captured.err == "hifi: error: row 2: too long (text_too_long)\n"
+        assert main([*PREDICT, "--json", "--file", file(*rows)]) == 1
+        wrong = json.loads(capsys.readouterr().out)["data"][1]
+        assert [each["error"]["param"] for each in wrong["answers"]] == ["inputs.1.input.text"] * 2
+
+    def test_with_entities_show_them(self, answering, capsys):
+        assert main([*PREDICT, "job_1", "Ada", "a text"]) == 0
+        assert answering.bodies
+        assert capsys.readouterr().out.splitlines() == [
+            "row  label  score   entities                   input",
+            "1                   Ada (person) Ada (person)  Ada",
+            "2    short  0.7500                             a text",
+        ]
+
     def test_with_numbers_have_a_column_for_these(self, answering, capsys):
         assert main([*PREDICT, "job_1", "number"]) == 0
         assert answering.bodies
@@ -200,6 +233,13 @@ class TestManyRows:
         assert printed["data"][299] == {"index": 299, "job": "job_1", **SHORT}
         assert printed["data"][300]["error"]["param"] == "inputs.300.text"
         assert captured.err == "hifi: error: row 301: too long (text_too_long)\n"
+
+    def test_for_many_jobs_go_in_more(self, answering, file, monkeypatch):
+        monkeypatch.setattr(requests, "_MOST_ANSWERS", 4)
+        jobs = [["job_1"], ["job_1", "job_2"], ["job_1", "job_2"], [f"job_{n}" for n in range(9)]]
+        rows = [{"jobs": names, "input": {"text": "t"}} for names in jobs]
+        assert main([*PREDICT, "--file", file(*rows)]) == 0
+        assert [len(body["inputs"]) for body in answering.bodies] == [2, 1, 1]
 
     def test_that_are_large_go_in_more(self, answering, file, monkeypatch):
         monkeypatch.setattr(requests, "_MOST_BYTES", 1000)
