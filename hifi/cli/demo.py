@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hifi.cli import main, options, output
-from hifi.cli.docstrings import LIBRARIES, build_data_set
+from hifi.cli.docstrings import LIBRARIES, build_data_set, find_names
 from hifi.errors import HifiError
 
 _HIFI = (sys.executable, "-m", "hifi.cli")
@@ -29,7 +29,12 @@ _KEPT_SETTINGS = ("HIFI_DEBUG", "HIFI_LOG_FORMAT", "HIFI_MODELS")
 _DELTA = "libraries.safetensors"
 # In float32 on the CPU, so that the merged model can repeat the accuracy to the last digit.
 _TASK = "--text text --label library --metric accuracy --precision float32"
-_SECOND_TASK = "--text text --label kind --metric accuracy --epochs 2"
+# With heads that a budget takes, mostly of upper layers, a text runs once through the lower ones.
+_BUDGET = "--score gradient --strategy budget --budget 18"
+_OTHER_TASKS = {
+    "names": f"--text text --spans names {_BUDGET}",
+    "length": f"--text text --label length {_BUDGET}",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,19 +101,24 @@ def _run_with_service() -> dict[str, float]:
             raise HifiError(f"the file's sha256 is {found}, the job's {expected}")
         _say(f"{_DELTA}: sha256 {found}, as in the job.")
         merged = _merge_and_prove(metrics["accuracy"])
-        _say("\nA second task: does a sentence describe a class or a function?")
-        Path("kinds").mkdir()
-        build_data_set(Path("kinds"), rows_per_library=_ROWS_PER_LIBRARY, seed=0, label="kind")
-        jobs = (job["id"], _run_job("kinds", _SECOND_TASK, data="kinds/")["id"])
-        texts = list(merged)[:4]
-        rows = [{"job": job, "input": {"text": text}} for text in texts for job in jobs]
-        Path("mixed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-        predict = "jobs predict --file mixed.jsonl"
-        _show("Both tasks in one batch, on one backbone in memory:", predict)
-        answers = _ask(predict)["data"]
-        labels = [answer.get("label") for answer in answers if answer["job"] == job["id"]]
+        _say(
+            "\nTwo more tasks: which words of a sentence are names of code, and how long is the "
+            "docstring that it begins (the binary logarithm of its lines)?"
+        )
+        jobs = [job["id"]]
+        for name, other in _OTHER_TASKS.items():
+            Path(name).mkdir()
+            build_data_set(Path(name), rows_per_library=_ROWS_PER_LIBRARY, seed=0, label=name)
+            jobs.append(_run_job(name, other, data=f"{name}/")["id"])
+        texts = sorted(merged, key=lambda text: -len(find_names(text)))[:4]
+        rows = [{"jobs": jobs, "input": {"text": text}} for text in texts]
+        Path("asked.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+        predict = "jobs predict --file asked.jsonl"
+        _show("One request asks all three tasks about each text:", predict)
+        answers = [answer["answers"][0] for answer in _ask(predict)["data"]]
+        labels = [answer.get("label") for answer in answers]
         if labels != (expected := [merged[text] for text in texts]):
-            raise HifiError(f"the mixed batch answered {labels}, the merged model {expected}")
+            raise HifiError(f"the service answered {labels}, the merged model {expected}")
         _say("\nThe merged model returns the same labels for the first task.")
         _say("\nThe service hands back its work and stops.")
     return metrics

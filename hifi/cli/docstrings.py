@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import random
 import re
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 # Each library with a regular expression for its own names, which are removed from its sentences.
 LIBRARIES = {
@@ -20,6 +22,10 @@ LIBRARIES = {
     "sklearn": r"scikit[- ]?learn|sklearn\w*",
     "pandas": r"pandas\w*",
 }
+# Names of code: between backticks, with an underscore, a dot or brackets, or in camel case.
+_NAME = re.compile(
+    r"(?<=`)[\w.]+(?=`)|\b_?[A-Za-z]+(?:_\w+)+|\b\w+\.\w[\w.]*\w|\b\w+\(\)|\b[A-Z][a-z0-9]+[A-Z]\w*"
+)
 _MARKUP = re.compile(r"--|==|::|>>>|\.\. ")  # a heading or an example, not a sentence
 
 
@@ -28,13 +34,14 @@ def build_data_set(
 ) -> dict[str, int]:
     """Write ``train.jsonl`` and ``validation.jsonl``; return the number of rows of each (4 to 1).
 
-    The column next to ``text`` is ``label``: ``library``, or ``kind`` (class or function) for the
-    same rows. Equal seeds and versions of the libraries give equal files.
+    The column next to ``text`` is ``label``: ``library``, or for the same rows ``names`` (spans of
+    names of code) or ``length`` (the binary logarithm of the docstring's lines). Equal seeds and
+    versions of the libraries give equal files.
     """
     draw = random.Random(seed)  # noqa: S311 - a sample, not a secret
     found = {name: _find(name, enough=2 * rows_per_library, draw=draw) for name in LIBRARIES}
     owners = Counter(text for rows in found.values() for text in rows)
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": []}
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for rows in found.values():
         own = [row for text, row in rows.items() if owners[text] == 1]
         drawn = draw.sample(own, rows_per_library)
@@ -48,22 +55,24 @@ def build_data_set(
     return {split: len(drawn) for split, drawn in splits.items()}
 
 
-def _find(library: str, *, enough: int, draw: random.Random) -> dict[str, dict[str, str]]:
+def _find(library: str, *, enough: int, draw: random.Random) -> dict[str, dict[str, Any]]:
     """Parse a library's files until there are enough rows; return them by text."""
     files = sorted(Path(import_module(library).__path__[0]).rglob("*.py"))
     files = [file for file in files if not {"test", "testing", "tests"} & set(file.parts)]
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for file in draw.sample(files, len(files)):
-        for docstring, kind in _docstrings(file):
+        for docstring in _docstrings(file):
             text = first_sentence(docstring, own_name=LIBRARIES[library])
             if 25 <= len(text) <= 200 and not _MARKUP.search(text):
-                found.setdefault(text.lower(), {"text": text, "library": library, "kind": kind})
+                row = {"text": text, "library": library, "names": find_names(text)}
+                length = math.log2(len(docstring.splitlines()))
+                found.setdefault(text.lower(), {**row, "length": round(length, 3)})
         if len(found) >= enough:
             break
     return found
 
 
-def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
+def _docstrings(file: Path) -> Iterator[str]:
     with (
         suppress(SyntaxError, ValueError),  # a template, or for a newer Python
         warnings.catch_warnings(action="ignore", category=SyntaxWarning),
@@ -72,7 +81,13 @@ def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 docstring = ast.get_docstring(node)
                 if docstring and not node.name.startswith("_"):
-                    yield docstring, "class" if isinstance(node, ast.ClassDef) else "function"
+                    yield docstring
+
+
+def find_names(text: str) -> list[dict[str, Any]]:
+    """Return the names of code in a text, as spans with the label ``name``."""
+    found = _NAME.finditer(text)
+    return [{"start": each.start(), "end": each.end(), "label": "name"} for each in found]
 
 
 def first_sentence(docstring: str, *, own_name: str) -> str:

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from hifi.cli import demo, main
+from hifi.cli.docstrings import find_names
 
 LOCAL = ("tune", "inspect", "merge", "export-lora")
 SERVED = (
     *("datasets push", "jobs submit", "jobs heads", "jobs download", "merge"),
-    *("datasets push", "jobs submit", "jobs predict"),
+    *("datasets push", "jobs submit", "datasets push", "jobs submit", "jobs predict"),
 )
 
 # Plays `hifi`: keeps what it was called with, and answers from a folder.
@@ -178,12 +179,17 @@ class Fake:
         self.say("jobs-download", f"sha256  {artifact['sha256']}")
         lines = (ran / "validation.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in lines]
-        self.labels = list(demo.predict_labels(ran / "merged", texts).values())[:4]
+        asked = sorted(texts, key=lambda text: -len(find_names(text)))[:4]
+        labels = demo.predict_labels(ran / "merged", texts)
+        self.labels = [labels[text] for text in asked]
         self.answer(self.labels)
 
     def answer(self, labels):
-        """Ask both tasks, the second one under another id."""
-        answers = [{"job": job, "label": label} for label in labels for job in (JOB, "job_other")]
+        """Answer each text for the first task, and with something else for another one."""
+        answers = [
+            {"answers": [{"job": JOB, "label": label}, {"job": "job_other", "value": 1.0}]}
+            for label in labels
+        ]
         self.say("jobs-predict", {"object": "list", "data": answers})
 
     def say(self, name, document):
@@ -241,7 +247,7 @@ class TestServed:
         assert "bit for bit" in out
         assert "The merged model returns the same labels for the first task" in out
         assert fake.was_stopped
-        made = {"libraries.safetensors", "merged", "serve.log", "kinds", "mixed.jsonl"}
+        made = {"libraries.safetensors", "merged", "serve.log", "names", "asked.jsonl"}
         assert {path.name for path in (tmp_path / "demo").iterdir()} > made
 
     def test_its_service_ignores_the_users_settings(self, fake, arguments, monkeypatch):
@@ -303,16 +309,15 @@ class TestServed:
         assert "the merged model's accuracy is" in capfd.readouterr().err
 
     @pytest.mark.parametrize("wrong", ["another label", None])
-    def test_a_mixed_batch_with_different_answers_fails(self, fake, arguments, wrong, capfd):
+    def test_different_answers_of_the_service_fail(self, fake, arguments, wrong, capfd):
         fake.answer([*fake.labels[:-1], wrong])
         assert main(arguments) == 1
-        assert "the mixed batch answered" in capfd.readouterr().err
+        assert "the service answered" in capfd.readouterr().err
         assert fake.was_stopped
 
-    def test_every_sentence_is_sent_to_both_tasks(self, fake, arguments, tmp_path):
+    def test_every_sentence_is_sent_to_all_tasks(self, fake, arguments, tmp_path):
         assert main(arguments) == 0
-        lines = (tmp_path / "demo" / "mixed.jsonl").read_text(encoding="utf-8").splitlines()
-        asked = [json.loads(line) for line in lines]
-        assert [row["input"] for row in asked[::2]] == [row["input"] for row in asked[1::2]]
+        lines = (tmp_path / "demo" / "asked.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["jobs"] for line in lines] == [[JOB] * 3] * 4
         pushed = [call[0][2] for call in fake.calls() if call[0][:2] == ["datasets", "push"]]
-        assert pushed == ["train.jsonl", "kinds/train.jsonl"]
+        assert pushed == ["train.jsonl", "names/train.jsonl", "length/train.jsonl"]

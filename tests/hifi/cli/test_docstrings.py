@@ -8,7 +8,7 @@ import re
 import pytest
 
 from hifi.cli import docstrings
-from hifi.cli.docstrings import build_data_set, first_sentence
+from hifi.cli.docstrings import build_data_set, find_names, first_sentence
 
 
 def read(path):
@@ -59,14 +59,27 @@ class TestBuildDataSet:
         for name in ("train.jsonl", "validation.jsonl"):
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
-    def test_the_same_sentences_serve_the_class_or_function_task(self, folder, tmp_path):
-        kinds = tmp_path / "kinds"
-        kinds.mkdir()
-        build_data_set(kinds, rows_per_library=20, seed=0, label="kind")
+    @pytest.mark.parametrize("label", ["names", "length"])
+    def test_the_same_sentences_serve_other_tasks(self, label, folder, tmp_path):
+        build_data_set(tmp_path, rows_per_library=20, seed=0, label=label)
         for name in ("train.jsonl", "validation.jsonl"):
             texts = [row["text"] for row in read(folder / name)]
-            assert [row["text"] for row in read(kinds / name)] == texts
-        rows = read(kinds / "train.jsonl")
-        assert {row["kind"] for row in rows} == {"class", "function"}
-        said = {row["kind"] for row in rows if row["text"].startswith("Return")}
-        assert said == {"function"}
+            assert [row["text"] for row in read(tmp_path / name)] == texts
+        values = [row[label] for row in read(tmp_path / "train.jsonl")]
+        assert any(values)
+        assert min(values) == ([] if label == "names" else 0.0)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("Return the mean of `x`, or ``None``.", ["x", "None"]),
+            ("Call np.mean, fit_transform() or _repr_html_.", None),
+            ("A MultiIndex of the values.", ["MultiIndex"]),
+            ("Return the mean.", []),
+        ],
+    )
+    def test_are_code(self, text, names):
+        found = [text[each["start"] : each["end"]] for each in find_names(text)]
+        assert found == (["np.mean", "fit_transform", "_repr_html_"] if names is None else names)
