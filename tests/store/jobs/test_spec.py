@@ -22,6 +22,9 @@ STORED: dict[str, Any] = {
         "text": ["sentence1", "sentence2"],
         "label": "label",
         "image": None,
+        "tokens": None,
+        "tags": None,
+        "spans": None,
         "metric": "f1",
         "threshold": None,
     },
@@ -198,7 +201,8 @@ class TestRefusals:
         with pytest.raises(ValidationError) as caught:
             parse(task={"type": "clasification"})
         [error] = caught.value.errors()
-        offered = "'classification', 'multi-label', 'regression' or 'image-classification'"
+        first, last = "'classification', 'multi-label', 'regression'", "'token-classification'"
+        offered = f"{first}, 'image-classification' or {last}"
         assert error["msg"] == f"Input should be {offered}"
         names = [each.name for each in task_types()]
         schema = JobSpec.model_json_schema()["$defs"]["TaskFields"]["properties"]["type"]
