@@ -192,7 +192,7 @@ class TestDelta:
         head = dict(backbone.model.named_parameters())["classifier.weight"]
         assert torch.equal(head, delta.task_head["classifier.weight"])
         answer = TaskRecord.of(delta, backbone.model.config).task.answer(
-            torch.tensor([0.0, 1.0], dtype=torch.float64),
+            [torch.tensor([0.0, 1.0], dtype=torch.float64)],
             None,  # type: ignore[arg-type]
         )
         assert answer["label"] == "bad"

@@ -81,6 +81,7 @@ class TestDescribeBackbone:
             "classification": head,
             "multi-label": head,
             "regression": head,
+            "token-classification": head,
         }
         assert found.fingerprint == backbone_fingerprint(tf.AutoModel.from_pretrained(minilm_path))
 
