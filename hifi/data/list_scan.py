@@ -70,7 +70,7 @@ class ListScan:
                 place = int((totals > MAX_CHARACTERS).argmax())
                 reason = too_many_characters(int(totals[place]))
                 self.too_long = Problem(row=first_row + place, reason=reason)
-        if self.has_all_pairs:
+        if self.has_all_pairs and len(entries):
             self._add_pairs(entries, rows)
 
     def _add_pairs(self, entries: pa.Array, rows: NDArray[np.int64]) -> None:
