@@ -41,15 +41,19 @@ class WordLabels:
         if OUTSIDE not in labels:
             places = np.arange(len(labels))
             return cls(tuple(labels), places, np.ones(len(labels), dtype=bool), places, places)
-        letters, names = zip(*map(parse_tag, labels), strict=True)
-        types = tuple(dict.fromkeys(name for name in names if name != OUTSIDE))
-        first = {name: place for place, name in reversed(list(enumerate(names)))}
-        other = first | {name: place for place, name in enumerate(names) if letters[place] == "I"}
+        tags = {place: parse_tag(tag) for place, tag in enumerate(labels) if tag != OUTSIDE}
+        types = tuple(dict.fromkeys(name for _, name in tags.values()))
+        first = {name: place for place, (_, name) in reversed(tags.items())}
+        other = first | {name: place for place, (letter, name) in tags.items() if letter == "I"}
         known = {name: place for place, name in enumerate(types)}
+        type_of = np.full(len(labels), -1)
+        type_of[list(tags)] = [known[name] for _, name in tags.values()]
+        begins = np.zeros(len(labels), dtype=bool)
+        begins[list(tags)] = [letter in ("B", "U") for letter, _ in tags.values()]
         return cls(
             types,
-            np.array([known.get(name, -1) for name in names]),
-            np.array([letter in ("B", "U") for letter in letters]),
+            type_of,
+            begins,
             np.array([first[name] for name in types]),
             np.array([other[name] for name in types]),
         )
