@@ -8,6 +8,9 @@ _JOINER = "\u200d"
 _MARKS = frozenset({"Mn", "Mc", "Me"})
 _IN_WORDS = frozenset({"Lu", "Ll", "Lt", "Nd"})  # scripts with upper and lower case use spaces
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
+_TAGS = range(0xE0020, 0xE0080)  # the rest of a region's flag
+_HANGUL = (range(0x1160, 0x1200), range(0xD7B0, 0xD7FC))  # vowels and endings of a syllable
+_ATTACHED = frozenset("\u0e33\u0eb3\uff9e\uff9f")  # vowels and marks with a category of letters
 _REGIONS = range(0x1F1E6, 0x1F200)  # two of them are a flag
 
 
@@ -23,9 +26,9 @@ def is_inside_character(text: str, place: int) -> bool:
     before, after = text[place - 1], text[place]
     if before == "\r" and after == "\n":
         return True
-    if _JOINER in (before, after) or unicodedata.category(after) in _MARKS:
+    if before == _JOINER and unicodedata.category(after)[0] not in "ZPC":
         return True
-    if ord(after) in _SKIN_TONES:
+    if _continues(after):
         return True
     if ord(after) not in _REGIONS:
         return False
@@ -33,6 +36,13 @@ def is_inside_character(text: str, place: int) -> bool:
     while flags < place and ord(text[place - 1 - flags]) in _REGIONS:
         flags += 1
     return flags % 2 == 1
+
+
+def _continues(char: str) -> bool:
+    """Return whether a character belongs to the one before it in any case."""
+    if char == _JOINER or char in _ATTACHED or unicodedata.category(char) in _MARKS:
+        return True
+    return any(ord(char) in codes for codes in (_SKIN_TONES, _TAGS, *_HANGUL))
 
 
 def is_inside_word(text: str, place: int) -> bool:
