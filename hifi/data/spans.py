@@ -26,7 +26,7 @@ class Span:
     label: str
 
 
-def read_spans(text: str, given: Sequence[Mapping[str, Any]] | None) -> list[Span]:
+def read_spans(text: str, given: Sequence[Mapping[str, Any] | None] | None) -> list[Span]:
     """Check a row's spans, and return them in the order of the text.
 
     Spans lose the white space at their ends.
@@ -42,8 +42,9 @@ def read_spans(text: str, given: Sequence[Mapping[str, Any]] | None) -> list[Spa
     """
     if given is None:
         raise ValueError("the list of spans is missing")
-    spans = sorted((_read(span) for span in given), key=lambda span: (span.start, span.end))
-    texts = {(span["start"], span["end"]): span.get("text") for span in given}
+    entries = [span or {} for span in given]
+    spans = sorted((_read(span) for span in entries), key=lambda span: (span.start, span.end))
+    texts = {(span["start"], span["end"]): span.get("text") for span in entries}
     reason = _unsound(text, spans, texts)
     if reason is not None:
         unit = _other_unit(text, spans)
@@ -84,7 +85,7 @@ def _unsound(
         found, stated = text[span.start : span.end], texts[span.start, span.end]
         if stated is not None and stated != found:
             return f"the span {shown} is {quoted(found)}, but its own text is {quoted(stated)}"
-        if not found.strip():
+        if _is_blank(text, span):
             return f"the span {shown} is only white space"
         for place in (span.start, span.end):
             if is_inside_character(text, place):
@@ -111,13 +112,17 @@ def _other_unit(text: str, spans: Sequence[Span]) -> str | None:
             if span.start in place_of and span.end in place_of
         ]
         fits = len(converted) == len(spans) and converted != list(spans)
-        if fits and not any(_cuts_word(text, span) for span in converted):
+        if fits and not any(_cuts_word(text, span) or _is_blank(text, span) for span in converted):
             return name
     return None
 
 
 def _cuts_word(text: str, span: Span) -> bool:
     return is_inside_word(text, span.start) or is_inside_word(text, span.end)
+
+
+def _is_blank(text: str, span: Span) -> bool:
+    return not text[span.start : span.end].strip()
 
 
 def _trim(text: str, span: Span) -> Span:
