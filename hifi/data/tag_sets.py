@@ -48,11 +48,11 @@ def train_tags(column: ColumnScan) -> tuple[TagSet | None, Problem | None]:
         return None, None
     try:
         pairs = _named_pairs(column)
-        scheme = find_scheme(pairs)
+        names = column.class_names
+        scheme = find_scheme(pairs, names=names or ())
     except ValueError as error:
-        return None, Problem(row=None, reason=str(error))
+        return None, _gap(column) or Problem(row=None, reason=str(error))
     found = {tag for pair in pairs for tag in pair} - {EDGE}
-    names = column.class_names
     types = types_of(names or found, scheme=scheme)
     labels = tuple(names or types) if scheme == "WORDS" else tag_labels(types, names=names)
     return TagSet(scheme, tuple(types), labels), (
@@ -73,7 +73,7 @@ def other_tags(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
     try:
         pairs = _named_pairs(column)
     except ValueError as error:
-        return Problem(row=None, reason=str(error))
+        return _gap(column) or Problem(row=None, reason=str(error))
     problem = _gap(column)
     if problem is not None or known is None:
         return problem
@@ -135,9 +135,18 @@ def _name(tag: str | int, column: ColumnScan) -> str:
 
 
 def _gap(column: ColumnScan) -> Problem | None:
+    """Return the first row without a list of tags, or with an entry that is none."""
+    problems = [] if column.lists.gap is None else [column.lists.gap]
     if column.missing is not None:
-        return Problem(row=column.missing, reason="the list of tags is missing")
-    return column.lists.gap
+        problems.append(Problem(row=column.missing, reason="the list of tags is missing"))
+    for (_, tag), row in column.lists.pairs.items():
+        if tag == EDGE:
+            continue
+        try:
+            as_label(tag, names=column.class_names)
+        except ValueError as error:
+            problems.append(Problem(row=row, reason=str(error)))
+    return min(problems, key=lambda problem: problem.row or 0, default=None)
 
 
 def _too_few(tags: set[str], scheme: Scheme) -> Problem | None:
