@@ -141,7 +141,10 @@ class JsonlReader(Reader):
         rows: list[dict[str, Any]] = []
         size = 0
         row, convert = 1, _find_conversion(path)
-        for line in self._lines(path):
+        most = self._budget.limits.max_row_bytes
+        for line in self._lines(path, most=most + 1):
+            if len(line) > most:
+                raise DataError(too_large_row(most), row=row)
             values = _parse(line, row)
             kept = values if convert is None else convert(values)
             if kept is None:
@@ -155,19 +158,15 @@ class JsonlReader(Reader):
         if rows:
             yield rows
 
-    def _lines(self, path: Path) -> Iterator[bytes]:
-        """Read the lines that are not blank, without a byte order mark."""
-        most = self._budget.limits.max_row_bytes
-        row = 1
+    @staticmethod
+    def _lines(path: Path, *, most: int) -> Iterator[bytes]:
+        """Read the lines that are not blank, or their first bytes, without a byte order mark."""
         with path.open("rb") as file:
-            line = file.readline(most + 1).removeprefix(codecs.BOM_UTF8)
+            line = file.readline(most).removeprefix(codecs.BOM_UTF8)
             while line:
-                if len(line) > most:
-                    raise DataError(too_large_row(most), row=row)
-                if line.strip():
+                if line.strip() or len(line) == most:
                     yield line
-                    row += 1
-                line = file.readline(most + 1)
+                line = file.readline(most)
 
     def _to_batch(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
         """Convert rows to columns, and update the columns' types."""
@@ -252,8 +251,11 @@ def _find_conversion(path: Path) -> Convert | None:
     def read() -> Iterator[Row]:
         with path.open("rb") as file:
             for line in islice(iter(partial(file.readline, _SEEN_BYTES), b""), _SEEN_LINES):
+                text = line.removeprefix(codecs.BOM_UTF8)
+                if not text.strip():
+                    continue
                 try:
-                    row = json.loads(line.removeprefix(codecs.BOM_UTF8) or b"0")
+                    row = json.loads(text)
                 except (ValueError, RecursionError):
                     return  # reported when the row is read
                 if isinstance(row, dict):
