@@ -5,8 +5,8 @@
 - doccano: ``{"text": …, "label": [[start, end, "name"]]}`` (``labels`` in its older versions), or
   ``{"text": …, "entities": [{"start_offset": …, "end_offset": …, "label": …}]}``.
 - Label Studio: ``{"data": {"text": …}, "annotations": [{"result": [{"value": …}]}]}``, of which the
-  first annotation counts that was not cancelled; or ``{"text": …, "label": [{"start": …, "end": …,
-  "labels": […]}]}``. It counts UTF-16 units.
+  first annotation counts that was not cancelled, and rows without one are left out; or
+  ``{"text": …, "label": [{"start": …, "end": …, "labels": […]}]}``. It counts UTF-16 units.
 
 An entry of a row that the conversion does not use stays a column, if it is no list or object.
 """
@@ -92,11 +92,14 @@ def _named(name: str, read: Callable[[Any], Mapping[str, Any]] | None) -> Conver
     return convert
 
 
-def _from_label_studio(row: Row) -> Row:
+def _from_label_studio(row: Row) -> Row | None:
     data = row["data"] if isinstance(row.get("data"), dict) else {}
     kept = [each for each in _objects(row.get("annotations")) if not each.get("was_cancelled")]
-    results = _objects(kept[0].get("result")) if kept else []
-    results = [each for each in results if each.get("type", "labels") == "labels"]
+    if not kept:
+        return None
+    results = [
+        each for each in _objects(kept[0].get("result")) if each.get("type", "labels") == "labels"
+    ]
     texts = {name: value for name, value in data.items() if isinstance(value, str)}
     only = list(texts)[:1] if len(texts) == 1 else []
     named = [*(str(each.get("to_name")) for each in results), _TEXT, *only]
