@@ -46,22 +46,19 @@ def find_scheme(pairs: Mapping[tuple[str, str], int], *, names: Collection[str] 
         pairs: the first row of each pair of tags that follow each other, ``EDGE`` included.
         names: of a column that names its tags, whether they occur or not.
 
-    Raises:
-        ValueError: some tags have a prefix and others have none.
+    Returns:
+        If some tags have a prefix and others have none, the scheme of those with one; it is then
+        not ``IO``, so that the others are misplaced.
     """
     tags = {tag for pair in pairs for tag in pair} - {EDGE, OUTSIDE}
     prefixes = {parse_tag(tag)[0] for tag in tags}
     if not prefixes - {""}:
         has_outside = OUTSIDE in names or any(OUTSIDE in pair for pair in pairs)
         return "IO" if has_outside else "WORDS"
-    if "" in prefixes:
-        plain = min(tag for tag in tags if not parse_tag(tag)[0])
-        other = min(tag for tag in tags if parse_tag(tag)[0])
-        raise ValueError(f"some tags have a prefix, as {quoted(other)}, but not {quoted(plain)}")
     if prefixes & {"L", "U"}:
         return "BILOU"
     if "B" not in prefixes:
-        return "IO"
+        return "IOB1" if "" in prefixes else "IO"
     begins = any(_begins(*pair) for pair in pairs)
     return "BIO" if begins else "IOB1"
 
@@ -90,7 +87,10 @@ def _misplaced(before: str, tag: str, *, scheme: Scheme) -> str | None:
     first, second = parse_tag(before), parse_tag(tag)
     is_open = first[0] in ("B", "I") and first[1] == second[1]
     if scheme in ("BIO", "IOB1", "BILOU") and tag not in (EDGE, OUTSIDE) and not second[0]:
-        return f"the tag {quoted(tag)} has no prefix, but those of train have one"
+        begin = quoted(f"B-{tag}")
+        return (
+            f"the tag {quoted(tag)} has no prefix, as in {begin}, but other tags of train have one"
+        )
     if scheme in ("BIO", "BILOU") and second[0] in ("I", "L") and not is_open:
         where = "begins a row" if before == EDGE else f"follows {quoted(before)}"
         begin = f"B-{second[1]}"

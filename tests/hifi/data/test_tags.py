@@ -103,10 +103,21 @@ class TestFindScheme:
         assert find_scheme(pairs) == "WORDS"
         assert find_scheme(pairs, names=("O", "a", "b")) == "IO"
 
-    @pytest.mark.parametrize("rows", [["B-a O b"], ["B-a", "O", "b"], ["B-a I-a B-"]])
-    def test_refuses_tags_with_and_without_a_prefix(self, rows: list[str]):
-        with pytest.raises(ValueError, match=r"as 'B-a', but not '(b|B-)'"):
-            find_scheme(pairs_of(rows))
+    @pytest.mark.parametrize(
+        ("rows", "row"),
+        [
+            (["B-a O b"], 1),
+            (["B-a", "O", "b"], 3),
+            (["B-a I-a B-"], 1),
+            (["I-a O", "a"], 2),
+            (["U-a", "O O", "a a"], 3),
+        ],
+    )
+    def test_finds_a_tag_without_a_prefix_misplaced_among_others(self, rows: list[str], row: int):
+        pairs = pairs_of(rows)
+        problem = first_misplaced(pairs, scheme=find_scheme(pairs))
+        assert problem is not None
+        assert (problem.row, "has no prefix" in problem.reason) == (row, True)
 
 
 class TestFirstMisplaced:
