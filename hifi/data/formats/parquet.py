@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hifi.data.formats.limits import Budget
 
 _FEATURES_KEY = b"huggingface"
+_LIST_FEATURES = ("List", "Sequence")  # by newer and by older versions of ``datasets``
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 _TRAILER_BYTES = 8
 _FOOTER_BYTES = 32 << 20
@@ -87,10 +88,9 @@ class ParquetReader(Reader):
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
         self.cells = frozenset(texts if are_cells else ())
         features = _kept_features(metadata.get(_FEATURES_KEY), self.schema)
+        entries = {column: each.get("feature", each) for column, each in features.items()}
         self.class_names = {
-            column: tuple(feature["names"])
-            for column, feature in features.items()
-            if "names" in feature
+            column: tuple(entry["names"]) for column, entry in entries.items() if "names" in entry
         }
         self.metadata = index_metadata(self.index)
         if self.cells:
@@ -308,7 +308,10 @@ def _row_lengths(values: pa.Array) -> pa.Array:
 
 
 def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return the features of class labels and images from the metadata that ``datasets`` wrote."""
+    """Return the features of class labels and images from the metadata that ``datasets`` wrote.
+
+    Class labels may be in lists.
+    """
     found: dict[str, dict[str, Any]] = {}
     for column, feature in _features(features).items():
         place = schema.get_field_index(column)
@@ -317,11 +320,22 @@ def _kept_features(features: bytes | None, schema: pa.Schema) -> dict[str, dict[
         kind = schema.field(place).type
         if feature.get("_type") == "Image" and pa.types.is_struct(kind):
             found[column] = {"_type": "Image"}
-        elif feature.get("_type") == "ClassLabel" and kind == pa.int64():
-            names = feature.get("names")
-            if isinstance(names, list) and names:
-                found[column] = {"names": _check_classes(names, column), "_type": "ClassLabel"}
+        elif kind == pa.int64():
+            found |= _named(column, feature)
+        elif kind == pa.list_(pa.int64()) and feature.get("_type") in _LIST_FEATURES:
+            entry = _named(column, feature.get("feature"))
+            found |= {name: {"feature": each, "_type": "List"} for name, each in entry.items()}
     return found
+
+
+def _named(column: str, feature: object) -> dict[str, dict[str, Any]]:
+    """Return the feature of a class label by its column; nothing if it is another feature."""
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return {}
+    names = feature.get("names")
+    if not isinstance(names, list) or not names:
+        return {}
+    return {column: {"names": _check_classes(names, column), "_type": "ClassLabel"}}
 
 
 def _check_classes(names: list[Any], column: str) -> list[str]:
