@@ -31,7 +31,7 @@ from hifi.data.profiling import (
 )
 from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, scan_spans, unfit_scans
 from hifi.data.spans import read_spans
-from hifi.data.tag_sets import other_tags, tag_reader, train_tags
+from hifi.data.tag_sets import other_spans, other_tags, tag_reader, train_tags
 from hifi.data.tags import find_entities
 from hifi.data.types import UnfitError, are_empty_lists, kept_type
 from hifi.errors import DataError
@@ -146,7 +146,8 @@ def read_words(dataset: Dataset, column: str, *, split: str) -> list[list[str]]:
             many characters, or the column has another type.
     """
     scan = _scan_column(dataset, column)
-    _refuse(scan.misfit("words") or words_problem(scan), split=split, column=column)
+    problem = _misfit_of_lists(scan, "words", split=split) or words_problem(scan)
+    _refuse(problem, split=split, column=column)
     return _values(dataset, column)
 
 
@@ -173,14 +174,14 @@ def read_tag_set(dataset: Dataset, column: str, *, use: Use, split: str) -> TagS
 
 
 def read_tags(
-    dataset: Dataset, column: str, *, words: Sequence[Sequence[str]], split: str, known: TagSet
+    dataset: Dataset, column: str, *, words: str, split: str, known: TagSet
 ) -> list[list[Entity]]:
     """Read a column of lists of tags as the entities that they mark.
 
     Args:
         dataset: contains the column.
         column: its name.
-        words: of each row.
+        words: the column of words, which are not checked.
         split: for messages.
         known: the tags of the training split.
 
@@ -189,27 +190,22 @@ def read_tags(
             not have or its scheme does not allow there; or the column has another type.
     """
     scan = _scan_column(dataset, column)
-    values = _values(dataset, column)
-    unequal = (
-        unequal_lists(row, tags=len(tags or ()), words=len(own))
-        for row, (tags, own) in enumerate(zip(values, words, strict=True), start=1)
-        if len(tags or ()) != len(own)
-    )
-    problems = [scan.misfit("tags") or other_tags(scan, known=known), next(unequal, None)]
+    problem = _misfit_of_lists(scan, "tags", split=split) or other_tags(scan, known=known)
+    problems = [problem, unequal_lists(scan, _scan_column(dataset, words))]
     _refuse(first_problem(problems), split=split, column=column)
     read = tag_reader(scan)
-    return [find_entities(read(tags), scheme=known.scheme) for tags in values]
+    return [find_entities(read(tags), scheme=known.scheme) for tags in _values(dataset, column)]
 
 
 def read_labelled_spans(
-    dataset: Dataset, column: str, *, texts: Sequence[str], split: str, known: TagSet
+    dataset: Dataset, column: str, *, texts: str, split: str, known: TagSet
 ) -> list[list[Span]]:
     """Read a column of spans of texts.
 
     Args:
         dataset: contains the column.
         column: its name.
-        texts: of each row.
+        texts: the column of texts; a row without one has no spans.
         split: for messages.
         known: the labels of the training split.
 
@@ -217,11 +213,18 @@ def read_labelled_spans(
         DataError: a span does not fit its text, or its label does not occur in the training split;
             or the column has another type.
     """
-    scan = _scan_column(dataset, column)
+    scan = _scan(dataset.select_columns([column, texts]))[column]
     if not are_empty_lists(scan.arrow_type):
-        _refuse(scan.misfit("spans") or other_tags(scan, known=known), split=split, column=column)
-    pairs = list(zip(texts, _values(dataset, column), strict=True))
-    return _read_all(pairs, lambda pair: read_spans(*pair), split=split, column=column)
+        _refuse(_misfit_of_lists(scan, "spans", split=split), split=split, column=column)
+    problems = [other_spans(scan, known=known), scan.beside.get(texts)]
+    _refuse(first_problem(problems), split=split, column=column)
+    pairs = zip(_values(dataset, texts), _values(dataset, column), strict=True)
+    return [[] if text is None else read_spans(text, spans) for text, spans in pairs]
+
+
+def _misfit_of_lists(scan: ColumnScan, use: Use, *, split: str) -> Problem | None:
+    """Return why a kind excludes a use; of a split that has only nulls each row is at fault."""
+    return None if scan.kind == "null" and split != "train" else scan.misfit(use)
 
 
 def is_labelled(dataset: Dataset, column: str, *, known: Sequence[Label]) -> bool:

@@ -82,7 +82,7 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
         needed = "a column of lists of texts is needed, the words of each row"
     elif use == "tags" and kind != "list":
         needed = "a column of lists is needed, a tag of each word"
-    elif use == "spans" and kind not in ("spans", "null"):
+    elif use == "spans" and kind != "spans":
         needed = "a column of lists of objects with start, end and label is needed"
     elif use == "flag" and kind not in ("integer", "boolean", "whole", "null"):
         needed = "a column of 0 and 1 is needed"

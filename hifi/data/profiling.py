@@ -22,7 +22,7 @@ from hifi.data.list_scan import first_unequal
 from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
-from hifi.data.tag_sets import TagSet, other_tags, train_tags
+from hifi.data.tag_sets import TagSet, other_spans, other_tags, train_tags
 from hifi.data.types import are_empty_lists
 from hifi.errors import DataError, quoted
 
@@ -115,8 +115,9 @@ def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> C
                 "spans": None,
             }
             if train.kind in ("list", "spans"):
+                check_tags = other_tags if are_lists else other_spans
                 found["tags" if are_lists else "spans"] = (
-                    tags_problem if split == "train" else other_tags(column, known=tags)
+                    tags_problem if split == "train" else check_tags(column, known=tags)
                 )
         for use, problem in found.items():
             if problem is not None:
@@ -156,10 +157,9 @@ def _problems_beside(column: ColumnScan, columns: Columns) -> Iterator[tuple[str
         return
     lists = [other for other, scan in columns.items() if scan.kind == "list"][:_MOST_LISTS]
     for other in lists:
-        row = first_unequal(column.lists, columns[other].lists)
-        if row is not None:
-            mine, its = column.lists.lengths[row - 1], columns[other].lists.lengths[row - 1]
-            yield other, unequal_lists(row, tags=int(mine), words=int(its))
+        problem = unequal_lists(column, columns[other])
+        if problem is not None:
+            yield other, problem
 
 
 def _shown_tags(tags: TagSet | None, *, rows: int) -> tuple[str, ...] | None:
@@ -248,9 +248,13 @@ def text_problem(column: ColumnScan) -> Problem | None:
     return _first(rows)
 
 
-def unequal_lists(row: int, *, tags: int, words: int) -> Problem:
-    """Return the problem of a row whose lists of tags and words differ in length."""
-    return Problem(row=row, reason=f"the row has {tags} tags and {words} words")
+def unequal_lists(tags: ColumnScan, words: ColumnScan) -> Problem | None:
+    """Return the first row whose lists differ in length; None if a column has no lists."""
+    row = first_unequal(tags.lists, words.lists) if tags.kind == words.kind == "list" else None
+    if row is None:
+        return None
+    mine, its = (each.lists.lengths[row - 1] for each in (tags, words))
+    return Problem(row=row, reason=f"the row has {mine} tags and {its} words")
 
 
 def words_problem(column: ColumnScan) -> Problem | None:

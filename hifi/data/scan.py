@@ -239,7 +239,7 @@ class ColumnScan:
             self.listed = _list_problem(entries, rows)
 
     def _add_labels(self, array: pa.Array, first_row: int) -> None:
-        labels = array.flatten().field("label")
+        labels = pc.struct_field(array.flatten(), "label")  # null of an entry that is null
         if any(test(labels.type) for test in _CLASS_TYPES):
             rows = pc.list_parent_indices(array).to_numpy() + first_row
             self.distinct.add(labels, rows)
@@ -320,8 +320,10 @@ def scan_spans(
 def _first_unfit_spans(texts: pa.Array, spans: pa.Array, first_row: int) -> Problem | None:
     pairs = zip(texts.to_pylist(), spans.to_pylist(), strict=True)
     for row, (text, given) in enumerate(pairs, start=first_row):
+        if text is None:  # reported as the text's problem
+            continue
         try:
-            read_spans(text or "", given)
+            read_spans(text, given)
         except ValueError as error:
             return Problem(row=row, reason=str(error))
     return None

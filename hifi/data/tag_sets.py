@@ -60,6 +60,20 @@ def train_tags(column: ColumnScan) -> tuple[TagSet | None, Problem | None]:
     )
 
 
+def other_spans(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
+    """Check the labels of spans of another split with those of the training split.
+
+    Args:
+        column: of the other split; it holds spans, or nothing but empty or missing lists.
+        known: as for :func:`other_tags`.
+    """
+    if column.kind != "spans":
+        reason = "the list of spans is missing"
+        return None if column.missing is None else Problem(row=column.missing, reason=reason)
+    labels: dict[Label, int] = {str(label): row for label, row in column.distinct.rows.items()}
+    return None if known is None else first_unknown(labels, known=known.types)
+
+
 def other_tags(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
     """Check the tags of another split with those of the training split.
 
@@ -67,9 +81,6 @@ def other_tags(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
         column: of the other split.
         known: the tags of the training split; None if they cannot be told.
     """
-    if column.kind == "spans":
-        labels: dict[Label, int] = {str(label): row for label, row in column.distinct.rows.items()}
-        return None if known is None else first_unknown(labels, known=known.types)
     try:
         pairs = _named_pairs(column)
     except ValueError as error:

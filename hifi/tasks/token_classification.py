@@ -110,12 +110,14 @@ class TokenClassification(TextTask):
         """
         column, known = only_column(self.label), self.tags or TagSet.of_types([])
         if self.layout.label.use == "tags":
+            entities = read_tags(dataset, column, words=self.inputs[0], split=split, known=known)
             words = read_words(dataset, self.inputs[0], split=split)
-            entities = read_tags(dataset, column, words=words, split=split, known=known)
             spans = [_in_characters(own, each) for own, each in zip(words, entities, strict=True)]
         else:
-            texts = read_texts(dataset, self.inputs[0], split=split)
-            found = read_labelled_spans(dataset, column, texts=texts, split=split, known=known)
+            found = read_labelled_spans(
+                dataset, column, texts=self.inputs[0], split=split, known=known
+            )
+            read_texts(dataset, self.inputs[0], split=split)
             spans = [[(span.start, span.end, span.label) for span in row] for row in found]
         place = {name: index for index, name in enumerate(self.meaning.types)}
         whole = torch.full((len(spans), max([1, *map(len, spans)]), 4), _PADDING)
