@@ -33,7 +33,7 @@ from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, scan_spans, unfit
 from hifi.data.spans import read_spans
 from hifi.data.tag_sets import other_spans, other_tags, tag_reader, train_tags
 from hifi.data.tags import find_entities
-from hifi.data.types import UnfitError, are_empty_lists, kept_type
+from hifi.data.types import UnfitError, are_empty_lists, cast_to, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def _scan(dataset: Dataset, *, index: Collection[str] = ()) -> dict[str, ColumnS
     table = dataset.with_format("arrow")
     for start in range(0, len(dataset), _SCANNED_ROWS):
         piece = table[start : start + _SCANNED_ROWS]
-        arrays = {name: piece.column(name).combine_chunks().cast(kinds[name]) for name in scans}
+        arrays = {name: cast_to(piece.column(name).combine_chunks(), kinds[name]) for name in scans}
         for name, scan in scans.items():
             scan.add(arrays[name], start + 1)
         scan_spans(scans, arrays, first_row=start + 1)

@@ -159,6 +159,15 @@ def merged_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     raise UnfitError(f"the rows above hold {type_name(first)}")
 
 
+def cast_to(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Cast an array to a type.
+
+    One that has it is returned as it is: pyarrow casts a list of two nulls, whose entries have no
+    type, to a broken list.
+    """
+    return array if array.type == kind else array.cast(kind)
+
+
 def count_leaves(kind: pa.DataType) -> int:
     """Return the number of entries of a nested type; 1 for any other."""
     if pa.types.is_struct(kind):

@@ -27,6 +27,7 @@ from hifi.data.formats.limits import too_large_row
 from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     UnfitError,
+    cast_to,
     count_leaves,
     first_true,
     kept_type,
@@ -132,7 +133,7 @@ class JsonlReader(Reader):
                 arrays.append(pa.nulls(count, field.type))
                 continue
             try:
-                arrays.append(batch.column(place).cast(field.type))
+                arrays.append(cast_to(batch.column(place), field.type))
             except pa.ArrowInvalid:
                 _refuse_large_integer(batch.column(place), field, first_row)
         return pa.record_batch(arrays, schema=self.schema)

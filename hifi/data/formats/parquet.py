@@ -24,6 +24,7 @@ from hifi.data.formats.reader import Reader, Unfit
 from hifi.data.types import (
     CELLS,
     UnfitError,
+    cast_to,
     count_leaves,
     is_bytes,
     is_image,
@@ -153,7 +154,7 @@ class ParquetReader(Reader):
         self._budget.add(rows=piece.num_rows)
         arrays = []
         for field, array in zip(self.schema, piece.columns, strict=True):
-            plain = array.cast(field.type)
+            plain = cast_to(array, field.type)
             _check_content(plain, first_row=self._rows + 1, column=field.name)
             check_texts(plain, first_row=self._rows + 1, column=field.name)
             arrays.append(plain)

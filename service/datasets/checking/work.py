@@ -21,6 +21,7 @@ from hifi.data.profiling import (
 )
 from hifi.data.scan import scan_columns, scan_spans, unfit_scans
 from hifi.data.spec import SPLITS
+from hifi.data.types import cast_to
 from hifi.errors import DataError, in_split
 from service.datasets.checking.exchange import Request, needs_memory, parquet_name
 
@@ -80,6 +81,11 @@ def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int
         raise
 
 
+def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    pairs = zip(batch.columns, schema, strict=True)
+    return pa.record_batch([cast_to(array, field.type) for array, field in pairs], schema=schema)
+
+
 def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, int]:
     scans = scan_columns(
         reader.schema, cells=reader.cells, class_names=reader.class_names, index=reader.index
@@ -99,7 +105,7 @@ def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, in
             for name, scan in scans.items():
                 scan.add(arrays[name], rows + 1)
             scan_spans(scans, arrays, first_row=rows + 1)
-            writer.write_batch(batch.cast(schema))
+            writer.write_batch(_with_schema(batch, schema))
             rows += batch.num_rows
     if rows == 0:
         raise DataError("there are no rows")
