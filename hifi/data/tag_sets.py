@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hifi.data.labels import Label, as_label, first_unknown
 from hifi.data.profile import Problem
 from hifi.data.tags import EDGE, OUTSIDE, Scheme, find_scheme, first_misplaced, tag_labels, types_of
@@ -68,8 +70,11 @@ def other_spans(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
         known: as for :func:`other_tags`.
     """
     if column.kind != "spans":
-        reason = "the list of spans is missing"
-        return None if column.missing is None else Problem(row=column.missing, reason=reason)
+        filled = np.flatnonzero(column.lists.lengths) + 1
+        rows = [(column.missing, "the list of spans is missing")]
+        rows += [(int(row), "the list has an entry that is no span") for row in filled[:1]]
+        problems = [Problem(row=row, reason=reason) for row, reason in rows if row is not None]
+        return min(problems, key=lambda problem: problem.row or 0, default=None)
     labels: dict[Label, int] = {str(label): row for label, row in column.distinct.rows.items()}
     return None if known is None else first_unknown(labels, known=known.types)
 
