@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hifi.data.columns import profile_split
 from hifi.data.inference import (
@@ -54,7 +58,9 @@ def renamed(rows: list[Row], **names: str) -> list[Row]:
 
 
 def place_of(error: DataError) -> Refusal:
-    return (error.reason, error.split, error.row, error.column)
+    """Return the reason without lines, which only an upload knows, and the place."""
+    reason = re.sub(r" \(line \d+\)", "", error.reason)
+    return (reason, error.split, error.row, error.column)
 
 
 def trained(train: Path, validation: Path, said: dict[str, Any]) -> Refusal | None:
@@ -396,6 +402,13 @@ class TestBadRows:
             assert (found[1:], reason in found[0]) == (("train", None, label), True)
             assert uploaded(tmp_path, bad, good, said) == [found]
 
+    def test_of_a_split_with_nothing_but_nulls_among_its_spans(self):
+        task = make_task(TaskSpec(), load_split(SPANNED, split="train"))
+        rows = [{"text": "a", "spans": []}, {"text": "b", "spans": [None]}]
+        with pytest.raises(DataError, match="an entry that is no span") as caught:
+            task.targets(load_split(rows, split="validation"), split="validation")
+        assert (caught.value.row, caught.value.column) == (2, "spans")
+
     def test_of_integers_without_names(self, tmp_path: Path):
         rows = [{"tokens": row["tokens"], "tags": [0] * len(row["tokens"])} for row in TAGGED]
         path = jsonl(tmp_path / "a.jsonl", rows)
@@ -414,6 +427,51 @@ class TestBadRows:
         assert found is not None
         assert "a column of lists is needed, a tag of each word" in found[0]
         assert uploaded(tmp_path, path, path, said) == [found]
+
+
+WORDS = st.none() | st.lists(st.sampled_from(["Ada", "wrote", "", None]), max_size=2)
+TAGS = st.none() | st.lists(
+    st.sampled_from(["O", "B-x", "I-x", "B-y", "U-x", "L-x", "x", "", None]), max_size=2
+)
+TEXTS = st.sampled_from(["Ada wrote", "Ada Женя", "🙂 Ada", " ", None])
+PLACES = st.sampled_from([0, 3, 4, 8, 9, 12, -1, None])
+SPANS = st.lists(
+    st.none()
+    | st.fixed_dictionaries(
+        {"start": PLACES, "end": PLACES, "label": st.sampled_from(["x", "y", " ", None])}
+    ),
+    max_size=2,
+)
+
+
+@st.composite
+def good_and_any_rows(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
+    """Draw the rows of training and validation: sound ones, and some with any values."""
+    rows, fields = draw(
+        st.sampled_from(
+            [
+                (TAGGED, {"tokens": WORDS, "tags": TAGS}),
+                (SPANNED, {"text": TEXTS, "spans": st.none() | SPANS}),
+            ]
+        )
+    )
+    some = st.lists(st.sampled_from(rows) | st.fixed_dictionaries(fields), min_size=1, max_size=4)
+    return draw(some | some.map(lambda more: [*rows, *more])), draw(some)
+
+
+class TestAnyRows:
+    @settings(max_examples=200)
+    @given(good_and_any_rows(), st.sampled_from(NAMED))
+    def test_are_refused_in_training_exactly_as_at_an_upload(
+        self, drawn: tuple[list[Row], list[Row]], make: Callable[[str], dict[str, Any]]
+    ):
+        said = make("spans" if "spans" in drawn[0][0] else "tags")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            paths = [jsonl(folder / f"{place}.jsonl", rows) for place, rows in enumerate(drawn)]
+            found = trained(*paths, said)
+            refusal = uploaded(folder, *paths, said)[-1]
+        assert refusal == found
 
 
 class TestSchemes:
@@ -474,6 +532,15 @@ class TestSchemes:
 
 
 class TestEmptyLists:
+    @pytest.mark.parametrize(
+        "value", [[None, None], [{"start": 8, "end": 3, "label": None}, None], [None]]
+    )
+    def test_of_nothing_but_nulls_are_uploaded(self, value: list[Any], tmp_path: Path):
+        path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "other": value}, {"text": "y"}])
+        converted = convert_here(tmp_path, train=path)
+        found = load_split(converted.paths["train"], split="train")
+        assert found["other"] == load_split(path, split="train")["other"] == [value, None]
+
     def test_of_labels_may_fill_many_rows(self, tmp_path: Path):
         rows = [{"text": f"w{row}", "labels": []} for row in range(20_000)]
         rows = [{"text": "x", "labels": ["a", "b"]}, {"text": "y", "labels": ["a"]}, *rows]
