@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hifi.data.characters import is_inside_word
+from hifi.data.characters import is_inside_character, is_inside_word
 
 _Integers = NDArray[np.int64]
 
@@ -42,9 +42,10 @@ def find_units(text: str, offsets: Sequence[tuple[int, int]]) -> WordUnits:
         offsets: the characters of each of its tokens.
     """
     units: list[list[int]] = []
-    for token, (start, end) in enumerate(_trimmed(text, offsets)):
-        if start == end:
+    for token, (start, short_end) in enumerate(_trimmed(text, offsets)):
+        if start == short_end:
             continue
+        end = _end_of_character(text, short_end)
         last = units[-1][2] if units else -1
         if start < last or (start == last and is_inside_word(text, start)):
             units[-1][2] = max(end, last)
@@ -82,6 +83,16 @@ def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, i
         begin = start + len(part) - len(part.lstrip())
         found.append((begin, max(begin, start + len(part.rstrip()))))
     return found
+
+
+def _end_of_character(text: str, place: int) -> int:
+    """Return the end of the character in which a place is, as people see it.
+
+    Some tokenizers read no accents of their own, or not the joiners between emoji.
+    """
+    while is_inside_character(text, place) and not text[place].isspace():
+        place += 1
+    return place
 
 
 def _units(units: Sequence[Sequence[int]]) -> WordUnits:
