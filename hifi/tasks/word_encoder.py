@@ -215,7 +215,7 @@ class WordEncoder(TextEncoder):
         if not len(row.units):
             return InputError("the tokenizer produces no token for this text", param=param)
         ids = {name: values.tolist() for name, values in row.tokens.items()}
-        unknown = self._check_tokens(ids, {param: text})
+        unknown = self._check_tokens(ids, {_TEXT: text})
         if unknown is not None:
             return InputError(str(unknown), param=param)
         samples, places = [], []
