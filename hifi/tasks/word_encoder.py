@@ -176,7 +176,7 @@ class WordEncoder(TextEncoder):
         """
         labels = np.full(len(units), self._outside, dtype=np.int64)
         is_free = np.ones(len(units), dtype=bool)
-        for start, end, first, other in spans.tolist():
+        for start, end, first, other in spans[spans[:, 0] >= 0].tolist():
             inside = np.flatnonzero((units.starts < end) & (units.ends > start) & is_free)
             labels[inside] = other
             labels[inside[:1]] = first

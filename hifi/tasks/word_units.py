@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,15 +65,15 @@ def find_given_units(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -
         words: of the text.
         offsets: the characters of each of its tokens.
     """
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    ends = list(accumulate(len(word) + 1 for word in words))  # and of the space behind
     units: list[list[int]] = []
     last = -1
     for token, (start, end) in enumerate(_trimmed(" ".join(words), offsets)):
-        word = int(np.searchsorted(ends, start, side="right"))
+        word = bisect_right(ends, start)
         if start == end or word == last:
             continue
         last = word
-        units.append([token, int(ends[word]) - len(words[word]), int(ends[word])])
+        units.append([token, ends[word] - 1 - len(words[word]), ends[word] - 1])
     return _units(units)
 
 
