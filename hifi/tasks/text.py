@@ -168,7 +168,7 @@ class TextEncoder(Encoder):
         texts = [read_texts(dataset, column, split=split) for column in self._columns]
         lengths: list[NDArray[np.int64]] = []
         tokens: dict[str, list[NDArray[np.int64]]] = {}
-        for rows in _portions(texts):
+        for rows in portions(texts):
             portion = [column[rows] for column in texts]
             found = self.tokenize(portion).tokens
             lengths.append(np.array([len(ids) for ids in found[IDS]], dtype=np.int64))
@@ -333,7 +333,7 @@ class TextEncoder(Encoder):
         return sorted(kept)
 
 
-def _portions(texts: Sequence[Sequence[str]]) -> Iterator[slice]:
+def portions(texts: Sequence[Sequence[str]]) -> Iterator[slice]:
     """Divide rows into consecutive portions of about ``_PORTION_CHARACTERS``.
 
     Args:

@@ -14,7 +14,7 @@ from hifi.data.columns import read_texts, read_words
 from hifi.data.task_types import TEXT_INPUT, TOKENS_INPUT
 from hifi.errors import DataError, InputError, ModelError
 from hifi.tasks.base import EncodedInput, Sample
-from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder
+from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions
 from hifi.tasks.windows import Window, cut_windows
 from hifi.tasks.word_units import WordUnits, find_given_units, find_units
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 NO_LABEL = -1  # of tokens that answer for no word, and of padding
 _TEXT, _TOKENS = TEXT_INPUT.fields[0].name, TOKENS_INPUT.fields[0].name
-_PORTION = 1000  # texts that are tokenised at a time
 Words = Sequence[str]
 
 
@@ -141,9 +140,9 @@ class WordEncoder(TextEncoder):
         tokens: dict[str, list[NDArray[np.int64]]] = {}
         labels: list[NDArray[np.int64]] = []
         rows: list[int] = []
-        for start in range(0, len(texts), _PORTION):
-            portion = slice(start, start + _PORTION)
-            for place, row in enumerate(self._cut(texts[portion], given[portion]), start=start):
+        for some in portions([texts]):
+            cut = self._cut(texts[some], given[some])
+            for place, row in enumerate(cut, start=some.start):
                 self._check_row(row, texts[place], split=split, number=place + 1)
                 of_units = self._label_units(row.units, targets[place].numpy())
                 for window, owned in row.owned():
