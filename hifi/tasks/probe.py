@@ -93,7 +93,7 @@ class ProbeKind(ABC):
         Raises:
             ProbeError: a feature is not finite, or no strength converges.
         """
-        rows, truth = self._examples(features, targets)
+        rows, truth = self.examples(features, targets)
         x, y = rows.double().numpy(), truth.numpy()
         if not np.isfinite(x).all():
             raise ProbeError("a state that the task head reads is not finite")
@@ -145,12 +145,7 @@ class ProbeKind(ABC):
         groups = self._groups(targets.numpy())
         if len(groups) <= most:
             return torch.arange(len(groups))
-        classes = len(np.unique(groups))
-        if classes > most:
-            raise ProbeError(
-                f"too many classes: {classes:,} occur, and with {width:,} features of a row a fit "
-                f"takes {most:,} rows at most"
-            )
+        _check_classes(len(np.unique(groups)), most=most, width=width)
         ranks = _rank_rows(groups, seed=seed)
         sizes = np.bincount(groups)[groups]
         share = (ranks + 0.5) / sizes  # the first of each class by share keep the classes' shares
@@ -161,8 +156,13 @@ class ProbeKind(ABC):
         """Return the number of rows that a fit may take."""
         return min(_MOST_ROWS, _MOST_FEATURES // width, _MOST_PRODUCTS // (width * num_labels))
 
-    def _examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is fitted, ``[m, D]`` and ``[m, …]``; by default the rows themselves."""
+    def examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is fitted, ``[m, D]`` and ``[m, …]``; by default the rows themselves.
+
+        Args:
+            features: as in :meth:`fit`.
+            targets: as in :meth:`fit`.
+        """
         return features, targets
 
     @abstractmethod
@@ -241,14 +241,29 @@ class WordProbe(ClassProbe):
         return super().constant(labels[labels >= 0].long(), num_labels=num_labels)
 
     def draw_rows(self, targets: Tensor, *, width: int, num_labels: int, seed: int) -> Tensor:
-        """Draw rows with so many words together as a fit may take; all if they are few enough."""
+        """Draw rows with so many words together as a fit may take; all if they are few enough.
+
+        At least one row of each class is among them, even if those have more words together.
+
+        Raises:
+            ProbeError: there are more classes than words that a fit may take.
+        """
         most = self._most_rows(width=width, num_labels=num_labels)
-        words = (targets[..., 0] >= 0).sum(1).numpy()
+        labels = targets[..., 0].numpy()
+        words = (labels >= 0).sum(1)
+        if words.sum() <= most:
+            return torch.arange(len(words))
         order = np.random.default_rng(seed).permutation(len(words))
-        kept = max(1, int(np.searchsorted(np.cumsum(words[order]), most, side="right")))
+        having = ((labels == label).any(1)[order] for label in range(num_labels))
+        found = [has.argmax() for has in having if has.any()]
+        _check_classes(len(found), most=most, width=width)
+        first = np.unique(found)
+        order = np.concatenate([order[first], np.delete(order, first)])
+        kept = max(len(first), int(np.searchsorted(np.cumsum(words[order]), most, side="right")))
         return torch.from_numpy(np.sort(order[:kept]))
 
-    def _examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the words."""
         labels = targets[:, : features.shape[1], 0]
         return features[labels >= 0], labels[labels >= 0].long()
 
@@ -311,6 +326,15 @@ class NumberProbe(ProbeKind):
 
     def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
         return float(np.mean((logits[:, 0] - y) ** 2))
+
+
+def _check_classes(classes: int, *, most: int, width: int) -> None:
+    """Raise if more classes occur than a fit may take rows."""
+    if classes > most:
+        raise ProbeError(
+            f"too many classes: {classes:,} occur, and with {width:,} features of a row a fit "
+            f"takes {most:,} rows at most"
+        )
 
 
 def _converge(

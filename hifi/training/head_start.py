@@ -239,17 +239,21 @@ class _ProbeRun:
         module = cast("nn.Linear", self._model.get_submodule(hidden.name))
         if module.in_features != module.out_features:
             return {}
-        seen: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
         hook = module.register_forward_pre_hook(
-            lambda _, arguments: seen.append(arguments[0].detach().float().cpu())
+            lambda _, arguments: seen.update(states=arguments[0].detach())
         )
+        size, train = self._settings.batch_size, self._data.train
+        some = rows[:: -(-len(rows) // _SAMPLES)]
         try:
-            size = self._settings.batch_size
-            some = rows[:: -(-len(rows) // _SAMPLES)]
-            self._training.over(self._data.train, rows=some, batch_size=size)
+            with _replaced(
+                self._model, self._layers.last, _SideBySide((lambda _: seen["states"],))
+            ):
+                read = self._training.over(train, rows=some, batch_size=size)
         finally:
             hook.remove()
-        opened = _pass_on(torch.cat(seen), module, hidden=hidden)
+        states, _ = self._kind.examples(read, train.targets[torch.from_numpy(some)])
+        opened = _pass_on(states, module, hidden=hidden)
         _write(self._model, opened)
         return opened
 

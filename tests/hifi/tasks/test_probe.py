@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hifi.errors import ProbeError
 from hifi.tasks import probe as module
-from hifi.tasks.probe import TRIES, ClassProbe, LabelsProbe, LinearProbe, NumberProbe
+from hifi.tasks.probe import TRIES, ClassProbe, LabelsProbe, LinearProbe, NumberProbe, WordProbe
 
-CLASSES, SETS, NUMBERS = ClassProbe(), LabelsProbe(), NumberProbe()
+CLASSES, SETS, NUMBERS, WORDS = ClassProbe(), LabelsProbe(), NumberProbe(), WordProbe()
 
 
 def features(count: int = 300, width: int = 6, *, seed: int = 0) -> Tensor:
@@ -253,3 +253,37 @@ class TestDraw:
         assert y[CLASSES.draw_rows(y, width=8, num_labels=10, seed=0)].unique().tolist() == [
             *range(10)
         ]
+
+
+class TestDrawWords:
+    @staticmethod
+    def targets(*rows: list[int]) -> torch.Tensor:
+        """Return the targets of rows of four words; -1 is none."""
+        return torch.stack([torch.tensor(rows), torch.zeros(len(rows), 4).long()], dim=-1)
+
+    def test_takes_all_rows_of_few_words(self):
+        targets = self.targets(*[[0, -1, 1, -1]] * 50)
+        drawn = WORDS.draw_rows(targets, width=8, num_labels=2, seed=0)
+        assert drawn.equal(torch.arange(50))
+
+    def test_takes_rows_of_so_many_words(self, monkeypatch):
+        monkeypatch.setattr(module, "_MOST_ROWS", 100)
+        targets = self.targets(*[[0, -1, 1, -1]] * 30, *[[0, 1, 0, 1]] * 30)
+        drawn = WORDS.draw_rows(targets, width=8, num_labels=2, seed=0)
+        assert len(drawn.unique()) == len(drawn)
+        assert 97 <= (targets[drawn][..., 0] >= 0).sum() <= 100
+        assert not WORDS.draw_rows(targets, width=8, num_labels=2, seed=1).equal(drawn)
+
+    def test_has_every_class_however_rare(self, monkeypatch):
+        """Without an entity among its words, a regression cannot be fitted."""
+        monkeypatch.setattr(module, "_MOST_ROWS", 40)
+        targets = self.targets(*[[0, 0, 0, 0]] * 500, [0, 1, 0, 0], [0, 0, 0, 2])
+        for seed in range(5):
+            drawn = WORDS.draw_rows(targets, width=8, num_labels=3, seed=seed)
+            assert {500, 501} <= set(drawn.tolist())
+            assert len(drawn) == 10
+
+    def test_more_classes_than_words_of_a_fit_are_refused(self, monkeypatch):
+        monkeypatch.setattr(module, "_MOST_ROWS", 3)
+        with pytest.raises(ProbeError, match="too many classes: 4 occur"):
+            WORDS.draw_rows(self.targets([0, 1, 2, 3]), width=8, num_labels=4, seed=0)
