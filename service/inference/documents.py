@@ -10,20 +10,21 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     StringConstraints,
     create_model,
 )
-from pydantic_core import PydanticKnownError
+from pydantic_core import PydanticCustomError
 
 from hifi.data.formats.limits import MAX_CHARACTERS
 from hifi.data.task_types import TaskType, task_types
 from service.http.documents import Answer, Body
 from store.orders import MAX_INPUTS, MAX_SECONDS, ItemError
 
-# Valid items have five values each; the rest is room for invalid ones.
-MAX_VALUES = 10_000
+# The longest list of words has one character in each; the rest is room for other items.
+MAX_VALUES = MAX_CHARACTERS + 20_000
 
 
 def _refuse_nul(text: str) -> str:
@@ -36,7 +37,9 @@ def _refuse_nul(text: str) -> str:
 def _refuse_long(words: list[str]) -> list[str]:
     """Refuse more characters than a text may have."""
     if sum(map(len, words)) > MAX_CHARACTERS:
-        raise PydanticKnownError("string_too_long", {"max_length": MAX_CHARACTERS})
+        message = "{given} characters in all words, at most {max_length} allowed"
+        counts = {"given": sum(map(len, words)), "max_length": MAX_CHARACTERS}
+        raise PydanticCustomError("text_too_long", message, counts)
     return words
 
 
@@ -47,7 +50,7 @@ _TEXT = Annotated[
 ]
 _FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
     "text": _TEXT,
-    "words": Annotated[list[_TEXT], Field(min_length=1), AfterValidator(_refuse_long)],
+    "words": Annotated[list[_TEXT], Field(min_length=1), FailFast(), AfterValidator(_refuse_long)],
     "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
 }
 

@@ -332,6 +332,6 @@ def _check(model: type[_Model], given: object, item: Item, *, place: str) -> _Mo
     except ValidationError as error:
         entry = error.errors(include_url=False)[0]
         field = dotted(str(part)[:SHOWN_CHARACTERS] for part in entry["loc"])
-        code = _TOO_LONG if entry["type"] == "string_too_long" else _INVALID
+        code = _TOO_LONG if entry["type"] in ("string_too_long", _TOO_LONG) else _INVALID
         param = f"{place}.{field}" if field else place  # pydantic names no field whose name is bad
         return item.refused(code, describe(entry, field), param=param)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from service.cli.predictions.rows import Row
     from service.client.documents import Prediction, Predictions
 
-# Limits of one request; the server accepts twice the bytes.
-_MOST_ANSWERS, _MOST_BYTES = 256, 8 << 20
+# Limits of one request; the server accepts twice the bytes and the values.
+_MOST_ANSWERS, _MOST_BYTES, _MOST_VALUES = 256, 8 << 20, 60_000
 _MOST_ATTEMPTS = 5
 
 Ask: TypeAlias = "Callable[[Sequence[Any]], Predictions]"
@@ -26,15 +26,20 @@ def predict_rows(rows: Iterable[Row], ask: Ask) -> Iterator[tuple[list[Row], lis
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
-    answers = size = 0
+    answers = size = values = 0
     for row in rows:
-        is_full = answers + row.answers > _MOST_ANSWERS or size + row.size > _MOST_BYTES
+        is_full = (
+            answers + row.answers > _MOST_ANSWERS
+            or size + row.size > _MOST_BYTES
+            or values + row.values > _MOST_VALUES
+        )
         if chunk and is_full:
             yield chunk
-            chunk, answers, size = [], 0, 0
+            chunk, answers, size, values = [], 0, 0, 0
         chunk.append(row)
         answers += row.answers
         size += row.size
+        values += row.values
     if chunk:
         yield chunk
 

@@ -49,6 +49,7 @@ class Row:
         size: its bytes in a request.
         number: counted from 1, without a header and blank lines.
         answers: that it asks for: one of each job that it names.
+        values: of its JSON, at most; each word of a list is one.
     """
 
     item: Any
@@ -56,6 +57,7 @@ class Row:
     size: int
     number: int
     answers: int = 1
+    values: int = 1
 
 
 def place_of(number: int, line: int | None) -> str:
@@ -82,6 +84,7 @@ def make_row(item: object, *, number: int, shown: str = "") -> Row:
         size=size,
         number=number,
         answers=max(1, len(jobs)) if isinstance(jobs, list) else 1,
+        values=sum(map(text.count, ",[{")),
     )
 
 

@@ -249,6 +249,17 @@ class TestManyRows:
         sent = [[len(row["text"]) for row in body["inputs"]] for body in answering.bodies]
         assert sent == [[400, 400], [400], [5000], [10, 10, 900]]
 
+    def test_of_many_words_go_in_more(self, answering, file, monkeypatch):
+        """The server limits a request's values, and each word is one."""
+        monkeypatch.setattr(requests, "_MOST_VALUES", 100)
+        words = [30, 30, 30, 300, 40]
+        rows = [{"job": "job_1", "input": {"tokens": ["a"] * count}} for count in words]
+        assert main([*PREDICT, "--file", file(*rows)]) == 0
+        sent = [
+            [len(row["input"]["tokens"]) for row in each["inputs"]] for each in answering.bodies
+        ]
+        assert sent == [[30, 30, 30], [300], [40]]
+
 
 class TestLateRows:
     def test_are_requested_again_without_the_others(self, stub, job, file):
