@@ -74,7 +74,11 @@ class TestDocument:
     @pytest.mark.parametrize(
         ("path", "model", "items"),
         [
-            ("/jobs/{job_id}/predict", "PredictionRequest", ["TextInput", "ImageInput"]),
+            (
+                "/jobs/{job_id}/predict",
+                "PredictionRequest",
+                ["TextInput", "ImageInput", "TokensInput"],
+            ),
             ("/predict", "MixedPredictionRequest", ["JobInput", "SharedInput"]),
         ],
     )
@@ -90,7 +94,7 @@ class TestDocument:
         answers = document["components"]["schemas"]["PredictionList"]["properties"]["data"]
         assert answers["items"]["anyOf"] == [
             {"$ref": f"#/components/schemas/{name}Prediction"}
-            for name in ("Label", "Labels", "Value", "Failed", "Shared")
+            for name in ("Label", "Labels", "Value", "Entities", "Failed", "Shared")
         ]
         assert {"429", "503", "413", "415"} <= set(operation["responses"])
 
