@@ -278,7 +278,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
-        """Read the targets, ``[n, …]``, as in :class:`Batch`.
+        """Read the targets, ``[n, …]``, as in :class:`Batch`; or what the encoder makes them of.
 
         Raises:
             DataError: a target is missing, or is a class that the training split does not have.

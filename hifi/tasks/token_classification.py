@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from hifi.tasks.base import Answer, EncodedInput
     from hifi.tasks.entities import Integers
 
-_PADDING = -1  # of rows with fewer spans than others
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(TextTask):
@@ -102,11 +100,12 @@ class TokenClassification(TextTask):
         )
 
     def targets(self, dataset: Dataset, *, split: str) -> Tensor:
-        """Read the labelled spans of each row, int64 ``[n, K, 4]``.
+        """Read the labelled spans of all rows, int64 ``[spans, 5]``.
 
         Returns:
-            Start and end in characters of the text, which lists of words form joined by spaces, and
-            the classes of the first word and of the others; rows with fewer are padded with -1.
+            The row, start and end in characters of the text, which lists of words form joined by
+            spaces, and the classes of the first word and of the others; in the order of the rows.
+            A table of rows would be as wide as the one with the most spans.
         """
         column, known = only_column(self.label), self.tags or TagSet.of_types([])
         if self.layout.label.use == "tags":
@@ -120,13 +119,14 @@ class TokenClassification(TextTask):
             read_texts(dataset, self.inputs[0], split=split)
             spans = [[(span.start, span.end, span.label) for span in row] for row in found]
         place = {name: index for index, name in enumerate(self.meaning.types)}
-        whole = torch.full((len(spans), max([1, *map(len, spans)]), 4), _PADDING)
-        for row, own in enumerate(spans):
-            for number, (start, end, name) in enumerate(own):
-                kind = place[name]
-                first, other = self.meaning.first[kind], self.meaning.other[kind]
-                whole[row, number] = torch.tensor([start, end, first, other])
-        return whole
+        table = [
+            (row, start, end, place[name])
+            for row, own in enumerate(spans)
+            for start, end, name in own
+        ]
+        rows, kinds = np.split(np.array(table, dtype=np.int64).reshape(-1, 4), [3], axis=1)
+        first, other = self.meaning.first[kinds], self.meaning.other[kinds]
+        return torch.from_numpy(np.concatenate([rows, first, other], axis=1))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy of the words of a batch, in float32."""

@@ -121,8 +121,8 @@ class WordEncoder(TextEncoder):
         Args:
             dataset: contains the input column.
             split: for messages.
-            targets: the labelled spans of each row, ``[n, K, 4]``: start, end, the label of the
-                first word and that of the others; rows with fewer are padded with -1.
+            targets: the labelled spans of all rows, ``[spans, 5]``: the row, start, end, the label
+                of the first word and that of the others; in the order of the rows.
 
         Returns:
             A sample for each window; its targets are ``[n, S, 2]``: the label of the word for which
@@ -136,6 +136,7 @@ class WordEncoder(TextEncoder):
         else:
             texts = read_texts(dataset, self._column, split=split)
             given = [None] * len(texts)
+        edges = np.searchsorted(targets[:, 0].numpy(), np.arange(len(texts) + 1))
         lengths: list[int] = []
         tokens: dict[str, list[NDArray[np.int64]]] = {}
         labels: list[NDArray[np.int64]] = []
@@ -144,7 +145,8 @@ class WordEncoder(TextEncoder):
             cut = self._cut(texts[some], given[some])
             for place, row in enumerate(cut, start=some.start):
                 self._check_row(row, texts[place], split=split, number=place + 1)
-                of_units = self._label_units(row.units, targets[place].numpy())
+                spans = targets[edges[place] : edges[place + 1], 1:].numpy()
+                of_units = self._label_units(row.units, spans)
                 for window, owned in row.owned():
                     lengths.append(len(window.tokens))
                     for name, values in row.tokens.items():
@@ -171,11 +173,11 @@ class WordEncoder(TextEncoder):
 
         Args:
             units: the words.
-            spans: of the row, ``[K, 4]``, as for :meth:`encode`.
+            spans: of the row, ``[K, 4]``: start, end, the first label and the other one.
         """
         labels = np.full(len(units), self._outside, dtype=np.int64)
         is_free = np.ones(len(units), dtype=bool)
-        for start, end, first, other in spans[spans[:, 0] >= 0].tolist():
+        for start, end, first, other in spans.tolist():
             inside = np.flatnonzero((units.starts < end) & (units.ends > start) & is_free)
             labels[inside] = other
             labels[inside[:1]] = first

@@ -77,6 +77,27 @@ def run(backbone: Path, /, **arguments: Any) -> Any:
     return finetune(**{**defaults, **SMALL, **arguments})
 
 
+class TestTargets:
+    def test_are_the_spans_of_all_rows(self):
+        rows = [
+            {"tokens": ["w1", "w22", "w3"], "tags": ["B-bad", "I-bad", "O"]},
+            {"tokens": ["w1"], "tags": ["O"]},
+            {"tokens": ["w1", "w2"], "tags": ["B-bad", "B-good"]},
+        ]
+        found = make(rows).targets(load_split(rows, split="train"), split="train")
+        assert found.tolist() == [[0, 0, 6, 1, 2], [2, 0, 2, 1, 2], [2, 3, 5, 3, 4]]
+
+    def test_of_rows_without_a_span_are_none(self):
+        rows = load_split([{"tokens": ["w1"], "tags": ["O"]}], split="validation")
+        assert make().targets(rows, split="validation").shape == (0, 5)
+
+    def test_one_row_of_many_spans_takes_no_space_in_others(self):
+        many = {"tokens": ["w"] * 20_000, "tags": ["B-bad"] * 20_000}
+        rows = [many, *({"tokens": ["w"], "tags": ["O"]},) * 20_000]  # 13 GB as a table of rows
+        found = make(rows).targets(load_split(rows, split="train"), split="train")
+        assert found.shape == (20_000, 5)
+
+
 class TestLoss:
     def test_is_the_mean_over_words_whatever_the_windows(self):
         task, generator = make(), torch.Generator().manual_seed(1)
@@ -323,8 +344,8 @@ class TestFinetune:
         assert result.metrics["f1"] > 0.9
         task = make(rows)
         dataset = load_split(rows[24:], split="validation")
-        spans = task.targets(dataset, split="validation")[..., 0] >= 0
-        assert sum(scores.support for scores in result.report.per_class) == int(spans.sum())
+        spans = task.targets(dataset, split="validation")
+        assert sum(scores.support for scores in result.report.per_class) == len(spans)
 
     def test_stopped_and_resumed_has_the_same_bytes(self, backbone: Path, tmp_path: Path):
         whole, checkpoints = file_of(run(backbone), tmp_path), tmp_path / "checkpoints"
