@@ -82,8 +82,8 @@ class ProbeKind(ABC):
         with a strength, the next stronger one is used.
 
         Args:
-            features: ``[n, D]``, or ``[n, S, D]`` if every token has some.
-            targets: ``[n, …]``, as the task's loss takes them.
+            features: ``[n, D]``, as :meth:`examples` returns them.
+            targets: ``[n, …]``, as :meth:`examples` returns them.
             num_labels: of the task.
             has_bias: whether the task head's last layer has a bias.
             seed: of the split.
@@ -93,8 +93,7 @@ class ProbeKind(ABC):
         Raises:
             ProbeError: a feature is not finite, or no strength converges.
         """
-        rows, truth = self.examples(features, targets)
-        x, y = rows.double().numpy(), truth.numpy()
+        x, y = features.double().numpy(), targets.numpy()
         if not np.isfinite(x).all():
             raise ProbeError("a state that the task head reads is not finite")
         scale = _Scale.of(x, has_bias=has_bias)
@@ -160,8 +159,8 @@ class ProbeKind(ABC):
         """Return what is fitted, ``[m, D]`` and ``[m, …]``; by default the rows themselves.
 
         Args:
-            features: as in :meth:`fit`.
-            targets: as in :meth:`fit`.
+            features: of samples, ``[n, …]``.
+            targets: of samples, ``[n, …]``.
         """
         return features, targets
 

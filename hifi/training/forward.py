@@ -15,7 +15,7 @@ from hifi.tasks import Batch
 from hifi.training.batching import evaluation_batches, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -86,16 +86,32 @@ class Forward:
         Returns:
             ``[n, …]``, in the order of ``rows``.
         """
-        self._model.eval()
         chosen = np.arange(len(examples)) if rows is None else rows
-        batches = evaluation_batches(examples.lengths[chosen], batch_size=batch_size)
-        parts: list[Tensor] = []
+        each = self.batch_by_batch(examples, batch_size=batch_size, rows=chosen, on_batch=on_batch)
+        batches, parts = zip(*each, strict=True)
+        return gather(parts, batches)
+
+    def batch_by_batch(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        rows: Indices,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[Indices, Tensor]]:
+        """Yield the logits of each batch of some samples, as :meth:`over` computes them.
+
+        Yields:
+            Indices into ``rows``, ``[B]``, and logits ``[B, …]``.
+        """
+        self._model.eval()
+        batches = evaluation_batches(examples.lengths[rows], batch_size=batch_size)
         for number, indices in enumerate(batches, start=1):
             with torch.no_grad():
-                parts.append(self.logits(self.batch(examples, chosen[indices])).float().cpu())
+                logits = self.logits(self.batch(examples, rows[indices])).float().cpu()
+            yield indices, logits
             if on_batch is not None:
                 on_batch(number, len(batches))
-        return gather(parts, batches)
 
 
 def measure(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:

@@ -158,21 +158,41 @@ class _ProbeRun:
 
     def _fit(self, rows: Indices) -> LinearProbe:
         """Fit the probe on what the last layer reads of the drawn rows."""
-        size, train = self._settings.batch_size, self._data.train
-        batches = -(-len(rows) // size)
+        batches = -(-len(rows) // self._settings.batch_size)
         self._before = batches + TRIES
         with _replaced(self._model, self._layers.last, nn.Identity()):
-            features = self._training.over(
-                train, rows=rows, batch_size=size, on_batch=lambda number, _: self._report(number)
+            features, targets = self._read_examples(
+                rows, on_batch=lambda number, _: self._report(number)
             )
         return self._kind.fit(
             features,
-            train.targets[torch.from_numpy(rows)],
+            targets,
             num_labels=self._data.task.num_labels,
             has_bias=self._last.bias is not None,
             seed=self._settings.seed,
             on_try=lambda number: self._report(batches + number),
         )
+
+    def _read_examples(
+        self, rows: Indices, *, on_batch: OnBatch | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the last layer reads of some training rows, ``[m, …]``, and the targets.
+
+        Of words batch by batch, so that no padding is kept: one long row would multiply it.
+        """
+        size, train = self._settings.batch_size, self._data.train
+        targets = train.targets[torch.from_numpy(rows)]
+        if self._data.task.declaration.logits == "sample":
+            states = self._training.over(train, rows=rows, batch_size=size, on_batch=on_batch)
+            return states, targets
+        parts = [
+            self._kind.examples(states, targets[torch.from_numpy(indices)])
+            for indices, states in self._training.batch_by_batch(
+                train, rows=rows, batch_size=size, on_batch=on_batch
+            )
+        ]
+        states, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        return states, labels
 
     def _compare(self, probe: LinearProbe | None) -> Yardsticks:
         """Compute the yardsticks; a number that is not finite leaves out its yardstick."""
@@ -243,16 +263,14 @@ class _ProbeRun:
         hook = module.register_forward_pre_hook(
             lambda _, arguments: seen.update(states=arguments[0].detach())
         )
-        size, train = self._settings.batch_size, self._data.train
         some = rows[:: -(-len(rows) // _SAMPLES)]
         try:
             with _replaced(
                 self._model, self._layers.last, _SideBySide((lambda _: seen["states"],))
             ):
-                read = self._training.over(train, rows=some, batch_size=size)
+                states, _ = self._read_examples(some)
         finally:
             hook.remove()
-        states, _ = self._kind.examples(read, train.targets[torch.from_numpy(some)])
         opened = _pass_on(states, module, hidden=hidden)
         _write(self._model, opened)
         return opened
