@@ -221,7 +221,8 @@ def check_certain_task(profile: DatasetProfile) -> None:
 
     The task is uncertain if there are several columns of text and the label is a number that is not
     named as a label: another column may be the label. It is too if no task can use one of several
-    columns of text. The job then decides.
+    columns of text, and whole numbers that are no classes, in a column that is not named as a label,
+    may be the targets of a regression. The job then decides.
 
     Raises:
         DataError: the task cannot use some rows.
@@ -235,9 +236,17 @@ def check_certain_task(profile: DatasetProfile) -> None:
     if len(task.text) > 1 and (not is_named or unfit.intersection(task.text)):
         return
     for error in _obstacles(task, profile, splits=SPLITS):
+        if error.param == "label" and not is_named and _may_be_targets(profile, error.column):
+            continue
         if error.column in _LABEL_NAMES:
             error.reason += _RENAME
         raise error
+
+
+def _may_be_targets(profile: DatasetProfile, name: str | None) -> bool:
+    """Return whether a column of whole numbers has a target of a regression in each row."""
+    column = None if name is None else profile.column(name)
+    return column is not None and column.kind == "integer" and not column.problems.get("target")
 
 
 def check_unseen_task(spec: TaskSpec) -> TaskSpec:

@@ -171,14 +171,16 @@ class TestInferenceOfConll:
         task = make_task(TaskSpec(), rows)
         assert task.labels == self.NER
         targets = task.targets(rows, split="train")
-        assert targets.tolist() == [[[0, 3, 1, 2]], [[0, 12, 1, 2]]]
+        assert targets.tolist() == [[0, 0, 3, 1, 2], [1, 0, 12, 1, 2]]
 
     def test_takes_other_tags_that_are_named(self, rows: Dataset):
         chunks = make_task(TaskSpec.of({"tags": "chunk_tags"}), rows)
         assert chunks.labels == self.CHUNKS
         parts = make_task(TaskSpec.of({"tags": "pos_tags"}), rows)
         assert parts.labels == self.PARTS
-        assert parts.targets(rows, split="train")[1].tolist()[:2] == [[0, 3, 0, 0], [4, 12, 0, 0]]
+        targets = parts.targets(rows, split="train")
+        second = targets[targets[:, 0] == 1, 1:].tolist()
+        assert second[:2] == [[0, 3, 0, 0], [4, 12, 0, 0]]
 
     def test_of_a_parquet_file_is_the_same_as_an_upload(self, rows: Dataset, tmp_path: Path):
         path = tmp_path / "a.parquet"
@@ -198,7 +200,7 @@ class TestInferenceOfConll:
         other = Dataset.from_dict({"tokens": [["It", "Ada"]], "tags": [[0, 1]]}, features)
         task = make_task(TaskSpec(), train)
         assert task.labels == ("O", "B-person", "I-person", "B-place", "I-place")
-        assert task.targets(other, split="validation").tolist() == [[[3, 6, 1, 2]]]
+        assert task.targets(other, split="validation").tolist() == [[0, 3, 6, 1, 2]]
 
     @pytest.mark.parametrize("value", [-1, -100])
     def test_refuses_a_number_without_a_name(self, value: int):
@@ -496,7 +498,8 @@ class TestSchemes:
         dataset = load_split(path, split="train")
         made = make_task(TaskSpec(), dataset)
         assert made.labels == labels
-        assert made.targets(dataset, split="train")[1].tolist()[0] == [0, 3, 3, 4]
+        targets = made.targets(dataset, split="train")
+        assert targets[targets[:, 0] == 1, 1:].tolist()[0] == [0, 3, 3, 4]
 
     def test_of_words_have_a_class_of_each_tag(self, tmp_path: Path):
         rows = [{"tokens": TOKENS, "tags": ["NOUN", "NOUN", "VERB"]}]

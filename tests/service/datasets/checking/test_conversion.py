@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hifi.data.inference import complete_task
+from hifi.data.spec import TaskSpec
 from hifi.data.splits import load_split
+from hifi.errors import DataError
 from service.datasets.checking import conversion
 from service.datasets.checking.conversion import ConvertedDataset, convert
 from service.datasets.checking.errors import DatasetInvalidError, UploadTooSlowError
@@ -197,6 +200,16 @@ class TestRefusals:
         assert (error.split, error.row, error.column) == place
         assert words in error.reason
         assert error.param == place[0]
+
+    def test_leave_numbers_that_are_no_classes_to_the_job(self, folder: Path, tmp_path: Path):
+        done = upload(
+            folder,
+            train=write(tmp_path / "a.csv", "text,stars\na,1\nb,2\n"),
+            validation=write(tmp_path / "b.csv", "text,stars\nc,5\n"),
+        )
+        assert complete_task(TaskSpec(type="regression"), done.profile).label == "stars"
+        with pytest.raises(DataError, match="the label '5' does not occur in train"):
+            complete_task(TaskSpec(), done.profile)
 
     def test_leave_ambiguous_columns_to_the_job(self, folder: Path, tmp_path: Path):
         # Of two texts and a number the number may be no label at all: a job will tell.
