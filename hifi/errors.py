@@ -170,13 +170,15 @@ class AmbiguousTaskError(DataError):
 
     Args:
         doubt: the possible tasks, with their columns.
-        param: the argument that chooses one of them.
+        param: the argument that chooses one of them, or the entry of ``task`` that does.
     """
 
     param: str
 
     def __init__(self, doubt: str, *, param: str) -> None:
-        super().__init__(f"{doubt}; choose with {param}=…", split="train", param=param)
+        is_argument = param in ("task", "text", "label", "image")
+        choice = f"{param}=…" if is_argument else f'task={{"{param}": …}}'
+        super().__init__(f"{doubt}; choose with {choice}", split="train", param=param)
         self.doubt = doubt
 
 
@@ -185,7 +187,7 @@ class InputError(HifiError):
 
     Args:
         reason: the problem and what is allowed.
-        param: the field of the input: ``text``, ``text_pair`` or ``image``.
+        param: the field of the input, or a place in it: ``text``, ``tokens.3``.
     """
 
     def __init__(self, reason: str, *, param: str) -> None:

@@ -219,6 +219,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "score": 0.93,
         "scores": _SCORES,
     },
+    "EntitiesPrediction": {
+        "index": 0,
+        "job": _JOB,
+        "entities": [{"start": 9, "end": 15, "label": "place", "score": 0.97, "text": "London"}],
+        "tags": ["O", "O", "B-place"],
+    },
+    "TokensInput": {"tokens": ["She", "left", "London"]},
     "PredictionList": {
         "object": "list",
         "data": [

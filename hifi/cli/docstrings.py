@@ -22,9 +22,9 @@ LIBRARIES = {
     "sklearn": r"scikit[- ]?learn|sklearn\w*",
     "pandas": r"pandas\w*",
 }
-# Names of code: between backticks, with an underscore, a dot or brackets, or in camel case.
+# Names of code: between backticks, with an underscore or a dot, before brackets, in camel case.
 _NAME = re.compile(
-    r"(?<=`)[\w.]+(?=`)|\b_?[A-Za-z]+(?:_\w+)+|\b\w+\.\w[\w.]*\w|\b\w+\(\)|\b[A-Z][a-z0-9]+[A-Z]\w*"
+    r"(?<=`)[\w.]+(?=`)|\b_?[A-Za-z]+(?:_\w+)+|\b[A-Za-z]\w*\.[A-Za-z][\w.]*\w|\b\w+(?=\(\))|\b[A-Z][a-z0-9]+[A-Z]\w*"
 )
 _MARKUP = re.compile(r"--|==|::|>>>|\.\. ")  # a heading or an example, not a sentence
 

@@ -126,7 +126,8 @@ def find_layout(task: TaskSpec) -> Layout:
     declared, named = find_task_type(str(task.type)), task.named
     inputs = [field for field in named if field in INPUT_FIELDS]
     if not declared.layouts_with(inputs):
-        raise _unread(declared, inputs[0], named[inputs[0]])
+        field = next((field for field in inputs if not declared.layouts_with([field])), inputs[-1])
+        raise _unread(declared, field, named[field])
     layouts = declared.layouts_with(named)
     if not layouts:
         labels = " or ".join(each.label.words for each in declared.layouts)
@@ -221,8 +222,9 @@ def check_certain_task(profile: DatasetProfile) -> None:
 
     The task is uncertain if there are several columns of text and the label is a number that is not
     named as a label: another column may be the label. It is too if no task can use one of several
-    columns of text, and whole numbers that are no classes, in a column that is not named as a label,
-    may be the targets of a regression. The job then decides.
+    columns of text; and whole numbers that are no classes, in a column that is not named as a
+    label, may be the targets of a regression. Columns beside words and tags, or beside a text and
+    its spans, may be what another task reads. The job then decides.
 
     Raises:
         DataError: the task cannot use some rows.
@@ -231,6 +233,10 @@ def check_certain_task(profile: DatasetProfile) -> None:
         task = _choose_task(TaskSpec(), profile)
     except DataError:
         return
+    if reads_lists(find_task_type(str(task.type))):
+        others = [each for each in profile.columns if each.name not in task.columns]
+        if any(_may_be_label(each, profile) for each in others):
+            return
     unfit = {column.name for column in profile.columns if column.unfit is not None}
     is_named = set(task.label_columns).issubset(_LABEL_NAMES)
     if len(task.text) > 1 and (not is_named or unfit.intersection(task.text)):
@@ -241,6 +247,16 @@ def check_certain_task(profile: DatasetProfile) -> None:
         if error.column in _LABEL_NAMES:
             error.reason += _RENAME
         raise error
+
+
+def _may_be_label(column: ColumnProfile, profile: DatasetProfile) -> bool:
+    """Return whether a column may be what another task learns: neither an id nor a constant."""
+    if column.left_out is not None or column.name.startswith("_"):  # a tool's own
+        return False
+    if column.kind == "float":
+        return True
+    count = column.num_classes
+    return count is not None and 1 < count < profile.rows["train"]
 
 
 def _may_be_targets(profile: DatasetProfile, name: str | None) -> bool:
@@ -280,7 +296,7 @@ def count_labels(task: TaskSpec, profile: DatasetProfile | None) -> int | None:
     declared = find_task_type(task.type)
     if declared.num_labels is not None:
         return declared.num_labels
-    if declared.logits == "token":
+    if declared.has_tags:
         column = _tags_column(task, profile)
         return None if column is None else column.num_tags
     if len(task.label_columns) > 1:
@@ -300,7 +316,7 @@ def class_labels(task: TaskSpec, profile: DatasetProfile) -> Sequence[str | int]
     """Return a task's classes; None if its type has none, or the profile does not keep them."""
     if len(task.label_columns) > 1:
         return task.label_columns
-    if task.type is not None and find_task_type(task.type).logits == "token":
+    if task.type is not None and find_task_type(task.type).has_tags:
         column = _tags_column(task, profile)
         return None if column is None else column.tags
     column = find_class_column(task, profile)

@@ -86,5 +86,7 @@ def _find(
 def _fits(column: ColumnProfile, columns: Columns) -> bool:
     if misfit(columns.use, column.kind, column.type, are_cells=column.are_cells) is not None:
         return False
+    if columns.use != "words":
+        return column.kind != "null"
     problem = column.problems.get(columns.use, {}).get("train")
-    return column.kind != "null" and (problem is None or problem.row is not None)
+    return problem is None or problem.row is not None  # numbers are no words

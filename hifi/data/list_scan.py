@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Pair = tuple[str | int, str | int]
-_MOST_PAIRS = 100_000
+_MOST_PAIRS, _MOST_PAIR_BYTES = 100_000, 1 << 20  # of a column; beyond them it holds no tags
 _EDGE_CODE = -2
 
 
@@ -41,6 +41,7 @@ class ListScan:
     has_all_pairs: bool = True
     are_numbers: bool = False
     _lengths: list[NDArray[np.int64]] = field(default_factory=list)
+    _pair_bytes: int = 0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -75,6 +76,9 @@ class ListScan:
 
     def _add_pairs(self, entries: pa.Array, rows: NDArray[np.int64]) -> None:
         coded = entries.dictionary_encode()
+        if _size_of(coded.dictionary) > _MOST_PAIR_BYTES:  # texts, and no tags
+            self._drop_pairs()
+            return
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         begins = np.concatenate([[True], rows[1:] != rows[:-1]])
         before = np.where(begins, _EDGE_CODE, np.concatenate([[0], codes[:-1]]))
@@ -91,8 +95,20 @@ class ListScan:
             for code in codes_here:
                 if code not in values:
                     values[code] = coded.dictionary[code].as_py()
-            self.pairs.setdefault((values[codes_here[0]], values[codes_here[1]]), int(where[place]))
-        self.has_all_pairs = len(self.pairs) <= _MOST_PAIRS
+            pair = values[codes_here[0]], values[codes_here[1]]
+            if pair not in self.pairs:
+                self.pairs[pair] = int(where[place])
+                self._pair_bytes += sum(len(str(each)) for each in pair)
+        if len(self.pairs) > _MOST_PAIRS or self._pair_bytes > _MOST_PAIR_BYTES:
+            self._drop_pairs()
+
+    def _drop_pairs(self) -> None:
+        self.has_all_pairs = False
+        self.pairs = {}
+
+
+def _size_of(values: pa.Array) -> int:
+    return (pc.sum(pc.binary_length(values)).as_py() or 0) if is_text(values.type) else 0
 
 
 def _first_gap(

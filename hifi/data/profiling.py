@@ -153,9 +153,10 @@ def _problems_beside(column: ColumnScan, columns: Columns) -> Iterator[tuple[str
     for other, problem in column.beside.items():
         if problem is not None:
             yield other, problem
-    if column.kind != "list":
+    if column.kind != "list" or column.unfit is not None:
         return
-    lists = [other for other, scan in columns.items() if scan.kind == "list"][:_MOST_LISTS]
+    read = {other: scan for other, scan in columns.items() if scan.unfit is None}
+    lists = [other for other, scan in read.items() if scan.kind == "list"][:_MOST_LISTS]
     for other in lists:
         problem = unequal_lists(column, columns[other])
         if problem is not None:

@@ -149,26 +149,28 @@ def _describe_misfit(
 
 
 def warn_of_few_rows(
-    label: str | tuple[str, ...], *, counts: Mapping[str, int]
+    label: str | tuple[str, ...], *, counts: Mapping[str, int], counted: str = "rows"
 ) -> tuple[RunWarning, ...]:
-    """Warn if classes have fewer than eight training rows.
+    """Warn if classes have fewer than eight training rows, or types fewer than eight entities.
 
     Of one column those with a single row, or none, are left out: ``warn_of_classes`` names them.
 
     Args:
         label: the label column, or one for each class.
-        counts: of the training rows of each class, in the order of the logits.
+        counts: of the training rows of each class, in the order of the logits; or of the entities
+            of each type.
+        counted: ``rows`` or ``entities``.
     """
     is_one = isinstance(label, str)
-    least = 2 if is_one else 0
+    least = 2 if is_one and counted == "rows" else 0
     few = [name for name, count in counts.items() if least <= count < _FEW_ROWS]
     if not few:
         return ()
-    where = f"classes of the label {quoted(label)}" if is_one else "label columns"
+    kind = "classes" if counted == "rows" else "types of entities"
+    where = f"{kind} of the label {quoted(label)}" if is_one else "label columns"
     message = (
-        f"{len(few):,} of the {len(counts):,} {where} have fewer than "
-        f"{_FEW_ROWS} training rows: {_listed(few)}; add rows of these classes, or merge them with "
-        "others"
+        f"{len(few):,} of the {len(counts):,} {where} have fewer than {_FEW_ROWS} training "
+        f"{counted}: {_listed(few)}; add rows of these {kind}, or merge them with others"
     )
     return (RunWarning(code="few_rows_per_class", message=message, param="label"),)
 

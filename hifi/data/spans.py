@@ -95,6 +95,8 @@ def _unsound(
 
 def _other_unit(text: str, spans: Sequence[Span]) -> str | None:
     """Return the unit in which spans would cut no word if it is not characters, else None."""
+    if not spans or text.isascii():
+        return None
     units: dict[str, Callable[[str], int]] = {
         "UTF-16 units": lambda char: 1 + (ord(char) > 0xFFFF),
         "bytes": lambda char: len(char.encode(errors="surrogatepass")),

@@ -167,9 +167,9 @@ def _gap(column: ColumnScan) -> Problem | None:
 
 def _too_few(tags: set[str], scheme: Scheme) -> Problem | None:
     """Return the problem if there is nothing to learn, else None."""
-    if scheme == "WORDS" and len(tags) < 2:
+    if scheme != "WORDS" and not tags - {OUTSIDE}:
+        return Problem(row=None, reason=f"every word has the tag {OUTSIDE!r}: there is no entity")
+    if len(tags) < 2:
         only = quoted(next(iter(tags), ""))
         return Problem(row=None, reason=f"every word has the tag {only}; two tags must occur")
-    if not tags - {OUTSIDE}:
-        return Problem(row=None, reason=f"every word has the tag {OUTSIDE!r}: there is no entity")
     return None

@@ -23,7 +23,7 @@ class Columns:
     """Columns of a data set that a task reads for one purpose.
 
     Attributes:
-        field: the field of a task spec that names them: ``text``, ``image`` or ``label``.
+        field: the field of a task spec that names them.
         use: how they are read; determines which rows are refused.
         use_of_many: how several columns are read, if not like a single one.
         most: the maximum number of columns; at least one is needed.
@@ -145,7 +145,6 @@ class TaskType:
         logits: one row of logits per ``sample``, ``[n, num_labels]``, or per ``token``,
             ``[n, S, num_labels]``; those of padding are ignored.
         metrics: the default first; higher is better for all.
-        counted: what the metrics compare, for messages.
         problem_type: the name in transformers' configurations; None if they have none.
         options: further fields of a task spec that apply to this type: ``threshold``.
         answer: the answer to an input.
@@ -159,7 +158,6 @@ class TaskType:
     num_labels: int | None
     logits: Literal["sample", "token"] = "sample"
     metrics: tuple[str, ...]
-    counted: str = "rows"
     problem_type: str | None
     options: tuple[str, ...] = ()
     answer: Answer
@@ -172,6 +170,11 @@ class TaskType:
     def has_classes(self) -> bool:
         """Whether the labels are classes of the training split."""
         return self.num_labels is None
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether the classes are those of words, which tags or spans mark."""
+        return self.has_classes and self.logits == "token"
 
     def choose_metric(self, metric: str | None) -> str:
         """Return a metric of this type, by default the first.
@@ -262,7 +265,10 @@ TOKENS_INPUT = Request(
 
 @dataclass(frozen=True, kw_only=True)
 class EntitySpan:
-    """An entity in an input: its first character, one after its last one, and what it is."""
+    """An entity in an input: its first character, one after its last one, and what it is.
+
+    The score is the mean probability of its words' classes.
+    """
 
     start: int
     end: int
@@ -397,7 +403,7 @@ TOKEN_CLASSIFICATION = register(
                 label=Columns(
                     field="tags",
                     use="tags",
-                    names=("tags", "ner_tags", "labels"),
+                    names=("tags", "ner_tags"),
                     words="a column of lists with a tag for each word",
                 ),
                 request=TOKENS_INPUT,
@@ -416,7 +422,6 @@ TOKEN_CLASSIFICATION = register(
         num_labels=None,
         logits="token",
         metrics=("f1", "precision", "recall", "accuracy"),
-        counted="entities",
         problem_type=None,
         answer=Answer(
             name="EntitiesPrediction",

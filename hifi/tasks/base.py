@@ -71,6 +71,11 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows of the data, which may have several samples each."""
+        return len(self)
+
     @abstractmethod
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Collate some samples, padded on the right to the longest of them."""
@@ -324,8 +329,13 @@ class Task(ABC):
             targets: of all samples, on the CPU.
         """
 
+    @property
+    def counted(self) -> str:
+        """What the metric compares, for messages."""
+        return "rows"
+
     def count_answers(self, targets: Tensor) -> int:
-        """Return the number of answers that a metric compares: rows, or what the task type counts.
+        """Return the number of answers that the metric compares.
 
         Args:
             targets: of a split.
@@ -333,7 +343,7 @@ class Task(ABC):
         return len(targets)
 
     def count_rows(self, targets: Tensor) -> dict[str, int]:  # noqa: ARG002 - only tasks with classes have them
-        """Return the number of rows of each class, in the order of the logits.
+        """Return the number of rows of each class, in the order of the logits; or of entities.
 
         Args:
             targets: of a split.

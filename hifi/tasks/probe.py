@@ -212,6 +212,8 @@ class ClassProbe(ProbeKind):
         num_labels: int,
         has_bias: bool,
     ) -> _Linear | None:
+        if len(np.unique(y)) < 2:
+            raise ProbeError("all rows or words of the fit have the same class")
         solver = _converge(x, y, strength=strength, has_bias=has_bias)
         if solver is None:
             return None

@@ -54,7 +54,7 @@ class TokenClassification(TextTask):
 
     Attributes:
         layout: whether the data has lists of words with tags, or texts with spans.
-        scheme: of the training split's tags.
+        tags: what those of the training split mean; None for a task that only predicts.
         class_weights: of each class in the training loss; None for equal ones.
     """
 
@@ -157,8 +157,15 @@ class TokenClassification(TextTask):
         labels, _ = _words_of(targets)
         return replace(self, class_weights=weigh(weights, names=names, rows=labels))
 
+    @property
+    def counted(self) -> str:
+        """Words for the accuracy, else entities."""
+        return "words" if self.metric == "accuracy" else "entities"
+
     def count_answers(self, targets: Tensor) -> int:
-        """Return the number of entities; at least 1."""
+        """Return the number of words or entities that the metric compares; at least 1."""
+        if self.metric == "accuracy":
+            return max(1, len(_words_of(targets)[0]))
         return max(1, len(self._entities(*_words_of(targets)).types))
 
     def count_rows(self, targets: Tensor) -> dict[str, int]:

@@ -76,6 +76,16 @@ class _Row:
             yield window, np.arange(*edges)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedWindows(EncodedTexts):
+    """The windows of texts; their targets are ``[n, S, 2]``, as :class:`WordEncoder` makes them."""
+
+    @property
+    def rows(self) -> int:
+        """The number of texts."""
+        return int(self.targets[-1, 0, 1]) + 1
+
+
 class WordEncoder(TextEncoder):
     """A tokenizer that knows which characters a token stands for; thread-safe.
 
@@ -83,7 +93,7 @@ class WordEncoder(TextEncoder):
         source: the model.
         config: its configuration; gets the pad token.
         inputs: how the data has the texts: as texts or as lists of words.
-        column: the input column; None if predictions only are encoded.
+        column: the input column.
         outside: the label of words that are in no span.
         max_length: the most tokens of a window, including special tokens.
 
@@ -115,7 +125,7 @@ class WordEncoder(TextEncoder):
         settings = {name: value for name, value in self.metadata.items() if name != "text"}
         self.metadata = {inputs.field: column, **settings}
 
-    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
+    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedWindows:
         """Check the texts of a split and cut them into windows.
 
         Args:
@@ -159,7 +169,7 @@ class WordEncoder(TextEncoder):
         whole[..., 1] = torch.tensor(rows, dtype=torch.int32)[:, None]
         for number, own in enumerate(labels):
             whole[number, : len(own), 0] = torch.from_numpy(own)
-        return EncodedTexts(
+        return EncodedWindows(
             lengths=np.array(lengths, dtype=np.int64),
             tokens={name: np.concatenate(parts) for name, parts in tokens.items()},
             pads=self.pads,

@@ -110,11 +110,13 @@ class Prepared:
         task, validation = self.data.task, self.data.validation
         names = [str(name) for name in task.labels or ()]
         classes = describe_classes(len(names), names=names, alike=find_alike(names))
-        rows = f"{len(self.data.train)} rows"
+        rows = f"{self.data.train.rows} rows"
         if validation is not None:
-            rows += f", {len(validation)} validation rows"
+            rows += f", {validation.rows} validation rows"
         if self.data.test is not None:
-            rows += f", {len(self.data.test)} test rows"
+            rows += f", {self.data.test.rows} test rows"
+        if len(self.data.train) > self.data.train.rows:
+            rows += f"; {len(self.data.train)} windows of training texts"
         model = self.loaded.model
         return (
             f"{task.type} of {' and '.join(task.inputs)} by {_shown(task.label_columns)}"
@@ -364,12 +366,16 @@ def _find_label_warnings(
     if not task.classes:
         return ()
     warnings: tuple[RunWarning, ...] = ()
-    if isinstance(task.label, str) and task.declaration.logits == "sample":
+    if isinstance(task.label, str) and not task.declaration.has_tags:
         profile = profile_split(dataset.select_columns([task.label]))
         warnings = warn_of_classes(profile.columns[0], rows=len(dataset))
     if any(warning.code == "many_classes" for warning in warnings):
         return warnings
-    warnings += warn_of_few_rows(task.label, counts=task.count_rows(targets))
+    warnings += warn_of_few_rows(
+        task.label,
+        counts=task.count_rows(targets),
+        counted="entities" if task.declaration.has_tags else "rows",
+    )
     layout = task.declaration.layouts[0]
     if [each.use for each in layout.inputs] != ["text"] or layout.label.use != "label":
         return warnings

@@ -419,7 +419,7 @@ class Trainer:
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""
         best, schedule, found = self._state.best, self._schedule, []
-        probe, counted = self._state.yardsticks.get("probe"), self._task.declaration.counted
+        probe, counted = self._state.yardsticks.get("probe"), self._task.counted
         if best is not None and best.only_answer is not None:
             found.append(
                 warn_of_one_class(

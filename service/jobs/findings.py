@@ -50,7 +50,7 @@ def _find(
     columns = [profile.column(name) for name in task.label_columns]
     column = columns[0] if len(columns) == 1 else None
     declared = find_task_type(str(task.type))
-    if declared.has_classes and column is not None:
+    if declared.has_classes and not declared.has_tags and column is not None:
         yield from warn_of_classes(column, rows=profile.rows["train"])
     unlabelled = [each.name for each in columns if each is not None and each.test_unlabelled]
     if unlabelled:

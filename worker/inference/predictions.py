@@ -47,7 +47,8 @@ Answer: TypeAlias = dict[str, Any]
 _Inputs: TypeAlias = Mapping[int, Mapping[str, Any]]  # by their index in the request
 _ENCODERS = 2  # threads that tokenise and decode images; a tenant has at most one
 _CHUNK_CHARACTERS = 100_000  # encoded at a time, so that short requests do not wait long
-# An encoded image takes 600 KB or more, a text 12 KB at most. So a request's images are encoded a
+# An encoded image takes 600 KB or more, a text 12 KB at most, or as much for each of its windows,
+# of which a chunk of long texts has thousands. So a request's images are encoded a
 # few at a time, as many as a CPU computes in one pass, and few requests at once: a tenant's, and
 # the last ones are for tenants that have none.
 _IMAGES = 8
@@ -178,21 +179,27 @@ class PredictionHandler:
     async def _answer(
         self, part: _Part, inputs: _Inputs, delta: _Delta, *, truncate: bool
     ) -> _Inputs:
-        """Encode and compute inputs: texts all at once, images a few at a time.
+        """Encode and compute inputs: texts all at once, images and long texts some at a time.
 
         Returns:
             The inputs whose head delta was evicted from the device while they waited.
         """
-        tenant, has_images = part.order.tenant, delta.record.task.declaration.input_kind == "image"
-        step = _IMAGES if has_images else len(inputs)
-        indices = list(inputs)
-        for start in range(0, len(indices), step):
-            some = {index: inputs[index] for index in indices[start : start + step]}
+        tenant, declared = part.order.tenant, delta.record.task.declaration
+        has_images = declared.input_kind == "image"
+        groups = [list(inputs)]
+        if has_images:
+            indices = list(inputs)
+            groups = [indices[at : at + _IMAGES] for at in range(0, len(indices), _IMAGES)]
+        elif declared.logits == "token":
+            groups = list(_chunks(inputs))
+        for number, group in enumerate(groups):
+            some = {index: inputs[index] for index in group}
             async with self._images.hold(tenant) if has_images else nullcontext():
                 encoded = await self._encode(part, some, delta, truncate=truncate)
                 displaced = await self._compute(part, delta, encoded)
             if displaced:  # and so would be the others
-                return {index: inputs[index] for index in [*displaced, *indices[start + step :]]}
+                left = [*displaced, *chain.from_iterable(groups[number + 1 :])]
+                return {index: inputs[index] for index in left}
         return {}
 
     async def _encode(

@@ -37,8 +37,19 @@ def find_conversion(rows: Iterable[Row]) -> Convert | None:
     return next(filter(None, map(_conversion_of, rows)), None)
 
 
+def find_text(row: Mapping[str, Any]) -> str | None:
+    """Return the text of a task of Label Studio; None if the row is none."""
+    data = row.get("data")
+    if not isinstance(data, dict):
+        return None
+    texts = [value for value in data.values() if isinstance(value, str)]
+    text = data.get(_TEXT, texts[0] if len(texts) == 1 else None)
+    return text if isinstance(text, str) else None
+
+
 def _conversion_of(row: Row) -> Convert | None:
-    if _PRODIGY & row.keys() and isinstance(row.get(_SPANS), list):
+    is_prodigy = _PRODIGY & row.keys() or row.get("answer") in ("accept", "reject", "ignore")
+    if is_prodigy and isinstance(row.get(_SPANS), list):
         return _from_prodigy
     if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
         return _from_label_studio

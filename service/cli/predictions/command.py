@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hifi.cli import output
 from hifi.data.formats import ENDINGS_IN_WORDS
-from hifi.data.task_types import find_task_type
+from hifi.data.task_types import find_task_type, request_fields
 from service.cli import names, options
 from service.cli.predictions.answered_file import AnsweredFile
 from service.cli.predictions.display import FindLines, RowErrors, print_answers
@@ -82,8 +82,8 @@ def _add_rows(parser: ActionParser) -> None:
     parser.add_argument(
         "--file",
         metavar="FILE",
-        help=f"rows with the columns of the training file ({ENDINGS_IN_WORDS}), or with text, "
-        "text_pair or image; other columns are ignored; without JOB, JSON Lines of "
+        help=f"rows with the columns of the training file ({ENDINGS_IN_WORDS}), or with "
+        f"{', '.join(request_fields())}; other columns are ignored; without JOB, JSON Lines of "
         '{"job": …, "input": …} or {"jobs": […, …], "input": …}; - is JSON Lines from stdin',
     )
 
@@ -236,7 +236,12 @@ def _predict_to_file(out: AnsweredFile, ask: Ask, args: argparse.Namespace) -> i
         return output.EXIT_OK
     errors.report(out.source.find_lines)
     return output.fail(
-        f"{errors.failed} of {errors.rows} rows have no answer; predicted_error says why"
+        f"{errors.failed} of {errors.rows} rows have no answer"
+        + (
+            "; predicted_error says why"
+            if args.job_id is not None
+            else ", or none of one of their jobs; predicted_error or predicted_answers says why"
+        )
     )
 
 

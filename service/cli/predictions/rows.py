@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
+from hifi.data.formats.labelling_tools import find_text
 from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import find_lines
 from hifi.data.spec import INPUT_FIELDS, column_names
-from hifi.data.task_types import find_task_type, request_fields
+from hifi.data.task_types import find_task_type, request_fields, task_types
 from hifi.errors import DataError
 from service.client.errors import ClientError, LocalFileError, reading
 
@@ -217,8 +218,11 @@ class RowFile:
         """Open a Parquet file, whose other columns may be of types that no task reads."""
         from hifi.data.formats.parquet import ParquetReader
 
-        wanted = {*(self.columns or {}).values(), *request_fields()}
-        columns = [name for name in self.names() if name in wanted]
+        there = self.names()
+        wanted = set((self.columns or {}).values())
+        if not wanted or not wanted <= set(there):  # they may have the request's own names
+            wanted |= request_fields().keys()
+        columns = [name for name in there if name in wanted]
         return ParquetReader(self.path, budget=Budget(UNLIMITED), columns=columns)
 
     def _open_delimited(self) -> DelimitedReader:
@@ -237,16 +241,21 @@ class RowFile:
         """
         if self.columns is None:
             if not {"job", "jobs"} & values.keys():
-                hint = 'pass the job\'s id, or {"job": …, "input": …}'
+                hint = 'pass the job\'s id, or {"job": …, "input": …}, or "jobs" of several'
                 raise RowsError(f"does not name its job: {hint}")
             return values
-        if "job" in values and "input" in values:
+        if {"job", "jobs"} & values.keys() and "input" in values:
             raise RowsError("names its own job: remove it, or the job's id before --file")
         fields = request_fields()
-        for names in (self.columns, {name: name for name in fields}):
+        requests = {request for each in task_types() for request in each.requests}
+        own = [{field.name: field.name for field in request.fields} for request in requests]
+        for names in (self.columns, *sorted(own, key=len, reverse=True)):
             found = {field: values[name] for field, name in names.items() if name in values}
             if any(fields[field].is_required for field in found):
                 return {field: _sendable(value) for field, value in found.items()}
+        text = find_text(values)
+        if text is not None:
+            return {"text": text}
         wanted = next(iter(self.columns.values()), "text")
         there = ", ".join(map(repr, values)) or "none"
         raise RowsError(f"has no column {wanted!r}, which the job reads; it has {there}")

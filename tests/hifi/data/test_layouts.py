@@ -95,7 +95,7 @@ def uploaded(
 
 class TestInferenceOfWords:
     @pytest.mark.parametrize("tokens", ["tokens", "words"])
-    @pytest.mark.parametrize("tags", ["tags", "ner_tags", "labels"])
+    @pytest.mark.parametrize("tags", ["tags", "ner_tags"])
     def test_takes_columns_of_usual_names(self, tokens: str, tags: str):
         rows = renamed(TAGGED, tokens=tokens, tags=tags)
         assert columns_of(rows) == ("token-classification", (tokens, tags))
@@ -145,6 +145,56 @@ class TestInferenceOfWords:
         rows = [{**row, "text": "x"} for row in TAGGED]
         with pytest.raises(InvalidArgumentError):
             infer(rows, text="text", tags="tags")
+
+
+class TestCrashes:
+    """Files that once ended with an error of a library."""
+
+    def test_lists_and_texts_in_one_column(self, tmp_path: Path):
+        rows: list[Row] = [
+            {"tokens": ["Ada", "wrote"], "tags": ["B-person", "O"]},
+            {"tokens": "Ada wrote", "tags": ["B-person", "O"]},
+        ]
+        path = jsonl(tmp_path / "a.jsonl", rows)
+        for profile in (
+            read_split(path, split="train").profile,
+            convert_here(tmp_path, train=path).profile,
+        ):
+            with pytest.raises(DataError) as caught:
+                complete_task(TaskSpec(type="token-classification", tokens="tokens"), profile)
+            assert (caught.value.row, caught.value.column) == (2, "tokens")
+
+    def test_words_of_a_single_class(self):
+        rows: list[Row] = [{"tokens": ["Ada"], "tags": ["B-person"]}] * 3
+        with pytest.raises(DataError, match="every word has the tag 'B-person'"):
+            make_task(TaskSpec(type="token-classification"), Dataset.from_list(rows))
+
+
+class TestUncertain:
+    """An upload is not refused for a task that its columns only may be meant for."""
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"text": "a b", "kind": "x", "spans": [{"start": 0, "end": 9, "label": "A"}]},
+            {"words": ["a", "b"], "tags": ["topic"], "kind": "x"},
+        ],
+    )
+    def test_columns_beside_them_leave_it_to_the_job(self, row: Any, tmp_path: Path):
+        rows = [row, row, {**row, "kind": "y"}]
+        profile = convert_here(tmp_path, train=jsonl(tmp_path / "a.jsonl", rows)).profile
+        check_certain_task(profile)
+        with pytest.raises(DataError, match=r"outside the text|every word has the tag"):
+            complete_task(TaskSpec(type="token-classification"), profile)
+
+    def test_lists_of_labels_beside_the_words_of_a_text_are_no_tags(self, tmp_path: Path):
+        rows = [
+            {"text": "a b c", "tokens": ["a", "b", "c"], "labels": names}
+            for names in (["x"], ["x", "y"], [])
+        ]
+        profile = convert_here(tmp_path, train=jsonl(tmp_path / "a.jsonl", rows)).profile
+        check_certain_task(profile)
+        assert complete_task(TaskSpec(), profile).type == "multi-label"
 
 
 class TestInferenceOfConll:

@@ -140,6 +140,12 @@ class TestFewRows:
     def test_without_them_there_is_no_warning(self):
         assert warn_of_few_rows("label", counts={"a": 8, "b": 1}) == ()
 
+    def test_few_entities_are_named_down_to_none(self):
+        counts = {"place": 8, "person": 7, "group": 0}
+        (warning,) = warn_of_few_rows("tags", counts=counts, counted="entities")
+        assert "2 of the 3 types of entities of the label 'tags'" in warning.message
+        assert "fewer than 8 training entities: 'person', 'group'" in warning.message
+
 
 class TestContradictions:
     @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def glued(text: str, place: int) -> bool:
     before, after = text[place - 1], text[place]
     if after.isspace():
         return False
-    if "\u200d" in (before, after) or unicodedata.combining(after) or after == "\U0001f3fd":
+    if before == "\u200d" and unicodedata.category(after)[0] not in "ZPC":
+        return True
+    if after == "\u200d" or unicodedata.combining(after) or after == "\U0001f3fd":
         return True
     if unicodedata.category(after) == "Mn":  # Thai vowels have no combining class
         return True

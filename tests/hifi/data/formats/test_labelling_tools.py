@@ -148,6 +148,13 @@ class TestProdigy:
         ]
         assert [text for text, _ in spans_of(tmp_path, rows)] == [ADA, "It rained"]
 
+    def test_leaves_out_rejected_rows_without_hashes_too(self, tmp_path: Path):
+        rows = [
+            {"text": ADA, "spans": [span(0, 3, "person")], "answer": "accept"},
+            {"text": "one", "spans": [], "answer": "reject"},
+        ]
+        assert [text for text, _ in spans_of(tmp_path, rows)] == [ADA]
+
     def test_takes_rows_without_an_answer_for_accepted(self, tmp_path: Path):
         row = prodigy(ADA, span(0, 3, "person"))
         del row["answer"]

@@ -183,6 +183,11 @@ class TestRows:
         wrong = json.loads(capsys.readouterr().out)["data"][1]
         assert [each["error"]["param"] for each in wrong["answers"]] == ["inputs.1.input.text"] * 2
 
+    def test_of_label_studio_have_their_text_in_the_data(self, answering, file):
+        tasks = [{"id": 1, "data": {"text": "a"}, "annotations": []}, {"data": {"note": "b"}}]
+        assert main([*PREDICT, "job_1", "--file", file(*tasks)]) == 0
+        assert answering.bodies[0]["inputs"] == [{"text": "a"}, {"text": "b"}]
+
     def test_with_entities_show_them(self, answering, capsys):
         assert main([*PREDICT, "job_1", "Ada", "a text"]) == 0
         assert answering.bodies
@@ -354,6 +359,7 @@ class TestErrors:
             (["a text"], "nothing to predict: pass"),
             (["a text", "another"], "no job has the id or the name 'a text'; pass the job first"),
             (["job_1", "--file", "{mixed}"], "row 2 names its own job"),
+            (["job_1", "--file", "{shared}"], "row 1 names its own job"),
             (["--file", "{unmixed}"], "row 1 does not name its job"),
             (["--file", "{table}"], "rows that name their jobs are JSON Lines"),
             (["job_1", "a", "--pair", "a", "b"], "pass TEXT or --pair"),
@@ -382,6 +388,7 @@ class TestErrors:
             "infinite": b'{"text": 1e999}\n',
             "latin": b'{"text": "\xff"}\n',
             "mixed": b'{"text": "a"}\n{"job": "job_2", "input": {"text": "a"}}\n',
+            "shared": b'{"jobs": ["job_2"], "input": {"text": "a"}}\n',
             "unmixed": b'{"text": "a"}\n{"input": {"text": "a"}}\n5\n',
             "number": b'{"text": "a"}\n5\n',
             "spaced": b'{"text": "a"}\n\n{"label": 1, "title": "b"}\n',
