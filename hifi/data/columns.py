@@ -57,6 +57,7 @@ def profile_split(
     *,
     unfit: Mapping[str, Unfit] | None = None,
     index: Collection[str] | None = None,
+    left_out: int = 0,
 ) -> DatasetProfile:
     """Return the profile of a training split: the possible uses of each column.
 
@@ -64,11 +65,14 @@ def profile_split(
         dataset: the split.
         unfit: further columns, which no task can use.
         index: the columns that are a table's index; by default those with pandas' names for one.
+        left_out: the rows of a labelling tool that nobody accepted.
     """
     if index is None:
         index = index_columns(dataset.column_names)
     scans = _scan(dataset, index=index) | unfit_scans(unfit or {})
-    return make_profile({"train": scans}, rows={"train": len(dataset)})
+    return make_profile(
+        {"train": scans}, rows={"train": len(dataset)}, left_out={"train": left_out}
+    )
 
 
 def read_texts(dataset: Dataset, column: str, *, split: str) -> list[str]:

@@ -68,6 +68,17 @@ def describe_left_out(notes: Mapping[str, str]) -> str:
     return f"; left out: {', '.join(shown)}{', …' if len(notes) > _NAMED_NOTES else ''}"
 
 
+def describe_left_out_rows(count: int, *, split: str) -> str:
+    """Return the note on rows of a labelling tool that nobody accepted."""
+    return f"rows of {split} that are left out, because nobody accepted or labelled them: {count:,}"
+
+
+def no_rows(left_out: int, *, split: str) -> str:
+    """Return the reason for refusing a split without rows."""
+    note = f": {describe_left_out_rows(left_out, split=split)}" if left_out else ""
+    return f"there are no rows{note}"
+
+
 def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem | None:
     """Return the problem if a column's kind excludes a use."""
     if use == "text" and not are_cells and kind not in ("text", "null"):
@@ -244,11 +255,13 @@ class DatasetProfile:
 
     Attributes:
         rows: by split.
+        left_out: the rows of a labelling tool that nobody accepted, by split; none of most files.
         columns: in the order of the training split; those that no task can use are the last.
     """
 
     rows: Mapping[str, int]
     columns: Sequence[ColumnProfile]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -267,10 +280,12 @@ class DatasetProfile:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
         columns = [column.to_json() for column in self.columns]
-        return {"version": _VERSION, "splits": dict(self.rows), "columns": columns}
+        left_out = {"left_out_rows": dict(self.left_out)} if self.left_out else {}
+        return {"version": _VERSION, "splits": dict(self.rows), "columns": columns, **left_out}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read the result of :meth:`to_json`."""
         columns = [ColumnProfile.from_json(entry) for entry in document["columns"]]
-        return cls(rows=document["splits"], columns=columns)
+        left_out = document.get("left_out_rows", {})
+        return cls(rows=document["splits"], columns=columns, left_out=left_out)

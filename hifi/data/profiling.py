@@ -72,15 +72,22 @@ def _go_together(train: ColumnScan, other: ColumnScan) -> bool:
     return first == second or {first, second} <= _NUMBERS
 
 
-def make_profile(splits: Mapping[str, Columns], *, rows: Mapping[str, int]) -> DatasetProfile:
+def make_profile(
+    splits: Mapping[str, Columns],
+    *,
+    rows: Mapping[str, int],
+    left_out: Mapping[str, int] | None = None,
+) -> DatasetProfile:
     """Return the possible uses of every column of the training split.
 
     Args:
         splits: the scans, by split and column; :func:`check_splits` accepts them.
         rows: of each split.
+        left_out: the rows of a labelling tool that nobody accepted, by split.
     """
     columns = [_profile_column(name, splits, rows=rows["train"]) for name in splits["train"]]
-    return DatasetProfile(rows=rows, columns=columns)
+    skipped = {split: count for split, count in (left_out or {}).items() if count}
+    return DatasetProfile(rows=rows, columns=columns, left_out=skipped)
 
 
 def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> ColumnProfile:

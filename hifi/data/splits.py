@@ -29,6 +29,7 @@ from hifi.data.formats.checks import first_misfit
 from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import Reader, Unfit, find_lines, open_reader
 from hifi.data.images import upright
+from hifi.data.profile import no_rows
 from hifi.errors import DataError, MissingColumnError, in_split, quoted
 
 if TYPE_CHECKING:
@@ -51,16 +52,20 @@ class LoadedSplit:
         dataset: its rows.
         unfit: further columns of the source, which no task can use.
         index: the columns that are a table's index; None if only their names can show it.
+        left_out: the rows of a labelling tool that nobody accepted.
     """
 
     dataset: Dataset
     unfit: Mapping[str, Unfit]
     index: Collection[str] | None
+    left_out: int = 0
 
     @property
     def profile(self) -> DatasetProfile:
         """The profile of the split, if it is the training split."""
-        return profile_split(self.dataset, unfit=self.unfit, index=self.index)
+        return profile_split(
+            self.dataset, unfit=self.unfit, index=self.index, left_out=self.left_out
+        )
 
 
 @contextmanager
@@ -121,23 +126,24 @@ def read_split(source: Source, *, split: str, columns: Sequence[str] | None = No
     """
     unfit: dict[str, Unfit] = {}
     index: Collection[str] | None = None
+    left_out = 0
     if isinstance(source, str | Path):
         with named_lines({split: source}), in_split(split):
             dataset, reader = _read_file(Path(source), columns=columns)
-            unfit, index = dict(reader.unfit), reader.index
+            unfit, index, left_out = dict(reader.unfit), reader.index, reader.left_out
     elif isinstance(source, Mapping) and isinstance(source.get("hub"), str):
         dataset = _read_hub(source, split=split)
     else:
         with in_split(split):
             dataset, unfit = _read_memory(source, columns=columns)
     if len(dataset) == 0:
-        raise DataError("there are no rows", split=split)
+        raise DataError(no_rows(left_out, split=split), split=split)
     if columns is not None:
         for name in columns:
             if name not in dataset.column_names:
                 raise MissingColumnError(name, there=dataset.column_names, split=split)
         dataset = dataset.select_columns(list(dict.fromkeys(columns)))
-    return LoadedSplit(dataset=dataset, unfit=unfit, index=index)
+    return LoadedSplit(dataset=dataset, unfit=unfit, index=index, left_out=left_out)
 
 
 def _read_file(path: Path, *, columns: Sequence[str] | None) -> tuple[Dataset, Reader]:

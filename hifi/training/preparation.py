@@ -25,7 +25,7 @@ from hifi.data.classes.contradictions import find_contradictions
 from hifi.data.classes.names import describe_classes, find_alike
 from hifi.data.classes.stored_head import StoredHead, fit_labels
 from hifi.data.columns import has_named_integers, is_labelled, profile_split, read_texts
-from hifi.data.profile import describe_left_out
+from hifi.data.profile import describe_left_out, describe_left_out_rows
 from hifi.data.run_warnings import (
     RunWarning,
     refuse_to_keep,
@@ -65,6 +65,7 @@ class TaskData:
         test: scored once, at the end; None without labelled rows.
         warnings: about the labels.
         notes: why columns were left out, by name.
+        left_out: the training rows of a labelling tool that nobody accepted.
         has_named_integers: whether the training labels are integers with names (a ``ClassLabel``).
     """
 
@@ -75,6 +76,7 @@ class TaskData:
     test: Examples | None = None
     warnings: tuple[RunWarning, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    left_out: int = 0
     has_named_integers: bool = False
 
     def describe(self) -> dict[str, Any]:
@@ -117,13 +119,14 @@ class Prepared:
             rows += f", {self.data.test.rows} test rows"
         if len(self.data.train) > self.data.train.rows:
             rows += f"; {len(self.data.train)} windows of training texts"
-        model = self.loaded.model
+        model, left_out = self.loaded.model, self.data.left_out
         return (
             f"{task.type} of {' and '.join(task.inputs)} by {_shown(task.label_columns)}"
             + (f" ({classes})" if names else "")
             + f"; {rows}; {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
             + ("" if self.kept_head is None else "; keeps the model's own task head")
             + describe_left_out(self.data.notes)
+            + (f"; {describe_left_out_rows(left_out, split='train')}" if left_out else "")
         )
 
 
@@ -320,6 +323,7 @@ def _load_data(
         test=None if tested is None else encode(tested, "test"),
         warnings=warnings + doubts,
         notes=notes,
+        left_out=split.left_out,
         has_named_integers=has_names,
     )
 

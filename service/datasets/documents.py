@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hifi.data.classes.names import describe_alike
 from hifi.data.inference import infer_label
-from hifi.data.profile import DatasetProfile
+from hifi.data.profile import DatasetProfile, describe_left_out_rows
 from service.http.documents import Answer, Listed, Page
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class Note(Answer):
     """Something about a data set that does not prevent its use.
 
     Attributes:
-        code: ``column_left_out``, or ``classes_alike``.
+        code: ``column_left_out``, ``rows_left_out`` or ``classes_alike``.
         message: for people.
-        param: the column.
+        param: the column; for rows the split.
     """
 
     code: str
@@ -70,6 +70,14 @@ def _notes(profile: DatasetProfile) -> list[Note]:
     notes = [
         Note(code="column_left_out", message=note, param=name)
         for name, note in profile.notes.items()
+    ]
+    notes += [
+        Note(
+            code="rows_left_out",
+            message=describe_left_out_rows(count, split=split),
+            param=split,
+        )
+        for split, count in profile.left_out.items()
     ]
     label = infer_label(profile)
     column = None if label is None else profile.column(label)

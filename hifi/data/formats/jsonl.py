@@ -149,6 +149,7 @@ class JsonlReader(Reader):
             values = _parse(line, row)
             kept = values if convert is None else convert(values)
             if kept is None:
+                self.left_out += 1
                 continue
             rows.append(kept)
             row += 1

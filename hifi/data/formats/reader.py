@@ -54,6 +54,7 @@ class Reader(ABC):
         cells: the columns of a delimited file, whose texts are cells.
         class_names: of columns that name their classes.
         metadata: schema metadata for a Parquet file of these rows.
+        left_out: the number of rows that are not read, because an annotator did not accept them.
 
     Raises:
         DataError: the file cannot be used; the error has row and column if they are the cause.
@@ -65,6 +66,7 @@ class Reader(ABC):
     cells: frozenset[str] = frozenset()
     class_names: Mapping[str, tuple[str, ...]] = {}
     metadata: Mapping[bytes, bytes] = {}
+    left_out: int = 0
 
     @abstractmethod
     def __init__(

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from hifi.data.formats.limits import Budget
 from hifi.data.formats.reader import Reader, find_lines, open_reader
+from hifi.data.profile import no_rows
 from hifi.data.profiling import (
     Columns,
     add_lines,
@@ -46,12 +47,13 @@ def convert_all(request: Request, *, send: Callable[[dict[str, Any]], None]) -> 
     budget = Budget(request.limits, scratch=Path(request.folder))
     scans: dict[str, Columns] = {}
     rows: dict[str, int] = {}
+    left_out: dict[str, int] = {}
     for split in (name for name in SPLITS if name in request.files):
         send({"kind": "split", "split": split})
         with in_split(split):
-            scans[split], rows[split] = _convert(request, split, budget)
+            scans[split], rows[split], left_out[split] = _convert(request, split, budget)
     check_splits(scans)
-    return _with_lines(make_profile(scans, rows=rows), request)
+    return _with_lines(make_profile(scans, rows=rows, left_out=left_out), request)
 
 
 def _with_lines(profile: DatasetProfile, request: Request) -> DatasetProfile:
@@ -63,12 +65,12 @@ def _with_lines(profile: DatasetProfile, request: Request) -> DatasetProfile:
     return add_lines(profile, lines)
 
 
-def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int]:
-    """Convert one split; return the scans of its columns, and its rows."""
+def _convert(request: Request, split: str, budget: Budget) -> tuple[Columns, int, int]:
+    """Convert one split; return the scans of its columns, its rows, and those left out."""
     path, ending = request.files[split]
     try:
         reader = open_reader(Path(path), ending=ending, budget=budget)
-        return _write(reader, Path(request.folder, parquet_name(split)), budget=budget)
+        return _write(reader, Path(request.folder, parquet_name(split)), split, budget=budget)
     except DataError as error:
         if error.row is not None:
             error.line = find_lines(Path(path), ending=ending, rows={error.row}).get(error.row)
@@ -86,7 +88,7 @@ def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch([cast_to(array, field.type) for array, field in pairs], schema=schema)
 
 
-def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, int]:
+def _write(reader: Reader, target: Path, split: str, *, budget: Budget) -> tuple[Columns, int, int]:
     scans = scan_columns(
         reader.schema, cells=reader.cells, class_names=reader.class_names, index=reader.index
     )
@@ -108,5 +110,5 @@ def _write(reader: Reader, target: Path, *, budget: Budget) -> tuple[Columns, in
             writer.write_batch(_with_schema(batch, schema))
             rows += batch.num_rows
     if rows == 0:
-        raise DataError("there are no rows")
-    return scans | unfit_scans(reader.unfit), rows
+        raise DataError(no_rows(reader.left_out, split=split))
+    return scans | unfit_scans(reader.unfit), rows, reader.left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from store.tables import Dataset
 from tests.hifi.data.files import convert_here, write
 
 
-def notes_of(folder: Path, content: str) -> list[Note]:
-    converted = convert_here(folder, train=write(folder / "a.csv", content))
+def notes_of(folder: Path, content: str, *, name: str = "a.csv") -> list[Note]:
+    converted = convert_here(folder, train=write(folder / name, content))
     dataset = Dataset(
         id="ds_1",
         name=None,
@@ -56,3 +57,11 @@ class TestNotes:
         [note] = notes_of(tmp_path, ",text,label\n0,a,1\n1,b,0\n")
         assert (note.code, note.param) == ("column_left_out", "Unnamed: 0")
         assert note.message.endswith("give it one in the file to use it")
+
+    def test_count_the_rows_that_no_annotator_accepted(self, tmp_path: Path):
+        row = {"text": "Ada wrote", "spans": [{"start": 0, "end": 3, "label": "A"}]}
+        answers = ("accept", "reject", "ignore")
+        lines = [json.dumps({**row, "answer": answer}) for answer in answers]
+        [note] = notes_of(tmp_path, "\n".join(lines), name="a.jsonl")
+        assert (note.code, note.param) == ("rows_left_out", "train")
+        assert note.message.endswith("because nobody accepted or labelled them: 2")

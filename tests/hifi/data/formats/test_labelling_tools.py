@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hifi.data.inference import check_certain_task, complete_task
+from hifi.data.profile import DatasetProfile
 from hifi.data.spec import TaskSpec
 from hifi.data.splits import load_split, named_lines, read_split
 from hifi.errors import DataError, HifiError
@@ -148,6 +149,14 @@ class TestProdigy:
         ]
         assert [text for text, _ in spans_of(tmp_path, rows)] == [ADA, "It rained"]
 
+    def test_tells_how_many_rows_are_left_out(self, tmp_path: Path):
+        rows = [prodigy("one", answer="reject"), prodigy(ADA, span(0, 3, "person"))]
+        path = jsonl(tmp_path / "a.jsonl", rows)
+        profile = convert_here(tmp_path, train=path).profile
+        for found in (profile, DatasetProfile.from_json(profile.to_json())):
+            assert found.left_out == {"train": 1}
+        assert read_split(path, split="train").profile.left_out == {"train": 1}
+
     def test_leaves_out_rejected_rows_without_hashes_too(self, tmp_path: Path):
         rows = [
             {"text": ADA, "spans": [span(0, 3, "person")], "answer": "accept"},
@@ -170,7 +179,9 @@ class TestProdigy:
         path = jsonl(tmp_path / "a.jsonl", rows)
         with pytest.raises(DataError, match="there are no rows"):
             read_split(path, split="train")
-        assert refusal_of(tmp_path, train=path).reason == "there are no rows"
+        assert refusal_of(tmp_path, train=path).reason.endswith(
+            "nobody accepted or labelled them: 1"
+        )
 
     @pytest.mark.parametrize("start", ["\n", "\n \n", "\ufeff", "\ufeff\n\n"])
     def test_is_recognised_after_blank_lines(self, start: str, tmp_path: Path):
