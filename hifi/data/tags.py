@@ -10,7 +10,7 @@ well. ``IO`` has one tag for each type, with or without ``I-``. In all of them `
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,12 +159,6 @@ def tag_labels(types: Sequence[str], *, names: Sequence[str] | None = None) -> t
     """
     labels = (OUTSIDE, *(f"{letter}-{each}" for each in types for letter in "BI"))
     return tuple(names) if names is not None and set(names) == set(labels) else labels
-
-
-def pairs_in(rows: Iterator[Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of tags that follow each other in rows, ``EDGE`` included."""
-    for tags in rows:
-        yield from zip((EDGE, *tags), (*tags, EDGE), strict=True)
 
 
 def parse_tag(tag: str) -> tuple[str, str]:

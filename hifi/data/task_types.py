@@ -434,8 +434,9 @@ TOKEN_CLASSIFICATION = register(
                 ),
                 AnswerField(
                     name="tags",
-                    type=list[str] | None,
-                    words="of each word; null for an input that is a text",
+                    type=list[str | None] | None,
+                    words="of each word; null for an input that is a text, and for a word of which "
+                    "the tokenizer reads nothing, if every word has a class",
                 ),
             ),
         ),

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from hifi.backbones.models import AutoClass, ModelSource
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.spec import TaskSpec
-    from hifi.data.tags import Scheme
     from hifi.data.task_types import Layout
     from hifi.tasks.base import Answer, EncodedInput
     from hifi.tasks.entities import Integers
@@ -233,8 +232,8 @@ class TokenClassification(TextTask):
         tags = None if given.words is None else self._tags(given, found)
         return {"entities": entities, "tags": tags}
 
-    def _tags(self, given: WindowedText, found: Entities) -> list[str]:
-        """Return the tag of each given word."""
+    def _tags(self, given: WindowedText, found: Entities) -> list[str | None]:
+        """Return the tag of each given word; None without ``O`` for one that is not read."""
         words = given.words or ()
         starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
         place = np.searchsorted(starts, given.units.starts)
@@ -242,8 +241,10 @@ class TokenClassification(TextTask):
             Entity(int(place[first]), int(place[last]), self.meaning.types[kind])
             for first, last, kind in found.keys.tolist()
         ]
-        scheme: Scheme = "BIO" if OUTSIDE in (self.labels or ()) else "WORDS"
-        return write_tags(entities, words=len(words), scheme=scheme)
+        if OUTSIDE in (self.labels or ()):
+            return list(write_tags(entities, words=len(words), scheme="BIO"))
+        known = {entity.first: entity.type for entity in entities}
+        return [known.get(number) for number in range(len(words))]
 
     def _agreement(self, found: Integers, wanted: Integers, rows: Integers) -> Agreement:
         return Agreement.of(

@@ -316,7 +316,7 @@ class Prediction(TypedDict):
     scores: NotRequired[dict[str, float]]
     value: NotRequired[float]
     entities: NotRequired[list[Entity]]
-    tags: NotRequired[list[str] | None]
+    tags: NotRequired[list[str | None] | None]
     error: NotRequired[Failure]
 
 

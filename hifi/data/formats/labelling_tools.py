@@ -62,9 +62,11 @@ def _from_listed(row: Row) -> Convert | None:
         return _from_doccano_entities
     for name in _LABELS:
         entries = row.get(name)
-        if isinstance(entries, list) and entries and all(map(_is_triple, entries)):
+        if not isinstance(entries, list) or not entries:
+            continue
+        if all(map(_is_triple, entries)):
             return _named(name, _from_triple)
-        if entries and all("labels" in each for each in _objects(entries) or [{}]):
+        if all("labels" in each for each in _objects(entries)):
             return _named(name, None)
     return None
 

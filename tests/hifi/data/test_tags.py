@@ -12,7 +12,6 @@ from hifi.data.tags import (
     find_entities,
     find_scheme,
     first_misplaced,
-    pairs_in,
     parse_tag,
     tag_labels,
     types_of,
@@ -32,7 +31,8 @@ def pairs_of(rows: list[str]) -> Pairs:
     """Return the pairs of rows of tags that are written with spaces between them."""
     found: Pairs = {}
     for row, tags in enumerate(rows, start=1):
-        for pair in pairs_in(iter([tags.split()])):
+        words = tags.split()
+        for pair in zip((EDGE, *words), (*words, EDGE), strict=True):
             found.setdefault(pair, row)
     return found
 
@@ -62,18 +62,6 @@ class TestParseTag:
     )
     def test_divides_a_prefix_from_a_type(self, tag: str, letter: str, kind: str):
         assert parse_tag(tag) == (letter, kind)
-
-
-class TestPairsIn:
-    def test_begin_and_end_at_an_edge(self):
-        assert list(pairs_in(iter([["B-a", "O"], ["O"], []]))) == [
-            (EDGE, "B-a"),
-            ("B-a", "O"),
-            ("O", EDGE),
-            (EDGE, "O"),
-            ("O", EDGE),
-            (EDGE, EDGE),
-        ]
 
 
 class TestFindScheme:

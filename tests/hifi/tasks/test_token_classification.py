@@ -23,8 +23,10 @@ from hifi.deltas.loading import load_bare_backbone
 from hifi.errors import InvalidArgumentError, JobPaused
 from hifi.selection.head_selection import HeadSelection
 from hifi.serving.prediction import TaskRecord
-from hifi.tasks import TaskSpec, make_task
+from hifi.tasks import Sample, TaskSpec, make_task
 from hifi.tasks.token_classification import TokenClassification
+from hifi.tasks.word_encoder import WindowedText
+from hifi.tasks.word_units import WordUnits
 from hifi.training.events import Control
 from hifi.training.preparation import Prepared, prepare
 from tests.architectures import LAYERS, tiny_model
@@ -373,6 +375,16 @@ class TestFinetune:
         given = read(record, backbone, {"tokens": ["w1", "w2"]})
         logits = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 0.0]])
         assert record.task.read_answer([logits], given)["tags"] == ["noun", "verb"]
+
+    def test_a_word_that_is_not_read_has_no_class_of_its_own(self):
+        task = TokenClassification(
+            inputs=("tokens",), label="tags", classes=("noun", "verb"), metric="accuracy"
+        )
+        units = WordUnits(np.array([0, 1]), np.array([0, 4]), np.array([1, 5]))
+        words, places = ["a", "b", "c"], np.array([0, 1])
+        given = WindowedText("a b c", words, units, (Sample({}, {}, 2),), (places,))
+        answer = task.read_answer([torch.tensor([[9.0, 0.0], [0.0, 9.0]])], given)
+        assert answer["tags"] == ["noun", None, "verb"]
 
     @pytest.mark.parametrize("name", ["modernbert", "deberta-v3", "gpt2"])
     def test_models_with_other_task_heads(self, name: str, tmp_path: Path):
