@@ -361,9 +361,14 @@ def _check_patience(settings: Hyperparameters, *, validation: Source | None) -> 
 
 
 def _first_layer(ready: Prepared, *, scoring: Scoring, selection: HeadSelection | None) -> int:
-    """Return the lowest layer with a tuned head, or that may get one if none are selected yet."""
+    """Return the lowest layer with a tuned head, or that may get one if none are selected yet.
+
+    Raises:
+        InvalidArgumentError: as :func:`check_heads`.
+    """
     if selection is not None:
         return selection.heads[0].layer
+    check_heads(ready, scoring=scoring)
     num_layers = describe(ready.loaded.model).num_layers
     return scoring.allotment.pools(num_layers=num_layers)[0].start
 
@@ -399,8 +404,6 @@ def _start(
         emitter.emit(TrainingEvent(kind="resumed", message=message, step=checkpoint.step))
         return checkpoint
     _check_backbone(ready, selection=given)
-    if given is None:
-        check_heads(ready, scoring=scoring)
     head = _start_head(ready, settings, kept=kept, emitter=emitter)
     started = time.perf_counter()
     selection = given or _select(ready, settings, scoring=scoring, emitter=emitter)

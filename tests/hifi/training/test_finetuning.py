@@ -318,6 +318,11 @@ class TestSelection:
         with pytest.raises(InvalidArgumentError, match=r"budget=13.*12 heads of the model"):
             run(bert, k=None, strategy="budget", budget=13)
 
+    def test_a_model_of_one_layer_has_no_upper_half(self, tmp_path: Path):
+        model = save_text_model(tmp_path / "one", num_hidden_layers=1)
+        with pytest.raises(InvalidArgumentError, match=r"strategy='mid-top'.*two layers or more"):
+            run(model, strategy="mid-top")
+
     def test_more_heads_than_a_layer_has_are_refused(self, bert: Path):
         with pytest.raises(InvalidArgumentError, match=r"k=5.*4 heads of a layer"):
             run(bert, k=5)
