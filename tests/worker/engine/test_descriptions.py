@@ -96,7 +96,9 @@ class TestDescribeBackbone:
         assert set(image.task_heads) == {"image-classification"}
         assert image.max_positions is None
         text = describe_backbone("llama", test_data / "models" / "stories260K-llama")
-        assert set(text.task_heads) == {"classification", "multi-label", "regression"}
+        assert set(text.task_heads) == {
+            *("classification", "multi-label", "regression", "token-classification"),
+        }
         assert text.num_key_value_heads < text.num_heads
 
     def test_the_fingerprint_is_of_the_weights_as_stored(self, tmp_path: Path):
