@@ -37,6 +37,7 @@ class Case:
         pipeline: answers rows with a plain transformers pipeline on a folder.
         reads: what the backbone reads: ``text`` or ``image``.
         reported: the names in the report; none of a type without one.
+        layout: in what form the rows are, if a type has several.
     """
 
     type: str
@@ -49,6 +50,12 @@ class Case:
     pipeline: Callable[[Path, Sequence[Row]], list[Answer]]
     reads: str = "text"
     reported: tuple[str, ...] = ("bad", "good")
+    layout: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The type, and the layout if it has several."""
+        return self.type if self.layout is None else f"{self.type} ({self.layout})"
 
 
 def _texts(names: Sequence[str], draw: random.Random) -> str:
@@ -134,15 +141,33 @@ def _tagged_words(count: int, seed: int) -> list[Row]:
     return rows
 
 
+def _spanned_texts(count: int, seed: int) -> list[Row]:
+    """Return the rows of :func:`_tagged_words` as texts with spans."""
+    rows = []
+    for row in _tagged_words(count, seed):
+        spans: list[Row] = []
+        start = 0
+        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+            end = start + len(word)
+            if tag.startswith("B-"):
+                spans.append({"start": start, "end": end, "label": tag[2:]})
+            elif tag.startswith("I-"):
+                spans[-1]["end"] = end
+            start = end + 1
+        rows.append({"text": " ".join(row["tokens"]), "spans": spans})
+    return rows
+
+
 def _tokens_input(row: Row) -> Mapping[str, Any]:
     return {"tokens": row["tokens"]}
 
 
 def _find_entities(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    """Answer texts, or words, which also get tags."""
     pipeline = tf.pipeline("token-classification", model=str(folder), aggregation_strategy="first")
     answers = []
     for row in rows:
-        text = " ".join(row["tokens"])
+        text = row["text"] if "text" in row else " ".join(row["tokens"])
         found = pipeline(text)
         entities = [
             {
@@ -154,7 +179,8 @@ def _find_entities(folder: Path, rows: Sequence[Row]) -> list[Answer]:
             }
             for each in found
         ]
-        answers.append({"entities": entities, "tags": _tags_of(row["tokens"], entities)})
+        tags = _tags_of(row["tokens"], entities) if "tokens" in row else None
+        answers.append({"entities": entities, "tags": tags})
     return answers
 
 
@@ -226,5 +252,17 @@ CASES = (
         input=_tokens_input,
         head=tf.AutoModelForTokenClassification,
         pipeline=_find_entities,
+        layout="tags",
+    ),
+    Case(
+        type="token-classification",
+        rows=_spanned_texts,
+        task={"type": "token-classification", "text": ["text"], "spans": "spans"},
+        inferred="token-classification",
+        bad=({"text": "w1", "spans": [{"start": 0, "end": 9, "label": "bad"}]}, "outside the text"),
+        input=_text_input,
+        head=tf.AutoModelForTokenClassification,
+        pipeline=_find_entities,
+        layout="spans",
     ),
 )

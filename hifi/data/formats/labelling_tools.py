@@ -51,7 +51,9 @@ def _conversion_of(row: Row) -> Convert | None:
     is_prodigy = _PRODIGY & row.keys() or row.get("answer") in ("accept", "reject", "ignore")
     if is_prodigy and isinstance(row.get(_SPANS), list):
         return _from_prodigy
-    if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
+    annotations = _objects(row.get("annotations"))
+    has_result = any(isinstance(each.get("result"), list) for each in annotations)
+    if isinstance(row.get("data"), dict) and has_result:
         return _from_label_studio
     return _from_listed(row) if isinstance(row.get(_TEXT), str) else None
 

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 NONE = -1
 CPU = torch.device("cpu")
 TAGS = ("O", "B-bad", "I-bad", "B-good", "I-good")
-(_CASE,) = [case for case in CASES if case.type == "token-classification"]
+_CASE = next(case for case in CASES if case.type == "token-classification")
 TRAIN, VALIDATION = _CASE.rows(48, 1), _CASE.rows(24, 2)
 PARTS = {"w1": "noun", "w2": "verb", "w3": "noun"}  # of speech
 

@@ -30,8 +30,8 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 1e-4,  # keeps the probe, which finds entities
 }
 TYPES = ("token-classification", "classification", "regression")
-(_TAGGER,) = [case for case in CASES if case.type == TYPES[0]]
-SHORT = " ".join(_TAGGER.rows(1, 1)[0]["tokens"])
+_CASES = [next(case for case in CASES if case.type == name) for name in TYPES]
+SHORT = " ".join(_CASES[0].rows(1, 1)[0]["tokens"])
 LONG = " ".join([SHORT] * 60)
 
 
@@ -44,7 +44,7 @@ class Jobs:
         self._source, self._bare = source, load_bare_backbone(source, device=torch.device("cpu"))
         self._bank = HeadBank(self._bare.model)
         self._records: dict[str, TaskRecord] = {}
-        for case in (case for case in CASES if case.type in TYPES):
+        for case in _CASES:
             rows = case.rows(64, 1)
             (folder / case.type).mkdir()
             dataset = service.upload(folder / case.type, train=rows)

@@ -249,6 +249,15 @@ class TestDoccano:
 
 
 class TestLabelStudio:
+    def test_is_no_row_that_only_has_an_empty_list_of_annotations(self, tmp_path: Path):
+        rows = [
+            {"text": text, "label": label, "data": {"a": 1}, "annotations": []}
+            for text, label in (("one", "x"), ("two", "y"))
+        ]
+        assert [row["label"] for row in read(jsonl(tmp_path / "a.jsonl", rows), tmp_path)] == [
+            *("x", "y"),
+        ]
+
     def test_has_the_spans_of_its_tasks(self, tmp_path: Path):
         rows = [
             task_of(
