@@ -21,8 +21,8 @@ from hifi.data.labels import (
     too_few,
     unknown_label,
 )
+from hifi.data.profile import first_problem
 from hifi.data.profiling import (
-    first_problem,
     make_profile,
     target_problem,
     text_problem,
@@ -392,14 +392,8 @@ def _values(dataset: Dataset, column: str) -> list[Any]:
 
 def _read_each(dataset: Dataset, column: str, read: Callable[[Any], T], *, split: str) -> list[T]:
     """Call ``read`` for every value; its ValueError becomes a DataError with the row."""
-    return _read_all(_values(dataset, column), read, split=split, column=column)
-
-
-def _read_all(
-    values: Sequence[Any], read: Callable[[Any], T], *, split: str, column: str
-) -> list[T]:
     results = []
-    for row, value in enumerate(values, start=1):
+    for row, value in enumerate(_values(dataset, column), start=1):
         try:
             results.append(read(value))
         except ValueError as error:

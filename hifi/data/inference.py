@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hifi.data.layouts import find_listed_task, reads_lists
-from hifi.data.profile import describe_left_out, misfit
+from hifi.data.profile import describe_left_out, first_problem, misfit
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, SPLITS, TaskSpec
 from hifi.data.task_types import Layout, TaskType, Use, find_task_type, task_types
@@ -476,7 +476,7 @@ def _problem(
     problems = [problem for problem in found if problem is not None]
     if split == "train":  # whose tags are read before they are compared with words
         return next(iter(problems), None)
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_problem(problems)
 
 
 def _obstacles(

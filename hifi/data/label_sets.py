@@ -13,7 +13,7 @@ from hifi.data.labels import (
     order_classes,
     read_distinct,
 )
-from hifi.data.profile import Problem
+from hifi.data.profile import Problem, first_problem
 from hifi.errors import quoted
 
 if TYPE_CHECKING:
@@ -126,4 +126,4 @@ def _read(
             problems.append(Problem(row=row, reason=str(error)))
         else:
             found.setdefault(class_of.get(str(label), label), row)
-    return min(problems, key=lambda problem: problem.row or 0, default=None), found
+    return first_problem(problems), found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hifi.data.cells import BOOLEANS, MISSING, PADDING, number
 from hifi.data.classes.names import find_alike
-from hifi.data.profile import Problem
+from hifi.data.profile import Problem, first_problem
 from hifi.errors import quoted, shorten
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def read_distinct(
             found.setdefault(read(value), row)
         except ValueError as error:
             problems.append(Problem(row=row, reason=str(error)))
-    return min(problems, key=lambda problem: problem.row or 0, default=None), found
+    return first_problem(problems), found
 
 
 def _values(column: ColumnScan) -> Iterator[tuple[object, int]]:

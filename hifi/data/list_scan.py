@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hifi.data.formats.limits import MAX_CHARACTERS, too_many_characters
-from hifi.data.profile import Problem
+from hifi.data.profile import Problem, first_of_rows
 from hifi.data.tags import EDGE
 from hifi.data.types import are_blank, first_true, is_text
 
@@ -122,8 +122,7 @@ def _first_gap(
         (None if missing is None else int(rows[missing]), "the list has an entry without a text"),
         (None if blank is None else int(rows[blank]), "the list has an empty text"),
     ]
-    problems = [Problem(row=row, reason=reason) for row, reason in found if row is not None]
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_of_rows(found)
 
 
 def first_unequal(first: ListScan, second: ListScan) -> int | None:

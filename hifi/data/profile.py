@@ -22,7 +22,7 @@ table's index, or one that no task can use) has ``"left_out"``. A column takes 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -54,6 +54,23 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
         return {name: value for name, value in vars(self).items() if name != "line" or value}
+
+
+def first_problem(problems: Iterable[Problem | None]) -> Problem | None:
+    """Return the problem of the lowest row; one of the whole column comes first."""
+    found = [problem for problem in problems if problem is not None]
+    return min(found, key=lambda problem: problem.row or 0, default=None)
+
+
+def first_of_rows(rows: Iterable[tuple[int | None, str]]) -> Problem | None:
+    """Return the problem of the lowest row, and of equal rows the first in the list.
+
+    Args:
+        rows: a row, or None if there is none, and what is wrong with it.
+    """
+    return first_problem(
+        None if row is None else Problem(row=row, reason=reason) for row, reason in rows
+    )
 
 
 def describe_left_out(notes: Mapping[str, str]) -> str:

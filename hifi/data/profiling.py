@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +19,15 @@ from hifi.data.labels import (
     train_labels,
 )
 from hifi.data.list_scan import first_unequal
-from hifi.data.profile import USES, ColumnProfile, DatasetProfile, Problem, SingleClasses
+from hifi.data.profile import (
+    USES,
+    ColumnProfile,
+    DatasetProfile,
+    Problem,
+    SingleClasses,
+    first_of_rows,
+    first_problem,
+)
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
 from hifi.data.tag_sets import TagSet, other_spans, other_tags, train_tags
@@ -253,7 +261,7 @@ def text_problem(column: ColumnScan) -> Problem | None:
     if column.too_long is not None:
         row, characters = column.too_long
         rows.append((row, too_many_characters(characters)))
-    return _first(rows)
+    return first_of_rows(rows)
 
 
 def unequal_lists(tags: ColumnScan, words: ColumnScan) -> Problem | None:
@@ -277,12 +285,6 @@ def words_problem(column: ColumnScan) -> Problem | None:
     return first_problem(problems)
 
 
-def first_problem(problems: Iterable[Problem | None]) -> Problem | None:
-    """Return the problem of the lowest row; one of the whole column comes first."""
-    found = [problem for problem in problems if problem is not None]
-    return min(found, key=lambda problem: problem.row or 0, default=None)
-
-
 def target_problem(column: ColumnScan) -> Problem | None:
     """Return the first row without a finite number."""
     found = column.appearance if column.are_cells else column
@@ -296,10 +298,4 @@ def target_problem(column: ColumnScan) -> Problem | None:
             rows.append((row, f"a number is needed, not {quoted(cell)}"))
     elif column.kind not in ("null", *_NUMBERS):
         rows.append((1, f"a number is needed, this column holds {column.type}"))
-    return _first(rows)
-
-
-def _first(rows: list[tuple[int | None, str]]) -> Problem | None:
-    """Return the problem of the lowest row, and of equal rows the first in the list."""
-    problems = [Problem(row=row, reason=reason) for row, reason in rows if row is not None]
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_of_rows(rows)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from hifi.data.cells import MOST_FLOAT32, Appearance
 from hifi.data.formats.checks import first_too_long
 from hifi.data.list_scan import ListScan
-from hifi.data.profile import Kind, Problem, misfit
+from hifi.data.profile import Kind, Problem, first_problem, misfit
 from hifi.data.spans import read_spans
 from hifi.data.types import (
     are_blank,
@@ -286,7 +286,7 @@ def _list_problem(entries: pa.Array, rows: NDArray[np.int64]) -> Problem | None:
         label = entries[int(repeated[0])].as_py()
         reason = f"the list has the label {quoted(label)} more than once"
         problems.append(Problem(row=int(rows[repeated[0]]), reason=reason))
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_problem(problems)
 
 
 def _looks_like_image(head: bytes) -> bool:

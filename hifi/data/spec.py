@@ -137,18 +137,17 @@ class TaskSpec:
     @property
     def named(self) -> dict[str, tuple[str, ...]]:
         """The columns that are named, by the field that names them; the label is the last."""
-        names = {field: column_names(field, getattr(self, field)) for field in FIELDS}
-        return {field: columns for field, columns in names.items() if columns}
+        return named_columns(vars(self))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The input columns that are named."""
-        return tuple(chain.from_iterable(self.named.get(field, ()) for field in INPUT_FIELDS))
+        return tuple(chain.from_iterable(named_columns(vars(self), INPUT_FIELDS).values()))
 
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label columns that are named."""
-        return tuple(chain.from_iterable(self.named.get(field, ()) for field in LABEL_FIELDS))
+        return tuple(chain.from_iterable(named_columns(vars(self), LABEL_FIELDS).values()))
 
     @property
     def learned(self) -> str | tuple[str, ...]:
@@ -197,6 +196,22 @@ def column_names(field: str, given: object) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise InvalidArgumentError(field, value=given, limit="the names of columns")
     return names
+
+
+def named_columns(
+    task: Mapping[str, Any], fields: Sequence[str] = FIELDS
+) -> dict[str, tuple[str, ...]]:
+    """Return the columns that a task names, by the field that names them; in the fields' order.
+
+    Args:
+        task: with the fields of a task spec, of which some may be missing or None.
+        fields: to look at.
+
+    Raises:
+        InvalidArgumentError: as :func:`column_names`.
+    """
+    names = {field: column_names(field, task.get(field)) for field in fields}
+    return {field: columns for field, columns in names.items() if columns}
 
 
 def _is_share(number: float) -> bool:

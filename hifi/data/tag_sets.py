@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hifi.data.labels import Label, as_label, first_unknown
-from hifi.data.profile import Problem
+from hifi.data.profile import Problem, first_of_rows, first_problem
 from hifi.data.tags import EDGE, OUTSIDE, Scheme, find_scheme, first_misplaced, tag_labels, types_of
 from hifi.errors import quoted
 
@@ -73,8 +73,7 @@ def other_spans(column: ColumnScan, *, known: TagSet | None) -> Problem | None:
         filled = np.flatnonzero(column.lists.lengths) + 1
         rows = [(column.missing, "the list of spans is missing")]
         rows += [(int(row), "the list has an entry that is no span") for row in filled[:1]]
-        problems = [Problem(row=row, reason=reason) for row, reason in rows if row is not None]
-        return min(problems, key=lambda problem: problem.row or 0, default=None)
+        return first_of_rows(rows)
     labels: dict[Label, int] = {str(label): row for label, row in column.distinct.rows.items()}
     return None if known is None else first_unknown(labels, known=known.types)
 
@@ -162,7 +161,7 @@ def _gap(column: ColumnScan) -> Problem | None:
             as_label(tag, names=column.class_names)
         except ValueError as error:
             problems.append(Problem(row=row, reason=str(error)))
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_problem(problems)
 
 
 def _too_few(tags: set[str], scheme: Scheme) -> Problem | None:

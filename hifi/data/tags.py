@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hifi.data.profile import Problem
+from hifi.data.profile import Problem, first_problem
 from hifi.errors import quoted
 
 Scheme = Literal["BIO", "IOB1", "BILOU", "IO", "WORDS"]
@@ -80,7 +80,7 @@ def first_misplaced(pairs: Mapping[tuple[str, str], int], *, scheme: Scheme) -> 
         reason = _misplaced(before, tag, scheme=scheme)
         if reason is not None:
             problems.append(Problem(row=row, reason=reason))
-    return min(problems, key=lambda problem: problem.row or 0, default=None)
+    return first_problem(problems)
 
 
 def _misplaced(before: str, tag: str, *, scheme: Scheme) -> str | None:

@@ -30,6 +30,7 @@ from hifi.tasks.probe import ProbeKind, WordProbe
 from hifi.tasks.report import ClassReport, report_entities
 from hifi.tasks.text import TextTask
 from hifi.tasks.word_encoder import NO_LABEL, WindowedText, WordEncoder
+from hifi.tasks.word_units import word_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,8 +236,7 @@ class TokenClassification(TextTask):
     def _tags(self, given: WindowedText, found: Entities) -> list[str | None]:
         """Return the tag of each given word; None without ``O`` for one that is not read."""
         words = given.words or ()
-        starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
-        place = np.searchsorted(starts, given.units.starts)
+        place = np.searchsorted(word_starts(words), given.units.starts)
         entities = [
             Entity(int(place[first]), int(place[last]), self.meaning.types[kind])
             for first, last, kind in found.keys.tolist()
@@ -261,9 +261,9 @@ class TokenClassification(TextTask):
 
 def _in_characters(words: Sequence[str], entities: Sequence[Entity]) -> list[tuple[int, int, str]]:
     """Return the characters of entities in the text that words form, joined by spaces."""
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    starts = word_starts(words)
     return [
-        (int(ends[each.first]) - len(words[each.first]), int(ends[each.last]), each.type)
+        (starts[each.first], starts[each.last] + len(words[each.last]), each.type)
         for each in entities
     ]
 

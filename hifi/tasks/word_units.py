@@ -65,16 +65,21 @@ def find_given_units(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -
         words: of the text.
         offsets: the characters of each of its tokens.
     """
-    ends = list(accumulate(len(word) + 1 for word in words))  # and of the space behind
+    starts = word_starts(words)
     units: list[list[int]] = []
     last = -1
     for token, (start, end) in enumerate(_trimmed(" ".join(words), offsets)):
-        word = bisect_right(ends, start)
+        word = bisect_right(starts, start) - 1
         if start == end or word == last:
             continue
         last = word
-        units.append([token, ends[word] - 1 - len(words[word]), ends[word] - 1])
+        units.append([token, starts[word], starts[word] + len(words[word])])
     return _units(units)
+
+
+def word_starts(words: Sequence[str]) -> list[int]:
+    """Return the first character of each word in the text that they form, joined by spaces."""
+    return list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
 
 
 def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from hifi.cli import output
 from hifi.cli.progress import describe_pace
 from hifi.cli.report import print_report
 from hifi.data.classes.names import describe_classes
-from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, column_names
+from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, named_columns
 from service.cli.progress import progression_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _data(dataset: str | Mapping[str, Any]) -> str:
 def _task(task: Mapping[str, Any]) -> str:
     """Describe a task: ``classification of text by label, metric f1``."""
     of, by = (
-        [name for field in fields for name in column_names(field, task.get(field))]
+        list(chain.from_iterable(named_columns(task, fields).values()))
         for fields in (INPUT_FIELDS, LABEL_FIELDS)
     )
     parts = [str(task.get("type") or "")]

@@ -24,7 +24,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_functi
 from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
-from hifi.data.spec import LABEL_FIELDS, SPLITS, column_names
+from hifi.data.spec import LABEL_FIELDS, SPLITS, named_columns
 from hifi.data.task_types import MOST_LABEL_COLUMNS, PLANNED, metric_names, task_types
 from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
@@ -184,8 +184,7 @@ class TaskFields(_Spec, frozen=True):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """The label column, or several."""
-        named = (column_names(field, getattr(self, field)) for field in LABEL_FIELDS)
-        return tuple(chain.from_iterable(named))
+        return tuple(chain.from_iterable(named_columns(dict(self), LABEL_FIELDS).values()))
 
 
 class TrainingFields(_Spec, Hyperparameters, frozen=True):

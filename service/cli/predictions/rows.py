@@ -18,7 +18,7 @@ from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
 from hifi.data.formats.labelling_tools import find_text
 from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import find_lines
-from hifi.data.spec import INPUT_FIELDS, column_names
+from hifi.data.spec import INPUT_FIELDS, named_columns
 from hifi.data.task_types import find_task_type, request_fields, task_types
 from hifi.errors import DataError
 from service.client.errors import ClientError, LocalFileError, reading
@@ -117,10 +117,9 @@ def input_columns(job: Job) -> dict[str, str]:
     task = job["spec"].get("task") or {}
     if not task.get("type"):
         return {}
-    named = {field: column_names(field, task.get(field)) for field in INPUT_FIELDS}
-    given = [field for field, columns in named.items() if columns]
-    for layout in find_task_type(task["type"]).layouts_with(given):
-        columns = chain.from_iterable(named[each.field] for each in layout.inputs)
+    named = named_columns(task, INPUT_FIELDS)
+    for layout in find_task_type(task["type"]).layouts_with(named):
+        columns = chain.from_iterable(named.get(each.field, ()) for each in layout.inputs)
         return dict(zip((field.name for field in layout.request.fields), columns, strict=False))
     return {}
 
