@@ -116,7 +116,8 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
         needed = "a column of 0 and 1 is needed"
     else:
         return None
-    return Problem(row=None, reason=f"{needed}, this one holds {type_name}")
+    row = 1 if use == "label" else None  # whose first value is refused, as one of any other type
+    return Problem(row=row, reason=f"{needed}, this one holds {type_name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
@@ -204,6 +204,7 @@ class TestOutcomes:
 
     @settings(max_examples=100)
     @given(data_sets(VALUES))
+    @example(([{"text": "a", "label": [1]}], None, None, {"type": "classification"}))
     def test_of_json_lines(self, drawn):
         expected, found = outcomes(drawn, ".jsonl", jsonl)
         # Columns of other types are refused at once, whether the task uses them or not, and a file
