@@ -110,10 +110,10 @@ def read_split(source: Source, *, split: str, columns: Sequence[str] | None = No
     """Load one split into memory.
 
     Args:
-        source: the path of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file (UTF-8, CSV with a
-            header); ``{"hub": id, "config": …, "revision": …, "split": …}`` (all but ``hub``
-            optional, ``split`` is this split's name without it); a ``datasets.Dataset``; a list
-            of rows; a dict of columns; a pandas DataFrame.
+        source: the path of a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file (UTF-8,
+            CSV with a header); ``{"hub": id, "config": …, "revision": …, "split": …}`` (all but
+            ``hub`` optional, ``split`` is this split's name without it); a ``datasets.Dataset``; a
+            list of rows; a dict of columns; a pandas DataFrame.
         split: ``train``, ``validation`` or ``test``; for messages and for the hub.
         columns: the required columns, which must exist and be well-formed; others are dropped. By
             default all columns that a task can use are kept.

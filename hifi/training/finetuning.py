@@ -166,8 +166,9 @@ def finetune(
 
     Args:
         model: a folder, ``all-MiniLM-L6-v2``, or a hub id.
-        train: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, ``{"hub": id, "config": …}``,
-            a ``datasets.Dataset``, a list of rows, a dict of columns or a pandas DataFrame.
+        train: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file,
+            ``{"hub": id, "config": …}``, a ``datasets.Dataset``, a list of rows, a dict of columns
+            or a pandas DataFrame.
         validation: in the same forms; evaluated after each epoch (of more than 20, after every
             few), and before the first step unless the task head starts at random, to keep the best
             step. Without one the last step is kept.

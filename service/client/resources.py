@@ -67,7 +67,7 @@ class Datasets(_Resource):
         """Upload a data set; the files are streamed, not read into memory.
 
         Args:
-            train: the training split: .jsonl, .csv, .tsv or .parquet.
+            train: the training split: .jsonl, .json, .csv, .tsv or .parquet.
             validation: the validation split.
             test: the test split.
             name: for people.

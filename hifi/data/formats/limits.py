@@ -45,8 +45,12 @@ UNLIMITED = ReadLimits(
 
 def too_large_row(most: int) -> str:
     """Return the beginning of the message for a row of more than ``most`` bytes."""
-    size = f"{most >> 10} KiB" if most % _MIB else f"{most // _MIB} MiB"
-    return f"the row has more than {size}"
+    return f"the row has more than {size_in_words(most)}"
+
+
+def size_in_words(size: int) -> str:
+    """Return a number of bytes in whole units."""
+    return f"{size >> 10} KiB" if size % _MIB else f"{size // _MIB} MiB"
 
 
 def too_many_characters(characters: int) -> str:

@@ -125,6 +125,15 @@ class TestTune:
             "probe": names,
         }
 
+    def test_a_json_list_gives_the_delta_of_json_lines(self, backbone, data, tmp_path):
+        lines = (data / "train.jsonl").read_text().splitlines()
+        path, whole = tmp_path / "train.json", tmp_path / "json.safetensors"
+        path.write_text(json.dumps([json.loads(line) for line in lines], indent=2))
+        out = tmp_path / "lines.safetensors"
+        assert main(command(backbone, data, out, "--epochs", "1")) == 0
+        assert main(command(backbone, data, whole, "--epochs", "1", "--train", str(path))) == 0
+        assert whole.read_bytes() == out.read_bytes()
+
     def test_a_preset_reaches_the_run(self, backbone, data, tmp_path):
         out = tmp_path / "delta.safetensors"
         arguments = ["--preset", "paper", "--epochs", "1", "--max-length", "16"]

@@ -45,6 +45,11 @@ def jsonl(path: Path, rows: Sequence[Any]) -> Path:
     return write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def json_list(path: Path, rows: Sequence[Any]) -> Path:
+    """Write a list of JSON, with a line for each entry after the first line."""
+    return write(path, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
 def convert_here(folder: Path, *, limits: Limits = LIMITS, **files: Path) -> Converted:
     """Convert files in this process, as the child process does."""
     request = Request(

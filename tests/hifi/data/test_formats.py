@@ -19,7 +19,7 @@ from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import open_reader
 from hifi.data.splits import load_split
 from hifi.errors import DataError, MissingColumnError
-from tests.hifi.data.files import jsonl, write
+from tests.hifi.data.files import json_list, jsonl, write
 from tests.root import ROOT
 
 
@@ -28,11 +28,11 @@ def parquet(path: Path, columns: dict[str, Any], **metadata: str) -> Path:
     return path
 
 
+ODD = [{"odd": [[1]], "text": "x"}, {"odd": "y", "text": "z"}]
 # Of every format a file whose column "odd" no task could read.
 FILES = {
-    ".jsonl": lambda folder: jsonl(
-        folder / "a.jsonl", [{"odd": [[1]], "text": "x"}, {"odd": "y", "text": "z"}]
-    ),
+    ".jsonl": lambda folder: jsonl(folder / "a.jsonl", ODD),
+    ".json": lambda folder: json_list(folder / "a.json", ODD),
     ".csv": lambda folder: write(folder / "a.csv", b"odd,text\n\xff,x\n\0,z\n"),
     ".tsv": lambda folder: write(folder / "a.tsv", b"odd\ttext\n\xff\tx\n\0\tz\n"),
     ".parquet": lambda folder: parquet(
@@ -77,6 +77,7 @@ class TestReaders:
         text = "x" * (3 << 20)
         paths = [
             jsonl(tmp_path / "a.jsonl", [{"text": text}]),
+            json_list(tmp_path / "a.json", [{"text": text}]),
             write(tmp_path / "a.csv", f"text,label\n{text},1\n"),
         ]
         for path in paths:
@@ -88,6 +89,7 @@ class TestReaders:
         for path in (
             write(tmp_path / "a.csv", "\n".join(lines)),
             write(tmp_path / "a.jsonl", json.dumps(row)),
+            write(tmp_path / "a.json", json.dumps([row])),
         ):
             assert len(load_split(path, split="train").column_names) == 3000
 

@@ -21,6 +21,7 @@ from PIL import Image
 from pyarrow import csv, parquet
 
 from hifi.data.columns import profile_split, read_labels, read_targets, read_texts
+from hifi.data.formats import ENDINGS
 from hifi.data.splits import has_split, load_split, read_split
 from hifi.errors import DataError
 from tests.tiny_tasks import image_rows, png, write_jsonl
@@ -53,6 +54,7 @@ def parquet_file(folder: Path) -> Path:
 
 SOURCES = {
     "jsonl": jsonl,
+    "json": lambda folder: write(folder / "rows.json", json.dumps(ROWS, indent=2)),
     "csv": lambda folder: delimited(folder, suffix=".csv", delimiter=","),
     "tsv": lambda folder: delimited(folder, suffix=".tsv", delimiter="\t"),
     "parquet": parquet_file,
@@ -117,7 +119,7 @@ class TestSources:
             error = error_of(source, columns=["meta"])
             assert (error.row, error.column) == (2, "meta")
 
-    @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+    @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
     def test_new_content_under_an_old_name_is_read(self, kind: str, tmp_path: Path):
         path = SOURCES[kind](tmp_path)
         stamp = path.stat()
@@ -126,6 +128,7 @@ class TestSources:
         table = pa.Table.from_pylist(ROWS[:2])
         {
             "jsonl": lambda: write_jsonl(half, ROWS[:2]),
+            "json": lambda: write(half, json.dumps(ROWS[:2])),
             "csv": lambda: csv.write_csv(table, half),
             "tsv": lambda: csv.write_csv(table, half, csv.WriteOptions(delimiter="\t")),
             "parquet": lambda: parquet.write_table(table, half),
@@ -295,12 +298,12 @@ class TestBadFiles:
         for name in ("folder.csv", "folder.jsonl"):
             assert "cannot be read" in error_of(tmp_path / name).reason
 
-    @pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows", "owner/name"])
+    @pytest.mark.parametrize("name", ["rows.json.gz", "rows.txt", "rows", "owner/name"])
     def test_an_unknown_suffix_is_refused_with_the_known_ones(self, name: str):
         reason = error_of(name).reason
-        assert all(ending in reason for ending in (".jsonl", ".csv", ".tsv", ".parquet", "hub"))
+        assert all(ending in reason for ending in (*ENDINGS, "hub"))
 
-    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+    @pytest.mark.parametrize("suffix", ENDINGS)
     def test_an_empty_file(self, suffix: str, tmp_path: Path):
         error_of(write(tmp_path / f"a{suffix}", b""))
 

@@ -60,6 +60,12 @@ class TestDatasets:
         ask("datasets", "delete", dataset["id"])
         assert ask("datasets", "list")["data"] == []
 
+    def test_push_a_json_list(self, ask, tmp_path):
+        rows = [{"text": f"text {row}", "label": row % 2} for row in range(8)]
+        (tmp_path / "train.json").write_text(json.dumps(rows, indent=2))
+        document = ask("datasets", "push", str(tmp_path / "train.json"))
+        assert document["splits"] == {"train": {"rows": 8}}
+
     def test_a_bad_row_is_named(self, url, tmp_path, capsys):
         (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 0}\n{"text": \n')
         assert main(["datasets", "push", str(tmp_path / "train.jsonl"), "--url", url]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,21 @@ class TestUpload:
         columns = client.get(path, headers=alice.headers).json()["columns"]
         assert list(columns) == ["text", "label", "a", "z"]
 
+    def test_may_be_a_json_list_or_squad(self, post):
+        values = [{"start": 0, "end": 3, "labels": [label]} for label in ("person", "place")]
+        results = [[{"result": [{"value": value, "type": "labels"}]}] for value in values]
+        tasks = [{"data": {"text": "Ada"}, "annotations": each} for each in (*results, [])]
+        asked = [{"id": f"q{each}", "question": "Who?", "answers": []} for each in range(4)]
+        article = {"title": "a", "paragraphs": [{"context": "Ada", "qas": asked}]}
+        studio = post({"train": ("export.json", json.dumps(tasks).encode())})
+        assert studio.status_code == 201, studio.text
+        assert studio.json()["splits"] == {"train": {"rows": 2}}
+        assert [note["code"] for note in studio.json()["notes"]] == ["rows_left_out"]
+        squad = post({"train": ("dev-v2.0.JSON", json.dumps({"data": [article]}).encode())})
+        assert squad.status_code == 201, squad.text
+        assert squad.json()["splits"] == {"train": {"rows": 4}}
+        assert list(squad.json()["columns"]) == ["id", "title", "question", "context", "answers"]
+
     def test_keeps_parquet_under_the_tenant(self, settings, database, alice, post):
         dataset_id = post().json()["id"]
         with database.read() as session:
@@ -100,6 +116,21 @@ class TestRefusals:
         assert left_over(settings) == []
         with database.read() as session:
             assert session.scalars(sa.select(Dataset)).all() == []
+
+    @pytest.mark.process
+    @pytest.mark.parametrize(
+        ("content", "row", "line", "reason"),
+        [
+            (b'[{"text": "a"},\n\n{"text": "b"', 2, 3, "the file ends at line 3, character 13"),
+            (b'[{"text": "a"},\n5]', 2, 2, "must be a JSON object, not a whole number"),
+            (b'{"text": ["a"],\n"label": [1]}', None, None, "a .json file must be a list of"),
+        ],
+    )
+    def test_a_bad_json_file_is_described(self, post, content, row, line, reason):
+        problem = problem_of(post({"train": ("a.json", content)}))
+        assert (problem["status"], problem["code"]) == (422, "dataset_invalid")
+        assert (problem.get("row"), problem.get("line")) == (row, line)
+        assert reason in problem["detail"]
 
     @pytest.mark.parametrize(
         ("files", "fields", "param"),

@@ -17,7 +17,7 @@ from hifi.data.inference import complete_task
 from hifi.data.spec import TaskSpec
 from hifi.data.splits import load_split
 from hifi.errors import DataError
-from tests.hifi.data.files import LIMITS, convert_here, jsonl, refusal_of, write
+from tests.hifi.data.files import LIMITS, convert_here, json_list, jsonl, refusal_of, write
 from tests.repeated_rows import repeated_rows
 
 LONG = "é" * (MAX_CHARACTERS + 1)
@@ -40,6 +40,7 @@ def files(folder: Path) -> list[Path]:
     rows = [{"text": "x", "label": 0}, {"text": LONG, "label": 1}]
     return [
         jsonl(folder / "a.jsonl", rows),
+        json_list(folder / "a.json", rows),
         write(folder / "a.csv", f"text,label\nx,0\n{LONG},1\n"),
         table(folder / "a.parquet", ["x", LONG]),
         table(folder / "b.parquet", ["x", LONG], is_coded=False),

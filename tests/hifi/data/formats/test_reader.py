@@ -22,7 +22,7 @@ from hifi.data.spec import TaskSpec
 from hifi.data.splits import load_split, named_lines, read_split
 from hifi.errors import AmbiguousTaskError, DataError
 from hifi.tasks import make_task
-from tests.hifi.data.files import convert_here, jsonl, refusal_of, write
+from tests.hifi.data.files import convert_here, json_list, jsonl, refusal_of, write
 
 
 def both(path: Path, folder: Path) -> list[DatasetProfile]:
@@ -95,6 +95,7 @@ class TestUnfit:
     def test_in_json_lines(self, kind: str, tmp_path: Path):
         rows = rows_with(meta=JSON[kind])
         self.check(jsonl(tmp_path / "a.jsonl", rows), tmp_path)
+        self.check(json_list(tmp_path / "a.json", rows), tmp_path)
 
     @pytest.mark.parametrize("kind", PARQUET)
     def test_in_parquet(self, kind: str, tmp_path: Path):
@@ -173,6 +174,7 @@ class TestLines:
         [
             ("a.jsonl", '{"a": 1}\n{"a": 2}\n', [1, 2]),
             ("a.jsonl", '\ufeff\n\n{"a": 1}\n \t\n\r\n{"a": 2}', [3, 6]),
+            ("a.json", '[{"a": 1},\n\n{"a":\n2}]', [1, 3]),
             ("a.csv", "x,y\n1,2\n3,4\n", [2, 3]),
             ("a.csv", "\n\nx,y\n\n1,2\n\n\n3,4", [5, 8]),
             ("a.csv", 'x,y\n"1\n\n1",2\n3,4\n', [2, 5]),
@@ -224,6 +226,8 @@ class TestLines:
         [
             ("a.jsonl", '\n{"a": "x"}\n\n{"a": \n', "row 2 (line 4): not JSON: Expecting value at"),
             ("a.jsonl", '{"a": "x"}\n\n{"a": "\\ud800"}\n', "row 2 (line 3), column 'a': "),
+            ("a.json", '[{"a": "x"},\n\n{"a": ]', "row 2 (line 3): not JSON: Expecting value at "),
+            ("a.json", '[{"a": "x"},\n{"a": "\\ud800"}]', "row 2 (line 2), column 'a': "),
             ("a.csv", 'a,b\n"x\ny",1\nz\n', "row 2 (line 4): 1 fields, the header has 2"),
             ("a.csv", 'a,b\n"x\ny",1\nz,\0\n', "row 2 (line 4), column 'b': the text holds a NUL"),
             ("a.csv", 'a,b\nx,1\n\n"z,2\n', "row 2 (line 4): a quotation mark"),
