@@ -41,7 +41,7 @@ class AnsweredFile:
     Attributes:
         path: of the output; it has the format of ``source``.
         source: the rows.
-        fields: of the job's answers; unused for JSON Lines, whose rows may name several jobs.
+        fields: of the job's answers; unused for JSON, whose rows may name several jobs.
         request: what else the answers depend on: the job, and the options.
     """
 
@@ -114,21 +114,25 @@ class AnsweredFile:
             elif self.source.ending == ".parquet":
                 self._write_parquet(counted, temporary)
             else:
-                self._write_lines(counted, temporary)
+                self._write_json(counted, temporary)
         self.journal.unlink()
         counts = {"rows": errors.rows, "errors": errors.failed}
         return {**counts, **output.describe_file(self.path)}
 
-    def _write_lines(self, answers: Iterator[Prediction], path: Path) -> None:
+    def _write_json(self, answers: Iterator[Prediction], path: Path) -> None:
+        start, between, end = ("[\n", ",\n", "\n]\n") if self.source.is_list else ("", "\n", "\n")
         # Half of a surrogate pair is written as JSON's own escape, because UTF-8 has none.
         with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            before = start
             for row, answer in zip(self.source.documents(), answers, strict=True):
                 added = {
                     f"{_PREFIX}{name}": value
                     for name, value in answer.items()
                     if name not in _ADDRESS
                 }
-                file.write(f"{_to_json({**row, **added})}\n")
+                file.write(f"{before}{_to_json({**row, **added})}")
+                before = between
+            file.write(end)
 
     def _write_delimited(self, answers: Iterator[Prediction], path: Path) -> None:
         delimiter = _DELIMITERS[self.source.ending]

@@ -83,7 +83,7 @@ def _add_rows(parser: ActionParser) -> None:
         "--file",
         metavar="FILE",
         help=f"rows with the columns of the training file ({ENDINGS_IN_WORDS}), or with "
-        f"{', '.join(request_fields())}; other columns are ignored; without JOB, JSON Lines of "
+        f"{', '.join(request_fields())}; other columns are ignored; without JOB, objects of JSON "
         '{"job": …, "input": …} or {"jobs": […, …], "input": …}; - is JSON Lines from stdin',
     )
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
     from hifi.data.formats.delimited import DelimitedReader
+    from hifi.data.formats.json_text import Entry
     from hifi.data.formats.reader import Reader
     from service.client.documents import Job
 
 _SHOWN_CHARACTERS = 60
 _BATCH_ROWS = 256
-_JSONL, _PARQUET = ".jsonl", ".parquet"
+_JSONL, _JSON, _PARQUET = ".jsonl", ".json", ".parquet"
 
 
 class RowsError(ClientError):
@@ -141,6 +142,16 @@ class RowFile:
     ending: str
     columns: Mapping[str, str] | None
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the rows are written as a list; those of a JSON file may also be lines."""
+        if self.ending != _JSON:
+            return False
+        from hifi.data.formats.json_file import JsonReader
+
+        with reading(self.name):
+            return not JsonReader.holds_lines(self.path, most=UNLIMITED.max_row_bytes)
+
     def rows(self) -> Iterator[Row]:
         """Yield the rows of the file.
 
@@ -164,10 +175,13 @@ class RowFile:
             LocalFileError: the file cannot be read.
         """
         with reading(self.name):
+            if self.ending == _JSON:
+                numbered = enumerate(islice(self._entries(), max(rows, default=0)), start=1)
+                return {number: entry.line for number, entry in numbered if number in rows}
             return find_lines(self.path, ending=self.ending, rows=rows)
 
     def documents(self) -> Iterator[dict[str, Any]]:
-        """Yield every row of a file of lines, with all of its columns."""
+        """Yield every row of a file of text, with all of its columns."""
         with reading(self.name):
             yield from self._values()
 
@@ -180,11 +194,11 @@ class RowFile:
             yield file
 
     def names(self) -> list[str]:
-        """Return the names of all columns; those of JSON Lines are the first row's."""
+        """Return the names of all columns; those of JSON are the first row's."""
         if self.ending == _PARQUET:
             with self.open_parquet() as file:
                 return list(file.schema_arrow.names)
-        if self.ending == _JSONL:
+        if self.ending in (_JSONL, _JSON):
             return list(next(self.documents(), ()))
         with reading(self.name), self._refusing():
             return list(self._open_delimited().header)
@@ -195,6 +209,9 @@ class RowFile:
             yield from _read_lines(self.path, name=self.name)
             return
         with self._refusing():
+            if self.ending == _JSON:
+                yield from (entry.values for entry in self._entries())
+                return
             for batch in self._batches():
                 yield from batch.to_pylist()
 
@@ -203,9 +220,15 @@ class RowFile:
         try:
             yield
         except DataError as error:
-            if error.row is not None:
+            if error.row is not None and error.line is None:
                 error.line = self.find_lines({error.row}).get(error.row)
             raise RowsError(f"{self.name}: {error}") from error
+
+    def _entries(self) -> Iterator[Entry]:
+        """Yield the objects of a JSON file, none of which is left out as in training."""
+        from hifi.data.formats.json_file import JsonReader
+
+        return JsonReader.entries(self.path, most=UNLIMITED.max_row_bytes)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         reader = self._open_columns() if self.ending == _PARQUET else self._open_delimited()
@@ -304,6 +327,6 @@ def open_row_file(name: str, *, columns: Mapping[str, str] | None) -> Iterator[R
         raise LocalFileError(f"cannot read {path}: it is a folder")
     if ending not in ENDINGS:
         raise RowsError(f"{path} does not end with {ENDINGS_IN_WORDS}")
-    if columns is None and ending != _JSONL:
-        raise RowsError(f"{path}: rows that name their jobs are JSON Lines; pass a job's id")
+    if columns is None and ending not in (_JSONL, _JSON):
+        raise RowsError(f"{path}: only .jsonl and .json rows name their jobs; pass a job's id")
     yield RowFile(path=path, name=name, ending=ending, columns=columns)

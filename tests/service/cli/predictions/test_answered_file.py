@@ -76,6 +76,44 @@ class TestFormats:
         }
         assert answering == ["a", "größe", "bad"]
 
+    @pytest.mark.parametrize("is_nested", [False, True])
+    def test_a_json_list_stays_a_list(self, answering, is_nested, tmp_path):
+        rows = [{"text": "a", "meta": {"any": [1]}}, {"text": "größe", "\udead": "\ud800"}]
+        source, out = tmp_path / "rows.json", tmp_path / "out.json"
+        source.write_text(json.dumps({"data": rows} if is_nested else rows))
+        assert predict("--file", source, "--out", out) == 0
+        written = json.loads(out.read_text(encoding="utf-8"))
+        assert [
+            {name: row[name] for name in row if "predicted" not in name} for row in written
+        ] == (rows)
+        assert [row["predicted_label"] for row in written] == ["short", "long"]
+        assert answering == ["a", "größe"]
+
+    def test_json_lines_in_a_json_file_stay_lines(self, answering, tmp_path):
+        rows = [{"text": "a"}, {"text": "größe"}]
+        source, out = tmp_path / "rows.json", tmp_path / "out.json"
+        source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert predict("--file", source, "--out", out) == 0
+        lines = out.read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["predicted_label"] for line in lines] == ["short", "long"]
+        assert answering == ["a", "größe"]
+
+    def test_the_questions_of_squad_become_a_list_of_rows(self, job, request, tmp_path):
+        job["spec"]["task"]["text"] = ["question"]
+        answering = request.getfixturevalue("answering")
+        source, out = tmp_path / "rows.json", tmp_path / "out.json"
+        asked = [{"id": "q1", "question": "a"}, {"id": "q2", "question": "größe"}]
+        article = {"title": "b", "paragraphs": [{"context": "c", "qas": asked}]}
+        source.write_text(json.dumps({"version": "v2.0", "data": [article]}))
+        assert predict("--file", source, "--out", out) == 0
+        written = json.loads(out.read_text(encoding="utf-8"))
+        names = ("id", "title", "context", "predicted_label")
+        assert [tuple(row[name] for name in names) for row in written] == [
+            ("q1", "b", "c", "short"),
+            ("q2", "b", "c", "long"),
+        ]
+        assert answering == ["a", "größe"]
+
     @pytest.mark.parametrize(("ending", "sign"), [(".csv", ","), (".tsv", "\t")])
     def test_delimited_files_keep_their_texts(self, answering, ending, sign, tmp_path):
         source, out = tmp_path / f"rows{ending}", tmp_path / f"out{ending}"
@@ -204,6 +242,15 @@ class TestRowsWithoutAnAnswer:
             told = "hifi: error: row 2 (line 5), row 3 (line 7): too long (text_too_long)"
             assert capsys.readouterr().err.splitlines()[0] == told
         assert answering == ["a\nb", "bad", "bad"] * 2
+
+    def test_of_json_are_named_with_the_line_on_which_they_begin(self, answering, tmp_path, capsys):
+        source, out = tmp_path / "rows.json", tmp_path / "out.json"
+        source.write_text('[{"text": "a"},\n\n{\n"text": "bad"},\n {"text": "bad"}]')
+        for options in (["--out", out], []):
+            assert predict("--file", source, *options) == 1
+            told = "hifi: error: row 2 (line 3), row 3 (line 5): too long (text_too_long)"
+            assert capsys.readouterr().err.splitlines()[0] == told
+        assert answering == ["a", "bad", "bad"] * 2
 
     def test_of_parquet_have_no_line(self, answering, tmp_path, capsys):
         source, out = tmp_path / "rows.parquet", tmp_path / "out.parquet"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hifi.cli import main
+from hifi.data.formats import ENDINGS_IN_WORDS
 from service.cli.predictions import requests
 from tests.service.stub_server import document, problem
 
@@ -182,6 +183,20 @@ class TestRows:
         assert main([*PREDICT, "--json", "--file", file(*rows)]) == 1
         wrong = json.loads(capsys.readouterr().out)["data"][1]
         assert [each["error"]["param"] for each in wrong["answers"]] == ["inputs.1.input.text"] * 2
+
+    def test_of_a_json_file_may_name_their_jobs(self, answering, tmp_path):
+        path = tmp_path / "rows.json"
+        rows = [{"job": f"job_{number}", "input": {"text": f"t{number}"}} for number in (1, 2)]
+        path.write_text(json.dumps(rows, indent=2))
+        assert main([*PREDICT, "--file", str(path)]) == 0
+        assert answering.bodies[0]["inputs"] == rows
+
+    def test_are_the_entries_of_a_json_list(self, answering, tmp_path, capsys):
+        path = tmp_path / "rows.json"
+        path.write_text(json.dumps([{"text": "größe"}, {"text": "a", "label": "b"}], indent=2))
+        assert main([*PREDICT, "job_1", "--file", str(path)]) == 0
+        assert answering.bodies[0]["inputs"] == [{"text": "größe"}, {"text": "a"}]
+        assert len(capsys.readouterr().out.splitlines()) == 3
 
     def test_of_label_studio_have_their_text_in_the_data(self, answering, file):
         tasks = [{"id": 1, "data": {"text": "a"}, "annotations": []}, {"data": {"note": "b"}}]
@@ -361,7 +376,7 @@ class TestErrors:
             (["job_1", "--file", "{mixed}"], "row 2 names its own job"),
             (["job_1", "--file", "{shared}"], "row 1 names its own job"),
             (["--file", "{unmixed}"], "row 1 does not name its job"),
-            (["--file", "{table}"], "rows that name their jobs are JSON Lines"),
+            (["--file", "{table}"], "only .jsonl and .json rows name their jobs"),
             (["job_1", "a", "--pair", "a", "b"], "pass TEXT or --pair"),
             (["job_1", "--image", "{missing}", "--file", "-"], "pass --image or --file"),
             (["job_1", "--image", "{missing}"], "cannot read"),
@@ -374,7 +389,7 @@ class TestErrors:
             (["job_1", "--file", "{latin}"], "line 1 is not JSON"),
             (["job_1", "--file", "{number}"], "line 2 is not a JSON object"),
             (["job_1", "--file", "{spaced}"], "row 2 (line 3) has no column 'text'"),
-            (["job_1", "--file", "{other}"], "does not end with .jsonl, .csv, .tsv or .parquet"),
+            (["job_1", "--file", "{other}"], f"does not end with {ENDINGS_IN_WORDS}"),
             (["job_1", "--out", "x.jsonl", "a"], "--out needs --file"),
         ],
     )

@@ -49,6 +49,37 @@ class TestTrainingFile:
         path.write_text("\n\n".join(map(json.dumps, self.ROWS)), encoding="utf-8")
         assert items(path, columns=PAIR) == list(self.WANTED)
 
+    def test_json(self, tmp_path):
+        path = tmp_path / "rows.json"
+        for content in (
+            json.dumps(self.ROWS, indent=2),
+            json.dumps({"version": 1, "data": self.ROWS}),
+            "\n\n".join(map(json.dumps, self.ROWS)),
+        ):
+            path.write_text(content, encoding="utf-8")
+            assert items(path, columns=PAIR) == list(self.WANTED)
+
+    def test_questions_of_squad(self, tmp_path):
+        path = tmp_path / "rows.json"
+        asked = [{"id": str(number), "question": f"Q{number}"} for number in range(2)]
+        article = {"title": "a", "paragraphs": [{"context": "größe", "qas": asked}]}
+        path.write_text(json.dumps({"version": "v2.0", "data": [article]}))
+        assert items(path, columns={"text": "question", "text_pair": "context"}) == [
+            {"text": "Q0", "text_pair": "größe"},
+            {"text": "Q1", "text_pair": "größe"},
+        ]
+
+    def test_every_task_of_label_studio(self, tmp_path):
+        """Those too that training leaves out, because nobody has annotated them."""
+        path = tmp_path / "rows.json"
+        result = {"was_cancelled": False, "result": []}
+        tasks = [
+            {"id": number, "data": {"text": text}, "annotations": [result] * (number % 2)}
+            for number, text in enumerate(["a", "b", "c"])
+        ]
+        path.write_text(json.dumps(tasks))
+        assert [item["text"] for item in items(path, columns={"text": "text"})] == ["a", "b", "c"]
+
     @pytest.mark.parametrize(("ending", "sign"), [(".csv", ","), (".tsv", "\t")])
     def test_delimited(self, ending, sign, tmp_path):
         path = tmp_path / f"rows{ending}"
@@ -120,6 +151,43 @@ class TestRefusedRows:
         path = tmp_path / "rows.csv"
         path.write_bytes(content)
         with pytest.raises(RowsError, match=told):
+            items(path, columns={"text": "text"})
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            (
+                b'[{"text": "a"},\n{"text": ]',
+                r": row 2 \(line 2\): not JSON: Expecting value at line 2",
+            ),
+            (
+                b'[{"text": "a"},\n{"text": "b"',
+                r": row 2 \(line 2\): not JSON: the file ends at line",
+            ),
+            (b'[{"text": "a"},\n\n{"text": "\xff"}]', r": row 2 \(line 3\): not UTF-8"),
+            (
+                b'[{"text": "a"},\n\n5]',
+                r": row 2 \(line 3\): every entry of the list must be a JSON",
+            ),
+            (b'{"text": "a"}\n\n{"text": NaN}', r": row 2 \(line 3\): not JSON: NaN is not a JSON"),
+            (b'[{"text": "a"},\n{"text": 1e999}]', r"^row 2 cannot be sent"),
+            (b'[{"text": "a"}, {"title": "a"}]', r"^row 2 \(line 1\) has no column 'text'"),
+            (b'{"a": [1],\n"b": [2]}', r": a \.json file must be a list of objects"),
+        ],
+    )
+    def test_of_json_files(self, content, told, tmp_path):
+        path = tmp_path / "rows.json"
+        path.write_bytes(content)
+        with pytest.raises(RowsError, match=told):
+            items(path, columns={"text": "text"})
+
+    def test_of_label_studio_have_the_line_of_all_tasks(self, tmp_path):
+        path = tmp_path / "rows.json"
+        result = {"was_cancelled": False, "result": []}
+        tasks = [{"data": {"text": "a"}, "annotations": []}] * 2
+        tasks += [{"data": {"text": "a"}, "annotations": [result]}, {"data": {}, "annotations": []}]
+        path.write_text("[\n\n" + ",\n".join(map(json.dumps, tasks)) + "]")
+        with pytest.raises(RowsError, match=r"^row 4 \(line 6\) has no column 'text'"):
             items(path, columns={"text": "text"})
 
 
