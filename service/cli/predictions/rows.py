@@ -175,10 +175,11 @@ class RowFile:
             LocalFileError: the file cannot be read.
         """
         with reading(self.name):
-            if self.ending == _JSON:
+            if self.ending not in (_JSONL, _JSON):
+                return find_lines(self.path, ending=self.ending, rows=rows)
+            with self._refusing():
                 numbered = enumerate(islice(self._entries(), max(rows, default=0)), start=1)
                 return {number: entry.line for number, entry in numbered if number in rows}
-            return find_lines(self.path, ending=self.ending, rows=rows)
 
     def documents(self) -> Iterator[dict[str, Any]]:
         """Yield every row of a file of text, with all of its columns."""
@@ -225,10 +226,12 @@ class RowFile:
             raise RowsError(f"{self.name}: {error}") from error
 
     def _entries(self) -> Iterator[Entry]:
-        """Yield the objects of a JSON file, none of which is left out as in training."""
+        """Yield the objects of a file of JSON, none of which is left out as in training."""
         from hifi.data.formats.json_file import JsonReader
+        from hifi.data.formats.jsonl import JsonlReader
 
-        return JsonReader.entries(self.path, most=UNLIMITED.max_row_bytes)
+        reader = JsonReader if self.ending == _JSON else JsonlReader
+        return reader.entries(self.path, most=UNLIMITED.max_row_bytes)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         reader = self._open_columns() if self.ending == _PARQUET else self._open_delimited()

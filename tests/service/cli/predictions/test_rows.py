@@ -181,13 +181,17 @@ class TestRefusedRows:
         with pytest.raises(RowsError, match=told):
             items(path, columns={"text": "text"})
 
-    def test_of_label_studio_have_the_line_of_all_tasks(self, tmp_path):
-        path = tmp_path / "rows.json"
+    @pytest.mark.parametrize(("ending", "line"), [(".json", 6), (".jsonl", 7)])
+    def test_of_labelling_tools_have_their_line_among_all_rows(self, ending, line, tmp_path):
+        """Training leaves out the first two."""
+        path = tmp_path / f"rows{ending}"
         result = {"was_cancelled": False, "result": []}
         tasks = [{"data": {"text": "a"}, "annotations": []}] * 2
         tasks += [{"data": {"text": "a"}, "annotations": [result]}, {"data": {}, "annotations": []}]
-        path.write_text("[\n\n" + ",\n".join(map(json.dumps, tasks)) + "]")
-        with pytest.raises(RowsError, match=r"^row 4 \(line 6\) has no column 'text'"):
+        lines = [json.dumps(task) for task in tasks]
+        whole = "[\n\n" + ",\n".join(lines) + "]" if ending == ".json" else "\n\n".join(lines)
+        path.write_text(whole)
+        with pytest.raises(RowsError, match=rf"^row 4 \(line {line}\) has no column 'text'"):
             items(path, columns={"text": "text"})
 
 
