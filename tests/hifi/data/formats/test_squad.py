@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,13 @@ def reverse(value: Any) -> Any:
     return [reverse(each) for each in value] if isinstance(value, list) else value
 
 
+def nested(found: Row) -> Row:
+    """Return a row of the hub as a question of its paragraph."""
+    parts = zip(found["answers"]["text"], found["answers"]["answer_start"], strict=True)
+    answers = [{"text": text, "answer_start": start} for text, start in parts]
+    return {"id": found["id"], "question": found["question"], "answers": answers}
+
+
 def published(path: Path, *articles: Row) -> Path:
     """Write articles as SQuAD was published: one line without spaces between entries."""
     whole = {"version": "v2.0", "data": articles}
@@ -112,6 +121,23 @@ class TestQuestions:
     def test_are_the_rows_of_the_hub(self, tmp_path: Path):
         path = published(tmp_path / "a.json", *FIRST)
         assert read(path, tmp_path) == read(jsonl(tmp_path / "a.jsonl", FIRST_ROWS), tmp_path)
+
+    def test_of_real_articles_are_the_rows_of_the_hub(self, test_data: Path, tmp_path: Path):
+        path = test_data / "data" / "squad" / "validation.jsonl"
+        expected = load_split(path, split="train").to_list()
+        articles = [
+            article(
+                title,
+                *(
+                    paragraph(context, *map(nested, asked))
+                    for context, asked in groupby(rows, key=itemgetter("context"))
+                ),
+            )
+            for title, rows in groupby(expected, key=itemgetter("title"))
+        ]
+        found = load_split(published(tmp_path / "a.json", *articles), split="train").to_list()
+        assert found == expected
+        assert len(found) == 2000
 
     def test_of_version_2_without_an_answer_have_empty_lists(self, tmp_path: Path):
         path = published(
