@@ -226,6 +226,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "tags": ["O", "O", "B-place"],
     },
     "TokensInput": {"tokens": ["She", "left", "London"]},
+    "QuestionInput": {"question": "Where did she go?", "context": "She left London for Turin."},
+    "AnswerPrediction": {
+        "index": 0,
+        "job": _JOB,
+        "answer": "Turin",
+        "score": 0.91,
+        "start": 20,
+        "end": 25,
+    },
     "PredictionList": {
         "object": "list",
         "data": [

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from hifi.data.formats import ENDINGS_IN_WORDS
 from hifi.data.presets import PRESET_WORDS, PRESETS
 from hifi.data.settings import SCORED_WITH, Hyperparameters, Precision, Scoring, Setting, declared
-from hifi.data.spec import FIELDS, IfLabelled
+from hifi.data.spec import FIELDS, OPTIONS, IfLabelled
 from hifi.data.task_types import metric_names, task_types
 from hifi.deltas import metadata
 from hifi.errors import InvalidArgumentError
@@ -106,6 +106,15 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="COLUMN",
         help="the column of lists of labelled spans of the text: objects with start, end and label",
     )
+    group.add_argument("--question", metavar="COLUMN", help="the column of questions")
+    group.add_argument(
+        "--context", metavar="COLUMN", help="the column of the texts that answer the questions"
+    )
+    group.add_argument(
+        "--answers",
+        metavar="COLUMN",
+        help="the column of answers: objects with lists text and answer_start, empty for no answer",
+    )
     group.add_argument(
         "--threshold",
         type=float,
@@ -113,12 +122,19 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="the probability from which on an input has a label, for multi-label (default: the "
         "best one on the validation split)",
     )
+    group.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="tokens that two windows of a long context share, for question-answering: at most "
+        "half of those that a window has (default: a quarter)",
+    )
     return group
 
 
 def task_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the task that the options describe, with the fields of a task spec."""
-    fields = given(args, (*FIELDS, "metric", "threshold"))
+    fields = given(args, (*FIELDS, "metric", *OPTIONS))
     if len(fields.get("label", ())) == 1:
         (fields["label"],) = fields["label"]
     return fields if args.task is None else {"type": args.task, **fields}

@@ -10,6 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 from PIL import UnidentifiedImageError
 
+from hifi.data.answers import read_answers
 from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
 from hifi.data.label_sets import flag_problem, flag_reader, set_reader, too_few_labels
@@ -23,13 +24,14 @@ from hifi.data.labels import (
 )
 from hifi.data.profile import first_problem
 from hifi.data.profiling import (
+    answers_problem,
     make_profile,
     target_problem,
     text_problem,
     unequal_lists,
     words_problem,
 )
-from hifi.data.scan import NO_IMAGE, ColumnScan, scan_columns, scan_spans, unfit_scans
+from hifi.data.scan import NO_IMAGE, ColumnScan, scan_beside_texts, scan_columns, unfit_scans
 from hifi.data.spans import read_spans
 from hifi.data.tag_sets import other_spans, other_tags, tag_reader, train_tags
 from hifi.data.tags import find_entities
@@ -37,6 +39,7 @@ from hifi.data.types import UnfitError, are_empty_lists, cast_to, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
+    from hifi.data.answers import Answer
     from hifi.data.formats.reader import Unfit
     from hifi.data.profile import DatasetProfile, Problem
     from hifi.data.spans import Span
@@ -226,6 +229,30 @@ def read_labelled_spans(
     return [[] if text is None else read_spans(text, spans) for text, spans in pairs]
 
 
+def read_answer_lists(
+    dataset: Dataset, column: str, *, contexts: str, split: str
+) -> list[list[Answer]]:
+    """Read a column of answers; a row may have none.
+
+    Args:
+        dataset: contains the column.
+        column: its name.
+        contexts: the column of texts that have the answers; a row without one has no answers.
+        split: for messages.
+
+    Raises:
+        DataError: an answer is not where it should be in its context; no row of a training split
+            has one; or the column has another type.
+    """
+    scan = _scan(dataset.select_columns([column, contexts]))[column]
+    if split == "train" or not are_empty_lists(scan.arrow_type):
+        _refuse(_misfit_of_lists(scan, "answers", split=split), split=split, column=column)
+    problems = [answers_problem(scan, split=split), scan.beside.get(contexts)]
+    _refuse(first_problem(problems), split=split, column=column)
+    pairs = zip(_values(dataset, contexts), _values(dataset, column), strict=True)
+    return [[] if text is None else read_answers(text, given) for text, given in pairs]
+
+
 def _misfit_of_lists(scan: ColumnScan, use: Use, *, split: str) -> Problem | None:
     """Return why a kind excludes a use; of a split that has only nulls each row is at fault."""
     return None if scan.kind == "null" and split != "train" else scan.misfit(use)
@@ -355,7 +382,7 @@ def _scan(dataset: Dataset, *, index: Collection[str] = ()) -> dict[str, ColumnS
         arrays = {name: cast_to(piece.column(name).combine_chunks(), kinds[name]) for name in scans}
         for name, scan in scans.items():
             scan.add(arrays[name], start + 1)
-        scan_spans(scans, arrays, first_row=start + 1)
+        scan_beside_texts(scans, arrays, first_row=start + 1)
     return scans
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hifi.data.layouts import find_listed_task, reads_lists
 from hifi.data.profile import describe_left_out, first_problem, misfit
 from hifi.data.run_warnings import are_many_classes
-from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, SPLITS, TaskSpec
+from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, OPTIONS, SPLITS, TaskSpec
 from hifi.data.task_types import Layout, TaskType, Use, find_task_type, task_types
 from hifi.errors import (
     AmbiguousTaskError,
@@ -80,6 +80,7 @@ def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     listed_task = find_listed_task(spec, profile)
     if listed_task is not None:
         _refuse_second_label(spec, listed_task, profile)
+        find_layout(listed_task)
         return listed_task
     if declared is not None and reads_lists(declared):
         words = " or ".join(f"{each.words} and {each.label.words}" for each in declared.layouts)
@@ -143,9 +144,11 @@ def find_layout(task: TaskSpec) -> Layout:
     if len(task.label_columns) > layout.label.most:
         limit = f"{declared.name} learns {layout.label.words}"
         raise InvalidArgumentError("label", value=task.label, limit=limit)
-    if task.threshold is not None and "threshold" not in declared.options:
-        limit = f"a {declared.name} task has none"
-        raise InvalidArgumentError("threshold", value=task.threshold, limit=limit)
+    for option in OPTIONS:
+        value = getattr(task, option)
+        if value is not None and option not in declared.options:
+            limit = f"a {declared.name} task has none"
+            raise InvalidArgumentError(option, value=value, limit=limit)
     return layout
 
 
@@ -463,16 +466,22 @@ def _doubt(profile: DatasetProfile, param: str, reason: str) -> AmbiguousTaskErr
 
 
 def _problem(
-    column: ColumnProfile, use: Use, *, split: str, inputs: Sequence[str]
+    column: ColumnProfile, use: Use, *, split: str, beside: Sequence[str]
 ) -> Problem | None:
-    """Return the first row of a split that a use of a column refuses, or why its kind does."""
+    """Return the first row of a split that a use of a column refuses, or why its kind does.
+
+    Args:
+        column: of the split.
+        use: of the column.
+        split: its name.
+        beside: the columns whose rows it must fit.
+    """
     if split == "train":
         excluded = misfit(use, column.kind, column.type, are_cells=column.are_cells)
         if excluded is not None:
             return excluded
     found = [column.problems.get(use, {}).get(split)]
-    if use in ("tags", "spans"):
-        found += [column.beside.get(name, {}).get(split) for name in inputs]
+    found += [column.beside.get(name, {}).get(split) for name in beside]
     problems = [problem for problem in found if problem is not None]
     if split == "train":  # whose tags are read before they are compared with words
         return next(iter(problems), None)
@@ -498,7 +507,8 @@ def _obstacles(
             if param in LABEL_FIELDS and split == "test" and column.test_unlabelled:
                 continue
             use = uses[param].use_of(len(task.named[param]))
-            problem = _problem(column, use, split=split, inputs=task.inputs)
+            beside = task.named.get(uses[param].beside or "", ())
+            problem = _problem(column, use, split=split, beside=beside)
             if problem is not None:
                 error = DataError(
                     problem.reason,

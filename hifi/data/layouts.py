@@ -1,4 +1,4 @@
-"""Find the columns of tasks that read words, spans and other lists, by their names and shapes."""
+"""Find the columns of tasks that read words, spans, answers and other lists, by name and shape."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _find(
     usual = [name for name in columns.names if name in fitting]
     if usual:
         return (usual[0],)
-    is_told_by_shape = columns.use in ("text", "spans") or is_certain
+    is_told_by_shape = columns.use in ("text", "spans", "answers") or is_certain
     return tuple(fitting) if len(fitting) == 1 and is_told_by_shape else ()
 
 

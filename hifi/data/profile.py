@@ -9,15 +9,16 @@ A profile is stored as plain JSON in the data set's row::
          "test_unlabelled": false}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
-(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``, ``words``, ``tags``) and each
-split the first row that training would refuse, and the reason, which quotes only short values. Uses
-that a column's kind excludes have no entry. ``beside`` has the first row that does not fit another
-column, by its name and by split: tags beside words, spans beside texts. ``classes`` have ``labels``
-if they are few and take at most a kilobyte, and ``single`` if some of few classes occur in a single
-row. ``tags`` are the classes of words, as ``classes``, if the column holds tags or spans.
-``test_unlabelled`` is missing in profiles of earlier versions, and so are the uses ``labels``,
-``flag``, ``words``, ``tags`` and ``spans``. A column that is no column unless it is named (a
-table's index, or one that no task can use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
+(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``, ``words``, ``tags``, ``spans``,
+``answers``) and each split the first row that training would refuse, and the reason, which quotes
+only short values. Uses that a column's kind excludes have no entry. ``beside`` has the first row
+that does not fit another column, by its name and by split: tags beside words, spans and answers
+beside texts. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and
+``single`` if some of few classes occur in a single row. ``tags`` are the classes of words, as
+``classes``, if the column holds tags or spans. ``test_unlabelled`` is missing in profiles of
+earlier versions, and so are the uses ``labels``, ``flag``, ``words``, ``tags``, ``spans`` and
+``answers``. A column that is no column unless it is named (a table's index, or one that no task can
+use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ from hifi.data.task_types import Use
 from hifi.errors import DataError
 
 Kind = Literal[
-    "text", "integer", "boolean", "float", "whole", "list", "spans", "image", "null", "other"
+    "text",
+    "integer",
+    "boolean",
+    "float",
+    "whole",
+    "list",
+    "spans",
+    "answers",
+    "image",
+    "null",
+    "other",
 ]
 LeftOut = Literal["index", "unfit"]
 INDEX_NOTE = "it is the table's index; name it to use it"
@@ -104,7 +115,9 @@ def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem 
         needed = "an image column is needed (a struct of bytes and path)"
     elif use == "labels" and kind != "list":
         needed = "a column of lists of texts or integers is needed, or several columns of 0 and 1"
-    elif use == "label" and kind in ("list", "spans"):
+    elif use == "answers" and kind != "answers":
+        needed = "a column of answers is needed, objects with lists text and answer_start"
+    elif use == "label" and kind in ("list", "spans", "answers"):
         needed = "one label of each row is needed (lists of labels are for a multi-label task)"
     elif use == "words" and kind != "list":
         needed = "a column of lists of texts is needed, the words of each row"
@@ -141,7 +154,8 @@ class ColumnProfile:
         name: as in the file.
         type: for messages.
         kind: how a task can use it; ``whole``: floating-point numbers without fractions; ``list``:
-            lists of texts or integers; ``spans``: lists of objects with start, end and label.
+            lists of texts or integers; ``spans``: lists of objects with start, end and label;
+            ``answers``: texts and their starts.
         are_cells: whether it comes from a delimited file, and can be read as texts in any case.
         num_classes: the number of classes if it is the label, in lists too; None if too many to
             count.

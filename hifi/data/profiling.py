@@ -8,6 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
+from hifi.data.answers import MISSING
 from hifi.data.formats.limits import too_many_characters
 from hifi.data.label_sets import flag_problem, other_sets, train_sets
 from hifi.data.labels import (
@@ -73,7 +76,7 @@ def _go_together(train: ColumnScan, other: ColumnScan) -> bool:
         return True
     if "other" in (first, second):
         return bool(train.arrow_type == other.arrow_type)
-    if {first, second} == {"list", "spans"}:  # a split without spans has only empty lists
+    if {first, second} in ({"list", "spans"}, {"list", "answers"}):  # all of a split are empty
         return any(are_empty_lists(each.arrow_type) for each in (train, other))
     if (train.are_cells or other.are_cells) and "text" in (first, second):
         return True
@@ -101,7 +104,7 @@ def make_profile(
 def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> ColumnProfile:
     train = splits["train"][name]
     scans = {split: found.get(name) for split, found in splits.items()}
-    are_lists = train.kind == "list"
+    are_lists, are_answers = train.kind == "list", train.kind == "answers"
     read_classes = train_sets if are_lists else train_labels
     classes, label_problem = (None, None) if train.unfit else read_classes(train)
     tags, tags_problem = (None, None) if train.unfit else train_tags(train)
@@ -128,6 +131,7 @@ def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> C
                 "words": words_problem(column) if are_lists else None,
                 "tags": None,
                 "spans": None,
+                "answers": answers_problem(column, split=split) if are_answers else None,
             }
             if train.kind in ("list", "spans"):
                 check_tags = other_tags if are_lists else other_spans
@@ -271,6 +275,22 @@ def unequal_lists(tags: ColumnScan, words: ColumnScan) -> Problem | None:
         return None
     mine, its = (each.lists.lengths[row - 1] for each in (tags, words))
     return Problem(row=row, reason=f"the row has {mine} tags and {its} words")
+
+
+def answers_problem(column: ColumnScan, *, split: str) -> Problem | None:
+    """Return the first row without a list of answers, or that a training split has no answer.
+
+    Args:
+        column: of answers; of another split than the training split also one of empty lists.
+        split: its name.
+    """
+    if column.kind == "answers":
+        is_empty = split == "train" and not column.has_answers
+        return Problem(row=None, reason="no row has an answer") if is_empty else None
+    filled = np.flatnonzero(column.lists.lengths) + 1
+    rows = [(column.missing, MISSING)]
+    rows += [(int(row), "the list has an entry that is no answer") for row in filled[:1]]
+    return first_of_rows(rows)
 
 
 def words_problem(column: ColumnScan) -> Problem | None:

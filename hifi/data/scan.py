@@ -6,18 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hifi.data.answers import read_answers
 from hifi.data.cells import MOST_FLOAT32, Appearance
 from hifi.data.formats.checks import first_too_long
 from hifi.data.list_scan import ListScan
 from hifi.data.profile import Kind, Problem, first_problem, misfit
 from hifi.data.spans import read_spans
 from hifi.data.types import (
+    are_answers,
     are_blank,
     are_spans,
     first_true,
@@ -68,6 +70,12 @@ _BY_TYPE: dict[Kind, Callable[[pa.DataType], bool]] = {
     "integer": pa.types.is_integer,
     "list": lambda kind: is_list(kind) and _is_entry(kind.value_type),
     "spans": are_spans,
+    "answers": are_answers,
+}
+# Check a row of a column beside its text, by the column's kind.
+_BESIDE_TEXTS: dict[Kind, Callable[[str, Any], object]] = {
+    "spans": read_spans,
+    "answers": read_answers,
 }
 
 
@@ -144,8 +152,9 @@ class ColumnScan:
         image: the first value that is not an image.
         listed: of a column of lists, the first list that is no set of labels.
         lists: of a column of lists, what words and their tags need.
-        beside: of a column of spans, the first row that does not fit a column of texts, by the
-            text column's name.
+        beside: of a column of spans or answers, the first row that does not fit a column of
+            texts, by the text column's name.
+        has_answers: of a column of answers, whether a row has one.
         appearance: of cells; a null is an empty cell.
         are_whole: whether floating-point numbers are all whole.
         is_index: whether the column is a table's index.
@@ -165,6 +174,7 @@ class ColumnScan:
     listed: Problem | None = None
     lists: ListScan = field(default_factory=ListScan)
     beside: dict[str, Problem | None] = field(default_factory=dict)
+    has_answers: bool = False
     appearance: Appearance = field(default_factory=Appearance)
     are_whole: bool = True
     is_index: bool = False
@@ -216,6 +226,8 @@ class ColumnScan:
             self._add_lists(array, first_row)
         elif self.kind == "spans":
             self._add_labels(array, first_row)
+        elif self.kind == "answers" and not self.has_answers:
+            self.has_answers = any(map(_has_answer, array.to_pylist()))
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
@@ -300,10 +312,14 @@ def _is_image(content: bytes) -> bool:
     return is_image(content)
 
 
-def scan_spans(
+def _has_answer(given: Any) -> bool:  # noqa: ANN401 - in either of two forms
+    return bool(given and (given["text"] if isinstance(given, dict) else True))
+
+
+def scan_beside_texts(
     scans: Mapping[str, ColumnScan], arrays: Mapping[str, pa.Array], *, first_row: int
 ) -> None:
-    """Add a batch of columns of spans beside columns of texts.
+    """Add a batch of columns of spans or answers beside columns of texts.
 
     Args:
         scans: of all columns.
@@ -312,18 +328,22 @@ def scan_spans(
     """
     texts = [name for name, scan in scans.items() if is_text(scan.arrow_type)][:_MOST_TEXTS]
     for name, scan in scans.items():
-        for text in texts if scan.kind == "spans" else ():
+        check = _BESIDE_TEXTS.get(scan.kind)
+        for text in texts if check is not None else ():
             if scan.beside.get(text) is None:
-                scan.beside[text] = _first_unfit_spans(arrays[text], arrays[name], first_row)
+                scan.beside[text] = _first_unfit(arrays[text], arrays[name], first_row, check=check)
 
 
-def _first_unfit_spans(texts: pa.Array, spans: pa.Array, first_row: int) -> Problem | None:
-    pairs = zip(texts.to_pylist(), spans.to_pylist(), strict=True)
+def _first_unfit(
+    texts: pa.Array, values: pa.Array, first_row: int, *, check: Callable[[str, Any], object]
+) -> Problem | None:
+    """Return the first row whose value does not fit its text."""
+    pairs = zip(texts.to_pylist(), values.to_pylist(), strict=True)
     for row, (text, given) in enumerate(pairs, start=first_row):
         if text is None:  # reported as the text's problem
             continue
         try:
-            read_spans(text, given)
+            check(text, given)
         except ValueError as error:
             return Problem(row=row, reason=str(error))
     return None

@@ -7,13 +7,15 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
-from hifi.arguments import check_number
-from hifi.data.task_types import MOST_LABEL_COLUMNS
+from hifi.arguments import check_integer, check_number
+from hifi.data.task_types import MOST_LABEL_COLUMNS, task_types
 from hifi.errors import InvalidArgumentError
 
-INPUT_FIELDS = ("text", "image", "tokens")  # that name input columns
-LABEL_FIELDS = ("label", "tags", "spans")
+INPUT_FIELDS = ("text", "image", "tokens", "question", "context")  # that name input columns
+LABEL_FIELDS = ("label", "tags", "spans", "answers")
 FIELDS = (*INPUT_FIELDS, *LABEL_FIELDS)
+_SINGLE_FIELDS = tuple(name for name in FIELDS if name not in ("text", "label"))
+OPTIONS = ("threshold", "stride")  # that apply to some task types
 SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
 
 
@@ -30,9 +32,14 @@ class TaskSpec:
         tokens: the column of lists of words.
         tags: the column of lists with a tag for each word.
         spans: the column of lists of labelled spans of the text.
+        question: the column of questions.
+        context: the column of the texts that answer them.
+        answers: the column of answers: their texts, and where they begin in the context.
         metric: the metric by which the best step is chosen.
         threshold: the probability from which on a row has a label; by default the best one on the
             validation split.
+        stride: tokens that two windows of a long context share, at most half of those that a window
+            has; by default a quarter.
     """
 
     type: str | None = None
@@ -42,11 +49,15 @@ class TaskSpec:
     tokens: str | None = None
     tags: str | None = None
     spans: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
     metric: str | None = None
     threshold: float | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("type", "image", "tokens", "tags", "spans", "metric"):
+        for name in ("type", *_SINGLE_FIELDS, "metric"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InvalidArgumentError(name, value=value, limit="a text")
@@ -60,6 +71,9 @@ class TaskSpec:
                 "threshold", self.threshold, is_allowed=_is_share, limit="a number above 0, below 1"
             )
             object.__setattr__(self, "threshold", threshold)
+        if self.stride is not None:
+            stride = check_integer("stride", self.stride, least=0)
+            object.__setattr__(self, "stride", stride)
         if self.text and self.image is not None:
             raise InvalidArgumentError(
                 "image", value=self.image, limit="a task has text columns or an image column"
@@ -163,7 +177,9 @@ class TaskSpec:
     @property
     def names_all_columns(self) -> bool:
         """Whether no column must be inferred."""
-        return bool(self.label_columns and self.inputs)
+        named = set(self.named)
+        layouts = (layout for each in task_types() for layout in each.layouts)
+        return any(set(layout.fields) == named for layout in layouts)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from hifi.errors import InvalidArgumentError, TaskNotSupportedError
 
 InputKind = Literal["text", "image"]
 FieldKind = Literal["text", "image", "words"]
-Use = Literal["text", "image", "words", "label", "labels", "flag", "tags", "spans", "target"]
+Use = Literal[
+    "text", "image", "words", "label", "labels", "flag", "tags", "spans", "answers", "target"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Columns:
         use_of_many: how several columns are read, if not like a single one.
         most: the maximum number of columns; at least one is needed.
         names: usual names of such a column, by which it is found; the first one counts.
+        beside: the field of the input column whose rows these must fit, if there is one.
         words: description for the command line and the OpenAPI document.
     """
 
@@ -36,6 +39,7 @@ class Columns:
     use_of_many: Use | None = None
     most: int = 1
     names: tuple[str, ...] = ()
+    beside: str | None = None
     words: str
 
     def use_of(self, count: int) -> Use:
@@ -146,7 +150,7 @@ class TaskType:
             ``[n, S, num_labels]``; those of padding are ignored.
         metrics: the default first; higher is better for all.
         problem_type: the name in transformers' configurations; None if they have none.
-        options: further fields of a task spec that apply to this type: ``threshold``.
+        options: further fields of a task spec that apply to this type: ``threshold``, ``stride``.
         answer: the answer to an input.
     """
 
@@ -199,7 +203,7 @@ class TaskType:
 
 _TYPES: dict[str, TaskType] = {}
 # Planned task types that are not supported yet.
-PLANNED = ("question-answering", "multiple-choice", "causal-lm")
+PLANNED = ("multiple-choice", "causal-lm")
 
 
 def register(task_type: TaskType) -> TaskType:
@@ -260,6 +264,14 @@ TOKENS_INPUT = Request(
     name="TokensInput",
     words="The words of a text, which also get tags in the answer.",
     fields=(RequestField(name="tokens", kind="words"),),
+)
+QUESTION_INPUT = Request(
+    name="QuestionInput",
+    words="A question, and the text in which its answer is looked for.",
+    fields=(
+        RequestField(name="question", kind="text"),
+        RequestField(name="context", kind="text"),
+    ),
 )
 
 
@@ -404,6 +416,7 @@ TOKEN_CLASSIFICATION = register(
                     field="tags",
                     use="tags",
                     names=("tags", "ner_tags"),
+                    beside="tokens",
                     words="a column of lists with a tag for each word",
                 ),
                 request=TOKENS_INPUT,
@@ -414,6 +427,7 @@ TOKEN_CLASSIFICATION = register(
                     field="spans",
                     use="spans",
                     names=("spans",),
+                    beside="text",
                     words="a column of lists of `{start, end, label}`",
                 ),
                 request=TEXT_INPUT,
@@ -438,6 +452,61 @@ TOKEN_CLASSIFICATION = register(
                     words="of each word; null for an input that is a text, and for a word of which "
                     "the tokenizer reads nothing, if every word has a class",
                 ),
+            ),
+        ),
+    )
+)
+QUESTION_ANSWERING = register(
+    TaskType(
+        name="question-answering",
+        words="the part of a context that answers a question, or that there is none",
+        implementation="hifi.tasks.question_answering:QuestionAnswering",
+        input_kind="text",
+        layouts=(
+            Layout(
+                inputs=(
+                    Columns(
+                        field="question",
+                        use="text",
+                        names=("question",),
+                        words="a column of questions",
+                    ),
+                    Columns(
+                        field="context",
+                        use="text",
+                        names=("context",),
+                        words="a column of the texts that answer them",
+                    ),
+                ),
+                label=Columns(
+                    field="answers",
+                    use="answers",
+                    names=("answers",),
+                    beside="context",
+                    words="a column of `{text: […], answer_start: […]}`, empty for no answer",
+                ),
+                request=QUESTION_INPUT,
+            ),
+        ),
+        num_labels=2,
+        logits="token",
+        metrics=("f1", "exact_match"),
+        problem_type=None,
+        options=("stride",),
+        answer=Answer(
+            name="AnswerPrediction",
+            words="The answer to a question.",
+            fields=(
+                AnswerField(
+                    name="answer",
+                    type=str | None,
+                    words="the part of the context; null if the context does not answer",
+                ),
+                AnswerField(name="score", type=float, words="its probability"),
+                AnswerField(
+                    name="start", type=int | None, words="its first character in the context"
+                ),
+                AnswerField(name="end", type=int | None, words="one after its last character"),
             ),
         ),
     )

@@ -67,6 +67,24 @@ def are_spans(kind: pa.DataType) -> bool:
     return "label" in types and all(pa.types.is_integer(end) for end in ends)
 
 
+def are_answers(kind: pa.DataType) -> bool:
+    """Return whether a type holds answers: texts and their starts, in lists or one by one."""
+    whole = kind.value_type if is_list(kind) else kind
+    if not pa.types.is_struct(whole):
+        return False
+    types = {field.name: field.type for field in whole}
+    if not {"text", "answer_start"} <= types.keys():
+        return False
+    found = [types["text"], types["answer_start"]]
+    if not is_list(kind):
+        if not all(map(is_list, found)):
+            return False
+        found = [each.value_type for each in found]
+    text, start = found
+    is_start = pa.types.is_integer(start) or pa.types.is_null(start)
+    return is_start and (is_text(text) or pa.types.is_null(text))
+
+
 def is_image(kind: pa.DataType) -> bool:
     """Return whether a type holds images: encoded bytes, or a struct with an entry ``bytes``."""
     if pa.types.is_struct(kind):
@@ -77,13 +95,13 @@ def is_image(kind: pa.DataType) -> bool:
 def kept_type(kind: pa.DataType) -> pa.DataType:
     """Return the plain type in which a column is stored.
 
-    Scalars, lists of scalars, objects of these, and lists of labelled spans are supported: they
-    cover all task types, including planned ones.
+    Scalars, lists of scalars, objects of these, and lists of labelled spans or of answers are
+    supported: they cover all task types, including planned ones.
 
     Raises:
         UnfitError: any other type.
     """
-    if are_spans(kind):
+    if are_spans(kind) or (are_answers(kind) and is_list(kind)):
         return pa.list_(_object_type(kind.value_type, entry=_scalar_type, whole=kind))
     if pa.types.is_struct(kind):
         return _object_type(kind, entry=_listed_type, whole=kind)
@@ -118,7 +136,8 @@ def _scalar_type(kind: pa.DataType, *, whole: pa.DataType) -> pa.DataType:
         return kind
     raise UnfitError(
         f"no task reads columns of {type_name(whole)}, only texts, numbers, booleans, images, "
-        "lists of these, and lists of spans with start, end and label"
+        "lists of these, lists of spans with start, end and label, and answers with text and "
+        "answer_start"
     )
 
 

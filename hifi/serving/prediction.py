@@ -83,6 +83,7 @@ class TaskRecord:
         return (
             *(kind.load_encoder, kind.declaration.requests, count),
             *(self.max_length, self.pad_token_id),
+            *self.task.encoding,
         )
 
     def load_encoder(self, source: ModelSource, model: PreTrainedModel) -> Encoder:

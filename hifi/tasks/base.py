@@ -321,13 +321,18 @@ class Task(ABC):
         return self
 
     @abstractmethod
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Return every metric of the task.
 
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
-            targets: of all samples, on the CPU.
+            examples: the samples.
         """
+
+    @property
+    def encoding(self) -> tuple[object, ...]:
+        """What else determines how inputs are encoded, beside the columns' number and lengths."""
+        return ()
 
     @property
     def counted(self) -> str:
@@ -350,12 +355,12 @@ class Task(ABC):
         """
         return {}
 
-    def fit_answers(self, logits: Tensor, targets: Tensor) -> Mapping[str, float]:  # noqa: ARG002 - as above
+    def fit_answers(self, logits: Tensor, examples: Examples) -> Mapping[str, float]:  # noqa: ARG002 - as above
         """Choose what else turns logits into answers, on the validation split: a threshold.
 
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
-            targets: of all samples, on the CPU.
+            examples: the samples.
 
         Returns:
             Plain numbers by name, for :meth:`with_answers`; most tasks have none.
@@ -373,19 +378,19 @@ class Task(ABC):
         """
         return self
 
-    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:  # noqa: ARG002 - as above
+    def only_answer(self, logits: Tensor, examples: Examples) -> str | None:  # noqa: ARG002 - as above
         """Return the class that all samples get although their targets differ; else None.
 
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
-            targets: of all samples, on the CPU.
+            examples: the samples.
         """
         return None
 
     def report(
         self,
         logits: Tensor,  # noqa: ARG002 - only classifications have a report
-        targets: Tensor,  # noqa: ARG002 - as above
+        examples: Examples,  # noqa: ARG002 - as above
         *,
         split: str,  # noqa: ARG002 - as above
     ) -> ClassReport | None:
@@ -393,7 +398,7 @@ class Task(ABC):
 
         Args:
             logits: float32, as in :meth:`loss`, of all samples, on the CPU.
-            targets: of all samples, on the CPU.
+            examples: the samples.
             split: that was measured.
         """
         return None

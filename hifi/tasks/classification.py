@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import AutoClass
     from hifi.data.labels import Label
+    from hifi.tasks.base import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,27 +92,27 @@ class ClassTask(Task):
         names = [str(label) for label in self.labels or ()]
         return dict(zip(names, targets.bincount(minlength=len(names)).tolist(), strict=True))
 
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Compute the declared metrics of logits ``[n, classes]``."""
         return metrics.measure_classes(
             self.declaration.metrics,
-            targets.numpy(),
+            examples.targets.numpy(),
             logits.argmax(-1).numpy(),
             num_classes=self.num_labels,
         )
 
-    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:
+    def only_answer(self, logits: Tensor, examples: Examples) -> str | None:
         """Return the class that all samples get although their targets differ; else None."""
         predicted = logits.argmax(-1).unique()
-        if len(predicted) > 1 or len(targets.unique()) == 1:
+        if len(predicted) > 1 or len(examples.targets.unique()) == 1:
             return None
         return str((self.labels or ())[int(predicted)])
 
-    def report(self, logits: Tensor, targets: Tensor, *, split: str) -> ClassReport:
+    def report(self, logits: Tensor, examples: Examples, *, split: str) -> ClassReport:
         """Return the scores of each class and the confusion matrix."""
         names = [str(name) for name in self.labels or ()]
         predictions = logits.argmax(-1).numpy()
-        return report_classes(names, targets.numpy(), predictions, split=split)
+        return report_classes(names, examples.targets.numpy(), predictions, split=split)
 
     def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest class, its softmax share, and that of every class by name."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import AutoClass
     from hifi.data.labels import Label
-    from hifi.tasks.base import Answer, EncodedInput
+    from hifi.tasks.base import Answer, EncodedInput, Examples
     from hifi.tasks.metrics import Floats
 
 DEFAULT_THRESHOLD = 0.5  # without a validation split
@@ -116,16 +116,16 @@ class MultiLabel(TextTask):
         names = [str(label) for label in self.labels or ()]
         return dict(zip(names, targets.sum(0).int().tolist(), strict=True))
 
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Compute the declared metrics of logits ``[n, labels]``, with this task's threshold."""
         return metrics.measure_label_sets(
             self.declaration.metrics,
-            targets.bool().numpy(),
+            examples.targets.bool().numpy(),
             _scores(logits),
             threshold=self._threshold,
         )
 
-    def fit_answers(self, logits: Tensor, targets: Tensor) -> Mapping[str, float]:
+    def fit_answers(self, logits: Tensor, examples: Examples) -> Mapping[str, float]:
         """Choose the threshold with the highest metric; it is one for all labels.
 
         Of equal ones it is the closest to one half. The mean average precision depends on no
@@ -134,7 +134,7 @@ class MultiLabel(TextTask):
         if self.threshold is not None:
             return {_THRESHOLD: self.threshold}
         by = "micro_f1" if self.metric == "mean_average_precision" else self.metric
-        truth, scores = targets.bool().numpy(), _scores(logits)
+        truth, scores = examples.targets.bool().numpy(), _scores(logits)
         chosen = best_threshold(truth, scores, metric=by, usual=DEFAULT_THRESHOLD)
         return {_THRESHOLD: chosen}
 
@@ -148,19 +148,19 @@ class MultiLabel(TextTask):
             raise DeltaFileError(f"the head delta's task records threshold={threshold!r}: {limit}")
         return replace(self, threshold=threshold)
 
-    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:
+    def only_answer(self, logits: Tensor, examples: Examples) -> str | None:
         """Return the labels that all samples get although their targets differ; else None."""
         found = (_scores(logits) >= self._threshold).astype(np.int8)
-        if (found != found[0]).any() or bool((targets == targets[0]).all()):
+        if (found != found[0]).any() or bool((examples.targets == examples.targets[0]).all()):
             return None
         names = [str((self.labels or ())[index]) for index in np.flatnonzero(found[0])]
         return ", ".join(names) or _NO_LABEL
 
-    def report(self, logits: Tensor, targets: Tensor, *, split: str) -> ClassReport:
+    def report(self, logits: Tensor, examples: Examples, *, split: str) -> ClassReport:
         """Return the scores of each label."""
         names = [str(name) for name in self.labels or ()]
         found = _scores(logits) >= self._threshold
-        return report_label_sets(names, targets.bool().numpy(), found, split=split)
+        return report_label_sets(names, examples.targets.bool().numpy(), found, split=split)
 
     def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - logits suffice
         """Return the labels from the threshold on, and the probability of each label."""

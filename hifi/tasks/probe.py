@@ -29,6 +29,7 @@ _MOST_ITERATIONS = 2000  # of lbfgs; fewer for a large fit
 _LEAST_SPREAD = 1e-2
 _LEAST_SIZE = 1e-4
 _MOST_ROWS = 10_000
+_OTHER_TOKENS = 8  # of a window, beside those that begin or end its answer
 _MOST_FEATURES = 10_000_000  # numbers in memory: 80 MB
 _MOST_PRODUCTS = 100_000_000  # rows × features × labels of one evaluation of the loss: 0.1 s
 _MOST_PRODUCTS_OF_A_TRY = 500 * _MOST_PRODUCTS  # of all its iterations: 50 s
@@ -303,6 +304,35 @@ class LabelsProbe(ProbeKind):
     def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
         # log(1 + e^z) − y z, the cross entropy of a label
         return float(np.mean(np.logaddexp(0, logits) - y * logits))
+
+
+class SpanProbe(LabelsProbe):
+    """Which tokens begin and end an answer, two logistic regressions.
+
+    The targets are ``[n, S, 2]``, as :class:`hifi.tasks.questions.encoder.EncodedQuestions` has
+    them. Of the tokens that do neither, some of each window are enough: leaving out others moves
+    only the intercept, which all tokens of a window share.
+    """
+
+    def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:  # noqa: ARG002 - two ends
+        """Return equal logits: no token is likelier than another without the input."""
+        return torch.zeros(num_labels)
+
+    def draw_rows(self, targets: Tensor, *, width: int, num_labels: int, seed: int) -> Tensor:
+        """Draw windows with so many tokens together as a fit may take; all if they are few."""
+        most = self._most_rows(width=width, num_labels=num_labels) // (_OTHER_TOKENS + 3)
+        order = np.random.default_rng(seed).permutation(len(targets))
+        return torch.from_numpy(np.sort(order[: max(1, most)]))
+
+    def examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and last tokens of answers, those of no answer, and some others."""
+        marks = targets[:, : features.shape[1], 0].long()
+        is_candidate = marks >= 0
+        rank = is_candidate.cumsum(1) - 1  # among the candidates of its window
+        step = (is_candidate.sum(1, keepdim=True) // _OTHER_TOKENS).clamp(min=1)
+        chosen = is_candidate & ((marks > 0) | (rank % step == 0))
+        ends = marks[chosen]
+        return features[chosen], torch.stack([ends & 1, ends & 2], dim=1) > 0
 
 
 class NumberProbe(ProbeKind):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hifi.backbones.models import AutoClass
-    from hifi.tasks.base import Answer, EncodedInput
+    from hifi.tasks.base import Answer, EncodedInput, Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Regression(TextTask):
         """Return the mean squared error of a batch, in float32."""
         return nn.functional.mse_loss(logits.float().squeeze(-1), targets)
 
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Compute the declared metrics of logits ``[n, 1]``."""
-        truth = targets.numpy().astype(np.float64)
+        truth = examples.targets.numpy().astype(np.float64)
         predicted = logits.squeeze(-1).numpy().astype(np.float64)
         return metrics.measure_numbers(self.declaration.metrics, truth, predicted)
 

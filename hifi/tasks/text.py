@@ -333,6 +333,19 @@ class TextEncoder(Encoder):
         return sorted(kept)
 
 
+def require_offsets(tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
+    """Refuse a tokenizer that does not tell the characters of its tokens.
+
+    Raises:
+        ModelError: it is written in Python.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {source.name} does not tell the characters of its tokens: save "
+            "the model with a fast tokenizer (a tokenizer.json)"
+        )
+
+
 def portions(texts: Sequence[Sequence[str]]) -> Iterator[slice]:
     """Divide rows into consecutive portions of about ``_PORTION_CHARACTERS``.
 

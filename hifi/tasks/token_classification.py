@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from hifi.data.classes.weights import ClassWeights
     from hifi.data.spec import TaskSpec
     from hifi.data.task_types import Layout
-    from hifi.tasks.base import Answer, EncodedInput
+    from hifi.tasks.base import Answer, EncodedInput, Examples
     from hifi.tasks.entities import Integers
 
 
@@ -174,9 +174,9 @@ class TokenClassification(TextTask):
         counts = np.bincount(types, minlength=len(self.meaning.types))
         return dict(zip(self.meaning.types, counts.tolist(), strict=True))
 
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Compute precision, recall and F1 of entities, and the share of words that are right."""
-        found, wanted, rows = _compare(logits, targets)
+        found, wanted, rows = _compare(logits, examples.targets)
         counts = self._agreement(found, wanted, rows)
         precision = share(counts.right.sum(), counts.found.sum())
         recall = share(counts.right.sum(), counts.wanted.sum())
@@ -187,16 +187,16 @@ class TokenClassification(TextTask):
             "accuracy": share((found == wanted).sum(), len(wanted)),
         }
 
-    def only_answer(self, logits: Tensor, targets: Tensor) -> str | None:
+    def only_answer(self, logits: Tensor, examples: Examples) -> str | None:
         """Return the class that all words get although theirs differ; else None."""
-        found, wanted, _ = _compare(logits, targets)
+        found, wanted, _ = _compare(logits, examples.targets)
         if len(np.unique(found)) > 1 or len(np.unique(wanted)) == 1:
             return None
         return str((self.labels or ())[int(found[0])])
 
-    def report(self, logits: Tensor, targets: Tensor, *, split: str) -> ClassReport:
+    def report(self, logits: Tensor, examples: Examples, *, split: str) -> ClassReport:
         """Return the scores of each type of entities."""
-        counts = self._agreement(*_compare(logits, targets))
+        counts = self._agreement(*_compare(logits, examples.targets))
         return report_entities(
             self.meaning.types,
             right=counts.right,

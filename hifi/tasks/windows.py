@@ -38,7 +38,11 @@ class Window:
 
 
 def cut_windows(
-    sequence_ids: Sequence[int | None], *, most: int, sequence: int = 0
+    sequence_ids: Sequence[int | None],
+    *,
+    most: int,
+    sequence: int = 0,
+    overlap: int | None = None,
 ) -> list[Window]:
     """Cut a text into windows; a text that fits is one window.
 
@@ -47,6 +51,8 @@ def cut_windows(
             tokens. The text that is cut is contiguous.
         most: tokens of a window, special ones and those of other texts included.
         sequence: the text that is cut; others are in every window.
+        overlap: tokens that two windows share, at most half of those that a window has of the text;
+            by default a quarter of them.
     """
     ids = np.array([-1 if each is None else each for each in sequence_ids])
     body = np.flatnonzero(ids == sequence)
@@ -56,7 +62,8 @@ def cut_windows(
     room = most - len(before) - len(after)
     if len(body) <= room:
         return [Window(np.arange(len(ids)), len(before), 0, range(len(body)))]
-    step = max(1, room - room // OVERLAP)
+    shared = room // OVERLAP if overlap is None else min(overlap, room // 2)
+    step = max(1, room - shared)
     starts = [*range(0, len(body) - room, step), len(body) - room]
     edges = [0, *((a + room + b) // 2 for a, b in pairwise(starts)), len(body)]
     return [

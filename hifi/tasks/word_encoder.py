@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hifi.data.columns import read_texts, read_words
 from hifi.data.task_types import TEXT_INPUT, TOKENS_INPUT
-from hifi.errors import DataError, InputError, ModelError
+from hifi.errors import DataError, InputError
 from hifi.tasks.base import EncodedInput, Sample
-from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions
+from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions, require_offsets
 from hifi.tasks.windows import Window, cut_windows
 from hifi.tasks.word_units import WordUnits, find_given_units, find_units
 
@@ -114,11 +114,7 @@ class WordEncoder(TextEncoder):
         max_length: int,
     ) -> None:
         super().__init__(source, config, columns=[column], max_length=max_length)
-        if not self._tokenizer.is_fast:
-            raise ModelError(
-                f"the tokenizer of {source.name} does not tell the characters of its tokens: save "
-                "the model with a fast tokenizer (a tokenizer.json)"
-            )
+        require_offsets(self._tokenizer, source)
         self._inputs = inputs
         self._column = column
         self._outside = outside

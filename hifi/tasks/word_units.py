@@ -44,10 +44,10 @@ def find_units(text: str, offsets: Sequence[tuple[int, int]]) -> WordUnits:
         offsets: the characters of each of its tokens.
     """
     units: list[list[int]] = []
-    for token, (start, short_end) in enumerate(_trimmed(text, offsets)):
+    for token, (start, short_end) in enumerate(trim_offsets(text, offsets)):
         if start == short_end:
             continue
-        end = _end_of_character(text, short_end)
+        end = end_of_character(text, short_end)
         last = units[-1][2] if units else -1
         if start < last or (start == last and is_inside_word(text, start)):
             units[-1][2] = max(end, last)
@@ -68,7 +68,7 @@ def find_given_units(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -
     starts = word_starts(words)
     units: list[list[int]] = []
     last = -1
-    for token, (start, end) in enumerate(_trimmed(" ".join(words), offsets)):
+    for token, (start, end) in enumerate(trim_offsets(" ".join(words), offsets)):
         word = bisect_right(starts, start) - 1
         if start == end or word == last:
             continue
@@ -82,7 +82,7 @@ def word_starts(words: Sequence[str]) -> list[int]:
     return list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
 
 
-def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def trim_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return offsets without the space that some tokenizers count as part of the next word."""
     found = []
     for start, end in offsets:
@@ -92,7 +92,7 @@ def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, i
     return found
 
 
-def _end_of_character(text: str, place: int) -> int:
+def end_of_character(text: str, place: int) -> int:
     """Return the end of the character in which a place is, as people see it.
 
     Some tokenizers read no accents of their own, or not the joiners between emoji.

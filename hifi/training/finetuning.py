@@ -175,10 +175,10 @@ def finetune(
         test: in the same forms; scored once, at the end, with the best step's weights. No step and
             no byte of the head delta depends on it. ``IfLabelled(source)`` of ``hifi.data.spec``
             leaves out a split without labels, with a warning.
-        task: the type (``classification``, ``multi-label``, ``regression``,
-            ``image-classification``), or a mapping with ``type, text, label, image, metric,
-            threshold``. Missing parts are inferred from the columns; if these are ambiguous, the
-            call fails.
+        task: the type (``classification``, ``token-classification``, ``question-answering``, …), or
+            a mapping with the attributes of a ``TaskSpec`` as entries: ``type``, the columns by
+            their fields, ``metric``, …. Missing parts are inferred from the columns; if these are
+            ambiguous, the call fails.
         text: one or two text columns.
         label: the column of classes, of lists of labels or of numbers; or several columns of 0 and
             1, one for each label.

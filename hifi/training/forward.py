@@ -114,16 +114,16 @@ class Forward:
                 on_batch(number, len(batches))
 
 
-def measure(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+def measure(task: Task, logits: Tensor, examples: Examples) -> dict[str, float]:
     """Return every metric of a task and ``loss``, by name in alphabetical order.
 
     Args:
         task: of the logits.
         logits: float32, of all samples, on the CPU.
-        targets: of all samples, on the CPU.
+        examples: the samples.
     """
-    loss = task.loss(logits, targets).item()
-    return dict(sorted({**task.evaluate(logits, targets), "loss": loss}.items()))
+    loss = task.loss(logits, examples.targets).item()
+    return dict(sorted({**task.evaluate(logits, examples), "loss": loss}.items()))
 
 
 def rank(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:

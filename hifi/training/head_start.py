@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from hifi.backbones.heads import HiddenLayer, task_head_layers
 from hifi.data.run_warnings import RunWarning, warn_of_failed_probe
 from hifi.errors import InvalidArgumentError, ProbeError
 from hifi.tasks.probe import TRIES
+from hifi.training.batching import gather
 from hifi.training.forward import Forward, measure
 
 if TYPE_CHECKING:
@@ -114,6 +117,7 @@ class _ProbeRun:
     ) -> None:
         self._model = ready.loaded.model
         self._is_fresh = ready.kept_head is None
+        self._is_by_token = ready.data.task.declaration.logits == "token"
         self._data = ready.data
         self._forward = Forward(self._model, task=ready.data.task, kept=kept)
         self._training = self._forward  # of the training rows
@@ -160,10 +164,9 @@ class _ProbeRun:
         """Fit the probe on what the last layer reads of the drawn rows."""
         batches = -(-len(rows) // self._settings.batch_size)
         self._before = batches + TRIES
-        with _replaced(self._model, self._layers.last, nn.Identity()):
-            features, targets = self._read_examples(
-                rows, on_batch=lambda number, _: self._report(number)
-            )
+        features, targets = self._read_examples(
+            rows, nn.Identity(), on_batch=lambda number, _: self._report(number)
+        )
         return self._kind.fit(
             features,
             targets,
@@ -174,25 +177,62 @@ class _ProbeRun:
         )
 
     def _read_examples(
-        self, rows: Indices, *, on_batch: OnBatch | None = None
+        self, rows: Indices, layer: _Layer, *, on_batch: OnBatch | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what the last layer reads of some training rows, ``[m, …]``, and the targets.
+        """Return a layer's outputs in the place of the last one, ``[m, …]``, and the targets.
 
-        Of words batch by batch, so that no padding is kept: one long row would multiply it.
+        Of tokens batch by batch, so that no padding is kept: one long row would multiply it.
+
+        Args:
+            rows: of the training split.
+            layer: reads what the last layer reads.
+            on_batch: as for :func:`start_head`.
         """
-        size, train = self._settings.batch_size, self._data.train
+        train = self._data.train
         targets = train.targets[torch.from_numpy(rows)]
-        if self._data.task.declaration.logits == "sample":
-            states = self._training.over(train, rows=rows, batch_size=size, on_batch=on_batch)
-            return states, targets
-        parts = [
+        read = self._outputs(self._training, train, rows=rows, layers=[layer], on_batch=on_batch)
+        if not self._is_by_token:
+            batches, parts = zip(*read, strict=True)
+            return gather(parts, batches), targets
+        pairs = [
             self._kind.examples(states, targets[torch.from_numpy(indices)])
-            for indices, states in self._training.batch_by_batch(
-                train, rows=rows, batch_size=size, on_batch=on_batch
-            )
+            for indices, states in read
         ]
-        states, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        states, labels = (torch.cat(each) for each in zip(*pairs, strict=True))
         return states, labels
+
+    def _outputs(
+        self,
+        forward: Forward,
+        examples: Examples,
+        *,
+        rows: Indices,
+        layers: Collection[_Layer],
+        on_batch: OnBatch | None,
+    ) -> Iterator[tuple[Indices, Tensor]]:
+        """Yield the outputs of layers in the place of the last one, side by side.
+
+        Yields:
+            Indices into ``rows``, ``[B]``, and for each layer ``[B, …]``, float32, on the CPU.
+        """
+        beside, size = _SideBySide(layers), self._settings.batch_size
+        run = partial(
+            forward.batch_by_batch, examples, rows=rows, batch_size=size, on_batch=on_batch
+        )
+        if not self._is_by_token:  # a decoder reads the last token of what comes in their place
+            with _replaced(self._model, self._layers.last, beside):
+                yield from run()
+            return
+        seen: dict[str, Tensor] = {}  # a model for questions divides its logits into two
+        hook = self._last.register_forward_pre_hook(
+            lambda _, arguments: seen.update(states=arguments[0])
+        )
+        try:
+            for indices, _ in run():
+                with torch.no_grad():
+                    yield indices, beside(seen["states"]).cpu()
+        finally:
+            hook.remove()
 
     def _compare(self, probe: LinearProbe | None) -> Yardsticks:
         """Compute the yardsticks; a number that is not finite leaves out its yardstick."""
@@ -200,8 +240,7 @@ class _ProbeRun:
         if validation is None:
             return {}
         known = self._kind.constant(self._data.train.targets, num_labels=task.num_labels)
-        is_by_token = task.declaration.logits == "token"
-        shape = validation.targets.shape[: 2 if is_by_token else 1]
+        shape = validation.targets.shape[: 2 if self._is_by_token else 1]
         logits = {"majority": known.expand(*shape, -1)}
         layers: dict[str, _Layer] = {} if probe is None else {"probe": probe.logits}
         if not self._is_fresh:
@@ -209,11 +248,7 @@ class _ProbeRun:
         if layers:
             logits |= self._read_logits(validation, layers)
         found = {
-            name: measure(
-                task.with_answers(task.fit_answers(each, validation.targets)),
-                each,
-                validation.targets,
-            )
+            name: measure(task.with_answers(task.fit_answers(each, validation)), each, validation)
             for name, each in logits.items()
             if bool(each.isfinite().all())
         }
@@ -224,16 +259,19 @@ class _ProbeRun:
         }
 
     def _read_logits(self, validation: Examples, layers: Mapping[str, _Layer]) -> dict[str, Tensor]:
-        """Return the logits ``[n, num_labels]`` of each layer in the place of the last one.
+        """Return the logits ``[n, …, num_labels]`` of each layer in the place of the last one.
 
         All are computed in one pass, so that no states are kept.
         """
-        with _replaced(self._model, self._layers.last, _SideBySide(tuple(layers.values()))):
-            logits = self._forward.over(
-                validation,
-                batch_size=self._settings.batch_size,
-                on_batch=lambda number, _: self._report(self._before + number),
-            )
+        read = self._outputs(
+            self._forward,
+            validation,
+            rows=np.arange(len(validation)),
+            layers=layers.values(),
+            on_batch=lambda number, _: self._report(self._before + number),
+        )
+        batches, parts = zip(*read, strict=True)
+        logits = gather(parts, batches)
         return dict(zip(layers, logits.chunk(len(layers), dim=-1), strict=True))
 
     def _report(self, number: int) -> None:
@@ -265,10 +303,7 @@ class _ProbeRun:
         )
         some = rows[:: -(-len(rows) // _SAMPLES)]
         try:
-            with _replaced(
-                self._model, self._layers.last, _SideBySide((lambda _: seen["states"],))
-            ):
-                states, _ = self._read_examples(some)
+            states, _ = self._read_examples(some, lambda _: seen["states"])
         finally:
             hook.remove()
         opened = _pass_on(states, module, hidden=hidden)
@@ -279,9 +314,9 @@ class _ProbeRun:
 class _SideBySide(nn.Module):
     """Several layers in the place of one; their outputs side by side, in float32."""
 
-    def __init__(self, layers: tuple[_Layer, ...]) -> None:
+    def __init__(self, layers: Collection[_Layer]) -> None:
         super().__init__()
-        self._layers = layers
+        self._layers = tuple(layers)
 
     def forward(self, states: Tensor) -> Tensor:
         return torch.cat([layer(states).float() for layer in self._layers], dim=-1)

@@ -275,10 +275,10 @@ class Trainer:
 
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
-        logits, targets = self._read_logits(examples, split="validation"), examples.targets
-        answers = self._task.fit_answers(logits, targets)
+        logits = self._read_logits(examples, split="validation")
+        answers = self._task.fit_answers(logits, examples)
         task = self._task.with_answers(answers)
-        metrics = measure(task, logits, targets)
+        metrics = measure(task, logits, examples)
         _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
         self._keep_best(
             Best(
@@ -286,8 +286,8 @@ class Trainer:
                 metrics=metrics,
                 parameters={},  # copied only if it is the best
                 answers=answers,
-                only_answer=task.only_answer(logits, targets),
-                report=task.report(logits, targets, split="validation"),
+                only_answer=task.only_answer(logits, examples),
+                report=task.report(logits, examples, split="validation"),
             )
         )
 
@@ -409,12 +409,12 @@ class Trainer:
         best, examples = self._state.best, self._test
         if examples is None:
             return {}, None if best is None else best.report
-        logits, targets = self._read_logits(examples, split="test"), examples.targets
+        logits = self._read_logits(examples, split="test")
         task = self._task.with_answers({} if best is None else best.answers)
-        metrics, metric = measure(task, logits, targets), task.metric
+        metrics, metric = measure(task, logits, examples), task.metric
         event = self._event("tested", f"test {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
-        return metrics, task.report(logits, targets, split="test")
+        return metrics, task.report(logits, examples, split="test")
 
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""

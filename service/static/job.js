@@ -8,6 +8,9 @@ import { chip, duration, isFinished, progressBar, waited } from "./jobs.js";
 const SHOWN_EVENTS = 200;
 const LOSS = "loss"; // has an axis of its own: it is no share
 const RELOADED = new Set(["status", "selection", "warning"]); // events that change the job
+// The fields of a task that name its columns.
+const INPUTS = ["text", "image", "tokens", "question", "context"];
+const LABELS = ["label", "tags", "spans", "answers"];
 const ACTIONS = {
   cancel: ["queued", "validating", "selecting", "training", "pausing", "paused"],
   pause: ["training"],
@@ -25,6 +28,10 @@ function facts(pairs) {
 // A setting is a number, a text, none, or an object such as the weights of classes.
 function setting(value) {
   return value !== null && typeof value === "object" ? JSON.stringify(value) : (value ?? "none");
+}
+
+function columns(task, fields) {
+  return fields.flatMap((field) => task[field] ?? []);
 }
 
 function card(title, ...content) {
@@ -156,7 +163,7 @@ class JobView {
       facts([
         ["backbone", spec.model],
         ["data set", this.dataset],
-        ["task", `${task.type ?? "–"}, ${[task.text ?? task.image ?? task.tokens ?? []].flat().join(" + ")} → ${[task.label ?? task.tags ?? task.spans ?? []].flat().join(", ")}`],
+        ["task", `${task.type ?? "–"}, ${columns(task, INPUTS).join(" + ")} → ${columns(task, LABELS).join(", ")}`],
         ["score", spec.score ?? "pagerank"],
         ["heads", `${spec.budget == null ? `k = ${spec.k}` : `budget ${spec.budget}`}, ξ = ${spec.xi}, d = ${spec.d}, ${spec.strategy}`],
         ["trained weights", selection ? `${number(selection.trainable_parameters)} (${(100 * selection.fraction).toFixed(2)} %)` : "–"],

@@ -72,6 +72,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO
 
 _TEXT = TypeAdapter(Text)
 _Fields = TypeVar("_Fields", bound=BaseModel)
+_MOST_STRIDE = 1_000_000  # longer than any window
 _MOST_WEIGHTS = 100  # a spec is stored with each job; "balanced" names no labels
 
 
@@ -167,6 +168,9 @@ class TaskFields(_Spec, frozen=True):
     tokens: Text | None = None
     tags: Text | None = None
     spans: Text | None = None
+    question: Text | None = None
+    context: Text | None = None
+    answers: Text | None = None
     metric: Metric | None = None
     threshold: (
         Annotated[
@@ -176,6 +180,18 @@ class TaskFields(_Spec, frozen=True):
                 lt=1,
                 description="of a multi-label task: the probability from which on an input has a "
                 "label; default: the best one on the validation split",
+            ),
+        ]
+        | None
+    ) = None
+    stride: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=_MOST_STRIDE,
+                description="of a question-answering task: tokens that two windows of a long "
+                "context share, at most half of those that a window has; default: a quarter",
             ),
         ]
         | None

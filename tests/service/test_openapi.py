@@ -77,7 +77,7 @@ class TestDocument:
             (
                 "/jobs/{job_id}/predict",
                 "PredictionRequest",
-                ["TextInput", "ImageInput", "TokensInput"],
+                ["TextInput", "ImageInput", "TokensInput", "QuestionInput"],
             ),
             ("/predict", "MixedPredictionRequest", ["JobInput", "SharedInput"]),
         ],
@@ -94,7 +94,7 @@ class TestDocument:
         answers = document["components"]["schemas"]["PredictionList"]["properties"]["data"]
         assert answers["items"]["anyOf"] == [
             {"$ref": f"#/components/schemas/{name}Prediction"}
-            for name in ("Label", "Labels", "Value", "Entities", "Failed", "Shared")
+            for name in ("Label", "Labels", "Value", "Entities", "Answer", "Failed", "Shared")
         ]
         assert {"429", "503", "413", "415"} <= set(operation["responses"])
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as tf
 from PIL import Image
 
@@ -34,7 +35,8 @@ class Case:
         bad: a row that is refused, and a part of the reason.
         input: turns a row into an input of ``/predict``.
         head: the transformers class of a merged model.
-        pipeline: answers rows with a plain transformers pipeline on a folder.
+        pipeline: answers rows with a plain transformers pipeline on a folder, or with the plain
+            model if there is no pipeline.
         reads: what the backbone reads: ``text`` or ``image``.
         reported: the names in the report; none of a type without one.
         layout: in what form the rows are, if a type has several.
@@ -194,6 +196,60 @@ def _tags_of(words: Sequence[str], entities: Sequence[Mapping[str, Any]]) -> lis
     return tags
 
 
+def _questions(count: int, seed: int) -> list[Row]:
+    """Make contexts of which some have an answer, of one word or two."""
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    rows = []
+    for place in range(count):
+        before, after = (draw.choices(WORDS[40:42], k=draw.randint(1, 3)) for _ in range(2))
+        answer = [] if place % 4 == 3 else list(BAD[: draw.randint(1, 2)])
+        texts = [" ".join(answer)] if answer else []
+        starts = [len(" ".join(before)) + 1] if answer else []
+        rows.append(
+            {
+                "question": WORDS[43],
+                "context": " ".join([*before, *answer, *after]),
+                "answers": {"text": texts, "answer_start": starts},
+            }
+        )
+    return rows
+
+
+def _question_input(row: Row) -> Mapping[str, Any]:
+    return {"question": row["question"], "context": row["context"]}
+
+
+def _answer_questions(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    """Read the answers from the logits of a plain model: transformers has no pipeline for them."""
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    model = tf.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    return [_best_span(tokenizer, model, row) for row in rows]
+
+
+def _best_span(tokenizer: Any, model: Any, row: Row) -> Answer:
+    encoded = tokenizer(row["question"], row["context"], return_tensors="pt")
+    characters = tokenizer(row["question"], row["context"], return_offsets_mapping=True)
+    offsets, texts = characters["offset_mapping"], encoded.encodings[0].sequence_ids
+    with torch.no_grad():
+        found = model(**encoded)
+    first, last = (each[0].double().tolist() for each in (found.start_logits, found.end_logits))
+    context = [place for place, text in enumerate(texts) if text == 1]
+    spans = {
+        (offsets[i][0], offsets[j][1]): first[i] + last[j]
+        for i in context
+        for j in context
+        if i <= j < i + 30
+    }
+    best = sorted(spans, key=lambda span: -spans[span])[:20]
+    none = first[0] + last[0]
+    shares = torch.tensor([none, *(spans[span] for span in best)]).softmax(0).tolist()
+    if none - spans[best[0]] > model.config.no_answer_threshold:
+        return {"answer": None, "score": shares[0], "start": None, "end": None}
+    start, end = best[0]
+    answer = row["context"][start:end]
+    return {"answer": answer, "score": shares[1], "start": start, "end": end}
+
+
 def _measure(folder: Path, rows: Sequence[Row]) -> list[Answer]:
     pipeline = tf.pipeline("text-classification", model=str(folder), function_to_apply="none")
     return [{"value": pipeline(row["text"])[0]["score"]} for row in rows]
@@ -264,5 +320,28 @@ CASES = (
         head=tf.AutoModelForTokenClassification,
         pipeline=_find_entities,
         layout="spans",
+    ),
+    Case(
+        type="question-answering",
+        rows=_questions,
+        task={
+            "type": "question-answering",
+            "question": "question",
+            "context": "context",
+            "answers": "answers",
+        },
+        inferred="question-answering",
+        bad=(
+            {
+                "question": "w1",
+                "context": "w2",
+                "answers": {"text": ["w3"], "answer_start": [0]},
+            },
+            "the answer 'w3' is not in the context",
+        ),
+        input=_question_input,
+        head=tf.AutoModelForQuestionAnswering,
+        pipeline=_answer_questions,
+        reported=("an answer", "no answer"),
     ),
 )

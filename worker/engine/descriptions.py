@@ -114,7 +114,8 @@ def _check_encoder(kind: type[Task], source: ModelSource) -> None:
     """
     config = load_config(source)
     kind.check_reads(source, config)
-    task = kind(inputs=("input",), label="label", metric=kind.declaration.metrics[0])
+    layout = kind.declaration.layouts[0]
+    task = kind(inputs=layout.fields[:-1], label="label", metric=kind.declaration.metrics[0])
     task.load_encoder(source, config, max_length=_MAX_LENGTH)
 
 

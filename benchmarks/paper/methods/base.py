@@ -161,7 +161,7 @@ def evaluate(
     batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
     with torch.no_grad():
         parts = [logits(examples.batch(indices).inputs).float() for indices in batches]
-    return measure(ready.data.task, gather(parts, batches), examples.targets)
+    return measure(ready.data.task, gather(parts, batches), examples)
 
 
 def logits_by(model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:

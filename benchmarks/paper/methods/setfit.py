@@ -49,7 +49,7 @@ def run_setfit(run: Run) -> Outcome:
 
         def measured(rows: Rows, examples: Examples) -> Metrics:
             answer = child.ask("predict", Message({"texts": _texts(run, rows)}))
-            return measure(ready.data.task, answer.tensors["logits"], examples.targets)
+            return measure(ready.data.task, answer.tensors["logits"], examples)
 
         validation, test = ready.data.validation, run.splits.test
         assert validation is not None  # noqa: S101 - every run has one

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.client.documents import Job
 
 _SHOWN_CHARACTERS = 60
+_TEXTS = tuple(name for name, field in request_fields().items() if field.kind == "text")
 _BATCH_ROWS = 256
 _JSONL, _JSON, _PARQUET = ".jsonl", ".json", ".parquet"
 
@@ -96,7 +97,7 @@ def _shown(item: object) -> str:
     words = fields.get("tokens")
     if isinstance(words, list):
         fields = {"text": " ".join(map(str, words))}
-    texts = [fields[name] for name in ("text", "text_pair") if isinstance(fields.get(name), str)]
+    texts = [fields[name] for name in _TEXTS if isinstance(fields.get(name), str)]
     if not texts:
         return "image" if "image" in fields else ""
     most = _SHOWN_CHARACTERS // len(texts)

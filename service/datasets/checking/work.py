@@ -20,7 +20,7 @@ from hifi.data.profiling import (
     make_profile,
     rows_with_problems,
 )
-from hifi.data.scan import scan_columns, scan_spans, unfit_scans
+from hifi.data.scan import scan_beside_texts, scan_columns, unfit_scans
 from hifi.data.spec import SPLITS
 from hifi.data.types import cast_to
 from hifi.errors import DataError, in_split
@@ -106,7 +106,7 @@ def _write(reader: Reader, target: Path, split: str, *, budget: Budget) -> tuple
             arrays = dict(zip(scans, batch.columns, strict=True))
             for name, scan in scans.items():
                 scan.add(arrays[name], rows + 1)
-            scan_spans(scans, arrays, first_row=rows + 1)
+            scan_beside_texts(scans, arrays, first_row=rows + 1)
             writer.write_batch(_with_schema(batch, schema))
             rows += batch.num_rows
     if rows == 0:

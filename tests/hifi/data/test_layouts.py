@@ -1,4 +1,4 @@
-"""hifi.data.layouts: columns of words and tags, or of texts and spans; and rows that do not fit."""
+"""hifi.data.layouts: columns of words and tags, texts and spans, questions; and their bad rows."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ SPANNED = [
     {"text": "Ada wrote", "spans": [{"start": 0, "end": 3, "label": "person"}]},
     {"text": "🙂 London slept", "spans": [{"start": 2, "end": 8, "label": "place"}]},
     {"text": "It rained", "spans": []},
+]
+ASKED = [
+    {
+        "question": "Where did she go?",
+        "context": "🙂 She left for Turin.",
+        "answers": {"text": ["Turin"], "answer_start": [15]},
+    },
+    {
+        "question": "Who left?",
+        "context": "Ada left.",
+        "answers": {"text": ["Ada"], "answer_start": [0]},
+    },
+    {"question": "Why?", "context": "It rained.", "answers": {"text": [], "answer_start": []}},
 ]
 
 
@@ -314,9 +327,78 @@ class TestInferenceOfSpans:
         assert columns_of(rows) == ("token-classification", ("text", "spans"))
 
 
+class TestInferenceOfQuestions:
+    TYPE = "question-answering"
+
+    def test_takes_columns_of_usual_names(self):
+        rows = [{"id": place, "title": "x", **row} for place, row in enumerate(ASKED)]
+        assert columns_of(rows) == (self.TYPE, ("question", "context", "answers"))
+
+    def test_takes_answers_of_any_name_by_their_shape(self):
+        rows = renamed(ASKED, answers="found")
+        assert columns_of(rows) == (self.TYPE, ("question", "context", "found"))
+
+    def test_takes_answers_as_objects(self):
+        rows = [{**row, "answers": objects(row["answers"])} for row in ASKED]
+        assert columns_of(rows) == (self.TYPE, ("question", "context", "answers"))
+        expected = make_task(TaskSpec(), Dataset.from_list(ASKED))
+        task = make_task(TaskSpec(), Dataset.from_list(rows))
+        assert task == expected
+        targets = task.targets(Dataset.from_list(rows), split="train")
+        assert targets.tolist() == [[0, 15, 20], [1, 0, 3]]
+
+    def test_of_texts_of_other_names_is_ambiguous(self):
+        rows = renamed(ASKED, question="q", context="c")
+        with pytest.raises(AmbiguousTaskError) as caught:
+            infer(rows, type=self.TYPE)
+        assert caught.value.param == "question"
+        assert columns_of(rows, question="q") == (self.TYPE, ("q", "c", "answers"))
+
+    @pytest.mark.parametrize("named", ["question", "context", "answers"])
+    def test_takes_the_others_of_a_named_one(self, named: str):
+        assert columns_of(ASKED, **{named: named})[0] == self.TYPE
+        assert not TaskSpec.of({named: named}).names_all_columns
+
+    def test_beside_a_label_is_ambiguous(self):
+        rows = [{**row, "label": "xy"[place % 2]} for place, row in enumerate(ASKED)]
+        with pytest.raises(AmbiguousTaskError) as caught:
+            infer(rows)
+        assert caught.value.param == "task"
+
+    def test_of_a_table_of_datasets_is_the_same(self, tmp_path: Path):
+        features = Features(
+            question=Value("string"),
+            context=Value("string"),
+            answers={"text": List(Value("string")), "answer_start": List(Value("int32"))},
+        )
+        path = tmp_path / "a.parquet"
+        Dataset.from_list(ASKED, features=features).to_parquet(path)
+        assert trained(path, path, {}) is None
+        assert uploaded(tmp_path, path, path, {}) == [None, None]
+
+    def test_has_no_other_options(self):
+        assert infer(ASKED, stride=8).stride == 8
+        with pytest.raises(InvalidArgumentError, match="a question-answering task has none"):
+            infer(ASKED, threshold=0.5)
+        with pytest.raises(InvalidArgumentError, match="a token-classification task has none"):
+            infer(TAGGED, type="token-classification", tokens="tokens", tags="tags", stride=8)
+        with pytest.raises(InvalidArgumentError, match="stride"):
+            TaskSpec(stride=-1)
+
+
+def objects(answers: dict[str, list[Any]]) -> list[Row]:
+    """Return answers one by one."""
+    pairs = zip(answers["text"], answers["answer_start"], strict=True)
+    return [{"text": text, "answer_start": start} for text, start in pairs]
+
+
 def changed(rows: list[Row], place: int, **values: Any) -> list[Row]:
     """Return rows of which one has other values."""
     return [{**row, **values} if index == place else row for index, row in enumerate(rows)]
+
+
+def answered(text: Any, start: Any) -> Row:
+    return {"answers": {"text": [text], "answer_start": [start]}}
 
 
 def span(start: Any, end: Any, label: Any = "person", **others: Any) -> Row:
@@ -375,15 +457,37 @@ UNKNOWN: dict[str, tuple[Row, str, str]] = {
     "type": ({"tokens": ["a"], "tags": ["B-ship"]}, "tags", "'ship' does not occur in train"),
     "span": ({"text": "Ada", "spans": [span(0, 3, "ship")]}, "spans", "'ship' does not occur"),
 }
+BAD_ANSWERS: dict[str, tuple[Row, str, str]] = {
+    "elsewhere": (answered("Ada", 1), "answers", "does not begin at 1, but at 0"),
+    "not there": (answered("Bob", 0), "answers", "'Bob' is not in the context"),
+    "empty": (answered(" ", 3), "answers", "an answer is empty"),
+    "no start": (answered("Ada", None), "answers", "no whole number as answer_start"),
+    "fewer starts": (
+        {"answers": {"text": ["Ada", "Ada"], "answer_start": [0]}},
+        "answers",
+        "2 texts of answers and 1 starts",
+    ),
+    "no answers": ({"answers": None}, "answers", "the answers are missing"),
+    "empty context": ({"context": " "}, "", "the text is empty|is not in the context"),
+    "no context": ({"context": None}, "context", "the text is missing"),
+    "empty question": ({"question": ""}, "question", "the text is empty"),
+    "no question": ({"question": None}, "question", "the text is missing"),
+}
+FIELDS = {
+    "tags": ("tokens", "tags"),
+    "spans": ("text", "spans"),
+    "answers": ("question", "context", "answers"),
+}
+# What a caller says of the task, by its label.
 NAMED: list[Callable[[str], dict[str, Any]]] = [
     lambda _: {},
-    lambda _: {"type": "token-classification"},
-    lambda column: (
-        {"text": "text", "spans": "spans"}
-        if column == "spans"
-        else {"tokens": "tokens", "tags": "tags"}
-    ),
+    lambda label: {"type": "question-answering" if label == "answers" else "token-classification"},
+    lambda label: {name: name for name in FIELDS[label]},
 ]
+
+
+def label_of(rows: list[Row]) -> str:
+    return next(name for name in FIELDS if name in rows[0])
 
 
 class TestBadRows:
@@ -394,7 +498,7 @@ class TestBadRows:
         folder: Path, splits: dict[str, list[Row]], expected: tuple[Any, ...], reason: str
     ) -> None:
         paths = {split: jsonl(folder / f"{split}.jsonl", rows) for split, rows in splits.items()}
-        label = "spans" if "spans" in splits["train"][0] else "tags"
+        label = label_of(splits["train"])
         for said in (make(label) for make in NAMED):
             found = trained(*paths.values(), said)
             assert found is not None, said
@@ -420,6 +524,14 @@ class TestBadRows:
         splits |= {split: [*changed(SPANNED, 1, **row), SPANNED[1]]}
         self.check(tmp_path, splits, (split, 2, column), reason)
 
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    @pytest.mark.parametrize("name", BAD_ANSWERS)
+    def test_of_answers(self, name: str, split: str, tmp_path: Path):
+        row, column, reason = BAD_ANSWERS[name]
+        splits = {"train": ASKED, "validation": ASKED}
+        splits |= {split: [*changed(ASKED, 1, **row), ASKED[1]]}
+        self.check(tmp_path, splits, (split, 2, column), reason)
+
     @pytest.mark.parametrize("name", UNKNOWN)
     def test_of_labels_that_train_does_not_have(self, name: str, tmp_path: Path):
         row, column, reason = UNKNOWN[name]
@@ -427,9 +539,9 @@ class TestBadRows:
         splits = {"train": rows, "validation": changed(rows, 2, **row)}
         self.check(tmp_path, splits, ("validation", 3, column), reason)
 
-    @pytest.mark.parametrize("label", ["tags", "spans"])
+    @pytest.mark.parametrize("label", ["tags", "spans", "answers"])
     def test_of_a_split_without_any_list(self, label: str, tmp_path: Path):
-        rows = TAGGED if label == "tags" else SPANNED
+        rows = {"tags": TAGGED, "spans": SPANNED, "answers": ASKED}[label]
         splits = {"train": rows, "validation": [{**row, label: None} for row in rows]}
         paths = [jsonl(tmp_path / f"{split}.jsonl", each) for split, each in splits.items()]
         found = trained(*paths, {})
@@ -454,12 +566,31 @@ class TestBadRows:
             assert (found[1:], reason in found[0]) == (("train", None, label), True)
             assert uploaded(tmp_path, bad, good, said) == [found]
 
+    def test_of_a_split_without_any_answer(self, tmp_path: Path):
+        for none in ({"text": [], "answer_start": []}, []):
+            empty = [{**row, "answers": none} for row in ASKED]
+            good, bad = jsonl(tmp_path / "a.jsonl", ASKED), jsonl(tmp_path / "b.jsonl", empty)
+            assert trained(good, bad, {}) is None
+            assert uploaded(tmp_path, good, bad, {}) == [None, None]
+            said = NAMED[2]("answers")
+            found = trained(bad, good, said)
+            assert found is not None
+            assert found[1:] == ("train", None, "answers")
+            assert uploaded(tmp_path, bad, good, said) == [found]
+
     def test_of_a_split_with_nothing_but_nulls_among_its_spans(self):
         task = make_task(TaskSpec(), load_split(SPANNED, split="train"))
         rows = [{"text": "a", "spans": []}, {"text": "b", "spans": [None]}]
         with pytest.raises(DataError, match="an entry that is no span") as caught:
             task.targets(load_split(rows, split="validation"), split="validation")
         assert (caught.value.row, caught.value.column) == (2, "spans")
+
+    def test_of_a_split_with_nothing_but_nulls_among_its_answers(self):
+        task = make_task(TaskSpec(), load_split(ASKED, split="train"))
+        rows = [{**ASKED[2], "answers": []}, {**ASKED[2], "answers": [None]}]
+        with pytest.raises(DataError, match="an entry that is no answer") as caught:
+            task.targets(load_split(rows, split="validation"), split="validation")
+        assert (caught.value.row, caught.value.column) == (2, "answers")
 
     def test_of_integers_without_names(self, tmp_path: Path):
         rows = [{"tokens": row["tokens"], "tags": [0] * len(row["tokens"])} for row in TAGGED]
@@ -496,6 +627,11 @@ SPANS = st.lists(
 )
 
 
+ANSWERS = st.lists(st.tuples(st.sampled_from(["Ada", "Женя", "", None]), PLACES), max_size=2).map(
+    lambda pairs: {"text": [pair[0] for pair in pairs], "answer_start": [pair[1] for pair in pairs]}
+)
+
+
 @st.composite
 def good_and_any_rows(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
     """Draw the rows of training and validation: sound ones, and some with any values."""
@@ -504,6 +640,7 @@ def good_and_any_rows(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
             [
                 (TAGGED, {"tokens": WORDS, "tags": TAGS}),
                 (SPANNED, {"text": TEXTS, "spans": st.none() | SPANS}),
+                (ASKED, {"question": TEXTS, "context": TEXTS, "answers": st.none() | ANSWERS}),
             ]
         )
     )
@@ -517,7 +654,7 @@ class TestAnyRows:
     def test_are_refused_in_training_exactly_as_at_an_upload(
         self, drawn: tuple[list[Row], list[Row]], make: Callable[[str], dict[str, Any]]
     ):
-        said = make("spans" if "spans" in drawn[0][0] else "tags")
+        said = make(label_of(drawn[0]))
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             paths = [jsonl(folder / f"{place}.jsonl", rows) for place, rows in enumerate(drawn)]

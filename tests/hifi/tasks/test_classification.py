@@ -15,6 +15,7 @@ from hifi.errors import DataError, InvalidArgumentError
 from hifi.tasks import TaskSpec, make_task
 from hifi.tasks.classification import Classification
 from hifi.tasks.image_classification import ImageClassification
+from tests.measured import Measured
 from tests.tiny_tasks import image_rows, text_rows
 
 
@@ -138,7 +139,7 @@ class TestWeights:
 class TestEvaluate:
     def test_gives_every_metric(self):
         logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-        metrics = make((0, 1)).evaluate(logits, torch.tensor([1, 0, 0, 0]))
+        metrics = make((0, 1)).evaluate(logits, Measured(torch.tensor([1, 0, 0, 0])))
         assert metrics == pytest.approx(
             {"accuracy": 0.75, "f1": 2 / 3, "matthews": 2 / math.sqrt(12)}
         )

@@ -22,6 +22,7 @@ from hifi.data import tags as tag_rows
 from hifi.tasks.entities import Agreement, WordLabels, f1, find_entities, share
 from hifi.tasks.token_classification import TokenClassification
 from hifi.tasks.word_encoder import NO_LABEL
+from tests.measured import Measured
 
 Rows = list[list[str]]
 
@@ -63,6 +64,12 @@ def tensors(wanted: Rows, found: Rows) -> tuple[torch.Tensor, torch.Tensor]:
             targets[row, 2 * place + 1, 0] = LABELS.index(tag)
             logits[row, 2 * place + 1, LABELS.index(guess)] = 1
     return logits, targets
+
+
+def measured(wanted: Rows, found: Rows) -> tuple[torch.Tensor, Measured]:
+    """Return the logits of rows, and the split that they are compared with."""
+    logits, targets = tensors(wanted, found)
+    return logits, Measured(targets)
 
 
 @pytest.fixture(autouse=True)
@@ -140,13 +147,13 @@ class TestScores:
     def test_of_a_known_example(self):
         wanted = [["O", "B-a", "I-a", "O"], ["B-b", "O"]]
         found = [["B-a", "I-a", "I-a", "O"], ["B-b", "O"]]
-        scores = TASK.evaluate(*tensors(wanted, found))
+        scores = TASK.evaluate(*measured(wanted, found))
         assert scores == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 4 / 6}
 
     @given(two_readings())
     def test_are_those_of_seqeval(self, drawn: tuple[Rows, Rows]):
         wanted, found = drawn
-        scores = TASK.evaluate(*tensors(wanted, found))
+        scores = TASK.evaluate(*measured(wanted, found))
         assert scores["precision"] == pytest.approx(precision_score(wanted, found, zero_division=0))
         assert scores["recall"] == pytest.approx(recall_score(wanted, found, zero_division=0))
         assert scores["f1"] == pytest.approx(f1_score(wanted, found, zero_division=0))
@@ -155,7 +162,7 @@ class TestScores:
     @given(two_readings())
     def test_of_each_type_are_those_of_seqeval(self, drawn: tuple[Rows, Rows]):
         wanted, found = drawn
-        report = TASK.report(*tensors(wanted, found), split="test")
+        report = TASK.report(*measured(wanted, found), split="test")
         assert (report.split, report.classes, report.confusion) == ("test", 3, None)
         entities = sum(each.support for each in report.per_class)
         assert entities == len(triples(wanted))

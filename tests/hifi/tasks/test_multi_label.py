@@ -16,6 +16,7 @@ from hifi.errors import DataError, DeltaFileError, InvalidArgumentError
 from hifi.tasks import TaskSpec, make_task
 from hifi.tasks.base import Sample
 from hifi.tasks.multi_label import MultiLabel
+from tests.measured import Measured
 
 SAMPLE = Sample({}, {}, 1)
 LISTS = [["b"], [], ["a", "b"], ["c"], ["b"], ["a"]]
@@ -141,20 +142,20 @@ class TestThreshold:
 
     def test_is_the_one_with_the_best_metric(self):
         task = make(lists(["a"], ["b"]))
-        assert task.evaluate(self.SCORES, self.TRUTH)["micro_f1"] == 0.0  # at one half
-        fitted = task.fit_answers(self.SCORES, self.TRUTH)
+        assert task.evaluate(self.SCORES, Measured(self.TRUTH))["micro_f1"] == 0.0  # at one half
+        fitted = task.fit_answers(self.SCORES, Measured(self.TRUTH))
         assert 0.2 < fitted["threshold"] <= 0.26
-        found = task.with_answers(fitted).evaluate(self.SCORES, self.TRUTH)
+        found = task.with_answers(fitted).evaluate(self.SCORES, Measured(self.TRUTH))
         assert found["micro_f1"] == found["subset_accuracy"] == 1.0
 
     def test_of_equal_ones_is_the_closest_to_one_half(self):
         scores = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).logit()
-        fitted = make(lists(["a"], ["b"])).fit_answers(scores, torch.eye(2))
+        fitted = make(lists(["a"], ["b"])).fit_answers(scores, Measured(torch.eye(2)))
         assert fitted == {"threshold": 0.5}
 
     def test_can_be_set(self):
         task = make(lists(["a"], ["b"]), type="multi-label", threshold=0.3)
-        assert task.fit_answers(self.SCORES, self.TRUTH) == {"threshold": 0.3}
+        assert task.fit_answers(self.SCORES, Measured(self.TRUTH)) == {"threshold": 0.3}
         assert task.describe()["threshold"] == task.settings()["threshold"] == 0.3
 
     @pytest.mark.parametrize("threshold", [0, 1, -1, "high", True, float("nan")])
@@ -178,7 +179,7 @@ class TestResult:
     TRUTH = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
 
     def test_has_the_metrics_of_scikit_learn(self):
-        found = make(lists(*LISTS)).evaluate(self.LOGITS, self.TRUTH)
+        found = make(lists(*LISTS)).evaluate(self.LOGITS, Measured(self.TRUTH))
         truth, predicted = self.TRUTH.numpy(), (self.LOGITS > 0).numpy()
         micro = f1_score(truth, predicted, average="micro")
         assert found["micro_f1"] == pytest.approx(micro)
@@ -195,7 +196,7 @@ class TestResult:
         )
 
     def test_reports_each_label_without_a_matrix(self):
-        report = make(lists(*LISTS)).report(self.LOGITS, self.TRUTH, split="test")
+        report = make(lists(*LISTS)).report(self.LOGITS, Measured(self.TRUTH), split="test")
         first = report.per_class[0]
         assert (first.label, first.precision, first.recall, first.support) == ("a", 0.5, 1.0, 1)
         assert (report.classes, report.confusion, report.split) == (3, None, "test")
@@ -206,9 +207,9 @@ class TestResult:
     )
     def test_tells_when_every_row_gets_the_same(self, row: list[float], only: str):
         task = make(lists(*LISTS))
-        assert task.only_answer(torch.tensor([row, row, row]), self.TRUTH) == only
-        assert task.only_answer(self.LOGITS, self.TRUTH) is None
-        assert task.only_answer(torch.tensor([row, row]), self.TRUTH[1:]) is None
+        assert task.only_answer(torch.tensor([row, row, row]), Measured(self.TRUTH)) == only
+        assert task.only_answer(self.LOGITS, Measured(self.TRUTH)) is None
+        assert task.only_answer(torch.tensor([row, row]), Measured(self.TRUTH[1:])) is None
 
     def test_counts_the_rows_of_each_label(self):
         assert make(lists(*LISTS)).count_rows(self.TRUTH) == {"a": 1, "b": 2, "c": 0}

@@ -11,6 +11,7 @@ import transformers as tf
 from hifi.data.splits import load_split
 from hifi.errors import DataError
 from hifi.tasks import TaskSpec, make_task
+from tests.measured import Measured
 from tests.tiny_tasks import text_rows
 
 ROWS = text_rows(4, labels=(0.5, 1.0, 2.5, -1.0))
@@ -56,7 +57,9 @@ class TestLoss:
 
 class TestEvaluate:
     def test_gives_both_correlations(self, task):
-        metrics = task.evaluate(torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([1.0, 2.0, 3.0]))
+        metrics = task.evaluate(
+            torch.tensor([[1.0], [2.0], [9.0]]), Measured(torch.tensor([1.0, 2.0, 3.0]))
+        )
         assert metrics["spearman"] == pytest.approx(1)
         assert 0.9 < metrics["pearson"] < 0.95
 

@@ -30,6 +30,7 @@ from hifi.tasks.word_units import WordUnits
 from hifi.training.events import Control
 from hifi.training.preparation import Prepared, prepare
 from tests.architectures import LAYERS, tiny_model
+from tests.measured import Measured
 from tests.task_types.cases import CASES
 from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_runs import SMALL, file_of, stop_at
@@ -166,7 +167,7 @@ class TestMetrics:
         wanted = targets_of([NONE, 1, 2, 0, 3], [3, 4, 1, 0, NONE])
         found = logits_for([4, 1, 2, 0, 0], [3, 0, 1, 3, 0])
         # Of bad 0-1, good 3, good 0-1 and bad 2, two are found, and two others.
-        metrics = make().evaluate(found, wanted)
+        metrics = make().evaluate(found, Measured(wanted))
         assert metrics == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 5 / 8}
 
     def test_an_entity_over_two_windows_of_a_row_is_one(self):
@@ -174,21 +175,21 @@ class TestMetrics:
         task = make()
         assert task.count_rows(wanted) == {"bad": 1, "good": 0}
         assert task.count_answers(wanted) == 1
-        assert task.evaluate(logits_for([0, 0, 1], [2, 2, 0]), wanted)["f1"] == 1.0
+        assert task.evaluate(logits_for([0, 0, 1], [2, 2, 0]), Measured(wanted))["f1"] == 1.0
 
     def test_an_entity_does_not_reach_into_the_next_row(self):
         wanted = targets_of([0, 1], [2, 0])
         assert make().count_rows(wanted) == {"bad": 2, "good": 0}
 
     def test_of_no_entity_are_zero(self):
-        metrics = make().evaluate(logits_for([0, 0]), targets_of([0, 0]))
+        metrics = make().evaluate(logits_for([0, 0]), Measured(targets_of([0, 0])))
         assert metrics == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
         assert make().count_answers(targets_of([0, 0])) == 1  # of which a share is taken
 
     def test_report_of_each_type(self):
         wanted = targets_of([NONE, 1, 2, 0, 3], [3, 4, 1, 0, NONE])
         found = logits_for([4, 1, 2, 0, 0], [3, 0, 1, 3, 0])
-        bad, good = make().report(found, wanted, split="test").per_class
+        bad, good = make().report(found, Measured(wanted), split="test").per_class
         assert vars(bad) == {
             "label": "bad",
             "precision": 1.0,
@@ -200,9 +201,9 @@ class TestMetrics:
 
     def test_the_only_answer_is_named(self):
         wanted, outside = targets_of([NONE, 0, 1]), logits_for([3, 0, 0])
-        assert make().only_answer(outside, wanted) == "O"
-        assert make().only_answer(logits_for([3, 0, 1]), wanted) is None
-        assert make().only_answer(outside, targets_of([NONE, 0, 0])) is None
+        assert make().only_answer(outside, Measured(wanted)) == "O"
+        assert make().only_answer(logits_for([3, 0, 1]), Measured(wanted)) is None
+        assert make().only_answer(outside, Measured(targets_of([NONE, 0, 0]))) is None
 
 
 class TestAnswers:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from hifi.backbones.models import AutoClass
     from hifi.deltas.delta import HeadDelta
-    from hifi.tasks.base import EncodedInput
+    from hifi.tasks.base import EncodedInput, Examples
     from hifi.training.finetuning import FinetuneResult
 
 CLOSE = 1e-5
@@ -117,9 +117,9 @@ class Tags(TextTask):
         mine = targets[:, : logits.shape[1]].flatten()  # a batch may be shorter than its split
         return nn.functional.cross_entropy(logits.flatten(0, 1), mine, ignore_index=NO_TAG)
 
-    def evaluate(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        is_word = targets != NO_TAG
-        is_right = (logits.argmax(-1) == targets)[is_word]
+    def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
+        is_word = examples.targets != NO_TAG
+        is_right = (logits.argmax(-1) == examples.targets)[is_word]
         return {"toy-accuracy": is_right.double().mean().item(), "toy-share": 0.5}
 
     def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hifi.data.settings import HeadStart, Hyperparameters
 from hifi.errors import CheckpointError, InvalidArgumentError, JobPaused, JobStopped
 from hifi.tasks import TaskSpec, probe
 from hifi.tasks.classification import ClassTask
-from hifi.training import trainer
+from hifi.training import batching, head_start, trainer
 from hifi.training.checkpoint import load_checkpoint
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.forward import Forward
@@ -120,7 +120,9 @@ class TestProbeStart:
             seed=SETTINGS.seed,
         )
         assert own.logits(states).numpy() == pytest.approx(logits.numpy(), abs=2e-2)
-        measured = task.evaluate(look_at(ready, layers.last, "validation")[1], held_out(ready))
+        validation = ready.data.validation
+        assert validation is not None
+        measured = task.evaluate(look_at(ready, layers.last, "validation")[1], validation)
         known = dict(started.yardsticks["probe"])
         known.pop("loss")
         assert known == pytest.approx(measured)
@@ -472,14 +474,14 @@ class TestYardsticks:
 
     def test_no_states_of_the_validation_split_are_kept(self, tmp_path: Path, monkeypatch):
         shapes: list[tuple[int, ...]] = []
-        over = Forward.over
+        gather = batching.gather
 
-        def look(self: Forward, *arguments: Any, **named: Any) -> Tensor:
-            found = over(self, *arguments, **named)
+        def look(*arguments: Any) -> Tensor:
+            found = gather(*arguments)
             shapes.append(tuple(found.shape))
             return found
 
-        monkeypatch.setattr(Forward, "over", look)
+        monkeypatch.setattr(head_start, "gather", look)
         start_head(ready_for(save_bare_backbone(tmp_path)), settings=SETTINGS)
         assert shapes[-1] == (21, 3)
 

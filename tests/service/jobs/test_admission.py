@@ -415,7 +415,10 @@ class TestAdmit:
             "metadata": {"team": "search"},
         }
         new = ask(**said, training={"epochs": 1, "early_stopping_patience": 2}).new_job
-        left = ("image", "tokens", "tags", "spans", "threshold")
+        left = (
+            *("image", "tokens", "tags", "spans", "question", "context", "answers"),
+            *("threshold", "stride"),
+        )
         assert {name: new.spec[name] for name in said} == {
             **said,
             "task": {**said["task"], "label": "label", **dict.fromkeys(left)},

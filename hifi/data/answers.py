@@ -1,0 +1,92 @@
+"""Answers to questions as SQuAD has them: texts, and where they begin in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hifi.data.characters import is_inside_character
+from hifi.errors import quoted
+
+MISSING = "the answers are missing: empty lists say that there is none"
+_UNITS: Mapping[str, Callable[[str], int]] = {
+    "bytes": lambda text: len(text.encode(errors="surrogatepass")),
+    "UTF-16 units": lambda text: len(text.encode("utf-16-le", errors="surrogatepass")) // 2,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in a context.
+
+    Attributes:
+        start: the first character, from 0.
+        text: as the context has it, without white space at its ends.
+    """
+
+    start: int
+    text: str
+
+    @property
+    def end(self) -> int:
+        """One after the last character."""
+        return self.start + len(self.text)
+
+
+def read_answers(context: str, given: object) -> list[Answer]:
+    """Check a row's answers.
+
+    Args:
+        context: the row's.
+        given: ``{"text": [...], "answer_start": [...]}``, or a list of objects with a ``text`` and
+            an ``answer_start`` each; empty if the context has no answer.
+
+    Raises:
+        ValueError: they are missing; an answer is empty, not in the context, or begins elsewhere in
+            it; or its ends are inside a character.
+    """
+    return [_read(context, text, start) for text, start in _pairs(given)]
+
+
+def _pairs(given: object) -> list[tuple[object, object]]:
+    """Return the text and the start of each answer."""
+    if given is None:
+        raise ValueError(MISSING)
+    if isinstance(given, Mapping):
+        texts, starts = (_listed(given.get(name)) for name in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise ValueError(f"the row has {len(texts)} texts of answers and {len(starts)} starts")
+        return list(zip(texts, starts, strict=True))
+    entries = [entry or {} for entry in _listed(given)]
+    return [(entry.get("text"), entry.get("answer_start")) for entry in entries]
+
+
+def _listed(given: object) -> Sequence[Any]:
+    return given if isinstance(given, Sequence) else ()
+
+
+def _read(context: str, text: object, start: object) -> Answer:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("an answer is empty; a row without an answer has empty lists")
+    if type(start) is not int:
+        raise ValueError(f"the answer {quoted(text)} has no whole number as answer_start")
+    if start < 0 or context[start : start + len(text)] != text:
+        raise ValueError(_why_elsewhere(context, text, start))
+    if any(is_inside_character(context, place) for place in (start, start + len(text))):
+        raise ValueError(f"the answer {quoted(text)} begins or ends inside a character")
+    return Answer(start + len(text) - len(text.lstrip()), text.strip())
+
+
+def _why_elsewhere(context: str, text: str, start: int) -> str:
+    """Return why an answer is not where it should begin."""
+    places = [place for place in range(len(context)) if context.startswith(text, place)]
+    if not places:
+        return f"the answer {quoted(text)} is not in the context"
+    nearest = min(places, key=lambda place: abs(place - start))
+    reason = f"the answer {quoted(text)} does not begin at {start}, but at {nearest}"
+    for unit, count in _UNITS.items():
+        if any(count(context[:place]) == start for place in places):
+            reason += f"; {start} counts {unit}: convert it to characters"
+            break
+    return reason

@@ -1,0 +1,300 @@
+"""hifi.tasks.questions.encoder: the windows of contexts, and the tokens of answers in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hifi.backbones.models import load_config, resolve_model
+from hifi.data.splits import load_split
+from hifi.errors import DataError, InputError, InvalidArgumentError, ModelError
+from hifi.tasks import TaskSpec, make_task
+from hifi.tasks.questions.encoder import (
+    FIRST,
+    LAST,
+    NEITHER,
+    EncodedQuestions,
+    QuestionEncoder,
+    WindowedQuestion,
+)
+from tests.architectures import tiny_model
+from tests.tiny_tokenizers import KINDS
+
+Row = dict[str, Any]
+EACH = pytest.mark.parametrize("kind", KINDS)
+WORDS = (
+    "ada",
+    "Lovelace",
+    "in",
+    "London",
+    "caf\u00e9s",
+    "cafe\u0301s",
+    "дом",
+    "世界",
+    "don't",
+    ".",
+)
+
+
+class Made:
+    """Models on disk, one for each kind of tokenizer; their weights are never read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder_of = cache(self._save)
+
+    def _save(self, kind: str) -> Path:
+        folder = self.folder / kind
+        tokenizer = KINDS[kind]()
+        tokenizer.save_pretrained(folder)
+        model = tiny_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512)
+        model.save_pretrained(folder)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("tokenizers"))
+
+
+def asked_rows(count: int) -> list[Row]:
+    """Draw contexts of words, of which some are the answer; every fourth has none."""
+    draw = random.Random(1)  # noqa: S311 - a draw, not a secret
+    rows = []
+    for place in range(count):
+        words = draw.choices(WORDS, k=draw.randint(1, 40))
+        first = draw.randrange(len(words))
+        answer = " ".join(words[first : first + draw.randint(1, 3)])
+        start = len("".join(f"{word} " for word in words[:first]))
+        found = {"text": [answer], "answer_start": [start]}
+        none: Row = {"text": [], "answer_start": []}
+        question = " ".join(draw.choices(WORDS, k=draw.randint(1, 4)))
+        rows.append(
+            {
+                "question": question,
+                "context": " ".join(words),
+                "answers": none if place % 4 == 3 else found,
+            }
+        )
+    return rows
+
+
+def encoder_of(
+    folder: Path, rows: Sequence[Row], *, max_length: int, **said: Any
+) -> tuple[Any, ...]:
+    dataset = load_split(list(rows), split="train")
+    task = make_task(TaskSpec.of({"type": "question-answering", **said}), dataset)
+    source = resolve_model(folder)
+    encoder = task.load_encoder(source, load_config(source), max_length=max_length)
+    assert isinstance(encoder, QuestionEncoder)
+    return task, dataset, encoder
+
+
+def encode(folder: Path, rows: Sequence[Row], *, max_length: int, **said: Any) -> EncodedQuestions:
+    task, dataset, encoder = encoder_of(folder, rows, max_length=max_length, **said)
+    targets = task.targets(dataset, split="train")
+    return encoder.encode(dataset, split="train", targets=targets)
+
+
+def ends_of(encoded: EncodedQuestions, window: int) -> tuple[int, int]:
+    """Return the first and last token of the answer in a window."""
+    marks = encoded.targets[window, :, 0]
+    first, last = ((marks > 0) & (marks & end > 0) for end in (FIRST, LAST))
+    assert (first.sum(), last.sum()) == (1, 1)
+    return int(first.int().argmax()), int(last.int().argmax())
+
+
+class TestEncode:
+    @EACH
+    @pytest.mark.parametrize("max_length", [24, 40, 500])
+    def test_marks_each_answer_in_every_window_that_has_all_of_it(
+        self, kind: str, max_length: int, made: Made
+    ):
+        rows = asked_rows(24)
+        encoded = encode(made.folder_of(kind), rows, max_length=max_length)
+        assert encoded.rows == len(rows)
+        assert encoded.lengths.max() <= max_length
+        found: dict[int, set[str]] = {row: set() for row in range(len(rows))}
+        for window, row in enumerate(encoded.row_of.tolist()):
+            first, last = ends_of(encoded, window)
+            assert (first == 0) == (last == 0)
+            if first:
+                found[row].add(encoded.text(window, first, last))
+        for row, texts in found.items():
+            wanted = rows[row]["answers"]["text"]
+            assert len(texts) == len(wanted)
+            # A tokenizer may join an answer's end with what follows it, and a short window may have
+            # only a part of a long answer.
+            assert all(wanted[0] in text or text in wanted[0] for text in texts)
+            if max_length == 500:
+                assert all(wanted[0] in text for text in texts)
+        if max_length == 500:
+            assert len(encoded) == len(rows)
+
+    @EACH
+    def test_every_token_of_a_context_is_in_a_window(self, kind: str, made: Made):
+        rows = asked_rows(12)
+        encoded = encode(made.folder_of(kind), rows, max_length=20)
+        starts = encoded.lengths.cumsum() - encoded.lengths
+        for row, text in enumerate(encoded.contexts):
+            seen = {
+                tuple(pair)
+                for window in (encoded.row_of == row).nonzero()[0]
+                for pair in encoded.characters[
+                    starts[window] : starts[window] + encoded.lengths[window]
+                ].tolist()
+            }
+            covered = {place for start, end in seen for place in range(start, end)}
+            assert all(place in covered or not text[place].strip() for place in range(len(text)))
+
+    @EACH
+    def test_questions_and_special_tokens_are_no_candidates(self, kind: str, made: Made):
+        encoded = encode(made.folder_of(kind), asked_rows(6), max_length=500)
+        marks = encoded.targets[..., 0]
+        starts = encoded.lengths.cumsum() - encoded.lengths
+        for window, length in enumerate(encoded.lengths.tolist()):
+            own = encoded.characters[starts[window] : starts[window] + length]
+            is_empty = torch.from_numpy(own[:, 0] == own[:, 1])
+            assert is_empty[0]  # the place of no answer
+            assert ((marks[window, :length] == NEITHER) == is_empty)[1:].all()
+            assert (marks[window, length:] == NEITHER).all()
+
+    def test_learns_the_first_of_several_answers_and_keeps_all(self, made: Made):
+        row = {
+            "question": "in",
+            "context": "ada in London",
+            "answers": {"text": ["London", "ada"], "answer_start": [7, 0]},
+        }
+        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=64)
+        first, last = ends_of(encoded, 0)
+        assert encoded.text(0, first, last) == "London"
+        assert encoded.answers[0] == ["London", "ada"]
+
+    @pytest.mark.parametrize(("stride", "shared"), [(None, 7), (0, 0), (3, 3), (1000, 14)])
+    def test_windows_share_as_many_tokens_as_asked(
+        self, stride: int | None, shared: int, made: Made
+    ):
+        row = {
+            "question": "in",
+            "context": "ada " * 100,
+            "answers": {"text": ["ada"], "answer_start": [0]},
+        }
+        said = {} if stride is None else {"stride": stride}
+        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=32, **said)
+        starts = encoded.lengths.cumsum() - encoded.lengths
+        windows = [
+            encoded.characters[start : start + length]
+            for start, length in zip(starts, encoded.lengths, strict=True)
+        ]
+        first, second = (
+            {tuple(pair) for pair in window.tolist() if pair[0] < pair[1]} for window in windows[:2]
+        )
+        assert len(first) == 28  # [CLS] in [SEP] … [SEP]
+        assert len(first & second) == shared
+
+    def test_a_long_question_takes_half_of_a_window(self, made: Made):
+        row = {
+            "question": "ada " * 100,
+            "context": "in London",
+            "answers": {"text": ["London"], "answer_start": [3]},
+        }
+        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=23)
+        ids = encoded.batch([0]).inputs["input_ids"][0].tolist()
+        assert len(encoded) == 2
+        assert max(ids.count(token) for token in ids) == 10  # of 23 less [CLS], [SEP], [SEP]
+        assert encoded.text(0, *ends_of(encoded, 0)) == "London"
+
+    def test_the_digest_depends_on_all_answers(self, made: Made):
+        def digest(*texts: str) -> str:
+            context = "ada in London in ada"
+            answers = {"text": list(texts), "answer_start": [context.index(text) for text in texts]}
+            row = {"question": "in", "context": context, "answers": answers}
+            return encode(made.folder_of("wordpiece"), [row] * 2, max_length=64).digest()
+
+        assert digest("ada", "London") == digest("ada", "London")
+        assert len({digest("ada"), digest("ada", "London"), digest("London", "ada")}) == 3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("column", ["question", "context"])
+    def test_of_a_text_without_a_token(self, column: str, made: Made):
+        row = {
+            "question": "in",
+            "context": "ada",
+            "answers": {"text": ["ada"], "answer_start": [0]},
+        }
+        silent = {**row, "answers": {"text": [], "answer_start": []}, column: "\u200b"}
+        with pytest.raises(DataError, match="produces no token") as caught:
+            encode(made.folder_of("wordpiece"), [row, silent], max_length=32)
+        assert (caught.value.row, caught.value.column) == (2, column)
+
+    def test_of_an_answer_without_a_token(self, made: Made):
+        row = {
+            "question": "in",
+            "context": "ada \u200b in",
+            "answers": {"text": ["\u200b"], "answer_start": [4]},
+        }
+        with pytest.raises(DataError, match=r"no token for the answer|answer is empty") as caught:
+            encode(made.folder_of("wordpiece"), [row], max_length=32)
+        assert caught.value.row == 1
+
+    def test_of_a_length_without_room(self, made: Made):
+        with pytest.raises(InvalidArgumentError, match="max_length"):
+            encode(made.folder_of("wordpiece"), asked_rows(2), max_length=4)
+
+    def test_of_a_tokenizer_written_in_python(self, made: Made, monkeypatch: pytest.MonkeyPatch):
+        folder = made.folder_of("wordpiece")
+        monkeypatch.setattr(
+            "transformers.PreTrainedTokenizerFast.is_fast", property(lambda _: False)
+        )
+        with pytest.raises(ModelError, match="does not tell the characters"):
+            encode(folder, asked_rows(2), max_length=32)
+
+
+class TestRead:
+    def test_of_the_rows_of_training_gives_the_same_tokens(self, made: Made):
+        rows = asked_rows(8)
+        folder = made.folder_of("wordpiece")
+        encoded = encode(folder, rows, max_length=20)
+        *_, encoder = encoder_of(folder, rows, max_length=20)
+        inputs = [{name: row[name] for name in ("question", "context")} for row in rows]
+        windows = []
+        for given, row in zip(encoder.read(inputs, truncate=False), rows, strict=True):
+            assert isinstance(given, WindowedQuestion)
+            assert given.context == row["context"]
+            windows += list(zip(given.samples, given.characters, strict=True))
+        assert len(windows) == len(encoded)
+        starts = encoded.lengths.cumsum() - encoded.lengths
+        for number, (sample, characters) in enumerate(windows):
+            expected = encoded.batch([number]).inputs
+            assert all(sample.inputs[name].equal(expected[name][0]) for name in expected)
+            own = slice(starts[number], starts[number] + encoded.lengths[number])
+            assert (characters == encoded.characters[own]).all()
+
+    @pytest.mark.parametrize(
+        ("given", "param"),
+        [
+            ({"question": "in"}, "context"),
+            ({"context": "in"}, "question"),
+            ({"question": " ", "context": "in"}, "question"),
+            ({"question": "in", "context": ""}, "context"),
+            ({"question": "in", "context": "\u200b"}, "context"),
+            ({"question": "\u200b", "context": "in"}, "question"),
+            ({"question": "in", "context": "in", "text": "in"}, "text"),
+            ({"text": "in"}, "question"),
+        ],
+    )
+    def test_refuses_other_inputs_alone(self, given: Row, param: str, made: Made):
+        sound = {"question": "ada", "context": "in London"}
+        *_, encoder = encoder_of(made.folder_of("wordpiece"), asked_rows(2), max_length=32)
+        before, error, after = encoder.read([sound, given, sound], truncate=True)
+        assert isinstance(error, InputError)
+        assert error.param == param
+        assert isinstance(before, WindowedQuestion)
+        assert isinstance(after, WindowedQuestion)
