@@ -329,7 +329,9 @@ def scan_beside_texts(
     texts = [name for name, scan in scans.items() if is_text(scan.arrow_type)][:_MOST_TEXTS]
     for name, scan in scans.items():
         check = _BESIDE_TEXTS.get(scan.kind)
-        for text in texts if check is not None else ():
+        if check is None:
+            continue
+        for text in texts:
             if scan.beside.get(text) is None:
                 scan.beside[text] = _first_unfit(arrays[text], arrays[name], first_row, check=check)
 

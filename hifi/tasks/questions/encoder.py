@@ -105,7 +105,8 @@ class EncodedQuestions(EncodedTexts):
         """Return the text of a span of a window's tokens."""
         begin = self._starts[window]
         start, end = self.characters[begin + first, 0], self.characters[begin + last, 1]
-        return self.contexts[self.row_of[window]][start:end]
+        context: str = self.contexts[self.row_of[window]]
+        return context[start:end]
 
     def digest(self) -> str:
         """Return a hash of token sequences, targets and all answers."""
@@ -292,7 +293,7 @@ def _characters(
 ) -> NDArray[np.int64]:
     """Return the characters of the context that each token stands for, ``[S, 2]``."""
     found = np.zeros((len(texts), 2), dtype=np.int64)
-    own = np.flatnonzero(texts == 1)
+    own = np.flatnonzero(texts == 1).tolist()
     trimmed = trim_offsets(context, [offsets[place] for place in own])
     for place, (start, end) in zip(own, trimmed, strict=True):
         if start < end:
