@@ -146,7 +146,8 @@ class AnsweredFile:
         import pyarrow as pa
         from pyarrow import parquet
 
-        kinds = [*(pa.float64() if field.type is float else pa.string() for field in self.fields)]
+        numbers = {float: pa.float64(), int | None: pa.int64()}
+        kinds = [numbers.get(field.type, pa.string()) for field in self.fields]
         added = list(zip(self._columns(), [*kinds, pa.string()], strict=True))
         with self.source.open_parquet() as source:
             schema = source.schema_arrow

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.client.documents import Job, Prediction
 
+_TEXTS = ("text", "text_pair")
 _SOURCES = {"texts": "TEXT", "pair": "--pair", "image": "--image", "file": "--file"}
 
 
@@ -70,7 +71,8 @@ def _add_rows(parser: ActionParser) -> None:
         nargs=2,
         action="append",
         metavar=("TEXT", "TEXT"),
-        help="the two texts of a row, for a job on pairs of texts; may be repeated",
+        help="the two texts of a row, for a job on pairs of texts, or a question and its context; "
+        "may be repeated",
     )
     parser.add_argument(
         "--image",
@@ -127,7 +129,7 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
         args.job_id = _job_id(client, args.job_id)
     ask = _asking(client, args)
     if not args.file:
-        listed = list(_listed_rows(args))
+        listed = list(_listed_rows(args, client))
         size = sum(row.size for row in listed)
         return _predict_listed(listed, ask, args, size=size, find_lines=lambda _: {})
     job = None if args.job_id is None else client.jobs.get(args.job_id)
@@ -163,15 +165,19 @@ def _asking(client: Client, args: argparse.Namespace) -> Ask:
     return partial(call, truncate=args.truncate, timeout_seconds=args.timeout)
 
 
-def _listed_rows(args: argparse.Namespace) -> Iterator[Row]:
+def _listed_rows(args: argparse.Namespace, client: Client) -> Iterator[Row]:
     """Yield the rows that the command line itself has."""
+    fields = _TEXTS
+    if args.pair:
+        read = tuple(input_columns(client.jobs.get(args.job_id)))
+        fields = read if len(read) == len(_TEXTS) else _TEXTS  # the server refuses the others
     for number, path in enumerate(args.image or (), start=1):
         with reading(path):
             item = image_item(path.read_bytes())
         yield make_row(item, number=number, shown=str(path))
     pairs = args.pair or [[text] for text in args.texts]
     for number, texts in enumerate(pairs, start=1):
-        yield make_row(dict(zip(("text", "text_pair"), texts, strict=False)), number=number)
+        yield make_row(dict(zip(fields, texts, strict=False)), number=number)
 
 
 def _check_rows(file: RowFile) -> int:

@@ -163,6 +163,24 @@ class TestFormats:
         assert written["predicted_score"].type == pa.float64()
         assert written["predicted_error"].to_pylist()[:2] == [None, "too long (text_too_long)"]
 
+    def test_parquet_has_the_types_of_answers(self, stub, job, tmp_path):
+        task = {"type": "question-answering", "question": "text", "context": "c", "answers": "a"}
+        stub.on("GET", "/jobs/job_1", document({**job, "spec": {**job["spec"], "task": task}}))
+        found: Any = [
+            {"answer": "Turin", "score": 0.9, "start": 20, "end": 25},
+            {"answer": None, "score": 0.8, "start": None, "end": None},
+        ]
+        data = [{"index": index, "job": "job_1", **each} for index, each in enumerate(found)]
+        stub.on("POST", PATH, document({"object": "list", "data": data}))
+        source, out = tmp_path / "rows.parquet", tmp_path / "out.parquet"
+        parquet.write_table(pa.table({"text": ["Where?", "Why?"], "c": ["a", "b"]}), source)
+        assert predict("--file", source, "--out", out) == 0
+        written = parquet.read_table(out)
+        for name, kind in (("score", pa.float64()), ("start", pa.int64()), ("end", pa.int64())):
+            assert written.schema.field(f"predicted_{name}").type == kind
+        for name in ("answer", "score", "start", "end"):
+            assert written[f"predicted_{name}"].to_pylist() == [each[name] for each in found]
+
     def test_large_rows_of_parquet_are_in_memory_a_few_at_a_time(
         self, answering, tmp_path, monkeypatch
     ):

@@ -66,6 +66,11 @@ class Answering:
 
 @pytest.fixture
 def answering(stub, job) -> Answering:
+    return answering_for(stub, job)
+
+
+def answering_for(stub, job) -> Answering:
+    """Let a server answer predictions of this job."""
     stub.on("GET", "/jobs", document({"object": "list", "data": [], "has_more": False}))
     stub.on("GET", "/jobs/job_1", document(job))
     return Answering(stub, PATH, "/predict")
@@ -105,6 +110,13 @@ class TestRows:
         out = capsys.readouterr().out
         assert "a first | a second" in out
         assert f"{'x' * 29}… | y" in out
+
+    def test_are_questions_with_their_contexts(self, stub, job, capsys):
+        task = {"type": "question-answering", "question": "q", "context": "c", "answers": "a"}
+        answering = answering_for(stub, {**job, "spec": {**job["spec"], "task": task}})
+        assert main([*PREDICT, "job_1", "--pair", "Who left?", "Ada left."]) == 0
+        assert answering.bodies[0]["inputs"] == [{"question": "Who left?", "context": "Ada left."}]
+        assert "Who left? | Ada left." in capsys.readouterr().out
 
     def test_are_images(self, answering, tmp_path, capsys):
         images = [tmp_path / "one.png", tmp_path / "two.png"]

@@ -27,6 +27,10 @@ class TestInputColumns:
             ({"type": "regression", "text": ["a"]}, {"text": "a"}),
             ({"type": "classification", "text": "a"}, {"text": "a"}),
             ({"type": "image-classification", "image": "photo"}, {"image": "photo"}),
+            (
+                {"type": "question-answering", "question": "q", "context": "c", "answers": "a"},
+                {"question": "q", "context": "c"},
+            ),
             ({"type": None}, {}),
         ],
     )
