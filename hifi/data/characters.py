@@ -38,6 +38,26 @@ def is_inside_character(text: str, place: int) -> bool:
     return flags % 2 == 1
 
 
+def start_of_character(text: str, place: int) -> int:
+    """Return where the character begins inside which a place is, as people see it.
+
+    Tokenizers of bytes divide characters.
+    """
+    while is_inside_character(text, place):
+        place -= 1
+    return place
+
+
+def end_of_character(text: str, place: int) -> int:
+    """Return where the character ends inside which a place is, as people see it.
+
+    Some tokenizers read no accents of their own, or not the joiners between emoji.
+    """
+    while is_inside_character(text, place) and not text[place].isspace():
+        place += 1
+    return place
+
+
 def _continues(char: str) -> bool:
     """Return whether a character belongs to the one before it in any case."""
     if char == _JOINER or char in _ATTACHED or unicodedata.category(char) in _MARKS:

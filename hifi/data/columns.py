@@ -39,7 +39,7 @@ from hifi.data.types import UnfitError, are_empty_lists, cast_to, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
-    from hifi.data.answers import Answer
+    from hifi.data.answers import ContextAnswer
     from hifi.data.formats.reader import Unfit
     from hifi.data.profile import DatasetProfile, Problem
     from hifi.data.spans import Span
@@ -231,7 +231,7 @@ def read_labelled_spans(
 
 def read_answer_lists(
     dataset: Dataset, column: str, *, contexts: str, split: str
-) -> list[list[Answer]]:
+) -> list[list[ContextAnswer]]:
     """Read a column of answers; a row may have none.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.data.layouts import find_listed_task, reads_lists
+from hifi.data.layouts import find_listed_task, first_missing, reads_lists
 from hifi.data.profile import describe_left_out, first_problem, misfit
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.spec import INPUT_FIELDS, LABEL_FIELDS, OPTIONS, SPLITS, TaskSpec
@@ -84,7 +84,7 @@ def _choose_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
         return listed_task
     if declared is not None and reads_lists(declared):
         words = " or ".join(f"{each.words} and {each.label.words}" for each in declared.layouts)
-        field = next(field for field in declared.layouts[0].fields if field not in spec.named)
+        field = first_missing(declared, spec, profile).field
         raise _doubt(profile, field, f"{declared.name} reads {words}")
     text, image = spec.text, spec.image
     if image is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hifi.data.profile import ColumnProfile, misfit
 from hifi.data.task_types import Layout, TaskType, task_types
+from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile
@@ -52,6 +53,43 @@ def _listed_layouts() -> Iterator[tuple[TaskType, Layout]]:
         for layout in declared.layouts:
             if not set(layout.fields) <= _PLAIN:
                 yield declared, layout
+
+
+def first_missing(declared: TaskType, spec: TaskSpec, profile: DatasetProfile) -> Columns:
+    """Return what a task that reads lists lacks: the first columns that cannot be told.
+
+    Args:
+        declared: the task's type.
+        spec: names no columns, or some of one of its layouts.
+        profile: of the data set.
+
+    Raises:
+        DataError: a column has a usual name, but cannot be used.
+    """
+    layout = declared.layouts_with(spec.named)[0]
+    taken = {name for names in spec.named.values() for name in names}
+    for columns in (*layout.inputs, layout.label):
+        if columns.field in spec.named:
+            continue
+        found = _find(columns, profile, taken, is_certain=True)
+        taken |= set(found)
+        if not found:
+            _refuse_unfit(columns, profile)
+            return columns
+    return layout.label
+
+
+def _refuse_unfit(columns: Columns, profile: DatasetProfile) -> None:
+    for column in filter(None, map(profile.column, columns.names)):
+        problem = misfit(columns.use, column.kind, column.type, are_cells=column.are_cells)
+        if problem is not None:
+            raise DataError(
+                problem.reason,
+                split="train",
+                row=problem.row,
+                column=column.name,
+                param=columns.field,
+            )
 
 
 def _find_columns(

@@ -107,30 +107,36 @@ def no_rows(left_out: int, *, split: str) -> str:
     return f"there are no rows{note}"
 
 
+# The kinds of columns that have a use, and what is said of others.
+_FITTING: Mapping[Use, tuple[tuple[Kind, ...], str]] = {
+    "text": (("text", "null"), "a text column is needed"),
+    "image": (("image",), "an image column is needed (a struct of bytes and path)"),
+    "labels": (
+        ("list",),
+        "a column of lists of texts or integers is needed, or several columns of 0 and 1",
+    ),
+    "flag": (("integer", "boolean", "whole", "null"), "a column of 0 and 1 is needed"),
+    "words": (("list",), "a column of lists of texts is needed, the words of each row"),
+    "tags": (("list",), "a column of lists is needed, a tag of each word"),
+    "spans": (("spans",), "a column of lists of objects with start, end and label is needed"),
+    "answers": (
+        ("answers",),
+        "a column of answers is needed (objects with lists text and answer_start: no .csv)",
+    ),
+}
+_NO_LABELS: tuple[Kind, ...] = ("list", "spans", "answers")
+
+
 def misfit(use: Use, kind: Kind, type_name: str, *, are_cells: bool) -> Problem | None:
     """Return the problem if a column's kind excludes a use."""
-    if use == "text" and not are_cells and kind not in ("text", "null"):
-        needed = "a text column is needed"
-    elif use == "image" and kind != "image":
-        needed = "an image column is needed (a struct of bytes and path)"
-    elif use == "labels" and kind != "list":
-        needed = "a column of lists of texts or integers is needed, or several columns of 0 and 1"
-    elif use == "answers" and kind != "answers":
-        needed = "a column of answers is needed, objects with lists text and answer_start"
-    elif use == "label" and kind in ("list", "spans", "answers"):
+    if use == "label" and kind in _NO_LABELS:
         needed = "one label of each row is needed (lists of labels are for a multi-label task)"
-    elif use == "words" and kind != "list":
-        needed = "a column of lists of texts is needed, the words of each row"
-    elif use == "tags" and kind != "list":
-        needed = "a column of lists is needed, a tag of each word"
-    elif use == "spans" and kind != "spans":
-        needed = "a column of lists of objects with start, end and label is needed"
-    elif use == "flag" and kind not in ("integer", "boolean", "whole", "null"):
-        needed = "a column of 0 and 1 is needed"
-    else:
+        # Its first value is refused, as one of any other type.
+        return Problem(row=1, reason=f"{needed}, this one holds {type_name}")
+    fitting, needed = _FITTING.get(use, ((kind,), ""))
+    if kind in fitting or (use == "text" and are_cells):
         return None
-    row = 1 if use == "label" else None  # whose first value is refused, as one of any other type
-    return Problem(row=row, reason=f"{needed}, this one holds {type_name}")
+    return Problem(row=None, reason=f"{needed}, this one holds {type_name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,10 +78,12 @@ class TaskSpec:
             raise InvalidArgumentError(
                 "image", value=self.image, limit="a task has text columns or an image column"
             )
-        for field in LABEL_FIELDS:
-            if set(self.named.get(field, ())) & set(self.inputs):
+        taken: set[str] = set()
+        for field, names in self.named.items():
+            if taken & set(names):
                 limit = "another column than the inputs"
                 raise InvalidArgumentError(field, value=getattr(self, field), limit=limit)
+            taken |= set(names) if field in INPUT_FIELDS else set()
 
     def _set_label(self) -> None:
         """Check the label columns; a single one is stored as a text."""

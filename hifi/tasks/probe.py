@@ -29,7 +29,7 @@ _MOST_ITERATIONS = 2000  # of lbfgs; fewer for a large fit
 _LEAST_SPREAD = 1e-2
 _LEAST_SIZE = 1e-4
 _MOST_ROWS = 10_000
-_OTHER_TOKENS = 8  # of a window, beside those that begin or end its answer
+_OTHER_TOKENS = 8  # of a window, beside those that begin or end its answer; chosen, not measured
 _MOST_FEATURES = 10_000_000  # numbers in memory: 80 MB
 _MOST_PRODUCTS = 100_000_000  # rows × features × labels of one evaluation of the loss: 0.1 s
 _MOST_PRODUCTS_OF_A_TRY = 500 * _MOST_PRODUCTS  # of all its iterations: 50 s
@@ -329,7 +329,7 @@ class SpanProbe(LabelsProbe):
         marks = targets[:, : features.shape[1], 0].long()
         is_candidate = marks >= 0
         rank = is_candidate.cumsum(1) - 1  # among the candidates of its window
-        step = (is_candidate.sum(1, keepdim=True) // _OTHER_TOKENS).clamp(min=1)
+        step = (is_candidate.sum(1, keepdim=True) / _OTHER_TOKENS).ceil().clamp(min=1)
         chosen = is_candidate & ((marks > 0) | (rank % step == 0))
         ends = marks[chosen]
         return features[chosen], torch.stack([ends & 1, ends & 2], dim=1) > 0

@@ -235,15 +235,16 @@ class QuestionAnswering(TextTask):
         """
         known = super().settings()
         del known["problem_type"]
-        return {**known, **self._own_numbers()}
+        threshold = self.no_answer_threshold
+        return known if threshold is None else {**known, _THRESHOLD: threshold}
 
     def describe(self) -> dict[str, Any]:
-        """Describe the task for a head delta, with the threshold of its answers, if it has one."""
-        return {**super().describe(), **self._own_numbers()}
-
-    def _own_numbers(self) -> dict[str, float]:
-        threshold = self.no_answer_threshold
-        return {} if threshold is None else {_THRESHOLD: threshold}
+        """Describe the task for a head delta, with the stride and the threshold, if it has them."""
+        own = {_STRIDE: self.stride, _THRESHOLD: self.no_answer_threshold}
+        return {
+            **super().describe(),
+            **{name: value for name, value in own.items() if value is not None},
+        }
 
 
 def _questions(examples: Examples) -> EncodedQuestions:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from hifi.data.characters import is_inside_character, is_inside_word
+from hifi.data.characters import end_of_character, is_inside_word
 
 _Integers = NDArray[np.int64]
 
@@ -90,16 +90,6 @@ def trim_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[in
         begin = start + len(part) - len(part.lstrip())
         found.append((begin, max(begin, start + len(part.rstrip()))))
     return found
-
-
-def end_of_character(text: str, place: int) -> int:
-    """Return the end of the character in which a place is, as people see it.
-
-    Some tokenizers read no accents of their own, or not the joiners between emoji.
-    """
-    while is_inside_character(text, place) and not text[place].isspace():
-        place += 1
-    return place
 
 
 def _units(units: Sequence[Sequence[int]]) -> WordUnits:

@@ -276,10 +276,11 @@ class Trainer:
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
         logits = self._read_logits(examples, split="validation")
+        loss = self._task.loss(logits, examples.targets).item()
+        _check_finite(loss, where=f"the validation loss at step {self._state.step}")
         answers = self._task.fit_answers(logits, examples)
         task = self._task.with_answers(answers)
         metrics = measure(task, logits, examples)
-        _check_finite(metrics["loss"], where=f"the validation loss at step {self._state.step}")
         self._keep_best(
             Best(
                 step=self._state.step,

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hifi.data.characters import end_of_character, start_of_character
 from hifi.data.columns import read_texts
 from hifi.data.task_types import QUESTION_INPUT
-from hifi.errors import DataError, InputError
+from hifi.errors import DataError, InputError, TextTooLongError
 from hifi.tasks.base import EncodedInput, Sample, digest_of
 from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions, require_offsets
 from hifi.tasks.windows import cut_windows
-from hifi.tasks.word_units import end_of_character, trim_offsets
+from hifi.tasks.word_units import trim_offsets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,15 +110,17 @@ class EncodedQuestions(EncodedTexts):
         return context[start:end]
 
     def digest(self) -> str:
-        """Return a hash of token sequences, targets and all answers."""
-        answers = ["\0".join(each).encode(errors="surrogatepass") for each in self.answers]
-        return digest_of([super().digest().encode(), *answers])
+        """Return a hash of token sequences, targets, contexts and all answers."""
+        pairs = zip(self.contexts, self.answers, strict=True)
+        texts = ["\0".join([context, *own]).encode() for context, own in pairs]
+        return digest_of([super().digest().encode(), self.characters, *texts])
 
 
 class QuestionEncoder(TextEncoder):
     """A tokenizer for questions with contexts; thread-safe.
 
-    A question takes at most half of a window: more of it is cut off. A context is never cut off.
+    A question that leaves a longer context less than half of a window is cut to the other half. A
+    context is never cut off.
 
     Args:
         source: the model.
@@ -148,8 +151,6 @@ class QuestionEncoder(TextEncoder):
         self._stride = stride
         settings = {name: value for name, value in self.metadata.items() if name != "text"}
         self.metadata = {**dict(zip((QUESTION, CONTEXT), columns, strict=True)), **settings}
-        if stride is not None:
-            self.metadata["stride"] = stride
 
     def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedQuestions:
         """Check the texts of a split and cut the contexts into windows.
@@ -199,15 +200,14 @@ class QuestionEncoder(TextEncoder):
             ],
         )
 
-    @staticmethod
     def _answer(
-        row: _Row, answers: Sequence[Sequence[int]], *, split: str, place: int
+        self, row: _Row, answers: Sequence[Sequence[int]], *, split: str, place: int
     ) -> _Integers:
         """Return the tokens of the answer that is learned; empty without one."""
         found = [_tokens_of(row, answer) for answer in answers[:1]]
         if not all(map(len, found)):
             reason = "the tokenizer produces no token for the answer"
-            raise DataError(reason, split=split, row=place + 1)
+            raise DataError(reason, split=split, row=place + 1, column=self._columns[1])
         return found[0] if found else np.array([], dtype=np.int64)
 
     def _check_row(self, row: _Row, texts: Sequence[str], *, split: str, place: int) -> None:
@@ -222,7 +222,7 @@ class QuestionEncoder(TextEncoder):
         self,
         inputs: Sequence[Mapping[str, Any]],
         *,
-        truncate: bool,  # noqa: ARG002 - only a long question is cut, in any case
+        truncate: bool,
     ) -> list[EncodedInput | InputError]:
         """Check and tokenise inputs of predictions."""
         read: list[EncodedInput | InputError | None] = [self._check(given) for given in inputs]
@@ -233,7 +233,11 @@ class QuestionEncoder(TextEncoder):
         rows = self._cut(questions, contexts) if sound else ()
         for place, context, row in zip(sound, contexts, rows, strict=True):
             ids = {name: values.tolist() for name, values in row.tokens.items()}
-            read[place] = self._check_tokens(ids, inputs[place]) or self._windowed(row, context)
+            read[place] = (
+                self._check_tokens(ids, inputs[place])
+                or (None if truncate else _check_length(row))
+                or self._windowed(row, context)
+            )
         return [entry for entry in read if entry is not None]
 
     def _windowed(self, row: _Row, context: str) -> EncodedInput | InputError:
@@ -263,7 +267,7 @@ class QuestionEncoder(TextEncoder):
             texts = np.array(
                 [-1 if each is None else each for each in encoded.encodings[place].sequence_ids]
             )
-            kept = self._kept(texts)
+            kept = _kept(texts, most=self.sequence_length)
             windows = cut_windows(
                 [None if each < 0 else int(each) for each in texts[kept]],
                 most=self.sequence_length,
@@ -281,11 +285,27 @@ class QuestionEncoder(TextEncoder):
                 windows=[kept[window.tokens] for window in windows],
             )
 
-    def _kept(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return all tokens but those of the question that take more than half of a window."""
-        question = np.flatnonzero(texts == 0)
-        most = max(1, (self.sequence_length - int((texts < 0).sum())) // 2)
-        return np.setdiff1d(np.arange(len(texts)), question[most:])
+
+def _kept(texts: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
+    """Return all tokens, without the end of a question that is too long.
+
+    Args:
+        texts: as in :class:`_Row`.
+        most: tokens of a window.
+    """
+    question, context = (np.flatnonzero(texts == text) for text in (0, 1))
+    room = most - (len(texts) - len(question) - len(context))
+    return np.setdiff1d(np.arange(len(texts)), question[max(1, room // 2, room - len(context)) :])
+
+
+def _check_length(row: _Row) -> TextTooLongError | None:
+    """Return an error if a question is cut."""
+    whole = int((row.texts == 0).sum())
+    kept = int((row.texts[row.windows[0]] == 0).sum())
+    if kept == whole:
+        return None
+    reason = f"the question has {whole} tokens; beside this context the task reads {kept}"
+    return TextTooLongError(f"{reason}, and truncate is off", param=QUESTION)
 
 
 def _characters(
@@ -297,7 +317,7 @@ def _characters(
     trimmed = trim_offsets(context, [offsets[place] for place in own])
     for place, (start, end) in zip(own, trimmed, strict=True):
         if start < end:
-            found[place] = start, end_of_character(context, end)
+            found[place] = start_of_character(context, start), end_of_character(context, end)
     return found
 
 
@@ -327,13 +347,14 @@ def _parts(row: _Row, answer: _Integers) -> list[tuple[int, int] | None]:
     if not len(answer):
         return [None] * len(row.windows)
     inside = [np.flatnonzero(np.isin(window, answer)) for window in row.windows]
-    most = max(map(len, inside))
-    chosen = [each for each in inside if len(each) == most]
+    counts = [len(each) for each in inside]
+    most = max(counts)
+    chosen = {number for number, count in enumerate(counts) if count == most}
     if most < len(answer):
-        chosen = chosen[:1]
+        chosen = {min(chosen)}
     return [
-        (int(each[0]), int(each[-1])) if any(each is own for own in chosen) else None
-        for each in inside
+        (int(each[0]), int(each[-1])) if number in chosen else None
+        for number, each in enumerate(inside)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.data.answers import Answer, read_answers
+from hifi.data.answers import ContextAnswer, read_answers
 
 CONTEXT = "Ada left London for Turin. Turin is far."
 WORDS = ("Ada", "Женя", "Zoë", "Jose\u0301", "🙂", "👍🏽", "中国", "שלום", "سلام", "in", "x1")
@@ -27,7 +27,7 @@ def reason_of(context: str, given_answers: Any) -> str:
 
 class TestSoundAnswers:
     def test_of_both_forms(self):
-        expected = [Answer(9, "London"), Answer(20, "Turin")]
+        expected = [ContextAnswer(9, "London"), ContextAnswer(20, "Turin")]
         assert read_answers(CONTEXT, listed(("London", 9), ("Turin", 20))) == expected
         objects = [
             {"text": "London", "answer_start": 9},
@@ -35,31 +35,53 @@ class TestSoundAnswers:
         ]
         assert read_answers(CONTEXT, objects) == expected
 
-    @pytest.mark.parametrize("none", [listed(), [], {"text": [], "answer_start": None}])
+    @pytest.mark.parametrize("none", [listed(), []])
     def test_may_be_none(self, none: Any):
         assert read_answers(CONTEXT, none) == []
 
     def test_lose_the_white_space_at_their_ends(self):
         (found,) = read_answers(CONTEXT, listed((" London ", 8)))
-        assert (found, found.end) == (Answer(9, "London"), 15)
+        assert (found, found.end) == (ContextAnswer(9, "London"), 15)
+
+    def test_lose_one_half_of_a_line_break(self):
+        answers = listed(("x\r", 0), ("\ny", 2))
+        assert read_answers("x\r\ny", answers) == [ContextAnswer(0, "x"), ContextAnswer(3, "y")]
 
     def test_may_be_any_of_equal_texts(self):
-        assert read_answers(CONTEXT, listed(("Turin", 27))) == [Answer(27, "Turin")]
+        assert read_answers(CONTEXT, listed(("Turin", 27))) == [ContextAnswer(27, "Turin")]
 
     def test_may_be_the_whole_context(self):
-        assert read_answers("Ada", listed(("Ada", 0))) == [Answer(0, "Ada")]
+        assert read_answers("Ada", listed(("Ada", 0))) == [ContextAnswer(0, "Ada")]
 
     @given(st.lists(st.sampled_from(WORDS), min_size=1), st.data())
     def test_of_any_script(self, words: list[str], data: st.DataObject):
         place = data.draw(st.integers(0, len(words) - 1))
         start = len("".join(f"{word} " for word in words[:place]))
         context = " ".join(words)
-        assert read_answers(context, listed((words[place], start))) == [Answer(start, words[place])]
+        assert read_answers(context, listed((words[place], start))) == [
+            ContextAnswer(start, words[place])
+        ]
 
 
 class TestRefusals:
     def test_of_missing_answers(self):
         assert "empty lists say that there is none" in reason_of(CONTEXT, None)
+
+    @pytest.mark.parametrize(
+        "given_answers",
+        [
+            ["a"],
+            "a",
+            5,
+            {},
+            {"answer": "a"},
+            {"text": "Ada", "answer_start": 0},
+            {"text": ["Ada"], "answer_start": None},
+        ],
+    )
+    def test_of_other_forms(self, given_answers: Any):
+        reason = reason_of(CONTEXT, given_answers)
+        assert reason.startswith("the answers must be lists text and answer_start")
 
     def test_of_lists_of_different_lengths(self):
         reason = reason_of(CONTEXT, {"text": ["Ada", "London"], "answer_start": [0]})
@@ -107,6 +129,10 @@ class TestRefusals:
         }
         reason = reason_of(context, listed((answer, lengths[unit])))
         assert reason.endswith(f"{lengths[unit]} counts {unit}: convert it to characters")
+
+    def test_of_an_answer_that_is_inside_a_character_without_its_white_space(self):
+        reason = reason_of("a \u0301b", listed((" \u0301b", 1)))
+        assert "begins or ends inside a character" in reason
 
     @pytest.mark.parametrize(("text", "start"), [("Jose", 0), ("👍", 6), ("\u0301", 4)])
     def test_of_an_answer_that_ends_inside_a_character(self, text: str, start: int):

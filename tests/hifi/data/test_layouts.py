@@ -365,6 +365,25 @@ class TestInferenceOfQuestions:
             infer(rows)
         assert caught.value.param == "task"
 
+    @pytest.mark.parametrize(
+        "answers",
+        ["Ada", None, {"text": "Ada", "answer_start": 0}, {"text": ["Ada"], "answer_start": [0.5]}],
+    )
+    def test_names_the_column_of_answers_that_are_none(self, answers: Any, tmp_path: Path):
+        rows = [{**row, "answers": answers} for row in ASKED]
+        profiles = [profile_split(load_split(rows, split="train"))]
+        path = jsonl(tmp_path / "a.jsonl", rows)
+        profiles.append(convert_here(tmp_path, train=path).profile)
+        for profile in profiles:
+            with pytest.raises(DataError, match="a column of answers is needed") as caught:
+                infer_task(TaskSpec(type=self.TYPE), profile)
+            assert (caught.value.column, caught.value.param) == ("answers", "answers")
+
+    def test_refuses_one_column_for_both_texts(self):
+        with pytest.raises(InvalidArgumentError, match="another column than the inputs") as caught:
+            TaskSpec(question="context", context="context")
+        assert caught.value.param == "context"
+
     def test_of_a_table_of_datasets_is_the_same(self, tmp_path: Path):
         features = Features(
             question=Value("string"),

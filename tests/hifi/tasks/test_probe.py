@@ -11,7 +11,15 @@ from torch import Tensor
 
 from hifi.errors import ProbeError
 from hifi.tasks import probe as module
-from hifi.tasks.probe import TRIES, ClassProbe, LabelsProbe, LinearProbe, NumberProbe, WordProbe
+from hifi.tasks.probe import (
+    TRIES,
+    ClassProbe,
+    LabelsProbe,
+    LinearProbe,
+    NumberProbe,
+    SpanProbe,
+    WordProbe,
+)
 
 CLASSES, SETS, NUMBERS, WORDS = ClassProbe(), LabelsProbe(), NumberProbe(), WordProbe()
 
@@ -287,3 +295,43 @@ class TestDrawWords:
         monkeypatch.setattr(module, "_MOST_ROWS", 3)
         with pytest.raises(ProbeError, match="too many classes: 4 occur"):
             WORDS.draw_rows(self.targets([0, 1, 2, 3]), width=8, num_labels=4, seed=0)
+
+
+class TestSpanProbe:
+    # Of each window: the token of no answer, one of the question, and the context.
+    MARKS = torch.tensor([[0, -1, 0, 1, 0, 2, 0, -1], [3, -1, 0, 0, -1, -1, -1, -1]])
+
+    @property
+    def targets(self) -> torch.Tensor:
+        return torch.stack([self.MARKS, torch.zeros_like(self.MARKS)], dim=-1).int()
+
+    def test_takes_candidates_with_their_ends(self):
+        features = torch.arange(16.0).view(2, 8, 1)
+        taken, ends = SpanProbe().examples(features, self.targets)
+        assert taken.flatten().tolist() == [0, 2, 3, 4, 5, 6, 8, 10, 11]
+        assert ends.int().tolist() == [
+            *([0, 0], [0, 0], [1, 0], [0, 0], [0, 1], [0, 0]),
+            *([1, 1], [0, 0], [0, 0]),
+        ]
+
+    def test_takes_some_of_many_candidates_and_all_ends(self):
+        marks = torch.zeros(1, 100, dtype=torch.int32)
+        marks[0, 41], marks[0, 43] = 1, 2
+        targets = torch.stack([marks, torch.zeros_like(marks)], dim=-1)
+        taken, ends = SpanProbe().examples(torch.arange(100.0).view(1, 100, 1), targets)
+        assert len(taken) == 10
+        assert {0.0, 41.0, 43.0} <= set(taken.flatten().tolist())
+        assert ends.sum(0).tolist() == [1, 1]
+
+    def test_draws_as_many_windows_as_a_fit_may_take(self):
+        targets = self.targets.repeat(2000, 1, 1)
+        rows = SpanProbe().draw_rows(targets, width=384, num_labels=2, seed=0)
+        taken, _ = SpanProbe().examples(torch.zeros(len(rows), 8, 1), targets[rows])
+        assert 900 < len(rows) < 4000
+        assert len(taken) <= 10_000
+        assert rows.equal(rows.sort().values)
+        few = SpanProbe().draw_rows(targets[:5], width=384, num_labels=2, seed=0)
+        assert few.tolist() == [0, 1, 2, 3, 4]
+
+    def test_without_the_input_no_token_is_likelier(self):
+        assert SpanProbe().constant(self.targets, num_labels=2).tolist() == [0, 0]

@@ -12,8 +12,15 @@ import pytest
 import torch
 
 from hifi.backbones.models import load_config, resolve_model
+from hifi.data.characters import is_inside_character
 from hifi.data.splits import load_split
-from hifi.errors import DataError, InputError, InvalidArgumentError, ModelError
+from hifi.errors import (
+    DataError,
+    InputError,
+    InvalidArgumentError,
+    ModelError,
+    TextTooLongError,
+)
 from hifi.tasks import TaskSpec, make_task
 from hifi.tasks.questions.encoder import (
     FIRST,
@@ -48,6 +55,7 @@ class Made:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.folder_of = cache(self._save)
+        self.tokenizer = cache(lambda kind: KINDS[kind]())
 
     def _save(self, kind: str) -> Path:
         folder = self.folder / kind
@@ -165,6 +173,19 @@ class TestEncode:
             assert ((marks[window, :length] == NEITHER) == is_empty)[1:].all()
             assert (marks[window, length:] == NEITHER).all()
 
+    @EACH
+    def test_tokens_stand_for_whole_characters(self, kind: str, made: Made):
+        context = "in 👍🏽 in 🇩🇪 cafe\u0301 👩\u200d👩\u200d👧 in"
+        row = {
+            "question": "in",
+            "context": context,
+            "answers": {"text": ["in"], "answer_start": [0]},
+        }
+        encoded = encode(made.folder_of(kind), [row] * 2, max_length=300)
+        for start, end in encoded.characters.tolist():
+            assert not is_inside_character(context, start)
+            assert not is_inside_character(context, end)
+
     def test_learns_the_first_of_several_answers_and_keeps_all(self, made: Made):
         row = {
             "question": "in",
@@ -198,17 +219,42 @@ class TestEncode:
         assert len(first) == 28  # [CLS] in [SEP] … [SEP]
         assert len(first & second) == shared
 
-    def test_a_long_question_takes_half_of_a_window(self, made: Made):
+    @pytest.mark.parametrize(
+        ("asked", "others", "kept", "windows"),
+        [
+            (100, 0, 17, 1),  # of 23 less [CLS], [SEP], [SEP], and the three of the context
+            (17, 0, 17, 1),
+            (100, 100, 10, 13),
+            (100, 6, 11, 1),
+            (8, 100, 8, 12),
+        ],
+    )
+    def test_a_question_leaves_a_long_context_half_of_a_window(
+        self, asked: int, others: int, kept: int, windows: int, made: Made
+    ):
         row = {
-            "question": "ada " * 100,
-            "context": "in London",
+            "question": "ada " * asked,
+            "context": "in London" + " x" * others,
             "answers": {"text": ["London"], "answer_start": [3]},
         }
         encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=23)
         ids = encoded.batch([0]).inputs["input_ids"][0].tolist()
-        assert len(encoded) == 2
-        assert max(ids.count(token) for token in ids) == 10  # of 23 less [CLS], [SEP], [SEP]
+        ada = made.tokenizer("wordpiece").convert_tokens_to_ids("ada")
+        assert (ids.count(ada), len(encoded)) == (kept, 2 * windows)
         assert encoded.text(0, *ends_of(encoded, 0)) == "London"
+
+    def test_the_digest_depends_on_the_characters_of_contexts(self, made: Made):
+        def digest(word: str) -> str:
+            row = {
+                "question": "in",
+                "context": f"ada {word}",
+                "answers": {"text": ["ada"], "answer_start": [0]},
+            }
+            encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=64)
+            assert encoded.tokens["input_ids"].tolist().count(1) == 2  # unknown
+            return encoded.digest()
+
+        assert digest("☃☃") != digest("☂☂")
 
     def test_the_digest_depends_on_all_answers(self, made: Made):
         def digest(*texts: str) -> str:
@@ -240,9 +286,9 @@ class TestRefusals:
             "context": "ada \u200b in",
             "answers": {"text": ["\u200b"], "answer_start": [4]},
         }
-        with pytest.raises(DataError, match=r"no token for the answer|answer is empty") as caught:
+        with pytest.raises(DataError, match="no token for the answer") as caught:
             encode(made.folder_of("wordpiece"), [row], max_length=32)
-        assert caught.value.row == 1
+        assert (caught.value.row, caught.value.column) == (1, "context")
 
     def test_of_a_length_without_room(self, made: Made):
         with pytest.raises(InvalidArgumentError, match="max_length"):
@@ -265,7 +311,7 @@ class TestRead:
         *_, encoder = encoder_of(folder, rows, max_length=20)
         inputs = [{name: row[name] for name in ("question", "context")} for row in rows]
         windows = []
-        for given, row in zip(encoder.read(inputs, truncate=False), rows, strict=True):
+        for given, row in zip(encoder.read(inputs, truncate=True), rows, strict=True):
             assert isinstance(given, WindowedQuestion)
             assert given.context == row["context"]
             windows += list(zip(given.samples, given.characters, strict=True))
@@ -276,6 +322,21 @@ class TestRead:
             assert all(sample.inputs[name].equal(expected[name][0]) for name in expected)
             own = slice(starts[number], starts[number] + encoded.lengths[number])
             assert (characters == encoded.characters[own]).all()
+
+    def test_refuses_a_question_that_would_be_cut_without_truncation(self, made: Made):
+        long, short = "ada " * 40, "ada"
+        *_, encoder = encoder_of(made.folder_of("wordpiece"), asked_rows(2), max_length=32)
+        inputs = [{"question": each, "context": "in " * 50} for each in (short, long)]
+        whole, error = encoder.read(inputs, truncate=False)
+        assert isinstance(whole, WindowedQuestion)
+        assert isinstance(error, TextTooLongError)
+        assert error.param == "question"
+        assert str(error) == (
+            "the question has 40 tokens; beside this context the task reads 14, and truncate is off"
+        )
+        assert all(
+            isinstance(each, WindowedQuestion) for each in encoder.read(inputs, truncate=True)
+        )
 
     @pytest.mark.parametrize(
         ("given", "param"),
