@@ -167,7 +167,7 @@ def _asking(client: Client, args: argparse.Namespace) -> Ask:
 
 def _listed_rows(args: argparse.Namespace, client: Client) -> Iterator[Row]:
     """Yield the rows that the command line itself has."""
-    fields = _TEXTS
+    fields: tuple[str, ...] = _TEXTS
     if args.pair:
         read = tuple(input_columns(client.jobs.get(args.job_id)))
         fields = read if len(read) == len(_TEXTS) else _TEXTS  # the server refuses the others
