@@ -226,7 +226,7 @@ def read_labelled_spans(
     problems = [other_spans(scan, known=known), scan.beside.get(texts)]
     _refuse(first_problem(problems), split=split, column=column)
     pairs = zip(_values(dataset, texts), _values(dataset, column), strict=True)
-    return [[] if text is None else read_spans(text, spans) for text, spans in pairs]
+    return [read_spans(text, spans) if _is_text(text) else [] for text, spans in pairs]
 
 
 def read_answer_lists(
@@ -250,7 +250,12 @@ def read_answer_lists(
     problems = [answers_problem(scan, split=split), scan.beside.get(contexts)]
     _refuse(first_problem(problems), split=split, column=column)
     pairs = zip(_values(dataset, contexts), _values(dataset, column), strict=True)
-    return [[] if text is None else read_answers(text, given) for text, given in pairs]
+    return [read_answers(text, given) if _is_text(text) else [] for text, given in pairs]
+
+
+def _is_text(value: str | None) -> bool:
+    """Return whether a row has a text; that it has none is reported as the text's problem."""
+    return value is not None and bool(value.strip())
 
 
 def _misfit_of_lists(scan: ColumnScan, use: Use, *, split: str) -> Problem | None:

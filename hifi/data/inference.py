@@ -227,7 +227,7 @@ def check_certain_task(profile: DatasetProfile) -> None:
     named as a label: another column may be the label. It is too if no task can use one of several
     columns of text; and whole numbers that are no classes, in a column that is not named as a
     label, may be the targets of a regression. Columns beside words and tags, or beside a text and
-    its spans, may be what another task reads. The job then decides.
+    its spans, may be what another task reads; no other task reads answers. The job then decides.
 
     Raises:
         DataError: the task cannot use some rows.
@@ -236,7 +236,7 @@ def check_certain_task(profile: DatasetProfile) -> None:
         task = _choose_task(TaskSpec(), profile)
     except DataError:
         return
-    if reads_lists(find_task_type(str(task.type))):
+    if reads_lists(find_task_type(str(task.type))) and not task.answers:
         others = [each for each in profile.columns if each.name not in task.columns]
         if any(_may_be_label(each, profile) for each in others):
             return

@@ -81,12 +81,15 @@ def first_missing(declared: TaskType, spec: TaskSpec, profile: DatasetProfile) -
 
 def _refuse_unfit(columns: Columns, profile: DatasetProfile) -> None:
     for column in filter(None, map(profile.column, columns.names)):
-        problem = misfit(columns.use, column.kind, column.type, are_cells=column.are_cells)
+        problem = column.unfit or misfit(
+            columns.use, column.kind, column.type, are_cells=column.are_cells
+        )
         if problem is not None:
             raise DataError(
                 problem.reason,
                 split="train",
                 row=problem.row,
+                line=problem.line,
                 column=column.name,
                 param=columns.field,
             )

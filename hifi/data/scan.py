@@ -342,7 +342,7 @@ def _first_unfit(
     """Return the first row whose value does not fit its text."""
     pairs = zip(texts.to_pylist(), values.to_pylist(), strict=True)
     for row, (text, given) in enumerate(pairs, start=first_row):
-        if text is None:  # reported as the text's problem
+        if text is None or not text.strip():  # reported as the text's problem
             continue
         try:
             check(text, given)

@@ -180,6 +180,11 @@ class TaskType:
         """Whether the classes are those of words, which tags or spans mark."""
         return self.has_classes and self.logits == "token"
 
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a long text is several samples: only tokenising it tells how many."""
+        return self.logits == "token"
+
     def choose_metric(self, metric: str | None) -> str:
         """Return a metric of this type, by default the first.
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 IDS, _TYPES, MASK = "input_ids", "token_type_ids", "attention_mask"
 # Tokenised at a time: until its tokens are in an array, a text takes 50 bytes for each character.
 _PORTION_CHARACTERS = 1_000_000
-_IMAGE = IMAGE_INPUT.fields[0].name
+_IMAGE, _TEXT = (request.fields[0].name for request in (IMAGE_INPUT, TEXT_INPUT))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,16 +225,19 @@ class TextEncoder(Encoder):
 
     def _check(self, given: Mapping[str, Any]) -> InputError | None:
         is_pair = len(self._names) == 2
+        what = " and ".join(self._names)
+        if self._names[0] == _TEXT:
+            what = "pairs of texts" if is_pair else "texts"
         for name in self._names:
             if name not in given:
-                what = "pairs of texts" if is_pair else "texts"
                 if _IMAGE in given:
                     return InputError(f"the task reads {what}, not images", param=_IMAGE)
                 return InputError(f"the task reads {what}: {name} is missing", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
-        for name in sorted(given.keys() - set(self._names)):
+        if self._names[0] == _TEXT:
             what = "two texts" if is_pair else "one text"
+        for name in sorted(given.keys() - set(self._names)):
             return InputError(f"the task reads {what}, not {name}", param=name)
         return None
 

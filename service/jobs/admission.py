@@ -50,7 +50,7 @@ class Admission:
         new_job: to be submitted.
         backbone: None for a model of the hub that no worker has described.
         task: completed; for a data set of the hub only with the fields of the request.
-        train_rows: None if unknown.
+        train_rows: None if unknown, or if they do not tell the number of training samples.
         num_labels: logits of the task head; None if unknown.
         classes: in the order of the logits; None if the task has none, or the profile does not keep
             them.
@@ -103,7 +103,7 @@ def admit(session: Session, *, tenant_id: str, spec: JobSpec, settings: Settings
         profile = None
         task = complete_unseen_task(spec.task)
         document["dataset"] = source
-    rows = None if profile is None else profile.rows["train"]
+    rows = None if profile is None or _reads_windows(task) else profile.rows["train"]
     hidden_size = None if backbone is None else backbone.hidden_size
     document["task"] = task.model_dump(mode="json")
     document["training"] |= spec.training.choose(rows=rows, hidden_size=hidden_size)
@@ -237,6 +237,10 @@ def _available(session: Session) -> str:
 def _names(session: Session) -> Sequence[str]:
     query = sa.select(Backbone.id).order_by(Backbone.id).limit(_NAMED_MODELS + 1)
     return session.scalars(query).all()
+
+
+def _reads_windows(task: TaskFields) -> bool:
+    return task.type is not None and find_task_type(task.type).reads_windows
 
 
 def _count_samples(spec: JobSpec, profile: DatasetProfile) -> int:

@@ -50,6 +50,7 @@ class EstimateDocument(Answer):
 
     Attributes:
         classes: null if the task has none.
+        steps: null also for texts that are read in windows, which only the job counts.
         fraction: trained weights over all weights of the model, task head included.
         seconds: of selection and training steps, at the speed of the last jobs on this backbone;
             without loading and evaluations.

@@ -305,6 +305,12 @@ def test_service(case: Case, made: Made, service: Service, tmp_path: Path):
     spec = {"model": made.backbone(case).name, "dataset": dataset, **SCORING, "training": TRAINING}
     estimate = service.post("/jobs?dry_run=true", json=spec)
     assert estimate["spec"]["task"]["type"] == case.type
+    # How many samples long texts make is known once they are tokenised.
+    has_windows = find_task_type(case.type).reads_windows
+    assert (estimate["steps"] is None) == has_windows
+    undecided = {name: value for name, value in TRAINING.items() if name != "epochs"}
+    estimate = service.post("/jobs?dry_run=true", json={**spec, "training": undecided})
+    assert (estimate["spec"]["training"]["epochs"] is None) == has_windows
     assert estimate["trainable_parameters"] == made.tuned(case).trainable_parameters
     job = service.post("/jobs", json=spec)["id"]
     service.work()

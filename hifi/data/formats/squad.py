@@ -149,9 +149,12 @@ def _rows(paragraph: _Paragraph, *, title: object, most: int) -> Iterator[Entry]
 
 def _answers(question: Mapping[str, Any], *, line: int) -> dict[str, list[Any]] | None:
     """Return the answers of a question by their parts; None if they are not known."""
-    answers = [] if question.get("is_impossible") is True else question.get("answers")
-    if answers is None:
+    answers, is_impossible = question.get("answers"), question.get("is_impossible") is True
+    if answers is None and not is_impossible:
         return None
+    if is_impossible and answers:
+        raise DataError("the question is_impossible, but has answers", line=line)
+    answers = [] if answers is None else answers
     if not isinstance(answers, list) or not all(map(_is_answer, answers)):
         reason = "the answers of a question must be a list of objects with text and answer_start"
         raise DataError(reason, line=line)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
 
 from hifi.cli import output
 from hifi.data.task_types import task_types
+from hifi.errors import shorten
 from service.cli.predictions.rows import place_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FindLines: TypeAlias = Callable[[Collection[int]], Mapping[int, int]]  # of rows that have a line
 
 _SHOWN_ERRORS, _SHOWN_ROWS = 20, 3
+_SHOWN_CHARACTERS = 60  # of a text in a cell
 
 
 def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
@@ -47,6 +49,8 @@ def _cell(value: object) -> str:
         return " ".join(map(_cell, value))
     if isinstance(value, Mapping):  # an entity
         return f"{value.get('text')} ({value.get('label')})"
+    if isinstance(value, str):
+        return shorten(value, characters=_SHOWN_CHARACTERS)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

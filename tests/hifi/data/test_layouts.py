@@ -200,6 +200,14 @@ class TestUncertain:
         with pytest.raises(DataError, match=r"outside the text|every word has the tag"):
             complete_task(TaskSpec(type="token-classification"), profile)
 
+    def test_columns_beside_answers_leave_no_doubt(self, tmp_path: Path):
+        rows = [{"id": place, "title": "AAB"[place], **row} for place, row in enumerate(ASKED)]
+        rows = changed(rows, 1, **answered("Ada", 1))
+        profile = convert_here(tmp_path, train=jsonl(tmp_path / "a.jsonl", rows)).profile
+        with pytest.raises(DataError, match="does not begin at 1, but at 0") as caught:
+            check_certain_task(profile)
+        assert (caught.value.row, caught.value.column) == (2, "answers")
+
     def test_lists_of_labels_beside_the_words_of_a_text_are_no_tags(self, tmp_path: Path):
         rows = [
             {"text": "a b c", "tokens": ["a", "b", "c"], "labels": names}
@@ -487,7 +495,7 @@ BAD_ANSWERS: dict[str, tuple[Row, str, str]] = {
         "2 texts of answers and 1 starts",
     ),
     "no answers": ({"answers": None}, "answers", "the answers are missing"),
-    "empty context": ({"context": " "}, "", "the text is empty|is not in the context"),
+    "empty context": ({"context": " "}, "context", "the text is empty"),
     "no context": ({"context": None}, "context", "the text is missing"),
     "empty question": ({"question": ""}, "question", "the text is empty"),
     "no question": ({"question": None}, "question", "the text is missing"),

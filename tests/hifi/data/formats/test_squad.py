@@ -153,7 +153,7 @@ class TestQuestions:
                         plausible_answers=[answer(ADA, "Charles Babbage")],
                     ),
                     question(2, "When?", answer(ADA, "1843"), is_impossible=False),
-                    question(3, "Why?", answer(ADA, "Ada"), is_impossible=True),
+                    question(3, "Why?", is_impossible=True),
                     question(4, "How?"),
                 ),
             ),
@@ -166,6 +166,13 @@ class TestQuestions:
             none,
         ]
         assert set(read(path, tmp_path)[0]) == {"id", "title", "question", "context", "answers"}
+
+    def test_that_have_an_answer_are_not_impossible(self, tmp_path: Path):
+        asked = question(3, "Why?", answer(ADA, "Ada"), is_impossible=True)
+        path = published(tmp_path / "a.json", article("a", paragraph(ADA, question(1, "W"), asked)))
+        with pytest.raises(DataError, match="is_impossible, but has answers") as caught:
+            read(path, tmp_path)
+        assert caught.value.row == 2
 
     def test_of_which_none_has_an_answer_are_rows(self, tmp_path: Path):
         path = published(tmp_path / "a.json", article("a", paragraph(ADA, question(1, "Why?"))))

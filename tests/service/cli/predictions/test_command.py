@@ -61,6 +61,8 @@ class Answering:
         if given.get("text") == "Ada":
             entity = {"start": 0, "end": 3, "label": "person", "score": 0.9, "text": "Ada"}
             return {**named, "entities": [entity] * 2, "tags": None}
+        if given.get("text") == "long":
+            return {**named, **SHORT, "label": "x" * 100}
         return {**named, "value": 1.5} if given.get("text") == "number" else {**named, **SHORT}
 
 
@@ -110,6 +112,11 @@ class TestRows:
         out = capsys.readouterr().out
         assert "a first | a second" in out
         assert f"{'x' * 29}… | y" in out
+
+    def test_have_long_answers_in_short(self, stub, job, capsys):
+        answering_for(stub, job)
+        assert main([*PREDICT, "job_1", "long"]) == 0
+        assert f"{'x' * 59}…  0.7500  long" in capsys.readouterr().out
 
     def test_are_questions_with_their_contexts(self, stub, job, capsys):
         task = {"type": "question-answering", "question": "q", "context": "c", "answers": "a"}
