@@ -230,7 +230,8 @@ class _ProbeRun:
         try:
             for indices, _ in run():
                 with torch.no_grad():
-                    yield indices, beside(seen["states"]).cpu()
+                    found = beside(seen["states"]).cpu()
+                yield indices, found
         finally:
             hook.remove()
 

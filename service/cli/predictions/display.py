@@ -33,7 +33,12 @@ def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_j
     fields = ["row", *(["job"] if names_jobs else []), *_shown_fields(), "input"]
     header = [name for name in fields if name in used]
     if cells:
-        output.print_table(header, [[_cell(row.get(name)) for name in header] for row in cells])
+        rest = (row.pop("input") for row in cells)  # its texts are short, and paths are whole
+        table = [
+            [*(_cell(row.get(name)) for name in header[:-1]), shown]
+            for row, shown in zip(cells, rest, strict=True)
+        ]
+        output.print_table(header, table)
 
 
 def _shown_fields() -> list[str]:

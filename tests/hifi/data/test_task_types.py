@@ -67,6 +67,7 @@ class TestDeclarations:
             *("micro_f1", "macro_f1", "mean_average_precision", "subset_accuracy"),
             *("pearson", "spearman"),
             *("precision", "recall"),
+            "exact_match",
         )
 
     def test_one_that_is_not_there(self):

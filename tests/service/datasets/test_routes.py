@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import httpx2
 import pytest
@@ -81,7 +81,8 @@ class TestUpload:
         values = [{"start": 0, "end": 3, "labels": [label]} for label in ("person", "place")]
         results = [[{"result": [{"value": value, "type": "labels"}]}] for value in values]
         tasks = [{"data": {"text": "Ada"}, "annotations": each} for each in (*results, [])]
-        asked = [{"id": f"q{each}", "question": "Who?", "answers": []} for each in range(4)]
+        answers: list[list[Any]] = [[{"text": "Ada", "answer_start": 0}], [], [], []]
+        asked = [{"id": "q", "question": "Who?", "answers": each} for each in answers]
         article = {"title": "a", "paragraphs": [{"context": "Ada", "qas": asked}]}
         studio = post({"train": ("export.json", json.dumps(tasks).encode())})
         assert studio.status_code == 201, studio.text

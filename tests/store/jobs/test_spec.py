@@ -205,8 +205,8 @@ class TestRefusals:
         with pytest.raises(ValidationError) as caught:
             parse(task={"type": "clasification"})
         [error] = caught.value.errors()
-        first, last = "'classification', 'multi-label', 'regression'", "'token-classification'"
-        offered = f"{first}, 'image-classification' or {last}"
+        first = "'classification', 'multi-label', 'regression', 'image-classification'"
+        offered = f"{first}, 'token-classification' or 'question-answering'"
         assert error["msg"] == f"Input should be {offered}"
         names = [each.name for each in task_types()]
         schema = JobSpec.model_json_schema()["$defs"]["TaskFields"]["properties"]["type"]

@@ -82,6 +82,7 @@ class TestDescribeBackbone:
             "multi-label": head,
             "regression": head,
             "token-classification": head,
+            "question-answering": head,
         }
         assert found.fingerprint == backbone_fingerprint(tf.AutoModel.from_pretrained(minilm_path))
 
