@@ -235,6 +235,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "start": 20,
         "end": 25,
     },
+    "ChoicesInput": {
+        "text": "She opened the umbrella because",
+        "choices": ["it had begun to rain.", "the sun was shining."],
+    },
+    "ChoicePrediction": {
+        "index": 0,
+        "job": _JOB,
+        "choice": 0,
+        "score": 0.88,
+        "scores": [0.88, 0.12],
+    },
     "PredictionList": {
         "object": "list",
         "data": [

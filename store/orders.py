@@ -22,7 +22,7 @@ from pydantic import (
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from hifi.data.formats.limits import MAX_CHARACTERS
-from hifi.data.task_types import TaskType, request_fields, task_types
+from hifi.data.task_types import MOST_CHOICES, TaskType, request_fields, task_types
 
 if TYPE_CHECKING:
     from store.tables import Artifact, Job
@@ -43,6 +43,7 @@ _FIELDS: dict[str, Any] = {  # of an input, by their kind
     "text": Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)],
     "image": str,
     "words": Annotated[list[str], Field(max_length=MAX_CHARACTERS)],
+    "choices": Annotated[list[str], Field(max_length=MOST_CHOICES)],
 }
 _EXACT = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -563,7 +563,10 @@ def first_token_layer(model: PreTrainedModel) -> FirstTokenLayer | None:
     if layout not in (_BERT, _DEBERTA) or getattr(config, "is_decoder", False):
         return None
     kind = type(model)  # a subclass may pool differently
-    if not kind.__name__.endswith("ForSequenceClassification"):
+    is_choice = kind.__name__.endswith("ForMultipleChoice")
+    if not is_choice and not kind.__name__.endswith("ForSequenceClassification"):
+        return None
+    if is_choice and getattr(config, "summary_type", "first") != "first":  # ELECTRA
         return None
     if not kind.__module__.startswith("transformers.models."):
         return None

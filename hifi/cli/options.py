@@ -111,6 +111,13 @@ def add_task(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--context", metavar="COLUMN", help="the column of the texts that answer the questions"
     )
     group.add_argument(
+        "--choices",
+        nargs="+",
+        metavar="COLUMN",
+        help="the column of lists of choices, or a text column for each choice; --label then is "
+        "the column with the number or the letter of the right one",
+    )
+    group.add_argument(
         "--answers",
         metavar="COLUMN",
         help="the column of answers: objects with lists text and answer_start, empty for no answer",

@@ -11,6 +11,13 @@ from datasets import Dataset
 from PIL import UnidentifiedImageError
 
 from hifi.data.answers import read_answers
+from hifi.data.choices import (
+    choice_label,
+    choice_rows,
+    choices_problem,
+    count_choices,
+    find_numbering,
+)
 from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
 from hifi.data.label_sets import flag_problem, flag_reader, set_reader, too_few_labels
@@ -35,11 +42,13 @@ from hifi.data.scan import NO_IMAGE, ColumnScan, scan_beside_texts, scan_columns
 from hifi.data.spans import read_spans
 from hifi.data.tag_sets import other_spans, other_tags, tag_reader, train_tags
 from hifi.data.tags import find_entities
+from hifi.data.task_types import FEWEST_CHOICES
 from hifi.data.types import UnfitError, are_empty_lists, cast_to, kept_type
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.answers import ContextAnswer
+    from hifi.data.choices import Numbering
     from hifi.data.formats.reader import Unfit
     from hifi.data.profile import DatasetProfile, Problem
     from hifi.data.spans import Span
@@ -156,6 +165,94 @@ def read_words(dataset: Dataset, column: str, *, split: str) -> list[list[str]]:
     problem = _misfit_of_lists(scan, "words", split=split) or words_problem(scan)
     _refuse(problem, split=split, column=column)
     return _values(dataset, column)
+
+
+def read_choices(
+    dataset: Dataset, columns: Sequence[str], *, split: str, count: int | None = None
+) -> list[list[str]]:
+    """Read the choices of each row: a column of lists, or a column of texts for each choice.
+
+    Args:
+        dataset: contains the columns.
+        columns: their names.
+        split: for messages.
+        count: of the choices in the training split; None if this is the training split.
+
+    Raises:
+        DataError: a choice is missing, empty or blank, a row has less than two choices or another
+            number of them than the first row of the training split, or a column has another type.
+    """
+    if len(columns) > 1:
+        texts = [read_texts(dataset, column, split=split) for column in columns]
+        return list(map(list, zip(*texts, strict=True)))
+    (column,) = columns
+    scan = _scan_column(dataset, column)
+    count = count or count_choices(scan)
+    problem = _misfit_of_lists(scan, "choices", split=split) or choices_problem(scan, count=count)
+    _refuse(problem, split=split, column=column)
+    return _values(dataset, column)
+
+
+def count_row_choices(dataset: Dataset, columns: Sequence[str]) -> int:
+    """Return the number of choices of a training split's rows.
+
+    Args:
+        dataset: the training split.
+        columns: a column of lists, or a column of texts for each choice.
+
+    Raises:
+        DataError: the column's first list has less than two choices, or it holds no lists of texts.
+    """
+    if len(columns) > 1:
+        return len(columns)
+    count = count_choices(_scan_column(dataset, columns[0]))
+    if count is None or count < FEWEST_CHOICES:
+        read_choices(dataset, columns, split="train")  # raises
+        raise DataError("no row has choices", split="train", column=columns[0])
+    return count
+
+
+def read_numbering(dataset: Dataset, column: str, *, count: int) -> Numbering:
+    """Read how the labels of a training split number the choices of a row.
+
+    Args:
+        dataset: the training split.
+        column: of labels.
+        count: of the choices of a row.
+
+    Raises:
+        DataError: a label is missing, is neither a number nor a letter, or is none of the choices.
+    """
+    scan = _scan_column(dataset, column)
+    rows, problem = choice_rows(scan)
+    _refuse(scan.misfit("choice") or problem, split="train", column=column)
+    numbering, problem = find_numbering(rows, count=count)
+    _refuse(problem, split="train", column=column)
+    if numbering is None:
+        raise DataError("the labels number no choices", split="train", column=column)
+    return numbering
+
+
+def read_right_choices(
+    dataset: Dataset, column: str, *, split: str, numbering: Numbering
+) -> list[int]:
+    """Read the place of each row's right choice, from 0.
+
+    Args:
+        dataset: contains the column.
+        column: of labels.
+        split: for messages.
+        numbering: of the training split.
+
+    Raises:
+        DataError: a label is missing or none of the choices, or the column has another type.
+    """
+    read = label_reader(_scan_column(dataset, column))
+
+    def place(value: object) -> int:
+        return numbering.index(choice_label(read(value)))
+
+    return _read_each(dataset, column, place, split=split)
 
 
 def read_tag_set(dataset: Dataset, column: str, *, use: Use, split: str) -> TagSet:

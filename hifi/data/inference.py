@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hifi.data.choice_columns import label_problem
 from hifi.data.layouts import find_listed_task, first_missing, reads_lists
 from hifi.data.profile import describe_left_out, first_problem, misfit
 from hifi.data.run_warnings import are_many_classes
@@ -37,6 +38,8 @@ def infer_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
     - A table's index is no column unless the user names it.
     - Lists of words with their tags, under usual names, and texts with lists of labelled spans mean
       token-classification.
+    - Choices in a column of lists or in a column each, under usual names, with a label that numbers
+      them, mean multiple-choice.
     - The image column is the only one that holds images.
     - The label is the column ``label`` (or ``labels``), else the only one that holds numbers or
       booleans, or without any the only one of lists; with images the only other one that can be a
@@ -509,6 +512,8 @@ def _obstacles(
             use = uses[param].use_of(len(task.named[param]))
             beside = task.named.get(uses[param].beside or "", ())
             problem = _problem(column, use, split=split, beside=beside)
+            if problem is None and use == "choice":
+                problem = label_problem(task, profile, split=split)
             if problem is not None:
                 error = DataError(
                     problem.reason,

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hifi.data.choice_columns import find_choice_task, missing_field
 from hifi.data.profile import ColumnProfile, misfit
-from hifi.data.task_types import Layout, TaskType, task_types
+from hifi.data.task_types import MULTIPLE_CHOICE, Layout, TaskType, task_types
 from hifi.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def find_listed_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec | None
         A spec with type and columns; None if the columns are for none of these tasks.
     """
     is_certain = spec.type is not None or any(field not in _PLAIN for field in spec.named)
+    choice_task = find_choice_task(spec, profile)
+    if choice_task is not None:
+        return choice_task
     for declared, layout in _listed_layouts():
         if spec.type not in (None, declared.name) or not set(spec.named) <= set(layout.fields):
             continue
@@ -51,7 +55,7 @@ def reads_lists(declared: TaskType) -> bool:
 def _listed_layouts() -> Iterator[tuple[TaskType, Layout]]:
     for declared in task_types():
         for layout in declared.layouts:
-            if not set(layout.fields) <= _PLAIN:
+            if not set(layout.fields) <= _PLAIN and declared is not MULTIPLE_CHOICE:
                 yield declared, layout
 
 
@@ -67,6 +71,11 @@ def first_missing(declared: TaskType, spec: TaskSpec, profile: DatasetProfile) -
         DataError: a column has a usual name, but cannot be used.
     """
     layout = declared.layouts_with(spec.named)[0]
+    if declared is MULTIPLE_CHOICE:
+        field = missing_field(spec, profile)
+        columns = next(each for each in (*layout.inputs, layout.label) if each.field == field)
+        _refuse_unfit(columns, profile)
+        return columns
     taken = {name for names in spec.named.values() for name in names}
     for columns in (*layout.inputs, layout.label):
         if columns.field in spec.named:

@@ -9,15 +9,17 @@ A profile is stored as plain JSON in the data set's row::
          "test_unlabelled": false}, …]}
 
 ``columns`` are the training split's, in its order. ``problems`` has for each *use* of a column
-(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``, ``words``, ``tags``, ``spans``,
-``answers``) and each split the first row that training would refuse, and the reason, which quotes
-only short values. Uses that a column's kind excludes have no entry. ``beside`` has the first row
-that does not fit another column, by its name and by split: tags beside words, spans and answers
-beside texts. ``classes`` have ``labels`` if they are few and take at most a kilobyte, and
-``single`` if some of few classes occur in a single row. ``tags`` are the classes of words, as
-``classes``, if the column holds tags or spans. ``test_unlabelled`` is missing in profiles of
-earlier versions, and so are the uses ``labels``, ``flag``, ``words``, ``tags``, ``spans`` and
-``answers``. A column that is no column unless it is named (a table's index, or one that no task can
+(``text``, ``label``, ``labels``, ``flag``, ``target``, ``image``, ``words``, ``choices``, ``tags``,
+``spans``, ``answers``, ``choice``) and each split the first row that training would refuse, and the
+reason, which quotes only short values. Uses that a column's kind excludes have no entry. ``beside``
+has the first row that does not fit another column, by its name and by split: tags beside words,
+spans and answers beside texts. ``classes`` have ``labels`` if they are few and take at most a
+kilobyte, and ``single`` if some of few classes occur in a single row. ``tags`` are the classes of
+words, as ``classes``, if the column holds tags or spans. ``choices`` is the length of lists of
+texts, and ``choice_rows`` has by split the first row of each label, as pairs, if all labels are
+small numbers or letters. ``test_unlabelled`` is missing in profiles of earlier versions, and so are
+the uses ``labels``, ``flag``, ``words``, ``choices``, ``tags``, ``spans``, ``answers`` and
+``choice``. A column that is no column unless it is named (a table's index, or one that no task can
 use) has ``"left_out"``. A column takes 100 bytes to 3 KB.
 """
 
@@ -117,6 +119,11 @@ _FITTING: Mapping[Use, tuple[tuple[Kind, ...], str]] = {
     ),
     "flag": (("integer", "boolean", "whole", "null"), "a column of 0 and 1 is needed"),
     "words": (("list",), "a column of lists of texts is needed, the words of each row"),
+    "choices": (("list",), "a column of lists of texts, or several columns of texts, is needed"),
+    "choice": (
+        ("text", "integer", "whole", "null"),
+        "a number or a letter of the right choice is needed",
+    ),
     "tags": (("list",), "a column of lists is needed, a tag of each word"),
     "spans": (("spans",), "a column of lists of objects with start, end and label is needed"),
     "answers": (
@@ -170,6 +177,9 @@ class ColumnProfile:
         num_tags: the number of classes of words if it holds tags or spans; None if it does not, or
             they cannot be told.
         tags: these classes, in the order of the logits; None if they are long or too many.
+        num_choices: the length of the first list of texts, if it has lists of texts.
+        choice_rows: the first row of each label, by split, if all labels of the training split are
+            small numbers or letters, as those of a choice.
         problems: by use and split.
         beside: the first row that does not fit another column, by its name and by split.
         test_unlabelled: whether the test split lacks it, or has a label in no row; None if unknown.
@@ -186,6 +196,8 @@ class ColumnProfile:
     single_classes: SingleClasses | None = None
     num_tags: int | None = None
     tags: tuple[str, ...] | None = None
+    num_choices: int | None = None
+    choice_rows: Mapping[str, Mapping[str | int, int]] = field(default_factory=dict)
     problems: Mapping[Use, Mapping[str, Problem]] = field(default_factory=dict)
     beside: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     test_unlabelled: bool | None = False
@@ -238,6 +250,11 @@ class ColumnProfile:
             document["tags"] = {"count": self.num_tags}
             if self.tags is not None:
                 document["tags"]["labels"] = list(self.tags)
+        if self.num_choices is not None:
+            document["choices"] = self.num_choices
+        if self.choice_rows:
+            found = self.choice_rows.items()
+            document["choice_rows"] = {split: list(rows.items()) for split, rows in found}
         problems, beside = _to_json(self.problems), _to_json(self.beside)
         return {
             **document,
@@ -265,6 +282,10 @@ class ColumnProfile:
             else SingleClasses(count=single["count"], some=tuple(single["some"])),
             num_tags=tags.get("count"),
             tags=tuple(tags["labels"]) if "labels" in tags else None,
+            num_choices=document.get("choices"),
+            choice_rows={
+                split: dict(rows) for split, rows in document.get("choice_rows", {}).items()
+            },
             problems=_from_json(document.get("problems", {})),
             beside=_from_json(document.get("beside", {})),
             test_unlabelled=document.get("test_unlabelled"),

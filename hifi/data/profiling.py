@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from hifi.data.answers import MISSING
+from hifi.data.choices import choice_rows, choices_problem, count_choices
 from hifi.data.formats.limits import too_many_characters
 from hifi.data.label_sets import flag_problem, other_sets, train_sets
 from hifi.data.labels import (
@@ -34,6 +35,7 @@ from hifi.data.profile import (
 from hifi.data.run_warnings import are_many_classes
 from hifi.data.scan import ColumnScan
 from hifi.data.tag_sets import TagSet, other_spans, other_tags, train_tags
+from hifi.data.task_types import MOST_CHOICES
 from hifi.data.types import are_empty_lists
 from hifi.errors import DataError, quoted
 
@@ -111,6 +113,8 @@ def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> C
     count = None if classes is None else len(classes)
     # The values of other columns are nobody's business.
     labels = None if are_many_classes(count, rows=rows) else classes
+    num_choices = None if train.unfit else count_choices(train)
+    numbered = _find_choice_rows(scans)
     problems: dict[Use, dict[str, Problem]] = {use: {} for use in USES}
     for split, column in scans.items():
         found: dict[Use, Problem | None]
@@ -129,6 +133,8 @@ def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> C
                 "target": target_problem(column),
                 "image": column.image,
                 "words": words_problem(column) if are_lists else None,
+                "choices": choices_problem(column, count=num_choices) if are_lists else None,
+                "choice": numbered[split][1] if numbered else None,
                 "tags": None,
                 "spans": None,
                 "answers": answers_problem(column, split=split) if are_answers else None,
@@ -151,11 +157,30 @@ def _profile_column(name: str, splits: Mapping[str, Columns], *, rows: int) -> C
         single_classes=None if labels is None else _single_classes(train, labels),
         num_tags=None if tags is None else len(tags.labels),
         tags=_shown_tags(tags, rows=rows),
+        num_choices=num_choices,
+        choice_rows={split: found for split, (found, _) in numbered.items()},
         problems=problems,
         beside=_find_beside(name, splits),
         test_unlabelled="test" in scans and _is_unlabelled(scans["test"], known=classes or ()),
         left_out="unfit" if train.unfit else "index" if train.is_index else None,
     )
+
+
+def _find_choice_rows(
+    scans: Mapping[str, ColumnScan | None],
+) -> dict[str, tuple[dict[Label, int], Problem | None]]:
+    """Return the first row of each label of a choice, by split, and the first row without one.
+
+    Empty if the training split has other labels.
+    """
+    there = {split: scan for split, scan in scans.items() if scan is not None and not scan.unfit}
+    train = there.get("train")
+    if train is None or train.misfit("choice") or train.distinct.is_full:
+        return {}
+    rows, _ = choice_rows(train)
+    if not rows or len(rows) > MOST_CHOICES or len(rows) < len(train.distinct.rows):
+        return {}
+    return {split: choice_rows(scan) for split, scan in there.items()}
 
 
 def _find_beside(name: str, splits: Mapping[str, Columns]) -> dict[str, dict[str, Problem]]:

@@ -8,13 +8,20 @@ from itertools import chain
 from typing import Any
 
 from hifi.arguments import check_integer, check_number
-from hifi.data.task_types import MOST_LABEL_COLUMNS, task_types
+from hifi.data.task_types import MOST_CHOICES, MOST_LABEL_COLUMNS, task_types
 from hifi.errors import InvalidArgumentError
 
-INPUT_FIELDS = ("text", "image", "tokens", "question", "context")  # that name input columns
+INPUT_FIELDS = (
+    "text",
+    "image",
+    "tokens",
+    "question",
+    "context",
+    "choices",
+)  # that name input columns
 LABEL_FIELDS = ("label", "tags", "spans", "answers")
 FIELDS = (*INPUT_FIELDS, *LABEL_FIELDS)
-_SINGLE_FIELDS = tuple(name for name in FIELDS if name not in ("text", "label"))
+_SINGLE_FIELDS = tuple(name for name in FIELDS if name not in ("text", "label", "choices"))
 OPTIONS = ("threshold", "stride")  # that apply to some task types
 SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
 
@@ -34,6 +41,7 @@ class TaskSpec:
         spans: the column of lists of labelled spans of the text.
         question: the column of questions.
         context: the column of the texts that answer them.
+        choices: the column of lists of choices, or a text column for each choice.
         answers: the column of answers: their texts, and where they begin in the context.
         metric: the metric by which the best step is chosen.
         threshold: the probability from which on a row has a label; by default the best one on the
@@ -51,6 +59,7 @@ class TaskSpec:
     spans: str | None = None
     question: str | None = None
     context: str | None = None
+    choices: tuple[str, ...] = ()
     answers: str | None = None
     metric: str | None = None
     threshold: float | None = None
@@ -65,6 +74,11 @@ class TaskSpec:
         if len(self.text) > 2 or len(set(self.text)) < len(self.text):
             limit = "one column, or two different ones"
             raise InvalidArgumentError("text", value=self.text, limit=limit)
+        choices = column_names("choices", self.choices)
+        if len(set(choices)) < len(choices) or len(choices) > MOST_CHOICES:
+            limit = f"at most {MOST_CHOICES:,} columns, each once"
+            raise InvalidArgumentError("choices", value=self.choices, limit=limit)
+        object.__setattr__(self, "choices", choices)
         self._set_label()
         if self.threshold is not None:
             threshold = check_number(

@@ -14,9 +14,20 @@ from typing import Any, Literal
 from hifi.errors import InvalidArgumentError, TaskNotSupportedError
 
 InputKind = Literal["text", "image"]
-FieldKind = Literal["text", "image", "words"]
+FieldKind = Literal["text", "image", "words", "choices"]
 Use = Literal[
-    "text", "image", "words", "label", "labels", "flag", "tags", "spans", "answers", "target"
+    "text",
+    "image",
+    "words",
+    "choices",
+    "label",
+    "labels",
+    "flag",
+    "tags",
+    "spans",
+    "answers",
+    "choice",
+    "target",
 ]
 
 
@@ -28,7 +39,8 @@ class Columns:
         field: the field of a task spec that names them.
         use: how they are read; determines which rows are refused.
         use_of_many: how several columns are read, if not like a single one.
-        most: the maximum number of columns; at least one is needed.
+        least: the minimum number of columns: 1, or 0 if a task can do without them.
+        most: the maximum number of columns.
         names: usual names of such a column, by which it is found; the first one counts.
         beside: the field of the input column whose rows these must fit, if there is one.
         words: description for the command line and the OpenAPI document.
@@ -37,6 +49,7 @@ class Columns:
     field: str
     use: Use
     use_of_many: Use | None = None
+    least: int = 1
     most: int = 1
     names: tuple[str, ...] = ()
     beside: str | None = None
@@ -53,7 +66,7 @@ class RequestField:
 
     Attributes:
         name: in the request.
-        kind: a text, an image file in Base64, or a list of words.
+        kind: a text, an image file in Base64, or a list of words or of choices.
         is_required: whether every input has it.
         words: description for the OpenAPI document.
     """
@@ -147,7 +160,8 @@ class TaskType:
         layouts: the forms in which a data set can hold the rows.
         num_labels: logits per row; None for one per class of the training split.
         logits: one row of logits per ``sample``, ``[n, num_labels]``, or per ``token``,
-            ``[n, S, num_labels]``; those of padding are ignored.
+            ``[n, S, num_labels]``, of which those of padding are ignored; or one logit per
+            ``choice``, ``[n, C]``, whose samples are C texts each.
         metrics: the default first; higher is better for all.
         problem_type: the name in transformers' configurations; None if they have none.
         options: further fields of a task spec that apply to this type: ``threshold``, ``stride``.
@@ -160,7 +174,7 @@ class TaskType:
     input_kind: InputKind
     layouts: tuple[Layout, ...]
     num_labels: int | None
-    logits: Literal["sample", "token"] = "sample"
+    logits: Literal["sample", "token", "choice"] = "sample"
     metrics: tuple[str, ...]
     problem_type: str | None
     options: tuple[str, ...] = ()
@@ -208,7 +222,7 @@ class TaskType:
 
 _TYPES: dict[str, TaskType] = {}
 # Planned task types that are not supported yet.
-PLANNED = ("multiple-choice", "causal-lm")
+PLANNED = ("causal-lm",)
 
 
 def register(task_type: TaskType) -> TaskType:
@@ -241,13 +255,17 @@ def metric_names() -> tuple[str, ...]:
 
 
 def request_fields() -> dict[str, RequestField]:
-    """Return the fields that an input of ``/predict`` may have, by name."""
-    requests = (request for each in task_types() for request in each.requests)
-    return {field.name: field for request in requests for field in request.fields}
+    """Return the fields of inputs of ``/predict``, by name; of equal names the first."""
+    found: dict[str, RequestField] = {}
+    for request in (request for each in task_types() for request in each.requests):
+        for field in request.fields:
+            found.setdefault(field.name, field)
+    return found
 
 
 MULTI_LABEL_PROBLEM = "multi_label_classification"  # in transformers' configurations
 MOST_LABEL_COLUMNS = 1000
+FEWEST_CHOICES, MOST_CHOICES = 2, 100  # of a row
 _TEXTS = Columns(field="text", use="text", most=2, words="one or two text columns")
 TEXT_INPUT = Request(
     name="TextInput",
@@ -269,6 +287,22 @@ TOKENS_INPUT = Request(
     name="TokensInput",
     words="The words of a text, which also get tags in the answer.",
     fields=(RequestField(name="tokens", kind="words"),),
+)
+CHOICES_INPUT = Request(
+    name="ChoicesInput",
+    words="Choices, one of which is right, and what they are about.",
+    fields=(
+        RequestField(name="choices", kind="choices", words="two or more texts"),
+        RequestField(
+            name="text", kind="text", is_required=False, words="what precedes the choices"
+        ),
+        RequestField(
+            name="text_pair",
+            kind="text",
+            is_required=False,
+            words="a second text, which each choice follows",
+        ),
+    ),
 )
 QUESTION_INPUT = Request(
     name="QuestionInput",
@@ -512,6 +546,51 @@ QUESTION_ANSWERING = register(
                     name="start", type=int | None, words="its first character in the context"
                 ),
                 AnswerField(name="end", type=int | None, words="one after its last character"),
+            ),
+        ),
+    )
+)
+MULTIPLE_CHOICE = register(
+    TaskType(
+        name="multiple-choice",
+        words="the right one of several texts: answers to a question, endings of a story",
+        implementation="hifi.tasks.multiple_choice:MultipleChoice",
+        input_kind="text",
+        layouts=(
+            Layout(
+                inputs=(
+                    replace(_TEXTS, least=0, words="none, one or two text columns"),
+                    Columns(
+                        field="choices",
+                        use="choices",
+                        use_of_many="text",
+                        most=MOST_CHOICES,
+                        names=("choices", "endings", "options"),
+                        words="a column of lists of choices, or a text column for each choice",
+                    ),
+                ),
+                label=Columns(
+                    field="label",
+                    use="choice",
+                    names=("label", "labels", "answer"),
+                    words="the column with the number or the letter of the right choice",
+                ),
+                request=CHOICES_INPUT,
+            ),
+        ),
+        num_labels=1,
+        logits="choice",
+        metrics=("accuracy",),
+        problem_type=None,
+        answer=Answer(
+            name="ChoicePrediction",
+            words="The likeliest choice of an input.",
+            fields=(
+                AnswerField(name="choice", type=int, words="its place among the choices, from 0"),
+                AnswerField(name="score", type=float, words="its probability"),
+                AnswerField(
+                    name="scores", type=list[float], words="the probability of every choice"
+                ),
             ),
         ),
     )

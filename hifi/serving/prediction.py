@@ -121,7 +121,7 @@ def _inputs(record: Mapping[str, Any], layout: Layout) -> tuple[str, ...] | None
         names = record.get(columns.field)
         if columns.most == 1 and not isinstance(names, list):
             names = [names]  # a single column is recorded without a list
-        if not isinstance(names, list) or not 1 <= len(names) <= columns.most:
+        if not isinstance(names, list) or not columns.least <= len(names) <= columns.most:
             return None
         found += map(str, names)
     return tuple(found)

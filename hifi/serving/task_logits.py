@@ -113,9 +113,13 @@ class TaskLogits:
             Logits ``[n, labels]``, or ``[n, S, labels]`` if every token has some.
         """
         self._given.hidden = hidden
+        inputs = dict(batch)
+        if self._task.declaration.logits == "choice":  # each sample is the only choice of its row
+            inputs = {name: value.unsqueeze(1) for name, value in inputs.items()}
+            inputs = inputs or {"inputs_embeds": hidden.unsqueeze(1)}
         try:
             answer: Any = functional_call(
-                self._model, {**self._shared, **weights}, kwargs=dict(batch), strict=False
+                self._model, {**self._shared, **weights}, kwargs=inputs, strict=False
             )
         finally:
             self._given.hidden = None

@@ -233,6 +233,11 @@ class Task(ABC):
         """The number of logits of a sample, or of a token."""
         return len(self.classes) if self.classes else self.declaration.num_labels or 1
 
+    @property
+    def num_logits(self) -> int:
+        """The number of logits that a loss compares: of a sample, or of all choices of a row."""
+        return self.num_labels
+
     @classmethod
     def check_reads(cls, source: ModelSource, config: PreTrainedConfig) -> None:
         """Refuse a model that does not read this task's inputs.
@@ -294,7 +299,7 @@ class Task(ABC):
         """Return the mean loss of a batch, in float32.
 
         Args:
-            logits: ``[B, num_labels]``, or ``[B, S, num_labels]`` if every token has some.
+            logits: ``[B, num_logits]``, or ``[B, S, num_labels]`` if every token has some.
             targets: as in :class:`Batch`.
         """
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from hifi.errors import ProbeError
 
@@ -108,7 +108,7 @@ class ProbeKind(ABC):
                 on_try(number)
             return found
 
-        is_held = _rank_rows(self._groups(y), seed=seed) % _HELD_OUT == _HELD_OUT - 1
+        is_held = self._held_out(y, seed=seed)
 
         def measure(strength: float) -> float:
             number = TRIES - 1 - _STRENGTHS.index(strength)  # the strongest first
@@ -168,6 +168,12 @@ class ProbeKind(ABC):
     @abstractmethod
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
         """Return the logits ``[num_labels]`` of the best answer that ignores the input."""
+
+    def _held_out(self, y: NDArray[np.int64], *, seed: int) -> NDArray[np.bool_]:
+        """Return which rows measure the strengths."""
+        is_held: NDArray[np.bool_]
+        is_held = _rank_rows(self._groups(y), seed=seed) % _HELD_OUT == _HELD_OUT - 1
+        return is_held
 
     def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the group of each row, from 0; splits and draws keep the groups' shares.
@@ -333,6 +339,56 @@ class SpanProbe(LabelsProbe):
         chosen = is_candidate & ((marks > 0) | (rank % step == 0))
         ends = marks[chosen]
         return features[chosen], torch.stack([ends & 1, ends & 2], dim=1) > 0
+
+
+class ChoiceProbe(ProbeKind):
+    """Which choice of a row is right: a logistic regression of what sets a choice apart.
+
+    Features are ``[n, C, D]`` and targets the place of the right choice, ``[n]``. Each choice is
+    fitted as right or wrong, after the mean of its row's choices is subtracted from its features: a
+    softmax over the choices ignores what they share.
+    """
+
+    def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
+        """Return the logarithms of the places' shares; one without rows has half a row."""
+        counts = targets.bincount(minlength=num_labels).double().clamp(min=0.5)
+        return (counts / len(targets)).log().float()
+
+    def examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the choices ``[n·C, D]``, and of each whether it is right, and its row."""
+        rows, count = features.shape[:2]
+        features = features.float()
+        is_right = nn.functional.one_hot(targets, count)
+        row = torch.arange(rows)[:, None].expand(rows, count)
+        apart = features - features.mean(1, keepdim=True)
+        return apart.flatten(0, 1), torch.stack([is_right, row], dim=-1).flatten(0, 1)
+
+    def _held_out(self, y: NDArray[np.int64], *, seed: int) -> NDArray[np.bool_]:
+        """Return all choices of every fifth row: what sets two choices apart is the same twice."""
+        rows = y[:, 1]
+        is_held = super()._held_out(np.unique(rows), seed=seed)
+        held: NDArray[np.bool_] = is_held[rows]
+        return held
+
+    def _solve(
+        self,
+        x: Floats,
+        y: NDArray[np.int64],
+        *,
+        strength: float,
+        num_labels: int,
+        has_bias: bool,
+    ) -> _Linear | None:
+        solver = _converge(x, y[:, 0], strength=strength, has_bias=has_bias)
+        if solver is None:
+            return None
+        intercept = np.squeeze(solver.intercept_) * np.ones(num_labels)
+        return _Linear(solver.coef_.reshape(num_labels, -1), intercept)
+
+    def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
+        count = len(y) // int(y[:, 0].sum())
+        shares = torch.from_numpy(logits).reshape(-1, count).log_softmax(-1).numpy()
+        return float(-shares[y[:, 0].reshape(-1, count) == 1].mean())
 
 
 class NumberProbe(ProbeKind):

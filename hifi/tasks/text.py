@@ -159,20 +159,38 @@ class TextEncoder(Encoder):
         self._names = tuple(field.name for field in request.fields[: len(columns)])
         self.tokenize([["a"]] * len(columns))  # the first call fixes the tokenizer's settings
 
-    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> EncodedTexts:
+    def encode(self, dataset: Dataset, *, split: str, targets: Tensor) -> Examples:
         """Check the texts of a split and tokenise them.
 
         Raises:
             DataError: a text has no token, or a token for which the model has no embedding.
         """
         texts = [read_texts(dataset, column, split=split) for column in self._columns]
+        return self.encode_texts(texts, split=split, targets=targets)
+
+    def encode_texts(
+        self, texts: Sequence[Sequence[str]], *, split: str, targets: Tensor, per_row: int = 1
+    ) -> EncodedTexts:
+        """Tokenise the texts of a split.
+
+        Args:
+            texts: a sequence for each column, all of the same length.
+            split: for messages.
+            targets: ``[n, …]``, stored with the tokens.
+            per_row: samples of a row of the data, one after the other.
+
+        Raises:
+            DataError: a text has no token, or a token for which the model has no embedding.
+        """
         lengths: list[NDArray[np.int64]] = []
         tokens: dict[str, list[NDArray[np.int64]]] = {}
         for rows in portions(texts):
             portion = [column[rows] for column in texts]
             found = self.tokenize(portion).tokens
             lengths.append(np.array([len(ids) for ids in found[IDS]], dtype=np.int64))
-            self._check_ids(found[IDS], portion, split=split, first_row=rows.start + 1)
+            self._check_ids(
+                found[IDS], portion, split=split, first_row=rows.start + 1, per_row=per_row
+            )
             for name, values in found.items():
                 flat = np.array(list(chain.from_iterable(values)), dtype=np.int64)
                 tokens.setdefault(name, []).append(flat)
@@ -190,19 +208,29 @@ class TextEncoder(Encoder):
         *,
         split: str,
         first_row: int,
+        per_row: int = 1,
     ) -> None:
-        """Raise for the first row without a token, or with one that has no embedding."""
+        """Raise for the first row without a token, or with one that has no embedding.
+
+        Args:
+            ids: of samples.
+            texts: of the samples, a sequence for each column.
+            split: for messages.
+            first_row: the number of the first sample, from 1.
+            per_row: samples of a row of the data.
+        """
         for place, row in enumerate(ids):
+            number = (first_row + place - 1) // per_row + 1
             if not row:
                 reason = "the tokenizer produces no token for this text"
-                raise DataError(reason, split=split, row=first_row + place)
+                raise DataError(reason, split=split, row=number)
             if max(row) >= self._vocabulary:
                 token = self._first_unknown(row)
                 text = self._text_with(token, [column[place] for column in texts])
                 raise DataError(
                     self._describe_unknown(token),
                     split=split,
-                    row=first_row + place,
+                    row=number,
                     column=self._columns[text],
                 )
 
@@ -213,15 +241,30 @@ class TextEncoder(Encoder):
         read: list[Sample | InputError | None] = [self._check(given) for given in inputs]
         sound = [place for place, error in enumerate(read) if error is None]
         if sound:
-            tokenized = self.tokenize(
-                [[inputs[place][name] for place in sound] for name in self._names]
-            )
-            for index, place in enumerate(sound):
-                row = {name: rows[index] for name, rows in tokenized.tokens.items()}
-                whole = tokenized.lengths[index]
-                sample = self._sample(row, whole_length=whole, truncate=truncate)
-                read[place] = self._check_tokens(row, inputs[place]) or sample
+            texts = [[inputs[place][name] for place in sound] for name in self._names]
+            for place, sample in zip(sound, self.samples(texts, truncate=truncate), strict=True):
+                read[place] = sample
         return [entry for entry in read if entry is not None]
+
+    def samples(
+        self, texts: Sequence[Sequence[str]], *, truncate: bool
+    ) -> list[Sample | InputError]:
+        """Tokenise texts of predictions, or pairs of them, none of which is empty.
+
+        Args:
+            texts: a sequence for each column, all of the same length.
+            truncate: as for :meth:`read`.
+        """
+        tokenized = self.tokenize(texts)
+        found: list[Sample | InputError] = []
+        for index, given in enumerate(zip(*texts, strict=True)):
+            row = {name: rows[index] for name, rows in tokenized.tokens.items()}
+            whole = tokenized.lengths[index]
+            sample = self._sample(row, whole_length=whole, truncate=truncate)
+            found.append(
+                self._check_tokens(row, dict(zip(self._names, given, strict=True))) or sample
+            )
+        return found
 
     def _check(self, given: Mapping[str, Any]) -> InputError | None:
         is_pair = len(self._names) == 2

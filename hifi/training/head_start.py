@@ -117,7 +117,7 @@ class _ProbeRun:
     ) -> None:
         self._model = ready.loaded.model
         self._is_fresh = ready.kept_head is None
-        self._is_by_token = ready.data.task.declaration.logits == "token"
+        self._unit = ready.data.task.declaration.logits
         self._data = ready.data
         self._forward = Forward(self._model, task=ready.data.task, kept=kept)
         self._training = self._forward  # of the training rows
@@ -155,7 +155,7 @@ class _ProbeRun:
         rows = self._kind.draw_rows(
             self._data.train.targets,
             width=self._last.in_features,
-            num_labels=self._data.task.num_labels,
+            num_labels=self._data.task.num_logits,
             seed=self._settings.seed,
         )
         return rows.numpy()
@@ -167,6 +167,8 @@ class _ProbeRun:
         features, targets = self._read_examples(
             rows, nn.Identity(), on_batch=lambda number, _: self._report(number)
         )
+        if self._unit == "choice":
+            features, targets = self._kind.examples(features, targets)
         return self._kind.fit(
             features,
             targets,
@@ -191,7 +193,7 @@ class _ProbeRun:
         train = self._data.train
         targets = train.targets[torch.from_numpy(rows)]
         read = self._outputs(self._training, train, rows=rows, layers=[layer], on_batch=on_batch)
-        if not self._is_by_token:
+        if self._unit != "token":
             batches, parts = zip(*read, strict=True)
             return gather(parts, batches), targets
         pairs = [
@@ -219,11 +221,12 @@ class _ProbeRun:
         run = partial(
             forward.batch_by_batch, examples, rows=rows, batch_size=size, on_batch=on_batch
         )
-        if not self._is_by_token:  # a decoder reads the last token of what comes in their place
+        if self._unit == "sample":  # a decoder reads the last token of what comes in their place
             with _replaced(self._model, self._layers.last, beside):
                 yield from run()
             return
-        seen: dict[str, Tensor] = {}  # a model for questions divides its logits into two
+        # A model for questions divides its logits into two, one for choices puts them side by side.
+        seen: dict[str, Tensor] = {}
         hook = self._last.register_forward_pre_hook(
             lambda _, arguments: seen.update(states=arguments[0])
         )
@@ -231,6 +234,8 @@ class _ProbeRun:
             for indices, _ in run():
                 with torch.no_grad():
                     found = beside(seen["states"]).cpu()
+                if self._unit == "choice":  # of all rows, one after the other
+                    found = found.unflatten(0, (len(indices), -1))
                 yield indices, found
         finally:
             hook.remove()
@@ -240,8 +245,8 @@ class _ProbeRun:
         task, validation = self._data.task, self._data.validation
         if validation is None:
             return {}
-        known = self._kind.constant(self._data.train.targets, num_labels=task.num_labels)
-        shape = validation.targets.shape[: 2 if self._is_by_token else 1]
+        known = self._kind.constant(self._data.train.targets, num_labels=task.num_logits)
+        shape = validation.targets.shape[: 2 if self._unit == "token" else 1]
         logits = {"majority": known.expand(*shape, -1)}
         layers: dict[str, _Layer] = {} if probe is None else {"probe": probe.logits}
         if not self._is_fresh:
@@ -273,6 +278,8 @@ class _ProbeRun:
         )
         batches, parts = zip(*read, strict=True)
         logits = gather(parts, batches)
+        if self._unit == "choice":
+            return dict(zip(layers, logits.unbind(-1), strict=True))
         return dict(zip(layers, logits.chunk(len(layers), dim=-1), strict=True))
 
     def _report(self, number: int) -> None:
@@ -305,6 +312,7 @@ class _ProbeRun:
         some = rows[:: -(-len(rows) // _SAMPLES)]
         try:
             states, _ = self._read_examples(some, lambda _: seen["states"])
+            states = states.flatten(0, -2)  # of choices too
         finally:
             hook.remove()
         opened = _pass_on(states, module, hidden=hidden)

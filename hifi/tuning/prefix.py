@@ -108,14 +108,14 @@ class FrozenLayers:
         inputs = self._divide(batch, keys=keys)
         fresh: dict[Hashable, Tensor] = {}
         found: list[Tensor] = []
-        for index, key in enumerate(keys):
+        for index, key in enumerate(inputs.keys):
             states = fresh.get(key)
             states = self._store.get(key) if states is None else states
             if states is None:
                 if compute is None:
-                    fresh |= self._compute(inputs.sample(index), keys=[key])
+                    fresh |= self._compute(inputs.sample(index))
                 else:
-                    fresh |= compute(index)
+                    fresh |= compute(index // inputs.choices)
                 states = fresh[key]
             inputs.check_length(index, len(states), key=key)
             found.append(states)
@@ -141,7 +141,7 @@ class FrozenLayers:
         Raises:
             InvalidArgumentError, TunerError: as for a call.
         """
-        return self._compute(self._divide(batch, keys=keys), keys=keys)
+        return self._compute(self._divide(batch, keys=keys))
 
     def running_from(self, states: Tensor) -> AbstractContextManager[None]:
         """Let the model start at layer p with these states, during a block.
@@ -159,10 +159,10 @@ class FrozenLayers:
         self._check_open()
         return _Inputs.of(batch, names=self._passes.arguments, keys=keys)
 
-    def _compute(self, inputs: _Inputs, *, keys: Sequence[Hashable]) -> States:
+    def _compute(self, inputs: _Inputs) -> States:
         hidden = self._run(inputs).cpu()
         found: dict[Hashable, Tensor] = {}
-        for index, key in enumerate(keys):
+        for index, key in enumerate(inputs.keys):
             length = inputs.lengths[index] if inputs.lengths else hidden.shape[1]
             found[key] = hidden[index, :length].clone()
             self._store.put(key, found[key])
@@ -254,18 +254,28 @@ class _Inputs:
     """The inputs of a base model, and how they are divided into samples.
 
     Attributes:
-        values: arguments of the base model.
+        values: arguments of the base model, ``[B, …]``; of choices ``[B·C, …]``.
+        keys: of each sample; of choices, with their place in the sample.
+        choices: C; 1 if samples have no choices.
         width: S; None for images, whose number of patches the model knows.
         lengths: real tokens of each sample; empty for images.
     """
 
     def __init__(
-        self, values: Mapping[str, Any], *, samples: int, width: int | None, lengths: list[int]
+        self,
+        values: Mapping[str, Any],
+        *,
+        keys: Sequence[Hashable],
+        choices: int,
+        width: int | None,
+        lengths: list[int],
     ) -> None:
         self.values = values
+        self.keys = keys
+        self.choices = choices
         self.width = width
         self.lengths = lengths
-        self._samples = samples
+        self._samples = len(keys)
 
     @classmethod
     def of(
@@ -284,6 +294,9 @@ class _Inputs:
             for name, value in batch.items()
             if name in names - _NOT_INPUTS and value is not None
         }
+        values, choices = _flatten_choices(values)
+        if choices > 1:
+            keys = [(key, choice) for key in keys for choice in range(choices)]
         if "pixel_values" in values:
             samples, width = len(values["pixel_values"]), None
         else:
@@ -293,10 +306,10 @@ class _Inputs:
             limit = "at least one sample with at least one token"
             raise InvalidArgumentError("batch", value=value, limit=limit)
         if len(keys) != samples:
-            limit = f"one for each of the {samples} samples in the batch"
-            raise InvalidArgumentError("keys", value=f"{len(keys)} keys", limit=limit)
+            limit = f"one for each of the {samples // choices} samples in the batch"
+            raise InvalidArgumentError("keys", value=f"{len(keys) // choices} keys", limit=limit)
         lengths = [] if width is None else _count_tokens(values, samples=samples, width=width)
-        return cls(values, samples=samples, width=width, lengths=lengths)
+        return cls(values, keys=keys, choices=choices, width=width, lengths=lengths)
 
     def sample(self, index: int) -> _Inputs:
         """Return one sample without its padding."""
@@ -306,7 +319,8 @@ class _Inputs:
             for name, value in self.values.items()
         }
         lengths = [] if width is None else [width]
-        return _Inputs(values, samples=1, width=width, lengths=lengths)
+        keys = [self.keys[index]]
+        return _Inputs(values, keys=keys, choices=1, width=width, lengths=lengths)
 
     def _slice(self, name: str, value: Tensor, *, index: int) -> Tensor:
         """Copy a sample's part: the place of a view in memory could change the bits."""
@@ -334,6 +348,23 @@ class _Inputs:
 def _has_tensor(key: object) -> bool:
     """Return whether a key is a tensor or holds one: they are hashed by identity."""
     return isinstance(key, Tensor) or (isinstance(key, tuple) and any(map(_has_tensor, key)))
+
+
+def _flatten_choices(values: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return inputs ``[B, C, …]`` as ``[B·C, …]``, and C; others as they are, and 1."""
+    tokens, rank = (
+        (values["input_ids"], 3) if "input_ids" in values else (values.get("inputs_embeds"), 4)
+    )
+    if not isinstance(tokens, Tensor) or tokens.ndim != rank:
+        return dict(values), 1
+    whole = tokens.shape[:2]
+    flat = {
+        name: value.flatten(0, 1)
+        if isinstance(value, Tensor) and value.shape[:2] == whole
+        else value
+        for name, value in values.items()
+    }
+    return flat, int(whole[1])
 
 
 def _find_tokens(values: Mapping[str, Any]) -> tuple[int, int]:

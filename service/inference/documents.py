@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hifi.data.formats.limits import MAX_CHARACTERS
-from hifi.data.task_types import TaskType, task_types
+from hifi.data.task_types import FEWEST_CHOICES, MOST_CHOICES, TaskType, task_types
 from service.http.documents import Answer, Body
 from store.orders import MAX_INPUTS, MAX_SECONDS, ItemError
 
@@ -34,13 +34,13 @@ def _refuse_nul(text: str) -> str:
     return text
 
 
-def _refuse_long(words: list[str]) -> list[str]:
+def _refuse_long(texts: list[str]) -> list[str]:
     """Refuse more characters than a text may have."""
-    if sum(map(len, words)) > MAX_CHARACTERS:
-        message = "{given} characters in all words, at most {max_length} allowed"
-        counts = {"given": sum(map(len, words)), "max_length": MAX_CHARACTERS}
+    if sum(map(len, texts)) > MAX_CHARACTERS:
+        message = "{given} characters in all texts of the list, at most {max_length} allowed"
+        counts = {"given": sum(map(len, texts)), "max_length": MAX_CHARACTERS}
         raise PydanticCustomError("text_too_long", message, counts)
-    return words
+    return texts
 
 
 _TEXT = Annotated[
@@ -51,6 +51,12 @@ _TEXT = Annotated[
 _FIELDS: dict[str, Any] = {  # types of an input's fields, by kind
     "text": _TEXT,
     "words": Annotated[list[_TEXT], Field(min_length=1), FailFast(), AfterValidator(_refuse_long)],
+    "choices": Annotated[
+        list[_TEXT],
+        Field(min_length=FEWEST_CHOICES, max_length=MOST_CHOICES),
+        FailFast(),
+        AfterValidator(_refuse_long),
+    ],
     "image": Annotated[str, Field(min_length=1, json_schema_extra={"format": "byte"})],
 }
 

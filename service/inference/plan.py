@@ -298,6 +298,8 @@ def _read_input(item: Item, given: object) -> Item:
     fields = given if isinstance(given, dict) else {}
     known = input_models(task_types())
     models = [model for name, model in known.items() if name in fields]
+    if len(models) > 1:  # fields of another input too, as choices and what they are about
+        models = [model for model in models if fields.keys() <= model.model_fields.keys()]
     if len(models) != 1:
         message = f"an input is an object with {' or '.join(map(_described, known.values()))}"
         if fields:

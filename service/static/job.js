@@ -9,7 +9,7 @@ const SHOWN_EVENTS = 200;
 const LOSS = "loss"; // has an axis of its own: it is no share
 const RELOADED = new Set(["status", "selection", "warning"]); // events that change the job
 // The fields of a task that name its columns.
-const INPUTS = ["text", "image", "tokens", "question", "context"];
+const INPUTS = ["text", "image", "tokens", "question", "context", "choices"];
 const LABELS = ["label", "tags", "spans", "answers"];
 const ACTIONS = {
   cancel: ["queued", "validating", "selecting", "training", "pausing", "paused"],

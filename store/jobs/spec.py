@@ -25,7 +25,13 @@ from hifi.data.classes.weights import check_class_weights
 from hifi.data.presets import PRESET_WORDS, Preset, fill_from_preset
 from hifi.data.settings import Hyperparameters, RunSettings, Scoring, declared
 from hifi.data.spec import LABEL_FIELDS, SPLITS, named_columns
-from hifi.data.task_types import MOST_LABEL_COLUMNS, PLANNED, metric_names, task_types
+from hifi.data.task_types import (
+    MOST_CHOICES,
+    MOST_LABEL_COLUMNS,
+    PLANNED,
+    metric_names,
+    task_types,
+)
 from hifi.data.training_defaults import AUTO, MOST_RATE, check_learning_rate
 from hifi.errors import InvalidArgumentError
 
@@ -170,6 +176,11 @@ class TaskFields(_Spec, frozen=True):
     spans: Text | None = None
     question: Text | None = None
     context: Text | None = None
+    choices: (
+        Text
+        | Annotated[tuple[Text, ...], Field(strict=False, min_length=1, max_length=MOST_CHOICES)]
+        | None
+    ) = None
     answers: Text | None = None
     metric: Metric | None = None
     threshold: (

@@ -250,6 +250,54 @@ def _best_span(tokenizer: Any, model: Any, row: Row) -> Answer:
     return {"answer": answer, "score": shares[1], "start": start, "end": end}
 
 
+def _choices(count: int, seed: int) -> list[Row]:
+    """Make rows with three choices, of which the right one has good words."""
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    rows = []
+    for place in range(count):
+        right = place % 3
+        choices = [_texts(["good" if own == right else "bad"], draw) for own in range(3)]
+        rows.append({"text": " ".join(draw.choices(WORDS[40:44], k=2)), "choices": choices})
+        rows[-1]["label"] = right
+    return rows
+
+
+def _choice_columns(count: int, seed: int) -> list[Row]:
+    """Return the rows of :func:`_choices` with a column for each choice, and a letter as label."""
+    return [
+        {
+            "text": row["text"],
+            **{
+                f"option_{letter}": text for letter, text in zip("abc", row["choices"], strict=True)
+            },
+            "label": "ABC"[row["label"]],
+        }
+        for row in _choices(count, seed)
+    ]
+
+
+def _choices_input(row: Row) -> Mapping[str, Any]:
+    choices = row["choices"] if "choices" in row else [row[f"option_{letter}"] for letter in "abc"]
+    return {"text": row["text"], "choices": choices}
+
+
+def _choose(folder: Path, rows: Sequence[Row]) -> list[Answer]:
+    """Read the answers from the logits of a plain model: transformers has no pipeline for them."""
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    model = tf.AutoModelForMultipleChoice.from_pretrained(folder).eval()
+    answers = []
+    for row in rows:
+        given = _choices_input(row)
+        texts = [given["text"]] * len(given["choices"])
+        encoded = tokenizer(texts, given["choices"], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**{name: value[None] for name, value in encoded.items()}).logits[0]
+        shares = logits.double().softmax(0).tolist()
+        best = max(range(len(shares)), key=shares.__getitem__)
+        answers.append({"choice": best, "score": shares[best], "scores": shares})
+    return answers
+
+
 def _measure(folder: Path, rows: Sequence[Row]) -> list[Answer]:
     pipeline = tf.pipeline("text-classification", model=str(folder), function_to_apply="none")
     return [{"value": pipeline(row["text"])[0]["score"]} for row in rows]
@@ -343,5 +391,45 @@ CASES = (
         head=tf.AutoModelForQuestionAnswering,
         pipeline=_answer_questions,
         reported=("an answer", "no answer"),
+    ),
+    Case(
+        type="multiple-choice",
+        rows=_choices,
+        task={
+            "type": "multiple-choice",
+            "text": ["text"],
+            "choices": ["choices"],
+            "label": "label",
+        },
+        inferred="multiple-choice",
+        bad=(
+            {"text": "w1", "choices": ["w2", "w3"], "label": 0},
+            "another number of choices than the 3 of the first row",
+        ),
+        input=_choices_input,
+        head=tf.AutoModelForMultipleChoice,
+        pipeline=_choose,
+        reported=(),
+        layout="lists",
+    ),
+    Case(
+        type="multiple-choice",
+        rows=_choice_columns,
+        task={
+            "type": "multiple-choice",
+            "text": ["text"],
+            "choices": ["option_a", "option_b", "option_c"],
+            "label": "label",
+        },
+        inferred="multiple-choice",
+        bad=(
+            {"text": "w1", "option_a": "w2", "option_b": "w3", "option_c": "w4", "label": "D"},
+            "the label 'D' is none of the 3 choices",
+        ),
+        input=_choices_input,
+        head=tf.AutoModelForMultipleChoice,
+        pipeline=_choose,
+        reported=(),
+        layout="columns",
     ),
 )

@@ -190,7 +190,7 @@ class PredictionHandler:
         if has_images:
             indices = list(inputs)
             groups = [indices[at : at + _IMAGES] for at in range(0, len(indices), _IMAGES)]
-        elif declared.logits == "token":
+        elif declared.logits != "sample":
             groups = list(_chunks(inputs))
         for number, group in enumerate(groups):
             some = {index: inputs[index] for index in group}

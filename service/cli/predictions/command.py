@@ -22,6 +22,7 @@ from service.cli.predictions.answered_file import AnsweredFile
 from service.cli.predictions.display import FindLines, RowErrors, print_answers
 from service.cli.predictions.requests import Ask, predict_rows
 from service.cli.predictions.rows import (
+    CHOICES,
     Row,
     RowFile,
     RowsError,
@@ -73,6 +74,12 @@ def _add_rows(parser: ActionParser) -> None:
         metavar=("TEXT", "TEXT"),
         help="the two texts of a row, for a job on pairs of texts, or a question and its context; "
         "may be repeated",
+    )
+    parser.add_argument(
+        "--choices",
+        nargs="+",
+        metavar="TEXT",
+        help="the choices of each row, for a multiple-choice job: after its text, or its --pair",
     )
     parser.add_argument(
         "--image",
@@ -143,7 +150,9 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     given = [option for name, option in _SOURCES.items() if getattr(args, name)]
-    if not given:
+    if args.choices and (args.image or args.file):
+        raise RowsError("--choices belongs to texts or --pair; a file has the choices of its rows")
+    if not given and not args.choices:
         raise RowsError(f"nothing to predict: pass {' or '.join(_SOURCES.values())}")
     if len(given) > 1:
         raise RowsError(f"pass {' or '.join(given)}, not both")
@@ -173,11 +182,16 @@ def _listed_rows(args: argparse.Namespace, client: Client) -> Iterator[Row]:
         fields = read if len(read) == len(_TEXTS) else _TEXTS  # the server refuses the others
     for number, path in enumerate(args.image or (), start=1):
         with reading(path):
-            item = image_item(path.read_bytes())
-        yield make_row(item, number=number, shown=str(path))
+            image = image_item(path.read_bytes())
+        yield make_row(image, number=number, shown=str(path))
     pairs = args.pair or [[text] for text in args.texts]
+    if args.choices:
+        pairs, fields = pairs or [[]], _TEXTS
     for number, texts in enumerate(pairs, start=1):
-        yield make_row(dict(zip(fields, texts, strict=False)), number=number)
+        item: dict[str, Any] = dict(zip(fields, texts, strict=False))
+        if args.choices:
+            item[CHOICES] = args.choices
+        yield make_row(item, number=number)
 
 
 def _check_rows(file: RowFile) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
 from hifi.data.formats.labelling_tools import find_text
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from hifi.data.formats.reader import Reader
     from service.client.documents import Job
 
+InputColumns: TypeAlias = "Mapping[str, str | tuple[str, ...]]"
+CHOICES = "choices"  # the field of a task spec, and of an input
 _SHOWN_CHARACTERS = 60
 _TEXTS = tuple(name for name, field in request_fields().items() if field.kind == "text")
 _BATCH_ROWS = 256
@@ -114,16 +116,30 @@ def image_item(encoded: bytes) -> dict[str, str]:
     return {"image": base64.b64encode(encoded).decode()}
 
 
-def input_columns(job: Job) -> dict[str, str]:
-    """Return the columns that a job was trained on, by the fields of an input: ``text``, …."""
+def input_columns(job: Job) -> InputColumns:
+    """Return the columns that a job was trained on, by the fields of an input: ``text``, ….
+
+    Several columns of choices are a tuple.
+    """
     task = job["spec"].get("task") or {}
     if not task.get("type"):
         return {}
     named = named_columns(task, INPUT_FIELDS)
     for layout in find_task_type(task["type"]).layouts_with(named):
+        fields = [field.name for field in layout.request.fields if field.kind != "choices"]
+        choices = named.pop(CHOICES, ())
         columns = chain.from_iterable(named.get(each.field, ()) for each in layout.inputs)
-        return dict(zip((field.name for field in layout.request.fields), columns, strict=False))
+        found = dict(zip(fields, columns, strict=False))
+        if not choices:
+            return found
+        return {**found, CHOICES: choices if len(choices) > 1 else choices[0]}
     return {}
+
+
+def _names_in(columns: InputColumns) -> list[str]:
+    """Return the names of all columns."""
+    each = columns.values()
+    return list(chain.from_iterable((name,) if isinstance(name, str) else name for name in each))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +157,7 @@ class RowFile:
     path: Path
     name: str
     ending: str
-    columns: Mapping[str, str] | None
+    columns: InputColumns | None
 
     @property
     def is_list(self) -> bool:
@@ -245,7 +261,7 @@ class RowFile:
         from hifi.data.formats.parquet import ParquetReader
 
         there = self.names()
-        wanted = set((self.columns or {}).values())
+        wanted = set(_names_in(self.columns or {}))
         if not wanted or not wanted <= set(there):  # they may have the request's own names
             wanted |= request_fields().keys()
         columns = [name for name in there if name in wanted]
@@ -276,13 +292,17 @@ class RowFile:
         requests = {request for each in task_types() for request in each.requests}
         own = [{field.name: field.name for field in request.fields} for request in requests]
         for names in (self.columns, *sorted(own, key=len, reverse=True)):
-            found = {field: values[name] for field, name in names.items() if name in values}
+            found = {
+                field: values[name] if isinstance(name, str) else [values[each] for each in name]
+                for field, name in names.items()
+                if set(_names_in({field: name})) <= values.keys()
+            }
             if any(fields[field].is_required for field in found):
                 return {field: _sendable(value) for field, value in found.items()}
         text = find_text(values)
         if text is not None:
             return {"text": text}
-        wanted = next(iter(self.columns.values()), "text")
+        wanted = next(iter(_names_in(self.columns)), "text")
         there = ", ".join(map(repr, values)) or "none"
         raise RowsError(f"has no column {wanted!r}, which the job reads; it has {there}")
 
@@ -313,7 +333,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 @contextmanager
-def open_row_file(name: str, *, columns: Mapping[str, str] | None) -> Iterator[RowFile]:
+def open_row_file(name: str, *, columns: InputColumns | None) -> Iterator[RowFile]:
     """Find a file of rows; ``-`` is JSON Lines from stdin, kept in a temporary file.
 
     Raises:
