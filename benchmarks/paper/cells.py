@@ -124,6 +124,9 @@ class Request:
         if shots == str(PER_CLASS) and not TASKS[task].has_classes:
             limit = f"not with {task}, which has no classes to draw {PER_CLASS} rows of each"
             raise InvalidArgumentError("shots", value=shots, limit=limit)
+        if shots != FULL and not TASKS[task].is_of_table_2:
+            limit = f"{FULL} with {task}, whose answers are fitted on the split that is reported"
+            raise InvalidArgumentError("shots", value=shots, limit=limit)
         chosen = METHODS[method]
         if chosen.classifies_few and (shots == FULL or not TASKS[task].has_classes):
             limit = f"not with {task} and shots={shots}: it classifies, and from few rows"

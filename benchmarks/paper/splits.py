@@ -1,7 +1,8 @@
 """The rows of a run: all of them, the paper's few per class, or any number; and those of trials.
 
 * ``full``: the training split, capped; the validation split chooses the epoch and is reported, as
-  most of these tasks have no public test labels. A ``test.jsonl`` is measured too.
+  most of these tasks have no public test labels. A ``test.jsonl`` is measured too. Of a task with
+  one file, three tenths of its rows are for validation, drawn by the seed.
 * ``16``: 16 rows of each class for training and 16 for validation, both drawn from the training
   split by the seed; the original validation split is the test set (section 4.1).
 * any other N: N rows for training and N for validation, drawn and tested in the same way.
@@ -27,6 +28,7 @@ FULL = "full"
 PER_CLASS = 16
 _LEAST = 16  # rows, so that trials can hold out some of a class
 _HELD_OUT = 5  # trials hold out every fifth row
+_HELD_OUT_OF_ONE_FILE = 0.3
 _MOST_OF_TRIALS = 2560  # rows
 
 
@@ -75,6 +77,8 @@ def draw_splits(
         DataError: a file is missing.
         InvalidArgumentError: more rows than there are, or per class without classes.
     """
+    if task.held_out is not None:
+        return _divide(_read(folder, task, task.held_out), seed=seed)
     train = _read(folder, task, "train")
     validation = _read(folder, task, "validation")
     if shots == FULL:
@@ -96,6 +100,13 @@ def draw_splits(
         drawn = draw.sample(range(len(train)), 2 * count)
         first, second = drawn[:count], drawn[count:]
     return Splits(_in_order(train, first), _in_order(train, second), validation)
+
+
+def _divide(rows: Rows, *, seed: int) -> Splits:
+    """Draw validation rows from all that there are."""
+    order = Random(seed).sample(range(len(rows)), len(rows))  # noqa: S311 - no secret
+    held = round(_HELD_OUT_OF_ONE_FILE * len(rows))
+    return Splits(_in_order(rows, order[held:]), _in_order(rows, order[:held]))
 
 
 def trial_splits(splits: Splits, task: PaperTask, *, seed: int) -> Splits:

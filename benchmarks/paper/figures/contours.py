@@ -143,7 +143,7 @@ def _loss_of(request: Request, splits: Splits) -> tuple[Callable[[Weights], floa
     def loss(weights: Weights) -> float:
         for name, parameter in model.named_parameters():
             parameter.copy_(weights.get(name, own[name]))
-        return float(evaluate(ready, examples, logits_by(model))["loss"])
+        return float(evaluate(ready, examples, logits_by(model, ready.data.task))["loss"])
 
     return loss, count
 

@@ -66,13 +66,18 @@ def add_lora(
 ) -> PeftModel:
     """Add LoRA with alpha = 2r to these projections of every layer."""
     config = LoraConfig(
-        task_type=_CLASSIFIER,
+        task_type=_task_type(model),
         r=rank,
         lora_alpha=2 * rank,
         target_modules=list(targets),
         modules_to_save=list(modules_to_save),
     )
     return get_peft_model(model, config)
+
+
+def _task_type(model: PreTrainedModel) -> str | None:
+    """Return PEFT's type of a model; with one of another type it would expect other outputs."""
+    return _CLASSIFIER if type(model).__name__.endswith("ForSequenceClassification") else None
 
 
 def lora(
@@ -104,7 +109,9 @@ def prefix_tuning(ready: Prepared, settings: Hyperparameters) -> Rival:  # noqa:
 
 def ia3(ready: Prepared, settings: Hyperparameters) -> Rival:  # noqa: ARG001 - as above
     """Train factors of keys, values and feed-forward inputs; PEFT knows the modules."""
-    config = IA3Config(task_type=_CLASSIFIER, modules_to_save=head_modules(ready))
+    config = IA3Config(
+        task_type=_task_type(ready.loaded.model), modules_to_save=head_modules(ready)
+    )
     return Adapted(get_peft_model(ready.loaded.model, config))
 
 
@@ -114,7 +121,7 @@ def shira(ready: Prepared, settings: Hyperparameters) -> Rival:
     PEFT draws the same places in every layer.
     """
     config = ShiraConfig(
-        task_type=_CLASSIFIER,
+        task_type=_task_type(ready.loaded.model),
         r=RANK,
         target_modules=list(QUERY_VALUE),
         random_seed=settings.seed,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.paper.tasks import PaperTask
     from hifi.backbones.models import ModelSource
     from hifi.deltas.metadata import Encoding
-    from hifi.tasks import Examples
+    from hifi.tasks import Examples, Task
     from hifi.training.preparation import Prepared
 
 Metrics = Mapping[str, float]
@@ -153,6 +153,8 @@ def evaluate(
 ) -> Metrics:
     """Return all metrics of a task and its loss on a split.
 
+    A threshold of the answers is fitted on the split itself, as on validation in ``finetune``.
+
     Args:
         ready: the task.
         examples: the split.
@@ -161,17 +163,14 @@ def evaluate(
     batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
     with torch.no_grad():
         parts = [logits(examples.batch(indices).inputs).float() for indices in batches]
-    return measure(ready.data.task, gather(parts, batches), examples)
+    found = gather(parts, batches)
+    task = ready.data.task.with_answers(ready.data.task.fit_answers(found, examples))
+    return measure(task, found, examples)
 
 
-def logits_by(model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def logits_by(model: nn.Module, task: Task) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Return the function that computes a model's logits of a batch's inputs."""
-
-    def logits(inputs: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = model(**inputs).logits
-        return found
-
-    return logits
+    return lambda inputs: task.logits_of(model(**inputs))
 
 
 def file_bytes(tensors: Mapping[str, Tensor]) -> int:

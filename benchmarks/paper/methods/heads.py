@@ -120,7 +120,9 @@ class _Merged:
         displaced = delta.merge(model)
         try:
             return {
-                split: None if each is None else evaluate(ready, each, logits_by(model))
+                split: None
+                if each is None
+                else evaluate(ready, each, logits_by(model, ready.data.task))
                 for split, each in rows.items()
             }
         finally:

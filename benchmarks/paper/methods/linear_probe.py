@@ -31,7 +31,7 @@ def run_probe(run: Run) -> Outcome:
     begin = time.perf_counter()
     parameters = start_from_probe(ready, run.settings)
     seconds = time.perf_counter() - begin
-    logits = logits_by(ready.loaded.model.eval())
+    logits = logits_by(ready.loaded.model.eval(), ready.data.task)
     validation = ready.data.validation
     assert validation is not None  # noqa: S101 - every run has one
     rows = run.splits.test

@@ -121,6 +121,7 @@ class Steps:
         self.taken = 0
         self._rival, self._task, self._schedule = rival, task, schedule
         self._trained = list(rival.trained().values())
+        self._logits = logits_by(rival.network, task)
         self._optimizer = torch.optim.AdamW(
             rival.groups(),
             lr=schedule.learning_rate,
@@ -138,7 +139,7 @@ class Steps:
         share = self._schedule.rate_at(self.taken) / self._schedule.learning_rate
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
-        loss = self._task.loss(logits_by(self._rival.network)(batch.inputs), batch.targets)
+        loss = self._task.loss(self._logits(batch.inputs), batch.targets)
         loss = loss + self._rival.penalty()
         _check(loss.item(), where="a training loss")
         loss.backward()
@@ -285,7 +286,7 @@ class _Training:
                 yield epoch
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return logits_by(self._rival.network)(inputs)
+        return logits_by(self._rival.network, self._ready.data.task)(inputs)
 
 
 def head_names(ready: Prepared) -> set[str]:
