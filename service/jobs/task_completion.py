@@ -36,7 +36,8 @@ def complete_task(fields: TaskFields, profile: DatasetProfile) -> TaskFields:
     """
     with _as_problems():
         task = inference.complete_task(_spec(fields), profile)
-    return TaskFields.model_validate({**vars(task), "text": task.text or None})
+    named = {name: None if value == () else value for name, value in vars(task).items()}
+    return TaskFields.model_validate(named)
 
 
 def complete_unseen_task(fields: TaskFields) -> TaskFields:
