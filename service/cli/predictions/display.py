@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, get_origin
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hifi.cli import output
 from hifi.data.task_types import task_types
@@ -22,9 +22,16 @@ _SHOWN_CHARACTERS = 60  # of a text in a cell
 
 
 def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_jobs: bool) -> None:
-    """Print a table of the rows that have an answer; columns without values are left out."""
+    """Print a table of the rows that have an answer; columns without values are left out.
+
+    The score of every label by its name is left out too: it would be wider than a screen.
+    """
     cells: list[dict[str, Any]] = [
-        {**own, "row": row.number, "input": row.shown}
+        {
+            **{name: value for name, value in own.items() if not isinstance(value, Mapping)},
+            "row": row.number,
+            "input": row.shown,
+        }
         for row, answer in zip(rows, answers, strict=True)
         for own in answer.get("answers", [answer])
         if "error" not in own
@@ -42,9 +49,9 @@ def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_j
 
 
 def _shown_fields() -> list[str]:
-    """Return the fields of answers that the table shows: all except mappings."""
+    """Return the fields of answers, those of all task types."""
     fields = (field for each in task_types() for field in each.answer.fields)
-    return list(dict.fromkeys(f.name for f in fields if get_origin(f.type) is not dict))
+    return list(dict.fromkeys(field.name for field in fields))
 
 
 def _cell(value: object) -> str:
