@@ -183,6 +183,8 @@ def prepare(
     attention = resolve_attention(
         device=device, dtype=dtype, max_length=data.encoder.sequence_length
     )
+    if data.task.declaration.logits == "choice":  # one logit, whatever the configuration says
+        own_head = StoredHead(num_labels=data.task.num_labels, names=None)
     classes = data.task.classes
     fit = fit_labels(
         own_head,
