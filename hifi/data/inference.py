@@ -182,14 +182,7 @@ def _refuse_unfit(spec: TaskSpec, profile: DatasetProfile) -> None:
     params = {name: param for param, name in _named_columns(spec)}
     for column in profile.columns:
         if column.name in params and column.unfit is not None:
-            raise DataError(
-                column.unfit.reason,
-                split="train",
-                row=column.unfit.row,
-                line=column.unfit.line,
-                column=column.name,
-                param=params[column.name],
-            )
+            raise column.unfit.error(column.name, split="train", param=params[column.name])
 
 
 def complete_task(spec: TaskSpec, profile: DatasetProfile) -> TaskSpec:
@@ -515,15 +508,7 @@ def _obstacles(
             if problem is None and use == "choice":
                 problem = label_problem(task, profile, split=split)
             if problem is not None:
-                error = DataError(
-                    problem.reason,
-                    split=split,
-                    row=problem.row,
-                    line=problem.line,
-                    column=name,
-                    param=param,
-                )
-                found.append(error)
+                found.append(problem.error(name, split=split, param=param))
         if split != "train":  # missing columns come before rows, and of them the inputs first
             found.sort(
                 key=lambda error: (

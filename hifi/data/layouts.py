@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from hifi.data.choice_columns import find_choice_task, missing_field
 from hifi.data.profile import ColumnProfile, misfit
 from hifi.data.task_types import MULTIPLE_CHOICE, Layout, TaskType, task_types
-from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.profile import DatasetProfile
@@ -94,14 +93,7 @@ def _refuse_unfit(columns: Columns, profile: DatasetProfile) -> None:
             columns.use, column.kind, column.type, are_cells=column.are_cells
         )
         if problem is not None:
-            raise DataError(
-                problem.reason,
-                split="train",
-                row=problem.row,
-                line=problem.line,
-                column=column.name,
-                param=columns.field,
-            )
+            raise problem.error(column.name, split="train", param=columns.field)
 
 
 def _find_columns(

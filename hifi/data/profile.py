@@ -68,6 +68,12 @@ class Problem:
         """Return plain JSON."""
         return {name: value for name, value in vars(self).items() if name != "line" or value}
 
+    def error(self, column: str, *, split: str, param: str) -> DataError:
+        """Return the error for a column of a split that the argument ``param`` names."""
+        return DataError(
+            self.reason, split=split, row=self.row, line=self.line, column=column, param=param
+        )
+
 
 def first_problem(problems: Iterable[Problem | None]) -> Problem | None:
     """Return the problem of the lowest row; one of the whole column comes first."""
