@@ -448,7 +448,8 @@ class Task(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration entries for a transformers model with this task's head."""
-        settings: dict[str, Any] = {"problem_type": self.declaration.problem_type}
+        problem = self.declaration.problem_type
+        settings: dict[str, Any] = {} if problem is None else {"problem_type": problem}
         if not self.labels:
             return {**settings, "num_labels": self.num_labels}
         names = [str(name) for name in self.labels]

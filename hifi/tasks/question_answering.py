@@ -229,13 +229,8 @@ class QuestionAnswering(TextTask):
         return _Found(texts, none - scores[best])
 
     def settings(self) -> dict[str, Any]:
-        """Return the configuration entries; transformers knows neither of this task's own.
-
-        It has no problem type for questions, and does not use the threshold.
-        """
-        known = super().settings()
-        del known["problem_type"]
-        threshold = self.no_answer_threshold
+        """Return the configuration entries, and the threshold, which transformers does not use."""
+        known, threshold = super().settings(), self.no_answer_threshold
         return known if threshold is None else {**known, _THRESHOLD: threshold}
 
     def describe(self) -> dict[str, Any]:

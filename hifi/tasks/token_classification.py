@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -253,10 +253,6 @@ class TokenClassification(TextTask):
 
     def _entities(self, labels: Integers, rows: Integers) -> Entities:
         return find_entities(labels, rows, self.meaning)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration entries; transformers has no problem type for this task."""
-        return {name: value for name, value in super().settings().items() if name != "problem_type"}
 
 
 def _in_characters(words: Sequence[str], entities: Sequence[Entity]) -> list[tuple[int, int, str]]:
