@@ -25,12 +25,12 @@ from hifi.data.task_types import TOKEN_CLASSIFICATION, TaskType
 from hifi.errors import AnswerError
 from hifi.tasks.base import only_column
 from hifi.tasks.classification import weigh
-from hifi.tasks.entities import Agreement, Entities, WordLabels, f1, find_entities, share
 from hifi.tasks.probe import ProbeKind, WordProbe
 from hifi.tasks.report import ClassReport, report_entities
 from hifi.tasks.text import TextTask
-from hifi.tasks.word_encoder import NO_LABEL, WindowedText, WordEncoder
-from hifi.tasks.word_units import word_starts
+from hifi.tasks.words.encoder import NO_LABEL, WindowedText, WordEncoder
+from hifi.tasks.words.entities import Agreement, Entities, WordLabels, f1, find_entities, share
+from hifi.tasks.words.units import word_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from hifi.data.spec import TaskSpec
     from hifi.data.task_types import Layout
     from hifi.tasks.base import Answer, EncodedInput, Examples
-    from hifi.tasks.entities import Integers
+    from hifi.tasks.words.entities import Integers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from hifi.errors import DataError, InputError, TextTooLongError
 from hifi.tasks.base import EncodedInput, Sample, digest_of
 from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions, require_offsets
 from hifi.tasks.windows import cut_windows
-from hifi.tasks.word_units import trim_offsets
+from hifi.tasks.words.units import trim_offsets
 
 if TYPE_CHECKING:
     from datasets import Dataset

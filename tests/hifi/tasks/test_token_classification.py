@@ -25,8 +25,8 @@ from hifi.selection.head_selection import HeadSelection
 from hifi.serving.prediction import TaskRecord
 from hifi.tasks import Sample, TaskSpec, make_task
 from hifi.tasks.token_classification import TokenClassification
-from hifi.tasks.word_encoder import WindowedText
-from hifi.tasks.word_units import WordUnits
+from hifi.tasks.words.encoder import WindowedText
+from hifi.tasks.words.units import WordUnits
 from hifi.training.events import Control
 from hifi.training.preparation import Prepared, prepare
 from tests.architectures import LAYERS, tiny_model

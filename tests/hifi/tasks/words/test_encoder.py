@@ -1,4 +1,4 @@
-"""hifi.tasks.word_encoder: every word of a text is a target once, and is answered once."""
+"""hifi.tasks.words.encoder: every word of a text is a target once, and is answered once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hifi.backbones.models import load_config, resolve_model
 from hifi.data.splits import load_split
 from hifi.errors import DataError, InputError, ModelError
 from hifi.tasks import Task, TaskSpec, make_task, text
-from hifi.tasks.word_encoder import NO_LABEL, WindowedText, WordEncoder
+from hifi.tasks.words.encoder import NO_LABEL, WindowedText, WordEncoder
 from tests.architectures import tiny_model
 from tests.tiny_tokenizers import KINDS, wordpiece
 

@@ -1,4 +1,4 @@
-"""hifi.tasks.entities: entities of labelled words, and their scores, as seqeval computes them."""
+"""hifi.tasks.words.entities: entities of labelled words, and their scores, as seqeval has them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from seqeval.metrics import (
 from seqeval.metrics.sequence_labeling import get_entities
 
 from hifi.data import tags as tag_rows
-from hifi.tasks.entities import Agreement, WordLabels, f1, find_entities, share
 from hifi.tasks.token_classification import TokenClassification
-from hifi.tasks.word_encoder import NO_LABEL
+from hifi.tasks.words.encoder import NO_LABEL
+from hifi.tasks.words.entities import Agreement, WordLabels, f1, find_entities, share
 from tests.measured import Measured
 
 Rows = list[list[str]]

@@ -1,4 +1,4 @@
-"""hifi.tasks.word_units with the kinds of tokenizers that text models have."""
+"""hifi.tasks.words.units with the kinds of tokenizers that text models have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.tasks.word_units import WordUnits, find_given_units, find_units
+from hifi.tasks.words.units import WordUnits, find_given_units, find_units
 from tests.tiny_tokenizers import KINDS
 
 EACH = pytest.mark.parametrize("kind", KINDS)

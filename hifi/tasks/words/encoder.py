@@ -16,7 +16,7 @@ from hifi.errors import DataError, InputError
 from hifi.tasks.base import EncodedInput, Sample
 from hifi.tasks.text import IDS, MASK, EncodedTexts, TextEncoder, portions, require_offsets
 from hifi.tasks.windows import Window, cut_windows
-from hifi.tasks.word_units import WordUnits, find_given_units, find_units
+from hifi.tasks.words.units import WordUnits, find_given_units, find_units
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,1 @@
+"""What token classification is made of: the encoder, words in tokens, and what labels mean."""
