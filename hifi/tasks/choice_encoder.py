@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,32 +127,27 @@ class ChoiceEncoder(TextEncoder):
             lengths=lengths, sequences=sequences, count=self._count, targets=targets
         )
 
-    def read(
+    def _read_checked(
         self, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
-    ) -> Sequence[EncodedInput | InputError]:
-        """Check and tokenise inputs of predictions."""
-        errors = [self._check(given) for given in inputs]
+    ) -> Iterator[EncodedInput | InputError]:
+        """Tokenise the choices of inputs that passed the check."""
         rows = [
             self._pairs([given[name] for name in self._wanted], given[_CHOICES])
-            for given, error in zip(inputs, errors, strict=True)
-            if error is None
+            for given in inputs
         ]
-        columns = list(zip(*chain.from_iterable(rows), strict=True))
-        samples = iter(self.samples(columns, truncate=truncate) if rows else ())
-        sizes = iter(map(len, rows))
-        return [
-            self._join([next(samples) for _ in range(next(sizes))]) if error is None else error
-            for error in errors
-        ]
+        given = [dict(zip(self._names, pair, strict=True)) for row in rows for pair in row]
+        samples = super()._read_checked(given, truncate=truncate)
+        for row in rows:
+            yield self._join(list(islice(samples, len(row))))
 
     @staticmethod
-    def _join(samples: Sequence[Sample | InputError]) -> EncodedChoice | InputError:
+    def _join(samples: Sequence[EncodedInput | InputError]) -> EncodedChoice | InputError:
         """Return the choices of an input, or the first error of one of them."""
-        sound = []
+        sound: list[Sample] = []
         for sample in samples:
             if isinstance(sample, InputError):
                 return sample
-            sound.append(sample)
+            sound += sample.samples
         return EncodedChoice(tuple(sound))
 
     @staticmethod

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hifi.data.task_types import Request
 
 IDS, _TYPES, MASK = "input_ids", "token_type_ids", "attention_mask"
+UNREAD = "the tokenizer produces no token for this text"
 # Tokenised at a time: until its tokens are in an array, a text takes 50 bytes for each character.
 _PORTION_CHARACTERS = 1_000_000
 _IMAGE, _TEXT = (request.fields[0].name for request in (IMAGE_INPUT, TEXT_INPUT))
@@ -222,8 +223,7 @@ class TextEncoder(Encoder):
         for place, row in enumerate(ids):
             number = (first_row + place - 1) // per_row + 1
             if not row:
-                reason = "the tokenizer produces no token for this text"
-                raise DataError(reason, split=split, row=number)
+                raise DataError(UNREAD, split=split, row=number)
             if max(row) >= self._vocabulary:
                 token = self._first_unknown(row)
                 text = self._text_with(token, [column[place] for column in texts])
@@ -238,35 +238,27 @@ class TextEncoder(Encoder):
         self, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
     ) -> Sequence[EncodedInput | InputError]:
         """Check and tokenise inputs of predictions."""
-        read: list[Sample | InputError | None] = [self._check(given) for given in inputs]
+        read: list[EncodedInput | InputError | None] = [self._check(given) for given in inputs]
         sound = [place for place, error in enumerate(read) if error is None]
         if sound:
-            texts = [[inputs[place][name] for place in sound] for name in self._names]
-            for place, sample in zip(sound, self.samples(texts, truncate=truncate), strict=True):
-                read[place] = sample
+            found = self._read_checked([inputs[place] for place in sound], truncate=truncate)
+            for place, each in zip(sound, found, strict=True):
+                read[place] = each
         return [entry for entry in read if entry is not None]
 
-    def samples(
-        self, texts: Sequence[Sequence[str]], *, truncate: bool
-    ) -> list[Sample | InputError]:
-        """Tokenise texts of predictions, or pairs of them, none of which is empty.
-
-        Args:
-            texts: a sequence for each column, all of the same length.
-            truncate: as for :meth:`read`.
-        """
-        tokenized = self.tokenize(texts)
-        found: list[Sample | InputError] = []
-        for index, given in enumerate(zip(*texts, strict=True)):
-            row = {name: rows[index] for name, rows in tokenized.tokens.items()}
-            whole = tokenized.lengths[index]
+    def _read_checked(
+        self, inputs: Sequence[Mapping[str, Any]], *, truncate: bool
+    ) -> Iterator[EncodedInput | InputError]:
+        """Tokenise inputs that passed the check."""
+        tokenized = self.tokenize([[given[name] for given in inputs] for name in self._names])
+        for place, given in enumerate(inputs):
+            row = {name: rows[place] for name, rows in tokenized.tokens.items()}
+            whole = tokenized.lengths[place]
             sample = self._sample(row, whole_length=whole, truncate=truncate)
-            found.append(
-                self._check_tokens(row, dict(zip(self._names, given, strict=True))) or sample
-            )
-        return found
+            yield self._check_tokens(row, given) or sample
 
     def _check(self, given: Mapping[str, Any]) -> InputError | None:
+        """Return the error of an input without the right fields, or with an empty text."""
         is_pair = len(self._names) == 2
         what = " and ".join(self._names)
         if self._names[0] == _TEXT:
@@ -315,7 +307,7 @@ class TextEncoder(Encoder):
     ) -> Sample | InputError:
         length = len(row[IDS])
         if not length:
-            return InputError("the tokenizer produces no token for this text", param=self._names[0])
+            return InputError(UNREAD, param=self._names[0])
         if whole_length > length and not truncate:
             having = "the text has" if len(self._names) == 1 else "both texts together have"
             return TextTooLongError(
@@ -377,19 +369,6 @@ class TextEncoder(Encoder):
             is_right = self._tokenizer.truncation_side == "right"
             kept += mine[:size] if is_right else mine[len(mine) - size :]
         return sorted(kept)
-
-
-def require_offsets(tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
-    """Refuse a tokenizer that does not tell the characters of its tokens.
-
-    Raises:
-        ModelError: it is written in Python.
-    """
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of {source.name} does not tell the characters of its tokens: save "
-            "the model with a fast tokenizer (a tokenizer.json)"
-        )
 
 
 def portions(texts: Sequence[Sequence[str]]) -> Iterator[slice]:

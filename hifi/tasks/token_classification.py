@@ -28,7 +28,8 @@ from hifi.tasks.classification import weigh
 from hifi.tasks.probe import ProbeKind, WordProbe
 from hifi.tasks.report import ClassReport, report_entities
 from hifi.tasks.text import TextTask
-from hifi.tasks.words.encoder import NO_LABEL, WindowedText, WordEncoder
+from hifi.tasks.windows import NO_TARGET
+from hifi.tasks.words.encoder import WindowedText, WordEncoder
 from hifi.tasks.words.entities import Agreement, Entities, WordLabels, f1, find_entities, share
 from hifi.tasks.words.units import word_starts
 
@@ -144,10 +145,10 @@ class TokenClassification(TextTask):
             logits.flatten(0, 1).float(),
             mine,
             weight=weight,
-            ignore_index=NO_LABEL,
+            ignore_index=NO_TARGET,
             reduction="sum",
         )
-        return total / (mine != NO_LABEL).sum().clamp(min=1)
+        return total / (mine != NO_TARGET).sum().clamp(min=1)
 
     def weighted(self, weights: ClassWeights | None, *, targets: Tensor) -> Self:
         """Return this task with weights of its classes in the training loss, as classifications."""
@@ -266,13 +267,13 @@ def _in_characters(words: Sequence[str], entities: Sequence[Entity]) -> list[tup
 
 def _words_of(targets: Tensor) -> tuple[Integers, Integers]:
     """Return the class and the row of each word, ``[U]``."""
-    words = targets[targets[..., 0] != NO_LABEL].long().numpy()
+    words = targets[targets[..., 0] != NO_TARGET].long().numpy()
     return words[:, 0], words[:, 1]
 
 
 def _compare(logits: Tensor, targets: Tensor) -> tuple[Integers, Integers, Integers]:
     """Return the likeliest class, the true class and the row of each word, ``[U]``."""
     mine = targets[:, : logits.shape[1]]
-    is_word = mine[..., 0] != NO_LABEL
+    is_word = mine[..., 0] != NO_TARGET
     wanted, rows = _words_of(mine)
     return logits.argmax(-1)[is_word].numpy(), wanted, rows

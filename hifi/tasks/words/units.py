@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hifi.data.characters import end_of_character, is_inside_word
+from hifi.tasks.windows import trim_offsets
 
 _Integers = NDArray[np.int64]
 
@@ -80,16 +81,6 @@ def find_given_units(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -
 def word_starts(words: Sequence[str]) -> list[int]:
     """Return the first character of each word in the text that they form, joined by spaces."""
     return list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
-
-
-def trim_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return offsets without the space that some tokenizers count as part of the next word."""
-    found = []
-    for start, end in offsets:
-        part = text[start:end]
-        begin = start + len(part) - len(part.lstrip())
-        found.append((begin, max(begin, start + len(part.rstrip()))))
-    return found
 
 
 def _units(units: Sequence[Sequence[int]]) -> WordUnits:

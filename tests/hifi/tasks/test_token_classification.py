@@ -383,7 +383,9 @@ class TestFinetune:
         )
         units = WordUnits(np.array([0, 1]), np.array([0, 4]), np.array([1, 5]))
         words, places = ["a", "b", "c"], np.array([0, 1])
-        given = WindowedText("a b c", words, units, (Sample({}, {}, 2),), (places,))
+        given = WindowedText(
+            windows=(Sample({}, {}, 2),), text="a b c", words=words, units=units, places=(places,)
+        )
         answer = task.read_answer([torch.tensor([[9.0, 0.0], [0.0, 9.0]])], given)
         assert answer["tags"] == ["noun", None, "verb"]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.tasks.windows import OVERLAP, Window, cut_windows
+from hifi.tasks.windows import OVERLAP, Window, by_row, cut_windows
 
 
 def ids_of(*, before: int, body: int, after: int, sequence: int = 0) -> list[int | None]:
@@ -107,3 +108,17 @@ class TestCutWindows:
         (window,) = cut_windows(ids, most=2)
         assert window.tokens.tolist() == list(range(len(ids)))
         assert list(window.owned) == []
+
+
+class TestByRow:
+    @pytest.mark.parametrize(
+        ("table", "expected"),
+        [
+            ([[0, 5, 6], [2, 7, 8], [2, 9, 10]], [[[5, 6]], [], [[7, 8], [9, 10]]]),
+            ([[1, 5, 6]], [[], [[5, 6]], []]),
+            ([], [[], [], []]),
+        ],
+    )
+    def test_has_an_entry_for_every_row(self, table: list[list[int]], expected: list[Any]):
+        parts = by_row(torch.tensor(table, dtype=torch.int64).reshape(-1, 3), rows=3)
+        assert [part.tolist() for part in parts] == expected

@@ -25,11 +25,11 @@ from hifi.tasks import TaskSpec, make_task
 from hifi.tasks.questions.encoder import (
     FIRST,
     LAST,
-    NEITHER,
     EncodedQuestions,
     QuestionEncoder,
     WindowedQuestion,
 )
+from hifi.tasks.windows import NO_TARGET
 from tests.architectures import tiny_model
 from tests.tiny_tokenizers import KINDS
 
@@ -170,8 +170,8 @@ class TestEncode:
             own = encoded.characters[starts[window] : starts[window] + length]
             is_empty = torch.from_numpy(own[:, 0] == own[:, 1])
             assert is_empty[0]  # the place of no answer
-            assert ((marks[window, :length] == NEITHER) == is_empty)[1:].all()
-            assert (marks[window, length:] == NEITHER).all()
+            assert ((marks[window, :length] == NO_TARGET) == is_empty)[1:].all()
+            assert (marks[window, length:] == NO_TARGET).all()
 
     @EACH
     def test_tokens_stand_for_whole_characters(self, kind: str, made: Made):

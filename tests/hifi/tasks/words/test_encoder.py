@@ -16,7 +16,8 @@ from hifi.backbones.models import load_config, resolve_model
 from hifi.data.splits import load_split
 from hifi.errors import DataError, InputError, ModelError
 from hifi.tasks import Task, TaskSpec, make_task, text
-from hifi.tasks.words.encoder import NO_LABEL, WindowedText, WordEncoder
+from hifi.tasks.windows import NO_TARGET
+from hifi.tasks.words.encoder import WindowedText, WordEncoder
 from tests.architectures import tiny_model
 from tests.tiny_tokenizers import KINDS, wordpiece
 
@@ -86,8 +87,8 @@ def answered(encoded: EncodedTexts, row: int) -> list[tuple[int, int]]:
         ids, (labels, rows) = batch.inputs["input_ids"][0], batch.targets[0].T
         assert len(set(rows.tolist())) == 1
         if rows[0] == row:
-            is_word = labels[: len(ids)] != NO_LABEL
-            assert (labels[len(ids) :] == NO_LABEL).all()
+            is_word = labels[: len(ids)] != NO_TARGET
+            assert (labels[len(ids) :] == NO_TARGET).all()
             pairs += zip(ids[is_word].tolist(), labels[: len(ids)][is_word].tolist(), strict=True)
     return pairs
 

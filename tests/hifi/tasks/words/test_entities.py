@@ -20,7 +20,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from hifi.data import tags as tag_rows
 from hifi.tasks.token_classification import TokenClassification
-from hifi.tasks.words.encoder import NO_LABEL
+from hifi.tasks.windows import NO_TARGET
 from hifi.tasks.words.entities import Agreement, WordLabels, f1, find_entities, share
 from tests.measured import Measured
 
@@ -57,7 +57,7 @@ def tensors(wanted: Rows, found: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits and targets of rows, padded, with a token without a label before each word."""
     longest = 2 * max(map(len, wanted)) + 1
     logits = torch.zeros(len(wanted), longest, len(LABELS))
-    targets = torch.full((len(wanted), longest, 2), NO_LABEL, dtype=torch.int32)
+    targets = torch.full((len(wanted), longest, 2), NO_TARGET, dtype=torch.int32)
     for row, (true, guesses) in enumerate(zip(wanted, found, strict=True)):
         targets[row, :, 1] = row
         for place, (tag, guess) in enumerate(zip(true, guesses, strict=True)):
