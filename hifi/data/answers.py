@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from hifi.data.characters import is_inside_character
+from hifi.data.characters import OTHER_UNITS, is_inside_character
 from hifi.errors import quoted
 
 MISSING = "the answers are missing: empty lists say that there is none"
 _PARTS = ("text", "answer_start")
 _FORMS = "the answers must be lists text and answer_start, or a list of objects with both"
-_UNITS: Mapping[str, Callable[[str], int]] = {
-    "bytes": lambda text: len(text.encode(errors="surrogatepass")),
-    "UTF-16 units": lambda text: len(text.encode("utf-16-le", errors="surrogatepass")) // 2,
-}
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,8 @@ def _why_elsewhere(context: str, text: str, start: int) -> str:
         return f"the answer {quoted(text)} is not in the context"
     nearest = min(places, key=lambda place: abs(place - start))
     reason = f"the answer {quoted(text)} does not begin at {start}, but at {nearest}"
-    for unit, count in _UNITS.items():
-        counted = accumulate(count(context[a:b]) for a, b in pairwise([0, *places]))
+    for unit, width in OTHER_UNITS.items():
+        counted = accumulate(sum(map(width, context[a:b])) for a, b in pairwise([0, *places]))
         if start in counted:
             return f"{reason}; {start} counts {unit}: convert it to characters"
     return reason

@@ -1,9 +1,15 @@
-"""Where a text may be divided: between characters as people see them, and between words."""
+"""Where a text may be divided, between characters and between words, and how else it is counted."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable, Mapping
 
+# The units in which some tools count offsets, and how many of them a character takes.
+OTHER_UNITS: Mapping[str, Callable[[str], int]] = {
+    "UTF-16 units": lambda character: 1 + (ord(character) > 0xFFFF),
+    "bytes": lambda character: len(character.encode(errors="surrogatepass")),
+}
 _JOINER = "\u200d"
 _MARKS = frozenset({"Mn", "Mc", "Me"})
 _IN_WORDS = frozenset({"Lu", "Ll", "Lt", "Nd"})  # scripts with upper and lower case use spaces

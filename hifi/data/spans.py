@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from hifi.data.characters import is_inside_character, is_inside_word
+from hifi.data.characters import OTHER_UNITS, is_inside_character, is_inside_word
 from hifi.errors import quoted
 
 
@@ -97,11 +97,7 @@ def _other_unit(text: str, spans: Sequence[Span]) -> str | None:
     """Return the unit in which spans would cut no word if it is not characters, else None."""
     if not spans or text.isascii():
         return None
-    units: dict[str, Callable[[str], int]] = {
-        "UTF-16 units": lambda char: 1 + (ord(char) > 0xFFFF),
-        "bytes": lambda char: len(char.encode(errors="surrogatepass")),
-    }
-    for name, width in units.items():
+    for name, width in OTHER_UNITS.items():
         place_of, total = {0: 0}, 0
         for place, char in enumerate(text, start=1):
             total += width(char)

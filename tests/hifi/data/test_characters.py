@@ -9,7 +9,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifi.data.characters import is_inside_character, is_inside_word
+from hifi.data.characters import OTHER_UNITS, is_inside_character, is_inside_word
 
 FAMILY = "👨‍👩‍👧"
 WALES = "🏴\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f"
@@ -112,3 +112,13 @@ class TestIsInsideWord:
         ]
         for place, other in enumerate(seen):
             assert is_inside_word(composed, place) == is_inside_word(decomposed, other)
+
+
+class TestOtherUnits:
+    @pytest.mark.parametrize(
+        ("character", "units", "size"),
+        [("a", 1, 1), ("é", 1, 2), ("世", 1, 3), ("👍", 2, 4), ("\ud83d", 1, 3)],
+    )
+    def test_count_a_character_as_often_as_it_takes(self, character: str, units: int, size: int):
+        found = {name: width(character) for name, width in OTHER_UNITS.items()}
+        assert found == {"UTF-16 units": units, "bytes": size}
