@@ -259,10 +259,10 @@ class TextEncoder(Encoder):
 
     def _check(self, given: Mapping[str, Any]) -> InputError | None:
         """Return the error of an input without the right fields, or with an empty text."""
-        is_pair = len(self._names) == 2
-        what = " and ".join(self._names)
+        what = counted = " and ".join(self._names)
         if self._names[0] == _TEXT:
-            what = "pairs of texts" if is_pair else "texts"
+            is_pair = len(self._names) == 2
+            what, counted = ("pairs of texts", "two texts") if is_pair else ("texts", "one text")
         for name in self._names:
             if name not in given:
                 if _IMAGE in given:
@@ -270,10 +270,8 @@ class TextEncoder(Encoder):
                 return InputError(f"the task reads {what}: {name} is missing", param=name)
             if not given[name].strip():
                 return InputError(f"{name} is empty", param=name)
-        if self._names[0] == _TEXT:
-            what = "two texts" if is_pair else "one text"
         for name in sorted(given.keys() - set(self._names)):
-            return InputError(f"the task reads {what}, not {name}", param=name)
+            return InputError(f"the task reads {counted}, not {name}", param=name)
         return None
 
     def _check_tokens(
