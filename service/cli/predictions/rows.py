@@ -38,6 +38,7 @@ _SHOWN_CHARACTERS = 60
 _TEXTS = tuple(name for name, field in request_fields().items() if field.kind == "text")
 _BATCH_ROWS = 256
 _JSONL, _JSON, _PARQUET = ".jsonl", ".json", ".parquet"
+_OF_OBJECTS = (_JSONL, _JSON)
 
 
 class RowsError(ClientError):
@@ -178,12 +179,13 @@ class RowFile:
         """
         with reading(self.name):
             for number, values in enumerate(self._values(), start=1):
-                try:
-                    row = make_row(self._item(values), number=number)
-                except RowsError as error:
-                    place = place_of(number, self.find_lines({number}).get(number))
-                    raise RowsError(f"{place} {error}") from error
-                yield row
+                yield self._row(values, number=number)
+
+    def _row(self, values: dict[str, Any], *, number: int) -> Row:
+        try:
+            return make_row(self._item(values), number=number)
+        except RowsError as error:
+            raise RowsError(f"{place_of(number, self._line_of(number))} {error}") from error
 
     def find_lines(self, rows: Collection[int]) -> dict[int, int]:
         """Return the line on which each of some rows begins; nothing for Parquet.
@@ -191,12 +193,15 @@ class RowFile:
         Raises:
             LocalFileError: the file cannot be read.
         """
-        with reading(self.name):
-            if self.ending not in (_JSONL, _JSON):
+        if self.ending not in _OF_OBJECTS:
+            with reading(self.name):
                 return find_lines(self.path, ending=self.ending, rows=rows)
-            with self._refusing():
-                numbered = enumerate(islice(self._entries(), max(rows, default=0)), start=1)
-                return {number: entry.line for number, entry in numbered if number in rows}
+        with reading(self.name), self._refusing():
+            numbered = enumerate(islice(self._entries(), max(rows, default=0)), start=1)
+            return {number: entry.line for number, entry in numbered if number in rows}
+
+    def _line_of(self, row: int) -> int | None:
+        return self.find_lines({row}).get(row)
 
     def documents(self) -> Iterator[dict[str, Any]]:
         """Yield every row of a file of text, with all of its columns."""
@@ -216,7 +221,7 @@ class RowFile:
         if self.ending == _PARQUET:
             with self.open_parquet() as file:
                 return list(file.schema_arrow.names)
-        if self.ending in (_JSONL, _JSON):
+        if self.ending in _OF_OBJECTS:
             return list(next(self.documents(), ()))
         with reading(self.name), self._refusing():
             return list(self._open_delimited().header)
@@ -229,9 +234,8 @@ class RowFile:
         with self._refusing():
             if self.ending == _JSON:
                 yield from (entry.values for entry in self._entries())
-                return
-            for batch in self._batches():
-                yield from batch.to_pylist()
+            else:
+                yield from chain.from_iterable(batch.to_pylist() for batch in self._batches())
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -239,7 +243,7 @@ class RowFile:
             yield
         except DataError as error:
             if error.row is not None and error.line is None:
-                error.line = self.find_lines({error.row}).get(error.row)
+                error.line = self._line_of(error.row)
             raise RowsError(f"{self.name}: {error}") from error
 
     def _entries(self) -> Iterator[Entry]:
@@ -317,15 +321,18 @@ def _sendable(value: object) -> object:
 def _read_lines(path: Path, *, name: str) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line, parse_constant=_refuse)
-            except (ValueError, RecursionError) as error:
-                raise RowsError(f"{name}: line {number} is not JSON ({error})") from error
-            if not isinstance(values, dict):
-                raise RowsError(f"{name}: line {number} is not a JSON object")
-            yield values
+            if line.strip():
+                yield _parse(line, place=f"{name}: line {number}")
+
+
+def _parse(line: bytes, *, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise RowsError(f"{place} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise RowsError(f"{place} is not a JSON object")
+    return values
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -351,6 +358,6 @@ def open_row_file(name: str, *, columns: InputColumns | None) -> Iterator[RowFil
         raise LocalFileError(f"cannot read {path}: it is a folder")
     if ending not in ENDINGS:
         raise RowsError(f"{path} does not end with {ENDINGS_IN_WORDS}")
-    if columns is None and ending not in (_JSONL, _JSON):
+    if columns is None and ending not in _OF_OBJECTS:
         raise RowsError(f"{path}: only .jsonl and .json rows name their jobs; pass a job's id")
     yield RowFile(path=path, name=name, ending=ending, columns=columns)
