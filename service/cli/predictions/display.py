@@ -39,11 +39,10 @@ def print_answers(rows: Sequence[Row], answers: Sequence[Prediction], *, names_j
     used = {name for row in cells for name, value in row.items() if value is not None}
     fields = ["row", *(["job"] if names_jobs else []), *_shown_fields(), "input"]
     header = [name for name in fields if name in used]
-    if cells:
-        rest = (row.pop("input") for row in cells)  # its texts are short, and paths are whole
+    if cells:  # an input is shown as it is: its texts are short already, and paths are whole
         table = [
-            [*(_cell(row.get(name)) for name in header[:-1]), shown]
-            for row, shown in zip(cells, rest, strict=True)
+            [row[name] if name == "input" else _cell(row.get(name)) for name in header]
+            for row in cells
         ]
         output.print_table(header, table)
 
