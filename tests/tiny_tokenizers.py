@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import transformers as tf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from tests.architectures import tiny_model
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 ALPHABET = string.ascii_letters + string.digits + string.punctuation
+# Words of one piece and of several, in scripts that divide words by spaces and in others.
+WORDS = (
+    "ada",
+    "Lovelace",
+    "in",
+    "London",
+    "caf\u00e9s",
+    "cafe\u0301s",
+    "дом",
+    "世界",
+    "don't",
+    ".",
+)
 PIECES = ("lon", "don", "ada", "love", "lace", "caf", "in")
 
 
@@ -70,3 +87,23 @@ KINDS: dict[str, Callable[[], tf.PreTrainedTokenizerFast]] = {
     "metaspace": metaspace,
     "metaspace-whole": lambda: metaspace(split=False),
 }
+
+
+class TokenizerModels:
+    """Models on disk, one for each kind of tokenizer; their weights are never read.
+
+    Args:
+        folder: in which they are saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.folder_of = cache(self._save)
+
+    def _save(self, kind: str) -> Path:
+        folder = self._folder / kind
+        tokenizer = KINDS[kind]()
+        tokenizer.save_pretrained(folder)
+        model = tiny_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512)
+        model.save_pretrained(folder)
+        return folder

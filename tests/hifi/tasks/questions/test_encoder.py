@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,45 +29,10 @@ from hifi.tasks.questions.encoder import (
     WindowedQuestion,
 )
 from hifi.tasks.windows import NO_TARGET
-from tests.architectures import tiny_model
-from tests.tiny_tokenizers import KINDS
+from tests.tiny_tokenizers import KINDS, WORDS, TokenizerModels, wordpiece
 
 Row = dict[str, Any]
 EACH = pytest.mark.parametrize("kind", KINDS)
-WORDS = (
-    "ada",
-    "Lovelace",
-    "in",
-    "London",
-    "caf\u00e9s",
-    "cafe\u0301s",
-    "дом",
-    "世界",
-    "don't",
-    ".",
-)
-
-
-class Made:
-    """Models on disk, one for each kind of tokenizer; their weights are never read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder_of = cache(self._save)
-        self.tokenizer = cache(lambda kind: KINDS[kind]())
-
-    def _save(self, kind: str) -> Path:
-        folder = self.folder / kind
-        tokenizer = KINDS[kind]()
-        tokenizer.save_pretrained(folder)
-        model = tiny_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512)
-        model.save_pretrained(folder)
-        return folder
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("tokenizers"))
 
 
 def asked_rows(count: int) -> list[Row]:
@@ -122,10 +86,10 @@ class TestEncode:
     @EACH
     @pytest.mark.parametrize("max_length", [24, 40, 500])
     def test_marks_each_answer_in_every_window_that_has_all_of_it(
-        self, kind: str, max_length: int, made: Made
+        self, kind: str, max_length: int, models: TokenizerModels
     ):
         rows = asked_rows(24)
-        encoded = encode(made.folder_of(kind), rows, max_length=max_length)
+        encoded = encode(models.folder_of(kind), rows, max_length=max_length)
         assert encoded.rows == len(rows)
         assert encoded.lengths.max() <= max_length
         found: dict[int, set[str]] = {row: set() for row in range(len(rows))}
@@ -146,9 +110,9 @@ class TestEncode:
             assert len(encoded) == len(rows)
 
     @EACH
-    def test_every_token_of_a_context_is_in_a_window(self, kind: str, made: Made):
+    def test_every_token_of_a_context_is_in_a_window(self, kind: str, models: TokenizerModels):
         rows = asked_rows(12)
-        encoded = encode(made.folder_of(kind), rows, max_length=20)
+        encoded = encode(models.folder_of(kind), rows, max_length=20)
         starts = encoded.lengths.cumsum() - encoded.lengths
         for row, text in enumerate(encoded.contexts):
             seen = {
@@ -162,8 +126,10 @@ class TestEncode:
             assert all(place in covered or not text[place].strip() for place in range(len(text)))
 
     @EACH
-    def test_questions_and_special_tokens_are_no_candidates(self, kind: str, made: Made):
-        encoded = encode(made.folder_of(kind), asked_rows(6), max_length=500)
+    def test_questions_and_special_tokens_are_no_candidates(
+        self, kind: str, models: TokenizerModels
+    ):
+        encoded = encode(models.folder_of(kind), asked_rows(6), max_length=500)
         marks = encoded.targets[..., 0]
         starts = encoded.lengths.cumsum() - encoded.lengths
         for window, length in enumerate(encoded.lengths.tolist()):
@@ -174,32 +140,32 @@ class TestEncode:
             assert (marks[window, length:] == NO_TARGET).all()
 
     @EACH
-    def test_tokens_stand_for_whole_characters(self, kind: str, made: Made):
+    def test_tokens_stand_for_whole_characters(self, kind: str, models: TokenizerModels):
         context = "in 👍🏽 in 🇩🇪 cafe\u0301 👩\u200d👩\u200d👧 in"
         row = {
             "question": "in",
             "context": context,
             "answers": {"text": ["in"], "answer_start": [0]},
         }
-        encoded = encode(made.folder_of(kind), [row] * 2, max_length=300)
+        encoded = encode(models.folder_of(kind), [row] * 2, max_length=300)
         for start, end in encoded.characters.tolist():
             assert not is_inside_character(context, start)
             assert not is_inside_character(context, end)
 
-    def test_learns_the_first_of_several_answers_and_keeps_all(self, made: Made):
+    def test_learns_the_first_of_several_answers_and_keeps_all(self, models: TokenizerModels):
         row = {
             "question": "in",
             "context": "ada in London",
             "answers": {"text": ["London", "ada"], "answer_start": [7, 0]},
         }
-        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=64)
+        encoded = encode(models.folder_of("wordpiece"), [row] * 2, max_length=64)
         first, last = ends_of(encoded, 0)
         assert encoded.text(0, first, last) == "London"
         assert encoded.answers[0] == ["London", "ada"]
 
     @pytest.mark.parametrize(("stride", "shared"), [(None, 7), (0, 0), (3, 3), (1000, 14)])
     def test_windows_share_as_many_tokens_as_asked(
-        self, stride: int | None, shared: int, made: Made
+        self, stride: int | None, shared: int, models: TokenizerModels
     ):
         row = {
             "question": "in",
@@ -207,7 +173,7 @@ class TestEncode:
             "answers": {"text": ["ada"], "answer_start": [0]},
         }
         said = {} if stride is None else {"stride": stride}
-        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=32, **said)
+        encoded = encode(models.folder_of("wordpiece"), [row] * 2, max_length=32, **said)
         starts = encoded.lengths.cumsum() - encoded.lengths
         windows = [
             encoded.characters[start : start + length]
@@ -230,38 +196,38 @@ class TestEncode:
         ],
     )
     def test_a_question_leaves_a_long_context_half_of_a_window(
-        self, asked: int, others: int, kept: int, windows: int, made: Made
+        self, asked: int, others: int, kept: int, windows: int, models: TokenizerModels
     ):
         row = {
             "question": "ada " * asked,
             "context": "in London" + " x" * others,
             "answers": {"text": ["London"], "answer_start": [3]},
         }
-        encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=23)
+        encoded = encode(models.folder_of("wordpiece"), [row] * 2, max_length=23)
         ids = encoded.batch([0]).inputs["input_ids"][0].tolist()
-        ada = made.tokenizer("wordpiece").convert_tokens_to_ids("ada")
+        ada = wordpiece().convert_tokens_to_ids("ada")
         assert (ids.count(ada), len(encoded)) == (kept, 2 * windows)
         assert encoded.text(0, *ends_of(encoded, 0)) == "London"
 
-    def test_the_digest_depends_on_the_characters_of_contexts(self, made: Made):
+    def test_the_digest_depends_on_the_characters_of_contexts(self, models: TokenizerModels):
         def digest(word: str) -> str:
             row = {
                 "question": "in",
                 "context": f"ada {word}",
                 "answers": {"text": ["ada"], "answer_start": [0]},
             }
-            encoded = encode(made.folder_of("wordpiece"), [row] * 2, max_length=64)
+            encoded = encode(models.folder_of("wordpiece"), [row] * 2, max_length=64)
             assert encoded.tokens["input_ids"].tolist().count(1) == 2  # unknown
             return encoded.digest()
 
         assert digest("☃☃") != digest("☂☂")
 
-    def test_the_digest_depends_on_all_answers(self, made: Made):
+    def test_the_digest_depends_on_all_answers(self, models: TokenizerModels):
         def digest(*texts: str) -> str:
             context = "ada in London in ada"
             answers = {"text": list(texts), "answer_start": [context.index(text) for text in texts]}
             row = {"question": "in", "context": context, "answers": answers}
-            return encode(made.folder_of("wordpiece"), [row] * 2, max_length=64).digest()
+            return encode(models.folder_of("wordpiece"), [row] * 2, max_length=64).digest()
 
         assert digest("ada", "London") == digest("ada", "London")
         assert len({digest("ada"), digest("ada", "London"), digest("London", "ada")}) == 3
@@ -269,7 +235,7 @@ class TestEncode:
 
 class TestRefusals:
     @pytest.mark.parametrize("column", ["question", "context"])
-    def test_of_a_text_without_a_token(self, column: str, made: Made):
+    def test_of_a_text_without_a_token(self, column: str, models: TokenizerModels):
         row = {
             "question": "in",
             "context": "ada",
@@ -277,25 +243,27 @@ class TestRefusals:
         }
         silent = {**row, "answers": {"text": [], "answer_start": []}, column: "\u200b"}
         with pytest.raises(DataError, match="produces no token") as caught:
-            encode(made.folder_of("wordpiece"), [row, silent], max_length=32)
+            encode(models.folder_of("wordpiece"), [row, silent], max_length=32)
         assert (caught.value.row, caught.value.column) == (2, column)
 
-    def test_of_an_answer_without_a_token(self, made: Made):
+    def test_of_an_answer_without_a_token(self, models: TokenizerModels):
         row = {
             "question": "in",
             "context": "ada \u200b in",
             "answers": {"text": ["\u200b"], "answer_start": [4]},
         }
         with pytest.raises(DataError, match="no token for the answer") as caught:
-            encode(made.folder_of("wordpiece"), [row], max_length=32)
+            encode(models.folder_of("wordpiece"), [row], max_length=32)
         assert (caught.value.row, caught.value.column) == (1, "context")
 
-    def test_of_a_length_without_room(self, made: Made):
+    def test_of_a_length_without_room(self, models: TokenizerModels):
         with pytest.raises(InvalidArgumentError, match="max_length"):
-            encode(made.folder_of("wordpiece"), asked_rows(2), max_length=4)
+            encode(models.folder_of("wordpiece"), asked_rows(2), max_length=4)
 
-    def test_of_a_tokenizer_written_in_python(self, made: Made, monkeypatch: pytest.MonkeyPatch):
-        folder = made.folder_of("wordpiece")
+    def test_of_a_tokenizer_written_in_python(
+        self, models: TokenizerModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        folder = models.folder_of("wordpiece")
         monkeypatch.setattr(
             "transformers.PreTrainedTokenizerFast.is_fast", property(lambda _: False)
         )
@@ -304,9 +272,9 @@ class TestRefusals:
 
 
 class TestRead:
-    def test_of_the_rows_of_training_gives_the_same_tokens(self, made: Made):
+    def test_of_the_rows_of_training_gives_the_same_tokens(self, models: TokenizerModels):
         rows = asked_rows(8)
-        folder = made.folder_of("wordpiece")
+        folder = models.folder_of("wordpiece")
         encoded = encode(folder, rows, max_length=20)
         *_, encoder = encoder_of(folder, rows, max_length=20)
         inputs = [{name: row[name] for name in ("question", "context")} for row in rows]
@@ -323,9 +291,9 @@ class TestRead:
             own = slice(starts[number], starts[number] + encoded.lengths[number])
             assert (characters == encoded.characters[own]).all()
 
-    def test_refuses_a_question_that_would_be_cut_without_truncation(self, made: Made):
+    def test_refuses_a_question_that_would_be_cut_without_truncation(self, models: TokenizerModels):
         long, short = "ada " * 40, "ada"
-        *_, encoder = encoder_of(made.folder_of("wordpiece"), asked_rows(2), max_length=32)
+        *_, encoder = encoder_of(models.folder_of("wordpiece"), asked_rows(2), max_length=32)
         inputs = [{"question": each, "context": "in " * 50} for each in (short, long)]
         whole, error = encoder.read(inputs, truncate=False)
         assert isinstance(whole, WindowedQuestion)
@@ -351,9 +319,9 @@ class TestRead:
             ({"text": "in"}, "question"),
         ],
     )
-    def test_refuses_other_inputs_alone(self, given: Row, param: str, made: Made):
+    def test_refuses_other_inputs_alone(self, given: Row, param: str, models: TokenizerModels):
         sound = {"question": "ada", "context": "in London"}
-        *_, encoder = encoder_of(made.folder_of("wordpiece"), asked_rows(2), max_length=32)
+        *_, encoder = encoder_of(models.folder_of("wordpiece"), asked_rows(2), max_length=32)
         before, error, after = encoder.read([sound, given, sound], truncate=True)
         assert isinstance(error, InputError)
         assert error.param == param

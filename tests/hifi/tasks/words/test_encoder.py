@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from hifi.tasks import Task, TaskSpec, make_task, text
 from hifi.tasks.windows import NO_TARGET
 from hifi.tasks.words.encoder import WindowedText, WordEncoder
 from tests.architectures import tiny_model
-from tests.tiny_tokenizers import KINDS, wordpiece
+from tests.tiny_tokenizers import KINDS, WORDS, TokenizerModels, wordpiece
 
 if TYPE_CHECKING:
     from hifi.tasks.text import EncodedTexts
@@ -27,41 +26,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 EACH = pytest.mark.parametrize("kind", KINDS)
 LENGTHS = pytest.mark.parametrize("max_length", [5, 8, 300])
-WORDS = (
-    "ada",
-    "Lovelace",
-    "in",
-    "London",
-    "caf\u00e9s",
-    "cafe\u0301s",
-    "дом",
-    "世界",
-    "don't",
-    ".",
-)
 TAGGED = [{"tokens": ["ada", "in", "london"], "tags": ["B-person", "O", "B-place"]}] * 2
 SPANNED = [{"text": "ada in london", "spans": [{"start": 7, "end": 13, "label": "place"}]}] * 2
-
-
-class Made:
-    """Models on disk, one for each kind of tokenizer; their weights are never read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder_of = cache(self._save)
-
-    def _save(self, kind: str) -> Path:
-        folder = self.folder / kind
-        tokenizer = KINDS[kind]()
-        tokenizer.save_pretrained(folder)
-        model = tiny_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512)
-        model.save_pretrained(folder)
-        return folder
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("tokenizers"))
 
 
 def encoder_of(folder: Path, task: Task, *, max_length: int) -> WordEncoder:
@@ -122,10 +88,10 @@ class TestEncode:
     @EACH
     @LENGTHS
     def test_labels_the_first_token_of_each_word_with_its_tag(
-        self, kind: str, max_length: int, made: Made
+        self, kind: str, max_length: int, models: TokenizerModels
     ):
         rows = tagged_rows(12)
-        task, encoded = encode(made.folder_of(kind), rows, max_length=max_length)
+        task, encoded = encode(models.folder_of(kind), rows, max_length=max_length)
         assert encoded.lengths.max() <= max_length
         assert (len(encoded) > len(rows)) == (max_length < 300)
         for number, row in enumerate(rows):
@@ -140,35 +106,37 @@ class TestEncode:
 
     @EACH
     @LENGTHS
-    def test_labels_the_words_that_a_span_touches(self, kind: str, max_length: int, made: Made):
+    def test_labels_the_words_that_a_span_touches(
+        self, kind: str, max_length: int, models: TokenizerModels
+    ):
         whole = "ada Lovelace, in London. дом in d1"
         spans = [(0, 12, "person"), (19, 21, "place"), (25, 28, "place")]
         named = [{"start": a, "end": b, "label": name} for a, b, name in spans]
         rows = [{"text": whole, "spans": named}, {"text": "in", "spans": []}]
-        task, encoded = encode(made.folder_of(kind), rows, max_length=max_length)
+        task, encoded = encode(models.folder_of(kind), rows, max_length=max_length)
         assert task.classes == ("O", "B-person", "I-person", "B-place", "I-place")
         starts, labels = [0, 4, 12, 14, 17, 23, 25, 29, 32], [1, 2, 0, 0, 3, 0, 3, 0, 0]
         expected = zip(first_tokens(kind, whole, starts), labels, strict=True)
         assert answered(encoded, 0) == list(expected)
         assert [label for _, label in answered(encoded, 1)] == [0]
 
-    def test_every_window_has_the_special_tokens(self, made: Made):
-        _, encoded = encode(made.folder_of("wordpiece"), tagged_rows(6), max_length=8)
+    def test_every_window_has_the_special_tokens(self, models: TokenizerModels):
+        _, encoded = encode(models.folder_of("wordpiece"), tagged_rows(6), max_length=8)
         for number in range(len(encoded)):
             ids = encoded.batch([number]).inputs["input_ids"][0].tolist()
             assert (ids[0], ids[-1]) == (2, 3)
             assert not {2, 3} & set(ids[1:-1])
 
     def test_does_not_depend_on_the_portions_in_which_it_tokenises(
-        self, made: Made, monkeypatch: pytest.MonkeyPatch
+        self, models: TokenizerModels, monkeypatch: pytest.MonkeyPatch
     ):
-        rows, folder = tagged_rows(12), made.folder_of("wordpiece")
+        rows, folder = tagged_rows(12), models.folder_of("wordpiece")
         _, whole = encode(folder, rows, max_length=8)
         monkeypatch.setattr(text, "_PORTION_CHARACTERS", 30)
         assert encode(folder, rows, max_length=8)[1].digest() == whole.digest()
 
     def test_long_texts_are_tokenised_a_few_at_a_time(
-        self, made: Made, monkeypatch: pytest.MonkeyPatch
+        self, models: TokenizerModels, monkeypatch: pytest.MonkeyPatch
     ):
         """A thousand texts of the most characters would take gigabytes until they are arrays."""
         monkeypatch.setattr(text, "_PORTION_CHARACTERS", 1000)
@@ -180,13 +148,13 @@ class TestEncode:
 
         monkeypatch.setattr(WordEncoder, "_cut", counting)
         rows = [*TAGGED, *({"tokens": ["in"] * 200, "tags": ["O"] * 200},) * 9]
-        encode(made.folder_of("wordpiece"), rows, max_length=64)
+        encode(models.folder_of("wordpiece"), rows, max_length=64)
         assert sum(sizes) > 5000
         assert max(sizes) < 2000
 
-    def test_a_word_of_which_nothing_is_read_has_no_target(self, made: Made):
+    def test_a_word_of_which_nothing_is_read_has_no_target(self, models: TokenizerModels):
         rows = [{"tokens": ["ada", "\u200b", "in"], "tags": ["B-person", "I-person", "O"]}]
-        _, encoded = encode(made.folder_of("wordpiece"), rows, max_length=8)
+        _, encoded = encode(models.folder_of("wordpiece"), rows, max_length=8)
         assert [label for _, label in answered(encoded, 0)] == [1, 0]
 
     @pytest.mark.parametrize(
@@ -197,10 +165,10 @@ class TestEncode:
         ],
     )
     def test_a_row_of_which_nothing_is_read_is_refused(
-        self, rows: list[Row], column: str, made: Made
+        self, rows: list[Row], column: str, models: TokenizerModels
     ):
         with pytest.raises(DataError, match="produces no token for this text") as caught:
-            encode(made.folder_of("wordpiece"), rows, max_length=8)
+            encode(models.folder_of("wordpiece"), rows, max_length=8)
         assert (caught.value.row, caught.value.column) == (3, column)
 
     def test_a_token_without_an_embedding_is_refused(self, tmp_path: Path):
@@ -256,19 +224,21 @@ class Reader:
 class TestRead:
     @EACH
     @pytest.mark.parametrize("field", ["text", "tokens"])
-    def test_a_long_text_is_answered_as_in_one_window(self, kind: str, field: str, made: Made):
+    def test_a_long_text_is_answered_as_in_one_window(
+        self, kind: str, field: str, models: TokenizerModels
+    ):
         draw = random.Random(3)  # noqa: S311 - a draw, not a secret
         words = draw.choices(WORDS, k=60)
         given = {field: words if field == "tokens" else " ".join(words)}
-        folder = made.folder_of(kind)
+        folder = models.folder_of(kind)
         whole = reader_of(folder, max_length=512).answer(given)
         assert len(whole["entities"]) > 10
         for max_length in (3, 5, 12, 40):
             assert reader_of(folder, max_length=max_length).answer(given) == whole
 
-    def test_an_entity_over_the_border_of_windows_is_one(self, made: Made):
+    def test_an_entity_over_the_border_of_windows_is_one(self, models: TokenizerModels):
         """Wherever the border is."""
-        reader = reader_of(made.folder_of("wordpiece"), max_length=8)
+        reader = reader_of(models.folder_of("wordpiece"), max_length=8)
         for piece, label in (("in", "O"), ("ada", "B-person"), ("love", "I-person")):
             reader.makes(piece, label)
         for before in range(12):
@@ -280,8 +250,8 @@ class TestRead:
             tags = ["O"] * before + ["B-person"] + ["I-person"] * 9 + ["O"] * 3
             assert answer["tags"] == tags
 
-    def test_characters_are_those_of_the_text_as_given(self, made: Made):
-        reader = reader_of(made.folder_of("wordpiece"), max_length=8)
+    def test_characters_are_those_of_the_text_as_given(self, models: TokenizerModels):
+        reader = reader_of(models.folder_of("wordpiece"), max_length=8)
         reader.table[:, 0] = 9.0  # outside
         reader.makes("love", "B-person")
         whole = "\U0001f600\n\u00e9\u00e9 e\u0301  LOVE\u0301LACE's 世界"
@@ -289,16 +259,16 @@ class TestRead:
         assert whole[entity["start"] : entity["end"]] == entity["text"] == "LOVE\u0301LACE"
 
     @EACH
-    def test_a_word_of_more_tokens_than_a_window_is_one(self, kind: str, made: Made):
-        reader = reader_of(made.folder_of(kind), max_length=6)
+    def test_a_word_of_more_tokens_than_a_window_is_one(self, kind: str, models: TokenizerModels):
+        reader = reader_of(models.folder_of(kind), max_length=6)
         for word in ("a" * 50, "\u00e9" * 50):
             (given,) = reader.read({"text": f"in {word} in"})
             assert isinstance(given, WindowedText)
             assert given.units.ends.tolist() == [2, 53, 56]
             assert sum(map(len, given.places)) == 3
 
-    def test_a_word_of_which_nothing_is_read_is_outside(self, made: Made):
-        reader = reader_of(made.folder_of("wordpiece"), max_length=8)
+    def test_a_word_of_which_nothing_is_read_is_outside(self, models: TokenizerModels):
+        reader = reader_of(models.folder_of("wordpiece"), max_length=8)
         reader.makes("ada", "B-person")
         answer = reader.answer({"tokens": ["ada", "\u200b", "ada"]})
         assert answer["tags"] == ["B-person", "O", "B-person"]
@@ -316,8 +286,10 @@ class TestRead:
             ({"tokens": ["\u200b"]}, "no token for this text", "tokens"),
         ],
     )
-    def test_an_error_is_of_its_input_alone(self, given: Row, message: str, param: str, made: Made):
-        reader = reader_of(made.folder_of("wordpiece"), max_length=8)
+    def test_an_error_is_of_its_input_alone(
+        self, given: Row, message: str, param: str, models: TokenizerModels
+    ):
+        reader = reader_of(models.folder_of("wordpiece"), max_length=8)
         first, error, last = reader.read({"text": "in"}, given, {"tokens": ["in"]})
         assert isinstance(error, InputError)
         assert message in str(error)
@@ -344,8 +316,8 @@ class TestTokenizer:
         with pytest.raises(ModelError, match="does not tell the characters of its tokens"):
             encode(tmp_path, TAGGED, max_length=8)
 
-    def test_records_the_column_under_its_field(self, made: Made):
-        folder = made.folder_of("wordpiece")
+    def test_records_the_column_under_its_field(self, models: TokenizerModels):
+        folder = models.folder_of("wordpiece")
         for rows, field in ((TAGGED, "tokens"), (SPANNED, "text")):
             metadata = reader_of(folder, max_length=8, rows=rows).encoder.metadata
             assert metadata[field] == field
