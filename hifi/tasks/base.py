@@ -325,12 +325,23 @@ class Task(ABC):
         check_task(weights, has_classes=False, task=self.type)
         return self
 
+    def condense(self, logits: Tensor, examples: Examples) -> Tensor:  # noqa: ARG002 - only searches need them
+        """Return what metrics, fitted numbers and reports read of logits: by default all of them.
+
+        A task that searches in the logits returns what it finds, so that it searches once.
+
+        Args:
+            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            examples: the samples.
+        """
+        return logits
+
     @abstractmethod
     def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Return every metric of the task.
 
         Args:
-            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            logits: of all samples, as :meth:`condense` returns them.
             examples: the samples.
         """
 
@@ -364,7 +375,7 @@ class Task(ABC):
         """Choose what else turns logits into answers, on the validation split: a threshold.
 
         Args:
-            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            logits: as in :meth:`evaluate`.
             examples: the samples.
 
         Returns:
@@ -387,7 +398,7 @@ class Task(ABC):
         """Return the class that all samples get although their targets differ; else None.
 
         Args:
-            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            logits: as in :meth:`evaluate`.
             examples: the samples.
         """
         return None
@@ -402,7 +413,7 @@ class Task(ABC):
         """Return the scores of each class and the confusion matrix; None for other tasks.
 
         Args:
-            logits: float32, as in :meth:`loss`, of all samples, on the CPU.
+            logits: as in :meth:`evaluate`.
             examples: the samples.
             split: that was measured.
         """

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from datasets import Dataset
-    from numpy.typing import NDArray
     from transformers import PreTrainedConfig
 
     from hifi.backbones.models import AutoClass, ModelSource
@@ -45,26 +44,6 @@ _STRIDE = "stride"
 _BEST = 20  # spans among which the probability of an answer is shared
 _SCORES = {"exact_match": exact_match, "f1": f1}
 _NO_ANSWER = "no answer"
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """The best answer of each row.
-
-    Attributes:
-        texts: of the best spans.
-        margins: by how much the score of no answer exceeds the span's, ``[rows]``.
-    """
-
-    texts: Sequence[str]
-    margins: NDArray[np.float64]
-
-    def answers(self, threshold: float | None) -> list[str]:
-        """Return the answers; an empty text for none."""
-        if threshold is None:
-            return list(self.texts)
-        pairs = zip(self.texts, self.margins.tolist(), strict=True)
-        return ["" if margin > threshold else text for text, margin in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +111,10 @@ class QuestionAnswering(TextTask):
         """Choose the threshold of no answer with the highest metric, if some have no answer."""
         if self.no_answer_threshold is None:
             return {}
-        questions, found = _questions(examples), self._find(logits, examples)
         score = _SCORES[self.metric]
-        pairs = list(zip(found.texts, questions.answers, strict=True))
+        pairs = list(zip(_texts(logits, examples), _questions(examples).answers, strict=True))
         chosen = best_threshold(
-            found.margins,
+            logits[:, 0].numpy(),
             answered=np.array([score(text, wanted) for text, wanted in pairs]),
             declined=np.array([score("", wanted) for _, wanted in pairs]),
         )
@@ -155,9 +133,29 @@ class QuestionAnswering(TextTask):
             task = replace(task, stride=stride)
         return task
 
+    def condense(self, logits: Tensor, examples: Examples) -> Tensor:
+        """Return the best answer of each row; among equals that of its first window.
+
+        Returns:
+            float64 ``[rows, 4]``: by how much the score of no answer exceeds that of the best span;
+            the span's window, and its first and last token.
+        """
+        questions = _questions(examples)
+        marks = examples.targets[:, : logits.shape[1], 0]
+        is_context = marks >= CANDIDATE
+        is_context[:, 0] = False
+        spans = best_spans(logits, is_context)
+        scores, rows = spans.scores[:, 0].double().numpy(), questions.row_of
+        order = np.lexsort((-scores, rows))
+        best = order[np.unique(rows[order], return_index=True)[1]]
+        none = np.full(questions.rows, np.inf)
+        np.minimum.at(none, rows, spans.none.double().numpy())
+        first, last = (each[:, 0].numpy()[best] for each in (spans.first, spans.last))
+        return torch.from_numpy(np.stack([none - scores[best], best, first, last], axis=1))
+
     def evaluate(self, logits: Tensor, examples: Examples) -> dict[str, float]:
         """Compute F1 and exact match, the mean over the questions, as SQuAD's script does."""
-        found = self._find(logits, examples).answers(self.no_answer_threshold)
+        found = self._answers(logits, examples)
         pairs = list(zip(found, _questions(examples).answers, strict=True))
         return {
             name: float(np.mean([score(text, wanted) for text, wanted in pairs]))
@@ -166,7 +164,7 @@ class QuestionAnswering(TextTask):
 
     def only_answer(self, logits: Tensor, examples: Examples) -> str | None:
         """Return the answer that all questions get although theirs differ; else None."""
-        found = set(self._find(logits, examples).answers(self.no_answer_threshold))
+        found = set(self._answers(logits, examples))
         wanted = {tuple(sorted(set(each))) for each in _questions(examples).answers}
         return (min(found) or _NO_ANSWER) if len(found) == 1 < len(wanted) else None
 
@@ -174,7 +172,7 @@ class QuestionAnswering(TextTask):
         """Compare which questions get an answer with which have one; None if all have one."""
         if self.no_answer_threshold is None:
             return None
-        found = self._find(logits, examples).answers(self.no_answer_threshold)
+        found = self._answers(logits, examples)
         wanted = [bool(each) for each in _questions(examples).answers]
         has_none = [
             np.array([not each for each in some], dtype=np.int64) for some in (wanted, found)
@@ -212,21 +210,13 @@ class QuestionAnswering(TextTask):
             return {"answer": None, "score": shares[-1].item(), "start": None, "end": None}
         return _answer(given.context, start, end, shares[0].item())
 
-    def _find(self, logits: Tensor, examples: Examples) -> _Found:
-        """Return the best answer of each row; among equals that of its first window."""
-        questions = _questions(examples)
-        marks = examples.targets[:, : logits.shape[1], 0]
-        is_context = marks >= CANDIDATE
-        is_context[:, 0] = False
-        spans = best_spans(logits, is_context)
-        scores, rows = spans.scores[:, 0].double().numpy(), questions.row_of
-        order = np.lexsort((-scores, rows))
-        best = order[np.unique(rows[order], return_index=True)[1]]
-        none = np.full(questions.rows, np.inf)
-        np.minimum.at(none, rows, spans.none.double().numpy())
-        first, last = (each[:, 0].numpy() for each in (spans.first, spans.last))
-        texts = [questions.text(each, int(first[each]), int(last[each])) for each in best]
-        return _Found(texts, none - scores[best])
+    def _answers(self, found: Tensor, examples: Examples) -> list[str]:
+        """Return the answer of each row; an empty text for none."""
+        texts, threshold = _texts(found, examples), self.no_answer_threshold
+        if threshold is None:
+            return texts
+        pairs = zip(texts, found[:, 0].tolist(), strict=True)
+        return ["" if margin > threshold else text for text, margin in pairs]
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration entries, and the threshold, which transformers does not use."""
@@ -244,6 +234,12 @@ class QuestionAnswering(TextTask):
 
 def _questions(examples: Examples) -> EncodedQuestions:
     return cast("EncodedQuestions", examples)  # what this task's encoder returns
+
+
+def _texts(found: Tensor, examples: Examples) -> list[str]:
+    """Return the text of the best span of each row."""
+    questions = _questions(examples)
+    return [questions.text(*place) for place in found[:, 1:].long().tolist()]
 
 
 def _answer(context: str, start: int, end: int, score: float) -> Answer:

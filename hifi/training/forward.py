@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,16 +115,38 @@ class Forward:
                 on_batch(number, len(batches))
 
 
-def measure(task: Task, logits: Tensor, examples: Examples) -> dict[str, float]:
-    """Return every metric of a task and ``loss``, by name in alphabetical order.
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The logits of a split; what takes long to find in them is computed once.
 
-    Args:
+    Attributes:
         task: of the logits.
         logits: float32, of all samples, on the CPU.
         examples: the samples.
     """
-    loss = task.loss(logits, examples.targets).item()
-    return dict(sorted({**task.evaluate(logits, examples), "loss": loss}.items()))
+
+    task: Task
+    logits: Tensor
+    examples: Examples
+
+    @cached_property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self.task.loss(self.logits, self.examples.targets).item()
+
+    @cached_property
+    def found(self) -> Tensor:
+        """The condensed logits; those that are not finite may not be condensed."""
+        return self.task.condense(self.logits, self.examples)
+
+    def metrics(self, task: Task) -> dict[str, float]:
+        """Return every metric and ``loss``, by name in alphabetical order.
+
+        Args:
+            task: that of the logits, or with numbers that are fitted to them.
+        """
+        found = task.evaluate(self.found, self.examples)
+        return dict(sorted({**found, "loss": self.loss}.items()))
 
 
 def rank(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:

@@ -18,14 +18,14 @@ from hifi.data.run_warnings import RunWarning, warn_of_failed_probe
 from hifi.errors import InvalidArgumentError, ProbeError
 from hifi.tasks.probe import TRIES
 from hifi.training.batching import gather
-from hifi.training.forward import Forward, measure
+from hifi.training.forward import Forward, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hifi.backbones.heads import TaskHeadLayers
     from hifi.data.settings import Hyperparameters
-    from hifi.tasks import Examples
+    from hifi.tasks import Examples, Task
     from hifi.tasks.probe import LinearProbe, ProbeKind
     from hifi.training.batching import Indices
     from hifi.training.kept_states import KeptStates
@@ -254,7 +254,7 @@ class _ProbeRun:
         if layers:
             logits |= self._read_logits(validation, layers)
         found = {
-            name: measure(task.with_answers(task.fit_answers(each, validation)), each, validation)
+            name: _measure(task, each, validation)
             for name, each in logits.items()
             if bool(each.isfinite().all())
         }
@@ -318,6 +318,12 @@ class _ProbeRun:
         opened = _pass_on(states, module, hidden=hidden)
         _write(self._model, opened)
         return opened
+
+
+def _measure(task: Task, logits: Tensor, examples: Examples) -> dict[str, float]:
+    """Return the metrics of a split's logits with the numbers that fit it best."""
+    scored = Scored(task, logits, examples)
+    return scored.metrics(task.with_answers(task.fit_answers(scored.found, examples)))
 
 
 class _SideBySide(nn.Module):

@@ -26,7 +26,7 @@ from hifi.errors import InvalidArgumentError, TrainingDivergedError
 from hifi.training.batching import Indices, TrainingBatches
 from hifi.training.checkpoint import Best, Checkpoint, save_checkpoint
 from hifi.training.events import TrainingEvent
-from hifi.training.forward import Forward, measure, rank
+from hifi.training.forward import Forward, Scored, rank
 from hifi.training.reproducibility import (
     own_random_state,
     random_states,
@@ -276,19 +276,18 @@ class Trainer:
     def _evaluate(self, examples: Examples) -> None:
         """Evaluate the validation split and keep the best step."""
         logits = self._read_logits(examples, split="validation")
-        loss = self._task.loss(logits, examples.targets).item()
-        _check_finite(loss, where=f"the validation loss at step {self._state.step}")
-        answers = self._task.fit_answers(logits, examples)
+        scored = Scored(self._task, logits, examples)
+        _check_finite(scored.loss, where=f"the validation loss at step {self._state.step}")
+        answers = self._task.fit_answers(scored.found, examples)
         task = self._task.with_answers(answers)
-        metrics = measure(task, logits, examples)
         self._keep_best(
             Best(
                 step=self._state.step,
-                metrics=metrics,
+                metrics=scored.metrics(task),
                 parameters={},  # copied only if it is the best
                 answers=answers,
-                only_answer=task.only_answer(logits, examples),
-                report=task.report(logits, examples, split="validation"),
+                only_answer=task.only_answer(scored.found, examples),
+                report=task.report(scored.found, examples, split="validation"),
             )
         )
 
@@ -412,10 +411,11 @@ class Trainer:
             return {}, None if best is None else best.report
         logits = self._read_logits(examples, split="test")
         task = self._task.with_answers({} if best is None else best.answers)
-        metrics, metric = measure(task, logits, examples), task.metric
+        scored = Scored(task, logits, examples)
+        metrics, metric = scored.metrics(task), task.metric
         event = self._event("tested", f"test {metric} {metrics[metric]:.4f}")
         self._emitter.emit(replace(event, metrics=metrics))
-        return metrics, task.report(logits, examples, split="test")
+        return metrics, task.report(scored.found, examples, split="test")
 
     def _judge(self) -> tuple[RunWarning, ...]:
         """Return what the caller should know about the result."""

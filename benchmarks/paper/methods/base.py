@@ -12,7 +12,7 @@ from safetensors.torch import save
 from hifi.data.settings import Hyperparameters
 from hifi.data.splits import load_split
 from hifi.training.batching import evaluation_batches, gather
-from hifi.training.forward import measure
+from hifi.training.forward import Scored
 from hifi.training.preparation import prepare
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def evaluate(
     batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
     with torch.no_grad():
         parts = [logits(examples.batch(indices).inputs).float() for indices in batches]
-    found = gather(parts, batches)
-    task = ready.data.task.with_answers(ready.data.task.fit_answers(found, examples))
-    return measure(task, found, examples)
+    task = ready.data.task
+    scored = Scored(task, gather(parts, batches), examples)
+    return scored.metrics(task.with_answers(task.fit_answers(scored.found, examples)))
 
 
 def logits_by(model: nn.Module, task: Task) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from benchmarks.paper.methods.base import Metrics, Outcome, Run, encode
 from benchmarks.paper.rivals.channel import Message
 from benchmarks.paper.rivals.child import start
-from hifi.training.forward import measure
+from hifi.training.forward import Scored
 
 if TYPE_CHECKING:
     from benchmarks.paper.splits import Rows
@@ -49,7 +49,8 @@ def run_setfit(run: Run) -> Outcome:
 
         def measured(rows: Rows, examples: Examples) -> Metrics:
             answer = child.ask("predict", Message({"texts": _texts(run, rows)}))
-            return measure(ready.data.task, answer.tensors["logits"], examples)
+            task = ready.data.task
+            return Scored(task, answer.tensors["logits"], examples).metrics(task)
 
         validation, test = ready.data.validation, run.splits.test
         assert validation is not None  # noqa: S101 - every run has one

@@ -22,8 +22,9 @@ from hifi.data.splits import load_split
 from hifi.deltas.loading import load_bare_backbone
 from hifi.errors import AnswerError, DeltaFileError, JobPaused, TrainingDivergedError
 from hifi.serving.prediction import TaskRecord
-from hifi.tasks import TaskSpec, make_task
+from hifi.tasks import TaskSpec, make_task, question_answering
 from hifi.tasks.question_answering import QuestionAnswering
+from hifi.tasks.questions.spans import best_spans
 from hifi.training.events import Control, TrainingEvent
 from hifi.training.preparation import prepare
 from tests.architectures import ARCHITECTURES, LAYERS, tiny_model
@@ -32,6 +33,8 @@ from tests.tiny_deltas import save_bare_backbone
 from tests.tiny_tasks import END, UNKNOWN, WORDS, save_text_model, tiny_tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hifi.tasks.questions.encoder import EncodedQuestions
 
 Row = dict[str, Any]
@@ -74,13 +77,18 @@ def encode(task: Any, backbone: Path, rows: Sequence[Row], *, max_length: int = 
     return encoder.encode(dataset, split="validation", targets=targets)
 
 
-def logits_for(examples: EncodedQuestions, *ends: tuple[int, int], size: float = 9.0) -> Any:
+def logits_for(examples: EncodedQuestions, *ends: tuple[int, int], size: float = 9.0) -> Tensor:
     """Return logits that are largest at these tokens of each window."""
     logits = torch.zeros(*examples.targets.shape[:2], 2)
     for window, (first, last) in enumerate(ends):
         logits[window, first, 0] += size
         logits[window, last, 1] += size
     return logits
+
+
+def found_at(examples: EncodedQuestions, *ends: tuple[int, int]) -> Tensor:
+    """Return the best answers of logits that are largest at these tokens of each window."""
+    return make().condense(logits_for(examples, *ends), examples)
 
 
 def run(backbone: Path, /, **arguments: Any) -> Any:
@@ -130,21 +138,21 @@ class TestMetrics:
         rows = [asked("w1 w2 w3", "w2 w3"), asked("w1 w2 w3", "w1"), asked("w1 w2 w3")]
         task = replace(make(), no_answer_threshold=0.0)
         examples = encode(task, backbone, rows)
-        found = logits_for(examples, (4, 4), (3, 3), (0, 0))
+        found = found_at(examples, (4, 4), (3, 3), (0, 0))
         metrics = task.evaluate(found, examples)
         assert metrics == {"f1": pytest.approx((2 / 3 + 1 + 1) / 3), "exact_match": 2 / 3}
         assert task.count_answers(examples.targets) == 3
 
     def test_of_several_answers_count_the_best(self, backbone: Path):
         examples = encode(make(), backbone, [asked("w1 w2 w3", "w1", "w2 w3")])
-        found = logits_for(examples, (4, 5))
+        found = found_at(examples, (4, 5))
         assert make().evaluate(found, examples) == {"f1": 1.0, "exact_match": 1.0}
 
     def test_of_a_task_without_unanswered_questions_always_answer(self, backbone: Path):
         task = make([asked("w1 w2", "w1"), asked("w1 w2", "w2")])
         assert task.no_answer_threshold is None
         examples = encode(task, backbone, [asked("w1 w2", "w1"), asked("w1 w2")])
-        found = logits_for(examples, (0, 0), (0, 0))
+        found = found_at(examples, (0, 0), (0, 0))
         assert task.fit_answers(found, examples) == {}
         assert task.evaluate(found, examples) == {"f1": 0.5, "exact_match": 0.5}
         assert task.report(found, examples, split="test") is None
@@ -155,26 +163,27 @@ class TestMetrics:
         examples = encode(make(), backbone, [row, asked("w3", "w3")], max_length=12)
         assert examples.row_of.tolist().count(0) > 3
         ends = [(4, 4)] * len(examples)
-        found = logits_for(examples, *ends)
+        logits = logits_for(examples, *ends)
         last = examples.row_of.tolist().index(1) - 1
         place = next(token for token in range(3, 11) if examples.text(last, token, token) == "w29")
-        found[last] += logits_for(examples, *[(place, place)] * len(examples), size=20.0)[last]
+        logits[last] += logits_for(examples, *[(place, place)] * len(examples), size=20.0)[last]
+        found = make().condense(logits, examples)
         assert make().evaluate(found, examples)["exact_match"] == 1.0
 
     def test_the_only_answer_of_different_questions_is_told(self, backbone: Path):
         task = replace(make(), no_answer_threshold=0.0)
         examples = encode(task, backbone, [asked("w1 w2", "w1"), asked("w1 w2")])
-        assert task.only_answer(logits_for(examples, (0, 0), (0, 0)), examples) == "no answer"
-        assert task.only_answer(logits_for(examples, (3, 3), (3, 3)), examples) == "w1"
-        assert task.only_answer(logits_for(examples, (3, 3), (0, 0)), examples) is None
+        assert task.only_answer(found_at(examples, (0, 0), (0, 0)), examples) == "no answer"
+        assert task.only_answer(found_at(examples, (3, 3), (3, 3)), examples) == "w1"
+        assert task.only_answer(found_at(examples, (3, 3), (0, 0)), examples) is None
         same = encode(task, backbone, [asked("w1 w2", "w1"), asked("w2 w1", "w1")])
-        assert task.only_answer(logits_for(same, (3, 3), (4, 4)), same) is None
+        assert task.only_answer(found_at(same, (3, 3), (4, 4)), same) is None
 
     def test_the_report_is_of_questions_with_and_without_an_answer(self, backbone: Path):
         task = replace(make(), no_answer_threshold=0.0)
         rows = [asked("w1 w2", "w1"), asked("w1 w2", "w2"), asked("w1 w2")]
         examples = encode(task, backbone, rows)
-        report = task.report(logits_for(examples, (4, 4), (0, 0), (0, 0)), examples, split="test")
+        report = task.report(found_at(examples, (4, 4), (0, 0), (0, 0)), examples, split="test")
         assert [scores.label for scores in report.per_class] == ["an answer", "no answer"]
         assert report.confusion == ((1, 1), (0, 1))
 
@@ -186,10 +195,11 @@ class TestThreshold:
         examples = encode(task, backbone, [asked("w1 w2", "w1"), asked("w1 w2", "w2"), asked("w1")])
         logits = logits_for(examples, (3, 3), (4, 4), (3, 3))
         logits[:, 0, 0] = torch.tensor([19.0, 20.0, 22.0])  # none is likelier everywhere
-        fitted = task.fit_answers(logits, examples)
+        found = task.condense(logits, examples)
+        fitted = task.fit_answers(found, examples)
         assert fitted == {"no_answer_threshold": pytest.approx(3.0)}
-        assert task.evaluate(logits, examples)["f1"] == pytest.approx(1 / 3)
-        assert task.with_answers(fitted).evaluate(logits, examples)["f1"] == 1.0
+        assert task.evaluate(found, examples)["f1"] == pytest.approx(1 / 3)
+        assert task.with_answers(fitted).evaluate(found, examples)["f1"] == 1.0
 
     def test_is_stored_and_read_again(self, backbone: Path):
         result = run(backbone)
@@ -320,11 +330,29 @@ class TestDecoding:
         assert 0 < answers.count("") < 30 or threshold is None
         told = [asked(context, answer) for context, answer in zip(contexts, answers, strict=True)]
         told = [row if row["answers"]["text"] != [""] else asked(row["context"]) for row in told]
-        found = encode(task, backbone, told, max_length=14)
-        assert task.evaluate(logits, found)["exact_match"] == 1.0
+        examples = encode(task, backbone, told, max_length=14)
+        found = task.condense(logits, examples)
+        assert task.evaluate(found, examples)["exact_match"] == 1.0
 
 
 class TestRuns:
+    def test_search_once_in_the_logits_of_an_evaluation(
+        self, backbone: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        searches, evaluations = [], []
+
+        def counted(logits: Tensor, *given: Any) -> Any:
+            searches.append(len(logits))
+            return best_spans(logits, *given)
+
+        def on_event(event: TrainingEvent) -> None:
+            evaluations.extend([event] * (event.kind in ("evaluated", "tested")))
+
+        monkeypatch.setattr(question_answering, "best_spans", counted)
+        result = run(backbone, test=VALIDATION[:8], on_event=on_event)
+        assert len(evaluations) > 2
+        assert len(searches) == len(evaluations) + len(result.yardsticks)
+
     def test_that_diverge_on_validation_say_so(
         self, backbone: Path, monkeypatch: pytest.MonkeyPatch
     ):

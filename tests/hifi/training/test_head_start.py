@@ -18,12 +18,12 @@ from hifi.backbones.heads import task_head_layers, task_head_names
 from hifi.backbones.models import resolve_model
 from hifi.data.settings import HeadStart, Hyperparameters
 from hifi.errors import CheckpointError, InvalidArgumentError, JobPaused, JobStopped
-from hifi.tasks import TaskSpec, probe
+from hifi.tasks import Task, TaskSpec, probe
 from hifi.tasks.classification import ClassTask
 from hifi.training import batching, head_start, trainer
 from hifi.training.checkpoint import load_checkpoint
 from hifi.training.events import Control, TrainingEvent
-from hifi.training.forward import Forward
+from hifi.training.forward import Forward, Scored
 from hifi.training.head_start import start_head
 from hifi.training.preparation import Prepared, prepare
 from tests.architectures import ARCHITECTURES, NAMES, tiny_model
@@ -352,7 +352,12 @@ class TestAboveStart:
         ) -> FinetuneResult:
             pairs = [(0.5, 1.0), *evaluations]
             script = iter([{metric: value, "loss": loss} for value, loss in pairs])
-            monkeypatch.setattr(trainer, "measure", lambda *_: next(script))
+
+            class Told(Scored):
+                def metrics(self, task: Task) -> dict[str, float]:  # noqa: ARG002 - told, not measured
+                    return next(script)
+
+            monkeypatch.setattr(trainer, "Scored", Told)
             return run(folder, metric=metric, **arguments)
 
         return tune
