@@ -38,7 +38,14 @@ from hifi.data.profiling import (
     unequal_lists,
     words_problem,
 )
-from hifi.data.scan import NO_IMAGE, ColumnScan, scan_beside_texts, scan_columns, unfit_scans
+from hifi.data.scan import (
+    NO_IMAGE,
+    ColumnScan,
+    has_answer,
+    scan_beside_texts,
+    scan_columns,
+    unfit_scans,
+)
 from hifi.data.spans import read_spans
 from hifi.data.tag_sets import other_spans, other_tags, tag_reader, train_tags
 from hifi.data.tags import find_entities
@@ -348,6 +355,12 @@ def read_answer_lists(
     _refuse(first_problem(problems), split=split, column=column)
     pairs = zip(_values(dataset, contexts), _values(dataset, column), strict=True)
     return [read_answers(text, given) if _is_text(text) else [] for text, given in pairs]
+
+
+def has_unanswered(dataset: Dataset, column: str) -> bool:
+    """Return whether a row has no answer, in a column whose answers are not checked."""
+    table = dataset.select_columns([column]).with_format("arrow")[:]
+    return not all(map(has_answer, table.column(column).to_pylist()))
 
 
 def _is_text(value: str | None) -> bool:

@@ -227,7 +227,7 @@ class ColumnScan:
         elif self.kind == "spans":
             self._add_labels(array, first_row)
         elif self.kind == "answers" and not self.has_answers:
-            self.has_answers = any(map(_has_answer, array.to_pylist()))
+            self.has_answers = any(map(has_answer, array.to_pylist()))
 
     def _add_floats(self, array: pa.Array, first_row: int) -> None:
         wide = array.cast(pa.float64())
@@ -312,8 +312,9 @@ def _is_image(content: bytes) -> bool:
     return is_image(content)
 
 
-def _has_answer(given: Any) -> bool:  # noqa: ANN401 - in either of two forms
-    return bool(given and (given["text"] if isinstance(given, dict) else True))
+def has_answer(given: Any) -> bool:  # noqa: ANN401 - in either of two forms
+    """Return whether a row has an answer, which may not be sound."""
+    return bool(given and (given.get("text") if isinstance(given, dict) else True))
 
 
 def scan_beside_texts(

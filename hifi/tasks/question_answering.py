@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hifi.data.columns import read_answer_lists, read_texts
+from hifi.data.columns import has_unanswered, read_answer_lists, read_texts
 from hifi.data.task_types import QUESTION_ANSWERING, TaskType
 from hifi.errors import AnswerError, DeltaFileError
 from hifi.tasks.base import only_column
@@ -67,10 +67,9 @@ class QuestionAnswering(TextTask):
     def of(cls, spec: TaskSpec, dataset: Dataset) -> Self:
         """Build a task from a complete spec and the training split."""
         task = super().of(spec, dataset)
-        answers = read_answer_lists(
-            dataset, only_column(task.label), contexts=task.inputs[1], split="train"
-        )
-        return task if all(answers) else replace(task, no_answer_threshold=0.0)
+        if has_unanswered(dataset, only_column(task.label)):
+            return replace(task, no_answer_threshold=0.0)
+        return task
 
     @property
     def encoding(self) -> tuple[object, ...]:

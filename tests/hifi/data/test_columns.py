@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from hifi.data.columns import (
     CELLS_FEATURE,
+    has_unanswered,
     is_labelled,
     label_indices,
     label_order,
@@ -417,3 +418,23 @@ class TestImages:
         assert "int64" in error_of(read_images, column(1)).reason
         features = Features({"c": Value("string")})
         assert profiled(Dataset.from_dict({"c": ["a.png"]}, features=features)).kind == "text"
+
+
+class TestHasUnanswered:
+    ANSWERED: ClassVar[dict[str, Any]] = {"text": ["a"], "answer_start": [0]}
+    EMPTY: ClassVar[dict[str, Any]] = {"text": [], "answer_start": []}
+
+    @pytest.mark.parametrize(
+        ("cells", "expected"),
+        [
+            ([ANSWERED, ANSWERED], False),
+            ([ANSWERED, EMPTY], True),
+            ([ANSWERED, None], True),
+            ([[{"text": "a", "answer_start": 0}], []], True),
+            ([[{"text": "a", "answer_start": 0}]] * 2, False),
+            ([{"other": 1}] * 2, True),  # no column of answers, which its reading refuses
+        ],
+    )
+    def test_of_both_forms(self, cells: list[Any], expected: bool):
+        dataset = Dataset.from_list([{"answers": cell} for cell in cells])
+        assert has_unanswered(dataset, "answers") is expected
