@@ -132,8 +132,7 @@ class ChoiceEncoder(TextEncoder):
     ) -> Iterator[EncodedInput | InputError]:
         """Tokenise the choices of inputs that passed the check."""
         rows = [
-            self._pairs([given[name] for name in self._wanted], given[_CHOICES])
-            for given in inputs
+            self._pairs([given[name] for name in self._wanted], given[_CHOICES]) for given in inputs
         ]
         given = [dict(zip(self._names, pair, strict=True)) for row in rows for pair in row]
         samples = super()._read_checked(given, truncate=truncate)
