@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hifi.data.choices import find_numbering, first_beyond
+from hifi.data.numbering import find_numbering, first_beyond
 from hifi.data.profile import Problem
 from hifi.data.task_types import FEWEST_CHOICES, MOST_CHOICES, MULTIPLE_CHOICE
 

@@ -11,13 +11,7 @@ from datasets import Dataset
 from PIL import UnidentifiedImageError
 
 from hifi.data.answers import read_answers
-from hifi.data.choices import (
-    choice_label,
-    choice_rows,
-    choices_problem,
-    count_choices,
-    find_numbering,
-)
+from hifi.data.choices import choice_rows, choices_problem, count_choices
 from hifi.data.formats.indexes import index_columns
 from hifi.data.images import BROKEN, decode_image
 from hifi.data.label_sets import flag_problem, flag_reader, set_reader, too_few_labels
@@ -29,6 +23,7 @@ from hifi.data.labels import (
     too_few,
     unknown_label,
 )
+from hifi.data.numbering import choice_label, find_numbering
 from hifi.data.profile import first_problem
 from hifi.data.profiling import (
     answers_problem,
@@ -55,8 +50,8 @@ from hifi.errors import DataError
 
 if TYPE_CHECKING:
     from hifi.data.answers import ContextAnswer
-    from hifi.data.choices import Numbering
     from hifi.data.formats.reader import Unfit
+    from hifi.data.numbering import Numbering
     from hifi.data.profile import DatasetProfile, Problem
     from hifi.data.spans import Span
     from hifi.data.tag_sets import TagSet

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from hifi.backbones.models import AutoClass, ModelSource
-    from hifi.data.choices import Numbering
+    from hifi.data.numbering import Numbering
     from hifi.data.spec import TaskSpec
     from hifi.tasks.base import Examples
 
