@@ -518,21 +518,23 @@ def task_head_layers(model: PreTrainedModel, *, extra: Iterable[str] = ()) -> Ta
         None if the task head does not end in an ``nn.Linear`` with one output per label.
     """
     poolers = tuple(extra)
+    own = set(task_head_names(model))
     mine = set(task_head_names(model, extra=poolers))
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and f"{name}.weight" in mine
     ]
-    if not linear:
+    ends = [name for name in linear if f"{name}.weight" in own]
+    if not ends:
         return None
-    last = linear[-1]
+    last = ends[-1]  # XLM-R for choices lists its base model, and so a pooler, behind it
     if cast("nn.Linear", model.get_submodule(last)).out_features != model.config.num_labels:
         return None
     name, activation = _HIDDEN_LAYERS.get(str(model.config.model_type), ("", None))
     if poolers:
         name, activation = f"{poolers[0]}.{_POOLER_LAYER[0]}", _POOLER_LAYER[1]
-    if name not in linear[:-1]:
+    if name == last or name not in linear:
         return TaskHeadLayers(last)
     follows = activation or getattr(model.config, _ACTIVATION_FIELDS[model.config.model_type])
     return TaskHeadLayers(last, HiddenLayer(name, str(follows)))

@@ -106,7 +106,9 @@ class MultipleChoice(TextTask):
     def with_answers(self, fitted: Mapping[str, Any]) -> Self:
         """Return this task with the number of text columns that a head delta records."""
         texts = fitted.get("text")
-        return replace(self, num_texts=len(texts)) if isinstance(texts, list) else self
+        if texts is None:
+            return self
+        return replace(self, num_texts=len(texts) if isinstance(texts, list) else 1)
 
     def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest choice, its softmax share, and that of every choice."""

@@ -53,10 +53,13 @@ def complete_task(
         labels = _own_labels(config)
     declared = None if kind is None else kind.problem_type
     problem = task.get("problem_type", config.problem_type or declared)
-    completed = {"num_labels": config.num_labels, **task}
+    count = config.num_labels
+    if kind is not None and kind.logits == "choice":  # one, whatever the configuration says
+        count = kind.num_labels
+    completed = {"num_labels": count, **task}
     if problem is not None:
         completed["problem_type"] = problem
-    _check_number(completed["num_labels"], labels=labels, kind=kind, config=config)
+    _check_number(completed["num_labels"], labels=labels, kind=kind, count=count)
     if labels is not None and not has_classes:
         limit = f"None: a {task['type']} task has no classes"
         raise InvalidArgumentError("labels", value=labels, limit=limit)
@@ -68,11 +71,18 @@ def complete_task(
 
 
 def _check_number(
-    number: object, *, labels: Labels | None, kind: TaskType | None, config: PreTrainedConfig
+    number: object, *, labels: Labels | None, kind: TaskType | None, count: int | None
 ) -> None:
-    """Raise if the numbers of labels that are known differ."""
-    if type(number) is not int or number != config.num_labels:
-        limit = f"{config.num_labels}, the model's config.num_labels"
+    """Raise if the numbers of labels that are known differ.
+
+    Args:
+        number: what the caller records.
+        labels: the classes.
+        kind: the task's type, if it is known.
+        count: the number of the model's logits.
+    """
+    if type(number) is not int or number != count:
+        limit = f"{count}, the model's config.num_labels"
         raise InvalidArgumentError("num_labels", value=number, limit=limit)
     if kind is not None and kind.num_labels not in (None, number):
         limit = f"{kind.num_labels} for a {kind.name} task; the model has {number}"

@@ -180,7 +180,7 @@ class TestInfer:
         assert (error.param, error.column) == (param, "x")
         assert "the columns are: 'sentence1', 'sentence2', 'label'" in error.reason
 
-    @pytest.mark.parametrize("kind", ["multiple-choice", "causal-lm"])
+    @pytest.mark.parametrize("kind", ["causal-lm"])
     def test_a_type_that_is_not_built_yet(self, kind: str):
         error = error_of(said(type=kind), profile(**PAIR))
         assert isinstance(error, TaskNotSupportedError)

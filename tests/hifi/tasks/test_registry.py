@@ -20,7 +20,7 @@ class TestGetTask:
     def test_finds_every_type(self):
         assert set(task_types()) == {
             *("classification", "multi-label", "regression", "image-classification"),
-            *("token-classification", "question-answering"),
+            *("token-classification", "question-answering", "multiple-choice"),
         }
         for name in task_types():
             assert get_task(name).declaration.name == name

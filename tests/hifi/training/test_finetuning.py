@@ -519,7 +519,7 @@ class TestBadInput:
                 DataError,
                 "row 2, column 'label'",
             ),
-            ({"task": "multiple-choice"}, TaskNotSupportedError, "not supported yet"),
+            ({"task": "causal-lm"}, TaskNotSupportedError, "not supported yet"),
             ({"metric": "bleu"}, InvalidArgumentError, "accuracy, f1, matthews"),
             ({"max_length": 65}, InvalidArgumentError, "tiny-bert reads 64 tokens"),
             ({"epochs": 0}, InvalidArgumentError, "epochs=0"),

@@ -98,6 +98,35 @@ class TestAnyItem:
             assert item["error"]["code"] in ("invalid_input", "not_found")
 
 
+class TestChoices:
+    @pytest.mark.parametrize("about", [{}, {"text": "a"}, {"text": "a", "text_pair": "b"}])
+    def test_are_sent_with_what_they_are_about(self, about: dict[str, str]):
+        given = {**about, "choices": ["x", "y"]}
+        assert [item["input"] for item in asked_of(plan(given))] == [given]
+
+    @pytest.mark.parametrize(
+        ("given", "param", "message"),
+        [
+            ({"choices": ["x"]}, "choices", "at least 2"),
+            ({"choices": ["x"] * 101}, "choices", "at most 100"),
+            ({"choices": ["x", ""]}, "choices.1", "at least 1"),
+            ({"choices": ["x", "a\0b"]}, "choices.1", "NUL"),
+            ({"choices": ["x", 5]}, "choices.1", "string"),
+            ({"choices": "x"}, "choices", "list"),
+            ({"choices": ["x" * 60_000, "y" * 60_000]}, "choices", "120000 characters"),
+            ({"choices": ["x", "y"], "text": ""}, "text", "at least 1"),
+            ({"choices": ["x", "y"], "tokens": ["z"]}, "", "`choices` and `tokens`"),
+            ({"choices": ["x", "y"], "text": "a", "label": 1}, "", "and `label`"),
+        ],
+    )
+    def test_are_refused(self, given: Any, param: str, message: str):
+        (found,) = json.loads(answer(plan(given), []))["data"]
+        place = ".".join(filter(None, ["inputs.0", param]))
+        assert found["error"]["code"] in ("invalid_input", "text_too_long")
+        assert found["error"]["param"] == place
+        assert message in found["error"]["message"]
+
+
 class TestAnyAnswer:
     @given(st.lists(json_values | st.just(VALUE), max_size=3) | json_values)
     def test_is_accepted_whole_or_not_at_all(self, said: Any):

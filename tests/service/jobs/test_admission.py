@@ -416,7 +416,7 @@ class TestAdmit:
         }
         new = ask(**said, training={"epochs": 1, "early_stopping_patience": 2}).new_job
         left = (
-            *("image", "tokens", "tags", "spans", "question", "context", "answers"),
+            *("image", "tokens", "tags", "spans", "question", "context", "choices", "answers"),
             *("threshold", "stride"),
         )
         assert {name: new.spec[name] for name in said} == {

@@ -27,6 +27,7 @@ STORED: dict[str, Any] = {
         "spans": None,
         "question": None,
         "context": None,
+        "choices": None,
         "answers": None,
         "metric": "f1",
         "threshold": None,
@@ -206,7 +207,7 @@ class TestRefusals:
             parse(task={"type": "clasification"})
         [error] = caught.value.errors()
         first = "'classification', 'multi-label', 'regression', 'image-classification'"
-        offered = f"{first}, 'token-classification' or 'question-answering'"
+        offered = f"{first}, 'token-classification', 'question-answering' or 'multiple-choice'"
         assert error["msg"] == f"Input should be {offered}"
         names = [each.name for each in task_types()]
         schema = JobSpec.model_json_schema()["$defs"]["TaskFields"]["properties"]["type"]

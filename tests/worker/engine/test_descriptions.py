@@ -83,6 +83,7 @@ class TestDescribeBackbone:
             "regression": head,
             "token-classification": head,
             "question-answering": head,
+            "multiple-choice": {"base": 385, "per_label": 0},  # one logit of any choice
         }
         assert found.fingerprint == backbone_fingerprint(tf.AutoModel.from_pretrained(minilm_path))
 

@@ -113,6 +113,25 @@ class TestRows:
         assert "a first | a second" in out
         assert f"{'x' * 29}… | y" in out
 
+    @pytest.mark.parametrize(
+        ("given", "texts"),
+        [
+            ([], [{}]),
+            (["She", "He"], [{"text": "She"}, {"text": "He"}]),
+            (["--pair", "It rained.", "She"], [{"text": "It rained.", "text_pair": "She"}]),
+        ],
+    )
+    def test_have_choices(self, answering, given, texts):
+        assert main([*PREDICT, "job_1", *given, "--choices", "left", "ran"]) == 0
+        choices = {"choices": ["left", "ran"]}
+        assert answering.bodies[0]["inputs"] == [{**each, **choices} for each in texts]
+
+    def test_of_a_file_have_their_own_choices(self, answering, file, capsys):
+        rows = file({"text": "She"})
+        assert main([*PREDICT, "job_1", "--file", rows, "--choices", "left", "ran"]) == 1
+        assert "--choices belongs to texts or --pair" in capsys.readouterr().err
+        assert not answering.bodies
+
     def test_have_long_answers_in_short(self, stub, job, capsys):
         answering_for(stub, job)
         assert main([*PREDICT, "job_1", "long"]) == 0

@@ -31,6 +31,14 @@ class TestInputColumns:
                 {"type": "question-answering", "question": "q", "context": "c", "answers": "a"},
                 {"question": "q", "context": "c"},
             ),
+            (
+                {"type": "multiple-choice", "text": ["s"], "choices": ["a", "b"], "label": "l"},
+                {"text": "s", "choices": ("a", "b")},
+            ),
+            (
+                {"type": "multiple-choice", "choices": ["endings"], "label": "l"},
+                {"choices": "endings"},
+            ),
             ({"type": None}, {}),
         ],
     )
@@ -39,6 +47,33 @@ class TestInputColumns:
 
     def test_of_a_job_without_a_task_are_unknown(self):
         assert input_columns({"spec": {}}) == {}
+
+
+class TestChoices:
+    COLUMNS = {"text": "stem", "choices": ("a", "b")}  # noqa: RUF012 - not changed
+    ROWS = (
+        {"stem": "She", "a": "left", "b": "ran", "label": 0},
+        {"stem": "He", "a": "slept", "b": "sang", "label": 1},
+    )
+    WANTED = (
+        {"text": "She", "choices": ["left", "ran"]},
+        {"text": "He", "choices": ["slept", "sang"]},
+    )
+
+    def test_of_several_columns(self, tmp_path):
+        lines = tmp_path / "rows.jsonl"
+        lines.write_text("\n".join(map(json.dumps, self.ROWS)), encoding="utf-8")
+        table = tmp_path / "rows.parquet"
+        parquet.write_table(pa.Table.from_pylist(list(self.ROWS)), table)
+        cells = tmp_path / "rows.csv"
+        cells.write_text("stem,a,b,label\nShe,left,ran,0\nHe,slept,sang,1\n", encoding="utf-8")
+        for path in (lines, table, cells):
+            assert items(path, columns=self.COLUMNS) == list(self.WANTED)
+
+    def test_of_a_list_under_the_request_s_own_name(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, self.WANTED)), encoding="utf-8")
+        assert items(path, columns=self.COLUMNS) == list(self.WANTED)
 
 
 class TestTrainingFile:
