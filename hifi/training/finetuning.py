@@ -581,6 +581,8 @@ def select_prepared(
         InvalidArgumentError, CaptureError, ConvergenceError: as in ``select_heads``.
     """
     n, model = scoring.count_samples(rows=len(ready.data.train)), ready.loaded.model
+    task = ready.data.task
+    texts = task.num_logits if task.declaration.logits == "choice" else 1  # of a sample
     is_gradient = scoring.score in GRADIENT_SCORES
     with computed_in_float32(model) if is_gradient else nullcontext():
         selection = select_heads(
@@ -594,7 +596,7 @@ def select_prepared(
             strategy=scoring.strategy,
             teleport=scoring.teleport,
             seed=settings.seed,
-            loss=calibration_loss(ready.data.task),
-            on_batch=None if on_batch is None else lambda seen: on_batch(seen, n),
+            loss=calibration_loss(task),
+            on_batch=None if on_batch is None else lambda seen: on_batch(seen // texts, n),
         )
-    return replace(selection, fingerprint=ready.fingerprint)
+    return replace(selection, fingerprint=ready.fingerprint, n_samples=n)

@@ -215,6 +215,17 @@ class TestRuns:
         assert "untuned" in result.yardsticks
         assert not {warning.code for warning in result.warnings} & {"task_head_replaced"}
 
+    def test_a_row_is_one_calibration_sample(self, backbone: Path):
+        seen: list[tuple[int, int]] = []
+
+        def listen(event: TrainingEvent) -> None:
+            if event.kind == "selecting":
+                seen.append((event.step, event.total_steps))
+
+        result = run(backbone, epochs=1, on_event=listen)
+        assert seen[-1] == (HEADS["n_samples"], HEADS["n_samples"])
+        assert result.selection.n_samples == HEADS["n_samples"]
+
     def test_gradient_scores_are_computed(self, backbone: Path):
         assert run(backbone, score="gradient", epochs=1).metrics["accuracy"] > 0.3
 
