@@ -164,8 +164,9 @@ class ChoiceEncoder(TextEncoder):
             return InputError(f"{what}: {_CHOICES} is missing", param=_CHOICES)
         if len(given[_CHOICES]) < FEWEST_CHOICES:
             return InputError(f"at least {FEWEST_CHOICES} choices are needed", param=_CHOICES)
-        if not all(choice.strip() for choice in given[_CHOICES]):
-            return InputError("a choice is empty", param=_CHOICES)
+        for place, choice in enumerate(given[_CHOICES]):
+            if not choice.strip():
+                return InputError("the choice is empty", param=f"{_CHOICES}.{place}")
         for name in self._wanted:
             if not given.get(name, "").strip():
                 state = "empty" if name in given else "missing"

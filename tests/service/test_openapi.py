@@ -77,7 +77,7 @@ class TestDocument:
             (
                 "/jobs/{job_id}/predict",
                 "PredictionRequest",
-                ["TextInput", "ImageInput", "TokensInput", "QuestionInput"],
+                ["TextInput", "ImageInput", "TokensInput", "QuestionInput", "ChoicesInput"],
             ),
             ("/predict", "MixedPredictionRequest", ["JobInput", "SharedInput"]),
         ],
@@ -94,7 +94,9 @@ class TestDocument:
         answers = document["components"]["schemas"]["PredictionList"]["properties"]["data"]
         assert answers["items"]["anyOf"] == [
             {"$ref": f"#/components/schemas/{name}Prediction"}
-            for name in ("Label", "Labels", "Value", "Entities", "Answer", "Failed", "Shared")
+            for name in (
+                *("Label", "Labels", "Value", "Entities", "Answer", "Choice", "Failed", "Shared"),
+            )
         ]
         assert {"429", "503", "413", "415"} <= set(operation["responses"])
 

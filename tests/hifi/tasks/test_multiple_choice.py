@@ -257,7 +257,7 @@ class TestPredictions:
         [
             ({"text": "w1"}, "choices is missing", "choices"),
             ({"text": "w1", "choices": ["w2"]}, "at least 2 choices", "choices"),
-            ({"text": "w1", "choices": ["w2", " "]}, "a choice is empty", "choices"),
+            ({"text": "w1", "choices": ["w2", " "]}, "the choice is empty", "choices.1"),
             ({"choices": ["w2", "w3"]}, "text is missing", "text"),
             ({"text": " ", "choices": ["w2", "w3"]}, "text is empty", "text"),
             (
