@@ -119,9 +119,11 @@ def _inputs(record: Mapping[str, Any], layout: Layout) -> tuple[str, ...] | None
     found: list[str] = []
     for columns in layout.inputs:
         names = record.get(columns.field)
-        if not isinstance(names, list):  # a single column may be recorded without a list
-            names = [] if names is None else [names]
-        if not columns.least <= len(names) <= columns.most:
+        if columns.most == 1 and not isinstance(names, list):
+            names = [names]  # a single column is recorded without a list
+        if names is None and not columns.least:
+            continue
+        if not isinstance(names, list) or not columns.least <= len(names) <= columns.most:
             return None
         found += map(str, names)
     return tuple(found)

@@ -106,9 +106,7 @@ class MultipleChoice(TextTask):
     def with_answers(self, fitted: Mapping[str, Any]) -> Self:
         """Return this task with the number of text columns that a head delta records."""
         texts = fitted.get("text")
-        if texts is None:
-            return self
-        return replace(self, num_texts=len(texts) if isinstance(texts, list) else 1)
+        return replace(self, num_texts=len(texts)) if isinstance(texts, list) else self
 
     def answer(self, logits: Sequence[Tensor], given: EncodedInput) -> Answer:  # noqa: ARG002 - of any input alike
         """Return the likeliest choice, its softmax share, and that of every choice."""

@@ -289,7 +289,7 @@ class TestPredictions:
         assert model.config.num_labels == 2  # of any configuration without labels
         selection = HeadSelection.from_heads([HeadId(0, 1)], num_layers=LAYERS)
         delta = HeadTuner(model.eval(), selection).delta(
-            task={"type": "multiple-choice", "text": "t", "choices": "c"}
+            task={"type": "multiple-choice", "text": ["t"], "choices": ["c"]}
         )
         (given,) = self.read(backbone, delta, {"text": "w1", "choices": ["w2", "w3"]})
         assert len(given.samples) == 2

@@ -236,7 +236,7 @@ class TestWrongItems:
     def test_name_the_fields_of_an_input_that_is_none(self, ask):
         items = ask({"txt": "a"}, {"x" * 1000: 1, "y": 2}, dict.fromkeys("abcdefg", 1), {}, 5)
         messages = [item["error"]["message"] for item in items]
-        assert [message.rpartition("`context`")[2] for message in messages] == [
+        assert [message.rpartition("(`text_pair`)")[2] for message in messages] == [
             "; this one has `txt`",
             f"; this one has `{'x' * 64}` and `y`",
             "; this one has 7 fields",
