@@ -13,10 +13,10 @@ from store.database.connection import database_now
 from store.database.identifiers import new_identifier
 from store.database.pages import Page, delete_listed, matching, newest_first
 from store.errors import DatasetAmbiguousError, DatasetInUseError, found
-from store.states import LIVE
+from store.states import LIVE, UNFINISHED_PREDICTIONS
 from store.storage.space import check_room, end_held, used_bytes
 from store.storage.unnamed import release, sizes
-from store.tables import Dataset, Job
+from store.tables import Dataset, Job, Prediction
 from store.tenants import lock_tenant, quota
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
 
     Raises:
         NotFoundError: it does not exist, or belongs to another tenant.
-        DatasetInUseError: an unfinished job needs it.
+        DatasetInUseError: an unfinished job or batch prediction needs it.
     """
     query = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
     row = session.scalars(query.with_for_update()).one_or_none()
@@ -181,5 +181,12 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
     ).one_or_none()
     if user is not None:
         raise DatasetInUseError(f"job {user} still needs dataset {dataset_id}")
+    reader = session.scalars(
+        sa.select(Prediction.id)
+        .where(Prediction.dataset_id == dataset_id, Prediction.status.in_(UNFINISHED_PREDICTIONS))
+        .limit(1)
+    ).one_or_none()
+    if reader is not None:
+        raise DatasetInUseError(f"prediction {reader} still reads dataset {dataset_id}")
     delete_listed(session, dataset)
     release(session, tenant_id, sizes(dataset.splits))

@@ -64,3 +64,25 @@ def has_reached(status: JobStatus, phase: JobStatus) -> bool:
 def may_follow(new: JobStatus, old: JobStatus) -> bool:
     """Return whether a job may move from ``old`` to ``new``."""
     return new in TRANSITIONS[old]
+
+
+class PredictionStatus(StrEnum):
+    """The state of a batch prediction."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the state is final."""
+        return self not in UNFINISHED_PREDICTIONS
+
+
+# An inference process holds a lease in the last two.
+UNFINISHED_PREDICTIONS = frozenset(
+    {PredictionStatus.QUEUED, PredictionStatus.RUNNING, PredictionStatus.CANCELLING}
+)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from store.database.connection import Database, database_now
 from store.storage.unnamed import release, remove_unnamed
-from store.tables import Artifact, Dataset, Job, Reservation
+from store.tables import Artifact, Dataset, Job, Prediction, Reservation
 
 if TYPE_CHECKING:
     from store.storage import ArtifactStorage
@@ -55,7 +55,7 @@ def sweep(database: Database, storage: ArtifactStorage, *, grace_seconds: float)
 
 
 def _named(database: Database) -> set[Name]:
-    """Return the blobs that rows name: splits, artifacts, checkpoints, and those just stored."""
+    """Return the blobs that rows name: splits, artifacts, results, checkpoints, new ones."""
     with database.read() as session:
         artifacts = session.execute(sa.select(Artifact.tenant_id, Artifact.sha256))
         named: set[Name] = {(tenant_id, sha256) for tenant_id, sha256 in artifacts}
@@ -64,6 +64,9 @@ def _named(database: Database) -> set[Name]:
         query = sa.select(Job.tenant_id, Job.checkpoint).where(Job.checkpoint.is_not(None))
         for tenant_id, checkpoint in session.execute(query):
             named |= _hashes(tenant_id, checkpoint["files"].values())
+        results = sa.select(Prediction.tenant_id, Prediction.sha256)
+        for tenant_id, sha256 in session.execute(results.where(Prediction.sha256.is_not(None))):
+            named.add((tenant_id, str(sha256)))
         reserved = session.execute(sa.select(Reservation.tenant_id, Reservation.blobs))
         for tenant_id, blobs in reserved:
             named |= {(tenant_id, sha256) for sha256 in blobs or ()}

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from store.states import LEASED, JobStatus
+from store.states import LEASED, UNFINISHED_PREDICTIONS, JobStatus, PredictionStatus
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Literals, so that the database recognises queries that a partial index covers.
 IS_QUEUED = sa.text(f"status = '{JobStatus.QUEUED}'")
 IS_LEASED = sa.text("status IN ({})".format(", ".join(f"'{each}'" for each in sorted(LEASED))))
+IS_UNFINISHED = sa.text(
+    "status IN ({})".format(", ".join(f"'{each}'" for each in sorted(UNFINISHED_PREDICTIONS)))
+)
 
 Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -306,14 +309,74 @@ class Artifact(Base):
     created_at: Mapped[datetime]
 
 
+class Prediction(Base):
+    """A batch prediction: the rows of a data set, answered by the head deltas of some jobs.
+
+    Attributes:
+        spec: ``{"split", "format", "truncate", "jobs": [{"id", "type", "columns"}]}``, where the
+            columns are those of the data set by the fields of an input.
+        rows, total_rows: how many rows have their answers stored, and how many there are.
+        rows_per_second: lately; None while no process has it.
+        parts: ``[{"rows", "bytes", "sha256"}]``, the answers so far, in the order of the rows; the
+            blobs are held by its reservation.
+        attempt: attempts since the newest part; crashes count, hand-backs do not.
+        fence: grows with every claim; a write with an older fence is refused.
+        lease_until: the time, by the database's clock, until which its process may be silent.
+        bytes, sha256: of the result; its blob is ``tenant/sha256``.
+    """
+
+    __tablename__ = "predictions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    status: Mapped[PredictionStatus] = mapped_column(
+        sa.Enum(
+            PredictionStatus,
+            native_enum=False,
+            create_constraint=True,
+            name="status",
+            length=16,
+            values_callable=lambda statuses: [status.value for status in statuses],
+        )
+    )
+    name: Mapped[str | None]
+    dataset_id: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    rows: Mapped[int] = mapped_column(default=0)
+    total_rows: Mapped[int]
+    rows_per_second: Mapped[float | None]
+    parts: Mapped[list[dict[str, Any]]] = mapped_column(deferred=True)
+    attempt: Mapped[int] = mapped_column(default=1)
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[datetime | None]
+    bytes: Mapped[int | None]
+    sha256: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        sa.Index(None, "tenant_id", "created_at", "id"),
+        sa.Index(
+            "ix_predictions_unfinished",
+            *("created_at", "id"),
+            postgresql_where=IS_UNFINISHED,
+            sqlite_where=IS_UNFINISHED,
+        ),
+        sa.Index(None, "dataset_id"),
+    )
+
+
 class Reservation(Base):
     """Space in a tenant's quota, for what is stored before a row names it.
 
     Attributes:
-        id: of a job until it is finished; random for an upload.
+        id: of a job or batch prediction until it is finished; random for an upload.
         bytes: count against the quota.
         blobs: ``{sha256: bytes}`` of those stored under it; None until they are known.
-        expires_at: by the database's clock, if its holder does not renew it; None for a job.
+        expires_at: by the database's clock, if its holder does not renew it; None for a job and a
+            batch prediction.
     """
 
     __tablename__ = "reservations"

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from hifi.arguments import check_integer, check_number
-from hifi.data.task_types import MOST_CHOICES, MOST_LABEL_COLUMNS, task_types
+from hifi.data.task_types import MOST_CHOICES, MOST_LABEL_COLUMNS, find_task_type, task_types
 from hifi.errors import InvalidArgumentError
 
 INPUT_FIELDS = (
@@ -244,6 +244,21 @@ def named_columns(
     """
     names = {field: column_names(field, task.get(field)) for field in fields}
     return {field: columns for field, columns in names.items() if columns}
+
+
+def request_columns(task: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns that a task reads, by the fields of an input: ``text``, ….
+
+    Args:
+        task: with the fields of a task spec; without a type there are no columns.
+    """
+    if not task.get("type"):
+        return {}
+    named = named_columns(task, INPUT_FIELDS)
+    for layout in find_task_type(task["type"]).layouts_with(named):
+        columns = chain.from_iterable(named.get(each.field, ()) for each in layout.inputs)
+        return dict(zip((field.name for field in layout.request.fields), columns, strict=False))
+    return {}
 
 
 def _is_share(number: float) -> bool:

@@ -32,6 +32,8 @@ Action = Literal[
     "dataset.deleted",
     "job.cancelled",
     "job.deleted",
+    "prediction.cancelled",
+    "prediction.deleted",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 

@@ -1,8 +1,8 @@
 """Remove tenants with all they own.
 
 A tenant that is deleted is gone at once for everybody: its keys are refused, its name is free, its
-queued jobs are cancelled. Its rows go when no worker runs a job of it any more, and its blobs with
-them, within seconds.
+queued jobs and predictions are cancelled. Its rows go when nothing runs for it any more, and its
+blobs with them, within seconds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import sqlalchemy as sa
 from store.database.connection import database_now
 from store.database.pages import delete_all_listed
 from store.jobs.actions import cancel_as_administrator
+from store.predictions.actions import cancel_all
 from store.states import LIVE, JobStatus
 from store.storage.space import release_all
 from store.tables import (
     IS_LEASED,
+    IS_UNFINISHED,
     ApiKey,
     Artifact,
     Dataset,
     IdempotencyRecord,
     Job,
     JobEvent,
+    Prediction,
     Tenant,
 )
 from store.tenants import lock_tenant
@@ -34,7 +37,12 @@ if TYPE_CHECKING:
     from store.database.connection import Database
 
 _IS_RUNNING = sa.select(1).where(Job.tenant_id == Tenant.id, IS_LEASED).exists()
-_REMOVABLE = sa.select(Tenant.id).where(Tenant.deleted_at.is_not(None), ~_IS_RUNNING).limit(1)
+_IS_PREDICTING = sa.select(1).where(Prediction.tenant_id == Tenant.id, IS_UNFINISHED).exists()
+_REMOVABLE = (
+    sa.select(Tenant.id)
+    .where(Tenant.deleted_at.is_not(None), ~_IS_RUNNING, ~_IS_PREDICTING)
+    .limit(1)
+)
 
 
 def delete_tenant(session: Session, tenant_id: str) -> None:
@@ -58,6 +66,7 @@ def delete_tenant(session: Session, tenant_id: str) -> None:
     query = sa.select(Job.id).where(Job.tenant_id == tenant_id, is_open).with_for_update()
     for job_id in session.scalars(query).all():
         cancel_as_administrator(session, job_id)
+    cancel_all(session, tenant_id)
 
 
 def remove_deleted(database: Database) -> int:
@@ -86,6 +95,7 @@ def _remove(session: Session, tenant_id: str) -> None:
     session.execute(sa.delete(JobEvent).where(JobEvent.job_id.in_(jobs)))
     for table in (Artifact, IdempotencyRecord, ApiKey):
         session.execute(sa.delete(table).where(table.tenant_id == tenant_id))
+    session.execute(sa.delete(Prediction).where(Prediction.tenant_id == tenant_id))
     # Administrators may be paging through these.
     delete_all_listed(session, Job, Job.tenant_id == tenant_id, owner=Job.tenant_id)
     delete_all_listed(session, Dataset, Dataset.tenant_id == tenant_id, owner=Dataset.tenant_id)

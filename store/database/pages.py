@@ -14,14 +14,14 @@ import sqlalchemy as sa
 
 from store.database.connection import CLOCK, database_now
 from store.errors import NotFoundError
-from store.tables import ApiKey, AuditEvent, Base, Dataset, DeletedRow, Job, Tenant
+from store.tables import ApiKey, AuditEvent, Base, Dataset, DeletedRow, Job, Prediction, Tenant
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
 _MOST_CHARACTERS = 1 << 20  # of long columns in a page; the rows take ten times that in memory
 
-Row = TypeVar("Row", Job, Dataset, Tenant, ApiKey, AuditEvent)
+Row = TypeVar("Row", Job, Dataset, Prediction, Tenant, ApiKey, AuditEvent)
 Listed = TypeVar("Listed", bound=Base)
 
 
@@ -99,7 +99,7 @@ def _characters(columns: Sequence[InstrumentedAttribute[Any]]) -> sa.ColumnEleme
     return reduce(add, lengths)
 
 
-def delete_listed(session: Session, row: Job | Dataset) -> None:
+def delete_listed(session: Session, row: Job | Dataset | Prediction) -> None:
     """Delete a row of a list, and keep its place for callers that are paging through the list."""
     session.delete(row)
     session.add(

@@ -21,7 +21,7 @@ from store.database.identifiers import new_identifier
 from store.errors import ArtifactStorageError, SpaceExceededError, found
 from store.storage.blobs import ArtifactStorage, Blob
 from store.storage.unnamed import release, sizes
-from store.tables import Artifact, Dataset, Job, Reservation, UnnamedBlob
+from store.tables import Artifact, Dataset, Job, Prediction, Reservation, UnnamedBlob
 from store.tenants import lock_even_deleted, quota
 
 if TYPE_CHECKING:
@@ -44,19 +44,26 @@ class RemovalUnderWayError(ArtifactStorageError):
 def used_bytes(session: Session, tenant_id: str) -> int:
     """Return the bytes that count against a tenant's quota.
 
-    These are its data sets and artifacts, what is reserved for uploads and unfinished jobs (among
-    it their checkpoints), and blobs that wait to be removed.
+    These are its data sets, artifacts and results of predictions, what is reserved for uploads,
+    unfinished jobs (among it their checkpoints) and unfinished predictions (their parts), and blobs
+    that wait to be removed.
     """
     return int(session.scalars(_USED, {"tenant_id": tenant_id}).one())
 
 
-def _sum_of(table: type[Dataset | Artifact | Reservation | UnnamedBlob]) -> sa.ColumnElement[int]:
+def _sum_of(
+    table: type[Dataset | Artifact | Prediction | Reservation | UnnamedBlob],
+) -> sa.ColumnElement[int]:
     total = sa.select(sa.func.coalesce(sa.func.sum(table.bytes), 0))
     return total.where(table.tenant_id == sa.bindparam("tenant_id")).scalar_subquery()
 
 
 _USED = sa.select(
-    _sum_of(Dataset) + _sum_of(Artifact) + _sum_of(Reservation) + _sum_of(UnnamedBlob)
+    _sum_of(Dataset)
+    + _sum_of(Artifact)
+    + _sum_of(Prediction)
+    + _sum_of(Reservation)
+    + _sum_of(UnnamedBlob)
 )
 
 
@@ -104,11 +111,11 @@ def _reserve(
 def reserve_for_job(
     session: Session, job_id: str, *, tenant_id: str, size: int, limit: int
 ) -> None:
-    """Reserve space for what a job stores, until it is finished.
+    """Reserve space for what a job or a batch prediction stores, until it is finished.
 
     Args:
         session: a write transaction that has locked the tenant.
-        job_id: of the job, which becomes the reservation's id.
+        job_id: of the job or prediction, which becomes the reservation's id.
         tenant_id: the owner.
         size: the estimated bytes of its artifacts; 0 if unknown.
         limit: the tenant's quota of bytes.
@@ -332,6 +339,12 @@ def release_all(session: Session, tenant_id: str) -> None:
         blobs |= sizes(splits)
     artifacts = sa.select(Artifact.sha256, Artifact.bytes).where(Artifact.tenant_id == tenant_id)
     blobs |= dict(session.execute(artifacts).all())
+    results = sa.select(Prediction.sha256, Prediction.bytes).where(
+        Prediction.tenant_id == tenant_id
+    )
+    for sha256, size in session.execute(results):
+        if sha256 is not None and size is not None:
+            blobs[sha256] = size
     checkpoints = sa.select(Job.checkpoint).where(
         Job.tenant_id == tenant_id, Job.checkpoint.is_not(None)
     )

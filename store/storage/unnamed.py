@@ -12,7 +12,7 @@ import structlog
 from store.database.connection import CLOCK, Database, database_now, insert_into
 from store.errors import ArtifactStorageError
 from store.states import LIVE
-from store.tables import Artifact, Dataset, Job, Reservation, UnnamedBlob
+from store.tables import Artifact, Dataset, Job, Prediction, Reservation, UnnamedBlob
 from store.tenants import lock_even_deleted
 
 if TYPE_CHECKING:
@@ -137,4 +137,7 @@ def _is_needed(session: Session, tenant_id: str, sha256: str) -> bool:
     artifact = sa.select(Artifact.job_id).where(
         Artifact.tenant_id == tenant_id, Artifact.sha256 == sha256
     )
-    return session.scalars(artifact.limit(1)).first() is not None
+    result = sa.select(Prediction.id).where(
+        Prediction.tenant_id == tenant_id, Prediction.sha256 == sha256
+    )
+    return any(session.scalars(query.limit(1)).first() for query in (artifact, result))
