@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from hifi.arguments import check_integer, check_number
 from hifi.data.task_types import MOST_CHOICES, MOST_LABEL_COLUMNS, find_task_type, task_types
@@ -23,7 +23,11 @@ LABEL_FIELDS = ("label", "tags", "spans", "answers")
 FIELDS = (*INPUT_FIELDS, *LABEL_FIELDS)
 _SINGLE_FIELDS = tuple(name for name in FIELDS if name not in ("text", "label", "choices"))
 OPTIONS = ("threshold", "stride")  # that apply to some task types
+_MANY_IN_ONE = ("choices",)  # fields of which several columns make one field of an input
 SPLITS = ("train", "validation", "test")  # of a data set; only the first is required
+
+
+RequestColumns: TypeAlias = "Mapping[str, str | tuple[str, ...]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +250,10 @@ def named_columns(
     return {field: columns for field, columns in names.items() if columns}
 
 
-def request_columns(task: Mapping[str, Any]) -> dict[str, str]:
+def request_columns(task: Mapping[str, Any]) -> RequestColumns:
     """Return the columns that a task reads, by the fields of an input: ``text``, ….
+
+    Several columns of choices are a tuple.
 
     Args:
         task: with the fields of a task spec; without a type there are no columns.
@@ -256,9 +262,36 @@ def request_columns(task: Mapping[str, Any]) -> dict[str, str]:
         return {}
     named = named_columns(task, INPUT_FIELDS)
     for layout in find_task_type(task["type"]).layouts_with(named):
-        columns = chain.from_iterable(named.get(each.field, ()) for each in layout.inputs)
-        return dict(zip((field.name for field in layout.request.fields), columns, strict=False))
+        fields = [field.name for field in layout.request.fields if field.name not in _MANY_IN_ONE]
+        single = {field: names for field, names in named.items() if field not in _MANY_IN_ONE}
+        columns = chain.from_iterable(single.get(each.field, ()) for each in layout.inputs)
+        many = {
+            field: named[field] if len(named[field]) > 1 else named[field][0]
+            for field in _MANY_IN_ONE
+            if field in named
+        }
+        return {**dict(zip(fields, columns, strict=False)), **many}
     return {}
+
+
+def names_in(columns: RequestColumns) -> list[str]:
+    """Return the names of all columns that a task reads."""
+    each = columns.values()
+    return list(chain.from_iterable((name,) if isinstance(name, str) else name for name in each))
+
+
+def read_request(columns: RequestColumns, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an input that a row has.
+
+    Args:
+        columns: by the fields of an input.
+        values: of a row, by column.
+    """
+    return {
+        field: values[name] if isinstance(name, str) else [values[each] for each in name]
+        for field, name in columns.items()
+        if set(names_in({field: name})) <= values.keys()
+    }
 
 
 def _is_share(number: float) -> bool:

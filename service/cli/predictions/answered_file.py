@@ -17,6 +17,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hifi.canonical import canonical_json
 from hifi.cli import output
+from hifi.data.answered_rows import (
+    PREFIX,
+    answer_cells,
+    answer_columns,
+    answer_entries,
+    arrow_fields,
+    to_json,
+)
 from hifi.files import write_atomically
 from service.cli.predictions.rows import RowsError
 
@@ -28,8 +36,6 @@ if TYPE_CHECKING:
     from service.cli.predictions.rows import RowFile
     from service.client.documents import Prediction
 
-_PREFIX = "predicted_"
-_ADDRESS = ("index", "job")  # of an answer: it stands beside its row
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BATCH_BYTES, _BATCH_ROWS = 64 << 20, 1 << 16  # of Parquet in memory at a time
 
@@ -68,7 +74,7 @@ class AnsweredFile:
             raise RowsError(f"--out {self.path} {reason}")
         if self.path.exists() and self.path.samefile(self.source.path):
             raise RowsError(f"--out {self.path} is the file of the rows; name another one")
-        taken = [name for name in self.source.names() if name.startswith(_PREFIX)]
+        taken = [name for name in self.source.names() if name.startswith(PREFIX)]
         if taken:
             raise RowsError(f"{self.source.name} has answers already: the column {taken[0]!r}")
 
@@ -125,12 +131,7 @@ class AnsweredFile:
         with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             before = start
             for row, answer in zip(self.source.documents(), answers, strict=True):
-                added = {
-                    f"{_PREFIX}{name}": value
-                    for name, value in answer.items()
-                    if name not in _ADDRESS
-                }
-                file.write(f"{before}{_to_json({**row, **added})}")
+                file.write(f"{before}{to_json({**row, **answer_entries(answer)})}")
                 before = between
             file.write(end)
 
@@ -138,42 +139,32 @@ class AnsweredFile:
         delimiter = _DELIMITERS[self.source.ending]
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-            writer.writerow([*self.source.names(), *self._columns()])
+            writer.writerow([*self.source.names(), *answer_columns(self.fields)])
             for row, answer in zip(self.source.documents(), answers, strict=True):
-                writer.writerow([*row.values(), *self._cells(answer)])
+                writer.writerow([*row.values(), *answer_cells(self.fields, answer)])
 
     def _write_parquet(self, answers: Iterator[Prediction], path: Path) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        numbers = {float: pa.float64(), int | None: pa.int64()}
-        kinds = [numbers.get(field.type, pa.string()) for field in self.fields]
-        added = list(zip(self._columns(), [*kinds, pa.string()], strict=True))
+        added = list(arrow_fields(self.fields))
         with self.source.open_parquet() as source:
             schema = source.schema_arrow
-            for name, kind in added:
-                schema = schema.append(pa.field(name, kind))
+            for field in added:
+                schema = schema.append(field)
             with parquet.ParquetWriter(path, schema) as writer:
                 for batch in source.iter_batches(batch_size=_rows_at_once(source.metadata)):
-                    cells = [self._cells(answer) for answer in islice(answers, batch.num_rows)]
+                    cells = [
+                        answer_cells(self.fields, answer)
+                        for answer in islice(answers, batch.num_rows)
+                    ]
                     columns = zip(*cells, strict=True)
                     arrays = [
-                        pa.array(values, kind)
-                        for values, (_, kind) in zip(columns, added, strict=True)
+                        pa.array(values, field.type)
+                        for values, field in zip(columns, added, strict=True)
                     ]
                     whole = pa.record_batch([*batch.columns, *arrays], schema=schema)
                     writer.write_batch(whole)
-
-    def _columns(self) -> list[str]:
-        return [f"{_PREFIX}{name}" for name in (*(each.name for each in self.fields), "error")]
-
-    def _cells(self, answer: Prediction) -> list[Any]:
-        """Return an answer's fields and its error; what is no text or number is JSON."""
-        error = answer.get("error")
-        values = [answer.get(each.name) for each in self.fields]
-        cells = [_to_json(value) if isinstance(value, dict | list) else value for value in values]
-        cells += [None if error is None else f"{error['message']} ({error['code']})"]
-        return [_to_unicode(cell) if isinstance(cell, str) else cell for cell in cells]
 
 
 class Journal:
@@ -215,12 +206,3 @@ def _rows_at_once(metadata: parquet.FileMetaData) -> int:
     size: int = sum(group.total_byte_size for group in groups)
     rows: int = metadata.num_rows
     return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, size)))
-
-
-def _to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _to_unicode(text: str) -> str:
-    """Escape halves of surrogate pairs, which neither UTF-8 nor Arrow has."""
-    return text.encode(errors="backslashreplace").decode()

@@ -10,16 +10,16 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hifi.data.formats import ENDINGS, ENDINGS_IN_WORDS
 from hifi.data.formats.labelling_tools import find_text
 from hifi.data.formats.limits import UNLIMITED, Budget
 from hifi.data.formats.reader import find_lines
-from hifi.data.spec import INPUT_FIELDS, named_columns
-from hifi.data.task_types import find_task_type, request_fields, task_types
+from hifi.data.spec import RequestColumns, names_in, read_request, request_columns
+from hifi.data.task_types import request_fields, task_types
 from hifi.errors import DataError
 from service.client.errors import ClientError, LocalFileError, reading
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from hifi.data.formats.reader import Reader
     from service.client.documents import Job
 
-InputColumns: TypeAlias = "Mapping[str, str | tuple[str, ...]]"
 CHOICES = "choices"  # the field of a task spec, and of an input
 _SHOWN_CHARACTERS = 60
 _TEXTS = tuple(name for name, field in request_fields().items() if field.kind == "text")
@@ -117,30 +116,9 @@ def image_item(encoded: bytes) -> dict[str, str]:
     return {"image": base64.b64encode(encoded).decode()}
 
 
-def input_columns(job: Job) -> InputColumns:
-    """Return the columns that a job was trained on, by the fields of an input: ``text``, ….
-
-    Several columns of choices are a tuple.
-    """
-    task = job["spec"].get("task") or {}
-    if not task.get("type"):
-        return {}
-    named = named_columns(task, INPUT_FIELDS)
-    for layout in find_task_type(task["type"]).layouts_with(named):
-        fields = [field.name for field in layout.request.fields if field.kind != "choices"]
-        choices = named.pop(CHOICES, ())
-        columns = chain.from_iterable(named.get(each.field, ()) for each in layout.inputs)
-        found = dict(zip(fields, columns, strict=False))
-        if not choices:
-            return found
-        return {**found, CHOICES: choices if len(choices) > 1 else choices[0]}
-    return {}
-
-
-def _names_in(columns: InputColumns) -> list[str]:
-    """Return the names of all columns."""
-    each = columns.values()
-    return list(chain.from_iterable((name,) if isinstance(name, str) else name for name in each))
+def input_columns(job: Job) -> RequestColumns:
+    """Return the columns that a job was trained on, by the fields of an input: ``text``, …."""
+    return request_columns(job["spec"].get("task") or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +136,7 @@ class RowFile:
     path: Path
     name: str
     ending: str
-    columns: InputColumns | None
+    columns: RequestColumns | None
 
     @property
     def is_list(self) -> bool:
@@ -265,7 +243,7 @@ class RowFile:
         from hifi.data.formats.parquet import ParquetReader
 
         there = self.names()
-        wanted = set(_names_in(self.columns or {}))
+        wanted = set(names_in(self.columns or {}))
         if not wanted or not wanted <= set(there):  # they may have the request's own names
             wanted |= request_fields().keys()
         columns = [name for name in there if name in wanted]
@@ -296,17 +274,13 @@ class RowFile:
         requests = {request for each in task_types() for request in each.requests}
         own = [{field.name: field.name for field in request.fields} for request in requests]
         for names in (self.columns, *sorted(own, key=len, reverse=True)):
-            found = {
-                field: values[name] if isinstance(name, str) else [values[each] for each in name]
-                for field, name in names.items()
-                if set(_names_in({field: name})) <= values.keys()
-            }
+            found = read_request(names, values)
             if any(fields[field].is_required for field in found):
                 return {field: _sendable(value) for field, value in found.items()}
         text = find_text(values)
         if text is not None:
             return {"text": text}
-        wanted = next(iter(_names_in(self.columns)), "text")
+        wanted = next(iter(names_in(self.columns)), "text")
         there = ", ".join(map(repr, values)) or "none"
         raise RowsError(f"has no column {wanted!r}, which the job reads; it has {there}")
 
@@ -340,7 +314,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 @contextmanager
-def open_row_file(name: str, *, columns: InputColumns | None) -> Iterator[RowFile]:
+def open_row_file(name: str, *, columns: RequestColumns | None) -> Iterator[RowFile]:
     """Find a file of rows; ``-`` is JSON Lines from stdin, kept in a temporary file.
 
     Raises:
