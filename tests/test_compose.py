@@ -41,7 +41,7 @@ USES = {  # what each of our processes may reach
     "migrate": {"tables"},
     "gateway": {"tables", "queue", "artifacts", "inference"},
     "worker": {"tables", "queue", "artifacts"},
-    "inference": {"artifacts", "inference"},
+    "inference": {"tables", "artifacts", "inference"},
 }
 
 
@@ -122,7 +122,7 @@ class TestServices:
         for name in ("gateway", "worker", "worker-gpu"):
             assert SERVICES[name]["depends_on"].keys() == {"migrate", "storage-bucket", "redis"}
         for name in ("inference", "inference-gpu"):
-            assert SERVICES[name]["depends_on"].keys() == {"storage-bucket"}
+            assert SERVICES[name]["depends_on"].keys() == {"migrate", "storage-bucket"}
 
     def test_every_volume_that_is_mounted_is_there_and_used(self):
         mounted = {

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on HIFI_INFER_URL (http://host:port, or unix:///a/socket for this user only) and requires "
         "HIFI_INFER_TOKEN if that is set. If HIFI_INFER_URL names several processes, each needs "
         "--listen. It needs the same HIFI_ARTIFACTS_URL, HIFI_MODELS and "
-        "HIFI_ALLOW_HUB as the workers."
+        "HIFI_ALLOW_HUB as the workers, and for batch predictions the same HIFI_DATABASE_URL."
     )
     parser.add_argument(
         "--listen",

@@ -19,12 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from store.database.connection import Database
 from store.errors import ProblemError
 from store.orders import DeltaOrder, Outcomes, PredictionOrder
 from store.resources.scratch import own_folder
 from store.resources.turns import Places, Turns
 from store.storage import ArtifactStorage
 from store.waiting import CallerLeftError, while_connected
+from worker.inference.batches.runner import BatchRunner
 from worker.inference.memory.deltas import DeltaCache
 from worker.inference.merging import merge
 from worker.inference.metrics import CONTENT_TYPE
@@ -65,7 +67,8 @@ def build_app(settings: Settings) -> Starlette:
             )
             merging = MergeHandler(settings, deltas=deltas, folder=models)
             with open_serving(settings, deltas=deltas) as serving:
-                yield {"settings": settings, "merging": merging, "serving": serving}
+                async with _batches(settings, storage, serving, folder / "batches"):
+                    yield {"settings": settings, "merging": merging, "serving": serving}
 
     return Starlette(
         routes=[
@@ -83,6 +86,22 @@ def build_app(settings: Settings) -> Starlette:
             Exception: _show_failure,
         },
     )
+
+
+@asynccontextmanager
+async def _batches(
+    settings: Settings, storage: ArtifactStorage, serving: Serving, folder: Path
+) -> AsyncIterator[None]:
+    """Carry out batch predictions during a block."""
+    database = Database(settings.database_url, pool_size=4)
+    runner = BatchRunner(
+        settings, database=database, storage=storage, handler=serving.handler, folder=folder
+    )
+    try:
+        yield
+    finally:
+        await runner.close()
+        database.close()
 
 
 class MergeHandler:

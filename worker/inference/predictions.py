@@ -73,11 +73,18 @@ class _Part:
         order: for the head delta.
         inputs: by their index in the request.
         answers: of the whole request; filled as they become known.
+        is_background: whether other requests go first.
     """
 
     order: DeltaOrder
     inputs: _Inputs
     answers: dict[int, Answer]
+    is_background: bool
+
+    @property
+    def queue(self) -> str:
+        """For whom the part queues: its tenant, or that tenant's work in the background."""
+        return f"{self.order.tenant} in the background" if self.is_background else self.order.tenant
 
     def fail(self, code: str, message: str, *, param: str | None = None) -> None:
         """Set an error for all inputs without an answer."""
@@ -126,19 +133,35 @@ class PredictionHandler:
         answers: dict[int, Answer] = {}
         parts = _parts(request, answers)
         with self._places.take(Counter(request.orders[i["order"]].tenant for i in request.items)):
-            tasks = [
-                asyncio.create_task(self._serve(part, truncate=request.truncate)) for part in parts
-            ]
-            try:
-                await asyncio.wait(tasks, timeout=request.timeout_seconds)
-            finally:  # also if the caller has disconnected and this task is cancelled
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await self._serve_all(parts, request, seconds=request.timeout_seconds)
         for part in parts:
             message = f"no answer within {request.timeout_seconds:g} seconds"
             part.fail("deadline_exceeded", message)
         return [answers[index] for index in range(len(request.items))]
+
+    async def predict_in_background(self, request: PredictionOrder) -> list[Answer]:
+        """Answer each item like :meth:`predict`, but after all that somebody waits for.
+
+        There is no time limit, and the inputs take no places: their caller limits their number.
+        """
+        answers: dict[int, Answer] = {}
+        parts = _parts(request, answers, is_background=True)
+        await self._serve_all(parts, request, seconds=None)
+        return [answers[index] for index in range(len(request.items))]
+
+    async def _serve_all(
+        self, parts: Sequence[_Part], request: PredictionOrder, *, seconds: float | None
+    ) -> None:
+        """Serve the parts of a request at the same time, for some seconds at most."""
+        tasks = [
+            asyncio.create_task(self._serve(part, truncate=request.truncate)) for part in parts
+        ]
+        try:
+            await asyncio.wait(tasks, timeout=seconds)
+        finally:  # also if the caller has disconnected and this task is cancelled
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, part: _Part, *, truncate: bool) -> None:
         """Answer the part of a request that is for one head delta."""
@@ -184,7 +207,7 @@ class PredictionHandler:
         Returns:
             The inputs whose head delta was evicted from the device while they waited.
         """
-        tenant, declared = part.order.tenant, delta.record.task.declaration
+        declared = delta.record.task.declaration
         has_images = declared.input_kind == "image"
         groups = [list(inputs)]
         if has_images:
@@ -194,7 +217,7 @@ class PredictionHandler:
             groups = list(_chunks(inputs))
         for number, group in enumerate(groups):
             some = {index: inputs[index] for index in group}
-            async with self._images.hold(tenant) if has_images else nullcontext():
+            async with self._images.hold(part.queue) if has_images else nullcontext():
                 encoded = await self._encode(part, some, delta, truncate=truncate)
                 displaced = await self._compute(part, delta, encoded)
             if displaced:  # and so would be the others
@@ -209,7 +232,7 @@ class PredictionHandler:
         encoded: dict[int, EncodedInput] = {}
         for chunk in _chunks(inputs):
             read = partial(_read, delta, [inputs[index] for index in chunk], truncate=truncate)
-            entries = await self._encoders.run(read, tenant=part.order.tenant)
+            entries = await self._encoders.run(read, tenant=part.queue)
             for index, entry in zip(chunk, entries, strict=True):
                 if isinstance(entry, InputError):
                     part.answers[index] = item_error(_code_of(entry), str(entry), param=entry.param)
@@ -241,7 +264,9 @@ class PredictionHandler:
                     sample,
                     _settler(future),
                 )
-                tickets.append(Ticket(delta.backbone, part.order.tenant, sample.length, work))
+                ticket = Ticket(delta.backbone, part.order.tenant, sample.length, work)
+                ticket.is_background = part.is_background
+                tickets.append(ticket)
         futures = list(chain.from_iterable(waiting.values()))
         self._scheduler.add(tickets)
         try:
@@ -260,12 +285,16 @@ class PredictionHandler:
         return displaced
 
 
-def _parts(request: PredictionOrder, answers: dict[int, Answer]) -> list[_Part]:
+def _parts(
+    request: PredictionOrder, answers: dict[int, Answer], *, is_background: bool = False
+) -> list[_Part]:
     """Group the items by head delta."""
     inputs: dict[int, dict[int, Mapping[str, Any]]] = {}
     for index, item in enumerate(request.items):
         inputs.setdefault(item["order"], {})[index] = item["input"]
-    return [_Part(request.orders[order], mine, answers) for order, mine in inputs.items()]
+    return [
+        _Part(request.orders[order], mine, answers, is_background) for order, mine in inputs.items()
+    ]
 
 
 def _chunks(inputs: _Inputs) -> Iterator[list[int]]:

@@ -29,6 +29,10 @@ _OLDEST_EVERY = 8
 # tenant alone fills a pass, since a pass is never interrupted.
 _NEIGHBOUR_SECONDS = 10.0
 
+# While samples that somebody waits for keep coming, one of this many batches is of the background,
+# so that a batch prediction goes on, if slowly, on a machine that is always busy.
+_BACKGROUND_EVERY = 16
+
 # How far a tenant's account may be ahead, in batches of tokens. It gets more than its share while
 # no other tenant's samples fit a batch; without a bound it would pay for that long afterwards.
 _MOST_AHEAD = 4
@@ -43,6 +47,7 @@ class Ticket(Generic[Work]):
         tenant: the owner.
         length: in tokens.
         work: passed to the thread that computes it.
+        is_background: whether samples that somebody waits for go first.
         came_at: by the scheduler's clock.
     """
 
@@ -50,6 +55,7 @@ class Ticket(Generic[Work]):
     tenant: str
     length: int
     work: Work
+    is_background: bool = False
     came_at: float = field(default=0.0, init=False)
 
 
@@ -64,6 +70,10 @@ class Scheduler(Generic[Work]):
     one tenant adds at most ``tenant_tokens`` to a batch: so a tenant with one sample waits for a
     short batch or two, however many samples another has. One batch in eight begins with the oldest
     sample of all tenants, so that a sample that fits no batch does not wait forever.
+
+    Samples of the background (of batch predictions) are computed when no others wait, and one batch
+    in sixteen besides; they have accounts of their own. While others have been sent lately, their
+    batches have at most ``tenant_tokens``, since a pass is never interrupted.
 
     May be used by any number of threads.
 
@@ -88,39 +98,35 @@ class Scheduler(Generic[Work]):
         self._max_wait = max_wait_seconds
         self._clock = clock
         self._changed = threading.Condition()
-        self._queues: dict[str, deque[Ticket[Work]]] = {}  # of tenants with waiting samples
-        self._tokens: dict[str, float] = {}  # virtual: each tenant's account
-        self._now = 0.0  # virtual: the account of the last tenant
+        self._awaited = _Lane[Work](max_tokens=self._max_tokens)
+        self._background = _Lane[Work](max_tokens=self._max_tokens)
+        self._passed_over = 0  # batches formed while the background waited
         self._is_closed = False
-        self._formed = 0  # number of batches
-        self._seen_at: dict[str, float] = {}  # when each tenant last added samples
+        self._seen_at: dict[str, float] = {}  # when each tenant last added awaited samples
 
     def __len__(self) -> int:
-        """Return the number of waiting samples."""
+        """Return the number of waiting samples that somebody waits for."""
         with self._changed:
-            return sum(map(len, self._queues.values()))
+            return len(self._awaited)
 
     def add(self, tickets: Collection[Ticket[Work]]) -> None:
         """Add samples to the queues."""
         with self._changed:
             now = self._clock()
             for ticket in tickets:
-                ticket.came_at = self._seen_at[ticket.tenant] = now
-                queue = self._queues.get(ticket.tenant)
-                if queue is None:
-                    queue = self._queues[ticket.tenant] = deque()
-                    had = self._tokens.get(ticket.tenant, 0.0)
-                    self._tokens[ticket.tenant] = max(had, self._now)
-                queue.append(ticket)
+                ticket.came_at = now
+                if ticket.is_background:
+                    self._background.add(ticket)
+                else:
+                    self._seen_at[ticket.tenant] = now
+                    self._awaited.add(ticket)
             self._changed.notify()
 
     def withdraw(self, tickets: Collection[Ticket[Work]]) -> None:
         """Remove samples; those that are already in a batch are computed nevertheless."""
-        gone = set(map(id, tickets))
         with self._changed:
-            for tenant in {ticket.tenant for ticket in tickets}:
-                left = deque(t for t in self._queues.get(tenant, ()) if id(t) not in gone)
-                self._replace(tenant, left)
+            for lane in (self._awaited, self._background):
+                lane.withdraw(tickets)
 
     def close(self) -> None:
         """Start no further batch."""
@@ -136,7 +142,7 @@ class Scheduler(Generic[Work]):
         """
         with self._changed:
             while not self._is_closed:
-                if not self._queues:
+                if not self._awaited and not self._background:
                     self._changed.wait()
                     continue
                 patience = self._patience()
@@ -147,17 +153,84 @@ class Scheduler(Generic[Work]):
 
     def _patience(self) -> float:
         """Return how many seconds the next batch may still wait for more samples."""
-        waiting = sum(ticket.length for queue in self._queues.values() for ticket in queue)
-        if waiting >= self._max_tokens:
+        lane = self._awaited or self._background
+        if lane.tokens >= self._max_tokens:
             return 0.0
-        oldest = min(queue[0].came_at for queue in self._queues.values())
-        return oldest + self._max_wait - self._clock()
+        return lane.oldest + self._max_wait - self._clock()
 
     def _form(self) -> list[Ticket[Work]]:
         """Take the next batch out of the queues."""
+        has_neighbours = self._has_neighbours()
+        is_turn = self._passed_over >= _BACKGROUND_EVERY - 1
+        if not self._awaited or (self._background and is_turn):
+            self._passed_over = 0
+            is_alone = not self._seen_at
+            return self._background.form(self._max_tokens if is_alone else self._tenant_tokens)
+        self._passed_over = self._passed_over + 1 if self._background else 0
+        return self._awaited.form(self._tenant_tokens if has_neighbours else self._max_tokens)
+
+    def _has_neighbours(self) -> bool:
+        """Return whether several tenants have sent samples lately; forget those that have not."""
+        oldest = self._clock() - _NEIGHBOUR_SECONDS
+        self._seen_at = {
+            tenant: seen
+            for tenant, seen in self._seen_at.items()
+            if seen > oldest or tenant in self._awaited
+        }
+        return len(self._seen_at) > 1
+
+
+class _Lane(Generic[Work]):
+    """Waiting samples of one urgency, with the accounts of their tenants.
+
+    Args:
+        max_tokens: of a batch.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._queues: dict[str, deque[Ticket[Work]]] = {}  # of tenants with waiting samples
+        self._tokens: dict[str, float] = {}  # virtual: each tenant's account
+        self._now = 0.0  # virtual: the account of the last tenant
+        self._formed = 0  # number of batches
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def __contains__(self, tenant: str) -> bool:
+        return tenant in self._queues
+
+    @property
+    def tokens(self) -> int:
+        """The length of all waiting samples."""
+        return sum(ticket.length for queue in self._queues.values() for ticket in queue)
+
+    @property
+    def oldest(self) -> float:
+        """When the oldest sample came."""
+        return min(queue[0].came_at for queue in self._queues.values())
+
+    def add(self, ticket: Ticket[Work]) -> None:
+        queue = self._queues.get(ticket.tenant)
+        if queue is None:
+            queue = self._queues[ticket.tenant] = deque()
+            had = self._tokens.get(ticket.tenant, 0.0)
+            self._tokens[ticket.tenant] = max(had, self._now)
+        queue.append(ticket)
+
+    def withdraw(self, tickets: Collection[Ticket[Work]]) -> None:
+        gone = set(map(id, tickets))
+        for tenant in {ticket.tenant for ticket in tickets}:
+            left = deque(t for t in self._queues.get(tenant, ()) if id(t) not in gone)
+            self._replace(tenant, left)
+
+    def form(self, each: int) -> list[Ticket[Work]]:
+        """Take the next batch out of the queues, with at most ``each`` tokens of a tenant."""
         self._formed += 1
         self._now = min(self._tokens[tenant] for tenant in self._queues)
-        each = self._tenant_tokens if self._has_neighbours() else self._max_tokens
         limit = self._now + each / 2  # the largest account of a tenant in turn
         most = self._now + _MOST_AHEAD * self._max_tokens
         first = self._find_first(limit if self._formed % _OLDEST_EVERY else math.inf)
@@ -180,16 +253,6 @@ class Scheduler(Generic[Work]):
             self._tokens[tenant] = min(self._tokens[tenant], most)
         self._forget_idle()
         return batch.tickets
-
-    def _has_neighbours(self) -> bool:
-        """Return whether several tenants have sent samples lately; forget those that have not."""
-        oldest = self._clock() - _NEIGHBOUR_SECONDS
-        self._seen_at = {
-            tenant: seen
-            for tenant, seen in self._seen_at.items()
-            if seen > oldest or tenant in self._queues
-        }
-        return len(self._seen_at) > 1
 
     def _find_first(self, limit: float) -> str:
         """Return the tenant of the oldest sample among tenants with accounts up to ``limit``."""

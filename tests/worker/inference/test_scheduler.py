@@ -222,8 +222,8 @@ class TestFairness:
         for number in range(1000):
             scheduler.add(tickets(3, tenant=f"t{number}"))
             scheduler.take()
-        assert len(scheduler._tokens) <= 1
-        assert not scheduler._queues
+        assert len(scheduler._awaited._tokens) <= 1
+        assert not scheduler._awaited._queues
 
     def test_a_sample_of_odd_length_is_not_starved(self, clock: Clock):
         scheduler = scheduler_with(clock, tokens=128)
@@ -236,7 +236,7 @@ class TestFairness:
         for _ in range(10):
             clock.now += 1.0
             for who, size in streams.items():
-                missing = 60 - len(scheduler._queues.get(who, ()))
+                missing = 60 - len(scheduler._awaited._queues.get(who, ()))
                 scheduler.add(tickets(missing, tenant=who, length=size))
             taken += scheduler.take()
         assert odd in taken
@@ -425,3 +425,55 @@ class TestNeighbours:
                 waited[-1] += sum(ticket.length for ticket in batch)
         assert max(waited) <= 40
         assert waited.count(0) >= 25  # every eighth batch is that of the oldest sample
+
+
+class TestBackground:
+    def test_waits_for_all_that_somebody_waits_for(self, clock: Clock):
+        scheduler = scheduler_with(clock)
+        scheduler.add(in_background(1, length=TOKENS))
+        scheduler.add(tickets(2, tenant="b", length=TOKENS))
+
+        order = [scheduler.take()[0].is_background for _ in range(3)]
+
+        assert order == [False, False, True]
+
+    def test_is_computed_though_others_never_end(self, clock: Clock):
+        scheduler = scheduler_with(clock)
+        scheduler.add(in_background(1, length=TOKENS))
+        taken = []
+        for _ in range(16):
+            scheduler.add(tickets(1, length=TOKENS))
+            taken += scheduler.take()
+
+        assert [ticket.is_background for ticket in taken] == [*[False] * 15, True]
+
+    def test_fills_a_batch_only_while_nobody_else_has_sent_anything_lately(self, clock: Clock):
+        scheduler = scheduler_with(clock, each=TOKENS // 4 - 1)
+        scheduler.add(in_background(8, length=TOKENS // 8))
+        assert len(scheduler.take()) == 8
+
+        scheduler.add(tickets(1))
+        scheduler.take()
+        scheduler.add(in_background(8, length=TOKENS // 8))
+        assert len(scheduler.take()) == 2
+
+        clock.now += 60.0
+        scheduler.add(in_background(8, length=TOKENS // 8))
+        assert len(scheduler.take()) == 8
+
+    def test_does_not_count_as_waiting_and_can_be_withdrawn(self, clock: Clock):
+        scheduler = scheduler_with(clock)
+        mine = in_background(2, length=3)
+        scheduler.add(mine)
+        assert len(scheduler) == 0
+
+        scheduler.withdraw(mine[:1])
+
+        assert scheduler.take() == mine[1:]
+
+
+def in_background(count: int, *, length: int) -> list[Ticket[object]]:
+    made = tickets(count, length=length)
+    for ticket in made:
+        ticket.is_background = True
+    return made
