@@ -38,6 +38,7 @@ from service.operations import routes as operations
 from service.operations.metrics import Metrics
 from service.operations.readiness import Readiness
 from service.pages import routes as pages
+from service.predictions import routes as batch_predictions
 from service.tenants import own_keys
 from service.tenants import routes as tenants
 from store.database.connection import Database
@@ -100,8 +101,8 @@ def build_app(settings: Settings) -> FastAPI:
     app.openapi = cache(make_document)  # type: ignore[method-assign] # as FastAPI documents it
     problems.install(app)
     for routes in (
-        *(jobs, events, results, merged, predictions, datasets, models, tenants, admin_routes),
-        own_keys,
+        *(jobs, events, results, merged, predictions, batch_predictions, datasets, models),
+        *(tenants, admin_routes, own_keys),
         *(operations, pages),
     ):
         app.include_router(routes.router)

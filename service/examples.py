@@ -11,6 +11,7 @@ from typing import Any
 _SHA256 = "2f549e3f0c4c7d1e8a6b5d3c9e0f1a2b4c6d8e0f2a4b6c8d0e2f4a6b8c0d2e4f"
 _JOB, _DATASET = "job_3k9v0q7d5x2m8c4t6b1z9h0w", "ds_8f2a6k4m0c7q1x9v5t3z2b6d"
 _TENANT, _KEY = "ten_1c5v9x3m7q2k6t0z4b8d2f6h", "key_6t2z8b4d0f1h7k3m9q5v1x2c"
+_PREDICTION = "pred_5m1v7c3x9q2k8t4z0b6d1f5h"
 _CREATED, _STARTED, _FINISHED = (f"2026-11-29T12:00:{second:02}Z" for second in (0, 2, 14))
 _TEXT = "Return the eigenvalues of a sparse matrix."
 _SCORES = {"pandas": 0.03, "scipy": 0.93, "sklearn": 0.03, "torch": 0.01}
@@ -252,6 +253,29 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             {"index": 0, "job": _JOB, "label": "scipy", "score": 0.93, "scores": _SCORES},
         ],
     },
+    "NewBatchPrediction": {"dataset": _DATASET, "jobs": [_JOB], "format": "parquet"},
+    "BatchPredictionDocument": {
+        "id": _PREDICTION,
+        "object": "prediction",
+        "status": "succeeded",
+        "tenant": _TENANT,
+        "name": "archive",
+        "dataset": _DATASET,
+        "split": "train",
+        "jobs": [_JOB],
+        "format": "parquet",
+        "truncate": True,
+        "created_at": _CREATED,
+        "started_at": _STARTED,
+        "finished_at": _FINISHED,
+        "progress": {"rows": 768, "total_rows": 768, "fraction": 1.0, "eta_seconds": None},
+        "artifact": {
+            "bytes": 71234,
+            "sha256": _SHA256,
+            "url": f"/predictions/{_PREDICTION}/result",
+        },
+        "error": None,
+    },
     "TenantDocument": _TENANT_DOCUMENT,
     "UsageDocument": {
         "object": "tenant.usage",
@@ -301,4 +325,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
 }
 # The values of parameters in paths.
-PARAMETERS = {"job_id": _JOB, "dataset_id": _DATASET, "tenant_id": _TENANT, "key_id": _KEY}
+PARAMETERS = {
+    "job_id": _JOB,
+    "dataset_id": _DATASET,
+    "prediction_id": _PREDICTION,
+    "tenant_id": _TENANT,
+    "key_id": _KEY,
+}

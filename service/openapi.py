@@ -21,6 +21,7 @@ from service.inference.documents import (
     PredictionRequest,
     SharedInput,
 )
+from service.predictions.documents import NewBatchPrediction
 from service.tenants.documents import KeyReplacement, NewKey, NewQuotas, NewTenant
 from store.jobs.spec import JobSpec
 
@@ -35,6 +36,7 @@ _ABOUT = (
 _EXTRA_MODELS = (
     *(JobSpec, NewTenant, NewQuotas, NewKey, KeyReplacement, Problem),
     *(PredictionRequest, MixedPredictionRequest, JobInput, SharedInput, *INPUTS),
+    NewBatchPrediction,
 )
 # Errors that the middleware or any route can return.
 _EVERYWHERE = (

@@ -64,6 +64,7 @@ def _truth(value: object) -> bool:
 
 JobId = Annotated[str, Path(description="of a job"), _identifier("job")]
 DatasetId = Annotated[str, Path(description="of a data set"), _identifier("dataset")]
+PredictionId = Annotated[str, Path(description="of a batch prediction"), _identifier("prediction")]
 TenantId = Annotated[str, Path(description="of a tenant"), _identifier("tenant")]
 KeyId = Annotated[str, Path(description="of a key"), _identifier("key")]
 TenantFilter = Annotated[

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +11,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads it when it
 from starlette.responses import Response
 
 from service.context import Gateway, GatewayDep  # noqa: TC001 - as above
+from service.files import file_answers, hold_download
 from service.http.auth import CallerDep  # noqa: TC001 - as above
 from service.http.downloads import TAR, answer_with_file, file_name
 from service.http.parameters import JobId  # noqa: TC001 - as above
@@ -33,33 +33,6 @@ _OCTETS = "application/octet-stream"
 router = APIRouter(tags=["results"])
 
 
-async def _hold_download(gateway: GatewayDep, caller: CallerDep) -> AsyncIterator[None]:
-    """Count a download against its tenant's limit until it is sent or the caller disconnects.
-
-    Raises:
-        ProblemError: 429 ``too_many_downloads``.
-    """
-    with gateway.shares.downloads.hold(caller.tenant_id):
-        yield
-
-
-def _file_answers(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """Describe the responses of a route that serves a stored file."""
-    file = {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
-    return {
-        HTTPStatus.OK: {"description": "The file", **file},
-        HTTPStatus.PARTIAL_CONTENT: {"description": "The bytes that Range names", **file},
-        HTTPStatus.NOT_MODIFIED: {"description": "If-None-Match names the current file"},
-        **problems(
-            HTTPStatus.NOT_FOUND,
-            HTTPStatus.CONFLICT,
-            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            HTTPStatus.TOO_MANY_REQUESTS,
-            HTTPStatus.SERVICE_UNAVAILABLE,
-        ),
-    }
-
-
 @router.get("/jobs/{job_id}/heads", responses=problems(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
 def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDocument:
     """Return the scores of all heads, and the selected heads."""
@@ -74,8 +47,8 @@ def get_heads(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> HeadsDoc
 @router.get(
     "/jobs/{job_id}/heads/delta",
     response_class=Response,
-    responses=_file_answers(_OCTETS),
-    dependencies=[Depends(_hold_download)],
+    responses=file_answers(_OCTETS),
+    dependencies=[Depends(hold_download)],
 )
 async def get_delta(
     request: Request,
@@ -94,8 +67,8 @@ async def get_delta(
 @router.get(
     "/jobs/{job_id}/heads/lora",
     response_class=Response,
-    responses=_file_answers(TAR),
-    dependencies=[Depends(_hold_download)],
+    responses=file_answers(TAR),
+    dependencies=[Depends(hold_download)],
 )
 async def get_lora(
     request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId

@@ -24,6 +24,11 @@ from store.datasets import Split, add_dataset
 from store.jobs.actions import NewJob, submit
 from store.jobs.claims import Claimant, claim_next
 from store.jobs.leases import Lease
+from store.predictions import actions as predictions
+from store.predictions.actions import NewPrediction
+from store.predictions.claims import PredictionLease
+from store.predictions.claims import claim_next as claim_prediction
+from store.predictions.spec import PredictingJob, PredictionSpec
 from store.settings import Settings
 from store.states import JobStatus
 from store.storage import ArtifactStorage, Blob
@@ -156,6 +161,28 @@ def finished_job(database: Database, settings: Settings, member: Member) -> str:
     encodings = ("float32", "bfloat16", "int8", "lora")
     lease.succeed(result=result, artifacts=dict.fromkeys(encodings, blob))
     return job_id
+
+
+def finished_prediction(
+    database: Database, settings: Settings, member: Member, *, dataset: str, job: str
+) -> str:
+    """Add a succeeded batch prediction with its result; return its id."""
+    answering = PredictingJob(id=job, type="classification", columns={"text": "text"})
+    spec = PredictionSpec(split="train", format="jsonl", truncate=True, jobs=[answering])
+    new = NewPrediction(
+        name="secret prediction", dataset_id=dataset, spec=spec, total_rows=400, result_bytes=1
+    )
+    with database.write() as session:
+        identifier = predictions.submit(
+            session, member.tenant_id, new, max_queued=9, max_bytes=1 << 40
+        ).id
+    claimed = claim_prediction(database, lease_seconds=60, most_each=9)
+    assert claimed is not None
+    file = settings.home.parent / "answers"
+    file.write_bytes(b"secret answers")
+    blob = ArtifactStorage(settings.artifacts_url).put(member.tenant_id, file)
+    PredictionLease(database, claimed, seconds=60).succeed(blob)
+    return identifier
 
 
 def _heads() -> dict[str, Any]:

@@ -15,20 +15,28 @@ from fastapi.routing import iter_route_contexts
 from service.app import build_app
 from service.http.auth import administrator, is_public
 from store.states import JobStatus
-from tests.service.gateways import CSV, add_dataset_row, finished_job, job_spec, problem_of
+from tests.service.gateways import (
+    CSV,
+    add_dataset_row,
+    finished_job,
+    finished_prediction,
+    job_spec,
+    problem_of,
+)
 
 # Parameters of paths that name a tenant's own thing, and one that names none.
 OWNED = {
     "job_id": "job_0000000000000000000missing",
     "dataset_id": "ds_0000000000000000000missing",
     "key_id": "key_0000000000000000000missing",
+    "prediction_id": "pred_0000000000000000000missing",
 }
-LISTS = {"/jobs", "/datasets"}
+LISTS = {"/jobs", "/datasets", "/predictions"}
 # Backbones are the server's, documents about the API are everybody's. Everybody has keys: a test of
 # its own says whose are listed.
 SHARED = {"/models", "/openapi.json", "/keys"}
 # What they read is in the body; tests of their own say what they must not show.
-POSTS = {("POST", "/jobs"), ("POST", "/datasets"), ("POST", "/predict")}
+POSTS = {("POST", path) for path in ("/jobs", "/datasets", "/predict", "/predictions")}
 
 
 @pytest.fixture
@@ -36,7 +44,13 @@ def owned(database, settings, alice) -> dict[str, str]:
     """Return what alice owns: a data set, and a job with everything that a job can have."""
     dataset = add_dataset_row(database, alice, name="secret set")
     job = finished_job(database, settings, alice)
-    return {"dataset_id": dataset, "job_id": job, "key_id": alice.key_id}
+    prediction = finished_prediction(database, settings, alice, dataset=dataset, job=job)
+    return {
+        "dataset_id": dataset,
+        "job_id": job,
+        "key_id": alice.key_id,
+        "prediction_id": prediction,
+    }
 
 
 def asks_administrator(dependant: Any) -> bool:
@@ -109,7 +123,11 @@ class TestLists:
 
     @pytest.mark.parametrize("path", sorted(LISTS))
     def test_do_not_continue_after_another_tenants_row(self, client, bob, owned, path):
-        kind = {"/jobs": "job_id", "/datasets": "dataset_id"}[path]
+        kind = {
+            "/jobs": "job_id",
+            "/datasets": "dataset_id",
+            "/predictions": "prediction_id",
+        }[path]
         there, missing = (
             problem_of(client.get(f"{path}?after={after}", headers=bob.headers))
             for after in (owned[kind], OWNED[kind])
