@@ -53,6 +53,7 @@ EXTRA_COMMANDS = {
     "datasets": ("upload data sets to a service and list them", "service"),
     "models": ("list the backbones that a service has", "service"),
     "jobs": ("submit jobs to a service, watch them, download the results", "service"),
+    "predictions": ("answer whole data sets in the background of a service", "service"),
     "tenants": ("manage a service's tenants and keys, and show their usage", "service"),
 }
 

@@ -26,6 +26,7 @@ from service.client.errors import (
 )
 from service.client.resources import (
     AllJobs,
+    BatchPredictions,
     Datasets,
     Jobs,
     Keys,
@@ -60,7 +61,7 @@ class Client:
         timeout: read timeout in seconds.
 
     Attributes:
-        datasets, models, jobs, all_jobs, tenants, keys: the server's resources.
+        datasets, models, jobs, all_jobs, predictions, tenants, keys: the server's resources.
 
     Raises:
         AddressError: invalid URL or key.
@@ -72,6 +73,7 @@ class Client:
         self.models = Models(self._connection)
         self.jobs = Jobs(self._connection)
         self.all_jobs = AllJobs(self._connection)
+        self.predictions = BatchPredictions(self._connection)
         self.tenants = Tenants(self._connection)
         self.keys = Keys(self._connection)
 

@@ -327,6 +327,36 @@ class Predictions(TypedDict):
     data: list[Prediction]
 
 
+class BatchProgress(TypedDict):
+    """How many rows have their answers."""
+
+    rows: int
+    total_rows: int
+    fraction: float
+    eta_seconds: float | None
+
+
+class BatchPrediction(TypedDict):
+    """A batch prediction."""
+
+    id: str
+    object: str
+    status: str
+    tenant: str
+    name: str | None
+    dataset: str
+    split: str
+    jobs: list[str]
+    format: str
+    truncate: bool
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    progress: BatchProgress
+    artifact: dict[str, Any] | None
+    error: Failure | None
+
+
 class Quotas(TypedDict):
     """A tenant's limits."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AdminJob,
         AuditEvent,
         BackbonePage,
+        BatchPrediction,
         Dataset,
         Estimate,
         Event,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _UPLOAD_SECONDS = 600.0  # the server reads every row before it answers
 _PREDICTION_SECONDS = 300.0  # the longest timeout that a server may choose
 _SPARE_SECONDS = 30.0  # for its response to arrive
+_WATCH_SECONDS = 1.0
 
 
 class _Resource:
@@ -250,6 +252,87 @@ class Jobs(_Resource):
             truncate=truncate,
             timeout_seconds=timeout_seconds,
         )
+
+
+class BatchPredictions(_Resource):
+    """The batch predictions of a tenant: data sets answered in the background."""
+
+    def create(
+        self,
+        dataset: str,
+        jobs: Sequence[str],
+        *,
+        split: str = "train",
+        result_format: str = "parquet",
+        truncate: bool = True,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchPrediction:
+        """Queue a batch prediction; retries use the same key, so they never create a second one.
+
+        Args:
+            dataset: its id, or its name if no other has it.
+            jobs: ids of succeeded jobs.
+            split: of the data set.
+            result_format: ``parquet`` or ``jsonl``.
+            truncate: cut texts of too many tokens; if False their rows get an error.
+            name: for people.
+            idempotency_key: by default random.
+
+        Raises:
+            ApiError: the server refuses; ``param`` names the invalid field.
+        """
+        body = {
+            "dataset": dataset,
+            "jobs": list(jobs),
+            "split": split,
+            "format": result_format,
+            "truncate": truncate,
+            **_given(name=name),
+        }
+        key = idempotency_key or secrets.token_hex(16)
+        answer = self._ask("POST", "/predictions", body=body, idempotency_key=key)
+        return cast("BatchPrediction", answer)
+
+    def get(self, prediction_id: str) -> BatchPrediction:
+        """Return a batch prediction."""
+        return cast("BatchPrediction", self._ask("GET", _path("predictions", prediction_id)))
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ) -> Page[BatchPrediction]:
+        """Return a page of the batch predictions, newest first."""
+        return self._page("/predictions", status=status, name=name, after=after, limit=limit)
+
+    def watch(self, prediction_id: str) -> Iterator[BatchPrediction]:
+        """Yield a batch prediction every second, until it is finished."""
+        while True:
+            prediction = self.get(prediction_id)
+            yield prediction
+            if prediction["finished_at"] is not None:
+                return
+            self._connection.sleep(_WATCH_SECONDS)
+
+    def cancel(self, prediction_id: str) -> BatchPrediction:
+        """Cancel a batch prediction: at once if it waits, else within seconds."""
+        path = _path("predictions", prediction_id, "cancel")
+        return cast("BatchPrediction", self._ask("POST", path))
+
+    def delete(self, prediction_id: str) -> None:
+        """Delete a finished batch prediction with its result."""
+        self._ask("DELETE", _path("predictions", prediction_id))
+
+    def download(
+        self, prediction_id: str, out: Path, *, on_progress: Watch | None = None
+    ) -> Download:
+        """Download the result: every row with its answers beside it; see :func:`download`."""
+        path = _path("predictions", prediction_id, "result")
+        return download(self._connection, path, out=out, on_progress=on_progress)
 
 
 class AllJobs(_Resource):
