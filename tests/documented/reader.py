@@ -22,8 +22,8 @@ from tests.waiting import patience
 # The addresses of services in pages, in whose place the reader's own is called.
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:8000|https://hifi\.example\.org")
 _SECRET = "hifi"  # noqa: S105 - how a key's secret begins
-_IDENTIFIER = re.compile(rf"\b(?:(ds|job|key)_[a-z0-9]{{24}}\b|({_SECRET})_[\w-]{{40,}})")
-_PLACEHOLDER = re.compile(rf"\b(ds|job|key|{_SECRET})_…")
+_IDENTIFIER = re.compile(rf"\b(?:(ds|job|key|pred)_[a-z0-9]{{24}}\b|({_SECRET})_[\w-]{{40,}})")
+_PLACEHOLDER = re.compile(rf"\b(ds|job|key|pred|{_SECRET})_…")
 _SERVE = re.compile(r"hifi serve\s*(#.*)?")
 
 
