@@ -44,7 +44,7 @@ def answer_entries(answer: Mapping[str, Any], *, ending: str = "") -> dict[str, 
 
 def arrow_fields(fields: Sequence[AnswerField], *, ending: str = "") -> Iterator[pa.Field]:
     """Yield the columns as Arrow has them: numbers are numbers, all else is text."""
-    numbers = {float: pa.float64(), int | None: pa.int64()}
+    numbers = {float: pa.float64(), int: pa.int64(), int | None: pa.int64()}
     kinds = [*(numbers.get(field.type, pa.string()) for field in fields), pa.string()]
     for name, kind in zip(answer_columns(fields, ending=ending), kinds, strict=True):
         yield pa.field(name, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hifi.data.spec import request_columns
+from hifi.data.spec import names_in, request_columns
 from service.http.parameters import check_identifier
 from service.http.problems import invalid_request, unprocessable
 from service.jobs.artifacts import HEAD_DELTA, not_ready
@@ -75,7 +75,7 @@ def _read_job(
         raise not_ready(job_id, status=job.status, what=HEAD_DELTA)
     task = job.spec.get("task") or {}
     columns = request_columns(task)
-    missing = [column for column in columns.values() if column not in dataset.columns]
+    missing = [column for column in names_in(columns) if column not in dataset.columns]
     if missing or not columns:
         there = ", ".join(map(repr, list(dataset.columns)[:_SHOWN_COLUMNS]))
         more = ", …" * (len(dataset.columns) > _SHOWN_COLUMNS)
@@ -87,4 +87,4 @@ def _read_job(
         raise unprocessable(
             "column_missing", f"dataset {dataset.id} {wanted}; it has {there}{more}", param=param
         )
-    return PredictingJob(id=job_id, type=task["type"], columns=columns)
+    return PredictingJob(id=job_id, type=task["type"], columns=dict(columns))

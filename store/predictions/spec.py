@@ -15,14 +15,14 @@ class PredictingJob(BaseModel):
 
     Attributes:
         type: of its task.
-        columns: of the data set, by the fields of an input.
+        columns: of the data set, by the fields of an input; several of choices are a tuple.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     type: str
-    columns: dict[str, str]
+    columns: dict[str, str | tuple[str, ...]]
 
 
 class PredictionSpec(BaseModel):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import parquet
 
+    from hifi.data.spec import RequestColumns
+
 _BATCH_ROWS = 256
 _SHOWN_CHARACTERS = 60
 
@@ -40,7 +42,7 @@ def read_batches(file: parquet.ParquetFile, *, start: int) -> Iterator[pa.Record
         skipped = 0
 
 
-def read_input(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def read_input(row: Mapping[str, Any], columns: RequestColumns) -> dict[str, Any]:
     """Return the input that a row is for a job.
 
     Args:
@@ -51,10 +53,17 @@ def read_input(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
         RowInvalidError: a cell cannot be read.
     """
     kinds = request_fields()
-    readers = {"text": _read_text, "words": _read_words, "image": _read_image}
+    readers = {
+        "text": _read_text,
+        "words": _read_texts,
+        "choices": _read_texts,
+        "image": _read_image,
+    }
     return {
-        field: readers[kinds[field].kind](row.get(column), column)
-        for field, column in columns.items()
+        field: readers[kinds[field].kind](row.get(names), names)
+        if isinstance(names, str)
+        else [_read_text(row.get(name), name) for name in names]
+        for field, names in columns.items()
     }
 
 
@@ -71,10 +80,10 @@ def _read_text(value: object, column: str) -> str:
     return value
 
 
-def _read_words(value: object, column: str) -> list[str]:
+def _read_texts(value: object, column: str) -> list[str]:
     if not isinstance(value, list) or not value:
         found = _shown(value)
-        raise RowInvalidError(f"the column {column!r} has {found}: a list of words is needed")
+        raise RowInvalidError(f"the column {column!r} has {found}: a list of texts is needed")
     return [_read_text(word, column) for word in value]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import structlog
 from pyarrow import parquet
 
+from hifi.data.spec import names_in
 from store.database.connection import OUTAGES
 from store.database.schema import check
 from store.datasets import get_dataset
@@ -291,7 +292,7 @@ class _Batch:
     ) -> Iterator[list[Mapping[str, Any]]]:
         """Yield the rows of each part, with the columns that the jobs read."""
         most = max(_PART_ANSWERS, self._claimed.total_rows * self._jobs // _MOST_PARTS)
-        wanted = {name for job in self._claimed.spec.jobs for name in job.columns.values()}
+        wanted = {name for job in self._claimed.spec.jobs for name in names_in(job.columns)}
         rows: list[Mapping[str, Any]] = []
         size = 0
         for batch in read_batches(file, start=start):

@@ -28,6 +28,14 @@ class TestReadInput:
         image = {"i": {"bytes": b"\x00\x01", "path": "p"}}
         assert read_input(image, {"image": "i"}) == {"image": "AAE="}
 
+    def test_takes_choices_of_one_column_or_several(self):
+        row = {"a": "x", "b": "y", "both": ["x", "y"], "stem": "s"}
+        wanted = {"text": "s", "choices": ["x", "y"]}
+        for choices in ("both", ("a", "b")):
+            assert read_input(row, {"text": "stem", "choices": choices}) == wanted
+        with pytest.raises(RowInvalidError, match="the column 'b' is an empty text"):
+            read_input({**row, "b": ""}, {"choices": ("a", "b")})
+
     @pytest.mark.parametrize(
         ("field", "value"),
         [
