@@ -260,7 +260,9 @@ class ColumnProfile:
             document["choices"] = self.num_choices
         if self.choice_rows:
             found = self.choice_rows.items()
-            document["choice_rows"] = {split: list(rows.items()) for split, rows in found}
+            document["choice_rows"] = {
+                split: list(map(list, rows.items())) for split, rows in found
+            }
         problems, beside = _to_json(self.problems), _to_json(self.beside)
         return {
             **document,

@@ -29,6 +29,7 @@ from tests.service.gateways import (
     add_dataset_row,
     add_member,
     finished_job,
+    finished_prediction,
     served,
     settings_for,
 )
@@ -80,7 +81,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway with an administrator who has a data set and a finished job."""
+    """A gateway with an administrator who has a data set, a finished job and a prediction."""
 
     app: FastAPI
     inference: Inference
@@ -98,10 +99,15 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> 
         database = Database(settings.database_url)
         add_backbone(database)
         member = add_member(database, "root", is_admin=True)
+        dataset = add_dataset_row(database, member)
+        job = finished_job(database, settings, member)
         ids = {
             "tenant_id": member.tenant_id,
-            "dataset_id": add_dataset_row(database, member),
-            "job_id": finished_job(database, settings, member),
+            "dataset_id": dataset,
+            "job_id": job,
+            "prediction_id": finished_prediction(
+                database, settings, member, dataset=dataset, job=job
+            ),
             "key_id": add_member(database, "other").key_id,  # to be replaced and revoked
         }
         with pytest.MonkeyPatch.context() as patch:
@@ -151,6 +157,9 @@ def test_answers_about_existing_objects_are_as_documented(case: Case, gateway: G
     if case.path == "/predict" and is_good(case.body):
         named = {"job": gateway.ids["job_id"], "input": {"text": "a text"}}
         case.body = {**case.body, "inputs": [named, *case.body["inputs"][1:], named]}
+    if case.path == "/predictions" and isinstance(case.body, dict):
+        own = {"dataset": gateway.ids["dataset_id"], "jobs": [gateway.ids["job_id"]]}
+        case.body = {**case.body, **own}
     case.call_and_validate(headers=gateway.member.headers)
 
 
