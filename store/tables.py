@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -48,6 +49,18 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _status_of(kind: type[StrEnum]) -> sa.Enum:
+    """Return the type of a status column: its values as texts, which the table checks."""
+    return sa.Enum(
+        kind,
+        native_enum=False,
+        create_constraint=True,
+        name="status",
+        length=16,
+        values_callable=lambda statuses: [status.value for status in statuses],
+    )
 
 
 class Base(DeclarativeBase):
@@ -216,16 +229,7 @@ class Job(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
-    status: Mapped[JobStatus] = mapped_column(
-        sa.Enum(
-            JobStatus,
-            native_enum=False,
-            create_constraint=True,
-            name="status",
-            length=16,
-            values_callable=lambda statuses: [status.value for status in statuses],
-        )
-    )
+    status: Mapped[JobStatus] = mapped_column(_status_of(JobStatus))
     name: Mapped[str | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata")
     spec: Mapped[dict[str, Any]]
@@ -329,16 +333,7 @@ class Prediction(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
-    status: Mapped[PredictionStatus] = mapped_column(
-        sa.Enum(
-            PredictionStatus,
-            native_enum=False,
-            create_constraint=True,
-            name="status",
-            length=16,
-            values_callable=lambda statuses: [status.value for status in statuses],
-        )
-    )
+    status: Mapped[PredictionStatus] = mapped_column(_status_of(PredictionStatus))
     name: Mapped[str | None]
     dataset_id: Mapped[str]
     spec: Mapped[dict[str, Any]]

@@ -93,7 +93,7 @@ def label_problem(task: TaskSpec, profile: DatasetProfile, *, split: str) -> Pro
         split: its name.
     """
     (name,) = task.label_columns
-    column, count = profile.column(name), count_task_choices(task, profile)
+    column, count = profile.column(name), _count(task.choices, profile)
     if column is None or count is None:
         return None
     train = column.choice_rows.get("train", {})
@@ -106,12 +106,8 @@ def label_problem(task: TaskSpec, profile: DatasetProfile, *, split: str) -> Pro
     return first_beyond(column.choice_rows.get(split, {}), numbering=numbering)
 
 
-def count_task_choices(task: TaskSpec, profile: DatasetProfile) -> int | None:
-    """Return the number of choices of a row; None if it is not known."""
-    return _count(task.choices, profile) if task.choices else None
-
-
 def _count(choices: Sequence[str], profile: DatasetProfile) -> int | None:
+    """Return the number of choices of a row; None if it is not known."""
     if len(choices) > 1:
         return len(choices)
     column = profile.column(choices[0])

@@ -177,10 +177,13 @@ def _find_choice_rows(
     train = there.get("train")
     if train is None or train.misfit("choice") or train.distinct.is_full:
         return {}
-    rows, _ = choice_rows(train)
+    found = choice_rows(train)
+    rows, _ = found
     if not rows or len(rows) > MOST_CHOICES or len(rows) < len(train.distinct.rows):
         return {}
-    return {split: choice_rows(scan) for split, scan in there.items()}
+    return {
+        split: found if split == "train" else choice_rows(scan) for split, scan in there.items()
+    }
 
 
 def _find_beside(name: str, splits: Mapping[str, Columns]) -> dict[str, dict[str, Problem]]:

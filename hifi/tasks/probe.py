@@ -204,8 +204,7 @@ class ClassProbe(ProbeKind):
 
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
         """Return the logarithms of the classes' shares; a class without rows has half a row."""
-        counts = targets.bincount(minlength=num_labels).double().clamp(min=0.5)
-        return (counts / len(targets)).log().float()
+        return _log_shares(targets, count=num_labels)
 
     def _groups(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
         return targets
@@ -351,8 +350,7 @@ class ChoiceProbe(ProbeKind):
 
     def constant(self, targets: Tensor, *, num_labels: int) -> Tensor:
         """Return the logarithms of the places' shares; one without rows has half a row."""
-        counts = targets.bincount(minlength=num_labels).double().clamp(min=0.5)
-        return (counts / len(targets)).log().float()
+        return _log_shares(targets, count=num_labels)
 
     def examples(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the choices ``[n·C, D]``, and of each whether it is right, and its row."""
@@ -413,6 +411,17 @@ class NumberProbe(ProbeKind):
 
     def _error(self, logits: Floats, y: NDArray[np.int64]) -> float:
         return float(np.mean((logits[:, 0] - y) ** 2))
+
+
+def _log_shares(targets: Tensor, *, count: int) -> Tensor:
+    """Return the logarithm of each number's share, ``[count]``; one that is absent has half a row.
+
+    Args:
+        targets: numbers from 0, ``[n]``.
+        count: of different numbers.
+    """
+    counts = targets.bincount(minlength=count).double().clamp(min=0.5)
+    return (counts / len(targets)).log().float()
 
 
 def _check_classes(classes: int, *, most: int, width: int) -> None:
